@@ -1,0 +1,474 @@
+"""The typed schema of ``conf/`` and its one loader.
+
+Precedence: schema defaults < conf/config.yaml < conf/preset/<preset>.yaml < conf/cluster/<cluster>.yaml < dotlist overrides.
+``conf/config.yaml`` documents every knob. Derived values are properties here, never interpolations in YAML.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from omniforcing.errors import OmniForcingError
+from omniforcing.layout import LAYOUTS, BlockTable, Counts, clip_frames, clip_latents, clip_samples
+
+
+class ConfigError(OmniForcingError):
+    """A configuration that cannot be used; names the key, the file and the remedy."""
+
+
+class Source(Enum):
+    """Where a part of the foundation comes from."""
+
+    kept = "kept"
+    train = "train"
+    load = "load"
+
+
+class Stabiliser(Enum):
+    """What keeps the first audio tokens of the causal student from blowing up (paper table 3)."""
+
+    sinks = "sinks"
+    none = "none"
+
+
+class OdeTarget(Enum):
+    """What causal ODE regression regresses."""
+
+    velocity = "velocity"
+    x0 = "x0"
+
+
+class ScoreMask(Enum):
+    """Attention of teacher and critic when they score a rollout."""
+
+    bidirectional = "bidirectional"
+    causal = "causal"
+
+
+class OdeSource(Enum):
+    """Whose trajectories Stage II learns from."""
+
+    bidirectional_dmd = "bidirectional_dmd"
+    teacher = "teacher"
+
+
+@dataclass
+class Weights:
+    """A number per modality."""
+
+    video: float = 1.0
+    audio: float = 1.0
+
+
+@dataclass
+class ClipsConfig:
+    source: str = "synthetic"
+    folder: str | None = None
+    captions: str | None = None
+    count: int = 768
+    seconds: int = 4
+    height: int = 64
+    width: int = 64
+    balls: int = 1
+    heldout: int = 64
+    max_reject_share: float = 0.2
+
+
+@dataclass
+class ShardsConfig:
+    per_shard: int = 64
+    crf: int = 14
+
+
+@dataclass
+class VideoCodecConfig:
+    latent_channels: int = 16
+    patch_size: int = 4
+    encoder_channels: list[int] = field(default_factory=lambda: [32, 64, 256])
+    decoder_channels: list[int] = field(default_factory=lambda: [48, 96, 192])
+    downsample: list[str] = field(default_factory=lambda: ["temporal", "spatiotemporal", "spatiotemporal"])
+    layers_per_block: int = 1
+    steps: int = 1500
+    batch: int = 6
+    lr: float = 1.0e-3
+    foreground_weight: float = 10.0
+
+
+@dataclass
+class AudioCodecConfig:
+    base_channels: int = 16
+    latent_channels: int = 1
+    mel_bins: int = 64
+    channel_multipliers: list[int] = field(default_factory=lambda: [1, 2, 4])
+    steps: int = 600
+    batch: int = 8
+    lr: float = 2.0e-3
+
+
+@dataclass
+class VocoderConfig:
+    hidden: int = 128
+    upsample: list[int] = field(default_factory=lambda: [5, 4, 4, 2])
+    kernels: list[int] = field(default_factory=lambda: [11, 8, 8, 4])
+    resnet_kernels: list[int] = field(default_factory=lambda: [3, 7])
+    steps: int = 1500
+    batch: int = 8
+    lr: float = 1.0e-3
+
+
+@dataclass
+class TextConfig:
+    layers: int = 2
+    hidden: int = 64
+    heads: int = 4
+    length: int = 32
+    registers: int = 16
+
+
+@dataclass
+class CodecConfig:
+    source: Source = Source.train
+    path: str | None = None
+    video: VideoCodecConfig = field(default_factory=VideoCodecConfig)
+    audio: AudioCodecConfig = field(default_factory=AudioCodecConfig)
+    vocoder: VocoderConfig = field(default_factory=VocoderConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    report_clips: int = 32
+
+
+@dataclass
+class LatentsConfig:
+    per_shard: int = 256
+    batch: int = 16
+
+
+@dataclass
+class TransformerConfig:
+    layers: int = 4
+    heads: int = 4
+    video_head_dim: int = 32
+    audio_head_dim: int = 16
+
+
+@dataclass
+class OptimiserConfig:
+    steps: int = 1000
+    batch: int = 16
+    lr: Weights = field(default_factory=lambda: Weights(1.0e-3, 1.0e-3))
+    warmup: int = 20
+    weight_decay: float = 0.01
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.99])
+    clip: float = 1.0
+    ema: float = 0.99
+
+
+@dataclass
+class SigmaConfig:
+    """Range and shift of the training noise levels."""
+
+    low: float = 0.02
+    high: float = 1.0
+    shift: float = 0.4
+
+
+@dataclass
+class SamplerConfig:
+    steps: int = 25
+    shift: float = 0.4
+    guidance: Weights = field(default_factory=lambda: Weights(2.0, 2.0))
+
+
+@dataclass
+class TeacherConfig:
+    source: Source = Source.train
+    path: str | None = None
+    model: TransformerConfig = field(default_factory=TransformerConfig)
+    optim: OptimiserConfig = field(default_factory=OptimiserConfig)
+    sigma: SigmaConfig = field(default_factory=SigmaConfig)
+    text_dropout: float = 0.1
+    loss: Weights = field(default_factory=Weights)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+
+
+@dataclass
+class StudentConfig:
+    layout: str = "prefix"
+    sigmas: list[float] = field(default_factory=lambda: [1.0, 0.909375, 0.725, 0.421875])
+    sinks: int = 16
+    stabiliser: Stabiliser = Stabiliser.sinks
+    window: int = 5
+    context_noise: float = 0.0
+
+
+@dataclass
+class DmdConfig:
+    optim: OptimiserConfig = field(default_factory=OptimiserConfig)
+    critic_lr: float = 4.0e-4
+    critic_steps: int = 5
+    sigma: SigmaConfig = field(default_factory=SigmaConfig)
+    guidance_low: Weights = field(default_factory=lambda: Weights(2.0, 2.0))
+    guidance_high: Weights = field(default_factory=lambda: Weights(2.0, 2.0))
+    loss: Weights = field(default_factory=Weights)
+    scores: ScoreMask = ScoreMask.bidirectional
+
+
+@dataclass
+class TrajectoriesConfig:
+    source: OdeSource = OdeSource.bidirectional_dmd
+    count: int = 256
+    steps: int = 16
+    batch: int = 16
+    per_shard: int = 128
+
+
+@dataclass
+class CausalOdeConfig:
+    optim: OptimiserConfig = field(default_factory=OptimiserConfig)
+    target: OdeTarget = OdeTarget.velocity
+    loss: Weights = field(default_factory=Weights)
+
+
+@dataclass
+class EvaluateConfig:
+    clips: int = 64
+    seeds: int = 2
+    batch: int = 16
+    tolerance_ms: float = 80.0
+    drift_factor: int = 3
+    drift_clips: int = 16
+    page_clips: int = 6
+
+
+@dataclass
+class ExportConfig:
+    prompt: str = "a red ball bounces high on the floor"
+    seconds: float = 8.0
+    registered_model: str | None = None
+
+
+@dataclass
+class TrainerConfig:
+    """How the three Lightning stages, the teacher and the codec run; none of it changes what is learnt."""
+
+    checkpoint_every: int = 50
+    log_every: int = 10
+    accelerator: str = "auto"
+    precision: str = "32-true"
+    threads: int = 2
+
+
+@dataclass
+class ClusterConfig:
+    address: str | None = None
+    workers: int = 1
+    gpus_per_worker: int = 0
+    cpus_per_worker: int = 1
+    storage: str | None = None
+
+
+@dataclass
+class Config:
+    preset: str = "pocket"
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    seed: int = 0
+    clips: ClipsConfig = field(default_factory=ClipsConfig)
+    shards: ShardsConfig = field(default_factory=ShardsConfig)
+    codec: CodecConfig = field(default_factory=CodecConfig)
+    latents: LatentsConfig = field(default_factory=LatentsConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    bidirectional_dmd: DmdConfig = field(default_factory=DmdConfig)
+    trajectories: TrajectoriesConfig = field(default_factory=TrajectoriesConfig)
+    causal_ode: CausalOdeConfig = field(default_factory=CausalOdeConfig)
+    self_forcing: DmdConfig = field(default_factory=DmdConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    @property
+    def table(self) -> BlockTable:
+        """The student's block table."""
+        return LAYOUTS[self.student.layout]
+
+    @property
+    def latent_counts(self) -> Counts:
+        """Latents of one training clip."""
+        return clip_latents(self.clips.seconds)
+
+    @property
+    def clip_frames(self) -> int:
+        return clip_frames(self.clips.seconds)
+
+    @property
+    def clip_samples(self) -> int:
+        return clip_samples(self.clips.seconds)
+
+    def validate(self) -> None:
+        """Check what types cannot.
+
+        Raises:
+            ConfigError: naming the key and the legal values.
+        """
+        checks = [
+            (self.clips.source in ("synthetic", "folder"), f"clips.source is {self.clips.source!r}; use synthetic or folder"),
+            (
+                self.clips.source != "folder" or self.clips.folder is not None,
+                "clips.source=folder needs clips.folder: the folder that holds the videos",
+            ),
+            (self.clips.seconds >= 1, f"clips.seconds is {self.clips.seconds}; a clip lasts at least 1 second"),
+            (self.clips.count >= 1, f"clips.count is {self.clips.count}; at least one clip is needed"),
+            (
+                self.clips.height % 32 == 0 and self.clips.width % 32 == 0 and min(self.clips.height, self.clips.width) > 0,
+                f"clips are {self.clips.width}x{self.clips.height}; both sides must be positive multiples of 32",
+            ),
+            (
+                self.student.layout in LAYOUTS,
+                f"student.layout is {self.student.layout!r}; known layouts: {', '.join(LAYOUTS)}",
+            ),
+            (self.student.window >= 1, f"student.window is {self.student.window}; the least is 1 block"),
+            (self.student.sinks >= 0, f"student.sinks is {self.student.sinks}; it cannot be negative"),
+            (
+                self.student.stabiliser is Stabiliser.sinks or self.student.sinks == 0,
+                f"student.stabiliser is {self.student.stabiliser.value}, so student.sinks must be 0, not {self.student.sinks}",
+            ),
+            (
+                bool(self.student.sigmas)
+                and all(0 < b < a <= 1 for a, b in zip([2.0, *self.student.sigmas], self.student.sigmas, strict=False) if a <= 1)
+                and self.student.sigmas[0] == 1.0
+                and min(self.student.sigmas) > 0,
+                f"student.sigmas are {self.student.sigmas}; they start at 1.0 and fall, and none is 0",
+            ),
+            (
+                0 <= self.student.context_noise < 1,
+                f"student.context_noise is {self.student.context_noise}; it is a sigma in [0, 1)",
+            ),
+            (
+                self.codec.source is not Source.load or self.codec.path is not None,
+                "codec.source=load needs codec.path: the folder of a saved codec",
+            ),
+            (
+                self.teacher.source is not Source.load or self.teacher.path is not None,
+                "teacher.source=load needs teacher.path: the folder of a saved transformer",
+            ),
+        ]
+        for fine, message in checks:
+            if not fine:
+                raise ConfigError(message)
+        self.table.count_for(self.latent_counts)
+
+
+def project_root() -> Path:
+    """The checkout: the nearest folder upwards from here, or from the package, that holds conf/config.yaml.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    for start in (Path.cwd(), Path(__file__).resolve()):
+        for folder in (start, *start.parents):
+            if (folder / "conf" / "config.yaml").is_file():
+                return folder
+    raise ConfigError("no conf/config.yaml in this folder or any above it; run from the project's checkout")
+
+
+def _keys(schema: Any, prefix: str = "") -> list[str]:
+    keys = []
+    for f in dataclasses.fields(schema):
+        value = getattr(schema, f.name)
+        keys.append(prefix + f.name)
+        if dataclasses.is_dataclass(value):
+            keys += _keys(value, f"{prefix}{f.name}.")
+    return keys
+
+
+def _refuse(error: Exception, where: str) -> ConfigError:
+    from omegaconf.errors import ConfigKeyError
+
+    if isinstance(error, ConfigKeyError):
+        key = str(error.full_key or error.key)
+        near = difflib.get_close_matches(key, _keys(Config()), n=1, cutoff=0.3)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return ConfigError(f"unknown key {key!r} in {where}{hint}")
+    key = getattr(error, "full_key", None)
+    return ConfigError(f"{where}: {f'{key}: ' if key else ''}{str(error).splitlines()[0]}")
+
+
+def load_config(overrides: list[str] | None = None, root: Path | None = None, preset: str | None = None) -> Config:
+    """Read ``conf/`` below ``root``, apply a preset and dotlist overrides such as ``clips.count=16``.
+
+    Raises:
+        ConfigError: for an unknown key (naming the nearest), a wrong type, an unknown preset or an illegal value.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    folder = (root or project_root()) / "conf"
+    overrides = list(overrides or [])
+    for item in overrides:
+        if item.startswith("-") or "=" not in item:
+            raise ConfigError(f"override {item!r} is not of the form key.subkey=value")
+    merged = OmegaConf.structured(Config())
+
+    def merge(source: Any, where: str) -> None:
+        nonlocal merged
+        try:
+            merged = OmegaConf.merge(merged, source)
+        except OmegaConfBaseException as error:
+            raise _refuse(error, where) from error
+
+    def read(path: Path) -> Any:
+        try:
+            return OmegaConf.load(path)
+        except Exception as error:  # YAML errors come in many classes; all are the user's file
+            raise ConfigError(f"{path} is not readable YAML: {error}") from error
+
+    base = read(folder / "config.yaml")
+    cluster = base.pop("cluster", None)
+    merge(base, "conf/config.yaml")
+    dotlist = OmegaConf.from_dotlist(overrides)
+    chosen = preset or dotlist.get("preset") or merged.preset
+    merged.preset = chosen
+    for kind, name in (("preset", chosen), ("cluster", cluster)):
+        if name is None:
+            continue
+        path = folder / kind / f"{name}.yaml"
+        if not path.is_file():
+            known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
+            raise ConfigError(f"unknown {kind} {name!r}: {path} does not exist; known: {known}")
+        content = read(path)
+        merge(OmegaConf.create({"cluster": content}) if kind == "cluster" else content, str(path.relative_to(folder.parent)))
+    merge(dotlist, "the command line")
+    merged.preset = chosen
+    try:
+        config: Config = OmegaConf.to_object(merged)  # type: ignore[assignment]
+        config.validate()
+    except (OmegaConfBaseException, ValueError) as error:
+        raise _refuse(error, f"preset {chosen}") from error
+    return config
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A plain, json-able dict of a config or one of its sections."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Enum):
+            return value.value
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [plain(v) for v in value]
+        return value
+
+    return {k: plain(v) for k, v in dataclasses.asdict(config).items()}
+
+
+def digest(value: Any) -> str:
+    """sha256 of a json-able value or config section, in canonical form."""
+    plain = to_dict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

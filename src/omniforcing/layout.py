@@ -1,0 +1,276 @@
+"""The block table: the only source of spans, masks, sigmas per block and cache offsets.
+
+A table is a first block and a cycle of following blocks, each counted in video and audio latents. Everything about time
+follows from it and from LTX-2's fixed rates (one second = 24 frames = 3 video latents = 100 mel frames = 25 audio
+latents = 16 000 samples; the first latent of each stream covers a single frame). This module imports nothing of ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+FPS = 24
+FRAMES_PER_LATENT = 8
+VIDEO_LATENTS_PER_SECOND = 3
+SAMPLE_RATE = 16_000
+HOP = 160
+MEL_PER_LATENT = 4
+AUDIO_LATENTS_PER_SECOND = 25
+
+
+class LayoutError(ValueError):
+    """A table or a pair of latent counts that does not fit the rates; the message says which count is off."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many latents of each stream."""
+
+    video: int
+    audio: int
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(self.video + other.video, self.audio + other.audio)
+
+
+@dataclass(frozen=True)
+class Span:
+    """A half-open range of one stream."""
+
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def slice(self) -> slice:
+        return slice(self.start, self.stop)
+
+
+def _first_single(latents: Span, per_latent: int) -> Span:
+    """Units (frames or mel frames) covered by latents when latent 0 covers one unit and every other ``per_latent``."""
+    return Span(*(0 if n == 0 else 1 + per_latent * (n - 1) for n in (latents.start, latents.stop)))
+
+
+def frames_of(latents: Span) -> Span:
+    """Video frames of a span of video latents: latent 0 is frame 0, latent n is frames 8n-7 to 8n."""
+    return _first_single(latents, FRAMES_PER_LATENT)
+
+
+def mel_of(latents: Span) -> Span:
+    """Mel frames of a span of audio latents: latent 0 is mel frame 0, latent n is mel frames 4n-3 to 4n."""
+    return _first_single(latents, MEL_PER_LATENT)
+
+
+def samples_of(mel: Span) -> Span:
+    """Waveform samples of a span of mel frames: frame 0 (centred on sample 0) has none, frame m ends at 160 m."""
+    return Span(*(HOP * max(0, m - 1) for m in (mel.start, mel.stop)))
+
+
+def clip_latents(seconds: int) -> Counts:
+    """Latents of a clip of K seconds: 1+3K video and 1+25K audio."""
+    return Counts(1 + VIDEO_LATENTS_PER_SECOND * seconds, 1 + AUDIO_LATENTS_PER_SECOND * seconds)
+
+
+def clip_frames(seconds: int) -> int:
+    """Frames of a clip of K seconds: 1+24K."""
+    return 1 + FPS * seconds
+
+
+def clip_samples(seconds: int) -> int:
+    """Audio samples of a clip of K seconds: 16000K."""
+    return SAMPLE_RATE * seconds
+
+
+def clip_seconds(counts: Counts) -> int:
+    """Whole seconds K of a pair of latent counts.
+
+    Raises:
+        LayoutError: if the counts are not 1+3K video and 1+25K audio latents of the same K >= 1.
+    """
+    video, rest_v = divmod(counts.video - 1, VIDEO_LATENTS_PER_SECOND)
+    audio, rest_a = divmod(counts.audio - 1, AUDIO_LATENTS_PER_SECOND)
+    if rest_v or video < 1:
+        raise LayoutError(f"{counts.video} video latents are not 1+3K for any K >= 1 seconds; check the frame count (1+24K)")
+    if rest_a or audio < 1:
+        raise LayoutError(f"{counts.audio} audio latents are not 1+25K for any K >= 1 seconds; check the sample count (16000K)")
+    if video != audio:
+        raise LayoutError(
+            f"{counts.video} video latents last {video} s but {counts.audio} audio latents last {audio} s; "
+            f"{clip_latents(video).audio} audio latents would fit the video"
+        )
+    return video
+
+
+@dataclass(frozen=True)
+class Block:
+    """One unit of generation: its latents, and the frames, mel frames and samples they decode to."""
+
+    index: int
+    video: Span
+    audio: Span
+
+    @property
+    def frames(self) -> Span:
+        return frames_of(self.video)
+
+    @property
+    def mel(self) -> Span:
+        return mel_of(self.audio)
+
+    @property
+    def samples(self) -> Span:
+        return samples_of(self.mel)
+
+    @property
+    def counts(self) -> Counts:
+        return Counts(len(self.video), len(self.audio))
+
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """Start and end of the block's frames on the clock of the picture."""
+        return self.frames.start / FPS, self.frames.stop / FPS
+
+
+@dataclass(frozen=True)
+class BlockTable:
+    """A first block, then a cycle of blocks without end. Immutable; build once, ask for everything.
+
+    Raises:
+        LayoutError: if a block lacks a latent of either stream, if the streams drift within the cycle, or if a block
+            border falls a whole audio latent or more away from its video time.
+    """
+
+    first: Counts
+    cycle: tuple[Counts, ...]
+
+    def __post_init__(self) -> None:
+        for name, counts in [("first block", self.first), *((f"cycle block {i}", c) for i, c in enumerate(self.cycle))]:
+            if counts.video < 1 or counts.audio < 1:
+                raise LayoutError(f"{name} has {counts.video} video and {counts.audio} audio latents; both need at least 1")
+        if not self.cycle:
+            raise LayoutError("the cycle is empty: name at least one block after the first")
+        total = sum(self.cycle, Counts(0, 0))
+        if total.video * AUDIO_LATENTS_PER_SECOND != total.audio * VIDEO_LATENTS_PER_SECOND:
+            fitting = total.video * AUDIO_LATENTS_PER_SECOND / VIDEO_LATENTS_PER_SECOND
+            raise LayoutError(
+                f"a cycle of {total.video} video latents needs {fitting:g} audio latents, found {total.audio}: "
+                "the streams would drift apart"
+            )
+        for block in self.blocks(1 + len(self.cycle)):
+            due = (block.video.stop - 1) * AUDIO_LATENTS_PER_SECOND / VIDEO_LATENTS_PER_SECOND
+            if abs(block.audio.stop - 1 - due) >= 1:
+                raise LayoutError(
+                    f"block {block.index} ends at video latent {block.video.stop}, where {1 + due:g} audio latents are "
+                    f"due, but at audio latent {block.audio.stop}"
+                )
+
+    # --- blocks -------------------------------------------------------------------------------------------------------
+
+    def counts(self, index: int) -> Counts:
+        """Latents of block ``index``."""
+        return self.first if index == 0 else self.cycle[(index - 1) % len(self.cycle)]
+
+    def block(self, index: int) -> Block:
+        """Block ``index`` with its absolute spans, for any index >= 0."""
+        if index < 0:
+            raise LayoutError(f"block {index} does not exist: blocks are counted from 0")
+        return _block(self, index)
+
+    def blocks(self, count: int) -> tuple[Block, ...]:
+        """The first ``count`` blocks."""
+        return tuple(self.block(i) for i in range(count))
+
+    def total(self, count: int) -> Counts:
+        """Latents of the first ``count`` blocks."""
+        return Counts(0, 0) if count == 0 else Counts(self.block(count - 1).video.stop, self.block(count - 1).audio.stop)
+
+    def count_for(self, latents: Counts) -> int:
+        """How many whole blocks hold exactly these latents.
+
+        Raises:
+            LayoutError: if they end inside a block of either stream.
+        """
+        count = 0
+        for block in self:
+            if block.video.stop > latents.video or block.audio.stop > latents.audio:
+                break
+            count = block.index + 1
+        total = self.total(count)
+        if total != latents:
+            name, found, whole = (
+                ("video", latents.video, total.video) if total.video != latents.video else ("audio", latents.audio, total.audio)
+            )
+            raise LayoutError(f"{found} {name} latents do not fill whole blocks: {count} blocks hold {whole}")
+        return count
+
+    def blocks_for_seconds(self, seconds: float) -> int:
+        """The fewest blocks whose picture lasts at least ``seconds``."""
+        if seconds <= 0:
+            raise LayoutError(f"a stream of {seconds:g} seconds is not possible: ask for more than 0")
+        return next(block.index + 1 for block in self if block.frames.stop - 1 >= seconds * FPS - 1e-9)
+
+    def __iter__(self) -> Iterator[Block]:
+        index = 0
+        while True:
+            yield self.block(index)
+            index += 1
+
+    # --- tokens -------------------------------------------------------------------------------------------------------
+
+    def video_owner(self, count: int) -> tuple[int, ...]:
+        """For each video latent of the first ``count`` blocks, its block."""
+        return tuple(block.index for block in self.blocks(count) for _ in range(len(block.video)))
+
+    def audio_owner(self, count: int) -> tuple[int, ...]:
+        """For each audio latent of the first ``count`` blocks, its block."""
+        return tuple(block.index for block in self.blocks(count) for _ in range(len(block.audio)))
+
+    # --- what a query may see ------------------------------------------------------------------------------------------
+
+    def visible(self, index: int, window: int | None = None) -> tuple[int, ...]:
+        """Blocks that block ``index`` sees: the prefix, the last ``window`` past blocks (None: all), and itself."""
+        if window is not None and window < 1:
+            raise LayoutError(f"a window of {window} blocks sees nothing: the least is 1")
+        oldest = 1 if window is None else max(1, index - window)
+        return (0, *range(oldest, index + 1)) if index else (0,)
+
+    def ring_slot(self, index: int, window: int) -> Block:
+        """Where the streaming cache keeps block ``index`` >= 1: spans within a ring that holds ``window`` blocks.
+
+        Raises:
+            LayoutError: if the window is not a multiple of the cycle, so that slots would differ in size.
+        """
+        if window % len(self.cycle):
+            raise LayoutError(f"a window of {window} blocks does not hold whole cycles of {len(self.cycle)} blocks")
+        slot, first = self.block(1 + (index - 1) % window), self.first
+        return Block(
+            index,
+            Span(slot.video.start - first.video, slot.video.stop - first.video),
+            Span(slot.audio.start - first.audio, slot.audio.stop - first.audio),
+        )
+
+
+@cache
+def _block(table: BlockTable, index: int) -> Block:
+    # Closed form, so that block 100 000 of an endless stream costs what block 1 costs.
+    rounds, rest = divmod(max(0, index - 1), len(table.cycle))
+    whole = sum(table.cycle, Counts(0, 0))
+    start = Counts(0, 0)
+    if index:
+        start = sum(table.cycle[:rest], table.first + Counts(whole.video * rounds, whole.audio * rounds))
+    stop = start + table.counts(index)
+    return Block(index, Span(start.video, stop.video), Span(start.audio, stop.audio))
+
+
+LAYOUTS: dict[str, BlockTable] = {
+    # The paper's: a one-frame prefix, then one second a block.
+    "prefix": BlockTable(Counts(1, 1), (Counts(3, 25),)),
+    # The authors' later one: the prefix merged into the first second.
+    "merged": BlockTable(Counts(4, 26), (Counts(3, 25),)),
+    # A third of a second a block; the streams are equal again at every second.
+    "thirds": BlockTable(Counts(1, 1), (Counts(1, 8), Counts(1, 8), Counts(1, 9))),
+}
