@@ -203,7 +203,7 @@ class StudentConfig:
     sigmas: list[float] = field(default_factory=lambda: [1.0, 0.909375, 0.725, 0.421875])
     sinks: int = 16
     stabiliser: Stabiliser = Stabiliser.sinks
-    window: int = 5
+    window: int = 3
     context_noise: float = 0.0
 
 
@@ -303,6 +303,11 @@ class Config:
         return clip_latents(self.clips.seconds)
 
     @property
+    def horizon(self) -> int:
+        """Index of the last block of a training clip: the farthest that the student has seen."""
+        return self.table.count_for(self.latent_counts) - 1
+
+    @property
     def clip_frames(self) -> int:
         return clip_frames(self.clips.seconds)
 
@@ -361,7 +366,7 @@ class Config:
         for fine, message in checks:
             if not fine:
                 raise ConfigError(message)
-        self.table.count_for(self.latent_counts)
+        self.table.check_window(self.student.window, self.horizon)
 
 
 def project_root() -> Path:

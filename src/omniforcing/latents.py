@@ -43,6 +43,8 @@ class Pair(Generic[T]):
 
 
 Latents = Pair[Tensor]
+# What the connectors make of a prompt: one ``[B, L, D]`` per stream.
+TextFeatures = Pair[Tensor]
 
 
 def concatenate(parts: list[Latents]) -> Latents:

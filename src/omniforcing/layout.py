@@ -134,6 +134,13 @@ class Block:
         """Start and end of the block's frames on the clock of the picture."""
         return self.frames.start / FPS, self.frames.stop / FPS
 
+    def tokens(self, spatial: int, sinks: int = 0) -> tuple[Span, Span]:
+        """Token spans of both streams: ``spatial`` tokens per video latent; ``sinks`` stand before audio latent 0."""
+        return (
+            Span(self.video.start * spatial, self.video.stop * spatial),
+            Span(self.audio.start + (sinks if self.index else 0), self.audio.stop + sinks),
+        )
+
 
 @dataclass(frozen=True)
 class BlockTable:
@@ -238,20 +245,36 @@ class BlockTable:
         oldest = 1 if window is None else max(1, index - window)
         return (0, *range(oldest, index + 1)) if index else (0,)
 
-    def ring_slot(self, index: int, window: int) -> Block:
-        """Where the streaming cache keeps block ``index`` >= 1: spans within a ring that holds ``window`` blocks.
+    def position(self, index: int, horizon: int) -> int:
+        """The block whose place in time block ``index`` takes: itself up to ``horizon``, then the last of the same kind.
+
+        In an endless stream the present stays at the horizon, the window slides below it and the prefix keeps its own
+        place, so that no distance, and no phase against a sink, exceeds what training has shown.
+        """
+        return index if index <= horizon else horizon - (horizon - index) % len(self.cycle)
+
+    def check_window(self, window: int, horizon: int) -> None:
+        """Refuse a window that would reach below the prefix once the stream is past the horizon.
 
         Raises:
-            LayoutError: if the window is not a multiple of the cycle, so that slots would differ in size.
+            LayoutError: naming the largest window that fits.
         """
-        if window % len(self.cycle):
-            raise LayoutError(f"a window of {window} blocks does not hold whole cycles of {len(self.cycle)} blocks")
-        slot, first = self.block(1 + (index - 1) % window), self.first
-        return Block(
-            index,
-            Span(slot.video.start - first.video, slot.video.stop - first.video),
-            Span(slot.audio.start - first.audio, slot.audio.stop - first.audio),
-        )
+        most = horizon - len(self.cycle)
+        if not 1 <= window <= most:
+            raise LayoutError(
+                f"a window of {window} blocks does not fit a horizon of {horizon + 1} blocks: it must be 1 to {most}; "
+                "train on longer clips or narrow the window"
+            )
+
+    def slot(self, index: int, slots: int) -> Block:
+        """Where a cache of block 0 and a ring of ``slots`` blocks keeps block ``index``, as if the ring were the stream.
+
+        Raises:
+            LayoutError: if the slots are not whole cycles, so that they would differ in size.
+        """
+        if slots % len(self.cycle):
+            raise LayoutError(f"a ring of {slots} blocks does not hold whole cycles of {len(self.cycle)} blocks")
+        return self.block(1 + (index - 1) % slots if index else 0)
 
 
 @cache

@@ -1,0 +1,185 @@
+"""K/V caches of the causal student: functional in training, static ring buffers in streaming.
+
+Both keep keys un-rotated and turn them once per block to their places below the horizon (``BlockTable.position``), so an
+endless stream meets no distance, no phase against a sink and no rounding that training has not.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from omniforcing.latents import Pair
+from omniforcing.layout import BlockTable, Span
+from omniforcing.model.attention import SITES, Positions, View, sdpa
+
+Key = tuple[int, str]  # layer, site
+
+
+class Cache(Protocol):
+    """History of a rollout. ``view`` opens block b; the refresh forward of ``view(b, write=True)`` leaves its K/V behind."""
+
+    def view(self, index: int, write: bool = False) -> View: ...
+
+
+class _Places:
+    """Where blocks stand in time as seen from the present one, for either cache."""
+
+    def __init__(self, positions: Positions, table: BlockTable, window: int, horizon: int) -> None:
+        self.positions, self.table, self.window, self.horizon = positions, table, window, horizon
+
+    def span(self, index: int, stream: str) -> Span:
+        spans = self.table.block(index).tokens(self.positions.spatial, self.positions.sinks)
+        return spans[0] if stream == "video" else spans[1]
+
+    def present(self, index: int) -> int:
+        return self.table.position(index, self.horizon)
+
+    def past(self, index: int) -> tuple[int, ...]:
+        return self.table.visible(index, self.window)[:-1]
+
+    def seen_at(self, index: int, past: int) -> int:
+        """The block whose place the past block takes as seen from the present one; the prefix keeps its own."""
+        return 0 if past == 0 else self.present(index) - (index - past)
+
+
+class FunctionalCache:
+    """History as a list of tensors per block: nothing is overwritten, so gradients and checkpointing stay correct.
+
+    History is detached: a block's loss reaches the weights through its own forward alone (self-forcing).
+    """
+
+    def __init__(self, positions: Positions, table: BlockTable, window: int, horizon: int) -> None:
+        self.places = _Places(positions, table, window, horizon)
+        self.blocks: dict[int, dict[Key, tuple[Tensor, Tensor]]] = {}
+        self._open: tuple[int, dict[Key, tuple[Tensor, Tensor]]] | None = None
+
+    def view(self, index: int, write: bool = False) -> View:
+        if self._open is None or self._open[0] != index:
+            self._open = (index, self._gather(index))
+        record = self.blocks.setdefault(index, {}) if write else None
+        return _FunctionalView(self.places, index, self._open[1], record)
+
+    def _gather(self, index: int) -> dict[Key, tuple[Tensor, Tensor]]:
+        places = self.places
+        past = places.past(index)
+        for stale in [b for b in self.blocks if b not in past]:
+            del self.blocks[stale]
+        history: dict[Key, tuple[Tensor, Tensor]] = {}
+        for layer, site in self.blocks[0] if past else ():
+            _, keys, axes = SITES[site]
+            turned = [
+                places.positions.rotate(self.blocks[b][layer, site][0], axes, keys, places.span(places.seen_at(index, b), keys))
+                for b in past
+            ]
+            values = [self.blocks[b][layer, site][1] for b in past]
+            history[layer, site] = (torch.cat(turned, 1), torch.cat(values, 1))
+        return history
+
+
+class _FunctionalView:
+    def __init__(
+        self,
+        places: _Places,
+        index: int,
+        history: dict[Key, tuple[Tensor, Tensor]],
+        record: dict[Key, tuple[Tensor, Tensor]] | None,
+    ) -> None:
+        self.places, self.history, self.record = places, history, record
+        self.starts = index == 0
+        self.place = places.present(index)
+        self.owner: Pair[Tensor | None] = Pair(None, None)
+
+    def attend(self, layer: int, site: str, heads: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        queries, keys, axes = SITES[site]
+        if self.record is not None:
+            self.record[layer, site] = (k.detach(), v.detach())
+        q = self.places.positions.rotate(q, axes, queries, self.places.span(self.place, queries))
+        k = self.places.positions.rotate(k, axes, keys, self.places.span(self.place, keys))
+        if self.history:
+            old_k, old_v = self.history[layer, site]
+            k, v = torch.cat([old_k, k], 1), torch.cat([old_v, v], 1)
+        return sdpa(q, k, v, heads)
+
+
+class RingCache:
+    """Static buffers: prefix and sinks pinned in front, then a ring of ``window`` past blocks and the present one.
+
+    A step writes the present block's K/V into its slot and attends to the buffer as it lies; nothing is copied or
+    allocated per step. Without gradient only.
+
+    Raises:
+        LayoutError: if ``window + 1`` blocks are not whole cycles of the table.
+    """
+
+    def __init__(self, positions: Positions, table: BlockTable, window: int, horizon: int) -> None:
+        self.places = _Places(positions, table, window, horizon)
+        self.slots = -(-(window + 1) // len(table.cycle)) * len(table.cycle)
+        self.buffers: dict[Key, tuple[Tensor, Tensor, Tensor]] = {}
+        self._turned = 0
+
+    def slot(self, index: int, stream: str) -> Span:
+        return self.places.span(self.places.table.slot(index, self.slots).index, stream)
+
+    def capacity(self, stream: str) -> int:
+        return self.places.span(self.slots, stream).stop
+
+    def view(self, index: int, write: bool = False) -> View:
+        if index > self.places.horizon and self._turned != index:
+            self._turn(index)
+            self._turned = index
+        return _RingView(self, index, write)
+
+    def buffer(self, layer: int, site: str, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Un-rotated keys, turned keys and values ``[B, capacity, C]`` of one site."""
+        if (layer, site) not in self.buffers:
+            shape = (like.shape[0], self.capacity(SITES[site][1]), like.shape[2])
+            self.buffers[layer, site] = (like.new_zeros(shape), like.new_zeros(shape), like.new_zeros(shape))
+        return self.buffers[layer, site]
+
+    def visible(self, index: int, stream: str) -> Span | list[Span]:
+        """What of the buffer block ``index`` sees: one span where that is all that was written, else several."""
+        spans = sorted(
+            (self.slot(b, stream) for b in self.places.table.visible(index, self.places.window)), key=lambda s: s.start
+        )
+        merged = [spans[0]]
+        for span in spans[1:]:
+            if span.start == merged[-1].stop:
+                merged[-1] = Span(merged[-1].start, span.stop)
+            else:
+                merged.append(span)
+        return merged[0] if len(merged) == 1 else merged
+
+    def _turn(self, index: int) -> None:
+        places = self.places
+        for (_, site), (raw, turned, _) in self.buffers.items():
+            _, keys, axes = SITES[site]
+            for b in places.past(index)[1:]:
+                at = self.slot(b, keys).slice
+                turned[:, at] = places.positions.rotate(raw[:, at], axes, keys, places.span(places.seen_at(index, b), keys))
+
+
+class _RingView:
+    def __init__(self, cache: RingCache, index: int, write: bool) -> None:
+        self.cache, self.index, self.write = cache, index, write
+        self.starts = index == 0
+        self.place = cache.places.present(index)
+        self.owner: Pair[Tensor | None] = Pair(None, None)
+
+    def attend(self, layer: int, site: str, heads: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        queries, keys, axes = SITES[site]
+        places = self.cache.places
+        raw, turned, values = self.cache.buffer(layer, site, k)
+        at = self.cache.slot(self.index, keys).slice
+        turned[:, at] = places.positions.rotate(k, axes, keys, places.span(self.place, keys))
+        values[:, at] = v
+        if self.write:
+            raw[:, at] = k
+        q = places.positions.rotate(q, axes, queries, places.span(self.place, queries))
+        seen = self.cache.visible(self.index, keys)
+        if isinstance(seen, Span):
+            return sdpa(q, turned[:, seen.slice], values[:, seen.slice], heads)
+        # Only a ring longer than the window (a table whose cycle does not divide it) leaves gaps.
+        return sdpa(q, *(torch.cat([x[:, s.slice] for s in seen], 1) for x in (turned, values)), heads)

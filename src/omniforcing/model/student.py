@@ -1,0 +1,69 @@
+"""The causal student: LTX-2's modules, sink tokens, and how both are saved and loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import LTX2VideoTransformer3DModel
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from omniforcing.errors import OmniForcingError
+from omniforcing.layout import Counts
+from omniforcing.model.attention import Positions
+from omniforcing.model.transformer import DualStream
+
+SINKS_FILE = "sinks.safetensors"
+
+
+def build_core(config: dict[str, Any], seed: int) -> LTX2VideoTransformer3DModel:
+    """A transformer of random weights that depend on the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LTX2VideoTransformer3DModel(**config)
+
+
+def save_model(model: DualStream, folder: Path) -> None:
+    """Write ``transformer/`` in diffusers format, and the sinks beside it."""
+    model.core.save_pretrained(folder / "transformer")
+    save_file({"sinks": model.sinks.detach().contiguous()}, folder / SINKS_FILE)
+
+
+def load_model(folder: Path, sinks: int | None = None, device: str = "cpu") -> DualStream:
+    """Read a folder that ``save_model`` or diffusers wrote.
+
+    Args:
+        folder: holds ``transformer/``, or is itself a diffusers transformer folder; sinks are optional.
+        sinks: how many sink tokens the model must have; when the file has none, they start from their initial values.
+
+    Raises:
+        OmniForcingError: if the folder holds no transformer, its weights do not fit its config, or the sinks differ.
+    """
+    source = folder / "transformer" if (folder / "transformer").is_dir() else folder
+    if not (source / "config.json").is_file():
+        raise OmniForcingError(f"{source} holds no transformer: config.json is missing; run the stage that writes it")
+    try:
+        core, report = LTX2VideoTransformer3DModel.from_pretrained(
+            source, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise OmniForcingError(f"{source} is not a readable LTX-2 transformer: {str(error).splitlines()[0]}") from error
+    wrong = {k: v for k, v in report.items() if v and k in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")}
+    if wrong:
+        kind, names = next(iter(wrong.items()))
+        raise OmniForcingError(f"{source}: {kind.replace('_', ' ')}: {list(names)[:3]}; the weights are of another architecture")
+    kept = load_file(folder / SINKS_FILE)["sinks"] if (folder / SINKS_FILE).is_file() else torch.empty(0)
+    count = kept.shape[0] if sinks is None else sinks
+    model = DualStream(core, count)
+    if kept.shape[0]:
+        if kept.shape != model.sinks.shape:
+            raise OmniForcingError(f"{folder / SINKS_FILE} holds sinks {list(kept.shape)}, expected {list(model.sinks.shape)}")
+        model.sinks = nn.Parameter(kept)
+    return model.to(device)
+
+
+def positions_for(model: DualStream, counts: Counts, grid: tuple[int, int], sinks: bool) -> Positions:
+    """RoPE tables of a model over the first ``counts`` latents."""
+    return Positions(model.core, counts, grid, model.sinks.shape[0] if sinks else 0)
