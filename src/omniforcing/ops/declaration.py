@@ -1,0 +1,88 @@
+"""What ``dvc.yaml`` declares about a stage: the only list of what each stage reads, depends on and writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omniforcing.config import Config, digest, to_dict
+from omniforcing.errors import OmniForcingError
+from omniforcing.files import folder_digest, tree_digest
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """One stage: its folder, the stage outputs it reads, the code and the config keys its result depends on."""
+
+    name: str
+    about: str
+    folder: str
+    inputs: tuple[str, ...]
+    code: tuple[str, ...]
+    keys: tuple[str, ...]
+
+    def config_values(self, config: Config) -> dict[str, Any]:
+        """The resolved values of ``keys``."""
+        plain = to_dict(config)
+        return {key: _lookup(plain, key) for key in self.keys}
+
+    def input_digests(self, root: Path) -> dict[str, str]:
+        """The digest of each input folder.
+
+        Raises:
+            OmniForcingError: naming the stage to run first, if one is missing.
+        """
+        for path in self.inputs:
+            if not (root / path).exists():
+                raise OmniForcingError(f"{path} is missing, which {self.name} reads; run `dvc repro {self.name}`")
+        return {path: folder_digest(root / path) for path in self.inputs}
+
+    def fingerprint(self, config: Config, root: Path) -> str:
+        """sha256 of everything the result depends on: config values, inputs and code."""
+        code = {path: tree_digest(root / path) for path in self.code}
+        return digest({"config": self.config_values(config), "inputs": self.input_digests(root), "code": code})
+
+
+def _lookup(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        values = values[part]
+    return values
+
+
+def _stages(root: Path) -> dict[str, Any]:
+    from yaml import safe_load
+
+    path = root / "dvc.yaml"
+    if not path.is_file():
+        raise OmniForcingError(f"{path} is missing; run inside a checkout of the project")
+    stages: dict[str, Any] = safe_load(path.read_text(encoding="utf-8"))["stages"]
+    return stages
+
+
+def stage_names(root: Path) -> list[str]:
+    """The stages of ``dvc.yaml``, in its order."""
+    return list(_stages(root))
+
+
+def read_declaration(name: str, root: Path, preset: str) -> Declaration:
+    """What ``dvc.yaml`` says about one stage under a preset.
+
+    Raises:
+        OmniForcingError: if there is no such stage.
+    """
+    stages = _stages(root)
+    if name not in stages:
+        raise OmniForcingError(f"dvc.yaml has no stage {name!r}; it has: {', '.join(stages)}")
+    stage = stages[name]
+    deps = [dep.replace("${preset}", preset) for dep in stage.get("deps", [])]
+    # Sorted and without repeats: conf/config.yaml and the preset's file list the same keys.
+    keys = {key for entry in stage.get("params", []) for listed in entry.values() for key in listed}
+    return Declaration(
+        name=name,
+        about=stage.get("desc", ""),
+        folder=stage["outs"][0].replace("${preset}", preset),
+        inputs=tuple(dep for dep in deps if dep.startswith("data/")),
+        code=tuple(dep for dep in deps if not dep.startswith("data/")),
+        keys=tuple(sorted(keys)),
+    )

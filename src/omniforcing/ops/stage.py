@@ -1,0 +1,200 @@
+"""What every pipeline stage shares: its config, folders, lock, MLflow run, clock and way to end.
+
+A stage works in ``.work/<preset>/<stage>/<fingerprint>`` and publishes whole folders only. The fingerprint covers config,
+inputs and code, so a killed stage continues exactly its own work, and a changed parameter begins anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omniforcing.config import Config, load_config, project_root
+from omniforcing.console import run_command
+from omniforcing.errors import OmniForcingError
+from omniforcing.files import MANIFEST, atomic_dir, atomic_write, read_json, write_json, write_manifest
+from omniforcing.ops import tracking
+from omniforcing.ops.declaration import Declaration, read_declaration
+
+_HELP = ("-h", "--help")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A running stage, as its ``run`` function sees it."""
+
+    name: str
+    config: Config
+    root: Path
+    declaration: Declaration
+    work: Path
+    tracked: tracking.Run
+
+    @property
+    def folder(self) -> Path:
+        """Where the stage's output appears: ``data/<preset>/<folder>``."""
+        return self.root / self.declaration.folder
+
+    @property
+    def run_id(self) -> str:
+        """The MLflow run."""
+        return self.tracked.id
+
+    def input(self, stage: str) -> Path:
+        """The output folder of another stage.
+
+        Raises:
+            OmniForcingError: if it is not there, or if ``dvc.yaml`` does not list it as read by this stage.
+        """
+        folder = read_declaration(stage, self.root, self.config.preset).folder
+        if folder not in self.declaration.inputs:
+            raise OmniForcingError(f"stage {self.name} reads {folder}, which dvc.yaml does not list among its deps; add it")
+        return self.root / folder
+
+    @contextlib.contextmanager
+    def publish(self) -> Iterator[Path]:
+        """Yield an empty folder that becomes ``folder`` on success; it gets a plain manifest if the body wrote none."""
+        with atomic_dir(self.folder) as folder:
+            yield folder
+            if not (folder / MANIFEST).exists():
+                write_manifest(folder)
+
+    def metrics(self, values: Mapping[str, Any]) -> None:
+        """Write the stage's DVC metrics file, ``data/<preset>/<stage>.metrics.json``, and log the numbers to MLflow."""
+        write_json(self._beside("metrics.json"), values)
+        self.tracked.metrics(values)
+
+    def curves(self, csv: Path) -> None:
+        """Keep a training curve as the stage's DVC plot, ``data/<preset>/<stage>.curves.csv``, and in MLflow."""
+        kept = self._beside("curves.csv")
+        atomic_write(kept, csv.read_bytes())
+        self.tracked.artifact(kept, "curves")
+
+    def log_metrics(self, values: Mapping[str, Any], step: int | None = None) -> None:
+        """Log numbers to the MLflow run."""
+        self.tracked.metrics(values, step)
+
+    def log_artifact(self, path: Path, folder: str = "") -> None:
+        """Log a file or a folder's content to the MLflow run."""
+        self.tracked.artifact(path, folder)
+
+    def _beside(self, suffix: str) -> Path:
+        return self.root / "data" / self.config.preset / f"{self.name}.{suffix}"
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent dies (Linux).
+
+    DVC killed by ``kill -9`` would otherwise leave the stage running, and the next ``dvc repro`` would start a second one.
+    """
+    if sys.platform != "linux":
+        return
+    set_death_signal = 1
+    ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+    if os.getppid() == 1:
+        raise SystemExit("the process that started this one is gone")
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, what: str) -> Iterator[None]:
+    """Hold a lock file while the body runs; the kernel frees it however the process ends.
+
+    Raises:
+        OmniForcingError: naming the process that holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise OmniForcingError(f"{what} is already running (process {file.read()}); wait for it or stop it") from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def help_text(name: str, root: Path, preset: str) -> str:
+    """What ``--help`` prints: what the stage does, reads, writes and depends on, and how to run it."""
+    declared = read_declaration(name, root, preset)
+    return f"""usage: python pipelines/{name}.py [key.subkey=value ...]
+
+{declared.about}
+
+preset:      {preset}
+reads:       {", ".join(declared.inputs) or "nothing"}
+writes:      {declared.folder} and {name}.metrics.json beside it
+depends on:  {", ".join(declared.keys)} (conf/config.yaml documents each key)
+example:     python pipelines/{name}.py preset=smoke seed=1
+
+Overrides are for trials: the pipeline itself runs through DVC, `dvc repro` or `python pipelines/main.py --preset NAME`."""
+
+
+def split_overrides(arguments: list[str]) -> list[str]:
+    """Overrides one per item; an MLproject parameter arrives with all of them in one string."""
+    return [item for argument in arguments for item in shlex.split(argument)]
+
+
+def _limit_threads(count: int) -> None:
+    # Read by OpenMP and BLAS when they load; torch may have loaded before.
+    os.environ["OMP_NUM_THREADS"] = str(count)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(count)
+
+
+def record_minutes(root: Path, preset: str, name: str, seconds: float) -> None:
+    """Remember how long a stage took, for the table of ``pipelines/main.py``."""
+    path = root / ".work" / preset / "timings.json"
+    timings = read_json(path) if path.is_file() else {}
+    write_json(path, {**timings, name: {"seconds": round(seconds, 1), "ended": time.time()}})
+
+
+def open_stage(name: str, config: Config, root: Path) -> Stage:
+    """The stage with its work folder and its MLflow run, continued if an earlier process was killed."""
+    declared = read_declaration(name, root, config.preset)
+    fingerprint = declared.fingerprint(config, root)
+    work = root / ".work" / config.preset / name / fingerprint[:16]
+    work.mkdir(parents=True, exist_ok=True)
+    tags = {"stage": name, "preset": config.preset, "git_commit": tracking.git_commit(root), "fingerprint": fingerprint}
+    tags |= {f"input.{Path(path).name}": digest for path, digest in declared.input_digests(root).items()}
+    client = tracking.connect(root)
+    run = tracking.open_run(client, name, work / "run.json", tags, declared.config_values(config))
+    return Stage(name, config, root, declared, work, run)
+
+
+def run_stage(name: str, run: Callable[[Stage], None], config: Config, root: Path) -> None:
+    """Run one stage under its lock, within its MLflow run, and record its minutes."""
+    _limit_threads(config.trainer.threads)
+    began = time.monotonic()
+    with exclusive(root / ".work" / config.preset / name / "lock", f"stage {name} of preset {config.preset}"):
+        stage = open_stage(name, config, root)
+        with tracking.closing(stage.tracked):
+            run(stage)
+    record_minutes(root, config.preset, name, time.monotonic() - began)
+
+
+def stage_main(name: str, run: Callable[[Stage], None]) -> None:
+    """The command line of ``pipelines/<name>.py``: load the config, run the stage, exit with 0, 2, 130 or 143."""
+
+    def command() -> None:
+        root = project_root()
+        config = load_config(split_overrides([given for given in sys.argv[1:] if given not in _HELP]), root)
+        if set(_HELP) & set(sys.argv[1:]):
+            print(help_text(name, root, config.preset))
+        else:
+            run_stage(name, run, config, root)
+
+    if "DVC_STAGE" in os.environ:
+        die_with_parent()
+    sys.exit(run_command(command))

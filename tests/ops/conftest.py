@@ -1,0 +1,90 @@
+"""A toy project on disk: real config, real dvc.yaml, two tiny stages."""
+
+from pathlib import Path
+
+import pytest
+
+DVC_YAML = """
+vars: [conf/config.yaml]
+stages:
+  clips:
+    desc: Write some numbers.
+    cmd: python pipelines/clips.py preset=${preset}
+    deps: [pipelines/clips.py]
+    params:
+    - conf/config.yaml: [seed, clips.count]
+    - conf/preset/${preset}.yaml: [clips]
+    outs: ["data/${preset}/clips"]
+    metrics: ["data/${preset}/clips.metrics.json"]
+  teacher:
+    desc: Add them up.
+    cmd: python pipelines/teacher.py preset=${preset}
+    deps: [pipelines/teacher.py, "data/${preset}/clips"]
+    params:
+    - conf/config.yaml: [teacher.text_dropout]
+    - conf/preset/${preset}.yaml: [teacher]
+    outs: ["data/${preset}/teacher"]
+    metrics: ["data/${preset}/teacher.metrics.json"]
+"""
+CLIPS = """
+from omniforcing.ops.stage import stage_main
+
+def run(stage):
+    with stage.publish() as folder:
+        (folder / "numbers.txt").write_text("1 " * stage.config.clips.count)
+    stage.metrics({"count": stage.config.clips.count})
+
+if __name__ == "__main__":
+    stage_main("clips", run)
+"""
+# Counts to 20 slowly with a checkpoint in its work folder, as a training stage does.
+TEACHER = """
+import os, time
+from omniforcing.files import atomic_write
+from omniforcing.ops.stage import stage_main
+
+def run(stage):
+    total = len((stage.input("clips") / "numbers.txt").read_text().split())
+    checkpoint = stage.work / "step"
+    first = int(checkpoint.read_text()) if checkpoint.exists() else 0
+    for step in range(first, 20):
+        time.sleep(float(os.environ.get("TOY_PAUSE", "0")))
+        atomic_write(checkpoint, str(step + 1))
+    stage.log_metrics({"first": first})
+    with stage.publish() as folder:
+        (folder / "sum.txt").write_text(str(total))
+    stage.metrics({"total": total})
+
+if __name__ == "__main__":
+    stage_main("teacher", run)
+"""
+CONFIG = """
+preset: pocket
+cluster: local
+seed: 0
+clips:
+  count: 3
+teacher:
+  text_dropout: 0.1
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout of two stages, the current folder of the test; MLflow goes into it."""
+    files = {
+        "dvc.yaml": DVC_YAML,
+        "conf/config.yaml": CONFIG,
+        "conf/cluster/local.yaml": "address: null\n",
+        "conf/preset/pocket.yaml": "clips: {}\nteacher: {}\n",
+        "conf/preset/smoke.yaml": "clips:\n  count: 2\nteacher: {}\n",
+        "pipelines/clips.py": CLIPS,
+        "pipelines/teacher.py": TEACHER,
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "OMNIFORCING_PARENT_RUN", "DVC_STAGE"):
+        monkeypatch.delenv(variable, raising=False)
+    return tmp_path
