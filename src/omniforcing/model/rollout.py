@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from omniforcing.latents import Latents, Pair, TextFeatures, noise_like
 from omniforcing.layout import BlockTable
+from omniforcing.model.attention import View
 from omniforcing.model.cache import Cache, FunctionalCache, RingCache
 from omniforcing.model.student import positions_for
 from omniforcing.model.transformer import DualStream, TextCache
@@ -58,30 +59,35 @@ def block_noise(model: DualStream, config: RolloutConfig, index: int, batch: int
     return noise_like(like, generator)
 
 
-def denoise_block(
+def few_step(
     model: DualStream,
-    config: RolloutConfig,
-    cache: Cache,
-    text: TextCache,
-    index: int,
     x: Latents,
+    sigmas: Sequence[float],
+    text: TextCache,
+    view: View,
     generator: torch.Generator,
     exit_step: int | None = None,
 ) -> Latents:
-    """Few-step sampling of one block: x0 prediction, fresh re-noising, stop after ``exit_step`` (default: the last).
+    """Few-step sampling from noise ``x``: x0 prediction, fresh re-noising, stop after ``exit_step`` (default: the last).
 
-    Only the exit step carries gradient (when gradient is on at all).
+    The same for a whole clip (Stage I's backward simulation) and for one block of a rollout. Only the exit step carries
+    gradient, when gradient is on at all.
     """
-    last = len(config.sigmas) - 1 if exit_step is None else exit_step
-    for step in range(last + 1):
-        sigma = torch.full((x.video.shape[0],), config.sigmas[step], device=x.video.device)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and step == last):
-            v = model(x, sigma, text, cache.view(index))
-            x0 = x.map(lambda a, b, s=sigma: to_x0(a, b, s), v)
-        if step == last:
-            return x0
-        x = x0.map(lambda a, n, s=config.sigmas[step + 1]: add_noise(a, n, s), noise_like(x0, generator))
-    raise AssertionError("unreachable: a rollout has at least one step")
+    last = len(sigmas) - 1 if exit_step is None else exit_step
+    wanted = torch.is_grad_enabled()
+    for step in range(last):
+        with torch.no_grad():
+            x0 = predict_x0(model, x, sigmas[step], text, view)
+            x = x0.map(lambda a, n, s=sigmas[step + 1]: add_noise(a, n, s), noise_like(x0, generator))
+    with torch.set_grad_enabled(wanted):
+        return predict_x0(model, x, sigmas[last], text, view)
+
+
+def predict_x0(model: DualStream, x: Latents, sigma: Tensor | float, text: TextCache, view: View) -> Latents:
+    """The model's clean estimate of latents at ``sigma``, a float or ``[B]``."""
+    if not isinstance(sigma, Tensor):
+        sigma = torch.full((x.video.shape[0],), sigma, device=x.video.device)
+    return x.map(lambda a, v: to_x0(a, v, sigma), model(x, sigma, text, view))
 
 
 @torch.no_grad()
@@ -95,12 +101,10 @@ def refresh(
     generator: torch.Generator,
 ) -> None:
     """The forward at the context noise that leaves a finished block's K/V in the cache."""
-    s = config.context_noise
-    x = x0.map(lambda a: a.detach())
+    s, x = config.context_noise, x0.map(torch.Tensor.detach)
     if s > 0:
         x = x.map(lambda a, n: add_noise(a, n, s), noise_like(x, generator))
-    sigma = torch.full((x.video.shape[0],), s, device=x.video.device)
-    model(x, sigma, text, cache.view(index, write=True))
+    predict_x0(model, x, s, text, cache.view(index, write=True))
 
 
 class Rollout:
@@ -130,15 +134,10 @@ class Rollout:
     @torch.no_grad()
     def __next__(self) -> Latents:
         noise = block_noise(self.model, self.config, self.index, self.batch, self.generator)
-        x0 = denoise_block(self.model, self.config, self._cache, self._text, self.index, noise, self.generator)
+        x0 = few_step(self.model, noise, self.config.sigmas, self._text, self._cache.view(self.index), self.generator)
         refresh(self.model, self.config, self._cache, self._text, self.index, x0, self.generator)
         self.index += 1
         return x0
-
-
-def exit_step(steps: int, generator: torch.Generator) -> int:
-    """The random exit of a self-forcing rollout, uniform over the student's steps."""
-    return int(torch.randint(steps, (), generator=generator, device=generator.device))
 
 
 def train_rollout(
@@ -149,12 +148,7 @@ def train_rollout(
     output = []
     for index in range(blocks):
         noise = block_noise(model, config, index, batch, generator)
-        output.append(denoise_block(model, config, cache, text, index, noise, generator, step))
+        output.append(few_step(model, noise, config.sigmas, text, cache.view(index), generator, step))
         if index + 1 < blocks:
             refresh(model, config, cache, text, index, output[-1], generator)
     return output
-
-
-def sigma_per_block(values: Tensor, table: BlockTable, count: int) -> Pair[Tensor]:
-    """Spread ``values [B, blocks]`` over the latents of both streams: ``[B, Tv]`` and ``[B, Ta]``."""
-    return Pair(values[:, list(table.video_owner(count))], values[:, list(table.audio_owner(count))])

@@ -1,0 +1,119 @@
+"""What the trained models share: EMA, optimisers per modality, gradient norms, and the batch that stages train on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from omniforcing.config import OptimiserConfig, Weights
+from omniforcing.latents import Latents, Pair, TextFeatures
+from omniforcing.seeding import step_generator
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Latents (or a trajectory's states, ``[B, K, T, ...]``) and the features of their captions."""
+
+    latents: Latents
+    text: TextFeatures
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(self.latents.map(lambda x: x.to(device)), self.text.map(lambda x: x.to(device)))
+
+
+def modality_of(name: str) -> str:
+    """The stream that a parameter of LTX-2's transformer writes into, by its name."""
+    parts = name.split(".")
+    audio = any(p == "sinks" or (p.startswith("audio_") and not p.startswith("audio_to_video")) for p in parts)
+    return "audio" if audio or any(p.startswith(("video_to_audio", "av_cross_attn_audio")) for p in parts) else "video"
+
+
+def by_modality(model: nn.Module) -> Pair[list[nn.Parameter]]:
+    """A model's trainable parameters, split by the stream they write into."""
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and p.numel()]
+    return Pair(
+        [p for n, p in named if modality_of(n) == "video"],
+        [p for n, p in named if modality_of(n) == "audio"],
+    )
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Euclidean norm of the gradients, 0 where there are none."""
+    norms = [p.grad.norm() for p in parameters if p.grad is not None]
+    return torch.stack(norms).norm() if norms else torch.zeros(())
+
+
+class Ema(nn.Module):
+    """Exponential moving average of a model's weights, with a warm-up so that early averages are not the start's."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for mean, value in zip(self.model.parameters(), model.parameters(), strict=True):
+            mean.lerp_(value, 1 - decay)
+
+
+class StageModule(L.LightningModule):
+    """Base of the trained stages: fp32 master weights, AdamW per modality, clipping, EMA, randomness per step.
+
+    Subclasses write ``training_step``; batches arrive as ``(step, Batch)``.
+    """
+
+    def __init__(self, model: nn.Module, optim: OptimiserConfig, seed: int) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.model, self.optim, self.seed = model, optim, seed
+        self.ema = Ema(model, optim.ema)
+
+    def configure_optimizers(self) -> Any:
+        return [self.adamw(self.model, self.optim.lr)]
+
+    def adamw(self, model: nn.Module, lr: Weights) -> torch.optim.Optimizer:
+        """AdamW with one learning rate per modality."""
+        groups = [
+            {"params": parameters, "lr": getattr(lr, name), "peak": getattr(lr, name)}
+            for name, parameters in by_modality(model).items()
+        ]
+        return torch.optim.AdamW(groups, betas=tuple(self.optim.betas), weight_decay=self.optim.weight_decay)
+
+    def generator(self, step: int, stream: str = "") -> torch.Generator:
+        """Randomness of one step, a function of seed, stage and step alone."""
+        return step_generator(self.seed, step, f"{type(self).__name__}/{stream}", self.device)
+
+    def update(self, optimiser: Any, model: nn.Module, loss: Tensor, step: int, factor: float = 1.0) -> Pair[Tensor]:
+        """One optimiser step on ``loss``; returns the gradient norms per modality before clipping."""
+        optimiser.zero_grad()
+        self.manual_backward(loss)
+        norms = by_modality(model).map(gradient_norm)
+        torch.nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], self.optim.clip)
+        scale = factor * min(1.0, (step + 1) / max(1, self.optim.warmup))
+        for group in optimiser.param_groups:
+            group["lr"] = group["peak"] * scale
+        optimiser.step()
+        return norms
+
+    def record(self, step_losses: dict[str, Pair[Tensor]]) -> None:
+        """Log pairs as ``name_video`` and ``name_audio``."""
+        flat = {f"{name}_{m}": value.detach() for name, pair in step_losses.items() for m, value in pair.items()}
+        self.log_dict(flat, prog_bar=True, batch_size=1)
+
+
+def weighted(losses: Pair[Tensor], weights: Weights) -> Tensor:
+    """``w_v L_v + w_a L_a``."""
+    return weights.video * losses.video + weights.audio * losses.audio
+
+
+def mean_square(error: Latents) -> Pair[Tensor]:
+    """Mean of squares per modality."""
+    return error.map(lambda e: e.square().mean())

@@ -1,0 +1,121 @@
+"""Distribution matching distillation: the gradient that teacher and critic give a sample, and the critic's own loss.
+
+Yin et al., DMD2; paper sections 3.2 and 3.4. Both functions treat video and audio alike and share one sigma per sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from omniforcing.config import DmdConfig, Weights
+from omniforcing.distill.common import Batch, Ema, StageModule, mean_square, weighted
+from omniforcing.latents import Latents, Pair, TextFeatures, noise_like
+from omniforcing.model.attention import View
+from omniforcing.model.rollout import predict_x0
+from omniforcing.model.transformer import DualStream
+from omniforcing.schedule import add_noise, guide, sample_sigma, velocity
+
+
+def guided_x0(
+    teacher: DualStream, x: Latents, sigma: Tensor, text: TextFeatures, unconditional: TextFeatures, scale: Pair[Tensor], view: View
+) -> Latents:
+    """The teacher's guided clean estimate; conditional and unconditional passes go as one batch."""
+    both = text.map(lambda c, u: torch.cat([c, u.to(c).expand_as(c)]), unconditional)
+    x0 = predict_x0(teacher, x.map(lambda a: torch.cat([a, a])), torch.cat([sigma, sigma]), teacher.cache_text(both), view)
+    return x0.map(lambda a, w: guide(*a.chunk(2), w), scale)
+
+
+def dmd_gradient(x: Latents, real: Latents, fake: Latents) -> Latents:
+    """``(x0_critic - x0_teacher) / mean|x - x0_teacher|`` per modality and sample."""
+
+    def gradient(a: Tensor, r: Tensor, f: Tensor) -> Tensor:
+        scale = (a - r).abs().flatten(1).mean(1).clamp_min(1e-6)
+        return (f - r) / scale.reshape(-1, *[1] * (a.ndim - 1))
+
+    return x.map(gradient, real, fake)
+
+
+def dmd_loss(x: Latents, gradient: Latents) -> Pair[Tensor]:
+    """``1/2 mean |x - sg(x - g)|^2`` per modality: its gradient with respect to x is g / N."""
+    return x.map(lambda a, g: 0.5 * (a - (a - g).detach()).square().mean(), gradient)
+
+
+class DistributionMatching(StageModule):
+    """The moves that Stages I and III share; each stage only says how its student makes a sample.
+
+    One step = a student update, then ``critic_steps`` critic updates on that sample at fresh noise levels.
+
+    Args:
+        student: trained; its EMA is what is kept.
+        teacher: frozen.
+        critic: trained to follow the student's own distribution.
+        view: attention of teacher and critic.
+        unconditional: features of the empty prompt.
+        generate: ``(student, text features, generator) -> latents`` with gradient through the exit step.
+    """
+
+    def __init__(
+        self,
+        student: DualStream,
+        teacher: DualStream,
+        critic: DualStream,
+        config: DmdConfig,
+        view: View,
+        unconditional: TextFeatures,
+        generate: Callable[[DualStream, TextFeatures, torch.Generator], Latents],
+        seed: int,
+    ) -> None:
+        super().__init__(student, config.optim, seed)
+        # The frozen teacher stays out of checkpoints: it is an input, not state.
+        self.frozen = [teacher.requires_grad_(False).eval()]
+        self.critic, self.config, self.view, self.unconditional, self.generate = critic, config, view, unconditional, generate
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        rate = self.config.critic_lr
+        return [self.adamw(self.model, self.optim.lr), self.adamw(self.critic, Weights(rate, rate))]
+
+    def training_step(self, batch: tuple[int, Batch], _index: int) -> None:
+        step, data = batch
+        for_student, for_critic = self.optimizers()
+        x = self.generate(self.model, data.text, self.generator(step, "rollout"))
+        losses = dmd_loss(x, self.score(x, data.text, self.generator(step, "score")))
+        norms = self.update(for_student, self.model, weighted(losses, self.config.loss), step)
+        self.ema.update(self.model, step)
+        x = x.map(Tensor.detach)
+        generator = self.generator(step, "critic")
+        for _ in range(self.config.critic_steps):
+            critic = self.critic_loss(x, data.text, generator)
+            self.update(for_critic, self.critic, weighted(critic, Weights()), step)
+        self.record({"loss": losses, "gradient_norm": norms, "critic_loss": critic})
+
+    @torch.no_grad()
+    def score(self, x: Latents, text: TextFeatures, generator: torch.Generator) -> Latents:
+        """The DMD gradient of a sample at a random sigma and guidance."""
+        sigma, noised = self.noised(x, generator)
+        low, high = self.config.guidance_low, self.config.guidance_high
+        draw = torch.rand(len(sigma), generator=generator, device=sigma.device)
+        scale = Pair(*(getattr(low, m) + (getattr(high, m) - getattr(low, m)) * draw for m in ("video", "audio")))
+        real = guided_x0(self.frozen[0], noised, sigma, text, self.unconditional, scale, self.view)
+        fake = predict_x0(self.critic, noised, sigma, self.critic.cache_text(text), self.view)
+        return dmd_gradient(x, real, fake)
+
+    def critic_loss(self, x: Latents, text: TextFeatures, generator: torch.Generator) -> Pair[Tensor]:
+        """Flow matching of the critic on the student's sample."""
+        s = self.config.sigma
+        sigma = sample_sigma(x.video.shape[0], s.low, s.high, s.shift, generator)
+        noise = noise_like(x, generator)
+        noised = x.map(lambda a, n: add_noise(a, n, sigma), noise)
+        v = self.critic(noised, sigma, self.critic.cache_text(text), self.view)
+        return mean_square(v.map(lambda p, a, n: p - velocity(a, n), x, noise))
+
+    def noised(self, x: Latents, generator: torch.Generator) -> tuple[Tensor, Latents]:
+        """A random sigma per sample, shared by the streams, and the sample noised to it."""
+        s = self.config.sigma
+        sigma = sample_sigma(x.video.shape[0], s.low, s.high, s.shift, generator)
+        return sigma, x.map(lambda a, n: add_noise(a, n, sigma), noise_like(x, generator))
+
+
+__all__ = ["DistributionMatching", "Ema", "dmd_gradient", "dmd_loss", "guided_x0"]
