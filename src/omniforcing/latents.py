@@ -55,9 +55,7 @@ def concatenate(parts: list[Latents]) -> Latents:
 def noise_like(latents: Latents, generator: torch.Generator | None = None) -> Latents:
     """Gaussian noise of the latents' shapes, drawn on the generator's device, video first."""
     device = generator.device if generator is not None else latents.video.device
-    return latents.map(
-        lambda x: torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
-    )
+    return latents.map(lambda x: torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device))
 
 
 def broadcast(per_latent: Tensor, like: Tensor) -> Tensor:

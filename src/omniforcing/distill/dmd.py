@@ -5,13 +5,11 @@ Yin et al., DMD2; paper sections 3.2 and 3.4. Both functions treat video and aud
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from omniforcing.config import DmdConfig, Weights
-from omniforcing.distill.common import Batch, Ema, StageModule, mean_square, weighted
+from omniforcing.distill.common import Batch, StageModule, mean_square, weighted
 from omniforcing.latents import Latents, Pair, TextFeatures, noise_like
 from omniforcing.model.attention import View
 from omniforcing.model.rollout import predict_x0
@@ -20,7 +18,13 @@ from omniforcing.schedule import add_noise, guide, sample_sigma, velocity
 
 
 def guided_x0(
-    teacher: DualStream, x: Latents, sigma: Tensor, text: TextFeatures, unconditional: TextFeatures, scale: Pair[Tensor], view: View
+    teacher: DualStream,
+    x: Latents,
+    sigma: Tensor,
+    text: TextFeatures,
+    unconditional: TextFeatures,
+    scale: Pair[Tensor],
+    view: View,
 ) -> Latents:
     """The teacher's guided clean estimate; conditional and unconditional passes go as one batch."""
     both = text.map(lambda c, u: torch.cat([c, u.to(c).expand_as(c)]), unconditional)
@@ -54,7 +58,6 @@ class DistributionMatching(StageModule):
         critic: trained to follow the student's own distribution.
         view: attention of teacher and critic.
         unconditional: features of the empty prompt.
-        generate: ``(student, text features, generator) -> latents`` with gradient through the exit step.
     """
 
     def __init__(
@@ -65,13 +68,16 @@ class DistributionMatching(StageModule):
         config: DmdConfig,
         view: View,
         unconditional: TextFeatures,
-        generate: Callable[[DualStream, TextFeatures, torch.Generator], Latents],
         seed: int,
     ) -> None:
         super().__init__(student, config.optim, seed)
         # The frozen teacher stays out of checkpoints: it is an input, not state.
         self.frozen = [teacher.requires_grad_(False).eval()]
-        self.critic, self.config, self.view, self.unconditional, self.generate = critic, config, view, unconditional, generate
+        self.critic, self.config, self.view, self.unconditional = critic, config, view, unconditional
+
+    def generate(self, student: DualStream, text: TextFeatures, generator: torch.Generator) -> Latents:
+        """A sample of the student with gradient through its exit step."""
+        raise NotImplementedError
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         rate = self.config.critic_lr
@@ -94,7 +100,7 @@ class DistributionMatching(StageModule):
     @torch.no_grad()
     def score(self, x: Latents, text: TextFeatures, generator: torch.Generator) -> Latents:
         """The DMD gradient of a sample at a random sigma and guidance."""
-        sigma, noised = self.noised(x, generator)
+        sigma, noised, _ = self.noised(x, generator)
         low, high = self.config.guidance_low, self.config.guidance_high
         draw = torch.rand(len(sigma), generator=generator, device=sigma.device)
         scale = Pair(*(getattr(low, m) + (getattr(high, m) - getattr(low, m)) * draw for m in ("video", "audio")))
@@ -104,18 +110,13 @@ class DistributionMatching(StageModule):
 
     def critic_loss(self, x: Latents, text: TextFeatures, generator: torch.Generator) -> Pair[Tensor]:
         """Flow matching of the critic on the student's sample."""
-        s = self.config.sigma
-        sigma = sample_sigma(x.video.shape[0], s.low, s.high, s.shift, generator)
-        noise = noise_like(x, generator)
-        noised = x.map(lambda a, n: add_noise(a, n, sigma), noise)
+        sigma, noised, noise = self.noised(x, generator)
         v = self.critic(noised, sigma, self.critic.cache_text(text), self.view)
         return mean_square(v.map(lambda p, a, n: p - velocity(a, n), x, noise))
 
-    def noised(self, x: Latents, generator: torch.Generator) -> tuple[Tensor, Latents]:
-        """A random sigma per sample, shared by the streams, and the sample noised to it."""
+    def noised(self, x: Latents, generator: torch.Generator) -> tuple[Tensor, Latents, Latents]:
+        """A random sigma per sample, shared by the streams, the sample noised to it, and the noise."""
         s = self.config.sigma
         sigma = sample_sigma(x.video.shape[0], s.low, s.high, s.shift, generator)
-        return sigma, x.map(lambda a, n: add_noise(a, n, sigma), noise_like(x, generator))
-
-
-__all__ = ["DistributionMatching", "Ema", "dmd_gradient", "dmd_loss", "guided_x0"]
+        noise = noise_like(x, generator)
+        return sigma, x.map(lambda a, n: add_noise(a, n, sigma), noise), noise

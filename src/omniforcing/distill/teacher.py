@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 
@@ -27,9 +26,7 @@ class Teacher(StageModule):
         generator, x0 = self.generator(step), data.latents
         size = x0.video.shape[0]
         dropped = torch.rand(size, generator=generator, device=self.device) < self.config.text_dropout
-        text = data.text.map(
-            lambda t, u: torch.where(dropped[:, None, None], u.to(t), t), self.unconditional
-        )
+        text = data.text.map(lambda t, u: torch.where(dropped[:, None, None], u.to(t), t), self.unconditional)
         s = self.config.sigma
         sigma = sample_sigma(size, s.low, s.high, s.shift, generator)
         noise = noise_like(x0, generator)
@@ -40,6 +37,3 @@ class Teacher(StageModule):
         norms = self.update(self.optimizers(), self.model, weighted(losses, self.config.loss), step, max(decay, 0.02))
         self.ema.update(self.model, step)
         self.record({"loss": losses, "gradient_norm": norms})
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["stage"] = "teacher"

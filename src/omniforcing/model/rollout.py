@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from omniforcing.latents import Latents, Pair, TextFeatures, noise_like
-from omniforcing.layout import BlockTable
+from omniforcing.layout import BlockTable, Counts
 from omniforcing.model.attention import View
 from omniforcing.model.cache import Cache, FunctionalCache, RingCache
 from omniforcing.model.student import positions_for
@@ -49,14 +49,11 @@ def new_cache(model: DualStream, config: RolloutConfig, static: bool) -> Cache:
     return kind(positions, config.table, config.window, config.horizon)
 
 
-def block_noise(model: DualStream, config: RolloutConfig, index: int, batch: int, generator: torch.Generator) -> Latents:
-    """Gaussian latents of one block."""
-    counts, core = config.table.counts(index), model.core
-    like = Pair(
-        torch.empty(batch, counts.video, config.grid[0] * config.grid[1], core.config.in_channels, device=core.device),
-        torch.empty(batch, counts.audio, core.config.audio_in_channels, device=core.device),
-    )
-    return noise_like(like, generator)
+def gaussian(model: DualStream, counts: Counts, grid: tuple[int, int], batch: int, generator: torch.Generator) -> Latents:
+    """Gaussian latents of ``counts`` latents of each stream, in the model's channels."""
+    config, device = model.core.config, model.sinks.device
+    video = torch.empty(batch, counts.video, grid[0] * grid[1], config.in_channels, device=device)
+    return noise_like(Pair(video, torch.empty(batch, counts.audio, config.audio_in_channels, device=device)), generator)
 
 
 def few_step(
@@ -133,7 +130,7 @@ class Rollout:
 
     @torch.no_grad()
     def __next__(self) -> Latents:
-        noise = block_noise(self.model, self.config, self.index, self.batch, self.generator)
+        noise = gaussian(self.model, self.config.table.counts(self.index), self.config.grid, self.batch, self.generator)
         x0 = few_step(self.model, noise, self.config.sigmas, self._text, self._cache.view(self.index), self.generator)
         refresh(self.model, self.config, self._cache, self._text, self.index, x0, self.generator)
         self.index += 1
@@ -147,7 +144,7 @@ def train_rollout(
     cache = new_cache(model, config, static=False)
     output = []
     for index in range(blocks):
-        noise = block_noise(model, config, index, batch, generator)
+        noise = gaussian(model, config.table.counts(index), config.grid, batch, generator)
         output.append(few_step(model, noise, config.sigmas, text, cache.view(index), generator, step))
         if index + 1 < blocks:
             refresh(model, config, cache, text, index, output[-1], generator)

@@ -53,7 +53,9 @@ def load_model(folder: Path, sinks: int | None = None, device: str = "cpu") -> D
     wrong = {k: v for k, v in report.items() if v and k in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")}
     if wrong:
         kind, names = next(iter(wrong.items()))
-        raise OmniForcingError(f"{source}: {kind.replace('_', ' ')}: {list(names)[:3]}; the weights are of another architecture")
+        raise OmniForcingError(
+            f"{source}: {kind.replace('_', ' ')}: {list(names)[:3]}; the weights are of another architecture"
+        )
     kept = load_file(folder / SINKS_FILE)["sinks"] if (folder / SINKS_FILE).is_file() else torch.empty(0)
     count = kept.shape[0] if sinks is None else sinks
     model = DualStream(core, count)

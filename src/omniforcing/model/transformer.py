@@ -40,7 +40,9 @@ def _streams(layer: nn.Module) -> Pair[_Stream]:
     def names(prefix: str) -> _Stream:
         part = {n: getattr(layer, prefix + n) for n in ("norm1", "attn1", "norm2", "attn2", "norm3", "ff")}
         cross = getattr(layer, f"{'audio' if prefix else 'video'}_a2v_cross_attn_scale_shift_table")
-        return _Stream(site="audio" if prefix else "video", table=getattr(layer, prefix + "scale_shift_table"), cross_table=cross, **part)
+        return _Stream(
+            site="audio" if prefix else "video", table=getattr(layer, prefix + "scale_shift_table"), cross_table=cross, **part
+        )
 
     return Pair(names(""), names("audio_"))
 
@@ -149,13 +151,13 @@ class DualStream(nn.Module):
 
         return Pair(
             stream(core.time_embed, core.av_cross_attn_video_scale_shift, core.av_cross_attn_video_a2v_gate, view.owner.video),
-            stream(core.audio_time_embed, core.av_cross_attn_audio_scale_shift, core.av_cross_attn_audio_v2a_gate, view.owner.audio),
+            stream(
+                core.audio_time_embed, core.av_cross_attn_audio_scale_shift, core.av_cross_attn_audio_v2a_gate, view.owner.audio
+            ),
         )
 
 
-def _layer(
-    layer: nn.Module, index: int, x: Latents, condition: Pair[_Condition], text: Pair[KeyValue], view: View
-) -> Latents:
+def _layer(layer: nn.Module, index: int, x: Latents, condition: Pair[_Condition], text: Pair[KeyValue], view: View) -> Latents:
     """One transformer block: self, text, both cross-modal attentions from the same states, feed-forward."""
     parts = _streams(layer)
     rows = parts.map(lambda part, c: c.rows(part.table, c.main), condition)
@@ -222,4 +224,6 @@ def check_architecture(core: LTX2VideoTransformer3DModel) -> None:
         )
     for key in ("cross_attn_mod", "audio_cross_attn_mod"):
         if getattr(config, key, False):
-            raise OmniForcingError(f"transformer config: {key}=true (LTX-2.3's prompt modulation) is not supported yet; use LTX-2.0 weights")
+            raise OmniForcingError(
+                f"transformer config: {key}=true (LTX-2.3's prompt modulation) is not supported yet; use LTX-2.0 weights"
+            )

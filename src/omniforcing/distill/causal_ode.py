@@ -1,0 +1,67 @@
+"""Stage II: block-causal ODE regression with sinks (paper section 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from omniforcing.config import CausalOdeConfig, OdeTarget
+from omniforcing.distill.common import Batch, StageModule, weighted
+from omniforcing.latents import Pair
+from omniforcing.layout import BlockTable
+from omniforcing.model.attention import Masked
+from omniforcing.model.transformer import DualStream
+
+
+class CausalOde(StageModule):
+    """Every block sits at its own random point of a trajectory; the student regresses where that trajectory ends.
+
+    Both streams of a block share the point, and all indices come from the block table. The last point (sigma 0) is drawn
+    too, so that clean context is seen, but carries no loss.
+
+    Args:
+        sigmas: the student's sigmas; trajectories hold a state for each, and the end.
+        view: block-causal attention over the training clip.
+    """
+
+    def __init__(
+        self, model: DualStream, config: CausalOdeConfig, sigmas: Sequence[float], table: BlockTable, view: Masked, seed: int
+    ) -> None:
+        super().__init__(model, config.optim, seed)
+        self.config, self.table, self.view = config, table, view
+        self.register_buffer("sigmas", torch.tensor([*sigmas, 0.0]), persistent=False)
+
+    def training_step(self, batch: tuple[int, Batch], _index: int) -> None:
+        step, data = batch
+        states = data.latents
+        blocks = (states.video.shape[0], self.view.count)
+        point = torch.randint(len(self.sigmas), blocks, generator=self.generator(step), device=self.device)
+        x = states.map(pick, self.spread(point))
+        v = self.model(x, self.sigmas[point], self.model.cache_text(data.text), self.view)
+        sigma = self.spread(self.sigmas[point])
+        losses = v.map(self.regress, x, states.map(lambda s: s[:, -1]), sigma)
+        norms = self.update(self.optimizers(), self.model, weighted(losses, self.config.loss), step)
+        self.ema.update(self.model, step)
+        self.record({"loss": losses, "gradient_norm": norms})
+
+    def spread(self, per_block: Tensor) -> Pair[Tensor]:
+        """``[B, blocks]`` to one value per latent of each stream."""
+        count = self.view.count
+        return Pair(per_block[:, list(self.table.video_owner(count))], per_block[:, list(self.table.audio_owner(count))])
+
+    def regress(self, v: Tensor, x: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
+        """Mean square error against the velocity ``(x - x0) / sigma`` that leads to the trajectory's end, where sigma > 0."""
+        sigma = sigma.reshape(*sigma.shape, *[1] * (v.ndim - sigma.ndim))
+        noisy = (sigma > 0).expand_as(v)
+        error = v - (x - x0) / sigma.clamp_min(1e-6)
+        if self.config.target is OdeTarget.x0:
+            error = error * sigma
+        return error[noisy].square().mean() if noisy.any() else (v * 0).sum()
+
+
+def pick(states: Tensor, point: Tensor) -> Tensor:
+    """State ``point [B, T]`` of ``states [B, K, T, ...]`` for every latent: ``[B, T, ...]``."""
+    batch = torch.arange(states.shape[0], device=states.device)[:, None]
+    return states[batch, point, torch.arange(states.shape[2], device=states.device)]
