@@ -7,6 +7,7 @@ without rounding to a frame. Every clip follows from (seed, index) alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from omniforcing.errors import OmniForcingError
 from omniforcing.layout import FPS, SAMPLE_RATE, clip_frames, clip_samples
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
 
 # Colour name -> (RGB 0..255, fundamental in Hz).
 COLOURS: dict[str, tuple[tuple[int, int, int], float]] = {

@@ -1,0 +1,65 @@
+"""What could not be used, counted by reason, and what could not be written, told in a sentence."""
+
+from __future__ import annotations
+
+import errno
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from omniforcing.errors import OmniForcingError
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A file, or the clip of it that starts at ``start`` seconds, and why it was left out."""
+
+    name: str
+    start: float | None
+    reason: str
+    detail: str
+
+
+def summary(rejects: list[Reject]) -> dict[str, Any]:
+    """Rejects as json: each of them, and their number by reason."""
+    counts = Counter(reject.reason for reject in rejects)
+    return {"rejects": [asdict(reject) for reject in rejects], "reject_counts": dict(sorted(counts.items()))}
+
+
+def refuse_share(rejects: list[Reject], accepted: int, most: float, what: str) -> None:
+    """Stop if nothing is left, or if the share of rejects exceeds ``most``.
+
+    Raises:
+        OmniForcingError: with the count of each reason and the first of the rejects.
+    """
+    total = len(rejects) + accepted
+    if accepted and len(rejects) <= most * total:
+        return
+    if not rejects:
+        raise OmniForcingError(f"there are no {what}; check the config section clips")
+    reasons = ", ".join(f"{n} {reason}" for reason, n in summary(rejects)["reject_counts"].items())
+    first = rejects[0]
+    raise OmniForcingError(
+        f"{len(rejects)} of {total} {what} cannot be used ({reasons}; the first is {first.name}: {first.detail}); "
+        f"mend them or raise clips.max_reject_share from {most:g}"
+    )
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a full disk into a sentence that names ``path``.
+
+    Raises:
+        OmniForcingError: if the disk, a quota or the allowed file size is exhausted.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise OmniForcingError(
+            f"the disk is full while writing {path} ({error.strerror}); free some space and run again, finished parts are kept"
+        ) from error

@@ -1,0 +1,159 @@
+"""Where clips come from: the synthetic world, or a folder of videos with captions. Both become one ``clips.jsonl``.
+
+A line is one file: its path, caption, split, how many clips of K seconds can be cut from it, and provenance. Synthetic clips are
+written as mp4 files and then take the same way as anybody's videos.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from omniforcing.config import ClipsConfig
+from omniforcing.data.captions import Captions, find_captions, missing_videos, same_name
+from omniforcing.data.conform import Form, Recording
+from omniforcing.data.media import Rejected, encode_mp4
+from omniforcing.data.rejects import Reject, refuse_share, summary, writing
+from omniforcing.data.synthetic import make_clip
+from omniforcing.errors import OmniForcingError
+from omniforcing.files import write_manifest
+from omniforcing.latents import Pair
+
+CLIPS = "clips.jsonl"
+TRAIN, HELDOUT = "train", "heldout"
+VIDEO_SUFFIXES = {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".flv", ".wmv", ".3gp", ".ogv"}
+# Synthetic clips are encoded a second time into shards; here nearly nothing is lost, so that shards.crf alone decides.
+SYNTHETIC_CRF = 4
+# A small folder cannot spare clips.heldout clips: at most this share of it is held out.
+MOST_HELDOUT = 0.25
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of ``clips.jsonl``: ``path`` absolute or relative to the clips folder, ``cuts`` clips of K seconds."""
+
+    path: str
+    caption: str
+    split: str
+    cuts: int
+    provenance: dict[str, Any]
+
+
+def write_clips(clips: ClipsConfig, seed: int, folder: Path) -> dict[str, Any]:
+    """Fill ``folder`` with ``clips.jsonl``, a manifest with the rejects, and the mp4 files of synthetic clips.
+
+    Returns the counts: clips per split, files, rejects by reason.
+
+    Raises:
+        OmniForcingError: if the folder or the captions cannot be read, or more than ``clips.max_reject_share`` is rejected.
+    """
+    rejects: list[Reject] = []
+    if clips.source == "synthetic":
+        entries = list(tqdm(_synthetic(clips, seed, folder), "clips", clips.count, unit="clip"))
+    else:
+        entries = _hold_out(list(_folder(clips, rejects)), clips.heldout)
+    refuse_share(rejects, len(entries), clips.max_reject_share, f"videos of {clips.folder}")
+    lines = (json.dumps(asdict(entry), ensure_ascii=False, sort_keys=True) + "\n" for entry in entries)
+    with writing(folder / CLIPS):
+        (folder / CLIPS).write_text("".join(lines), encoding="utf-8")
+        counts = {split: sum(e.cuts for e in entries if e.split == split) for split in (TRAIN, HELDOUT)}
+        found = {"kind": "clips", "clips": counts, "sources": len(entries), **summary(rejects)}
+        write_manifest(folder, found)
+    return found
+
+
+def read_clips(folder: Path) -> list[Entry]:
+    """The entries of a clips folder, with absolute paths.
+
+    Raises:
+        OmniForcingError: if ``clips.jsonl`` is missing or a line of it is not an entry.
+    """
+    path = folder / CLIPS
+    if not path.is_file():
+        raise OmniForcingError(f"{path} is missing; run the stage clips")
+    entries = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            entry = Entry(**json.loads(line))
+        except (ValueError, TypeError) as error:
+            raise OmniForcingError(f"{path}, line {number} is not a clip ({error}); run the stage clips again") from error
+        entries.append(replace(entry, path=str(folder / entry.path)))
+    return entries
+
+
+def _synthetic(clips: ClipsConfig, seed: int, folder: Path) -> Iterator[Entry]:
+    if clips.heldout >= clips.count:
+        raise OmniForcingError(f"clips.heldout={clips.heldout} leaves nothing of clips.count={clips.count} to train on")
+    (folder / "clips").mkdir()
+    for index in range(clips.count):
+        clip = make_clip(seed, index, clips.seconds, clips.height, clips.width, clips.balls)
+        path = folder / "clips" / f"{index:06d}.mp4"
+        with writing(path):
+            path.write_bytes(encode_mp4(Pair(clip.frames, clip.samples), SYNTHETIC_CRF))
+        truth = {"colours": clip.colours, "modes": clip.modes, "impacts": clip.impacts}
+        split = HELDOUT if index >= clips.count - clips.heldout else TRAIN
+        name = path.relative_to(folder).as_posix()
+        yield Entry(name, clip.caption, split, 1, {"source": "synthetic", "name": name, "seed": seed, "index": index, **truth})
+
+
+def _folder(clips: ClipsConfig, rejects: list[Reject]) -> Iterator[Entry]:
+    """Probe every video below ``clips.folder``; yield the usable ones (as training clips), collect the rejects."""
+    folder = Path(clips.folder or "").expanduser().absolute()
+    if not folder.is_dir():
+        raise OmniForcingError(f"{folder} is not a folder; set clips.folder to the folder that holds your videos")
+    captions = find_captions(folder, clips.captions)
+    names = _videos(folder, captions)
+    if not names:
+        raise OmniForcingError(f"{folder} holds no video ({', '.join(sorted(VIDEO_SUFFIXES))}); correct clips.folder")
+    form = Form(clips.height, clips.width, clips.seconds)
+    for name in tqdm(names, "probing", unit="file"):
+        try:
+            yield _entry(folder, name, captions.of(folder, name), form)
+        except Rejected as error:
+            rejects.append(Reject(name, None, error.reason, error.detail))
+    for name in missing_videos(captions, names):
+        rejects.append(Reject(name, None, "caption for a missing video", f"{folder / name} does not exist"))
+
+
+def _entry(folder: Path, name: str, caption: str, form: Form) -> Entry:
+    path = folder / name
+    recording = Recording(path, form)
+    found = recording.probe
+    provenance = {
+        "source": "file",
+        "name": name,
+        "bytes": path.stat().st_size,
+        "fps": round(found.fps, 3),
+        "height": found.height,
+        "width": found.width,
+        "rate": found.rate,
+        "channels": found.channels,
+    }
+    return Entry(str(path), caption, TRAIN, recording.cuts, provenance)
+
+
+def _videos(folder: Path, captions: Captions) -> list[str]:
+    """Names below ``folder``, sorted, of the files that end like a video or have a caption; hidden ones are left out."""
+    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    names = (path.as_posix() for path in files if not any(part.startswith(".") for part in path.parts))
+    return sorted(n for n in names if Path(n).suffix.lower() in VIDEO_SUFFIXES or same_name(n) in captions.texts)
+
+
+def _hold_out(entries: list[Entry], heldout: int) -> list[Entry]:
+    """Mark whole files as held out, in the order of their names' hashes, until they hold ``heldout`` clips."""
+    wanted = min(heldout, max(1, int(MOST_HELDOUT * sum(entry.cuts for entry in entries))))
+    if heldout and len(entries) == 1:
+        raise OmniForcingError(f"only {entries[0].path} can be used: a second video is needed to hold out from training")
+    chosen: set[str] = set()
+    count = 0
+    for entry in sorted(entries, key=lambda entry: hashlib.sha256(same_name(entry.provenance["name"]).encode()).hexdigest()):
+        if count < wanted and len(chosen) < len(entries) - 1:
+            chosen.add(entry.path)
+            count += entry.cuts
+    return [replace(entry, split=HELDOUT if entry.path in chosen else TRAIN) for entry in entries]
