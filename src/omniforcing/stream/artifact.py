@@ -1,0 +1,191 @@
+"""The artifact: a folder that streams on a machine with torch, diffusers and PyAV alone.
+
+    transformer/        the student in diffusers format (``LTX2VideoTransformer3DModel.from_pretrained`` opens it)
+    sinks.safetensors   its sink tokens
+    codec/              video_vae/, audio_vae/, vocoder/, codec.json
+    text/               tokenizer, Gemma and connectors
+    streaming.json      how to run it: ``StreamSettings``
+    README.md           model card
+    manifest.json       bytes and sha256 of all of these
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omniforcing.errors import OmniForcingError
+from omniforcing.files import read_json, verify_manifest, write_json, write_manifest
+from omniforcing.layout import FPS, LAYOUTS, SAMPLE_RATE
+from omniforcing.stream.card import model_card
+
+if TYPE_CHECKING:
+    from omniforcing.config import Config
+    from omniforcing.model.rollout import RolloutConfig
+
+SCHEMA = 1
+SETTINGS_FILE = "streaming.json"
+STUDENT_PARTS = ("transformer", "sinks.safetensors")
+CODEC_PARTS = ("video_vae", "audio_vae", "vocoder", "codec.json")
+
+
+class ArtifactError(OmniForcingError):
+    """An artifact folder that cannot be used; names the file and says what to do."""
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """What ``streaming.json`` holds beside its schema version.
+
+    Attributes:
+        preset: the preset it was trained with.
+        layout: name of the block table.
+        height: of the picture, pixels.
+        width: of the picture, pixels.
+        grid: spatial tokens of a video latent, [H, W].
+        window: past blocks visible beside the prefix.
+        horizon: index of the last block seen in training.
+        sigmas: the denoising steps.
+        context_noise: sigma of the forward that fills the cache.
+        sinks: number of sink tokens.
+        stabiliser: what keeps the first audio tokens in bounds.
+        look_ahead: mel frames (10 ms) by which the sound comes after the picture.
+        fps: frames per second.
+        sample_rate: samples per second.
+    """
+
+    preset: str
+    layout: str
+    height: int
+    width: int
+    grid: list[int]
+    window: int
+    horizon: int
+    sigmas: list[float]
+    context_noise: float
+    sinks: int
+    stabiliser: str
+    look_ahead: int
+    fps: int = FPS
+    sample_rate: int = SAMPLE_RATE
+
+    @classmethod
+    def of(cls, config: Config, grid: tuple[int, int], look_ahead: int) -> StreamSettings:
+        """The settings of a student trained under ``config``, with what its codec declares."""
+        student = config.student
+        return cls(
+            preset=config.preset,
+            layout=student.layout,
+            height=config.clips.height,
+            width=config.clips.width,
+            grid=list(grid),
+            window=student.window,
+            horizon=config.table.count_for(config.latent_counts) - 1,
+            sigmas=list(student.sigmas),
+            context_noise=student.context_noise,
+            sinks=student.sinks,
+            stabiliser=student.stabiliser.value,
+            look_ahead=look_ahead,
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> StreamSettings:
+        """Read ``streaming.json``.
+
+        Raises:
+            ArtifactError: if its schema is another one, a key is missing or unknown, or the layout is unknown.
+        """
+        values = read_json(path)
+        schema = values.pop("schema", None) if isinstance(values, dict) else None
+        if schema != SCHEMA:
+            raise ArtifactError(f"{path} has schema {schema}, this version reads schema {SCHEMA}; export the artifact again")
+        names = {field.name for field in dataclasses.fields(cls)}
+        for problem, keys in (("lacks", names - values.keys()), ("has the unknown key", values.keys() - names)):
+            if keys:
+                raise ArtifactError(f"{path} {problem} {min(keys)!r}; export the artifact again")
+        if values["layout"] not in LAYOUTS:
+            raise ArtifactError(f"{path} names layout {values['layout']!r}; this version knows {', '.join(LAYOUTS)}")
+        if (values["fps"], values["sample_rate"]) != (FPS, SAMPLE_RATE):
+            found = f"{values['fps']} fps and {values['sample_rate']} Hz"
+            raise ArtifactError(f"{path} asks for {found}; this version streams {FPS} fps and {SAMPLE_RATE} Hz")
+        return cls(**values)
+
+    @property
+    def rollout(self) -> RolloutConfig:
+        """What the rollout needs of it."""
+        from omniforcing.model.rollout import RolloutConfig
+
+        height, width = self.grid
+        return RolloutConfig(
+            table=LAYOUTS[self.layout],
+            grid=(height, width),
+            sigmas=tuple(self.sigmas),
+            window=self.window,
+            horizon=self.horizon,
+            context_noise=self.context_noise,
+        )
+
+    @property
+    def trained_seconds(self) -> float:
+        """How much media the student was trained on at once."""
+        return LAYOUTS[self.layout].block(self.horizon).seconds[1] - 1 / FPS
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A checked artifact folder."""
+
+    folder: Path
+    settings: StreamSettings
+
+    @classmethod
+    def open(cls, folder: Path, verify: bool = True) -> Artifact:
+        """Check the folder's checksums (unless told not to) and read its settings.
+
+        Raises:
+            OmniForcingError: naming the file that is missing, altered, or of another schema.
+        """
+        folder = Path(folder)
+        if not (folder / SETTINGS_FILE).is_file():
+            raise ArtifactError(f"{folder} is not an artifact, it has no {SETTINGS_FILE}; give the folder of an export stage")
+        if verify:
+            verify_manifest(folder)
+        return cls(folder, StreamSettings.read(folder / SETTINGS_FILE))
+
+
+def _copy(source: Path, parts: tuple[str, ...], target: Path) -> None:
+    target.mkdir(exist_ok=True)
+    for part in parts:
+        origin = source / part
+        if origin.is_dir():
+            shutil.copytree(origin, target / part, copy_function=shutil.copyfile)
+        elif origin.is_file():
+            shutil.copyfile(origin, target / part)
+        else:
+            raise ArtifactError(f"{origin} is missing, which an artifact needs; run the stage that writes it")
+
+
+def write_artifact(folder: Path, student: Path, codec: Path, settings: StreamSettings, metrics: Mapping[str, Any]) -> Artifact:
+    """Fill an empty folder, usually the temporary one of ``atomic_dir``; the same inputs give the same bytes.
+
+    Args:
+        folder: where to.
+        student: folder with ``transformer/`` and ``sinks.safetensors``.
+        codec: folder of the codec stage, with the text encoder in ``text/``.
+        settings: how to run it.
+        metrics: the evaluation's ``metrics.json``, for the model card.
+
+    Raises:
+        ArtifactError: naming a part that is missing.
+    """
+    _copy(student, STUDENT_PARTS, folder)
+    _copy(codec, CODEC_PARTS, folder / "codec")
+    _copy(codec, ("text",), folder)
+    write_json(folder / SETTINGS_FILE, {"schema": SCHEMA, **dataclasses.asdict(settings)})
+    (folder / "README.md").write_text(model_card(settings, metrics), encoding="utf-8")
+    write_manifest(folder)
+    return Artifact(folder, settings)
