@@ -39,9 +39,13 @@ class Declaration:
         return {path: folder_digest(root / path) for path in self.inputs}
 
     def fingerprint(self, config: Config, root: Path) -> str:
-        """sha256 of everything the result depends on: config values, inputs and code."""
+        """sha256 of everything the result depends on: config values, inputs and code.
+
+        And of the checkpoint interval: it counts the steps of an old checkpoint, so that none may be read under another.
+        """
+        values = {**self.config_values(config), "checkpoint_every": config.trainer.checkpoint_every}
         code = {path: tree_digest(root / path) for path in self.code}
-        return digest({"config": self.config_values(config), "inputs": self.input_digests(root), "code": code})
+        return digest({"config": values, "inputs": self.input_digests(root), "code": code})
 
 
 def _lookup(values: Any, key: str) -> Any:

@@ -20,6 +20,7 @@ from omniforcing.files import read_json, write_json
 
 EXPERIMENT = "omniforcing"
 PARENT_VARIABLE = "OMNIFORCING_PARENT_RUN"
+COMMIT_VARIABLE = "OMNIFORCING_GIT_COMMIT"
 _LONGEST_PARAM = 500
 
 
@@ -37,7 +38,12 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def git_commit(root: Path) -> str:
-    """The checkout's commit, with ``-dirty`` if tracked files differ from it; ``unknown`` outside git."""
+    """The checkout's commit, with ``-dirty`` if tracked files differ from it; ``unknown`` outside git.
+
+    A pipeline run fixes it in the environment at its start: a borrowed preset is no change of the checkout.
+    """
+    if COMMIT_VARIABLE in os.environ:
+        return os.environ[COMMIT_VARIABLE]
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     answer = subprocess.run(command, cwd=root, capture_output=True, text=True)
     return answer.stdout.strip() if answer.returncode == 0 else "unknown"

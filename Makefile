@@ -1,0 +1,55 @@
+# The environment is made on first use and again when its requirements change; PYTHON=python3.12 chooses the interpreter.
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do $$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+STAMP := $(VENV)/.installed
+RUN := $(VENV)/bin/python
+
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export DVC_NO_ANALYTICS := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export RAY_USAGE_STATS_ENABLED := 0
+export RAY_AUTH_MODE ?= token
+
+.DEFAULT_GOAL := help
+.PHONY: help env pocket smoke foundation ui test lint clean
+
+help:  ## these lines
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
+
+env: $(STAMP)  ## make the environment in .venv
+
+pocket: $(STAMP)  ## environment + main job: the pocket pipeline, end to end (minutes on 2 CPU cores)
+	$(RUN) pipelines/main.py --preset pocket
+
+smoke: $(STAMP)  ## environment + every stage in its smallest form, from scratch
+	$(RUN) pipelines/main.py --preset smoke
+
+foundation: $(STAMP)  ## train pocket's codec and teacher and keep them in the package (hours on 2 CPU cores)
+	$(RUN) pipelines/main.py --preset pocket --foundation
+
+ui: $(STAMP)  ## MLflow at http://127.0.0.1:5000
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(VENV)/bin/mlflow server --workers 1 --host 127.0.0.1 --port 5000 \
+	  --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
+
+test: $(STAMP)  ## environment + tests
+	$(RUN) -m pytest
+
+lint: $(STAMP)  ## ruff and mypy
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+clean:  ## forget half-done work (.work) and temporary folders; outputs, runs and environment stay
+	rm -rf .work data/*/.*.tmp-*
+
+$(STAMP): constraints.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11, 3.12 or 3.13 found; install one or name it with PYTHON=" >&2; exit 2; }
+	@$(PYTHON) -c '$(SUPPORTED)' || { echo "error: $(PYTHON) is not Python 3.11, 3.12 or 3.13; name one with PYTHON=" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet -c constraints.txt -e '.[pipeline,dev]'
+	@# The torchaudio wheel carries an extension linked to CUDA, which cannot load beside a CPU-only torch. Without the file
+	@# torchaudio works, as its loader documents; what it would add (CUDA decoders, forced alignment) is not used here.
+	@$(RUN) -c 'import torch, pathlib, importlib.util as u; \
+	  lib = pathlib.Path(u.find_spec("torchaudio").submodule_search_locations[0], "lib"); \
+	  [p.unlink() for p in lib.glob("_torchaudio*.so") if torch.version.cuda is None]'
+	@touch $(STAMP)

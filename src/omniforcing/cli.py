@@ -1,0 +1,83 @@
+"""The command ``omniforcing``. Each subcommand is imported only when it is asked for: an inference machine lacks the rest."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from omniforcing import __version__
+from omniforcing.console import run_command
+from omniforcing.errors import OmniForcingError
+
+# Name: module that offers add_arguments(parser) and run(arguments), and its one line of help.
+COMMANDS = {
+    "stream": ("omniforcing.stream.command", "generate a clip with sound from a prompt, block by block"),
+    "inspect": ("omniforcing.data.inspect", "show what a folder of shards or latents holds, with a contact sheet"),
+    "config": ("omniforcing.cli", "print the resolved configuration"),
+}
+EXAMPLES = """examples:
+  omniforcing stream --artifact data/pocket/artifact --prompt "a red ball bounces" --seconds 8 --seed 1 --out clip.mp4
+  omniforcing inspect data/pocket/shards
+  omniforcing config --preset smoke clips.count=16
+  omniforcing COMMAND --help"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``omniforcing config``."""
+    parser.add_argument("overrides", nargs="*", metavar="key.subkey=value", help="overrides to apply")
+    parser.add_argument("--preset", help="a name in conf/preset (default: the key `preset` of conf/config.yaml)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print the configuration that a stage would see, as YAML."""
+    from yaml import safe_dump
+
+    from omniforcing.config import load_config, to_dict
+
+    print(safe_dump(to_dict(load_config(arguments.overrides, preset=arguments.preset)), sort_keys=False), end="")
+
+
+def _load(command: str) -> object:
+    try:
+        return importlib.import_module(COMMANDS[command][0])
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("omniforcing"):
+            raise
+        raise OmniForcingError(
+            f"`omniforcing {command}` needs the package {error.name}; install it with pip install 'omniforcing[pipeline]'"
+        ) from error
+
+
+def _top_parser() -> argparse.ArgumentParser:
+    commands = "\n".join(f"  {name:<10}{about}" for name, (_, about) in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="omniforcing",
+        usage="omniforcing COMMAND ...",
+        description=f"Streaming joint audio-video generation.\n\ncommands:\n{commands}",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"omniforcing {__version__}")
+    parser.add_argument("command", choices=COMMANDS, help=argparse.SUPPRESS)
+    return parser
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Run one subcommand and exit: 0, 2 with a sentence after an error, 130 after Ctrl-C."""
+    given = list(sys.argv[1:] if words is None else words)
+    # Only the first word is parsed here, so that one command's module is loaded and not all of them.
+    command = _top_parser().parse_args(given[:1] or ["--help"]).command
+
+    def chosen() -> None:
+        module = _load(command)
+        parser = argparse.ArgumentParser(prog=f"omniforcing {command}", description=f"{COMMANDS[command][1].capitalize()}.")
+        module.add_arguments(parser)  # type: ignore[attr-defined]
+        module.run(parser.parse_args(given[1:]))  # type: ignore[attr-defined]
+
+    sys.exit(run_command(chosen))
+
+
+if __name__ == "__main__":
+    main()

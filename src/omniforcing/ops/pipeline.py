@@ -1,0 +1,79 @@
+"""One pipeline run: ``dvc repro`` for a preset under one MLflow parent run, and the table of minutes at its end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from omniforcing.config import load_config
+from omniforcing.errors import OmniForcingError
+from omniforcing.files import read_json
+from omniforcing.ops import foundation, tracking
+from omniforcing.ops.declaration import read_declaration, stage_names
+from omniforcing.ops.presets import tracked_preset, using_preset
+from omniforcing.ops.stage import die_with_parent, exclusive
+
+
+def _call(command: Sequence[str], root: Path) -> None:
+    # The children find the interpreter that runs us as `python`, whether or not its environment is activated.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    quiet = {"DVC_NO_ANALYTICS": "1", "PATH": path}
+    answer = subprocess.run([sys.executable, *command], cwd=root, env={**os.environ, **quiet}, preexec_fn=die_with_parent)
+    if answer.returncode:
+        shown = " ".join(command)
+        raise OmniForcingError(f"`{shown}` failed, see above; mend it and run the same command again, it continues there")
+
+
+def _train_foundation(root: Path, preset: str) -> None:
+    _call(["-m", "dvc", "repro", "shards"], root)
+    for stage in ("codec", "latents", "teacher"):
+        _call([f"pipelines/{stage}.py", f"preset={preset}", "codec.source=train", "teacher.source=train"], root)
+    foundation.publish(root, preset)
+
+
+def _parent_run(root: Path, preset: str) -> tracking.Run:
+    """The run that `mlflow run` began for us, or our own, continued after a kill."""
+    client = tracking.connect(root)
+    given = os.environ.get("MLFLOW_RUN_ID")
+    if given:
+        return tracking.Run(client, given)
+    tags = {"preset": preset, "git_commit": tracking.git_commit(root)}
+    return tracking.open_run(client, f"pipeline {preset}", root / ".work" / preset / "parent.json", tags, {})
+
+
+def minutes_table(root: Path, preset: str, since: float) -> str:
+    """Minutes of every stage that has run; those that ended before ``since`` (epoch seconds) were up to date."""
+    path = root / ".work" / preset / "timings.json"
+    timings = read_json(path) if path.is_file() else {}
+    lines, total = [f"{'stage':<20}{'minutes':>9}"], 0.0
+    for name in stage_names(root):
+        if name in timings:
+            now = timings[name]["ended"] >= since
+            total += timings[name]["seconds"] if now else 0
+            lines.append(f"{name:<20}{timings[name]['seconds'] / 60:>9.1f}{'' if now else '  (up to date)'}")
+    return "\n".join([*lines, f"{'this run':<20}{total / 60:>9.1f}"])
+
+
+def run_pipeline(root: Path, preset: str | None, stages: Sequence[str] = (), *, train_foundation: bool = False) -> None:
+    """Bring ``stages`` (default: all) of a preset (default: the tracked one) up to date.
+
+    Raises:
+        OmniForcingError: for an unknown preset or stage, another pipeline run in this checkout, or a stage that fails.
+    """
+    began = time.time()
+    for stage in stages:
+        read_declaration(stage, root, "")
+    with exclusive(root / ".work" / "pipeline.lock", "a pipeline run in this checkout"):
+        os.environ[tracking.COMMIT_VARIABLE] = tracking.git_commit(root)
+        preset = load_config(root=root, preset=preset or tracked_preset(root)).preset
+        with using_preset(root, preset), tracking.closing(_parent_run(root, preset)) as parent:
+            os.environ[tracking.PARENT_VARIABLE] = parent.id
+            if train_foundation:
+                _train_foundation(root, preset)
+            else:
+                _call(["-m", "dvc", "repro", *stages], root)
+    print(f"\n{minutes_table(root, preset, began)}\n\noutputs: data/{preset}   runs: make ui   measures: dvc metrics show")
