@@ -20,7 +20,10 @@ KEPT = Path(__file__).resolve().parents[1] / "assets" / "pocket"
 PARTS = ("codec", "teacher")
 # What shapes the weights; the rest of the sections only says how they were trained.
 _ARCHITECTURE = {"codec": ("video", "audio", "vocoder", "text"), "teacher": ("model",)}
-_TRAINING_KEYS = {"steps", "batch", "lr", "foreground_weight"}
+_TRAINING_KEYS = {
+    *("steps", "batch", "crops", "seconds", "mel_frames", "lr", "precision"),
+    *("foreground_weight", "kl", "kl_from", "mel_weight", "wave_weight"),
+}
 _REMEDY = "retrain it with `make foundation`, or set {part}.source=train"
 
 
