@@ -47,6 +47,17 @@ Latents = Pair[Tensor]
 TextFeatures = Pair[Tensor]
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Latents (or a trajectory's states, ``[B, K, T, ...]``) and the features of their captions."""
+
+    latents: Latents
+    text: TextFeatures
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(self.latents.map(lambda x: x.to(device)), self.text.map(lambda x: x.to(device)))
+
+
 def concatenate(parts: list[Latents]) -> Latents:
     """Join latents along time (dimension 1)."""
     return Pair(torch.cat([part.video for part in parts], 1), torch.cat([part.audio for part in parts], 1))

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from omniforcing.config import CausalOdeConfig, OdeTarget
-from omniforcing.distill.common import Batch, StageModule, weighted
-from omniforcing.latents import Pair
+from omniforcing.distill.common import StageModule, weighted
+from omniforcing.latents import Batch, Pair
 from omniforcing.layout import BlockTable
 from omniforcing.model.attention import Masked
 from omniforcing.model.transformer import DualStream

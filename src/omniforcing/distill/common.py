@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
@@ -12,19 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from omniforcing.config import OptimiserConfig, Weights
-from omniforcing.latents import Latents, Pair, TextFeatures
+from omniforcing.latents import Latents, Pair
 from omniforcing.seeding import step_generator
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Latents (or a trajectory's states, ``[B, K, T, ...]``) and the features of their captions."""
-
-    latents: Latents
-    text: TextFeatures
-
-    def to(self, device: torch.device) -> Batch:
-        return Batch(self.latents.map(lambda x: x.to(device)), self.text.map(lambda x: x.to(device)))
 
 
 def modality_of(name: str) -> str:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from omniforcing.config import DmdConfig, Weights
-from omniforcing.distill.common import Batch, StageModule, mean_square, weighted
-from omniforcing.latents import Latents, Pair, TextFeatures, noise_like
+from omniforcing.distill.common import StageModule, mean_square, weighted
+from omniforcing.latents import Batch, Latents, Pair, TextFeatures, noise_like
 from omniforcing.model.attention import View
 from omniforcing.model.rollout import predict_x0
 from omniforcing.model.transformer import DualStream

@@ -7,8 +7,8 @@ import math
 import torch
 
 from omniforcing.config import TeacherConfig
-from omniforcing.distill.common import Batch, StageModule, mean_square, weighted
-from omniforcing.latents import TextFeatures, noise_like
+from omniforcing.distill.common import StageModule, mean_square, weighted
+from omniforcing.latents import Batch, TextFeatures, noise_like
 from omniforcing.model.attention import View
 from omniforcing.model.transformer import DualStream
 from omniforcing.schedule import add_noise, sample_sigma, velocity
