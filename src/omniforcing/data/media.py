@@ -68,12 +68,12 @@ class Probe:
 @contextmanager
 def _opened(source: Source) -> Iterator[Any]:
     """A PyAV container of a source; what FFmpeg refuses becomes a reject."""
-    if (len(source) if isinstance(source, bytes) else source.stat().st_size) == 0:
-        raise Rejected("empty file", "0 bytes")
     try:
+        if (len(source) if isinstance(source, bytes) else source.stat().st_size) == 0:
+            raise Rejected("empty file", "0 bytes")
         with av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source)) as container:
             yield container
-    except (av.FFmpegError, UnicodeDecodeError) as error:
+    except (av.FFmpegError, OSError, UnicodeDecodeError) as error:
         raise Rejected("not a readable video", getattr(error, "strerror", None) or str(error)) from error
 
 

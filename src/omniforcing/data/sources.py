@@ -1,6 +1,6 @@
 """Where clips come from: the synthetic world, or a folder of videos with captions. Both become one ``clips.jsonl``.
 
-A line is one file: its path, caption, split, how many clips of K seconds can be cut from it, and provenance. Synthetic clips are
+A line is one file: path, caption, split, how many clips of K seconds can be cut from it, and provenance. Synthetic clips are
 written as mp4 files and then take the same way as anybody's videos.
 """
 
@@ -27,7 +27,7 @@ from omniforcing.latents import Pair
 
 CLIPS = "clips.jsonl"
 TRAIN, HELDOUT = "train", "heldout"
-VIDEO_SUFFIXES = {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".flv", ".wmv", ".3gp", ".ogv"}
+VIDEO_SUFFIXES = {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".flv", ".wmv", ".3gp"}
 # Synthetic clips are encoded a second time into shards; here nearly nothing is lost, so that shards.crf alone decides.
 SYNTHETIC_CRF = 4
 # A small folder cannot spare clips.heldout clips: at most this share of it is held out.

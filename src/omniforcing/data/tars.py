@@ -1,0 +1,131 @@
+"""WebDataset tars that a reader can trust: byte-deterministic, whole or absent, each with an index of what it must hold.
+
+webdataset itself reads a tar that ends early at a member's border as if it were complete; the index beside each tar
+(``train-000000.json`` for ``train-000000.tar``: samples, bytes, sha256, and what the writer adds) is what notices.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Set
+from pathlib import Path
+from typing import Any
+
+from omniforcing.data.rejects import writing
+from omniforcing.errors import OmniForcingError
+from omniforcing.files import MANIFEST, FileError, read_json, sha256_file, write_json
+
+SCHEMA = 1
+_AGAIN = "make the folder again with its stage, or copy it again"
+
+
+def dumps(value: Any) -> str:
+    """Json for inside a tar: sorted and without spaces, so that equal values are equal bytes."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def write_tar(path: Path, samples: Iterable[dict[str, Any]], extra: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Write samples to the tar ``path``, then its index, which is returned.
+
+    A sample is a dict of ``__key__`` (no dots) and members by suffix: bytes, text, or for ``json`` any json value. The tar
+    appears when it is complete and the index after it, so an index vouches for its tar. ``extra`` goes into the index; it is
+    read when the samples are exhausted, so that their generator may fill it.
+
+    Raises:
+        OmniForcingError: if the disk is full; nothing is left behind then.
+    """
+    from webdataset import TarWriter
+
+    partial = path.with_name(f".{path.name}.part")
+    count = 0
+    try:
+        with writing(path):
+            with partial.open("wb") as file:
+                with TarWriter(file, mtime=0, encoder=_encode) as tar:
+                    for sample in samples:
+                        tar.write(sample)
+                        count += 1
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+            size = path.stat().st_size
+            index = {"schema": SCHEMA, "n": count, "bytes": size, "sha256": sha256_file(path), **(extra or {})}
+            write_json(path.with_suffix(".json"), index)
+    finally:
+        partial.unlink(missing_ok=True)
+    return index
+
+
+def _encode(sample: dict[str, Any]) -> dict[str, Any]:
+    return {**sample, "json": dumps(sample["json"])} if "json" in sample else sample
+
+
+def require_kind(folder: Path, kind: str) -> dict[str, Any]:
+    """The manifest of the output folder of a stage; its ``kind`` says which stage: clips, shards, latents, trajectories.
+
+    Raises:
+        OmniForcingError: if the folder is not one of that kind.
+    """
+    manifest: dict[str, Any] = read_json(folder / MANIFEST)
+    if manifest.get("kind") != kind:
+        found = manifest.get("kind", "something else")
+        raise OmniForcingError(f"{folder} holds {found}, not {kind}; give the output folder of the stage {kind}")
+    return manifest
+
+
+def read_index(path: Path) -> dict[str, Any]:
+    """The index of the tar ``path``.
+
+    Raises:
+        FileError: if it is missing or not json.
+    """
+    index: dict[str, Any] = read_json(path.with_suffix(".json"))
+    return index
+
+
+def indices(folder: Path, kind: str, split: str | None = None) -> dict[Path, dict[str, Any]]:
+    """The tars of a folder in order with their indices: of one split (how names begin) or of all.
+
+    Raises:
+        OmniForcingError: if the folder is of another kind or holds no such tar, or one is missing, has no index or another size.
+    """
+    begin = f"{split}-" if split else ""
+    listed = sorted(require_kind(folder, kind)["files"])
+    found = {folder / n: read_index(folder / n) for n in listed if n.endswith(".tar") and n.startswith(begin)}
+    if not found:
+        raise FileError(f"{folder} holds no shard of the split {split or 'train or heldout'}; {_AGAIN}")
+    for path, index in found.items():
+        if not path.is_file():
+            raise FileError(f"shard {path} is missing; {_AGAIN}")
+        if path.stat().st_size != index["bytes"]:
+            raise FileError(f"shard {path} has {path.stat().st_size} bytes where its index says {index['bytes']}; {_AGAIN}")
+    return found
+
+
+def read_tar(path: Path, index: dict[str, Any], members: Set[str]) -> Iterator[dict[str, Any]]:
+    """The samples of a tar in order, through webdataset: ``__key__`` and the bytes of each member.
+
+    Raises:
+        FileError: naming the shard, if it is damaged, a sample lacks a member, or their number is not the index's.
+    """
+    from webdataset.tariterators import group_by_keys, tar_file_expander
+
+    count = 0
+    with path.open("rb") as file:
+        samples = group_by_keys(tar_file_expander([{"url": str(path), "stream": file}]))
+        while (sample := _next(path, samples, count)) is not None:
+            lacking = sorted(members - sample.keys())
+            if lacking:
+                raise FileError(f"shard {path}: sample {sample['__key__']} lacks its .{lacking[0]}; {_AGAIN}")
+            count += 1
+            yield sample
+    if count != index["n"]:
+        raise FileError(f"shard {path} holds {count} samples where its index says {index['n']}; {_AGAIN}")
+
+
+def _next(path: Path, samples: Iterator[dict[str, Any]], count: int) -> dict[str, Any] | None:
+    try:
+        return next(samples, None)
+    except Exception as error:  # tarfile and webdataset raise many kinds, all of them for a damaged file
+        raise FileError(f"shard {path} is damaged after sample {count} ({error.args[0]}); {_AGAIN}") from error
