@@ -1,0 +1,171 @@
+"""Every model on the same held-out captions and seeds, beside real clips, codec reconstructions and shuffled sounds.
+
+Each set of clips is sampled, observed and kept as one folder of ``work``; an evaluation that was killed goes on with the
+first set that is not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from omniforcing.config import EvaluateConfig
+from omniforcing.errors import OmniForcingError
+from omniforcing.files import atomic_dir
+from omniforcing.latents import Pair
+from omniforcing.metrics import quality
+from omniforcing.metrics.drift import drift
+from omniforcing.metrics.events import Media
+from omniforcing.metrics.observe import Observed, load_observed, observe, save_observed
+from omniforcing.metrics.plots import keep_media
+from omniforcing.metrics.summary import in_pocket_world, summarise, sync_of
+from omniforcing.seeding import step_seed
+
+# One clip for each caption and seed, in order: frames uint8 [T, H, W, 3], samples float32 [2, N].
+Sampler = Callable[[list[str], list[int]], Iterable[Media]]
+
+
+@dataclass(frozen=True)
+class Heldout:
+    """Real clips that no model was trained on: their captions, and a way to read them in that order any number of times."""
+
+    captions: list[str]
+    read: Callable[[], Iterator[Media]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """``models`` of ``metrics.json``, the Frechet features and their floor, and what plots and page need beside them."""
+
+    models: dict[str, dict[str, Any]]
+    frechet: dict[str, Any]
+    offsets: dict[str, list[float]]
+    shown: dict[str, str]  # index of a clip -> caption
+
+
+def evaluate(
+    heldout: Heldout,
+    codec: Callable[[Media], Media],
+    models: Mapping[str, Sampler],
+    rollouts: Mapping[str, Sampler],
+    work: Path,
+    config: EvaluateConfig,
+    seed: int,
+) -> Evaluation:
+    """Sample and measure everything that ``work`` does not hold yet.
+
+    Args:
+        heldout: at least 2 clips; their captions are the models' prompts.
+        codec: encodes and decodes one clip.
+        models: samplers of clips of the real ones' length, by name.
+        rollouts: samplers of clips ``config.drift_factor`` times as long, for the models that can go on.
+        work: scratch folder, which belongs to this evaluation alone.
+        config: seeds per caption, tolerance, clips for drift and page.
+        seed: of the whole evaluation.
+
+    Raises:
+        OmniForcingError: if there are too few held-out clips, or a sampler yields too few.
+    """
+    captions = heldout.captions
+    if len(captions) < 2:
+        raise OmniForcingError(f"an evaluation compares at least 2 held-out clips, found {len(captions)}; raise clips.heldout")
+    tolerance = config.tolerance_ms / 1000
+    shown = page_clips(captions, config.page_clips)
+    reference = collect(heldout.read(), captions, work / "real", shown, "real")
+    sets = {
+        "real": reference,
+        "codec": collect(map(codec, heldout.read()), captions, work / "codec", shown, "codec"),
+        "shuffled": collect(other_sounds(heldout.read()), captions, work / "shuffled", shown, "shuffled"),
+    }
+    prompts, seeds = plan(captions, config.seeds, seed)
+    for name, sampler in models.items():
+        sets[name] = collect(_lazily(sampler, prompts, seeds), prompts, work / name, shown, name)
+    results = {name: summarise(observed, reference, tolerance) for name, observed in sets.items()}
+    long = prompts[: config.drift_clips]
+    for name, sampler in rollouts.items():
+        observed = collect(_lazily(sampler, long, seeds[: len(long)]), long, work / f"{name}.rollout", (), f"{name} rollout")
+        if in_pocket_world(observed.clips):
+            results[name] |= drift(observed.clips, tolerance)
+    return Evaluation(
+        models=results,
+        frechet=_features(reference),
+        offsets={n: sync_of(s.clips, tolerance).offsets_ms for n, s in sets.items() if in_pocket_world(s.clips)},
+        shown={str(index): captions[index] for index in shown},
+    )
+
+
+def plan(captions: list[str], seeds: int, seed: int) -> tuple[list[str], list[int]]:
+    """The prompts and noise seeds of every model's clips: all captions once, then all again, each time other seeds."""
+    prompts = captions * seeds
+    return prompts, [step_seed(seed, index, "evaluate") for index in range(len(prompts))]
+
+
+def page_clips(captions: list[str], count: int) -> list[int]:
+    """Which clips the page shows: the first of each caption until there are ``count``, then the next ones."""
+    first = [i for i, caption in enumerate(captions) if caption not in captions[:i]]
+    rest = [i for i in range(len(captions)) if i not in first]
+    return sorted((first + rest)[:count])
+
+
+def other_sounds(clips: Iterator[Media]) -> Iterator[Media]:
+    """Each clip's picture with the next clip's sound, the last with the first's."""
+    first = earlier = next(clips)
+    for clip in clips:
+        yield Pair(earlier.video, clip.audio)
+        earlier = clip
+    yield Pair(earlier.video, first.audio)
+
+
+def collect(media: Iterable[Media], captions: list[str], folder: Path, shown: Iterable[int] = (), label: str = "") -> Observed:
+    """Observe one clip per caption and keep the result in ``folder``; if that exists, ``media`` is not touched.
+
+    Args:
+        media: clips in the order of ``captions``.
+        captions: what each clip was asked to show.
+        folder: written whole or not at all.
+        shown: indices whose mp4 and spectrogram are kept too, as ``<index>.mp4`` and ``<index>.png``.
+        label: of the progress bar.
+
+    Raises:
+        OmniForcingError: if there are fewer clips than captions.
+    """
+    if not folder.exists():
+        with atomic_dir(folder) as partial:
+            save_observed(_observe_all(_counted(media, captions, label), partial, set(shown)), partial)
+    return load_observed(folder)
+
+
+def _observe_all(clips: Iterator[tuple[str, Media]], folder: Path, shown: set[int]) -> Observed:
+    observations, video, audio = [], [], []
+    for index, (caption, clip) in enumerate(clips):
+        observations.append(observe(clip, caption))
+        video.append(quality.video_features(clip.video))
+        audio.append(quality.audio_features(clip.audio))
+        if index in shown:
+            keep_media(folder / str(index), clip, observations[-1])
+    return Observed(observations, Pair(np.concatenate(video), np.concatenate(audio)))
+
+
+def _counted(media: Iterable[Media], captions: list[str], label: str) -> Iterator[tuple[str, Media]]:
+    from tqdm import tqdm
+
+    clips = iter(media)
+    for index, caption in enumerate(tqdm(captions, desc=label or None, unit="clip", dynamic_ncols=True)):
+        clip = next(clips, None)
+        if clip is None:
+            raise OmniForcingError(f"{label or 'a sampler'} gave {index} clips for {len(captions)} captions, not one for each")
+        yield caption, clip
+
+
+def _lazily(sampler: Sampler, prompts: list[str], seeds: list[int]) -> Iterator[Media]:
+    """The sampler's clips, without calling it before the first is wanted."""
+    yield from sampler(prompts, seeds)
+
+
+def _features(reference: Observed) -> dict[str, Any]:
+    floors = reference.features.map(quality.floor)
+    return {"features": quality.FEATURES, "floor_video": floors.video, "floor_audio": floors.audio}
