@@ -58,7 +58,8 @@ def write_tar(path: Path, samples: Iterable[dict[str, Any]], extra: dict[str, An
 
 
 def _encode(sample: dict[str, Any]) -> dict[str, Any]:
-    return {**sample, "json": dumps(sample["json"])} if "json" in sample else sample
+    texts = {**sample, "json": dumps(sample["json"])} if "json" in sample else sample
+    return {name: v.encode() if isinstance(v, str) and name != "__key__" else v for name, v in texts.items()}
 
 
 def require_kind(folder: Path, kind: str) -> dict[str, Any]:
@@ -88,7 +89,7 @@ def indices(folder: Path, kind: str, split: str | None = None) -> dict[Path, dic
     """The tars of a folder in order with their indices: of one split (how names begin) or of all.
 
     Raises:
-        OmniForcingError: if the folder is of another kind or holds no such tar, or one is missing, has no index or another size.
+        OmniForcingError: if the folder is of another kind or holds no such tar, or one is missing or not of its index's size.
     """
     begin = f"{split}-" if split else ""
     listed = sorted(require_kind(folder, kind)["files"])
