@@ -88,17 +88,33 @@ class ShardsConfig:
 
 
 @dataclass
+class CropConfig:
+    """One leg of the video VAE's training: crops of so many frames, so many at once, for this share of the steps."""
+
+    frames: int = 17
+    batch: int = 6
+    share: float = 1.0
+
+
+@dataclass
 class VideoCodecConfig:
     latent_channels: int = 16
-    patch_size: int = 4
-    encoder_channels: list[int] = field(default_factory=lambda: [32, 64, 256])
+    patch_size: int = 8
+    encoder_channels: list[int] = field(default_factory=lambda: [32, 64, 512])
+    encoder_layers: list[int] = field(default_factory=lambda: [1, 1, 2, 0])
     decoder_channels: list[int] = field(default_factory=lambda: [48, 96, 192])
-    downsample: list[str] = field(default_factory=lambda: ["temporal", "spatiotemporal", "spatiotemporal"])
-    layers_per_block: int = 1
-    steps: int = 1500
-    batch: int = 6
+    decoder_layers: list[int] = field(default_factory=lambda: [1, 1, 1, 0])
+    downsample: list[str] = field(default_factory=lambda: ["temporal", "temporal", "spatiotemporal"])
+    upsample: list[str] = field(default_factory=lambda: ["temporal", "temporal", "spatiotemporal"])
+    steps: int = 3000
+    crops: list[CropConfig] = field(
+        default_factory=lambda: [CropConfig(1, 32, 0.05), CropConfig(9, 8, 0.25), CropConfig(17, 6, 0.5), CropConfig(33, 4, 0.2)]
+    )
     lr: float = 1.0e-3
     foreground_weight: float = 10.0
+    kl: float = 1.0e-4
+    kl_from: float = 0.6
+    precision: str = "bf16-mixed"
 
 
 @dataclass
@@ -107,9 +123,15 @@ class AudioCodecConfig:
     latent_channels: int = 1
     mel_bins: int = 64
     channel_multipliers: list[int] = field(default_factory=lambda: [1, 2, 4])
-    steps: int = 600
+    layers: int = 1
+    steps: int = 1500
     batch: int = 8
+    seconds: int = 1
     lr: float = 2.0e-3
+    foreground_weight: float = 4.0
+    kl: float = 1.0e-4
+    kl_from: float = 0.6
+    precision: str = "bf16-mixed"
 
 
 @dataclass
@@ -118,9 +140,14 @@ class VocoderConfig:
     upsample: list[int] = field(default_factory=lambda: [5, 4, 4, 2])
     kernels: list[int] = field(default_factory=lambda: [11, 8, 8, 4])
     resnet_kernels: list[int] = field(default_factory=lambda: [3, 7])
+    dilations: list[int] = field(default_factory=lambda: [1, 3, 5])
     steps: int = 1500
     batch: int = 8
+    mel_frames: int = 100
     lr: float = 1.0e-3
+    mel_weight: float = 0.5
+    wave_weight: float = 0.5
+    precision: str = "32-true"
 
 
 @dataclass
@@ -155,6 +182,7 @@ class TransformerConfig:
     heads: int = 4
     video_head_dim: int = 32
     audio_head_dim: int = 16
+    base_size: int = 256
 
 
 @dataclass

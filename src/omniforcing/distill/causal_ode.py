@@ -44,7 +44,7 @@ class CausalOde(StageModule):
         losses = v.map(self.regress, x, states.map(lambda s: s[:, -1]), sigma)
         norms = self.update(self.optimizers(), self.model, weighted(losses, self.config.loss), step)
         self.ema.update(self.model, step)
-        self.record({"loss": losses, "gradient_norm": norms})
+        self.record(norms, {"loss": losses})
 
     def spread(self, per_block: Tensor) -> Pair[Tensor]:
         """``[B, blocks]`` to one value per latent of each stream."""

@@ -63,6 +63,7 @@ class StageModule(L.LightningModule):
         self.automatic_optimization = False
         self.model, self.optim, self.seed = model, optim, seed
         self.ema = Ema(model, optim.ema)
+        self.register_buffer("largest_norm", torch.zeros(2))
 
     def configure_optimizers(self) -> Any:
         return [self.adamw(self.model, self.optim.lr)]
@@ -91,10 +92,16 @@ class StageModule(L.LightningModule):
         optimiser.step()
         return norms
 
-    def record(self, step_losses: dict[str, Pair[Tensor]]) -> None:
-        """Log pairs as ``name_video`` and ``name_audio``."""
-        flat = {f"{name}_{m}": value.detach() for name, pair in step_losses.items() for m, value in pair.items()}
+    def record(self, norms: Pair[Tensor], losses: dict[str, Pair[Tensor]]) -> None:
+        """Log pairs as ``name_video`` and ``name_audio``, and remember the largest gradient norms."""
+        self.largest_norm = torch.maximum(self.largest_norm, torch.stack([*norms]).detach().to(self.largest_norm))
+        pairs = {**losses, "gradient_norm": norms}
+        flat = {f"{name}_{m}": value.detach() for name, pair in pairs.items() for m, value in pair.items()}
         self.log_dict(flat, prog_bar=True, batch_size=1)
+
+    def summary(self) -> dict[str, float]:
+        """Largest gradient norm of each modality over the whole training, before clipping."""
+        return {f"largest_gradient_norm_{m}": float(self.largest_norm[i]) for i, m in enumerate(("video", "audio"))}
 
 
 def weighted(losses: Pair[Tensor], weights: Weights) -> Tensor:

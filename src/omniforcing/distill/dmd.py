@@ -95,7 +95,7 @@ class DistributionMatching(StageModule):
         for _ in range(self.config.critic_steps):
             critic = self.critic_loss(x, data.text, generator)
             self.update(for_critic, self.critic, weighted(critic, Weights()), step)
-        self.record({"loss": losses, "gradient_norm": norms, "critic_loss": critic})
+        self.record(norms, {"loss": losses, "critic_loss": critic})
 
     @torch.no_grad()
     def score(self, x: Latents, text: TextFeatures, generator: torch.Generator) -> Latents:

@@ -7,7 +7,7 @@ from itertools import islice, pairwise
 
 import torch
 
-from omniforcing.config import SamplerConfig
+from omniforcing.config import Config, SamplerConfig
 from omniforcing.distill.dmd import guided_x0
 from omniforcing.latents import Latents, Pair, TextFeatures, concatenate
 from omniforcing.layout import Counts
@@ -21,6 +21,12 @@ from omniforcing.schedule import euler, sampling_sigmas
 def full_view(model: DualStream, counts: Counts, grid: tuple[int, int]) -> Full:
     """Full attention over a clip of ``counts`` latents."""
     return Full(positions_for(model, counts, grid, sinks=False))
+
+
+def rollout_config(config: Config, grid: tuple[int, int]) -> RolloutConfig:
+    """The rollout that a preset trains and streams."""
+    student = config.student
+    return RolloutConfig(config.table, grid, tuple(student.sigmas), student.window, config.horizon, student.context_noise)
 
 
 @torch.no_grad()

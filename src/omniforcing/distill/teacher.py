@@ -36,4 +36,4 @@ class Teacher(StageModule):
         decay = 0.5 * (1 + math.cos(math.pi * step / self.optim.steps))
         norms = self.update(self.optimizers(), self.model, weighted(losses, self.config.loss), step, max(decay, 0.02))
         self.ema.update(self.model, step)
-        self.record({"loss": losses, "gradient_norm": norms})
+        self.record(norms, {"loss": losses})

@@ -10,12 +10,39 @@ from diffusers import LTX2VideoTransformer3DModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from omniforcing.config import TransformerConfig
 from omniforcing.errors import OmniForcingError
 from omniforcing.layout import Counts
 from omniforcing.model.attention import Positions
 from omniforcing.model.transformer import DualStream
 
 SINKS_FILE = "sinks.safetensors"
+
+
+def core_config(model: TransformerConfig, codec: dict[str, Any], caption_channels: int) -> dict[str, Any]:
+    """Arguments of diffusers' transformer for a codec (its ``codec.json``) and a width of text features.
+
+    Everything that LTX-2.0's released config sets apart from the constructor's defaults is set here too.
+    """
+    pixels = codec["height"] // codec["grid"][0]
+    return {
+        "in_channels": codec["video_channels"],
+        "out_channels": codec["video_channels"],
+        "num_attention_heads": model.heads,
+        "attention_head_dim": model.video_head_dim,
+        "cross_attention_dim": model.heads * model.video_head_dim,
+        "vae_scale_factors": (8, pixels, pixels),
+        "base_height": model.base_size,
+        "base_width": model.base_size,
+        "audio_in_channels": codec["audio_channels"],
+        "audio_out_channels": codec["audio_channels"],
+        "audio_num_attention_heads": model.heads,
+        "audio_attention_head_dim": model.audio_head_dim,
+        "audio_cross_attention_dim": model.heads * model.audio_head_dim,
+        "num_layers": model.layers,
+        "caption_channels": caption_channels,
+        "rope_type": "split",
+    }
 
 
 def build_core(config: dict[str, Any], seed: int) -> LTX2VideoTransformer3DModel:

@@ -1,0 +1,63 @@
+"""Stage teacher: train the bidirectional teacher by flow matching, take the kept one, or load LTX-2's."""
+
+from pathlib import Path
+
+from omniforcing.config import Source
+from omniforcing.distill.sampling import full_view, sample_teacher
+from omniforcing.distill.teacher import Teacher
+from omniforcing.files import read_json
+from omniforcing.model.student import build_core, core_config, load_model, save_model
+from omniforcing.model.transformer import DualStream
+from omniforcing.ops.foundation import take_kept
+from omniforcing.ops.stage import Stage, stage_main
+from omniforcing.ops.train_stage import log_samples, open_shards, train_and_publish
+from omniforcing.seeding import step_generator
+
+
+def run(stage: Stage) -> None:
+    """Produce the teacher by the configured source, then sample from it."""
+    config = stage.config.teacher
+    if config.source is Source.train:
+        train(stage)
+    elif config.source is Source.kept:
+        with stage.publish() as folder:
+            record = take_kept(stage.config, "teacher", folder, codec=stage.input("codec"))
+        stage.metrics(record["metrics"])
+    else:
+        with stage.publish() as folder:
+            save_model(load_model(Path(str(config.path)), sinks=0), folder)
+        stage.metrics({"loaded": 1})
+    sample(stage)
+
+
+def train(stage: Stage) -> None:
+    """Train from random weights of the configured size."""
+    config, data = stage.config.teacher, open_shards(stage, "latents")
+    description = read_json(stage.input("codec") / "codec.json")
+    unconditional = data.text.unconditional
+    core = build_core(core_config(config.model, description, unconditional.video.shape[-1]), stage.config.seed)
+    model = DualStream(core)
+    view = full_view(model, stage.config.latent_counts, tuple(description["grid"]))
+    train_and_publish(stage, Teacher(model, config, view, unconditional, stage.config.seed), data, config.optim)
+
+
+def sample(stage: Stage) -> None:
+    """Log a few guided samples of held-out captions to MLflow."""
+    config, data = stage.config, open_shards(stage, "latents", "heldout")
+    grid = tuple(read_json(stage.input("codec") / "codec.json")["grid"])
+    captions = sorted({caption for _, _, caption, _ in data.samples()})[:4]
+    model = load_model(stage.folder, sinks=0)
+    latents = sample_teacher(
+        model,
+        data.text.of(captions),
+        data.text.unconditional,
+        config.latent_counts,
+        grid,
+        config.teacher.sampler,
+        step_generator(config.seed, 0, "teacher/samples"),
+    )
+    log_samples(stage, latents, captions, stage.input("codec"), grid)
+
+
+if __name__ == "__main__":
+    stage_main("teacher", run)

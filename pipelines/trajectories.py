@@ -1,0 +1,30 @@
+"""Stage trajectories: the ODE pairs that Stage II learns from. A killed run keeps its finished shards."""
+
+from omniforcing.config import OdeSource
+from omniforcing.distill.trajectories import Recipe, write_trajectories
+from omniforcing.files import folder_digest, read_json
+from omniforcing.model.student import load_model
+from omniforcing.ops.stage import Stage, stage_main
+from omniforcing.ops.train_stage import open_shards
+
+
+def run(stage: Stage) -> None:
+    """Integrate the Stage I student (default) or the guided teacher on training captions and keep the student's sigmas."""
+    config, data = stage.config, open_shards(stage, "latents")
+    source = stage.input(config.trajectories.source.value)
+    recipe = Recipe(
+        config=config.trajectories,
+        sigmas=tuple(config.student.sigmas),
+        sampler=config.teacher.sampler if config.trajectories.source is OdeSource.teacher else None,
+        counts=config.latent_counts,
+        grid=tuple(read_json(stage.input("codec") / "codec.json")["grid"]),
+        source=folder_digest(source),
+        seed=config.seed,
+    )
+    with stage.publish() as folder:
+        found = write_trajectories(recipe, load_model(source, sinks=0), data, stage.work, folder)
+    stage.metrics(found)
+
+
+if __name__ == "__main__":
+    stage_main("trajectories", run)

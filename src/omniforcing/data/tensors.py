@@ -1,0 +1,173 @@
+"""Tensor shards: WebDataset tars whose samples hold a ``.safetensors``, a ``.txt`` caption and a ``.json``.
+
+Latents and trajectories are both kept so. Shards are whole or absent (``tars.py``); text features stand once per caption in
+``text.safetensors`` beside them, row i for entry i of ``captions.json``, the empty caption first.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, load_file, save, save_file
+from torch import Tensor
+
+from omniforcing.data.tars import indices, read_tar, write_tar
+from omniforcing.errors import OmniForcingError
+from omniforcing.files import MANIFEST, read_json, write_json, write_manifest
+from omniforcing.latents import Batch, Latents, Pair, TextFeatures
+from omniforcing.layout import Counts
+from omniforcing.seeding import step_seed
+from omniforcing.text.encoder import TextEncoder
+
+MEMBERS = frozenset({"safetensors", "txt", "json"})
+TEXT_FILE, CAPTIONS_FILE = "text.safetensors", "captions.json"
+
+
+def to_sample(key: str, tensors: dict[str, Tensor], caption: str, info: dict[str, Any]) -> dict[str, Any]:
+    """A WebDataset sample as ``tars.write_tar`` takes it."""
+    return {"__key__": key, "safetensors": save({k: v.contiguous() for k, v in tensors.items()}), "txt": caption, "json": info}
+
+
+def commit_shards(
+    work: Path, folder: Path, kind: str, shards: dict[str, Iterable[dict[str, Any]]], extra: dict[str, Any] | None = None
+) -> None:
+    """Write shards that are not yet in ``work``, then move all of them into ``folder`` with a manifest of that kind."""
+    for name, samples in shards.items():
+        path = work / f"{name}.tar"
+        if not (path.is_file() and path.with_suffix(".json").is_file()):
+            write_tar(path, samples, {"split": name.rpartition("-")[0]})
+    for name in shards:
+        for suffix in (".tar", ".json"):
+            (work / f"{name}{suffix}").replace(folder / f"{name}{suffix}")
+    write_manifest(folder, {"kind": kind, **(extra or {})})
+
+
+def write_text(folder: Path, encoder: TextEncoder, captions: list[str]) -> None:
+    """Encode every distinct caption once, the empty one first."""
+    distinct = ["", *sorted(set(captions) - {""})]
+    parts = [encoder.encode(distinct[i : i + 64]) for i in range(0, len(distinct), 64)]
+    features = {name: torch.cat([getattr(p, name) for p in parts]) for name in ("video", "audio")}
+    save_file(features, folder / TEXT_FILE)
+    write_json(folder / CAPTIONS_FILE, distinct)
+
+
+def copy_text(source: Path, folder: Path) -> None:
+    """Take another folder's text features."""
+    for name in (TEXT_FILE, CAPTIONS_FILE):
+        shutil.copyfile(source / name, folder / name)
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """Stored features of captions."""
+
+    captions: dict[str, int]
+    features: TextFeatures
+
+    @classmethod
+    def load(cls, folder: Path) -> TextTable:
+        """Read what ``write_text`` wrote.
+
+        Raises:
+            OmniForcingError: if the files are missing or do not belong together.
+        """
+        captions = read_json(folder / CAPTIONS_FILE)
+        stored = load_file(folder / TEXT_FILE)
+        if len(captions) != stored["video"].shape[0]:
+            raise OmniForcingError(
+                f"{folder / TEXT_FILE} has {stored['video'].shape[0]} rows for {len(captions)} captions; encode again"
+            )
+        return cls({c: i for i, c in enumerate(captions)}, Pair(stored["video"], stored["audio"]))
+
+    @property
+    def unconditional(self) -> TextFeatures:
+        """Features of the empty caption, ``[1, L, D]``."""
+        return self.of([""])
+
+    def of(self, captions: list[str]) -> TextFeatures:
+        """Features ``[B, L, D]`` of known captions.
+
+        Raises:
+            OmniForcingError: naming a caption that was not encoded.
+        """
+        unknown = [c for c in captions if c not in self.captions]
+        if unknown:
+            raise OmniForcingError(f"caption {unknown[0]!r} has no stored features; run the latents stage on these clips")
+        rows = torch.tensor([self.captions[c] for c in captions])
+        return self.features.map(lambda f: f[rows])
+
+
+def to_tokens(video: Tensor, audio: Tensor) -> Latents:
+    """Stored ``[..., C, T, H, W]`` and ``[..., T, C]`` to model latents ``[..., T, S, C]`` and ``[..., T, C]``."""
+    return Pair(video.flatten(-2).movedim(-3, -1).float(), audio.float())
+
+
+def from_tokens(latents: Latents, grid: tuple[int, int]) -> dict[str, Tensor]:
+    """The inverse of ``to_tokens``, as named tensors."""
+    return {"video": latents.video.movedim(-1, -3).unflatten(-1, grid), "audio": latents.audio}
+
+
+class TensorShards:
+    """Reader of one split of a folder of tensor shards.
+
+    Args:
+        folder: of latents or trajectories.
+        split: ``train`` or ``heldout``.
+        expected: latents per sample; any other count is refused with the sentence that says which is off.
+    """
+
+    def __init__(self, folder: Path, split: str, expected: Counts) -> None:
+        self.folder, self.expected = folder, expected
+        self.shards = indices(folder, read_json(folder / MANIFEST).get("kind", ""), split)
+        self.text = TextTable.load(folder)
+
+    def __len__(self) -> int:
+        return sum(index["n"] for index in self.shards.values())
+
+    def batches(self, size: int, count: int, seed: int, epoch: int) -> Iterator[Batch]:
+        """``count`` shuffled batches of an epoch, a function of seed and epoch alone; samples come again if they must."""
+        import webdataset as wds
+
+        shuffle = step_seed(seed, epoch, "batches")
+        rounds = 1 + size * count // len(self)
+        order = torch.Generator().manual_seed(shuffle)
+        paths = list(self.shards)
+        urls = [str(paths[i]) for _ in range(rounds) for i in torch.randperm(len(paths), generator=order).tolist()]
+        pipeline = wds.DataPipeline(
+            wds.SimpleShardList(urls),
+            wds.tarfile_to_samples(),
+            wds.detshuffle(bufsize=1024, initial=256, seed=shuffle),
+            wds.map(self._decode),
+        )
+        samples = iter(pipeline)
+        for _ in range(count):
+            yield self._collate(list(islice(samples, size)))
+
+    def samples(self) -> Iterator[tuple[str, Latents, str, dict[str, Any]]]:
+        """Every sample once, in order: key, latents without batch, caption, json."""
+        for path, index in self.shards.items():
+            for raw in read_tar(path, index, MEMBERS):
+                yield raw["__key__"], *self._decode(raw)
+
+    def _decode(self, raw: dict[str, Any]) -> tuple[Latents, str, dict[str, Any]]:
+        stored = load(raw["safetensors"])
+        latents = to_tokens(stored["video"], stored["audio"])
+        found = Counts(latents.video.shape[-3], latents.audio.shape[-2])
+        if found != self.expected:
+            raise OmniForcingError(
+                f"{self.folder}, sample {raw['__key__']}: {found.video} video and {found.audio} audio latents, expected "
+                f"{self.expected.video} and {self.expected.audio}; encode the clips again"
+            )
+        return latents, raw["txt"].decode(), json.loads(raw["json"])
+
+    def _collate(self, samples: list[tuple[Latents, str, dict[str, Any]]]) -> Batch:
+        video = torch.stack([latents.video for latents, _, _ in samples])
+        audio = torch.stack([latents.audio for latents, _, _ in samples])
+        return Batch(Pair(video, audio), self.text.of([caption for _, caption, _ in samples]))
