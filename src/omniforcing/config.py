@@ -112,7 +112,7 @@ class VideoCodecConfig:
     )
     lr: float = 1.0e-3
     foreground_weight: float = 10.0
-    kl: float = 1.0e-4
+    kl: float = 3.0e-4
     kl_from: float = 0.6
     precision: str = "bf16-mixed"
 

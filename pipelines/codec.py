@@ -1,0 +1,190 @@
+"""Stage codec: video VAE, audio VAE, vocoder and text encoder: trained, kept or loaded; measured on held-out clips."""
+
+import csv
+import multiprocessing
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from omniforcing.codec import training
+from omniforcing.codec.codec import Codec, build_audio_vae, build_video_vae, build_vocoder, load_parts
+from omniforcing.codec.mel import log_mel
+from omniforcing.config import Config, Source
+from omniforcing.console import run_command
+from omniforcing.data.media import write_mp4
+from omniforcing.data.shards import read_shards
+from omniforcing.data.sources import HELDOUT, TRAIN
+from omniforcing.errors import OmniForcingError
+from omniforcing.files import atomic_dir, atomic_write
+from omniforcing.latents import Pair
+from omniforcing.metrics.reconstruction import draw, measure
+from omniforcing.ops.foundation import KEPT, take_kept
+from omniforcing.ops.stage import Stage, die_with_parent, stage_main
+from omniforcing.ops.training import CURVES, fit, set_threads
+from omniforcing.seeding import step_seed
+from omniforcing.text.encoder import build_tiny
+
+PARTS = ("video_vae", "audio_vae", "vocoder")
+STATISTICS_CLIPS = 256
+BATCH = 8
+
+
+def clips_of(shards: Path, split: str, count: int | None = None) -> tuple[Pair[Tensor], list[str]]:
+    """The first ``count`` clips (None: all) of a split in memory, uint8 [N, T, H, W, 3] and [N, 2, S], and their captions."""
+    clips = list(islice(read_shards(shards, split), count))
+    if not clips:
+        raise OmniForcingError(f"{shards} has no {split} clips; set clips.count and clips.heldout so that each split has some")
+    picture, sound = (np.stack([getattr(clip["media"], name) for clip in clips]) for name in ("video", "audio"))
+    return Pair(torch.from_numpy(picture), torch.from_numpy(sound)), [clip["caption"] for clip in clips]
+
+
+def train_part(module: Any, draw_batch: Callable[[int], Any], config: Config, folder: Path) -> Any:
+    """Train one part, continuing what ``folder`` holds, and return its network."""
+    trainer = replace(config.trainer, precision=module.config.precision)
+    batches = training.batches_of(draw_batch, module.config.steps, trainer.checkpoint_every)
+    fit(module, batches, steps=module.config.steps, work=folder, trainer=trainer, name=folder.name)
+    return module.net
+
+
+def train_video(config: Config, shards: Path, work: Path) -> None:
+    """Train the video VAE and save it in ``work/video_vae``."""
+    settings = config.codec.video
+    frames = clips_of(shards, TRAIN)[0].video
+    torch.manual_seed(step_seed(config.seed, 0, "video vae"))
+    vae = build_video_vae(settings)
+    draw_batch = training.video_crops(frames, settings, config.seed)
+    training.initialise_video(vae, training.to_pixels(frames[:64, 24:41]))
+    module = training.VideoVaeTraining(vae, settings, config.seed)
+    save(train_part(module, draw_batch, config, work / "video"), work / "video_vae")
+
+
+def train_sound(config: Config, shards: Path, work: Path) -> None:
+    """Train the audio VAE, then the vocoder on what it makes of the clips; save both below ``work``."""
+    audio, voice = config.codec.audio, config.codec.vocoder
+    samples = clips_of(shards, TRAIN)[0].audio
+    mels = torch.cat([log_mel(some) for some in samples.split(BATCH)])
+    torch.manual_seed(step_seed(config.seed, 0, "audio vae"))
+    vae = build_audio_vae(audio)
+    training.initialise_audio(vae, mels[:16])
+    vae = train_part(
+        training.AudioVaeTraining(vae, audio, config.seed), training.mel_crops(mels, audio, config.seed), config, work / "audio"
+    )
+    save(vae, work / "audio_vae")
+    with torch.no_grad():
+        decoded = torch.cat([vae.decode(vae.encode(some).latent_dist.mode()).sample for some in mels.split(BATCH)])
+    torch.manual_seed(step_seed(config.seed, 0, "vocoder"))
+    vocoder = build_vocoder(voice, audio.mel_bins)
+    training.initialise_vocoder(vocoder, mels[:16])
+    crops = training.sound_crops(mels, decoded, samples, voice, config.seed)
+    save(train_part(training.VocoderTraining(vocoder, voice, config.seed), crops, config, work / "sound"), work / "vocoder")
+
+
+def save(net: Any, folder: Path) -> None:
+    """Save a trained network as diffusers does, whole or not at all."""
+    with atomic_dir(folder) as temporary:
+        net.save_pretrained(temporary)
+
+
+def _child(job: Callable[..., None], *arguments: Any) -> None:
+    die_with_parent()
+    set_threads(1)
+    sys.exit(run_command(lambda: job(*arguments)))
+
+
+def train_all(config: Config, shards: Path, work: Path) -> None:
+    """Train picture and sound beside each other, a process with one thread each: faster than one after the other with two."""
+    if all((work / part).is_dir() for part in PARTS):
+        return
+    spawn = multiprocessing.get_context("spawn")
+    jobs = [spawn.Process(target=_child, args=(job, config, shards, work)) for job in (train_video, train_sound)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    if any(job.exitcode for job in jobs):
+        raise OmniForcingError("the codec's training stopped before its end (see above); run the stage again, it continues")
+
+
+def train(stage: Stage, folder: Path) -> Path:
+    """Train all parts, take the latents' statistics from training clips, save, and return the training curves."""
+    config, shards = stage.config, stage.input("shards")
+    train_all(config, shards, stage.work)
+    codec = Codec(*load_parts(stage.work), config.clips.height, config.clips.width)
+    # Stored in half precision: what is measured from here on is what is stored.
+    codec.half().float()
+    media, _ = clips_of(shards, TRAIN, STATISTICS_CLIPS)
+    codec.take_statistics(media.video.split(BATCH), media.audio.split(BATCH))
+    codec.save(folder, torch.float16)
+    build_tiny(folder / "text", config.codec.text, clips_of_captions(shards), config.seed)
+    return merge_curves(stage.work, stage.work / CURVES)
+
+
+def clips_of_captions(shards: Path) -> list[str]:
+    """Every caption of the shards."""
+    return [clip["caption"] for clip in read_shards(shards)]
+
+
+def merge_curves(work: Path, path: Path) -> Path:
+    """One table of the parts' curves: a row per logged step, a column per part and value."""
+    rows: dict[int, dict[str, str]] = {}
+    for part in ("video", "audio", "sound"):
+        with (work / part / CURVES).open(newline="") as file:
+            for row in csv.DictReader(file):
+                values = {f"{part}.{name}": value for name, value in row.items() if name != "step"}
+                rows.setdefault(int(row["step"]), {}).update(values)
+    names = sorted({name for row in rows.values() for name in row})
+    lines = [",".join([str(step), *(rows[step].get(name, "") for name in names)]) for step in sorted(rows)]
+    atomic_write(path, "\n".join([",".join(["step", *names]), *lines, ""]))
+    return path
+
+
+def kept(stage: Stage, folder: Path) -> Path:
+    """Take the codec that the package keeps, verified; return its curves."""
+    take_kept(stage.config, "codec", folder)
+    return KEPT / "codec.curves.csv"
+
+
+def load(stage: Stage, folder: Path) -> Path:
+    """Copy a codec from a folder in diffusers' layout, such as LTX-2's; return curves without a row."""
+    config = stage.config
+    source = Path(config.codec.path or "")
+    Codec(*load_parts(source), config.clips.height, config.clips.width).save(folder)
+    for part in ("tokenizer", "text_encoder", "connectors"):
+        shutil.copytree(source / part, folder / "text" / part)
+    atomic_write(stage.work / CURVES, "step\n")
+    return stage.work / CURVES
+
+
+def report(stage: Stage, codec: Codec) -> dict[str, float]:
+    """Measure reconstructions of held-out clips; log a picture and samples with sound."""
+    original, _ = clips_of(stage.input("shards"), HELDOUT, stage.config.codec.report_clips)
+    pieces = [codec.decode(codec.encode(Pair(v, a))) for v, a in zip(*(x.split(BATCH) for x in original), strict=True)]
+    found = Pair(torch.cat([p.video for p in pieces]), torch.cat([p.audio for p in pieces]))
+    with atomic_dir(stage.work / "reconstructions") as folder:
+        draw(original, found, folder / "reconstructions.png")
+        for index in range(min(4, len(found.video))):
+            write_mp4(folder / f"{index}.mp4", found.map(lambda x, i=index: x[i].numpy()))
+            write_mp4(folder / f"{index}-original.mp4", original.map(lambda x, i=index: x[i].numpy()))
+    stage.log_artifact(stage.work / "reconstructions", "reconstructions")
+    return measure(original, found)
+
+
+def run(stage: Stage) -> None:
+    """Make the codec from its source, publish it, and measure what it gives back."""
+    make = {Source.train: train, Source.kept: kept, Source.load: load}[stage.config.codec.source]
+    with stage.publish() as folder:
+        curves = make(stage, folder)
+    stage.metrics(report(stage, Codec.load(stage.folder)))
+    stage.curves(curves)
+
+
+if __name__ == "__main__":
+    stage_main("codec", run)
