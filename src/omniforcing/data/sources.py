@@ -146,14 +146,14 @@ def _videos(folder: Path, captions: Captions) -> list[str]:
 
 
 def _hold_out(entries: list[Entry], heldout: int) -> list[Entry]:
-    """Mark whole files as held out, in the order of their names' hashes, until they hold ``heldout`` clips."""
+    """Mark whole files as held out, in the order of their names' hashes: at least one, and up to ``heldout`` clips."""
     wanted = min(heldout, max(1, int(MOST_HELDOUT * sum(entry.cuts for entry in entries))))
     if heldout and len(entries) == 1:
         raise OmniForcingError(f"only {entries[0].path} can be used: a second video is needed to hold out from training")
     chosen: set[str] = set()
     count = 0
     for entry in sorted(entries, key=lambda entry: hashlib.sha256(same_name(entry.provenance["name"]).encode()).hexdigest()):
-        if count < wanted and len(chosen) < len(entries) - 1:
+        if wanted and (not chosen or count + entry.cuts <= wanted):
             chosen.add(entry.path)
             count += entry.cuts
     return [replace(entry, split=HELDOUT if entry.path in chosen else TRAIN) for entry in entries]

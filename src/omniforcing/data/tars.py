@@ -58,8 +58,11 @@ def write_tar(path: Path, samples: Iterable[dict[str, Any]], extra: dict[str, An
 
 
 def _encode(sample: dict[str, Any]) -> dict[str, Any]:
-    texts = {**sample, "json": dumps(sample["json"])} if "json" in sample else sample
-    return {name: v.encode() if isinstance(v, str) and name != "__key__" else v for name, v in texts.items()}
+    return {name: value if name == "__key__" else _as_bytes(value) for name, value in sample.items()}
+
+
+def _as_bytes(value: Any) -> bytes:
+    return value if isinstance(value, bytes) else (value if isinstance(value, str) else dumps(value)).encode()
 
 
 def require_kind(folder: Path, kind: str) -> dict[str, Any]:
