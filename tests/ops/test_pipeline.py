@@ -1,0 +1,170 @@
+"""The pipeline through the real DVC on a toy project: presets, kills, exactly what a change retrains."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from omniforcing.files import read_json
+from omniforcing.ops import tracking
+from omniforcing.ops.pipeline import minutes_table
+
+pytestmark = pytest.mark.slow
+MAIN = Path(__file__).parents[2] / "pipelines" / "main.py"
+ENVIRONMENT = {**os.environ, "DVC_NO_ANALYTICS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+@pytest.fixture
+def repository(project: Path) -> Path:
+    """The toy project as a git and DVC repository."""
+    shutil.copy(MAIN, project / "pipelines" / "main.py")
+    (project / ".gitignore").write_text(".work/\nmlruns/\nmlflow.db*\ndata/*\n")
+    (project / ".dvcignore").write_text(".work/\nmlruns/\n")
+    for command in (["git", "init", "-q"], ["dvc", "init", "-q"]):
+        subprocess.run(command, cwd=project, env=ENVIRONMENT, check=True)
+    commit(project)
+    return project
+
+
+def commit(repository: Path) -> None:
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
+    subprocess.run(["git", "add", "-A"], cwd=repository, check=True)
+    subprocess.run([*git, "commit", "-qm", "toy"], cwd=repository, check=True)
+
+
+def start(repository: Path, *words: str, pause: float = 0.0) -> subprocess.Popen[str]:
+    command = [sys.executable, "pipelines/main.py", *words]
+    environment = {**ENVIRONMENT, "TOY_PAUSE": str(pause)}
+    return subprocess.Popen(
+        command, cwd=repository, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    output, _ = process.communicate(timeout=120)
+    return process.returncode, output
+
+
+def status(repository: Path) -> str:
+    command = ["dvc", "status"]
+    return subprocess.run(command, cwd=repository, env=ENVIRONMENT, check=True, capture_output=True, text=True).stdout
+
+
+def changed_files(repository: Path) -> str:
+    command = ["git", "status", "--porcelain"]
+    return subprocess.run(command, cwd=repository, check=True, capture_output=True, text=True).stdout
+
+
+def wait_for_step(repository: Path, preset: str, step: int) -> int:
+    """Wait until the toy teacher has passed ``step``; return its process id."""
+    work = repository / ".work" / preset / "teacher"
+    for _ in range(600):
+        found = [int(p.read_text()) for p in work.glob("*/step")]
+        if found and max(found) >= step:
+            return int((work / "lock").read_text())
+        time.sleep(0.1)
+    raise AssertionError("the teacher never came so far")
+
+
+def alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_run_is_tracked_and_a_changed_parameter_reruns_exactly_what_depends_on_it(repository: Path) -> None:
+    code, output = finish(start(repository))
+    assert code == 0, output
+    assert "teacher" in output.split("minutes")[1]
+    assert status(repository) == "Data and pipelines are up to date.\n"
+    client = tracking.connect(repository)
+    runs = client.search_runs([client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id])
+    parent = next(run for run in runs if run.info.run_name == "pipeline pocket")
+    children = {r.data.tags["stage"]: r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
+    assert set(children) == {"clips", "teacher"}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert children["teacher"].data.metrics["total"] == 3
+    assert children["teacher"].data.params["teacher.text_dropout"] == "0.1"
+    assert children["teacher"].data.tags["git_commit"] == tracking.git_commit(repository)
+    assert "(up to date)" in minutes_table(repository, "pocket", time.time())
+
+    config = repository / "conf" / "config.yaml"
+    config.write_text(config.read_text().replace("text_dropout: 0.1", "text_dropout: 0.2"))
+    code, output = finish(start(repository))
+    assert code == 0
+    assert "Stage 'clips' didn't change, skipping" in output
+    assert "Running stage 'teacher'" in output
+
+
+def test_another_preset_leaves_the_tracked_one_untouched_and_keeps_its_own_lock(repository: Path) -> None:
+    assert finish(start(repository))[0] == 0
+    lock = (repository / "dvc.lock").read_bytes()
+    commit(repository)
+    code, output = finish(start(repository, "--preset", "smoke"))
+    assert code == 0, output
+    assert (repository / "data" / "smoke" / "teacher" / "sum.txt").read_text() == "2"
+    assert (repository / "dvc.lock").read_bytes() == lock
+    assert changed_files(repository) == ""
+    assert status(repository) == "Data and pipelines are up to date.\n"
+    code, output = finish(start(repository, "--preset", "smoke"))
+    assert output.count("didn't change, skipping") == 2
+    client = tracking.connect(repository)
+    runs = client.search_runs([client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id])
+    assert not any(run.data.tags["git_commit"].endswith("-dirty") for run in runs if run.data.tags["preset"] == "smoke")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent death signal is Linux's")
+@pytest.mark.parametrize("victim", ["stage", "dvc", "main"])
+def test_killed_anywhere_a_run_continues_and_leaves_no_orphan(repository: Path, victim: str) -> None:
+    process = start(repository, "--preset", "smoke", pause=0.3)
+    stage = wait_for_step(repository, "smoke", 3)
+    dvc = next(
+        int(p.parent.name)
+        for p in Path("/proc").glob("[0-9]*/cmdline")
+        if alive(int(p.parent.name)) and str(process.pid) == Path(p.parent, "stat").read_text().rsplit(")", 1)[1].split()[1]
+    )
+    os.kill({"stage": stage, "dvc": dvc, "main": process.pid}[victim], signal.SIGKILL)
+    code, output = finish(process)
+    assert code != 0
+    for _ in range(50):
+        if not alive(stage) and not alive(dvc):
+            break
+        time.sleep(0.1)
+    assert not alive(stage)
+    assert not alive(dvc)
+    memory = next((repository / ".work" / "smoke" / "teacher").glob("*/run.json"))
+    run = read_json(memory)["run_id"]
+    assert not (repository / "data" / "smoke" / "teacher").exists()
+    code, output = finish(start(repository, "--preset", "smoke"))
+    assert code == 0, output
+    resumed = tracking.connect(repository).get_run(run)
+    assert resumed.info.status == "FINISHED"
+    assert resumed.data.metrics["first"] >= 3
+    assert "preset: pocket" in (repository / "conf" / "config.yaml").read_text()
+    assert not (repository / "dvc.lock").exists()
+
+
+def test_a_second_run_in_the_same_checkout_is_refused(repository: Path) -> None:
+    first = start(repository, pause=0.2)
+    wait_for_step(repository, "pocket", 1)
+    code, output = finish(start(repository, "--preset", "smoke"))
+    assert code == 2
+    assert output == f"error: a pipeline run in this checkout is already running (process {first.pid}); wait for it or stop it\n"
+    assert finish(first)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [(["--preset", "smok"], "unknown preset 'smok'"), (["techer"], "dvc.yaml has no stage 'techer'; it has: clips, teacher")],
+)
+def test_an_unknown_preset_or_stage_is_one_sentence(repository: Path, words: list[str], sentence: str) -> None:
+    code, output = finish(start(repository, *words))
+    assert code == 2
+    assert sentence in output
+    assert "Traceback" not in output
