@@ -45,10 +45,15 @@ def keep_media(stem: Path, media: Media, observation: Observation) -> None:
     from omniforcing.data.media import write_mp4
 
     write_mp4(stem.with_suffix(".mp4"), media, crf=14)
+    draw_media(stem.with_suffix(".png"), media, observation)
+
+
+def draw_media(path: Path, media: Media, observation: Observation) -> None:
+    """Write a picture of one clip: frames over the spectrogram with the impacts seen and heard."""
     figure, (top, bottom) = _figure(2, height=2.6, width=6.4, height_ratios=[1, 2.4])
     _film(top, np.asarray(media.video))
     _spectrogram(bottom, np.asarray(media.audio), observation)
-    _save(figure, stem.with_suffix(".png"))
+    _save(figure, path)
 
 
 def _film(axis: Any, frames: Any) -> None:
@@ -60,7 +65,7 @@ def _film(axis: Any, frames: Any) -> None:
 def _spectrogram(axis: Any, samples: Any, observation: Observation) -> None:
     import torch
 
-    mel = log_mel(torch.as_tensor(samples).float()[None])[0].mean(0)
+    mel = log_mel(torch.as_tensor(samples).float()[None])[0].mean(0).numpy()
     seconds = samples.shape[-1] / SAMPLE_RATE
     half = HOP / SAMPLE_RATE / 2
     axis.imshow(mel.T, origin="lower", aspect="auto", cmap="magma", extent=(-half, seconds + half, 0, mel.shape[1]))
@@ -68,7 +73,7 @@ def _spectrogram(axis: Any, samples: Any, observation: Observation) -> None:
     axis.vlines(observation.seen.impacts, 0.5 * bins, bins, color=SEEN, lw=2, label="impact seen")
     axis.vlines(observation.heard.impacts, 0, 0.5 * bins, color=HEARD, lw=2, label="impact heard")
     axis.set(xlim=(0, seconds), xlabel="seconds", ylabel="mel bin", yticks=[])
-    axis.legend(loc="upper right", fontsize=7, framealpha=0.8)
+    axis.legend(loc="lower right", bbox_to_anchor=(1, 0.97), ncols=2, fontsize=7, facecolor="#333", labelcolor="white")
 
 
 def write_plots(folder: Path, models: Models, offsets: Mapping[str, list[float]], tolerance_ms: float) -> list[Path]:

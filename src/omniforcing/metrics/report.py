@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from omniforcing.files import write_json
+from omniforcing.metrics.evaluate import Evaluation
 from omniforcing.metrics.plots import REFERENCES, write_plots
 
 SCHEMA = 1
@@ -18,21 +20,41 @@ COLUMNS = (
 )
 
 
-def write_report(
-    folder: Path, metrics: Mapping[str, Any], offsets: Mapping[str, list[float]], shown: Mapping[str, str]
-) -> None:
-    """Write ``metrics.json``, ``plots/*.png`` and ``index.html`` into ``folder``.
+def publish(
+    folder: Path,
+    work: Path,
+    found: Evaluation,
+    settings: Mapping[str, Any],
+    speed: Mapping[str, Any],
+    gradients: Mapping[str, Mapping[str, float]],
+) -> dict[str, Any]:
+    """Write ``metrics.json``, ``plots/``, ``clips/`` and ``index.html`` into an empty folder; returns the metrics.
 
     Args:
-        folder: holds the shown media already, as ``clips/<model>/<index>.mp4`` and ``.png``.
-        metrics: the content of ``metrics.json``.
-        offsets: per model the offsets of its matched impacts in ms.
-        shown: caption of each shown clip, by its index.
+        folder: where to.
+        work: the evaluation's scratch folder, which holds the media to show.
+        found: what ``evaluate`` measured.
+        settings: ``preset``, ``tolerance_ms`` and whatever else tells how it was measured.
+        speed: figures and, as text, what they were measured on.
+        gradients: largest gradient norms of each training stage.
     """
-    write_json(folder / "metrics.json", {"schema": SCHEMA, **metrics})
+    metrics = {
+        "schema": SCHEMA,
+        "settings": dict(settings),
+        "models": found.models,
+        "frechet": found.frechet,
+        "speed": dict(speed),
+        "gradients": dict(gradients),
+    }
+    write_json(folder / "metrics.json", metrics)
+    for model in found.models:
+        (folder / "clips" / model).mkdir(parents=True)
+        for kept in (work / model / f"{index}{suffix}" for index in found.shown for suffix in (".mp4", ".png")):
+            shutil.copyfile(kept, folder / "clips" / model / kept.name)
     (folder / "plots").mkdir()
-    plots = write_plots(folder / "plots", metrics["models"], offsets, metrics["settings"]["tolerance_ms"])
-    (folder / "index.html").write_text(_page(folder, metrics, plots, shown), encoding="utf-8")
+    plots = write_plots(folder / "plots", found.models, found.offsets, settings["tolerance_ms"])
+    (folder / "index.html").write_text(_page(folder, metrics, plots, found.shown), encoding="utf-8")
+    return metrics
 
 
 def _page(folder: Path, metrics: Mapping[str, Any], plots: list[Path], shown: Mapping[str, str]) -> str:
@@ -53,14 +75,9 @@ def _page(folder: Path, metrics: Mapping[str, Any], plots: list[Path], shown: Ma
         gradients=gradients,
         gradient_columns=sorted({name for row in gradients.values() for name in row}),
         plots=[plot.relative_to(folder).as_posix() for plot in plots],
-        rows=[{"caption": caption, "cells": _cells(folder, models, index)} for index, caption in shown.items()],
+        shown=shown,
         number=_number,
     )
-
-
-def _cells(folder: Path, models: Mapping[str, Any], index: str) -> list[dict[str, str]]:
-    stems = {model: f"clips/{model}/{index}" for model in models}
-    return [{"model": model, "stem": stem} for model, stem in stems.items() if (folder / f"{stem}.mp4").is_file()]
 
 
 def _is_number(value: Any) -> bool:

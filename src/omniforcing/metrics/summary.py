@@ -40,10 +40,10 @@ def summarise(observed: Observed, reference: Observed, tolerance: float) -> dict
 def _pocket_world(clips: Sequence[Observation], tolerance: float) -> dict[str, Any]:
     sync = sync_of(clips, tolerance)
     return {
-        "sync_f1": sync.f1,
-        "sync_f1_shuffled": sync.shuffled_f1,
-        "sync_margin": sync.margin,
-        "sync_margin_error": sync.margin_error,
+        "sync_f1": sync.pooled.f1,
+        "sync_f1_shuffled": sync.pooled.shuffled_f1,
+        "sync_margin": sync.pooled.margin,
+        "sync_margin_error": sync.pooled.margin_error,
         "sync_margin_strict": sync.strict.margin,
         "sync_precision": sync.precision,
         "sync_recall": sync.recall,

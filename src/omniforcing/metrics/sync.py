@@ -31,9 +31,10 @@ class Pooled:
 
 
 @dataclass(frozen=True)
-class Sync(Pooled):
+class Sync:
     """Sync of a set of clips. Offsets are of matched pairs, sound minus picture, in milliseconds; None without a pair."""
 
+    pooled: Pooled
     strict: Pooled  # at half the tolerance, which sees offsets that the full one forgives
     precision: float  # matched pairs per impact heard
     recall: float  # matched pairs per impact seen
@@ -78,7 +79,7 @@ def score_sync(seen: Sequence[Times], heard: Sequence[Times], tolerance: float =
     pairs = [(s[i], h[j]) for s, h in zip(seen, heard, strict=True) for i, j in match(s, h, tolerance)]
     video, audio = sum(map(len, seen)), sum(map(len, heard))
     return Sync(
-        **vars(pool(seen, heard, tolerance)[0]),
+        pooled=pool(seen, heard, tolerance)[0],
         strict=pool(seen, heard, tolerance / 2)[0],
         precision=len(pairs) / max(1, audio),
         recall=len(pairs) / max(1, video),

@@ -1,0 +1,194 @@
+"""The evaluation end to end on real clips: what it writes, what it resumes, what cheats and mistakes look like in it."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from omniforcing.config import EvaluateConfig
+from omniforcing.data.synthetic import COLOURS, make_clip
+from omniforcing.errors import OmniForcingError
+from omniforcing.latents import Pair
+from omniforcing.metrics.drift import drift
+from omniforcing.metrics.evaluate import Heldout, evaluate, other_sounds, page_clips, plan
+from omniforcing.metrics.observe import observe
+from omniforcing.metrics.report import publish
+from omniforcing.metrics.summary import colour_score, pitch_score
+
+CLIPS, SECONDS = 6, 2
+SETTINGS = EvaluateConfig(clips=CLIPS, seeds=2, page_clips=2, drift_clips=3)
+REQUIRED = {
+    *("sync_f1", "sync_margin", "sync_offset_ms", "sync_offset_signed_ms", "events_video", "events_audio", "ball_present"),
+    *("colour_accuracy", "pitch_accuracy", "frechet_video", "frechet_audio", "clips"),
+}
+
+
+def clip(index, seconds=SECONDS):
+    return make_clip(31, index, seconds, 64, 64)
+
+
+def heldout():
+    return Heldout([clip(i).caption for i in range(CLIPS)], lambda: (media(clip(i)) for i in range(CLIPS)))
+
+
+def media(made):
+    return Pair(made.frames, made.samples)
+
+
+def in_sync(captions, seeds):
+    """A model that makes a clip of the caption's colour, another for each seed, in perfect sync."""
+    for caption, seed in zip(captions, seeds, strict=True):
+        colour = next(name for name in COLOURS if name in caption)
+        index = next(i for i in range(1000) if make_clip(seed % 2**31, i, 1, 32, 32).colour == colour)
+        yield media(make_clip(seed % 2**31, index, SECONDS, 64, 64))
+
+
+def silent(captions, seeds):
+    return (Pair(clip.video, 0 * clip.audio) for clip in in_sync(captions, seeds))
+
+
+def unreachable(_captions, _seeds):
+    raise AssertionError("a finished model was sampled again")
+
+
+def rollout(captions, _seeds):
+    return (media(clip(i, 3 * SECONDS)) for i in range(len(captions)))
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="module")
+def found(work):
+    models = {"teacher": in_sync, "self_forcing": silent}
+    return evaluate(heldout(), lambda clip: clip, models, {"self_forcing": rollout}, work, SETTINGS, seed=0)
+
+
+@pytest.fixture(scope="module")
+def page(found, work, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluation")
+    speed = {"ttfc_s": 0.3, "fps": 100.0, "device": "cpu"}
+    publish(folder, work, found, {"preset": "test", "tolerance_ms": 80.0}, speed, {"teacher": {"video": 1.0, "audio": 2.0}})
+    return folder
+
+
+def test_every_model_has_every_measure(found):
+    assert list(found.models) == ["real", "codec", "shuffled", "teacher", "self_forcing"]
+    for metrics in found.models.values():
+        assert metrics.keys() >= REQUIRED
+    assert found.models["real"]["clips"] == CLIPS and found.models["teacher"]["clips"] == 2 * CLIPS
+
+
+def test_ceiling_chance_and_cheat_stand_where_they_must(found):
+    real, codec, shuffled, teacher, mute = found.models.values()
+    assert real["sync_f1"] >= 0.98 and real["colour_accuracy"] == real["pitch_accuracy"] == real["ball_present"] == 1
+    assert real["frechet_video"] == pytest.approx(0, abs=1e-9) and codec["frechet_audio"] == pytest.approx(0, abs=1e-9)
+    assert shuffled["sync_f1"] < 0.5 and shuffled["frechet_video"] == pytest.approx(0, abs=1e-9)
+    assert teacher["sync_margin"] > 0.5 and teacher["pitch_accuracy"] == 1
+    assert mute["sync_f1"] == mute["pitch_accuracy"] == mute["events_audio"] == 0
+    assert mute["sync_offset_ms"] is None and mute["frechet_audio"] > teacher["frechet_audio"]
+
+
+def test_drift_stands_with_the_models_that_can_go_on(found):
+    assert "drift_margin" not in found.models["teacher"]
+    drifted = found.models["self_forcing"]
+    assert drifted["drift_margin"] == drifted["drift"]["thirds"]["margin"][-1]
+    assert len(drifted["drift"]["per_second"]["margin"]) == 3 * SECONDS
+    assert drifted["drift"]["ball_present_thirds"] == [1, 1, 1]
+
+
+def test_a_killed_evaluation_goes_on_with_the_first_model_that_is_missing(found, work):
+    models = {"teacher": unreachable, "self_forcing": unreachable}
+    again = evaluate(heldout(), unreachable, models, {"self_forcing": unreachable}, work, SETTINGS, seed=0)
+    assert again == found
+
+
+def test_a_model_that_fails_leaves_nothing_behind(tmp_path):
+    def dies(captions, seeds):
+        yield from list(in_sync(captions, seeds))[:3]
+
+    with pytest.raises(OmniForcingError, match="teacher gave 3 clips for 12 captions"):
+        evaluate(heldout(), lambda clip: clip, {"teacher": dies}, {}, tmp_path, SETTINGS, seed=0)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["codec", "real", "shuffled"]
+
+
+def test_one_heldout_clip_is_refused(tmp_path):
+    one = Heldout(["a red ball"], lambda: iter([media(clip(0))]))
+    with pytest.raises(OmniForcingError, match=r"clips\.heldout"):
+        evaluate(one, lambda clip: clip, {}, {}, tmp_path, SETTINGS, seed=0)
+
+
+def test_captions_of_another_world_are_measured_by_distance_alone(tmp_path):
+    other = Heldout(["rain on a roof", "a dog barks"], lambda: (media(clip(i)) for i in range(2)))
+    found = evaluate(other, lambda clip: clip, {}, {}, tmp_path / "work", SETTINGS, seed=0)
+    assert found.models["real"].keys() == {"clips", "frechet_video", "frechet_audio"}
+    (tmp_path / "page").mkdir()
+    publish(tmp_path / "page", tmp_path / "work", found, {"preset": "test", "tolerance_ms": 80.0}, {}, {})
+    assert [p.name for p in (tmp_path / "page" / "plots").iterdir()] == ["frechet.png"]
+
+
+def test_metrics_json_has_the_promised_form(page):
+    metrics = json.loads((page / "metrics.json").read_text())
+    assert metrics["schema"] == 1 and metrics["speed"]["fps"] == 100
+    assert metrics["models"]["teacher"].keys() >= REQUIRED
+    assert set(metrics["frechet"]["features"]) == {"video", "audio"}
+    assert metrics["gradients"]["teacher"]["video"] == 1
+
+
+def test_the_page_links_only_to_files_beside_it(page):
+    html = (page / "index.html").read_text()
+    links = re.findall(r'(?:src|href)="([^"]+)"', html)
+    assert len([link for link in links if link.endswith(".mp4")]) == 5 * 2  # models x captions
+    for link in links:
+        assert not Path(link).is_absolute() and "//" not in link
+        assert (page / link).is_file(), link
+
+
+def test_a_caption_cannot_write_into_the_page(found, work, tmp_path):
+    import dataclasses
+
+    hostile = dataclasses.replace(found, shown={"0": "<script>alert(1)</script>"})
+    publish(tmp_path, work, hostile, {"preset": "test", "tolerance_ms": 80.0}, {}, {})
+    assert "<script>alert" not in (tmp_path / "index.html").read_text()
+
+
+def test_seeds_differ_between_clips_and_not_between_runs():
+    prompts, seeds = plan(["a", "b"], 2, 7)
+    assert prompts == ["a", "b", "a", "b"] and len(set(seeds)) == 4
+    assert plan(["a", "b"], 2, 7)[1] == seeds != plan(["a", "b"], 2, 8)[1]
+
+
+def test_the_page_shows_distinct_captions_first():
+    assert page_clips(["a", "a", "b", "a", "c"], 3) == [0, 2, 4]
+    assert page_clips(["a", "a", "b"], 5) == [0, 1, 2]
+
+
+def test_shuffling_gives_every_picture_the_sound_of_another_clip():
+    mixed = list(other_sounds(Pair(i, i) for i in range(4)))
+    assert [(pair.video, pair.audio) for pair in mixed] == [(0, 1), (1, 2), (2, 3), (3, 0)]
+
+
+def test_swapped_colours_cost_colour_accuracy_and_swapped_tones_pitch_accuracy():
+    made = clip(0)
+    right = observe(media(made), made.caption)
+    swapped = Pair(np.roll(made.frames, 1, -1), made.samples)  # red turns green, green turns blue, blue turns red
+    other = next(clip(i) for i in range(50) if clip(i).colour != made.colour)
+    assert colour_score(right) == pitch_score(right) == 1
+    assert colour_score(observe(swapped, made.caption)) == 0
+    assert pitch_score(observe(Pair(made.frames, other.samples), made.caption)) == 0
+
+
+def test_drift_sees_sync_that_is_lost_after_the_first_third():
+    def lose(made, late):
+        kept, lost = np.split(made.samples, [3 * 16000], 1)
+        return Pair(made.frames, np.concatenate([kept, np.roll(lost, late, 1)], 1))
+
+    made = [clip(i, 9) for i in range(8)]
+    found = drift([observe(lose(c, 4000 + 500 * i), c.caption) for i, c in enumerate(made)], 0.08)
+    first, second, last = found["drift"]["thirds"]["margin"]
+    assert first > 0.5 > 0.3 > max(second, last)
+    assert found["drift_margin"] == last
