@@ -1,8 +1,11 @@
 """A toy project on disk: real config, real dvc.yaml, two tiny stages."""
 
+import shutil
 from pathlib import Path
 
 import pytest
+
+from omniforcing.ops import tracking
 
 DVC_YAML = """
 vars: [conf/config.yaml]
@@ -69,8 +72,18 @@ teacher:
 """
 
 
+@pytest.fixture(scope="session")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database with its tables, which take seconds to create, and no experiment of ours."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkout of two stages, the current folder of the test; MLflow goes into it."""
     files = {
         "dvc.yaml": DVC_YAML,
@@ -84,7 +97,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
+    shutil.copy(database, tmp_path / "mlflow.db")
     monkeypatch.chdir(tmp_path)
-    for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "OMNIFORCING_PARENT_RUN", "DVC_STAGE"):
+    ours = (tracking.PARENT_VARIABLE, tracking.COMMIT_VARIABLE)
+    for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "DVC_STAGE", *ours):
         monkeypatch.delenv(variable, raising=False)
     return tmp_path
