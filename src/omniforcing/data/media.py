@@ -1,7 +1,7 @@
 """Reading and writing video files: pictures through decord, sound and time stamps through PyAV.
 
-decord reports times relative to the first frame (and nonsense for AVI) and misplaces stereo samples; PyAV decodes what is
-left of a truncated file. So a file is first probed packet by packet, for each frame's time on the clock its streams share.
+decord reports times relative to the first frame, returns wrong frames of MPEG-TS and misplaces stereo samples; PyAV decodes
+what is left of a truncated file. So a file is first probed packet by packet, for each frame's time on its streams' clock.
 A source is a path or the file's content. Everything is unbatched: frames uint8 [T, H, W, 3], samples float32 [2, N].
 """
 
@@ -32,6 +32,7 @@ Source = Path | bytes
 # A stream may end this much before its header says: containers round, and the last packet's length is a guess.
 END_SLACK = 0.5  # seconds
 GAP = 0.02  # seconds between an audio frame's stamp and the samples counted so far that make a gap or an overlap
+INDEXED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}  # FFmpeg's names of containers in which decord finds every frame
 # Each channel's share in (left, right); a channel not listed here goes to both at 3 dB less. LFE is dropped (ITU-R BS.775).
 _HALF = 0.5**0.5
 DOWNMIX = {"FL": (1.0, 0.0), "FR": (0.0, 1.0), "FC": (_HALF, _HALF), "LFE": (0.0, 0.0)}
@@ -171,9 +172,10 @@ class Pictures:
         import decord
 
         decord.logging.set_level(decord.logging.FATAL)
+        file = _indexed(source)
         try:
-            # One thread: more gain nothing on small pictures, and several stages may share a machine.
-            self._reader = decord.VideoReader(io.BytesIO(source) if isinstance(source, bytes) else str(source), num_threads=1)
+            # Without a tolerance decord silently repeats a neighbour for every frame that it cannot decode.
+            self._reader = decord.VideoReader(file, num_threads=1, fault_tol=1)
         except (decord.DECORDError, RuntimeError) as error:
             raise Rejected("not a readable video", _first_line(error)) from error
         if len(self._reader) != count:
@@ -192,6 +194,22 @@ class Pictures:
         except (decord.DECORDError, RuntimeError) as error:
             raise Rejected("undecodable frames", _first_line(error)) from error
         return frames
+
+
+def _indexed(source: Source) -> str | io.BytesIO:
+    """What decord can seek in: a source as it is, or its video track copied, not decoded, to Matroska (for MPEG-TS, AVI...)."""
+    with _opened(source) as container:
+        if container.format.name in INDEXED:
+            return io.BytesIO(source) if isinstance(source, bytes) else str(source)
+        copy, (video, _) = io.BytesIO(), _tracks(container)
+        with av.open(copy, "w", format="matroska") as out:
+            stream = out.add_stream_from_template(video)
+            for packet in container.demux(video):
+                if packet.size:
+                    packet.pts, packet.stream = packet.dts if packet.pts is None else packet.pts, stream
+                    out.mux(packet)
+    copy.seek(0)
+    return copy
 
 
 def _first_line(error: Exception) -> str:
