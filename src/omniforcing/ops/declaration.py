@@ -10,6 +10,8 @@ from omniforcing.config import Config, digest, to_dict
 from omniforcing.errors import OmniForcingError
 from omniforcing.files import folder_digest, tree_digest
 
+_MEASURES = "src/omniforcing/metrics"
+
 
 @dataclass(frozen=True)
 class Declaration:
@@ -42,9 +44,10 @@ class Declaration:
         """sha256 of everything the result depends on: config values, inputs and code.
 
         And of the checkpoint interval: it counts the steps of an old checkpoint, so that none may be read under another.
+        Code that only measures is left out: DVC runs the stage again when it changes, to measure what is already trained.
         """
         values = {**self.config_values(config), "checkpoint_every": config.trainer.checkpoint_every}
-        code = {path: tree_digest(root / path) for path in self.code}
+        code = {path: tree_digest(root / path) for path in self.code if not path.startswith(_MEASURES)}
         return digest({"config": values, "inputs": self.input_digests(root), "code": code})
 
 
@@ -52,6 +55,14 @@ def _lookup(values: Any, key: str) -> Any:
     for part in key.split("."):
         values = values[part]
     return values
+
+
+def _has(values: Any, key: str) -> bool:
+    try:
+        _lookup(values, key)
+    except (KeyError, TypeError):
+        return False
+    return True
 
 
 def _stages(root: Path) -> dict[str, Any]:
@@ -67,6 +78,22 @@ def _stages(root: Path) -> dict[str, Any]:
 def stage_names(root: Path) -> list[str]:
     """The stages of ``dvc.yaml``, in its order."""
     return list(_stages(root))
+
+
+def check_preset(root: Path, preset: str) -> None:
+    """Check that a preset's file names every key that ``dvc.yaml`` tracks in it; DVC cannot run without.
+
+    Raises:
+        OmniForcingError: naming the first key that is missing.
+    """
+    from yaml import safe_load
+
+    path = root / "conf" / "preset" / f"{preset}.yaml"
+    named = safe_load(path.read_text(encoding="utf-8")) or {}
+    tracked = [entry.get("conf/preset/${preset}.yaml", []) for stage in _stages(root).values() for entry in stage["params"]]
+    missing = [key for keys in tracked for key in keys if not _has(named, key)]
+    if missing:
+        raise OmniForcingError(f"{path} lacks {missing[0]!r}, which DVC tracks; name it there, if nothing differs with {{}}")
 
 
 def read_declaration(name: str, root: Path, preset: str) -> Declaration:

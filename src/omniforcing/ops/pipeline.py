@@ -13,8 +13,8 @@ from omniforcing.config import load_config
 from omniforcing.errors import OmniForcingError
 from omniforcing.files import read_json
 from omniforcing.ops import foundation, tracking
-from omniforcing.ops.declaration import read_declaration, stage_names
-from omniforcing.ops.presets import tracked_preset, using_preset
+from omniforcing.ops.declaration import check_preset, read_declaration, stage_names
+from omniforcing.ops.presets import restore_preset, tracked_preset, using_preset
 from omniforcing.ops.stage import die_with_parent, exclusive
 
 
@@ -69,7 +69,9 @@ def run_pipeline(root: Path, preset: str | None, stages: Sequence[str] = (), *, 
         read_declaration(stage, root, "")
     with exclusive(root / ".work" / "pipeline.lock", "a pipeline run in this checkout"):
         os.environ[tracking.COMMIT_VARIABLE] = tracking.git_commit(root)
+        restore_preset(root)
         preset = load_config(root=root, preset=preset or tracked_preset(root)).preset
+        check_preset(root, preset)
         with using_preset(root, preset), tracking.closing(_parent_run(root, preset)) as parent:
             os.environ[tracking.PARENT_VARIABLE] = parent.id
             if train_foundation:
