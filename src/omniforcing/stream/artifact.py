@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from omniforcing.errors import OmniForcingError
 from omniforcing.files import read_json, verify_manifest, write_json, write_manifest
-from omniforcing.layout import FPS, LAYOUTS, SAMPLE_RATE
+from omniforcing.layout import FPS, LAYOUTS, SAMPLE_RATE, LayoutError
 from omniforcing.stream.card import model_card
 
 if TYPE_CHECKING:
@@ -74,22 +74,22 @@ class StreamSettings:
     sample_rate: int = SAMPLE_RATE
 
     @classmethod
-    def of(cls, config: Config, grid: tuple[int, int], look_ahead: int) -> StreamSettings:
-        """The settings of a student trained under ``config``, with what its codec declares."""
+    def of(cls, config: Config, codec: Mapping[str, Any]) -> StreamSettings:
+        """The settings of a student trained under ``config``, with what its codec declares in ``codec.json``."""
         student = config.student
         return cls(
             preset=config.preset,
             layout=student.layout,
-            height=config.clips.height,
-            width=config.clips.width,
-            grid=list(grid),
+            height=codec["height"],
+            width=codec["width"],
+            grid=list(codec["grid"]),
             window=student.window,
-            horizon=config.table.count_for(config.latent_counts) - 1,
+            horizon=config.horizon,
             sigmas=list(student.sigmas),
             context_noise=student.context_noise,
             sinks=student.sinks,
             stabiliser=student.stabiliser.value,
-            look_ahead=look_ahead,
+            look_ahead=codec["vocoder_look_ahead_mel"],
         )
 
     @classmethod
@@ -97,7 +97,8 @@ class StreamSettings:
         """Read ``streaming.json``.
 
         Raises:
-            ArtifactError: if its schema is another one, a key is missing or unknown, or the layout is unknown.
+            ArtifactError: if its schema is another one, a key is missing or unknown, or it asks for what this version
+                cannot do.
         """
         values = read_json(path)
         schema = values.pop("schema", None) if isinstance(values, dict) else None
@@ -112,6 +113,10 @@ class StreamSettings:
         if (values["fps"], values["sample_rate"]) != (FPS, SAMPLE_RATE):
             found = f"{values['fps']} fps and {values['sample_rate']} Hz"
             raise ArtifactError(f"{path} asks for {found}; this version streams {FPS} fps and {SAMPLE_RATE} Hz")
+        try:
+            LAYOUTS[values["layout"]].check_window(values["window"], values["horizon"])
+        except LayoutError as error:
+            raise ArtifactError(f"{path}: {error}") from error
         return cls(**values)
 
     @property
@@ -132,7 +137,7 @@ class StreamSettings:
     @property
     def trained_seconds(self) -> float:
         """How much media the student was trained on at once."""
-        return LAYOUTS[self.layout].block(self.horizon).seconds[1] - 1 / FPS
+        return (LAYOUTS[self.layout].block(self.horizon).frames.stop - 1) / FPS
 
 
 @dataclass(frozen=True)

@@ -96,9 +96,11 @@ def _with_progress(chunks: Iterator[Chunk], frames: int) -> Iterator[Chunk]:
             bar.update(len(chunk.frames))
 
 
-def _prepare_torch(device: str, threads: int | None) -> None:
+def _prepare(device: str, threads: int | None) -> None:
     import torch
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # one bar is enough: ours
     if threads is not None:
         if threads < 1:
             raise OmniForcingError(f"--threads is {threads}; the least is 1")
@@ -121,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
     request = Request(args.prompt, args.seconds, args.seed)
     check_target(args.out)
     artifact = Artifact.open(args.artifact, verify=not args.no_verify)
-    _prepare_torch(args.device, args.threads)
+    _prepare(args.device, args.threads)
 
     from omniforcing.stream.engine import Engine
 

@@ -15,7 +15,7 @@ from omniforcing.codec.streaming import StreamingDecoder
 from omniforcing.model.rollout import Rollout
 from omniforcing.model.student import load_model
 from omniforcing.seeding import step_generator
-from omniforcing.stream.artifact import Artifact
+from omniforcing.stream.artifact import Artifact, ArtifactError
 from omniforcing.stream.request import Request
 from omniforcing.stream.speed import BlockTiming
 from omniforcing.text.encoder import TextEncoder
@@ -57,6 +57,21 @@ class Engine:
         self._student = load_model(folder, sinks=self.settings.sinks, device=device).eval()
         self._codec = Codec.load(folder / "codec", device=device)
         self._text = TextEncoder.load(folder / "text", device=device)
+        self._refuse_misfit()
+
+    def _refuse_misfit(self) -> None:
+        """The parts came from one training, or they do not belong together."""
+        settings, core = self.settings, self._student.core.config
+        tokens, *channels = self._codec.latent_shape(settings.height, settings.width)
+        rows, columns = settings.grid
+        for what, found, needed in (
+            ("the grid of streaming.json", rows * columns, tokens),
+            ("the student's video channels", core.in_channels, channels[0]),
+            ("the student's audio channels", core.audio_in_channels, channels[1]),
+        ):
+            if found != needed:
+                place = self.artifact.folder
+                raise ArtifactError(f"{what}: {found}, but its codec has {needed}; {place} mixes parts, export it again")
 
     def stream(self, prompt: str, seconds: float, seed: int = 0) -> Iterator[Chunk]:
         """Yield the stream block by block; the same prompt, length and seed give the same chunks.

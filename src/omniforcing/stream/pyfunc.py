@@ -5,7 +5,7 @@ A row is ``prompt`` (text), ``seconds`` (8 if left out) and ``seed`` (0 if left 
 ``predict(rows)`` answers with a table of one column, ``mp4``: the whole clip of each row as bytes.
 ``predict_stream(row)`` yields one dictionary per block as soon as it is decoded: ``block`` (its index), ``first_frame``,
 ``frames``, ``first_sample``, ``samples`` (counts) and ``mp4`` (bytes). The ``mp4`` values, joined in order, are one
-fragmented MP4 that plays while it grows; a last dictionary without frames or samples ends it.
+fragmented MP4 that plays while it grows. They lag a little (the first may be empty); a last dictionary without frames ends it.
 """
 
 from __future__ import annotations
@@ -65,25 +65,17 @@ class StreamingModel(PythonModel):
 
         self.engine: Engine = Engine(Path(context.artifacts["artifact"]))
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> pandas.DataFrame:
+    def predict(self, model_input: Any) -> pandas.DataFrame:
         """Whole clips: a table with the column ``mp4``, one row per row of the input."""
         import pandas as pd
 
         clips = [b"".join(piece["mp4"] for piece in self._pieces(row)) for row in rows_of(model_input)]
         return pd.DataFrame({"mp4": clips})
 
-    def predict_stream(
-        self, context: Any, model_input: Any, params: dict[str, Any] | None = None
-    ) -> Iterator[dict[str, Any]]:
-        """Pieces of one clip, block by block.
-
-        Raises:
-            OmniForcingError: if the input is not exactly one row.
-        """
-        rows = rows_of(model_input)
-        if len(rows) != 1:
-            raise OmniForcingError(f"predict_stream takes one row, found {len(rows)}; use predict for several")
-        return self._pieces(rows[0])
+    def predict_stream(self, model_input: Any) -> Iterator[dict[str, Any]]:
+        """Pieces of one clip, block by block; MLflow refuses several rows before they come here."""
+        (row,) = rows_of(model_input)
+        return self._pieces(row)
 
     def _pieces(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         from omniforcing.stream.mux import Muxer, Pieces

@@ -1,0 +1,69 @@
+"""Stage export: the artifact that streams on its own, a first stream from it, and the same as an MLflow model."""
+
+import shutil
+import tempfile
+from importlib.metadata import requires, version
+from pathlib import Path
+
+import numpy as np
+
+import omniforcing
+from omniforcing.files import read_json, write_manifest
+from omniforcing.latents import Pair
+from omniforcing.metrics.observe import observe
+from omniforcing.metrics.plots import draw_media
+from omniforcing.ops.stage import Stage, stage_main
+from omniforcing.stream.artifact import Artifact, StreamSettings, write_artifact
+from omniforcing.stream.command import figures, write_stream
+from omniforcing.stream.engine import Engine
+
+
+def stream_sample(artifact: Artifact, prompt: str, seconds: float, seed: int) -> dict[str, object]:
+    """Add ``sample.mp4`` and ``sample.png`` (frames over the spectrogram) to an artifact; returns the stream's figures."""
+    chunks = list(Engine(artifact).stream(prompt, seconds, seed))
+    speed = write_stream(chunks, artifact.folder / "sample.mp4", artifact.settings)
+    media = Pair(np.concatenate([c.frames for c in chunks]), np.concatenate([c.samples for c in chunks], 1))
+    draw_media(artifact.folder / "sample.png", media, observe(media, prompt))
+    write_manifest(artifact.folder)
+    return figures(speed, artifact.settings, "cpu")
+
+
+def log_model(stage: Stage) -> None:
+    """Log the published artifact to the stage's run as a pyfunc model with ``predict`` and ``predict_stream``."""
+    import mlflow
+
+    from omniforcing.stream import pyfunc
+
+    names = [line for line in requires("omniforcing") or [] if "extra ==" not in line]
+    with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=stage.run_id):
+        package = Path(folder, "omniforcing")
+        shutil.copytree(Path(omniforcing.__file__).parent, package, ignore=shutil.ignore_patterns("assets", "__pycache__"))
+        mlflow.pyfunc.log_model(
+            name="model",
+            python_model=pyfunc.__file__,
+            artifacts={"artifact": str(stage.folder)},
+            code_paths=[str(package)],
+            signature=pyfunc.SIGNATURE,
+            input_example=pyfunc.INPUT_EXAMPLE,
+            # Builds such as +cpu are not on the package index.
+            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in names],
+            registered_model_name=stage.config.export.registered_model,
+        )
+
+
+def run(stage: Stage) -> None:
+    """Write, try out and publish the artifact, then log it."""
+    config, codec = stage.config, stage.input("codec")
+    settings = StreamSettings.of(config, read_json(codec / "codec.json"))
+    metrics = read_json(stage.input("evaluation") / "metrics.json")
+    with stage.publish() as folder:
+        artifact = write_artifact(folder, stage.input("self_forcing"), codec, settings, metrics)
+        sample = stream_sample(artifact, config.export.prompt, config.export.seconds, config.seed)
+    stage.metrics(sample | {"files": len(read_json(stage.folder / "manifest.json")["files"])})
+    for name in ("sample.mp4", "sample.png", "README.md"):
+        stage.log_artifact(stage.folder / name)
+    log_model(stage)
+
+
+if __name__ == "__main__":
+    stage_main("export", run)

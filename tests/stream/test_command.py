@@ -1,0 +1,110 @@
+"""``omniforcing stream``: a playable clip, its figures, and one sentence for whatever is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import pytest
+
+from omniforcing.console import run_command
+from omniforcing.stream import command
+from omniforcing.stream.artifact import Artifact
+from omniforcing.stream.speed import BlockTiming, stream_speed
+
+
+def stream(*options: str) -> int:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    arguments = parser.parse_args(list(options))
+    return run_command(lambda: command.run(arguments))
+
+
+def options_for(folder: Path, out: Path, **changes: str) -> list[str]:
+    values = {"artifact": str(folder), "prompt": "a red ball bounces", "seconds": "2", "seed": "1", "out": str(out), **changes}
+    return [f"--{name}={value}" for name, value in values.items()]
+
+
+def test_clip_is_whole_and_repeatable(artifact: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("one.mp4", "two.mp4"):
+        assert stream(*options_for(artifact.folder, tmp_path / name)) == 0
+    assert (tmp_path / "one.mp4").read_bytes() == (tmp_path / "two.mp4").read_bytes()
+    with av.open(str(tmp_path / "one.mp4")) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 49
+    shown = capsys.readouterr()
+    assert "real-time factor" in shown.out and "64x64, 2 steps, window 2" in shown.out
+    assert "streaming" in shown.err, "no progress was shown"
+
+
+def test_figures_as_json(artifact: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert stream(*options_for(artifact.folder, tmp_path / "clip.mp4"), "--json", "--no-verify") == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["media_s"] == 2 and values["steps"] == 2 and values["threads"] >= 1
+    assert 0 < values["block_p50_s"] <= values["block_p95_s"]
+    assert values["ttfc_s"] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"prompt": " "}, "the prompt is"),
+        ({"seconds": "-2"}, "cannot last -2.0 seconds"),
+        ({"seconds": "nan"}, "cannot last nan seconds"),
+        ({"seconds": "0"}, "cannot last 0.0 seconds"),
+        ({"seed": "-1"}, "the seed is -1"),
+        ({"artifact": "nowhere"}, "nowhere is not an artifact"),
+        ({"out": "clip.avi"}, "does not end in .mp4"),
+        ({"out": "no/such/clip.mp4"}, "the folder no/such does not exist"),
+        ({"threads": "0"}, "--threads is 0"),
+        ({"device": "cuda:99"}, "--device cuda:99 does not work here"),
+        ({"device": "toaster"}, "--device toaster does not work here"),
+    ],
+)
+def test_bad_value_is_one_sentence(
+    artifact: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, str], sentence: str
+) -> None:
+    out = Path(changes.pop("out", str(tmp_path / "clip.mp4")))
+    assert stream(*options_for(artifact.folder, out, **changes)) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_as_target_is_refused(artifact: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "clip.mp4").mkdir()
+    assert stream(*options_for(artifact.folder, tmp_path / "clip.mp4")) == 2
+    assert "is a folder" in capsys.readouterr().err
+
+
+def test_altered_artifact_is_one_sentence(own_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (own_artifact / "sinks.safetensors").write_bytes(b"other")
+    assert stream(*options_for(own_artifact, tmp_path / "clip.mp4")) == 2
+    assert "sinks.safetensors is not the file" in capsys.readouterr().err
+
+
+def test_streaming_runs_where_the_training_side_is_not_installed(artifact: Artifact, tmp_path: Path) -> None:
+    barred = ("ray", "mlflow", "dvc", "lightning", "webdataset", "torchaudio", "decord", "matplotlib", "pandas", "scipy")
+    words = ["stream", *options_for(artifact.folder, tmp_path / "clip.mp4", seconds="1")]
+    script = f"import sys; sys.modules.update(dict.fromkeys({barred!r})); from omniforcing.cli import main; main({words!r})"
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert (tmp_path / "clip.mp4").is_file()
+
+
+def test_speed_counts_the_first_moving_chunk_and_leaves_the_first_block_out() -> None:
+    timings = [BlockTiming(1, 5.0, 1.0, 7.0), BlockTiming(24, 1.0, 1.0, 9.0), BlockTiming(24, 1.0, 3.0, 13.0)]
+    speed = stream_speed(timings)
+    assert speed.ttfc_s == 9.0
+    assert speed.block_p50_s == 3.0
+    assert speed.media_s == 2.0
+    assert speed.real_time_factor == 6.0
+    assert speed.fps == pytest.approx(49 / 12)
+
+
+def test_speed_of_a_merged_first_block_counts_from_its_own_chunk() -> None:
+    speed = stream_speed([BlockTiming(25, 1.0, 1.0, 2.5)])
+    assert speed.ttfc_s == 2.5 and speed.block_p50_s == 2.0 and speed.media_s == 1.0
