@@ -1,7 +1,9 @@
 """Stage export: the artifact that streams on its own, a first stream from it, and the same as an MLflow model."""
 
+import logging
 import shutil
 import tempfile
+import warnings
 from importlib.metadata import requires, version
 from pathlib import Path
 
@@ -32,6 +34,9 @@ def log_model(stage: Stage) -> None:
     """Log the published artifact to the stage's run as a pyfunc model with ``predict`` and ``predict_stream``."""
     import mlflow
 
+    # MLflow would rather infer a signature from type hints; ours is explicit.
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*Add type hints")
     from omniforcing.stream import pyfunc
 
     names = [line for line in requires("omniforcing") or [] if "extra ==" not in line]
@@ -55,7 +60,7 @@ def run(stage: Stage) -> None:
     """Write, try out and publish the artifact, then log it."""
     config, codec = stage.config, stage.input("codec")
     settings = StreamSettings.of(config, read_json(codec / "codec.json"))
-    metrics = read_json(stage.input("evaluation") / "metrics.json")
+    metrics = read_json(stage.input("evaluate") / "metrics.json")
     with stage.publish() as folder:
         artifact = write_artifact(folder, stage.input("self_forcing"), codec, settings, metrics)
         sample = stream_sample(artifact, config.export.prompt, config.export.seconds, config.seed)
