@@ -1,9 +1,7 @@
 """Stage export: the artifact that streams on its own, a first stream from it, and the same as an MLflow model."""
 
-import logging
 import shutil
 import tempfile
-import warnings
 from importlib.metadata import requires, version
 from pathlib import Path
 
@@ -34,9 +32,6 @@ def log_model(stage: Stage) -> None:
     """Log the published artifact to the stage's run as a pyfunc model with ``predict`` and ``predict_stream``."""
     import mlflow
 
-    # MLflow would rather infer a signature from type hints; ours is explicit.
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*Add type hints")
     from omniforcing.stream import pyfunc
 
     names = [line for line in requires("omniforcing") or [] if "extra ==" not in line]

@@ -57,6 +57,9 @@ def rows_of(model_input: Any) -> list[dict[str, Any]]:
 class StreamingModel(PythonModel):
     """Clips and streams from an artifact."""
 
+    # The signature is explicit; MLflow would else warn, at every load, that it cannot infer one from type hints.
+    _skip_type_hint_validation = True
+
     def load_context(self, context: Any) -> None:
         """Open the artifact that was logged with the model; checksums are verified."""
         from pathlib import Path
