@@ -83,6 +83,12 @@ def test_an_empty_picture_and_coloured_noise_show_no_ball():
     assert not any(noise.present)
 
 
+def test_a_speck_has_no_colour():
+    frames = np.full((25, 64, 64, 3), 128, np.uint8)
+    frames[:, 30:33, 30:33] = COLOURS["red"][0]
+    assert see(frames).colours == []
+
+
 def test_silence_and_steady_noise_have_no_impacts():
     noise = np.random.default_rng(0).normal(0, 0.2, (2, 64000))
     assert hear(np.zeros((2, 64000))).impacts == []

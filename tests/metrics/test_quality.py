@@ -82,7 +82,14 @@ def test_known_gaussians_give_the_known_distance():
 
 
 def test_fewer_samples_than_dimensions_stay_finite(video):
-    assert np.isfinite(frechet(video[:4], video)) and np.isfinite(frechet(video[:4], video[4:8]))
+    assert all(np.isfinite(frechet(video[:n], video[n : 2 * n])) for n in (1, 2, 4))
+    assert np.isfinite(floor(video[:2]))
+
+
+def test_a_reference_without_variance_gives_a_large_and_finite_distance(video):
+    alike = np.repeat(video[:1], 4, 0)
+    assert frechet(alike, alike) == 0
+    assert 10 < frechet(video, alike) < np.inf
 
 
 def test_larger_pictures_share_the_features_scale():

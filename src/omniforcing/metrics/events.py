@@ -74,7 +74,8 @@ def see(frames: ArrayLike, balls: int = 1) -> Seen:
     height = pixels.shape[1]
     impacts = sorted(time for centres, _ in tracks for time in _impacts(centres / height))
     present = np.all([there for _, there in tracks], axis=0)
-    return Seen(_inside(impacts, (len(pixels) - 1) / FPS), present.tolist(), [list(COLOURS)[c] for c in largest if mass[c] > 0])
+    shown = [list(COLOURS)[colour] for colour, (centres, _) in zip(largest, tracks, strict=True) if np.isfinite(centres).any()]
+    return Seen(_inside(impacts, (len(pixels) - 1) / FPS), present.tolist(), shown)
 
 
 def hear(samples: ArrayLike) -> Heard:

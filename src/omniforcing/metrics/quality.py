@@ -33,6 +33,7 @@ WIDTH = 64
 BANDS = 16
 SILENCE = -7.0  # natural log; an impact's loudest bands reach 0, digital silence -11.5, which nobody can tell from -7
 SHRINKAGE = 0.05
+LEAST_VARIANCE = 1e-6  # of a reference whose clips are all alike
 
 
 def _whole_seconds(count: int) -> list[Block]:
@@ -68,22 +69,23 @@ def frechet(found: Array, reference: Array) -> float:
     0 for identical sets; 1 when the sets differ by as much as the reference's clips vary in total. Covariances are shrunk
     towards a multiple of the identity, so sets smaller than D are safe too.
     """
-    scale = np.trace(_covariance(reference))
+    scale = max(np.trace(_covariance(reference)), LEAST_VARIANCE)
     (mean, covariance), (other, target) = [(x.mean(0), _covariance(x)) for x in (found, reference)]
     root = _root(target)
     cross = np.trace(_root(root @ covariance @ root))
     distance = ((mean - other) ** 2).sum() + np.trace(covariance) + np.trace(target) - 2 * cross
-    return float(max(distance, 0.0) / max(scale, np.finfo(float).tiny))
+    return float(max(distance, 0.0) / scale)
 
 
 def floor(reference: Array) -> float:
-    """The distance between the two halves of the reference ``[M, D]``, M >= 4: what sampling alone amounts to."""
+    """The distance between the two halves of the reference ``[M, D]``, M >= 2: what sampling alone amounts to."""
     half = len(reference) // 2
     return frechet(reference[:half], reference[half:])
 
 
 def _covariance(features: Array) -> Array:
-    covariance = np.cov(features, rowvar=False)
+    centred = features - features.mean(0)
+    covariance = centred.T @ centred / max(1, len(features) - 1)
     identity = np.eye(len(covariance)) * np.trace(covariance) / len(covariance)
     return (1 - SHRINKAGE) * covariance + SHRINKAGE * identity
 

@@ -1,0 +1,55 @@
+"""Stage evaluate: every model on the same held-out captions and seeds, measured and side by side on a page.
+
+A killed run keeps the sets of clips that it has finished.
+"""
+
+from omniforcing.files import read_json
+from omniforcing.metrics.bench import CAUSAL, MODELS, Bench, heldout_clips
+from omniforcing.metrics.evaluate import evaluate
+from omniforcing.metrics.report import publish
+from omniforcing.ops.stage import Stage, stage_main
+
+NORM = "largest_gradient_norm_"
+
+
+def run(stage: Stage) -> None:
+    """Sample, measure, time, and publish metrics, plots and page."""
+    config, settings = stage.config, stage.config.evaluate
+    codec, folders = stage.input("codec"), {name: stage.input(name) for name in MODELS}
+    bench = Bench.open(config, codec, stage.input("latents"))
+    heldout = heldout_clips(stage.input("shards"), settings.clips)
+    seconds = config.clips.seconds
+    found = evaluate(
+        heldout,
+        bench.reconstruct,
+        models={name: bench.sampler(name, folders[name], seconds) for name in MODELS},
+        rollouts={name: bench.sampler(name, folders[name], settings.drift_factor * seconds) for name in CAUSAL},
+        work=stage.work / "sets",
+        config=settings,
+        seed=config.seed,
+    )
+    speed = bench.speed(folders, codec, stage.work / "artifact", heldout.captions[0])
+    described = {
+        "preset": config.preset,
+        "seed": config.seed,
+        "seeds": settings.seeds,
+        "heldout_clips": len(heldout.captions),
+        "tolerance_ms": settings.tolerance_ms,
+    }
+    with stage.publish() as folder:
+        metrics = publish(folder, stage.work / "sets", found, described, speed, gradients(stage))
+    stage.metrics(metrics)
+    stage.log_artifact(stage.folder, "evaluation")
+
+
+def gradients(stage: Stage) -> dict[str, dict[str, float]]:
+    """The largest gradient norms per modality that the training stages recorded; a teacher that was loaded has none."""
+    norms = {}
+    for name in MODELS:
+        recorded = read_json(stage.input(name).with_name(f"{name}.metrics.json"))
+        norms[name] = {key.removeprefix(NORM): value for key, value in recorded.items() if key.startswith(NORM)}
+    return {name: values for name, values in norms.items() if values}
+
+
+if __name__ == "__main__":
+    stage_main("evaluate", run)

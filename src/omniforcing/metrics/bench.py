@@ -1,0 +1,136 @@
+"""The trained models as samplers of media, all on the same prompts and seeds, and the speed of the last against the first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from omniforcing.codec.codec import Codec
+from omniforcing.config import Config
+from omniforcing.data.shards import read_raw, read_shards
+from omniforcing.data.sources import HELDOUT
+from omniforcing.data.tensors import TextTable
+from omniforcing.distill.sampling import rollout_config, sample_few_step, sample_rollout, sample_teacher
+from omniforcing.files import atomic_dir, read_json
+from omniforcing.latents import Latents, Pair, TextFeatures
+from omniforcing.layout import SAMPLE_RATE
+from omniforcing.metrics.evaluate import Heldout, Sampler
+from omniforcing.metrics.events import Media
+from omniforcing.metrics.speed import against_teacher, measure_offline, measure_stream
+from omniforcing.model.student import load_model
+from omniforcing.model.transformer import DualStream
+
+# In the order of training; the causal ones can go on for ever.
+CAUSAL = ("causal_ode", "self_forcing")
+MODELS = ("teacher", "bidirectional_dmd", *CAUSAL)
+
+Draw = Callable[[TextFeatures, torch.Generator], Latents]
+
+
+def heldout_clips(shards: Path, count: int) -> Heldout:
+    """The first ``count`` held-out clips of a shard folder."""
+    captions = [raw["txt"].decode() for _, raw in islice(read_raw(shards, HELDOUT), count)]
+    return Heldout(captions, lambda: (clip["media"] for clip in islice(read_shards(shards, HELDOUT), count)))
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What turns a model's folder into media: the codec, stored text features, and the preset's sampling settings."""
+
+    config: Config
+    codec: Codec
+    text: TextTable
+    grid: tuple[int, int]
+    device: str
+
+    @classmethod
+    def open(cls, config: Config, codec: Path, latents: Path) -> Bench:
+        """Read the codec and the captions' features; on a GPU if there is one and the config does not ask for the CPU.
+
+        Raises:
+            OmniForcingError: if one of them is missing or unreadable.
+        """
+        device = "cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu"
+        loaded = Codec.load(codec, device=device)
+        grid = loaded.spatial(config.clips.height, config.clips.width)
+        return cls(config, loaded, TextTable.load(latents), grid, device)
+
+    def reconstruct(self, clip: Media) -> Media:
+        """One real clip through the codec and back."""
+        batch = clip.map(lambda x: torch.as_tensor(x)[None])
+        return next(self._decoded(self.codec.encode(batch)))
+
+    def sampler(self, name: str, folder: Path, seconds: int) -> Sampler:
+        """The model ``name``, one of ``MODELS``, kept in ``folder``, as a sampler of clips of ``seconds``.
+
+        The model is loaded when clips are drawn and freed after the last, so that one at a time is in memory.
+        """
+
+        def sample(captions: list[str], seeds: list[int]) -> Iterator[Media]:
+            return self.media(self.draw(name, folder, seconds), captions, seeds)
+
+        return sample
+
+    def media(self, draw: Draw, captions: list[str], seeds: list[int]) -> Iterator[Media]:
+        """One clip per caption, drawn in batches; the first seed of a batch gives the noise of all of it."""
+        size = self.config.evaluate.batch
+        for start in range(0, len(captions), size):
+            text = self.text.of(captions[start : start + size]).map(lambda x: x.to(self.device))
+            generator = torch.Generator(self.device).manual_seed(seeds[start])
+            yield from self._decoded(draw(text, generator))
+
+    def draw(self, name: str, folder: Path, seconds: int) -> Draw:
+        """Load a model and bind its sampler."""
+        config = self.config
+        model = load_model(folder, sinks=config.student.sinks if name in CAUSAL else 0, device=self.device).eval()
+        if name in CAUSAL:
+            rollout, blocks = rollout_config(config, self.grid), config.table.blocks_for_seconds(seconds)
+            return lambda text, generator: sample_rollout(model, text, rollout, blocks, generator)
+        return self._teacher(model) if name == "teacher" else self._few_step(model)
+
+    def _teacher(self, model: DualStream) -> Draw:
+        unconditional = self.text.unconditional.map(lambda x: x.to(self.device))
+        counts, sampler = self.config.latent_counts, self.config.teacher.sampler
+        return lambda text, generator: sample_teacher(model, text, unconditional, counts, self.grid, sampler, generator)
+
+    def _few_step(self, model: DualStream) -> Draw:
+        counts, sigmas = self.config.latent_counts, self.config.student.sigmas
+        return lambda text, generator: sample_few_step(model, text, counts, self.grid, sigmas, generator)
+
+    def _decoded(self, latents: Latents) -> Iterator[Media]:
+        media = self.codec.decode(latents, self.grid).map(torch.Tensor.cpu)
+        if self.codec.sample_rate != SAMPLE_RATE:
+            from torchaudio.functional import resample
+
+            media = Pair(media.video, resample(media.audio, self.codec.sample_rate, SAMPLE_RATE))
+        for video, audio in zip(*media, strict=True):
+            yield Pair(video.numpy(), audio.numpy())
+
+    def speed(self, folders: Mapping[str, Path], codec: Path, work: Path, prompt: str) -> dict[str, Any]:
+        """The last model streamed by the engine from an artifact in ``work``, against the teacher's offline sampler.
+
+        Both make the same length for one prompt, decoding included. The codec's folder is copied into the artifact.
+        """
+        from omniforcing.stream.artifact import StreamSettings, write_artifact
+        from omniforcing.stream.engine import Engine
+
+        config, seconds = self.config, self.config.clips.seconds
+        settings = StreamSettings.of(config, read_json(codec / "codec.json"))
+        with atomic_dir(work) as folder:
+            write_artifact(folder, folders["self_forcing"], codec, settings, {})
+        engine = Engine(work, self.device)
+        stream = measure_stream(lambda: (chunk.timing for chunk in engine.stream(prompt, seconds)))
+        draw = self.draw("teacher", folders["teacher"], seconds)
+        teacher = measure_offline(lambda: list(self.media(draw, [prompt], [0])))
+        steps, threads = len(config.student.sigmas), torch.get_num_threads()
+        device = torch.cuda.get_device_name() if self.device == "cuda" else f"CPU, {threads} threads"
+        measured = (
+            f"{device}; {settings.width}x{settings.height}, {seconds} s; student {steps} steps a block, window "
+            f"{settings.window}; teacher {config.teacher.sampler.steps} guided steps; decoding included"
+        )
+        return {**against_teacher(stream, teacher), "measured_on": measured}
