@@ -23,7 +23,7 @@ from omniforcing.layout import LAYOUTS, SAMPLE_RATE, clip_latents
 SECONDS = 2
 COUNTS = clip_latents(SECONDS)
 VIDEO = VideoCodecConfig(latent_channels=8, encoder_channels=[8, 16, 32], decoder_channels=[8, 16, 32])
-CONFIG = CodecConfig(video=VIDEO, audio=AudioCodecConfig(channel_multipliers=[1, 1, 2]), vocoder=VocoderConfig(hidden=16))
+CONFIG = CodecConfig(video=VIDEO, audio=AudioCodecConfig(channel_multipliers=[1, 1, 2]), vocoder=VocoderConfig(hidden=16, resnet_kernels=[3]))
 
 
 @pytest.fixture(scope="module")
