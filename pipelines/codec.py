@@ -20,7 +20,7 @@ from omniforcing.codec.mel import log_mel
 from omniforcing.config import Config, Source
 from omniforcing.console import run_command
 from omniforcing.data.media import write_mp4
-from omniforcing.data.shards import read_shards
+from omniforcing.data.shards import read_raw, read_shards
 from omniforcing.data.sources import HELDOUT, TRAIN
 from omniforcing.errors import OmniForcingError
 from omniforcing.files import atomic_dir, atomic_write
@@ -37,13 +37,12 @@ STATISTICS_CLIPS = 256
 BATCH = 8
 
 
-def clips_of(shards: Path, split: str, count: int | None = None) -> tuple[Pair[Tensor], list[str]]:
-    """The first ``count`` clips (None: all) of a split in memory, uint8 [N, T, H, W, 3] and [N, 2, S], and their captions."""
-    clips = list(islice(read_shards(shards, split), count))
+def clips_of(shards: Path, split: str, count: int | None = None) -> Pair[Tensor]:
+    """The first ``count`` clips (None: all) of a split in memory: uint8 [N, T, H, W, 3] and float32 [N, 2, S]."""
+    clips = [clip["media"] for clip in islice(read_shards(shards, split), count)]
     if not clips:
         raise OmniForcingError(f"{shards} has no {split} clips; set clips.count and clips.heldout so that each split has some")
-    picture, sound = (np.stack([getattr(clip["media"], name) for clip in clips]) for name in ("video", "audio"))
-    return Pair(torch.from_numpy(picture), torch.from_numpy(sound)), [clip["caption"] for clip in clips]
+    return Pair(*(torch.from_numpy(np.stack(kind)) for kind in zip(*clips, strict=True)))
 
 
 def train_part(module: Any, draw_batch: Callable[[int], Any], config: Config, folder: Path) -> Any:
@@ -57,7 +56,7 @@ def train_part(module: Any, draw_batch: Callable[[int], Any], config: Config, fo
 def train_video(config: Config, shards: Path, work: Path) -> None:
     """Train the video VAE and save it in ``work/video_vae``."""
     settings = config.codec.video
-    frames = clips_of(shards, TRAIN)[0].video
+    frames = clips_of(shards, TRAIN).video
     torch.manual_seed(step_seed(config.seed, 0, "video vae"))
     vae = build_video_vae(settings)
     draw_batch = training.video_crops(frames, settings, config.seed)
@@ -69,7 +68,7 @@ def train_video(config: Config, shards: Path, work: Path) -> None:
 def train_sound(config: Config, shards: Path, work: Path) -> None:
     """Train the audio VAE, then the vocoder on what it makes of the clips; save both below ``work``."""
     audio, voice = config.codec.audio, config.codec.vocoder
-    samples = clips_of(shards, TRAIN)[0].audio
+    samples = clips_of(shards, TRAIN).audio
     mels = torch.cat([log_mel(some) for some in samples.split(BATCH)])
     torch.manual_seed(step_seed(config.seed, 0, "audio vae"))
     vae = build_audio_vae(audio)
@@ -120,16 +119,20 @@ def train(stage: Stage, folder: Path) -> Path:
     codec = Codec(*load_parts(stage.work), config.clips.height, config.clips.width)
     # Stored in half precision: what is measured from here on is what is stored.
     codec.half().float()
-    media, _ = clips_of(shards, TRAIN, STATISTICS_CLIPS)
-    codec.take_statistics(media.video.split(BATCH), media.audio.split(BATCH))
+    codec.normalise_by(means_of(codec, clips_of(shards, TRAIN, STATISTICS_CLIPS)))
     codec.save(folder, torch.float16)
-    build_tiny(folder / "text", config.codec.text, clips_of_captions(shards), config.seed)
+    captions = [raw["txt"].decode() for _, raw in read_raw(shards)]
+    build_tiny(folder / "text", config.codec.text, captions, config.seed)
     return merge_curves(stage.work, stage.work / CURVES)
 
 
-def clips_of_captions(shards: Path) -> list[str]:
-    """Every caption of the shards."""
-    return [clip["caption"] for clip in read_shards(shards)]
+@torch.no_grad()
+def means_of(codec: Codec, media: Pair[Tensor]) -> Pair[Tensor]:
+    """Unnormalised latents of clips."""
+    return Pair(
+        torch.cat([codec.video_means(some) for some in media.video.split(BATCH)]),
+        torch.cat([codec.audio_means(some) for some in media.audio.split(BATCH)]),
+    )
 
 
 def merge_curves(work: Path, path: Path) -> Path:
@@ -165,7 +168,7 @@ def load(stage: Stage, folder: Path) -> Path:
 
 def report(stage: Stage, codec: Codec) -> dict[str, float]:
     """Measure reconstructions of held-out clips; log a picture and samples with sound."""
-    original, _ = clips_of(stage.input("shards"), HELDOUT, stage.config.codec.report_clips)
+    original = clips_of(stage.input("shards"), HELDOUT, stage.config.codec.report_clips)
     pieces = [codec.decode(codec.encode(Pair(v, a))) for v, a in zip(*(x.split(BATCH) for x in original), strict=True)]
     found = Pair(torch.cat([p.video for p in pieces]), torch.cat([p.audio for p in pieces]))
     with atomic_dir(stage.work / "reconstructions") as folder:

@@ -6,7 +6,6 @@ folder: ``video_vae/``, ``audio_vae/`` and ``vocoder/`` as diffusers saves them,
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -247,12 +246,10 @@ class Codec(nn.Module):
 
     # --- the rest --------------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def take_statistics(self, frames: Iterable[Tensor], samples: Iterable[Tensor]) -> None:
-        """Normalise from now on by the mean and deviation per channel over batches of frames and of samples."""
-        means = Pair([self.video_means(x) for x in frames], [self.audio_means(x) for x in samples])
-        for batches, vae in zip(means, self._vaes, strict=True):
-            numbers = torch.cat([z.flatten(0, -2) for z in batches]).double()
+    def normalise_by(self, means: Latents) -> None:
+        """Normalise from now on by the mean and deviation per channel of ``means``, unnormalised latents ``[N, T, ..., C]``."""
+        for z, vae in zip(means, self._vaes, strict=True):
+            numbers = z.flatten(0, -2).double()
             vae.latents_mean.copy_(numbers.mean(0))
             vae.latents_std.copy_(numbers.std(0).clamp(min=1e-4))
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from omniforcing.codec.codec import to_pixels
 from omniforcing.codec.mel import log_mel
 from omniforcing.config import AudioCodecConfig, CropConfig, VideoCodecConfig, VocoderConfig
-from omniforcing.layout import HOP
+from omniforcing.layout import HOP, SAMPLE_RATE
 from omniforcing.seeding import step_generator
 
 WARMUP = 60  # steps
@@ -26,6 +26,8 @@ LOG_VARIANCE = -6.0  # of a fresh posterior: 0 lets it collapse onto the prior b
 CONTRAST = 0.2  # difference from the background, of [-1, 1], that counts as foreground in full
 SHARPNESS = 0.05  # of the absolute error, beside the squared one
 WINDOWS = (256, 512, 1024, 2048)  # samples; the longest tells apart tones that a mel frame cannot
+SPACING = 200  # Hz between the oscillators that a vocoder starts with
+QUIET = 0.03  # of the loudness that the oscillators would have
 Batches = Callable[[int], Iterator[Any]]
 
 
@@ -188,8 +190,30 @@ def initialise_audio(vae: Any, mels: Tensor) -> None:
 
 @torch.no_grad()
 def initialise_vocoder(vocoder: Any, mels: Tensor) -> None:
-    """Fold the mean and deviation of log-mels ``[B, 2, T, F]`` into the first convolution."""
+    """Start the vocoder as a bank of oscillators, driven by the level of log-mels ``[B, 2, T, F]``.
+
+    The last upsampler's kernels are windowed cosines and sines of evenly spaced frequencies, residual branches are silent,
+    and rectified pairs of channels cancel to a linear way out: what is left to learn is how loud and in which phase.
+    """
     _fold_input(vocoder.conv_in, mels.mean(), mels.std())
+    for block in vocoder.resnets:
+        for conv in block.convs2:
+            conv.weight.zero_()
+            conv.bias.zero_()
+    bank = vocoder.upsamplers[-1]
+    inputs, outputs, taps = bank.weight.shape
+    frequencies = (torch.arange(inputs) // 2 + 0.5) * SPACING / SAMPLE_RATE
+    turns = frequencies[:, None] * (torch.arange(taps) - taps / 2) + (torch.arange(inputs) % 2)[:, None] / 4
+    waves = torch.cos(2 * math.pi * turns) * torch.hann_window(taps) * bank.stride[0] / taps
+    signs = 1.0 - 2 * (torch.arange(outputs) % 2)
+    bank.weight.copy_(waves[:, None] * signs[:, None])
+    bank.bias.zero_()
+    out = vocoder.conv_out
+    out.weight.zero_()
+    out.bias.zero_()
+    for side in range(vocoder.out_channels):
+        heard = torch.arange(outputs) // 2 % vocoder.out_channels == side
+        out.weight[side, :, out.kernel_size[0] // 2] = heard * signs * QUIET * 4 / outputs
 
 
 def _fold_input(conv: Any, mean: Tensor, std: Tensor) -> None:
