@@ -2,7 +2,6 @@
 
 from omniforcing.distill.bidirectional_dmd import BidirectionalDmd
 from omniforcing.distill.sampling import full_view
-from omniforcing.files import read_json
 from omniforcing.model.student import load_model
 from omniforcing.ops.stage import Stage, stage_main
 from omniforcing.ops.train_stage import open_shards, train_and_publish
@@ -11,18 +10,17 @@ from omniforcing.ops.train_stage import open_shards, train_and_publish
 def run(stage: Stage) -> None:
     """Student, teacher and critic all start from the teacher's weights."""
     config, data = stage.config, open_shards(stage, "latents")
-    grid = tuple(read_json(stage.input("codec") / "codec.json")["grid"])
     student, teacher, critic = (load_model(stage.input("teacher"), sinks=0) for _ in range(3))
     module = BidirectionalDmd(
         student,
         teacher,
         critic,
         config=config.bidirectional_dmd,
-        view=full_view(teacher, config.latent_counts, grid),
+        view=full_view(teacher, config.latent_counts, data.grid),
         unconditional=data.text.unconditional,
         sigmas=config.student.sigmas,
         counts=config.latent_counts,
-        grid=grid,
+        grid=data.grid,
         seed=config.seed,
     )
     train_and_publish(stage, module, data, config.bidirectional_dmd.optim)

@@ -1,7 +1,6 @@
 """Stage II: make the student block-causal by ODE regression, with sinks (paper section 3.3)."""
 
 from omniforcing.distill.causal_ode import CausalOde
-from omniforcing.files import read_json
 from omniforcing.model.attention import Masked
 from omniforcing.model.student import load_model, positions_for
 from omniforcing.ops.stage import Stage, stage_main
@@ -11,9 +10,8 @@ from omniforcing.ops.train_stage import open_shards, train_and_publish
 def run(stage: Stage) -> None:
     """The student starts from Stage I's weights and fresh sink tokens."""
     config, data = stage.config, open_shards(stage, "trajectories")
-    grid = tuple(read_json(stage.input("codec") / "codec.json")["grid"])
     student = load_model(stage.input("bidirectional_dmd"), sinks=config.student.sinks)
-    positions = positions_for(student, config.latent_counts, grid, sinks=True)
+    positions = positions_for(student, config.latent_counts, data.grid, sinks=True)
     view = Masked(positions, config.table, config.horizon + 1, config.student.window, config.horizon)
     module = CausalOde(student, config.causal_ode, config.student.sigmas, config.table, view, config.seed)
     train_and_publish(stage, module, data, config.causal_ode.optim)

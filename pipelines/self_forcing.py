@@ -3,8 +3,7 @@
 from omniforcing.config import ScoreMask
 from omniforcing.distill.sampling import full_view, rollout_config
 from omniforcing.distill.self_forcing import SelfForcing
-from omniforcing.files import read_json
-from omniforcing.model.attention import Masked
+from omniforcing.model.attention import Masked, View
 from omniforcing.model.student import load_model, positions_for
 from omniforcing.ops.stage import Stage, stage_main
 from omniforcing.ops.train_stage import open_shards, train_and_publish
@@ -13,12 +12,11 @@ from omniforcing.ops.train_stage import open_shards, train_and_publish
 def run(stage: Stage) -> None:
     """The student starts from Stage II, the critic from the teacher."""
     config, data = stage.config, open_shards(stage, "latents")
-    grid = tuple(read_json(stage.input("codec") / "codec.json")["grid"])
     student = load_model(stage.input("causal_ode"), sinks=config.student.sinks)
     teacher, critic = (load_model(stage.input("teacher"), sinks=0) for _ in range(2))
-    view = full_view(teacher, config.latent_counts, grid)
+    view: View = full_view(teacher, config.latent_counts, data.grid)
     if config.self_forcing.scores is ScoreMask.causal:
-        positions = positions_for(teacher, config.latent_counts, grid, sinks=True)
+        positions = positions_for(teacher, config.latent_counts, data.grid, sinks=True)
         view = Masked(positions, config.table, config.horizon + 1, None, config.horizon)
     module = SelfForcing(
         student,
@@ -27,7 +25,7 @@ def run(stage: Stage) -> None:
         config=config.self_forcing,
         view=view,
         unconditional=data.text.unconditional,
-        rollout=rollout_config(config, grid),
+        rollout=rollout_config(config, data.grid),
         blocks=config.horizon + 1,
         seed=config.seed,
     )

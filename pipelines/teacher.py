@@ -9,8 +9,9 @@ from omniforcing.files import read_json
 from omniforcing.model.student import build_core, core_config, load_model, save_model
 from omniforcing.model.transformer import DualStream
 from omniforcing.ops.foundation import take_kept
+from omniforcing.ops.samples import log_samples
 from omniforcing.ops.stage import Stage, stage_main
-from omniforcing.ops.train_stage import log_samples, open_shards, train_and_publish
+from omniforcing.ops.train_stage import open_shards, train_and_publish
 from omniforcing.seeding import step_generator
 
 
@@ -37,14 +38,13 @@ def train(stage: Stage) -> None:
     unconditional = data.text.unconditional
     core = build_core(core_config(config.model, description, unconditional.video.shape[-1]), stage.config.seed)
     model = DualStream(core)
-    view = full_view(model, stage.config.latent_counts, tuple(description["grid"]))
+    view = full_view(model, stage.config.latent_counts, data.grid)
     train_and_publish(stage, Teacher(model, config, view, unconditional, stage.config.seed), data, config.optim)
 
 
 def sample(stage: Stage) -> None:
     """Log a few guided samples of held-out captions to MLflow."""
     config, data = stage.config, open_shards(stage, "latents", "heldout")
-    grid = tuple(read_json(stage.input("codec") / "codec.json")["grid"])
     captions = sorted({caption for _, _, caption, _ in data.samples()})[:4]
     model = load_model(stage.folder, sinks=0)
     latents = sample_teacher(
@@ -52,11 +52,11 @@ def sample(stage: Stage) -> None:
         data.text.of(captions),
         data.text.unconditional,
         config.latent_counts,
-        grid,
+        data.grid,
         config.teacher.sampler,
         step_generator(config.seed, 0, "teacher/samples"),
     )
-    log_samples(stage, latents, captions, stage.input("codec"), grid)
+    log_samples(stage, latents, captions, stage.input("codec"), data.grid)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from omniforcing.config import OdeSource
 from omniforcing.distill.trajectories import Recipe, write_trajectories
-from omniforcing.files import folder_digest, read_json
+from omniforcing.files import folder_digest
 from omniforcing.model.student import load_model
 from omniforcing.ops.stage import Stage, stage_main
 from omniforcing.ops.train_stage import open_shards
@@ -17,7 +17,6 @@ def run(stage: Stage) -> None:
         sigmas=tuple(config.student.sigmas),
         sampler=config.teacher.sampler if config.trajectories.source is OdeSource.teacher else None,
         counts=config.latent_counts,
-        grid=tuple(read_json(stage.input("codec") / "codec.json")["grid"]),
         source=folder_digest(source),
         seed=config.seed,
     )

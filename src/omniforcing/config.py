@@ -12,6 +12,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -136,18 +137,18 @@ class AudioCodecConfig:
 
 @dataclass
 class VocoderConfig:
-    hidden: int = 128
-    upsample: list[int] = field(default_factory=lambda: [5, 4, 4, 2])
-    kernels: list[int] = field(default_factory=lambda: [11, 8, 8, 4])
-    resnet_kernels: list[int] = field(default_factory=lambda: [3, 7])
-    dilations: list[int] = field(default_factory=lambda: [1, 3, 5])
+    hidden: int = 256
+    upsample: list[int] = field(default_factory=lambda: [2, 1, 1, 80])
+    kernels: list[int] = field(default_factory=lambda: [8, 3, 3, 320])
+    resnet_kernels: list[int] = field(default_factory=lambda: [5])
+    dilations: list[int] = field(default_factory=lambda: [1, 3])
     steps: int = 1500
-    batch: int = 8
+    batch: int = 4
     mel_frames: int = 100
     lr: float = 1.0e-3
     mel_weight: float = 0.5
-    wave_weight: float = 0.5
-    precision: str = "32-true"
+    wave_weight: float = 0.0
+    precision: str = "bf16-mixed"
 
 
 @dataclass
@@ -172,7 +173,6 @@ class CodecConfig:
 
 @dataclass
 class LatentsConfig:
-    per_shard: int = 256
     batch: int = 16
 
 
@@ -372,10 +372,7 @@ class Config:
                 f"student.stabiliser is {self.student.stabiliser.value}, so student.sinks must be 0, not {self.student.sinks}",
             ),
             (
-                bool(self.student.sigmas)
-                and all(0 < b < a <= 1 for a, b in zip([2.0, *self.student.sigmas], self.student.sigmas, strict=False) if a <= 1)
-                and self.student.sigmas[0] == 1.0
-                and min(self.student.sigmas) > 0,
+                self.student.sigmas[:1] == [1.0] and all(a > b > 0 for a, b in pairwise(self.student.sigmas)),
                 f"student.sigmas are {self.student.sigmas}; they start at 1.0 and fall, and none is 0",
             ),
             (
@@ -465,7 +462,7 @@ def load_config(overrides: list[str] | None = None, root: Path | None = None, pr
     cluster = base.pop("cluster", None)
     merge(base, "conf/config.yaml")
     dotlist = OmegaConf.from_dotlist(overrides)
-    chosen = preset or dotlist.get("preset") or merged.preset
+    chosen: str = preset or dotlist.get("preset") or merged.preset
     merged.preset = chosen
     for kind, name in (("preset", chosen), ("cluster", cluster)):
         if name is None:

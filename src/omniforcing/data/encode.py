@@ -44,9 +44,7 @@ def encode_shards(shards: Path, folder: Path, work: Path, codec: Codec, encoder:
                     yield to_sample(sample["__key__"], tensors, sample["txt"].decode(), sample["json"])
                 progress.update(len(part))
 
-        commit_shards(
-            work, folder, "latents", {path.stem: samples(path, index) for path, index in found.items()}, {"grid": grid}
-        )
+        commit_shards(work, folder, "latents", grid, {path.stem: samples(path, index) for path, index in found.items()})
     for path, index in found.items():
         captions |= {sample["txt"].decode() for sample in read_tar(path, index, MEMBERS)}
     write_text(folder, encoder, sorted(captions))

@@ -36,9 +36,9 @@ def to_sample(key: str, tensors: dict[str, Tensor], caption: str, info: dict[str
 
 
 def commit_shards(
-    work: Path, folder: Path, kind: str, shards: dict[str, Iterable[dict[str, Any]]], extra: dict[str, Any] | None = None
+    work: Path, folder: Path, kind: str, grid: tuple[int, int], shards: dict[str, Iterable[dict[str, Any]]]
 ) -> None:
-    """Write shards that are not yet in ``work``, then move all of them into ``folder`` with a manifest of that kind."""
+    """Write shards that are not yet in ``work``, then move all into ``folder`` with a manifest of that kind and grid."""
     for name, samples in shards.items():
         path = work / f"{name}.tar"
         if not (path.is_file() and path.with_suffix(".json").is_file()):
@@ -46,7 +46,7 @@ def commit_shards(
     for name in shards:
         for suffix in (".tar", ".json"):
             (work / f"{name}{suffix}").replace(folder / f"{name}{suffix}")
-    write_manifest(folder, {"kind": kind, **(extra or {})})
+    write_manifest(folder, {"kind": kind, "grid": grid})
 
 
 def write_text(folder: Path, encoder: TextEncoder, captions: list[str]) -> None:
@@ -125,7 +125,9 @@ class TensorShards:
 
     def __init__(self, folder: Path, split: str, expected: Counts) -> None:
         self.folder, self.expected = folder, expected
-        self.shards = indices(folder, read_json(folder / MANIFEST).get("kind", ""), split)
+        manifest = read_json(folder / MANIFEST)
+        self.shards = indices(folder, manifest.get("kind", ""), split)
+        self.grid: tuple[int, int] = tuple(manifest["grid"])
         self.text = TextTable.load(folder)
 
     def __len__(self) -> int:

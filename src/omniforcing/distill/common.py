@@ -58,6 +58,8 @@ class StageModule(L.LightningModule):
     Subclasses write ``training_step``; batches arrive as ``(step, Batch)``.
     """
 
+    largest_norm: Tensor
+
     def __init__(self, model: nn.Module, optim: OptimiserConfig, seed: int) -> None:
         super().__init__()
         self.automatic_optimization = False

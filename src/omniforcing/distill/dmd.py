@@ -29,7 +29,12 @@ def guided_x0(
     """The teacher's guided clean estimate; conditional and unconditional passes go as one batch."""
     both = text.map(lambda c, u: torch.cat([c, u.to(c).expand_as(c)]), unconditional)
     x0 = predict_x0(teacher, x.map(lambda a: torch.cat([a, a])), torch.cat([sigma, sigma]), teacher.cache_text(both), view)
-    return x0.map(lambda a, w: guide(*a.chunk(2), w), scale)
+
+    def halves(a: Tensor, w: Tensor) -> Tensor:
+        conditional, unguided = a.chunk(2)
+        return guide(conditional, unguided, w)
+
+    return x0.map(halves, scale)
 
 
 def dmd_gradient(x: Latents, real: Latents, fake: Latents) -> Latents:

@@ -35,7 +35,6 @@ class Recipe:
     sigmas: tuple[float, ...]
     sampler: SamplerConfig | None
     counts: Counts
-    grid: tuple[int, int]
     source: str
     seed: int
 
@@ -66,10 +65,10 @@ def trajectory(model: DualStream, recipe: Recipe, data: TensorShards, captions: 
     sigmas, text = refine(recipe.sigmas, substeps), data.text.of(captions)
     generator = step_generator(recipe.seed, number, "trajectories")
     if recipe.sampler is None:
-        states = few_step_states(model, text, recipe.counts, recipe.grid, sigmas, generator)
+        states = few_step_states(model, text, recipe.counts, data.grid, sigmas, generator)
     else:
         unconditional = data.text.unconditional
-        states = teacher_states(model, text, unconditional, recipe.counts, recipe.grid, recipe.sampler, sigmas, generator)
+        states = teacher_states(model, text, unconditional, recipe.counts, data.grid, recipe.sampler, sigmas, generator)
     kept = [state for i, state in enumerate(states) if i % substeps == 0]
     return kept[0].map(lambda *parts: torch.stack(parts, 1), *kept[1:])
 
@@ -95,11 +94,10 @@ def write_trajectories(recipe: Recipe, model: DualStream, data: TensorShards, wo
                         "model": recipe.source,
                         "sigmas": [*recipe.sigmas, 0.0],
                     }
-                    yield to_sample(
-                        f"{start + i:06d}", from_tokens(states.map(lambda s, i=i: s[i]), recipe.grid), caption, info
-                    )
+                    yield to_sample(f"{start + i:06d}", from_tokens(states.map(lambda s, i=i: s[i]), data.grid), caption, info)
                 progress.update(len(part))
 
-        commit_shards(work, folder, "trajectories", {f"train-{n:06d}": samples(first) for n, first in enumerate(numbers)})
+        shards = {f"train-{n:06d}": samples(first) for n, first in enumerate(numbers)}
+        commit_shards(work, folder, "trajectories", data.grid, shards)
     copy_text(data.folder, folder)
     return {"trajectories": config.count, "states": len(recipe.sigmas) + 1}

@@ -182,4 +182,5 @@ class _RingView:
         if isinstance(seen, Span):
             return sdpa(q, turned[:, seen.slice], values[:, seen.slice], heads)
         # Only a ring longer than the window (a table whose cycle does not divide it) leaves gaps.
-        return sdpa(q, *(torch.cat([x[:, s.slice] for s in seen], 1) for x in (turned, values)), heads)
+        k, v = (torch.cat([x[:, s.slice] for s in seen], 1) for x in (turned, values))
+        return sdpa(q, k, v, heads)

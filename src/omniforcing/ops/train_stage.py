@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from omniforcing.config import OptimiserConfig
 from omniforcing.data.tensors import TensorShards
 from omniforcing.distill.common import StageModule
-from omniforcing.latents import Batch, Latents
+from omniforcing.latents import Batch
 from omniforcing.model.student import save_model
 from omniforcing.ops.stage import Stage
 from omniforcing.ops.training import CURVES, fit
@@ -45,17 +44,3 @@ def publish_model(stage: Stage, module: StageModule) -> None:
     """Write the EMA weights as the stage's output."""
     with stage.publish() as folder:
         save_model(module.ema.model, folder)
-
-
-def log_samples(stage: Stage, latents: Latents, captions: list[str], codec: Path, grid: tuple[int, int]) -> None:
-    """Decode a few samples and log them to MLflow as mp4 with their spectrogram."""
-    from omniforcing.codec.codec import Codec
-    from omniforcing.data.media import write_mp4
-
-    media = Codec.load(codec).decode(latents, grid)
-    folder = stage.work / "samples"
-    folder.mkdir(exist_ok=True)
-    for index, caption in enumerate(captions):
-        clip = media.map(lambda x, i=index: x[i].numpy())
-        write_mp4(folder / f"{index}_{caption.replace(' ', '_')[:60]}.mp4", clip)
-    stage.log_artifact(folder, "samples")

@@ -1,0 +1,21 @@
+"""A few decoded samples of a model, for people to look at and hear in MLflow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omniforcing.codec.codec import Codec
+from omniforcing.data.media import write_mp4
+from omniforcing.latents import Latents
+from omniforcing.ops.stage import Stage
+
+
+def log_samples(stage: Stage, latents: Latents, captions: list[str], codec: Path, grid: tuple[int, int]) -> None:
+    """Decode a few samples and log them to MLflow as mp4."""
+    media = Codec.load(codec).decode(latents, grid)
+    folder = stage.work / "samples"
+    folder.mkdir(exist_ok=True)
+    for index, caption in enumerate(captions):
+        clip = media.map(lambda x, i=index: x[i].numpy())
+        write_mp4(folder / f"{index}_{caption.replace(' ', '_')[:60]}.mp4", clip)
+    stage.log_artifact(folder, "samples")
