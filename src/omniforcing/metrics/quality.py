@@ -69,18 +69,26 @@ def frechet(found: Array, reference: Array) -> float:
     0 for identical sets; 1 when the sets differ by as much as the reference's clips vary in total. Covariances are shrunk
     towards a multiple of the identity, so sets smaller than D are safe too.
     """
-    scale = max(np.trace(_covariance(reference)), LEAST_VARIANCE)
-    (mean, covariance), (other, target) = [(x.mean(0), _covariance(x)) for x in (found, reference)]
-    root = _root(target)
-    cross = np.trace(_root(root @ covariance @ root))
-    distance = ((mean - other) ** 2).sum() + np.trace(covariance) + np.trace(target) - 2 * cross
-    return float(max(distance, 0.0) / scale)
+    return _distance(found, reference) / _variance(reference)
 
 
 def floor(reference: Array) -> float:
     """The distance between the two halves of the reference ``[M, D]``, M >= 2: what sampling alone amounts to."""
     half = len(reference) // 2
-    return frechet(reference[:half], reference[half:])
+    return _distance(reference[:half], reference[half:]) / _variance(reference)
+
+
+def _variance(reference: Array) -> float:
+    return max(float(np.trace(_covariance(reference))), LEAST_VARIANCE)
+
+
+def _distance(found: Array, reference: Array) -> float:
+    """``|m - m'|^2 + tr(C + C' - 2 (C' C)^(1/2))``."""
+    (mean, covariance), (other, target) = [(x.mean(0), _covariance(x)) for x in (found, reference)]
+    root = _root(target)
+    cross = np.trace(_root(root @ covariance @ root))
+    distance = ((mean - other) ** 2).sum() + np.trace(covariance) + np.trace(target) - 2 * cross
+    return float(max(distance, 0.0))
 
 
 def _covariance(features: Array) -> Array:
