@@ -129,7 +129,7 @@ def _csv(path: Path, text: str) -> Iterator[tuple[str, Any]]:
             raise OmniForcingError(f"{path}: expected a first line `video,caption`, found {text[:60].splitlines()[:1]}")
         yield from ((f"line {rows.line_num}", row) for row in rows)
     except csv.Error as error:
-        raise OmniForcingError(f"{path}, line {rows.line_num}: not csv ({error}); quote captions that hold commas") from error
+        raise OmniForcingError(f"{path}, after line {rows.line_num}: not csv ({error}); quote captions with commas") from error
 
 
 def missing_videos(captions: Captions, names: Iterable[str]) -> list[str]:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from omniforcing.data.rejects import writing
 from omniforcing.data.tars import indices, read_tar
 from omniforcing.errors import OmniForcingError
 from omniforcing.files import MANIFEST, read_json
@@ -67,8 +66,7 @@ def inspect_folder(folder: Path, out: Path | None = None) -> str:
     items = [Item(raw["__key__"], raw["txt"].decode(), json.loads(raw["json"])) for _, raw in _read(folder, kind)]
     if out is not None:
         chosen = {items[i].key for i in np.linspace(0, len(items) - 1, min(SHEET_CLIPS, len(items))).round().astype(int)}
-        with writing(out):
-            _save([_row(folder, kind, path, raw) for path, raw in _read(folder, kind) if raw["__key__"] in chosen], out)
+        _save([_row(folder, kind, path, raw) for path, raw in _read(folder, kind) if raw["__key__"] in chosen], out)
     return "\n".join(_table(folder, kind, manifest, items))
 
 
@@ -174,4 +172,7 @@ def _save(rows: list[tuple[str, Image]], out: Path) -> None:
         draw.text((MARGIN, top), heading, fill="black")
         sheet.paste(pil.fromarray(picture), (MARGIN, top + TEXT))
         top += TEXT + picture.shape[0] + MARGIN
-    sheet.save(out, "png")
+    try:
+        sheet.save(out, "png")
+    except OSError as error:
+        raise OmniForcingError(f"contact sheet {out} cannot be written ({error.strerror}); choose another place") from error

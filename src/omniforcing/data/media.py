@@ -281,7 +281,7 @@ def encode_mp4(media: Pair[Any], crf: int) -> bytes:
     """An mp4 of frames uint8 [T, H, W, 3] at 24 fps and samples float32 [2, N] at 16 kHz: h264 and FLAC.
 
     FLAC holds the samples exactly (16 bit), their count too, and starts at 0 without an edit list; AAC does neither. The
-    same media give the same bytes: one encoder thread, no B frames.
+    same media give the same bytes.
     """
     frames, samples = np.asarray(media.video), np.asarray(media.audio)
     content = io.BytesIO()
@@ -305,7 +305,8 @@ def encode_mp4(media: Pair[Any], crf: int) -> bytes:
 def _video_stream(container: Any, shape: tuple[int, ...], crf: int) -> Any:
     video = container.add_stream("libx264", rate=FPS)
     video.height, video.width, video.pix_fmt = shape[1], shape[2], "yuv420p"
-    video.options = {"crf": str(crf), "preset": "veryfast", "bf": "0", "threads": "1"}
+    # With its macroblock tree x264 wrote other bytes in 33 of 1200 runs at 32x32; without, in none.
+    video.options = {"crf": str(crf), "preset": "veryfast", "bf": "0", "mbtree": "0", "threads": "1"}
     return video
 
 

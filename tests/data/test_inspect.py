@@ -1,0 +1,95 @@
+"""The table counts what is there; the contact sheet shows it."""
+
+import argparse
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save
+
+from omniforcing.config import ClipsConfig
+from omniforcing.data.conform import Form
+from omniforcing.data.inspect import add_arguments, inspect_folder, run
+from omniforcing.data.shards import plan_shards, publish_shards, write_shards
+from omniforcing.data.sources import read_clips, write_clips
+from omniforcing.data.tars import write_tar
+from omniforcing.errors import OmniForcingError
+from omniforcing.files import write_manifest
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pocket")
+    (root / "clips").mkdir()
+    (root / "shards").mkdir()
+    write_clips(ClipsConfig(count=6, heldout=2, seconds=2, height=64, width=64), 0, root / "clips")
+    (root / "clips" / "clips" / "000001.mp4").write_bytes(b"junk")
+    plans = plan_shards(read_clips(root / "clips"), Form(64, 64, 2), 4, 14)
+    write_shards(plans, root / "work")
+    publish_shards(plans, root / "work", root / "shards", 0.5)
+    return root / "shards"
+
+
+@pytest.fixture
+def latents(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    samples = [
+        {
+            "__key__": f"{n:06d}",
+            "safetensors": save({
+                "video": torch.randn(16, 7, 4, 4, generator=generator).half(), "audio": torch.randn(51, 16, generator=generator)
+            }),
+            "txt": "a red ball",
+            "json": {"source": "synthetic", "seconds": 2},
+        }
+        for n in range(3)
+    ]
+    write_tar(tmp_path / "train-000000.tar", samples)
+    write_manifest(tmp_path, {"kind": "latents"})
+    return tmp_path
+
+
+def test_table_counts_clips_captions_time_and_rejects(shards):
+    table = inspect_folder(shards)
+    assert "shards, 64x64, 2 s a clip" in table
+    assert "duration: 10 s" in table and "captions: 5" in table and "sources: 5 (1 different)" in table
+    assert "rejects: 1 (1 different)" in table and "1  not a readable video" in table
+    rows = dict(line.split()[:2] for line in table.splitlines() if ".tar" in line or line.startswith("total"))
+    assert rows == {"train-000000.tar": "3", "heldout-000000.tar": "2", "total": "5"}
+
+
+def test_sheet_shows_frames_over_sound_of_several_clips(shards, tmp_path):
+    inspect_folder(shards, tmp_path / "sheet.png")
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB")).astype(int)
+    assert sheet.shape[0] > 5 * 150 and sheet.shape[1] > 900
+    vivid = (sheet.max(-1) - sheet.min(-1)) > 80
+    assert vivid.any(1).sum() > 300
+
+
+def test_command_writes_beside_the_folder_and_prints_the_table(shards, capsys):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    run(parser.parse_args([str(shards)]))
+    assert "rejects: 1" in capsys.readouterr().out
+    assert shards.with_name("shards.png").is_file()
+    assert not list(shards.glob("*.png"))
+
+
+def test_latents_are_counted_and_drawn(latents, tmp_path):
+    table = inspect_folder(latents, tmp_path / "heat.png")
+    assert "latents" in table and "duration: 6 s" in table and "3  a red ball" in table
+    assert Image.open(tmp_path / "heat.png").height > 3 * 160
+
+
+def test_folders_of_other_kinds_and_unwritable_sheets_are_one_sentence(shards, tmp_path):
+    with pytest.raises(OmniForcingError, match="is not a folder"):
+        inspect_folder(tmp_path / "gone")
+    with pytest.raises(OmniForcingError, match=r"manifest\.json"):
+        inspect_folder(tmp_path)
+    (tmp_path / "manifest.json").write_text(json.dumps({"kind": "teacher", "files": {}}))
+    with pytest.raises(OmniForcingError, match="holds teacher"):
+        inspect_folder(tmp_path)
+    with pytest.raises(OmniForcingError, match="cannot be written"):
+        inspect_folder(shards, tmp_path / "gone" / "sheet.png")

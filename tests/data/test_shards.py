@@ -1,0 +1,238 @@
+"""Shards are the same bytes every time, survive a kill, and are never read incomplete."""
+
+import errno
+import io
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from omniforcing.config import ClipsConfig
+from omniforcing.data.conform import Form
+from omniforcing.data.rejects import writing
+from omniforcing.data.shards import plan_shards, publish_shards, read_shards, write_shards
+from omniforcing.data.sources import read_clips, write_clips
+from omniforcing.errors import OmniForcingError
+
+FORM = Form(32, 32, 1)
+
+
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory):
+    """Eleven synthetic clips of a second, three of them held out."""
+    folder = tmp_path_factory.mktemp("clips")
+    write_clips(ClipsConfig(count=11, heldout=3, seconds=1, height=32, width=32), 0, folder)
+    return folder
+
+
+def plans(clips, form=FORM):
+    return plan_shards(read_clips(clips), form, 4, 14)
+
+
+def make_shards(clips, folder, form=FORM, most=0.2):
+    folder.mkdir()
+    work = folder.with_suffix(".work")
+    write_shards(plans(clips, form), work)
+    return publish_shards(plans(clips, form), work, folder, most)
+
+
+@pytest.fixture
+def shards(synthetic, tmp_path):
+    make_shards(synthetic, tmp_path / "shards")
+    return tmp_path / "shards"
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def rewrite(tar, keep):
+    """Write the members of a tar that ``keep`` says to, and an index that agrees with the new size."""
+    members = []
+    with tarfile.open(tar) as file:
+        for number, member in enumerate(file.getmembers()):
+            if keep(number, member):
+                members.append((member, file.extractfile(member).read()))
+    with tarfile.open(tar, "w") as file:
+        for member, data in members:
+            file.addfile(member, io.BytesIO(data))
+    index = json.loads(tar.with_suffix(".json").read_text())
+    tar.with_suffix(".json").write_text(json.dumps({**index, "bytes": tar.stat().st_size}))
+
+
+def test_every_clip_is_there_once_in_its_split_with_its_truth(shards, synthetic):
+    assert sorted(p.name for p in shards.glob("*.tar")) == ["heldout-000000.tar", "train-000000.tar", "train-000001.tar"]
+    entries = read_clips(synthetic)
+    for split, count in (("train", 8), ("heldout", 3)):
+        samples = list(read_shards(shards, split))
+        assert len(samples) == count
+        for sample in samples:
+            entry = entries[int(sample["key"])]
+            truth = sample["provenance"]
+            assert entry.split == split == truth["split"] and sample["caption"] == entry.caption
+            assert truth["impacts"] == entry.provenance["impacts"] and truth["schema"] == 1
+            assert sample["media"].video.shape == (25, 32, 32, 3) and sample["media"].audio.shape == (2, 16000)
+    assert len(list(read_shards(shards))) == 11
+    manifest = json.loads((shards / "manifest.json").read_text())
+    assert manifest["clips"] == {"train": 8, "heldout": 3} and manifest["rejects"] == []
+
+
+def test_same_clips_give_the_same_bytes(shards, synthetic, tmp_path):
+    make_shards(synthetic, tmp_path / "again")
+    assert content(shards) == content(tmp_path / "again")
+
+
+def test_long_video_with_awkward_name_gives_several_clips_with_start_times(tmp_path, make_video):
+    for name in ("v/a.b ü {1}.mp4", "v/b.mp4"):
+        make_video(name, seconds=3.2, fps=30, rate=44100, size=(48, 80), events=(0.5, 1.5, 2.5))
+        (tmp_path / name).with_suffix(".txt").write_text("flashes")
+    (tmp_path / "clips").mkdir()
+    config = ClipsConfig(source="folder", folder=str(tmp_path / "v"), seconds=1, height=32, width=32, heldout=1)
+    write_clips(config, 0, tmp_path / "clips")
+    assert make_shards(tmp_path / "clips", tmp_path / "shards")["clips"] == {"train": 3, "heldout": 3}
+    samples = list(read_shards(tmp_path / "shards"))
+    assert all("." not in sample["key"] for sample in samples)
+    assert [s["provenance"]["start"] for s in samples] == [0.0, 1.0, 2.0] * 2
+    for sample in samples:
+        sound = np.abs(sample["media"].audio).max(0)
+        assert np.flatnonzero(sound > 0.2)[0] / 16000 == pytest.approx(0.5, abs=0.001)
+        assert np.flatnonzero(sample["media"].video.mean((1, 2, 3)) > 200)[0] / 24 == pytest.approx(0.5, abs=1 / 24)
+
+
+def test_clip_that_breaks_after_probing_is_a_counted_reject_and_moves_no_other(synthetic, shards, tmp_path):
+    copy = tmp_path / "copy"
+    (copy / "clips").mkdir(parents=True)
+    for path in [synthetic / "clips.jsonl", *(synthetic / "clips").iterdir()]:
+        (copy / path.relative_to(synthetic)).write_bytes(path.read_bytes())
+    (copy / "clips" / "000001.mp4").write_bytes(b"junk")
+    (copy / "clips" / "000009.mp4").unlink()
+    found = make_shards(copy, tmp_path / "fewer")
+    assert found["reject_counts"] == {"not a readable video": 2} and found["clips"] == {"train": 7, "heldout": 2}
+    assert [r["name"] for r in found["rejects"]] == ["clips/000001.mp4", "clips/000009.mp4"]
+    assert (tmp_path / "fewer" / "train-000001.tar").read_bytes() == (shards / "train-000001.tar").read_bytes()
+    assert "000002" in {sample["key"] for sample in read_shards(tmp_path / "fewer")}
+    with pytest.raises(OmniForcingError, match=r"2 of 11 clips .* \(2 not a readable video; the first is clips/000001"):
+        make_shards(copy, tmp_path / "strict", most=0.1)
+
+
+def test_killed_run_continues_with_the_first_unfinished_shard(synthetic, shards, tmp_path):
+    work = tmp_path / "work"
+    script = f"""
+import sys, time
+from pathlib import Path
+from omniforcing.data import shards, sources, conform
+encode = shards.encode_mp4
+shards.encode_mp4 = lambda *how: (time.sleep(0.1), encode(*how))[1]
+plans = shards.plan_shards(sources.read_clips(Path({str(synthetic)!r})), conform.Form(32, 32, 1), 4, 14)
+shards.write_shards(plans, Path({str(work)!r}))
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (work / "train-000000.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (work / "heldout-000000.json").exists()
+    before = (work / "train-000000.tar").stat().st_mtime_ns
+    write_shards(plans(synthetic), work)
+    assert (work / "train-000000.tar").stat().st_mtime_ns == before
+    (tmp_path / "resumed").mkdir()
+    publish_shards(plans(synthetic), work, tmp_path / "resumed", 0.2)
+    assert content(tmp_path / "resumed") == content(shards)
+
+
+def test_finished_shards_of_another_form_are_made_again(synthetic, tmp_path):
+    work = tmp_path / "work"
+    write_shards(plans(synthetic, Form(64, 64, 1)), work)
+    write_shards(plans(synthetic), work)
+    (tmp_path / "out").mkdir()
+    publish_shards(plans(synthetic), work, tmp_path / "out", 0.2)
+    assert next(iter(read_shards(tmp_path / "out")))["media"].video.shape == (25, 32, 32, 3)
+
+
+def says(shards, pattern):
+    with pytest.raises(OmniForcingError, match=pattern) as error:
+        list(read_shards(shards))
+    assert "\n" not in str(error.value)
+
+
+def test_tar_cut_at_a_members_border_is_noticed(shards):
+    tar = shards / "train-000000.tar"
+    with tarfile.open(tar) as file:
+        border = file.getmembers()[6].offset
+    tar.write_bytes(tar.read_bytes()[:border])
+    says(shards, r"train-000000\.tar has \d+ bytes where its index says")
+    # Even when the index agrees with the size, the number of samples does not.
+    rewrite(tar, lambda number, _: number < 6)
+    says(shards, r"train-000000\.tar holds 2 samples where its index says 4")
+
+
+def test_missing_member_is_noticed(shards):
+    rewrite(shards / "train-000001.tar", lambda number, _: number != 4)
+    says(shards, r"train-000001\.tar: sample 000005 lacks its \.mp4")
+
+
+def test_damaged_shard_is_named(shards):
+    tar = shards / "heldout-000000.tar"
+    half = tar.read_bytes()[:3000]
+    tar.write_bytes(half + bytes(tar.stat().st_size - 3000))
+    says(shards, r"heldout-000000\.tar")
+    tar.unlink()
+    says(shards, r"heldout-000000\.tar is missing")
+    tar.with_suffix(".json").unlink()
+    says(shards, r"heldout-000000\.json is missing")
+
+
+def test_clip_of_another_form_is_named(shards):
+    manifest = json.loads((shards / "manifest.json").read_text())
+    manifest["form"]["seconds"] = 2
+    (shards / "manifest.json").write_text(json.dumps(manifest))
+    says(shards, r"heldout-000000\.tar: sample 000008 is .* expected")
+
+
+def test_wrong_folder_and_missing_split_are_one_sentence(shards, synthetic, tmp_path):
+    with pytest.raises(OmniForcingError, match="holds clips, not shards"):
+        list(read_shards(synthetic))
+    with pytest.raises(OmniForcingError, match=r"manifest\.json is missing"):
+        list(read_shards(tmp_path))
+    with pytest.raises(OmniForcingError, match="no shard of the split validation"):
+        list(read_shards(shards, "validation"))
+
+
+@contextmanager
+def files_of_at_most(size):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_full_disk_is_one_sentence_and_leaves_finished_shards_alone(synthetic, tmp_path):
+    work = tmp_path / "work"
+    write_shards(plans(synthetic)[:1], work)
+    before = content(work)
+    with files_of_at_most(30_000), pytest.raises(OmniForcingError, match=r"the disk is full while writing .*train-000001\.tar"):
+        write_shards(plans(synthetic), work)
+    assert content(work) == before
+    (tmp_path / "clips").mkdir()
+    with files_of_at_most(5_000), pytest.raises(OmniForcingError, match="the disk is full while writing"):
+        write_clips(ClipsConfig(count=3, heldout=1, seconds=1), 0, tmp_path / "clips")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_no_space_left_is_told_and_other_errors_are_not_hidden():
+    with pytest.raises(OmniForcingError, match="No space left"), writing(Path("shard.tar")):
+        Path("/dev/full").write_bytes(b"x" * 100_000)
+    with pytest.raises(PermissionError), writing(Path("shard.tar")):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))

@@ -1,0 +1,167 @@
+"""A folder of anybody's videos becomes clips.jsonl: nothing is lost silently, nothing ends in a traceback."""
+
+import json
+import unicodedata
+
+import pytest
+
+from omniforcing.config import ClipsConfig
+from omniforcing.data.captions import read_captions
+from omniforcing.data.sources import read_clips, write_clips
+from omniforcing.errors import OmniForcingError
+
+
+@pytest.fixture
+def videos(tmp_path, make_video):
+    """A folder with three good videos."""
+    for name in ("one.mp4", "deep/two.v2.mp4", "drei große.mp4"):
+        make_video(f"videos/{name}", seconds=2.2)
+    return tmp_path / "videos"
+
+
+def config(videos, **other):
+    usual = {"source": "folder", "folder": str(videos), "seconds": 1, "heldout": 1, "max_reject_share": 0.9}
+    return ClipsConfig(**usual | other)
+
+
+def clips(tmp_path, config):
+    """Run the stage's function; the entries by name, the reject reasons by name, and what it returned."""
+    out = tmp_path / "clips"
+    out.mkdir(exist_ok=True)
+    found = write_clips(config, 0, out)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["rejects"] == found["rejects"] and manifest["kind"] == "clips"
+    return {e.provenance["name"]: e for e in read_clips(out)}, {r["name"]: r["reason"] for r in found["rejects"]}, found
+
+
+ROWS = [("one.mp4", "a, b"), ("deep/two.v2.mp4", 'say "c"'), ("drei große.mp4", "ein  Bär\n")]
+CAPTION_FILES = {
+    "captions.json": json.dumps([{"video": v, "caption": c} for v, c in ROWS]),
+    "captions.jsonl": "\n".join(json.dumps({"video": v, "caption": c, "other": 1}) for v, c in ROWS) + "\n\n",
+    "captions.csv": "\ufeffcaption,video\n" + "".join('"{}",{}\n'.format(c.replace('"', '""'), v) for v, c in ROWS),
+    "map.json": json.dumps(dict(ROWS)),
+}
+
+
+@pytest.mark.parametrize("name", CAPTION_FILES)
+def test_captions_are_read_in_every_format(tmp_path, videos, name):
+    (videos / name).write_text(CAPTION_FILES[name], encoding="utf-8")
+    entries, rejects, found = clips(tmp_path, config(videos, captions=name if name == "map.json" else None))
+    assert {n: e.caption for n, e in entries.items()} == {v: " ".join(c.split()) for v, c in ROWS}
+    assert not rejects and found["sources"] == 3 and sum(found["clips"].values()) == 6
+
+
+def test_captions_beside_the_videos_are_read(tmp_path, videos):
+    for name, caption in ROWS:
+        (videos / name).with_suffix(".txt").write_text(caption, encoding="utf-8")
+    assert len(clips(tmp_path, config(videos))[0]) == 3
+
+
+def test_accents_match_in_any_unicode_form(tmp_path, videos):
+    (videos / "captions.json").write_text(json.dumps({unicodedata.normalize("NFD", v): c for v, c in ROWS}), encoding="utf-8")
+    assert len(clips(tmp_path, config(videos))[0]) == 3
+
+
+def test_each_reject_is_counted_with_its_reason(tmp_path, videos, make_video):
+    for name in ("mute.mp4", "short.mp4", "tiny.mp4", "uncaptioned.mp4", "cut.mp4", "latin.mp4", "twice.mp4", "blank.mp4"):
+        how = {"mute": {"audio": None}, "short": {"seconds": 0.6}, "tiny": {"size": (16, 16)}}.get(name[:-4], {})
+        make_video(f"videos/{name}", movflags="+faststart", **how)
+    make_video("videos/blind.mp4", video=False)
+    (videos / "cut.mp4").write_bytes((videos / "cut.mp4").read_bytes()[:-300])
+    (videos / "empty.mp4").touch()
+    (videos / "junk.mov").write_bytes(b"this is no video" * 99)
+    (videos / "latin.txt").write_bytes("Bär".encode("latin-1"))
+    bad = ("mute.mp4", "short.mp4", "tiny.mp4", "blind.mp4", "cut.mp4", "empty.mp4", "junk.mov")
+    captioned = [*ROWS, *((name, "x") for name in bad)]
+    captioned += [("gone.mp4", "x"), ("twice.mp4", "x"), ("twice.mp4", "y"), ("blank.mp4", "  ")]
+    (videos / "captions.jsonl").write_text("\n".join(json.dumps({"video": v, "caption": c}) for v, c in captioned))
+    entries, rejects, found = clips(tmp_path, config(videos))
+    assert sorted(entries) == sorted(v for v, _ in ROWS)
+    assert rejects == {
+        "mute.mp4": "no audio track",
+        "blind.mp4": "no video track",
+        "short.mp4": "too short",
+        "tiny.mp4": "too small",
+        "cut.mp4": "truncated",
+        "empty.mp4": "empty file",
+        "junk.mov": "not a readable video",
+        "uncaptioned.mp4": "no caption",
+        "blank.mp4": "no caption",
+        "latin.mp4": "unreadable caption",
+        "twice.mp4": "captioned twice",
+        "gone.mp4": "caption for a missing video",
+    }
+    assert found["reject_counts"]["no caption"] == 2 and sum(found["reject_counts"].values()) == 12
+    with pytest.raises(OmniForcingError, match=r"12 of 15 .* \(.*1 too small.*max_reject_share"):
+        clips(tmp_path, config(videos, max_reject_share=0.2))
+
+
+@pytest.mark.parametrize(("name", "content", "says"), [
+    ("captions.json", b'[{"video": "one.mp4"', "not json"),
+    ("captions.json", b'"just text"', "list"),
+    ("captions.jsonl", b'{"video": "one.mp4", "caption": "x"}\n{"video": 3}\n', "line 2"),
+    ("captions.csv", b"name,text\none.mp4,x\n", "video,caption"),
+    ("captions.csv", b'video,caption\none.mp4,"x\n', "after line 1"),
+    ("captions.csv", b"video,caption\none.mp4\n", "line 2"),
+    ("captions.json", b"\xff\xfe\x00", "UTF-8"),
+])
+def test_unreadable_caption_file_is_one_sentence_that_names_it(videos, tmp_path, name, content, says):
+    (videos / name).write_bytes(content)
+    with pytest.raises(OmniForcingError, match=says) as error:
+        clips(tmp_path, config(videos))
+    assert name in str(error.value) and "\n" not in str(error.value)
+
+
+def test_wrong_places_are_one_sentence(tmp_path, videos):
+    (tmp_path / "none").mkdir()
+    (videos / "captions.xlsx").touch()
+    for how, says in [
+        ({"folder": str(tmp_path / "gone")}, "clips.folder"),
+        ({"folder": str(tmp_path / "none")}, "holds no video"),
+        ({"captions": "gone.json"}, "clips.captions"),
+        ({"captions": "captions.xlsx"}, "neither .json"),
+    ]:
+        with pytest.raises(OmniForcingError, match=says):
+            clips(tmp_path, config(videos, **how))
+    for name in ("captions.json", "captions.csv"):
+        (videos / name).touch()
+    with pytest.raises(OmniForcingError, match=r"captions\.json and captions\.csv"):
+        clips(tmp_path, config(videos))
+
+
+def test_held_out_videos_are_whole_files_and_always_the_same(tmp_path, make_video):
+    names = [f"{i}.mp4" for i in range(8)]
+    for name in names:
+        make_video(f"videos/{name}", seconds=2.2)
+    (tmp_path / "videos" / "captions.json").write_text(json.dumps({n: "x" for n in names}))
+    first = clips(tmp_path, config(tmp_path / "videos", heldout=4))[0]
+    held = {n for n, e in first.items() if e.split == "heldout"}
+    assert sum(first[n].cuts for n in held) == 4
+    (tmp_path / "videos" / "0.mp4").touch()
+    assert {n for n, e in clips(tmp_path, config(tmp_path / "videos", heldout=4))[0].items() if e.split == "heldout"} == held
+    many = clips(tmp_path, config(tmp_path / "videos", heldout=1000))[0]
+    assert 1 <= sum(e.split == "heldout" for e in many.values()) <= 2
+
+
+def test_a_single_video_leaves_nothing_to_hold_out(tmp_path, make_video):
+    make_video("videos/a.mp4")
+    (tmp_path / "videos" / "a.txt").write_text("x")
+    with pytest.raises(OmniForcingError, match="second video"):
+        clips(tmp_path, config(tmp_path / "videos"))
+
+
+def test_synthetic_clips_are_files_like_any_other_with_the_truth_beside(tmp_path):
+    entries, rejects, found = clips(tmp_path, ClipsConfig(count=5, heldout=2, seconds=1, height=32, width=32))
+    assert not rejects and found["clips"] == {"train": 3, "heldout": 2}
+    entry = entries["clips/000004.mp4"]
+    assert entry.split == "heldout" and entry.cuts == 1 and entry.provenance["impacts"] and entry.provenance["colours"]
+    assert (tmp_path / "clips" / "clips" / "000004.mp4").stat().st_size > 1000
+    with pytest.raises(OmniForcingError, match=r"clips\.heldout"):
+        clips(tmp_path, ClipsConfig(count=5, heldout=5))
+
+
+def test_the_same_caption_twice_is_no_contradiction(tmp_path):
+    path = tmp_path / "captions.json"
+    path.write_text(json.dumps([{"video": "a.mp4", "caption": "x"}, {"video": "./a.mp4", "caption": "x"}]))
+    captions = read_captions(path)
+    assert captions.texts == {"a.mp4": "x"} and not captions.repeated
