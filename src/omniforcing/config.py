@@ -361,6 +361,18 @@ class Config:
                 self.clips.height % 32 == 0 and self.clips.width % 32 == 0 and min(self.clips.height, self.clips.width) > 0,
                 f"clips are {self.clips.width}x{self.clips.height}; both sides must be positive multiples of 32",
             ),
+            (1 <= self.clips.balls <= 4, f"clips.balls is {self.clips.balls}; a synthetic clip has 1 to 4"),
+            (self.clips.heldout >= 0, f"clips.heldout is {self.clips.heldout}; it cannot be negative"),
+            (
+                self.clips.source != "synthetic" or self.clips.heldout < self.clips.count,
+                f"clips.heldout={self.clips.heldout} leaves nothing of clips.count={self.clips.count} to train on",
+            ),
+            (
+                0 <= self.clips.max_reject_share <= 1,
+                f"clips.max_reject_share is {self.clips.max_reject_share}; it is a share from 0 to 1",
+            ),
+            (self.shards.per_shard >= 1, f"shards.per_shard is {self.shards.per_shard}; a shard holds at least 1 clip"),
+            (0 <= self.shards.crf <= 51, f"shards.crf is {self.shards.crf}; x264 knows 0 (best) to 51"),
             (
                 self.student.layout in LAYOUTS,
                 f"student.layout is {self.student.layout!r}; known layouts: {', '.join(LAYOUTS)}",

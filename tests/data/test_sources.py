@@ -5,7 +5,7 @@ import unicodedata
 
 import pytest
 
-from omniforcing.config import ClipsConfig
+from omniforcing.config import ClipsConfig, ConfigError, load_config
 from omniforcing.data.captions import read_captions
 from omniforcing.data.sources import read_clips, write_clips
 from omniforcing.errors import OmniForcingError
@@ -158,6 +158,15 @@ def test_synthetic_clips_are_files_like_any_other_with_the_truth_beside(tmp_path
     assert (tmp_path / "clips" / "clips" / "000004.mp4").stat().st_size > 1000
     with pytest.raises(OmniForcingError, match=r"clips\.heldout"):
         clips(tmp_path, ClipsConfig(count=5, heldout=5))
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["clips.balls=5", "clips.heldout=-1", "clips.heldout=768", "clips.max_reject_share=1.5", "shards.per_shard=0", "shards.crf=60"],
+)
+def test_impossible_settings_are_refused_by_name(override):
+    with pytest.raises(ConfigError, match=override.split("=")[0]):
+        load_config([override])
 
 
 def test_the_same_caption_twice_is_no_contradiction(tmp_path):
