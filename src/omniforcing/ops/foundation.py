@@ -35,7 +35,16 @@ def architecture(config: Config, part: str) -> dict[str, Any]:
 
 def weights_digest(folder: Path) -> str:
     """sha256 over the names and contents of a folder's weight files."""
-    return digest({p.relative_to(folder).as_posix(): tree_digest(p) for p in sorted(folder.rglob("*.safetensors"))})
+    return digest({p.relative_to(folder).as_posix(): tree_digest(p) for p in _weights(folder)})
+
+
+def _weights(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.safetensors"))
+
+
+def latent_space_digest(codec: Path) -> str:
+    """sha256 of what decides latents and text features: all of a codec but its vocoder, which may be trained again alone."""
+    return digest({p.relative_to(codec).as_posix(): tree_digest(p) for p in _weights(codec) if "vocoder" not in p.parts})
 
 
 def _differences(kept: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
@@ -46,7 +55,7 @@ def _differences(kept: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
 def take_kept(config: Config, part: str, destination: Path, codec: Path | None = None) -> dict[str, Any]:
     """Copy a kept part (``codec`` or ``teacher``) into the empty folder ``destination`` and return its record.
 
-    ``codec`` is the codec's folder; a teacher is only good for the codec that it was trained on.
+    ``codec`` is the codec's folder; a teacher is only good for the latents that it was trained on.
 
     Raises:
         OmniForcingError: if the part is missing or altered, or was trained for another architecture or another codec.
@@ -62,7 +71,7 @@ def take_kept(config: Config, part: str, destination: Path, codec: Path | None =
     different = _differences(record["architecture"], architecture(config, part))
     if different:
         raise OmniForcingError(f"the kept {part} does not fit preset {config.preset}: {part}.{different[0]}; {remedy}")
-    if codec is not None and record.get("codec") != weights_digest(codec):
+    if codec is not None and record.get("latent_space") != latent_space_digest(codec):
         raise OmniForcingError(f"the kept {part} was trained on another codec than {codec}; {remedy}")
     shutil.copytree(folder, destination, dirs_exist_ok=True)
     return record
@@ -90,6 +99,6 @@ def publish(root: Path, preset: str) -> None:
             "metrics": read_json(data / f"{part}.metrics.json"),
         }
         if part != "codec":
-            record["codec"] = weights_digest(data / "codec")
+            record["latent_space"] = latent_space_digest(data / "codec")
         write_json(kept.with_suffix(".json"), record)
         shutil.copyfile(data / f"{part}.curves.csv", kept.with_suffix(".curves.csv"))

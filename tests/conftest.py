@@ -1,0 +1,9 @@
+"""One torch thread for every test: tiny models are many times slower with two on a busy machine."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+
+torch.set_num_threads(1)

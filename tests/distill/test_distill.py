@@ -1,0 +1,258 @@
+"""The formulas of distillation, and the moves of each stage on tiny models."""
+
+import copy
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from omniforcing.config import (
+    CausalOdeConfig,
+    DmdConfig,
+    OdeTarget,
+    OptimiserConfig,
+    SamplerConfig,
+    TeacherConfig,
+    TrainerConfig,
+)
+from omniforcing.distill.bidirectional_dmd import BidirectionalDmd
+from omniforcing.distill.causal_ode import CausalOde, pick
+from omniforcing.distill.common import Ema, StageModule, by_modality, modality_of
+from omniforcing.distill.dmd import dmd_gradient, dmd_loss, guided_x0
+from omniforcing.distill.sampling import few_step_states, full_view, sample_rollout, sample_teacher, teacher_states
+from omniforcing.distill.self_forcing import SelfForcing
+from omniforcing.distill.teacher import Teacher
+from omniforcing.distill.trajectories import refine
+from omniforcing.latents import Batch, Pair
+from omniforcing.layout import LAYOUTS, clip_latents
+from omniforcing.model.attention import Masked
+from omniforcing.model.rollout import RolloutConfig, predict_x0
+from omniforcing.model.student import positions_for
+from omniforcing.ops.training import CURVES, fit
+from omniforcing.seeding import step_generator
+from tests.model.conftest import GRID, features, latents, tiny_model
+
+COUNTS, TABLE, SIGMAS = clip_latents(2), LAYOUTS["prefix"], (1.0, 0.6)
+ROLLOUT = RolloutConfig(TABLE, GRID, SIGMAS, window=1, horizon=2)
+OPTIM = OptimiserConfig(steps=6, batch=2, warmup=1)
+
+
+def test_dmd_loss_hands_the_gradient_over_unchanged() -> None:
+    x = latents(COUNTS).map(lambda t: t.requires_grad_())
+    g = latents(COUNTS, seed=1)
+    losses = dmd_loss(x, g)
+    (losses.video + losses.audio).backward()
+    for value, gradient in zip(x, g, strict=True):
+        torch.testing.assert_close(value.grad, gradient / value.numel())
+
+
+def test_dmd_gradient_is_zero_where_critic_and_teacher_agree_and_scales_per_sample() -> None:
+    x, real, fake = (latents(COUNTS, seed=s) for s in range(3))
+    assert all(not g.any() for g in dmd_gradient(x, real, real))
+    g = dmd_gradient(x, real, fake)
+    first = (fake.video - real.video)[0] / (x.video - real.video)[0].abs().mean()
+    torch.testing.assert_close(g.video[0], first)
+
+
+@torch.no_grad()
+def test_guidance_of_one_is_the_conditional_model_and_zero_the_unconditional_one() -> None:
+    model, x, text, none = tiny_model(), latents(COUNTS), features(), features(batch=1, seed=9)
+    view, sigma = full_view(model, COUNTS, GRID), torch.tensor([0.4, 0.9])
+    for weight, expected in ((1.0, text), (0.0, none)):
+        scale = Pair(torch.full((2,), weight), torch.full((2,), weight))
+        guided = guided_x0(model, x, sigma, text, none, scale, view)
+        plain = predict_x0(model, x, sigma, model.cache_text(expected), view)
+        for a, b in zip(guided, plain, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_every_parameter_belongs_to_the_stream_it_writes_into() -> None:
+    expected = {
+        "core.transformer_blocks.0.attn1.to_q.weight": "video",
+        "core.transformer_blocks.0.audio_attn1.to_q.weight": "audio",
+        "core.transformer_blocks.0.audio_to_video_attn.to_k.weight": "video",
+        "core.transformer_blocks.0.video_to_audio_attn.to_k.weight": "audio",
+        "core.transformer_blocks.0.audio_a2v_cross_attn_scale_shift_table": "audio",
+        "core.av_cross_attn_audio_v2a_gate.linear.weight": "audio",
+        "core.av_cross_attn_video_a2v_gate.linear.weight": "video",
+        "core.audio_proj_out.weight": "audio",
+        "core.caption_projection.linear_1.weight": "video",
+        "sinks": "audio",
+    }
+    model = tiny_model(sinks=2)
+    assert expected.keys() <= dict(model.named_parameters()).keys()
+    assert {name: modality_of(name) for name in expected} == expected
+    split = by_modality(model)
+    assert len(split.video) + len(split.audio) == len(list(model.parameters()))
+
+
+def test_ema_follows_and_lags() -> None:
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(model.weight)
+    ema = Ema(model, 0.5)
+    torch.nn.init.ones_(model.weight)
+    values = []
+    for step in range(100, 104):
+        ema.update(model, step)
+        values.append(float(ema.model.weight.detach()))
+    assert values == [0.5, 0.75, 0.875, 0.9375]
+
+
+def test_refined_sigmas_hold_the_students_own() -> None:
+    fine = refine(SIGMAS, 4)
+    assert fine[::4] == [*SIGMAS, 0.0]
+    assert all(a > b for a, b in pairwise(fine))
+
+
+def test_a_point_per_block_is_picked_from_the_trajectory_and_its_perfect_velocity_costs_nothing() -> None:
+    ode = stage_causal_ode()
+    x0, noise = latents(COUNTS), latents(COUNTS, seed=1)
+    sigmas = torch.tensor([*SIGMAS, 0.0])
+    states = x0.map(lambda a, n: torch.stack([(1 - s) * a + s * n for s in sigmas], 1), noise)
+    spread = ode.spread(torch.tensor([[0, 1, 2], [2, 0, 1]]))
+    for name in ("video", "audio"):
+        point, state, clean, eps = (getattr(p, name) for p in (spread, states, x0, noise))
+        picked = pick(state, point)
+        s = sigmas[point].reshape(*point.shape, *[1] * (picked.ndim - 2))
+        torch.testing.assert_close(picked, (1 - s) * clean + s * eps)
+        assert float(ode.regress(eps - clean, picked, clean, sigmas[point])) < 1e-9
+        assert float(ode.regress(clean - eps, picked, clean, sigmas[point])) > 1
+
+
+def test_an_x0_target_weighs_the_velocity_error_by_sigma_squared() -> None:
+    ode = stage_causal_ode()
+    x, x0 = latents(COUNTS).video, latents(COUNTS, seed=1).video
+    sigma = torch.full(x.shape[:2], 0.5)
+    by_velocity = ode.regress(x0, x, x0, sigma)
+    ode.config.target = OdeTarget.x0
+    torch.testing.assert_close(ode.regress(x0, x, x0, sigma), by_velocity * 0.25)
+
+
+def stage_teacher() -> Teacher:
+    model = tiny_model()
+    return Teacher(model, TeacherConfig(optim=OPTIM), full_view(model, COUNTS, GRID), features(1, seed=9), seed=0)
+
+
+def models(sinks: int) -> tuple:
+    return tiny_model(sinks), tiny_model(), tiny_model()
+
+
+def stage_bidirectional_dmd() -> BidirectionalDmd:
+    three = models(0)
+    config = DmdConfig(optim=OPTIM, critic_steps=2)
+    view, none = full_view(three[1], COUNTS, GRID), features(1, seed=9)
+    return BidirectionalDmd(
+        *three, config=config, view=view, unconditional=none, sigmas=SIGMAS, counts=COUNTS, grid=GRID, seed=0
+    )
+
+
+def stage_causal_ode() -> CausalOde:
+    model = tiny_model(3)
+    view = Masked(positions_for(model, COUNTS, GRID, sinks=True), TABLE, 3, None, 2)
+    return CausalOde(model, CausalOdeConfig(optim=OPTIM), SIGMAS, TABLE, view, seed=0)
+
+
+def stage_self_forcing() -> SelfForcing:
+    three = models(3)
+    config = DmdConfig(optim=OPTIM, critic_steps=2)
+    view, none = full_view(three[1], COUNTS, GRID), features(1, seed=9)
+    return SelfForcing(*three, config=config, view=view, unconditional=none, rollout=ROLLOUT, blocks=3, seed=0)
+
+
+STAGES = [stage_teacher, stage_bidirectional_dmd, stage_causal_ode, stage_self_forcing]
+
+
+def batches(module: StageModule) -> Callable[[int], Iterator[Batch]]:
+    def of_epoch(epoch: int) -> Iterator[Batch]:
+        for i in range(3):
+            x = latents(COUNTS, seed=epoch * 3 + i)
+            if isinstance(module, CausalOde):
+                x = x.map(lambda t: torch.stack([t, t * 0.5, t * 0.1], 1))
+            yield Batch(x, features(seed=epoch * 3 + i))
+
+    return of_epoch
+
+
+class _Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("build", STAGES)
+def test_a_stage_broken_off_and_resumed_ends_in_the_same_weights(build: Callable[[], StageModule], tmp_path: Path) -> None:
+    trainer = TrainerConfig(checkpoint_every=3, log_every=1, accelerator="cpu")
+
+    def train(work: Path, stop_at: int | None = None) -> StageModule:
+        module = build()
+
+        def stopping(epoch: int) -> Iterator[Batch]:
+            for i, batch in enumerate(batches(module)(epoch)):
+                if epoch * 3 + i == stop_at:
+                    raise _Killed
+                yield batch
+
+        fit(module, stopping, steps=6, work=work, trainer=trainer)
+        return module
+
+    unbroken = train(tmp_path / "unbroken")
+    with pytest.raises(_Killed):
+        train(tmp_path / "broken", stop_at=4)
+    resumed = train(tmp_path / "broken")
+    for name, value in unbroken.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    assert (tmp_path / "unbroken" / CURVES).read_text() == (tmp_path / "broken" / CURVES).read_text()
+    start = build().state_dict()
+    assert any(not torch.equal(value, start[name]) for name, value in unbroken.state_dict().items())
+
+
+def test_self_forcing_reaches_the_sinks_and_the_text_path_and_never_the_teacher(tmp_path: Path) -> None:
+    module = stage_self_forcing()
+    teacher = copy.deepcopy(module.frozen[0].state_dict())
+    x = module.generate(module.model, features(), step_generator(0, 0))
+    (x.video.sum() + x.audio.sum()).backward()
+    named = dict(module.model.named_parameters())
+    for name in (
+        "sinks",
+        "core.caption_projection.linear_1.weight",
+        "core.transformer_blocks.1.attn2.to_k.weight",
+        "core.transformer_blocks.0.audio_attn2.to_v.weight",
+    ):
+        assert named[name].grad is not None and named[name].grad.abs().sum() > 0, name
+    fit(module, batches(module), steps=2, work=tmp_path, trainer=TrainerConfig(checkpoint_every=2, accelerator="cpu"))
+    assert all(torch.equal(v, teacher[k]) for k, v in module.frozen[0].state_dict().items())
+
+
+@torch.no_grad()
+def test_a_rollout_in_training_equals_the_stream_for_the_same_noise() -> None:
+    """Functional caches and static buffers give the same blocks when the last step is the exit."""
+    from omniforcing.latents import concatenate
+    from omniforcing.model.rollout import train_rollout
+
+    model, text = tiny_model(3), features()
+    trained = concatenate(train_rollout(model, model.cache_text(text), ROLLOUT, 2, 3, len(SIGMAS) - 1, step_generator(0, 7)))
+    streamed = sample_rollout(model, text, ROLLOUT, 3, step_generator(0, 7))
+    for a, b in zip(trained, streamed, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_samplers_end_in_clips_of_the_asked_size_and_depend_on_the_seed_alone() -> None:
+    model, text, none = tiny_model(), features(), features(1, seed=9)
+    sampler = SamplerConfig(steps=3)
+    a, b, c = (sample_teacher(model, text, none, COUNTS, GRID, sampler, step_generator(s, 0)) for s in (0, 0, 1))
+    assert a.video.shape == (2, 7, 6, 8) and a.audio.shape == (2, 51, 12)
+    assert torch.equal(a.video, b.video) and not torch.equal(a.video, c.video)
+
+
+@torch.no_grad()
+def test_trajectories_start_in_noise_and_the_teachers_without_guidance_is_the_students() -> None:
+    model, text = tiny_model(), features()
+    sigmas, plain = [*SIGMAS, 0.0], SamplerConfig(steps=2)
+    plain.guidance.video = plain.guidance.audio = 1.0
+    student = list(few_step_states(model, text, COUNTS, GRID, sigmas, step_generator(0, 0)))
+    teacher = list(teacher_states(model, text, features(1, seed=9), COUNTS, GRID, plain, sigmas, step_generator(0, 0)))
+    assert len(student) == len(teacher) == 3
+    for s, t in zip(student, teacher, strict=True):
+        torch.testing.assert_close(s.video, t.video, rtol=1e-3, atol=1e-4)
+    assert 0.9 < float(student[0].video.std()) < 1.1

@@ -1,0 +1,62 @@
+"""Tiny transformers of LTX-2's architecture, and latents for them."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from omniforcing.latents import Latents, Pair, TextFeatures
+from omniforcing.layout import Counts
+from omniforcing.model.student import build_core
+from omniforcing.model.transformer import DualStream
+
+GRID = (2, 3)
+
+
+def tiny_config(**changes: Any) -> dict[str, Any]:
+    """Two layers, two heads; different widths everywhere, so that mixed-up dimensions show."""
+    return {
+        "in_channels": 8,
+        "out_channels": 8,
+        "num_attention_heads": 2,
+        "attention_head_dim": 24,
+        "cross_attention_dim": 48,
+        "vae_scale_factors": (8, 16, 16),
+        "audio_in_channels": 12,
+        "audio_out_channels": 12,
+        "audio_num_attention_heads": 2,
+        "audio_attention_head_dim": 16,
+        "audio_cross_attention_dim": 32,
+        "num_layers": 2,
+        "caption_channels": 20,
+        "rope_type": "split",
+        **changes,
+    }
+
+
+def tiny_model(sinks: int = 0, **changes: Any) -> DualStream:
+    """A tiny dual-stream model with sinks that are large enough to matter."""
+    model = DualStream(build_core(tiny_config(**changes), seed=1), sinks)
+    with torch.no_grad():
+        model.sinks.mul_(50)
+    return model
+
+
+def latents(counts: Counts, batch: int = 2, seed: int = 0) -> Latents:
+    """Gaussian latents for the tiny model."""
+    g = torch.Generator().manual_seed(seed)
+    return Pair(
+        torch.randn(batch, counts.video, GRID[0] * GRID[1], 8, generator=g), torch.randn(batch, counts.audio, 12, generator=g)
+    )
+
+
+def features(batch: int = 2, seed: int = 0) -> TextFeatures:
+    """Text features for the tiny model."""
+    g = torch.Generator().manual_seed(100 + seed)
+    return Pair(torch.randn(batch, 5, 20, generator=g), torch.randn(batch, 5, 20, generator=g))
+
+
+@pytest.fixture(params=["split", "interleaved"])
+def rope(request: pytest.FixtureRequest) -> str:
+    """Both layouts of rotary embeddings."""
+    return str(request.param)

@@ -1,0 +1,210 @@
+"""Our forward against diffusers' own, causality, caches against masks."""
+
+import copy
+
+import pytest
+import torch
+
+from omniforcing.errors import OmniForcingError
+from omniforcing.latents import Latents, Pair
+from omniforcing.layout import LAYOUTS, BlockTable, Counts, LayoutError, clip_latents
+from omniforcing.model.attention import Masked
+from omniforcing.model.cache import Cache, FunctionalCache, RingCache
+from omniforcing.model.rollout import RolloutConfig, new_cache
+from omniforcing.model.student import build_core, positions_for
+from omniforcing.model.transformer import DualStream
+from tests.model.conftest import GRID, features, latents, tiny_config, tiny_model
+
+TOLERANCE = 1e-5
+WINDOWS = [
+    *((name, None, 99) for name in LAYOUTS),
+    *(("prefix", 1, 99), ("prefix", 2, 3), ("merged", 2, 3), ("merged", 1, 4), ("thirds", 2, 6)),
+]
+
+
+def difference(a: Latents, b: Latents) -> float:
+    return max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True))
+
+
+def masked(model: DualStream, table: BlockTable, count: int, window: int | None = None, horizon: int = 99) -> Masked:
+    positions = positions_for(model, table.total(count), GRID, sinks=True)
+    return Masked(positions, table, count, window, horizon)
+
+
+def of_block(x: Latents, table: BlockTable, index: int) -> Latents:
+    block = table.block(index)
+    return Pair(x.video[:, block.video.slice], x.audio[:, block.audio.slice])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("per_block_sigma", [False, True])
+def test_full_visibility_equals_diffusers_forward(rope: str, per_block_sigma: bool) -> None:
+    """With one sigma, and with a sigma per block given to diffusers token by token."""
+    from omniforcing.distill.sampling import full_view
+
+    model, counts, table = tiny_model(rope_type=rope), clip_latents(2), LAYOUTS["prefix"]
+    x, text = latents(counts), features()
+    sigma = torch.tensor([[0.9, 0.5, 0.1], [0.3, 1.0, 0.6]]) if per_block_sigma else torch.tensor([[0.3], [0.8]])
+    view = full_view(model, counts, GRID)
+    owners = Pair(*(torch.tensor(o) for o in (table.video_owner(3), table.audio_owner(3))))
+    tokens = Pair(owners.video.repeat_interleave(6), owners.audio)
+    if per_block_sigma:
+        view.owner = Pair(tokens.video, tokens.audio)
+    ours = model(x, sigma, model.cache_text(text), view)
+    core, rows = model.core, tokens.map(lambda o: sigma[:, o] if per_block_sigma else sigma[:, 0])
+    # Coordinates in fp64, as ours are: diffusers' own fp32 angles are off by 1e-3 rad.
+    video, audio = core(
+        hidden_states=x.video.flatten(1, 2),
+        audio_hidden_states=x.audio,
+        encoder_hidden_states=text.video,
+        audio_encoder_hidden_states=text.audio,
+        timestep=rows.video * 1000,
+        audio_timestep=rows.audio * 1000,
+        video_coords=core.rope.prepare_video_coords(2, counts.video, *GRID, device="cpu").double(),
+        audio_coords=core.audio_rope.prepare_audio_coords(2, counts.audio, device="cpu").double(),
+        use_cross_timestep=False,
+        return_dict=False,
+    )
+    assert difference(ours, Pair(video.reshape(x.video.shape), audio)) < TOLERANCE
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("sinks", [0, 3])
+def test_changing_a_block_leaves_every_earlier_output_bit_identical(layout: str, sinks: int) -> None:
+    model, table, count = tiny_model(sinks), LAYOUTS[layout], 5
+    x, sigma = latents(table.total(count)), torch.rand(2, count)
+    view, text = masked(model, table, count), model.cache_text(features())
+    before = model(x, sigma, text, view)
+    for changed in range(1, count):
+        block = table.block(changed)
+        y, other = x.map(torch.clone), sigma.clone()
+        y.video[:, block.video.slice] += 1
+        y.audio[:, block.audio.slice] -= 1
+        other[:, changed] = 0.123
+        after = model(y, other, text, view)
+        for earlier in range(changed):
+            for old, new in zip(of_block(before, table, earlier), of_block(after, table, earlier), strict=True):
+                assert torch.equal(old, new)
+        assert difference(of_block(before, table, changed), of_block(after, table, changed)) > 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize(("layout", "window", "horizon"), WINDOWS)
+@pytest.mark.parametrize("sinks", [0, 3])
+def test_cached_equals_masked_for_every_block(
+    rope: str, sinks: int, layout: str, window: int | None, horizon: int, static: bool
+) -> None:
+    """Any table, window and horizon; the cache survives denoising steps between its refreshes."""
+    model, table, count = tiny_model(sinks, rope_type=rope), LAYOUTS[layout], 9
+    x, sigma, text = latents(table.total(count)), torch.rand(2, count), model.cache_text(features())
+    whole = model(x, sigma, text, masked(model, table, count, window, horizon))
+    positions = positions_for(model, table.total(count + 3), GRID, sinks=True)
+    kind = RingCache if static else FunctionalCache
+    cache: Cache = kind(positions, table, window or count, horizon)
+    for index in range(count):
+        part = of_block(x, table, index)
+        model(part.map(lambda t: 2 * t), torch.full((2,), 0.7), text, cache.view(index))
+        ours = model(part, sigma[:, index], text, cache.view(index, write=True))
+        assert difference(ours, of_block(whole, table, index)) < TOLERANCE
+
+
+@torch.no_grad()
+def test_an_endless_stream_repeats_itself_bit_for_bit_once_past_the_horizon() -> None:
+    """Equal blocks far from the start meet equal tables: no phase grows, no precision is lost."""
+    model = tiny_model(2)
+    config = RolloutConfig(LAYOUTS["prefix"], GRID, (1.0,), window=2, horizon=3)
+    cache, text, sigma = new_cache(model, config, static=True), model.cache_text(features()), torch.full((2,), 0.5)
+    first, later = latents(Counts(1, 1), seed=1), latents(Counts(3, 25), seed=2)
+    outputs = [model(later if i else first, sigma, text, cache.view(i, write=True)) for i in range(400)]
+    steady = [o for i, o in enumerate(outputs) if i > 20]
+    assert max(difference(o, steady[0]) for o in steady) < TOLERANCE
+
+
+@torch.no_grad()
+def test_ring_buffers_stay_the_same_size_and_place() -> None:
+    model = tiny_model(2)
+    config = RolloutConfig(LAYOUTS["prefix"], GRID, (1.0,), window=2, horizon=3)
+    cache, text, sigma = new_cache(model, config, static=True), model.cache_text(features()), torch.full((2,), 0.5)
+    assert isinstance(cache, RingCache)
+    places = []
+    for i in range(12):
+        model(latents(Counts(3, 25) if i else Counts(1, 1)), sigma, text, cache.view(i, write=True))
+        places.append([t.data_ptr() for buffers in cache.buffers.values() for t in buffers])
+    assert all(p == places[0] for p in places)
+
+
+def test_gradients_of_a_cached_block_equal_the_masked_forward_with_detached_history() -> None:
+    table, count = LAYOUTS["prefix"], 3
+    x, sigma, text = latents(table.total(count)), torch.rand(2, count), features()
+    model = tiny_model(3)
+    cache = FunctionalCache(positions_for(model, table.total(count), GRID, sinks=True), table, count, 99)
+    for index in range(count):
+        with torch.set_grad_enabled(index == count - 1):
+            last = model(of_block(x, table, index), sigma[:, index], model.cache_text(text), cache.view(index, write=True))
+    (last.video.square().sum() + last.audio.square().sum()).backward()
+
+    oracle = copy.deepcopy(model)
+    oracle.zero_grad()
+    view = _DetachedHistory(masked(oracle, table, count))
+    whole = oracle(x, sigma, oracle.cache_text(text), view)
+    out = of_block(whole, table, count - 1)
+    (out.video.square().sum() + out.audio.square().sum()).backward()
+    for (name, ours), theirs in zip(model.named_parameters(), oracle.parameters(), strict=True):
+        if name == "sinks" or ours.grad is None:
+            continue
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-4, msg=name)
+
+
+class _DetachedHistory:
+    """A masked view whose tokens of earlier blocks are constants to the last block."""
+
+    starts = True
+
+    def __init__(self, view: Masked) -> None:
+        self.view, self.owner = view, view.owner
+
+    def attend(self, layer: int, site: str, heads: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        from omniforcing.model.attention import SITES
+
+        start = self.view._spans[SITES[site][1]][-1].start
+        k, v = (torch.cat([t[:, :start].detach(), t[:, start:]], 1) for t in (k, v))
+        return self.view.attend(layer, site, heads, q, k, v)
+
+
+@torch.no_grad()
+def test_sinks_change_every_block_through_audio_and_video() -> None:
+    table, count = LAYOUTS["prefix"], 3
+    x, sigma, text = latents(table.total(count)), torch.rand(2, count), features()
+    outputs = []
+    for scale in (1.0, 3.0):
+        model = tiny_model(3)
+        model.sinks.mul_(scale)
+        outputs.append(model(x, sigma, model.cache_text(text), masked(model, table, count)))
+    for index in range(count):
+        for a, b in zip(*(of_block(o, table, index) for o in outputs), strict=True):
+            assert (a - b).abs().max() > 1e-5
+
+
+@torch.no_grad()
+def test_a_prompt_of_one_row_serves_a_batch() -> None:
+    from omniforcing.distill.sampling import full_view
+
+    model, counts = tiny_model(), clip_latents(1)
+    one = features(batch=1)
+    x, sigma, view = latents(counts), torch.tensor([0.2, 0.7]), full_view(model, counts, GRID)
+    both = one.map(lambda t: t.expand(2, -1, -1))
+    assert difference(model(x, sigma, model.cache_text(one), view), model(x, sigma, model.cache_text(both), view)) < TOLERANCE
+
+
+def test_architectures_that_would_be_computed_wrongly_are_refused() -> None:
+    with pytest.raises(OmniForcingError, match="audio_num_attention_heads is 4"):
+        tiny_model(audio_num_attention_heads=4, audio_attention_head_dim=8)
+    with pytest.raises(OmniForcingError, match="cross_attn_mod"):
+        DualStream(build_core(tiny_config(cross_attn_mod=True, audio_cross_attn_mod=True), 0))
+
+
+def test_a_window_that_would_reach_below_the_prefix_is_refused() -> None:
+    with pytest.raises(LayoutError, match="it must be 1 to 3"):
+        RolloutConfig(LAYOUTS["prefix"], GRID, (1.0,), window=4, horizon=4)
