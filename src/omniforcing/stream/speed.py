@@ -27,7 +27,7 @@ class StreamSpeed:
         ttfc_s: request to the first chunk that moves (the prefix alone is one frame).
         block_p50_s: median seconds of work for a block; the first block is left out if there are others.
         block_p95_s: 95th percentile of the same.
-        real_time_factor: seconds of work per second of media; below 1 is faster than real time.
+        real_time_factor: seconds of media per second of work; above 1 is faster than real time.
         fps: frames per second of work.
         media_s: length of the stream.
     """
@@ -51,7 +51,7 @@ def stream_speed(timings: list[BlockTiming]) -> StreamSpeed:
         ttfc_s=timings[first_moving].elapsed,
         block_p50_s=float(np.percentile(steady, 50)),
         block_p95_s=float(np.percentile(steady, 95)),
-        real_time_factor=float(work.sum()) / media,
+        real_time_factor=media / float(work.sum()),
         fps=float(frames[-1] / work.sum()),
         media_s=media,
     )
