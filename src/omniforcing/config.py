@@ -145,9 +145,7 @@ class VocoderConfig:
     steps: int = 1500
     batch: int = 4
     mel_frames: int = 100
-    lr: float = 1.0e-3
-    mel_weight: float = 0.5
-    wave_weight: float = 0.0
+    lr: float = 2.0e-3
     precision: str = "bf16-mixed"
 
 

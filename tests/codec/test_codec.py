@@ -47,7 +47,7 @@ def test_k_seconds_are_1_plus_3k_and_1_plus_25k_latents(codec: Codec, seconds: i
 @pytest.mark.parametrize(("frames", "samples"), [(24, 16000), (25, 15840), (26, 16000), (49, 16000), (25, 16001), (1, 0)])
 def test_other_counts_are_refused(codec: Codec, frames: int, samples: int) -> None:
     found = media(2)
-    with pytest.raises(LayoutError, match="latents|whole seconds"):
+    with pytest.raises(LayoutError, match=r"latents|whole seconds"):
         codec.encode(Pair(found.video[:, :frames], found.audio[..., :samples]))
 
 

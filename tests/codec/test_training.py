@@ -157,5 +157,6 @@ def test_the_spectral_distance_hears_pitch_and_level() -> None:
     def tone(hertz: float, level: float = 0.3) -> torch.Tensor:
         return (level * torch.sin(2 * torch.pi * hertz * time)).expand(1, 2, -1)
 
-    distance = [float(training.spectral_distance(found, tone(330))) for found in (tone(330), tone(332), tone(494), tone(330, 0.1))]
+    sounds = tone(330), tone(332), tone(494), tone(330, 0.1)
+    distance = [float(training.spectral_distance(found, tone(330), 0.1)) for found in sounds]
     assert distance[0] == 0 and distance[0] < distance[1] < distance[2] and distance[3] > 0.5

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from omniforcing.codec.codec import to_pixels
-from omniforcing.codec.mel import log_mel
 from omniforcing.config import AudioCodecConfig, CropConfig, VideoCodecConfig, VocoderConfig
 from omniforcing.layout import HOP, SAMPLE_RATE
 from omniforcing.seeding import step_generator
@@ -26,6 +25,7 @@ LOG_VARIANCE = -6.0  # of a fresh posterior: 0 lets it collapse onto the prior b
 CONTRAST = 0.2  # difference from the background, of [-1, 1], that counts as foreground in full
 SHARPNESS = 0.05  # of the absolute error, beside the squared one
 WINDOWS = (256, 512, 1024, 2048)  # samples; the longest tells apart tones that a mel frame cannot
+FIRST_FLOOR, LAST_FLOOR = 0.1, 0.01  # of a magnitude: 55 and 75 dB below a full tone
 SPACING = 200  # Hz between the oscillators that a vocoder starts with
 QUIET = 0.03  # of the loudness that the oscillators would have
 Batches = Callable[[int], Iterator[Any]]
@@ -99,21 +99,17 @@ class AudioVaeTraining(_Part):
 
 
 class VocoderTraining(_Part):
-    """Waveforms from log-mels: spectra at several resolutions, the mel itself, and the waveform.
-
-    The waveform term works because a tone's phase follows from its onset, which the mel shows.
-    """
+    """Waveforms from log-mels, by their spectra at several resolutions, loud parts first."""
 
     config: VocoderConfig
 
     def training_step(self, batch: tuple[int, tuple[Tensor, Tensor]], _index: int) -> Tensor:
-        _, (mel, samples) = batch
+        step, (mel, samples) = batch
         found = self.net(mel).float()
-        spectra = spectral_distance(found, samples)
-        mels = (log_mel(found) - log_mel(samples)).abs().mean()
-        wave = (found - samples).abs().mean() / samples.abs().mean().clamp(min=1e-3)
-        self.log_dict({"spectra": spectra.detach(), "mel": mels.detach(), "wave": wave.detach()})
-        return spectra + self.config.mel_weight * mels + self.config.wave_weight * wave
+        floor = FIRST_FLOOR * (LAST_FLOOR / FIRST_FLOOR) ** (step / self.config.steps)
+        loss = spectral_distance(found, samples, floor)
+        self.log_dict({"spectra": loss.detach(), "loudness": (found.std() / samples.std().clamp(min=1e-4)).detach()})
+        return loss
 
 
 # --- losses ---------------------------------------------------------------------------------------------------------------
@@ -130,20 +126,22 @@ def foreground(pixels: Tensor, background: Tensor) -> Tensor:
     return ((pixels - background).abs().mean(1, keepdim=True) / CONTRAST).clamp(max=1)
 
 
-def spectral_distance(found: Tensor, samples: Tensor) -> Tensor:
-    """Multi-resolution STFT loss of ``[B, 2, N]``: relative error of the magnitudes plus that of their logarithms, a scalar."""
+def spectral_distance(found: Tensor, samples: Tensor, floor: float) -> Tensor:
+    """Multi-resolution STFT loss of ``[B, 2, N]``: relative error of the magnitudes plus that of their logarithms, a scalar.
+
+    ``floor`` is added to the magnitudes (as a root of squares), so that near silence does not outweigh what is heard.
+    """
     total = found.new_zeros(())
     for window in WINDOWS:
-        a, b = (_magnitudes(x, window) for x in (found, samples))
+        a, b = (_magnitudes(x, window, floor) for x in (found, samples))
         total = total + (a - b).norm() / b.norm().clamp(min=1e-3) + (a.log() - b.log()).abs().mean()
     return total / len(WINDOWS)
 
 
-def _magnitudes(samples: Tensor, window: int) -> Tensor:
+def _magnitudes(samples: Tensor, window: int, floor: float) -> Tensor:
     hann = torch.hann_window(window, device=samples.device)
     spectrum = torch.stft(samples.flatten(0, 1), window, window // 4, window=hann, return_complex=True)
-    # Not abs(): its gradient is infinite at digital silence.
-    return (spectrum.real.square() + spectrum.imag.square() + 1e-6).sqrt()
+    return (spectrum.real.square() + spectrum.imag.square() + floor**2).sqrt()
 
 
 # --- where training starts --------------------------------------------------------------------------------------------------
