@@ -67,6 +67,7 @@ cluster: local
 seed: 0
 clips:
   count: 3
+  heldout: 1
 teacher:
   text_dropout: 0.1
 """
@@ -91,6 +92,7 @@ def project(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "conf/cluster/local.yaml": "address: null\n",
         "conf/preset/pocket.yaml": "clips: {}\nteacher: {}\n",
         "conf/preset/smoke.yaml": "clips:\n  count: 2\nteacher: {}\n",
+        "conf/preset/mine.yaml": "clips: {source: folder, folder: videos}\nteacher: {}\n",
         "pipelines/clips.py": CLIPS,
         "pipelines/teacher.py": TEACHER,
     }

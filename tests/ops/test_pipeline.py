@@ -150,6 +150,14 @@ def test_killed_anywhere_a_run_continues_and_leaves_no_orphan(repository: Path, 
     assert not (repository / "dvc.lock").exists()
 
 
+def test_a_users_folder_is_listed_anew_and_the_rest_runs_only_if_it_changed(repository: Path) -> None:
+    assert finish(start(repository, "--preset", "mine"))[0] == 0
+    code, output = finish(start(repository, "--preset", "mine"))
+    assert code == 0
+    assert "Running stage 'clips'" in output
+    assert "Stage 'teacher' didn't change, skipping" in output
+
+
 def test_a_second_run_in_the_same_checkout_is_refused(repository: Path) -> None:
     first = start(repository, pause=0.2)
     wait_for_step(repository, "pocket", 1)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from omniforcing.config import load_config
+from omniforcing.config import Config, load_config
 from omniforcing.errors import OmniForcingError
 from omniforcing.files import read_json
 from omniforcing.ops import foundation, tracking
@@ -26,6 +26,13 @@ def _call(command: Sequence[str], root: Path) -> None:
     if answer.returncode:
         shown = " ".join(command)
         raise OmniForcingError(f"`{shown}` failed, see above; mend it and run the same command again, it continues there")
+
+
+def _reproduce(root: Path, config: Config, stages: Sequence[str]) -> None:
+    if config.clips.source == "folder":
+        # DVC cannot watch a folder outside the project: list it anew; if it is as it was, the rest is up to date.
+        _call(["-m", "dvc", "repro", "--force", "--single-item", "clips"], root)
+    _call(["-m", "dvc", "repro", *stages], root)
 
 
 def _train_foundation(root: Path, preset: str) -> None:
@@ -68,14 +75,15 @@ def run_pipeline(root: Path, preset: str | None, stages: Sequence[str] = (), *, 
     for stage in stages:
         read_declaration(stage, root, "")
     with exclusive(root / ".work" / "pipeline.lock", "a pipeline run in this checkout"):
-        os.environ[tracking.COMMIT_VARIABLE] = tracking.git_commit(root)
         restore_preset(root)
-        preset = load_config(root=root, preset=preset or tracked_preset(root)).preset
-        check_preset(root, preset)
-        with using_preset(root, preset), tracking.closing(_parent_run(root, preset)) as parent:
+        os.environ[tracking.COMMIT_VARIABLE] = tracking.git_commit(root)
+        config = load_config(root=root, preset=preset or tracked_preset(root))
+        check_preset(root, config.preset)
+        with using_preset(root, config.preset), tracking.closing(_parent_run(root, config.preset)) as parent:
             os.environ[tracking.PARENT_VARIABLE] = parent.id
             if train_foundation:
-                _train_foundation(root, preset)
+                _train_foundation(root, config.preset)
             else:
-                _call(["-m", "dvc", "repro", *stages], root)
-    print(f"\n{minutes_table(root, preset, began)}\n\noutputs: data/{preset}   runs: make ui   measures: dvc metrics show")
+                _reproduce(root, config, stages)
+    print(f"\n{minutes_table(root, config.preset, began)}\n")
+    print(f"outputs: data/{config.preset}   runs: make ui   measures: dvc metrics show")
