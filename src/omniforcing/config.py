@@ -292,11 +292,9 @@ class TrainerConfig:
 
 @dataclass
 class ClusterConfig:
+    """Where the heavy stages run; None is this process."""
+
     address: str | None = None
-    workers: int = 1
-    gpus_per_worker: int = 0
-    cpus_per_worker: int = 1
-    storage: str | None = None
 
 
 @dataclass
@@ -348,6 +346,7 @@ class Config:
             ConfigError: naming the key and the legal values.
         """
         checks = [
+            (self.cluster.address is None, "cluster.address is set, but training runs in this process only; use cluster: local"),
             (self.clips.source in ("synthetic", "folder"), f"clips.source is {self.clips.source!r}; use synthetic or folder"),
             (
                 self.clips.source != "folder" or self.clips.folder is not None,
