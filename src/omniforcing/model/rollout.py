@@ -119,6 +119,7 @@ class Rollout:
         self.batch = text.video.shape[0]
         self.switch(text)
         self._cache = new_cache(model, config, static=True)
+        self._finished: tuple[Latents, TextCache] | None = None
 
     @torch.no_grad()
     def switch(self, text: TextFeatures) -> None:
@@ -130,11 +131,18 @@ class Rollout:
 
     @torch.no_grad()
     def __next__(self) -> Latents:
+        self._refresh()
         noise = gaussian(self.model, self.config.table.counts(self.index), self.config.grid, self.batch, self.generator)
         x0 = few_step(self.model, noise, self.config.sigmas, self._text, self._cache.view(self.index), self.generator)
-        refresh(self.model, self.config, self._cache, self._text, self.index, x0, self.generator)
+        self._finished = (x0, self._text)
         self.index += 1
         return x0
+
+    def _refresh(self) -> None:
+        # Only now, so that a block can be decoded and shown before its K/V are written, and the last one's never are.
+        if self._finished is not None:
+            x0, text = self._finished
+            refresh(self.model, self.config, self._cache, text, self.index - 1, x0, self.generator)
 
 
 def train_rollout(
