@@ -15,7 +15,15 @@ import torch
 from torch import Tensor
 
 from omniforcing.codec import training
-from omniforcing.codec.codec import Codec, build_audio_vae, build_video_vae, build_vocoder, load_parts
+from omniforcing.codec.codec import (
+    DESCRIPTION,
+    Codec,
+    build_audio_vae,
+    build_video_vae,
+    build_vocoder,
+    load_parts,
+    video_folder,
+)
 from omniforcing.codec.mel import log_mel
 from omniforcing.config import Config, Source
 from omniforcing.console import run_command
@@ -23,8 +31,9 @@ from omniforcing.data.media import write_mp4
 from omniforcing.data.shards import read_raw, read_shards
 from omniforcing.data.sources import HELDOUT, TRAIN
 from omniforcing.errors import OmniForcingError
-from omniforcing.files import atomic_dir, atomic_write
+from omniforcing.files import atomic_dir, atomic_write, write_json
 from omniforcing.latents import Pair
+from omniforcing.layout import SAMPLE_RATE
 from omniforcing.metrics.reconstruction import draw, measure
 from omniforcing.ops.foundation import KEPT, take_kept
 from omniforcing.ops.stage import Stage, die_with_parent, stage_main
@@ -100,10 +109,9 @@ def _child(job: Callable[..., None], *arguments: Any) -> None:
 
 def train_all(config: Config, shards: Path, work: Path) -> None:
     """Train picture and sound beside each other, a process with one thread each: faster than one after the other with two."""
-    if all((work / part).is_dir() for part in PARTS):
-        return
+    left = [job for job, part in ((train_video, "video_vae"), (train_sound, "vocoder")) if not (work / part).is_dir()]
     spawn = multiprocessing.get_context("spawn")
-    jobs = [spawn.Process(target=_child, args=(job, config, shards, work)) for job in (train_video, train_sound)]
+    jobs = [spawn.Process(target=_child, args=(job, config, shards, work)) for job in left]
     for job in jobs:
         job.start()
     for job in jobs:
@@ -156,21 +164,37 @@ def kept(stage: Stage, folder: Path) -> Path:
 
 
 def load(stage: Stage, folder: Path) -> Path:
-    """Copy a codec from a folder in diffusers' layout, such as LTX-2's; return curves without a row."""
+    """Copy a codec and its text encoder from a folder in LTX-2's layout or ours; return curves without a row."""
     config = stage.config
     source = Path(config.codec.path or "")
-    Codec(*load_parts(source), config.clips.height, config.clips.width).save(folder)
-    for part in ("tokenizer", "text_encoder", "connectors"):
-        shutil.copytree(source / part, folder / "text" / part)
+    codec = Codec(*load_parts(source), config.clips.height, config.clips.width)
+    text = source / "text" if (source / "text").is_dir() else source
+    parts = [source / name for name in (video_folder(source), "audio_vae", "vocoder")]
+    parts += [text / name for name in ("tokenizer", "encoder" if (text / "encoder").is_dir() else "text_encoder", "connectors")]
+    for part, name in zip(parts, (*PARTS, "text/tokenizer", "text/encoder", "text/connectors"), strict=True):
+        if not part.is_dir():
+            raise OmniForcingError(f"{part} is missing; codec.path must hold {', '.join(p.name for p in parts)}")
+        shutil.copytree(part, folder / name)
+    write_json(folder / DESCRIPTION, codec.describe())
     atomic_write(stage.work / CURVES, "step\n")
     return stage.work / CURVES
 
 
-def report(stage: Stage, codec: Codec) -> dict[str, float]:
+def reconstruct(codec: Codec, original: Pair[Tensor]) -> Pair[Tensor]:
+    """Clips through the codec and back, with sound at the clips' own rate."""
+    from torchaudio.functional import resample
+
+    pieces = [codec.decode(codec.encode(Pair(v[None], a[None]))) for v, a in zip(*original, strict=True)]
+    samples = torch.cat([piece.audio.cpu() for piece in pieces])
+    return Pair(torch.cat([piece.video.cpu() for piece in pieces]), resample(samples, codec.sample_rate, SAMPLE_RATE))
+
+
+def report(stage: Stage) -> dict[str, float]:
     """Measure reconstructions of held-out clips; log a picture and samples with sound."""
-    original = clips_of(stage.input("shards"), HELDOUT, stage.config.codec.report_clips)
-    pieces = [codec.decode(codec.encode(Pair(v, a))) for v, a in zip(*(x.split(BATCH) for x in original), strict=True)]
-    found = Pair(torch.cat([p.video for p in pieces]), torch.cat([p.audio for p in pieces]))
+    config = stage.config
+    device = "cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu"
+    original = clips_of(stage.input("shards"), HELDOUT, config.codec.report_clips)
+    found = reconstruct(Codec.load(stage.folder, device), original)
     with atomic_dir(stage.work / "reconstructions") as folder:
         draw(original, found, folder / "reconstructions.png")
         for index in range(min(4, len(found.video))):
@@ -185,7 +209,7 @@ def run(stage: Stage) -> None:
     make = {Source.train: train, Source.kept: kept, Source.load: load}[stage.config.codec.source]
     with stage.publish() as folder:
         curves = make(stage, folder)
-    stage.metrics(report(stage, Codec.load(stage.folder)))
+    stage.metrics(report(stage))
     stage.curves(curves)
 
 

@@ -130,7 +130,8 @@ class Codec(nn.Module):
     def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
         """Write the codec into ``folder``; ``dtype`` is that of the stored weights. This object keeps its own."""
         for name, part in (("video_vae", self.video_vae), ("audio_vae", self.audio_vae), ("vocoder", self.vocoder)):
-            copy = type(part).from_config(part.config).to(dtype)
+            copy = type(part).from_config(part.config)
+            nn.Module.to(copy, dtype)  # diffusers' own method warns about modules that are not there
             copy.load_state_dict(part.state_dict())
             copy.save_pretrained(folder / name)
         write_json(folder / DESCRIPTION, self.describe())
@@ -281,12 +282,16 @@ def load_parts(folder: Path) -> tuple[Any, Any, Any]:
     from diffusers import AutoencoderKLLTX2Audio, AutoencoderKLLTX2Video
     from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
 
-    video = folder / ("video_vae" if (folder / "video_vae").is_dir() else "vae")
     return (
-        _load_part(AutoencoderKLLTX2Video, video),
+        _load_part(AutoencoderKLLTX2Video, folder / video_folder(folder)),
         _load_part(AutoencoderKLLTX2Audio, folder / "audio_vae"),
         _load_part(LTX2Vocoder, folder / "vocoder"),
     )
+
+
+def video_folder(folder: Path) -> str:
+    """How a codec folder calls its video VAE: as we do, or as LTX-2 does."""
+    return "video_vae" if (folder / "video_vae").is_dir() else "vae"
 
 
 def _load_part(kind: Any, folder: Path) -> Any:
