@@ -5,13 +5,14 @@ from pathlib import Path
 from omniforcing.config import Source
 from omniforcing.distill.sampling import full_view, sample_teacher
 from omniforcing.distill.teacher import Teacher
-from omniforcing.files import read_json
+from omniforcing.files import atomic_write, read_json
 from omniforcing.model.student import build_core, core_config, load_model, save_model
 from omniforcing.model.transformer import DualStream
-from omniforcing.ops.foundation import take_kept
+from omniforcing.ops.foundation import KEPT, take_kept
 from omniforcing.ops.samples import log_samples
 from omniforcing.ops.stage import Stage, stage_main
 from omniforcing.ops.train_stage import open_shards, train_and_publish
+from omniforcing.ops.training import CURVES
 from omniforcing.seeding import step_generator
 
 
@@ -23,10 +24,13 @@ def run(stage: Stage) -> None:
     elif config.source is Source.kept:
         with stage.publish() as folder:
             record = take_kept(stage.config, "teacher", folder, codec=stage.input("codec"))
+        stage.curves(KEPT / "teacher.curves.csv")
         stage.metrics(record["metrics"])
     else:
         with stage.publish() as folder:
             save_model(load_model(Path(str(config.path)), sinks=0), folder)
+        atomic_write(stage.work / CURVES, "step\n")
+        stage.curves(stage.work / CURVES)
         stage.metrics({"loaded": 1})
     sample(stage)
 

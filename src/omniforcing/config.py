@@ -109,7 +109,12 @@ class VideoCodecConfig:
     upsample: list[str] = field(default_factory=lambda: ["temporal", "temporal", "spatiotemporal"])
     steps: int = 3000
     crops: list[CropConfig] = field(
-        default_factory=lambda: [CropConfig(1, 32, 0.05), CropConfig(9, 8, 0.25), CropConfig(17, 6, 0.5), CropConfig(33, 4, 0.2)]
+        default_factory=lambda: [
+            CropConfig(1, 32, 0.05),
+            CropConfig(9, 8, 0.25),
+            CropConfig(17, 6, 0.5),
+            CropConfig(33, 4, 0.2),
+        ]
     )
     lr: float = 1.0e-3
     foreground_weight: float = 10.0
@@ -346,7 +351,7 @@ class Config:
             ConfigError: naming the key and the legal values.
         """
         checks = [
-            (self.cluster.address is None, "cluster.address is set, but training runs in this process only; use cluster: local"),
+            (self.cluster.address is None, "cluster.address is set, but training runs in this process; use cluster: local"),
             (self.clips.source in ("synthetic", "folder"), f"clips.source is {self.clips.source!r}; use synthetic or folder"),
             (
                 self.clips.source != "folder" or self.clips.folder is not None,
@@ -471,7 +476,7 @@ def load_config(overrides: list[str] | None = None, root: Path | None = None, pr
     cluster = base.pop("cluster", None)
     merge(base, "conf/config.yaml")
     dotlist = OmegaConf.from_dotlist(overrides)
-    chosen: str = preset or dotlist.get("preset") or merged.preset
+    chosen: str = str(preset or dotlist.get("preset") or merged.preset)
     merged.preset = chosen
     for kind, name in (("preset", chosen), ("cluster", cluster)):
         if name is None:

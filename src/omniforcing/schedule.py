@@ -46,8 +46,7 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: Tensor | float) -> 
 
 def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
     """Time-shift of LTX-2's scheduler, ``e^m / (e^m + 1/sigma - 1)`` with ``m = shift``; 0 stays 0 and 1 stays 1."""
-    e = math.exp(shift)
-    return e * sigma / (e * sigma + 1 - sigma)
+    return sigma / (sigma + (1 - sigma) * math.exp(-shift))
 
 
 def sampling_sigmas(steps: int, shift: float, terminal: float | None = None) -> list[float]:

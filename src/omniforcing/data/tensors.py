@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -36,7 +36,7 @@ def to_sample(key: str, tensors: dict[str, Tensor], caption: str, info: dict[str
 
 
 def commit_shards(
-    work: Path, folder: Path, kind: str, grid: tuple[int, int], shards: dict[str, Iterable[dict[str, Any]]]
+    work: Path, folder: Path, kind: str, grid: tuple[int, int], shards: Mapping[str, Iterable[dict[str, Any]]]
 ) -> None:
     """Write shards that are not yet in ``work``, then move all into ``folder`` with a manifest of that kind and grid."""
     for name, samples in shards.items():
