@@ -439,8 +439,8 @@ def _refuse(error: Exception, where: str) -> ConfigError:
         near = difflib.get_close_matches(key, _keys(Config()), n=1, cutoff=0.3)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return ConfigError(f"unknown key {key!r} in {where}{hint}")
-    key = getattr(error, "full_key", None)
-    return ConfigError(f"{where}: {f'{key}: ' if key else ''}{str(error).splitlines()[0]}")
+    named = getattr(error, "full_key", None)
+    return ConfigError(f"{where}: {f'{named}: ' if named else ''}{str(error).splitlines()[0]}")
 
 
 def load_config(overrides: list[str] | None = None, root: Path | None = None, preset: str | None = None) -> Config:
