@@ -22,7 +22,7 @@ PARTS = ("codec", "teacher")
 _ARCHITECTURE = {"codec": ("video", "audio", "vocoder", "text"), "teacher": ("model",)}
 _TRAINING_KEYS = {
     *("steps", "batch", "crops", "seconds", "mel_frames", "lr", "precision"),
-    *("foreground_weight", "kl", "kl_from", "mel_weight", "wave_weight"),
+    *("foreground_weight", "kl", "kl_from"),
 }
 _REMEDY = "retrain it with `make foundation`, or set {part}.source=train"
 
