@@ -7,15 +7,8 @@ import torch
 from torch import Tensor
 
 from omniforcing.codec.codec import Codec
-from omniforcing.codec.streaming import (
-    MelStream,
-    SoundStream,
-    StreamingDecoder,
-    StreamingError,
-    VideoStream,
-    _Remembering,
-    vocoder_reach,
-)
+from omniforcing.codec.reach import StreamingError, vocoder_reach
+from omniforcing.codec.streaming import MelStream, SoundStream, StreamingDecoder, VideoStream, _Remembering
 from omniforcing.config import AudioCodecConfig, CodecConfig, VideoCodecConfig, VocoderConfig
 from omniforcing.latents import Latents, Pair
 from omniforcing.layout import LAYOUTS, SAMPLE_RATE, clip_latents

@@ -38,9 +38,12 @@ def latents(tmp_path):
     samples = [
         {
             "__key__": f"{n:06d}",
-            "safetensors": save({
-                "video": torch.randn(16, 7, 4, 4, generator=generator).half(), "audio": torch.randn(51, 16, generator=generator)
-            }),
+            "safetensors": save(
+                {
+                    "video": torch.randn(16, 7, 4, 4, generator=generator).half(),
+                    "audio": torch.randn(51, 16, generator=generator),
+                }
+            ),
             "txt": "a red ball",
             "json": {"source": "synthetic", "seconds": 2},
         }

@@ -71,11 +71,14 @@ def test_missing_tracks_are_rejected(make_video):
 
 
 @pytest.mark.parametrize("share", [0.5, 0.7, 0.9])
-@pytest.mark.parametrize(("name", "how", "expected"), [
-    ("plain.mp4", {}, "not a readable video"),
-    ("fast.mp4", {"movflags": "+faststart"}, "truncated"),
-    ("stream.mkv", {}, "truncated"),
-])
+@pytest.mark.parametrize(
+    ("name", "how", "expected"),
+    [
+        ("plain.mp4", {}, "not a readable video"),
+        ("fast.mp4", {"movflags": "+faststart"}, "truncated"),
+        ("stream.mkv", {}, "truncated"),
+    ],
+)
 def test_truncated_file_is_rejected(make_video, name, how, expected, share):
     path = make_video(name, seconds=4, events=(1.0, 2.0, 3.0), **how)
     content = path.read_bytes()

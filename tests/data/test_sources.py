@@ -96,15 +96,18 @@ def test_each_reject_is_counted_with_its_reason(tmp_path, videos, make_video):
         clips(tmp_path, config(videos, max_reject_share=0.2))
 
 
-@pytest.mark.parametrize(("name", "content", "says"), [
-    ("captions.json", b'[{"video": "one.mp4"', "not json"),
-    ("captions.json", b'"just text"', "list"),
-    ("captions.jsonl", b'{"video": "one.mp4", "caption": "x"}\n{"video": 3}\n', "line 2"),
-    ("captions.csv", b"name,text\none.mp4,x\n", "video,caption"),
-    ("captions.csv", b'video,caption\none.mp4,"x\n', "after line 1"),
-    ("captions.csv", b"video,caption\none.mp4\n", "line 2"),
-    ("captions.json", b"\xff\xfe\x00", "UTF-8"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("captions.json", b'[{"video": "one.mp4"', "not json"),
+        ("captions.json", b'"just text"', "list"),
+        ("captions.jsonl", b'{"video": "one.mp4", "caption": "x"}\n{"video": 3}\n', "line 2"),
+        ("captions.csv", b"name,text\none.mp4,x\n", "video,caption"),
+        ("captions.csv", b'video,caption\none.mp4,"x\n', "after line 1"),
+        ("captions.csv", b"video,caption\none.mp4\n", "line 2"),
+        ("captions.json", b"\xff\xfe\x00", "UTF-8"),
+    ],
+)
 def test_unreadable_caption_file_is_one_sentence_that_names_it(videos, tmp_path, name, content, says):
     (videos / name).write_bytes(content)
     with pytest.raises(OmniForcingError, match=says) as error:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from omniforcing.codec.streaming import vocoder_reach
+from omniforcing.codec.reach import vocoder_reach
 from omniforcing.config import AudioCodecConfig, CodecConfig, VideoCodecConfig, VocoderConfig
 from omniforcing.errors import OmniForcingError
 from omniforcing.files import read_json, write_json

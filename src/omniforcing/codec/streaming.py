@@ -11,22 +11,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from omniforcing.errors import OmniForcingError
+from omniforcing.codec.codec import Codec, to_frames
+from omniforcing.codec.reach import refuse, vocoder_reach
 from omniforcing.latents import Latents, Pair
 from omniforcing.layout import Span, samples_of
-
-if TYPE_CHECKING:
-    from omniforcing.codec.codec import Codec
-
-
-class StreamingError(OmniForcingError):
-    """A codec that cannot be decoded piece by piece; names the setting that stands in the way."""
-
 
 # --- causal decoders: every convolution remembers -----------------------------------------------------------------------
 
@@ -104,14 +97,6 @@ def _replace(root: nn.Module, makers: dict[type, Callable[[Any], nn.Module]]) ->
                 setattr(parent, name, makers[type(child)](child))
 
 
-def _refuse(part: str, settings: dict[str, tuple[Any, Any]]) -> None:
-    for name, (found, needed) in settings.items():
-        if found != needed:
-            raise StreamingError(
-                f"streaming needs a {part} with {name}={needed!r}, found {found!r}; train or fine-tune one with that setting"
-            )
-
-
 class VideoStream:
     """Picture from video latents, a few at a time.
 
@@ -124,7 +109,7 @@ class VideoStream:
 
         config = vae.config
         noise = config.decoder_inject_noise
-        _refuse(
+        refuse(
             "video decoder",
             {
                 "decoder_causal": (config.decoder_causal, True),
@@ -152,7 +137,7 @@ class MelStream:
         from diffusers.models.autoencoders.autoencoder_kl_ltx2_audio import LTX2AudioCausalConv2d, LTX2AudioUpsample
 
         config = vae.config
-        _refuse(
+        refuse(
             "audio decoder",
             {
                 "causality_axis": (config.causality_axis, "height"),
@@ -174,23 +159,6 @@ class MelStream:
 
 
 # --- the vocoder: windows with the whole reach ---------------------------------------------------------------------------
-
-
-def vocoder_reach(config: Any) -> int:
-    """How many mel frames on either side an output sample depends on, from the convolutions' arithmetic.
-
-    Raises:
-        StreamingError: for activations that filter in time, whose reach this does not count.
-    """
-    _refuse("vocoder", {"act_fn": (config.act_fn, "leaky_relu"), "antialias": (config.antialias, False)})
-    resnets = zip(config.resnet_kernel_sizes, config.resnet_dilations, strict=True)
-    grow = max(sum((kernel // 2) * (dilation + 1) for dilation in dilations) for kernel, dilations in resnets)
-    left = right = 3  # the last convolution has 7 taps
-    for stride, kernel in reversed(list(zip(config.upsample_factors, config.upsample_kernel_sizes, strict=True))):
-        padding = (kernel - stride) // 2
-        left = (left + grow - padding + kernel - 1) // stride
-        right = (stride - 1 + right + grow + padding) // stride
-    return max(left, right) + 3  # and so has the first
 
 
 class SoundStream:
@@ -268,8 +236,6 @@ class StreamingDecoder:
         Returns:
             The media that became decodable: frames uint8 ``[B, T, H, W, 3]``, samples float32 ``[B, 2, N]``.
         """
-        from omniforcing.codec.codec import to_frames  # the codec describes itself by this module's vocoder_reach
-
         z = self.codec.denormalise(latents, self.grid)
         return Pair(to_frames(self._video.push(z.video)), self._sound.push(self._mel.push(z.audio)))
 

@@ -62,21 +62,25 @@ def _page(folder: Path, metrics: Mapping[str, Any], plots: list[Path], shown: Ma
 
     source = resources.files("omniforcing.metrics").joinpath("page.html").read_text(encoding="utf-8")
     models, speed, gradients = metrics["models"], metrics["speed"], metrics["gradients"]
-    return jinja2.Environment(autoescape=True, undefined=jinja2.ChainableUndefined).from_string(source).render(
-        title=f"omniforcing, preset {metrics['settings']['preset']}: evaluation",
-        tolerance_ms=f"{metrics['settings']['tolerance_ms']:g}",
-        frechet=metrics["frechet"],
-        models=models,
-        columns=[c for c in COLUMNS if any(c in row for row in models.values())],
-        references=REFERENCES,
-        speed=speed,
-        speed_columns=[name for name, value in speed.items() if _is_number(value)],
-        speed_notes={name: value for name, value in speed.items() if not _is_number(value)},
-        gradients=gradients,
-        gradient_columns=sorted({name for row in gradients.values() for name in row}),
-        plots=[plot.relative_to(folder).as_posix() for plot in plots],
-        shown=shown,
-        number=_number,
+    return (
+        jinja2.Environment(autoescape=True, undefined=jinja2.ChainableUndefined)
+        .from_string(source)
+        .render(
+            title=f"omniforcing, preset {metrics['settings']['preset']}: evaluation",
+            tolerance_ms=f"{metrics['settings']['tolerance_ms']:g}",
+            frechet=metrics["frechet"],
+            models=models,
+            columns=[c for c in COLUMNS if any(c in row for row in models.values())],
+            references=REFERENCES,
+            speed=speed,
+            speed_columns=[name for name, value in speed.items() if _is_number(value)],
+            speed_notes={name: value for name, value in speed.items() if not _is_number(value)},
+            gradients=gradients,
+            gradient_columns=sorted({name for row in gradients.values() for name in row}),
+            plots=[plot.relative_to(folder).as_posix() for plot in plots],
+            shown=shown,
+            number=_number,
+        )
     )
 
 

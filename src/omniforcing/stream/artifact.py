@@ -1,12 +1,12 @@
 """The artifact: a folder that streams on a machine with torch, diffusers and PyAV alone.
 
-    transformer/        the student in diffusers format (``LTX2VideoTransformer3DModel.from_pretrained`` opens it)
-    sinks.safetensors   its sink tokens
-    codec/              video_vae/, audio_vae/, vocoder/, codec.json
-    text/               tokenizer, Gemma and connectors
-    streaming.json      how to run it: ``StreamSettings``
-    README.md           model card
-    manifest.json       bytes and sha256 of all of these
+transformer/        the student in diffusers format (``LTX2VideoTransformer3DModel.from_pretrained`` opens it)
+sinks.safetensors   its sink tokens
+codec/              video_vae/, audio_vae/, vocoder/, codec.json
+text/               tokenizer, Gemma and connectors
+streaming.json      how to run it: ``StreamSettings``
+README.md           model card
+manifest.json       bytes and sha256 of all of these
 """
 
 from __future__ import annotations
