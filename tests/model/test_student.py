@@ -1,0 +1,52 @@
+"""Saving and loading models, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import LTX2VideoTransformer3DModel
+
+from omniforcing.errors import OmniForcingError
+from omniforcing.model.student import load_model, save_model
+from tests.model.conftest import tiny_config, tiny_model
+
+
+def test_a_saved_model_is_loaded_bit_for_bit_and_opens_with_diffusers(tmp_path: Path) -> None:
+    model = tiny_model(sinks=3)
+    save_model(model, tmp_path)
+    for name, value in load_model(tmp_path).state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+    opened = LTX2VideoTransformer3DModel.from_pretrained(tmp_path / "transformer")
+    assert torch.equal(opened.proj_in.weight, model.core.proj_in.weight)
+    assert opened.config.rope_type == "split"
+
+
+def test_sinks_start_afresh_where_the_file_has_none(tmp_path: Path) -> None:
+    save_model(tiny_model(), tmp_path)
+    assert load_model(tmp_path, sinks=5).sinks.shape == (5, 32)
+
+
+def test_other_sinks_than_the_files_are_refused(tmp_path: Path) -> None:
+    save_model(tiny_model(sinks=3), tmp_path)
+    with pytest.raises(OmniForcingError, match=r"holds sinks \[3, 32\], expected \[5, 32\]"):
+        load_model(tmp_path, sinks=5)
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OmniForcingError, match="nowhere holds no transformer"):
+        load_model(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("change", [{"num_layers": 3}, {"attention_head_dim": 12, "cross_attention_dim": 24}])
+def test_weights_of_another_architecture_are_refused(tmp_path: Path, change: dict[str, int]) -> None:
+    save_model(tiny_model(), tmp_path / "mine")
+    LTX2VideoTransformer3DModel(**tiny_config(**change)).save_config(tmp_path / "mine" / "transformer")
+    with pytest.raises(OmniForcingError, match="transformer"):
+        load_model(tmp_path / "mine")
+
+
+def test_junk_instead_of_weights_is_refused(tmp_path: Path) -> None:
+    save_model(tiny_model(), tmp_path)
+    (tmp_path / "transformer" / "diffusion_pytorch_model.safetensors").write_bytes(b"junk" * 100)
+    with pytest.raises(OmniForcingError, match="not a readable LTX-2 transformer"):
+        load_model(tmp_path)
