@@ -1,0 +1,40 @@
+"""The streamed student against the teacher's offline sampler, at equal clip length, decoding included, in one run.
+
+``python -m benchmarks.stream --preset pocket`` reads what the pipeline wrote below ``data/pocket``; it prints one JSON object.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from omniforcing.config import load_config, project_root
+from omniforcing.console import run_command
+from omniforcing.metrics.bench import MODELS, Bench
+from omniforcing.ops.training import set_threads
+
+
+def main() -> None:
+    """Parse the command line and measure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", default="pocket", help="whose data to use (default: pocket)")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
+    arguments = parser.parse_args()
+
+    def measure() -> None:
+        set_threads(arguments.threads)
+        root = project_root()
+        config = load_config(root=root, preset=arguments.preset)
+        data = root / "data" / arguments.preset
+        bench = Bench.open(config, data / "codec", data / "latents")
+        with tempfile.TemporaryDirectory() as work:
+            folders, artifact = {name: data / name for name in MODELS}, Path(work, "artifact")
+            figures = bench.speed(folders, data / "codec", artifact, config.export.prompt)
+        print(json.dumps(figures, indent=2))
+
+    sys.exit(run_command(measure))
+
+
+if __name__ == "__main__":
+    main()
