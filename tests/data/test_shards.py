@@ -4,13 +4,11 @@ import errno
 import io
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
 import tarfile
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +20,7 @@ from omniforcing.data.rejects import writing
 from omniforcing.data.shards import plan_shards, publish_shards, read_shards, write_shards
 from omniforcing.data.sources import read_clips, write_clips
 from omniforcing.errors import OmniForcingError
+from tests.limits import files_of_at_most
 
 FORM = Form(32, 32, 1)
 
@@ -206,16 +205,6 @@ def test_wrong_folder_and_missing_split_are_one_sentence(shards, synthetic, tmp_
         list(read_shards(tmp_path))
     with pytest.raises(OmniForcingError, match="no shard of the split validation"):
         list(read_shards(shards, "validation"))
-
-
-@contextmanager
-def files_of_at_most(size):
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_full_disk_is_one_sentence_and_leaves_finished_shards_alone(synthetic, tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import io
-import resource
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 
 from omniforcing.errors import OmniForcingError
 from omniforcing.stream.mux import Muxer, Pieces, new_file
+from tests.limits import files_of_at_most
 
 SECONDS = 3
 LOOK_AHEAD = 0.14
@@ -116,19 +116,10 @@ def test_failed_stream_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == [target]
 
 
-@pytest.fixture
-def small_disk() -> Iterator[None]:
-    """No file of this process may grow beyond 8 kB: the kernel itself refuses the write."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-@pytest.mark.usefixtures("small_disk")
 def test_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (24, 64, 96, 3), np.uint8)
-    with pytest.raises(OmniForcingError, match=r"disk is full while writing .*clip\.mp4"):  # noqa: SIM117
+    full = pytest.raises(OmniForcingError, match=r"disk is full while writing .*clip\.mp4")
+    with full, files_of_at_most(8192):  # noqa: SIM117
         with new_file(tmp_path / "clip.mp4") as file, Muxer(file, 64, 96) as muxer:
             for _ in range(8):
                 muxer.write(noise, np.zeros((2, 16000), np.float32))
