@@ -146,3 +146,15 @@ def test_sizes_that_cannot_work_are_refused() -> None:
         Codec.build(CONFIG, 64, 72)
     with pytest.raises(CodecError, match="base_channels is 32; it must equal"):
         build_audio_vae(AudioCodecConfig(base_channels=32))
+
+
+def test_a_report_leaves_out_what_silent_or_single_clips_do_not_allow() -> None:
+    from omniforcing.metrics.reconstruction import measure
+
+    still = Pair(torch.zeros(2, 25, 32, 32, 3, dtype=torch.uint8), torch.zeros(2, 2, 16000))
+    figures = measure(still, still)
+    assert figures["psnr_db"] == 100.0
+    assert figures["log_mel_l1"] == 0.0
+    assert not {"foreground_psnr_db", "centroid_px_median", "pitch_accuracy"} & figures.keys()
+    one = still.map(lambda x: x[:1])
+    assert "sync_f1" not in measure(one, one)
