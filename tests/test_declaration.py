@@ -51,7 +51,9 @@ def test_the_eleven_stages_stand_in_order() -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_declares_exactly_the_modules_it_uses(stage: str) -> None:
     script = f"pipelines/{stage}.py"
-    declared = set(read_declaration(stage, ROOT, "pocket").code) - {"src/omniforcing/assets/pocket"}
+    declared = {path for path in read_declaration(stage, ROOT, "pocket").code if path != "src/omniforcing/assets/pocket"}
+    # A template is read, not imported.
+    declared = {path for path in declared if not path.endswith(".html")}
     assert script in declared
     needed = used(ROOT / script) | {script}
     folders = {path for path in declared if (ROOT / path).is_dir()}
