@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same clip (default: 0)")
     parser.add_argument("--out", type=Path, required=True, help="the MP4 to write; one that exists is replaced at the end")
     parser.add_argument("--device", default="cpu", help="where to compute: cpu (default), cuda, cuda:1, ...")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1; more only help larger models)")
     parser.add_argument("--no-verify", action="store_true", help="skip the artifact's checksums")
     parser.add_argument("--json", action="store_true", help="print the figures as json on standard output")
 
@@ -96,15 +96,14 @@ def _with_progress(chunks: Iterator[Chunk], frames: int) -> Iterator[Chunk]:
             bar.update(len(chunk.frames))
 
 
-def _prepare(device: str, threads: int | None) -> None:
+def _prepare(device: str, threads: int) -> None:
     import torch
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # one bar is enough: ours
-    if threads is not None:
-        if threads < 1:
-            raise OmniForcingError(f"--threads is {threads}; the least is 1")
-        torch.set_num_threads(threads)
+    if threads < 1:
+        raise OmniForcingError(f"--threads is {threads}; the least is 1")
+    torch.set_num_threads(threads)
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
