@@ -13,6 +13,7 @@ from omniforcing.files import (
     atomic_dir,
     atomic_write,
     folder_digest,
+    forget_origins,
     read_json,
     tree_digest,
     verify_manifest,
@@ -124,3 +125,9 @@ def test_folder_digest_changes_with_any_file(tmp_path: Path) -> None:
             (folder / "m").write_text(text)
             write_manifest(folder)
     assert folder_digest(tmp_path / "1") != folder_digest(tmp_path / "2")
+
+
+def test_a_models_config_forgets_where_it_was_loaded_from(tmp_path: Path) -> None:
+    write_json(tmp_path / "vae" / "config.json", {"_name_or_path": "/somewhere/else", "width": 3})
+    forget_origins(tmp_path)
+    assert read_json(tmp_path / "vae" / "config.json") == {"width": 3}

@@ -171,3 +171,11 @@ def folder_digest(folder: Path) -> str:
     """What identifies a stage's output: its manifest's sha256 if it has one (cheap), else ``tree_digest``."""
     manifest = Path(folder) / MANIFEST
     return sha256_file(manifest) if manifest.is_file() else tree_digest(folder)
+
+
+def forget_origins(folder: Path) -> None:
+    """Take out of every model config in a folder the path it was loaded from: output must not depend on where it was made."""
+    for path in sorted(Path(folder).rglob("config.json")):
+        values = read_json(path)
+        if values.pop("_name_or_path", None) is not None:
+            write_json(path, values)

@@ -22,7 +22,7 @@ from typing import Any
 from omniforcing.config import Config, load_config, project_root
 from omniforcing.console import run_command
 from omniforcing.errors import OmniForcingError
-from omniforcing.files import MANIFEST, atomic_dir, atomic_write, read_json, write_json, write_manifest
+from omniforcing.files import MANIFEST, atomic_dir, atomic_write, forget_origins, read_json, write_json, write_manifest
 from omniforcing.ops import tracking
 from omniforcing.ops.declaration import Declaration, read_declaration
 
@@ -67,6 +67,7 @@ class Stage:
         with atomic_dir(self.folder) as folder:
             yield folder
             if not (folder / MANIFEST).exists():
+                forget_origins(folder)
                 write_manifest(folder)
 
     def metrics(self, values: Mapping[str, Any]) -> None:
