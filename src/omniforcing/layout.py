@@ -253,6 +253,10 @@ class BlockTable:
         """
         return index if index <= horizon else horizon - (horizon - index) % len(self.cycle)
 
+    def seen_at(self, index: int, past: int, horizon: int) -> int:
+        """The block whose place a past block takes as seen from block ``index``; the prefix keeps its own."""
+        return 0 if past == 0 else self.position(index, horizon) - (index - past)
+
     def check_window(self, window: int, horizon: int) -> None:
         """Refuse a window that would reach below the prefix once the stream is past the horizon.
 

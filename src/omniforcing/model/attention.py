@@ -80,9 +80,6 @@ class Positions:
                 sin = torch.cat([sin.new_zeros(still), sin], -2)
             self._tables[key] = (cos, sin)
 
-    def span(self, block_spans: tuple[Span, Span], stream: str) -> Span:
-        return block_spans[0] if stream == "video" else block_spans[1]
-
     def rotate(self, x: Tensor, axes: str, stream: str, span: Span) -> Tensor:
         """Turn ``x [B, N, C]`` to the places ``span`` (N tokens) of a stream."""
         cos, sin = (table[..., span.slice, :] for table in self._tables[axes, stream])
@@ -131,15 +128,13 @@ class Masked:
         for b in range(self.count):
             own = self._spans[queries][b]
             place = self._spans[queries][self.table.position(b, self.horizon)]
-            pieces = [(self._spans[keys][c], self._spans[keys][self._place(b, c)]) for c in self.table.visible(b, self.window)]
+            past = [(c, self.table.seen_at(b, c, self.horizon)) for c in self.table.visible(b, self.window)]
+            pieces = [(self._spans[keys][at], self._spans[keys][to]) for at, to in past]
             rotated = [self.positions.rotate(k[:, at.slice], axes, keys, to) for at, to in _merge(pieces)]
             seen = [v[:, at.slice] for at, _ in _merge(pieces)]
             query = self.positions.rotate(q[:, own.slice], axes, queries, place)
             outputs.append(sdpa(query, torch.cat(rotated, 1), torch.cat(seen, 1), heads))
         return torch.cat(outputs, 1)
-
-    def _place(self, b: int, c: int) -> int:
-        return 0 if c == 0 else self.table.position(b, self.horizon) - (b - c)
 
 
 def _merge(pieces: list[tuple[Span, Span]]) -> list[tuple[Span, Span]]:

@@ -41,8 +41,7 @@ class _Places:
         return self.table.visible(index, self.window)[:-1]
 
     def seen_at(self, index: int, past: int) -> int:
-        """The block whose place the past block takes as seen from the present one; the prefix keeps its own."""
-        return 0 if past == 0 else self.present(index) - (index - past)
+        return self.table.seen_at(index, past, self.horizon)
 
 
 class FunctionalCache:
@@ -108,10 +107,7 @@ class RingCache:
     """Static buffers: prefix and sinks pinned in front, then a ring of ``window`` past blocks and the present one.
 
     A step writes the present block's K/V into its slot and attends to the buffer as it lies; nothing is copied or
-    allocated per step. Without gradient only.
-
-    Raises:
-        LayoutError: if ``window + 1`` blocks are not whole cycles of the table.
+    allocated per step. The ring is rounded up to whole cycles of the table. Without gradient only.
     """
 
     def __init__(self, positions: Positions, table: BlockTable, window: int, horizon: int) -> None:
