@@ -91,7 +91,7 @@ def test_every_stage_tracks_its_own_section_and_the_preset() -> None:
     stages = safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     for name, stage in stages.items():
         assert name in read_declaration(name, ROOT, "pocket").keys
-        assert stage["cmd"] == f"python pipelines/{name}.py preset=${{preset}}"
+        assert stage["cmd"] == f"exec python pipelines/{name}.py preset=${{preset}}"
         assert stage["metrics"] == [f"data/${{preset}}/{name}.metrics.json"]
 
 

@@ -12,7 +12,7 @@ vars: [conf/config.yaml]
 stages:
   clips:
     desc: Write some numbers.
-    cmd: python pipelines/clips.py preset=${preset}
+    cmd: exec python pipelines/clips.py preset=${preset}
     deps: [pipelines/clips.py]
     params:
     - conf/config.yaml: [seed, clips.count]
@@ -21,7 +21,7 @@ stages:
     metrics: ["data/${preset}/clips.metrics.json"]
   teacher:
     desc: Add them up.
-    cmd: python pipelines/teacher.py preset=${preset}
+    cmd: exec python pipelines/teacher.py preset=${preset}
     deps: [pipelines/teacher.py, "data/${preset}/clips"]
     params:
     - conf/config.yaml: [teacher.text_dropout]

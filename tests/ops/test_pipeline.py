@@ -16,7 +16,13 @@ from omniforcing.ops.pipeline import minutes_table
 
 pytestmark = pytest.mark.slow
 MAIN = Path(__file__).parents[2] / "pipelines" / "main.py"
-ENVIRONMENT = {**os.environ, "DVC_NO_ANALYTICS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+ENVIRONMENT = {
+    **os.environ,
+    "DVC_NO_ANALYTICS": "1",
+    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    # DVC runs a stage through $SHELL; the plainest one keeps a process of its own between the two unless told otherwise.
+    "SHELL": "/bin/sh",
+}
 
 
 @pytest.fixture
