@@ -22,17 +22,19 @@ from omniforcing.layout import FPS, LAYOUTS, SAMPLE_RATE, Block
 Array = NDArray[np.float64]
 
 FEATURES = {
-    # Three random strided convolutions over frames and frame differences; mean and deviation over space, then time.
-    "video": "random-conv-64-v1",
+    # Three random strided convolutions, over frames for one half of the features and over frame differences for the other;
+    # mean and deviation over space, then time.
+    "video": "random-conv-64-v2",
     # Mean, deviation and mean absolute change over time of 16 log-mel bands, 60 dB below an impact taken for silence.
-    "audio": "log-mel-statistics-48-v1",
+    "audio": "log-mel-statistics-48-v2",
 }
 HEIGHT = 64  # pictures are reduced to it
-CHANNELS = (6, 16, 32, 32)
+CHANNELS = (3, 16, 32, 32)  # of either half
 WIDTH = 64
 BANDS = 16
 SILENCE = -7.0  # natural log; an impact's loudest bands reach 0, digital silence -11.5, which nobody can tell from -7
 SHRINKAGE = 0.05
+LEAST_SHARE = 1e-3  # of the features' mean variance: the least that counts as one feature's own
 LEAST_VARIANCE = 1e-6  # of a reference whose clips are all alike
 
 
@@ -48,10 +50,10 @@ def video_features(frames: ArrayLike) -> Array:
     pixels = functional.interpolate(pixels, size, mode="area")
     hidden = torch.cat([pixels, 2 * torch.diff(pixels, dim=0, prepend=pixels[:1])], 1)
     for weight in _convolutions():
-        hidden = functional.relu(functional.conv2d(hidden, weight, stride=2, padding=1))
-    per_frame = torch.cat([hidden.mean((2, 3)), hidden.std((2, 3))], 1)
-    seconds = _whole_seconds(len(pixels) // FPS)
-    return np.stack([_over_time(per_frame[second.frames.slice]) @ _projection() for second in seconds])
+        hidden = functional.relu(functional.conv2d(hidden, weight, stride=2, padding=1, groups=2))
+    halves = [torch.cat([half.mean((2, 3)), half.std((2, 3))], 1) for half in hidden.chunk(2, 1)]
+    seconds = [second.frames.slice for second in _whole_seconds(len(pixels) // FPS)]
+    return np.stack([np.concatenate([_over_time(half[second]) @ _projection() for half in halves]) for second in seconds])
 
 
 def audio_features(samples: ArrayLike) -> Array:
@@ -64,22 +66,21 @@ def audio_features(samples: ArrayLike) -> Array:
 
 
 def frechet(found: Array, reference: Array) -> float:
-    """Frechet distance of Gaussians fitted to features ``[N, D]`` and ``[M, D]``, in units of the reference's variance.
+    """Frechet distance of Gaussians fitted to features ``[N, D]`` and ``[M, D]``, each feature in units of its deviation in
+    the reference, per feature: what varies little between real clips (how things move) counts as much as what varies a lot
+    (how bright they are).
 
-    0 for identical sets; 1 when the sets differ by as much as the reference's clips vary in total. Covariances are shrunk
-    towards a multiple of the identity, so sets smaller than D are safe too.
+    0 for identical sets; 1 when the sets differ by as much as the reference's clips vary. Covariances are shrunk towards a
+    multiple of the identity, so sets smaller than D are safe too.
     """
-    return _distance(found, reference) / _variance(reference)
+    unit = np.sqrt(np.maximum(reference.var(0), max(LEAST_SHARE * float(reference.var(0).mean()), LEAST_VARIANCE)))
+    return _distance(found / unit, reference / unit) / reference.shape[1]
 
 
 def floor(reference: Array) -> float:
     """The distance between the two halves of the reference ``[M, D]``, M >= 2: what sampling alone amounts to."""
     half = len(reference) // 2
-    return _distance(reference[:half], reference[half:]) / _variance(reference)
-
-
-def _variance(reference: Array) -> float:
-    return max(float(np.trace(_covariance(reference))), LEAST_VARIANCE)
+    return frechet(reference[:half], reference[half:])
 
 
 def _distance(found: Array, reference: Array) -> float:
@@ -114,14 +115,14 @@ def _statistics(bands: Array) -> Array:
 
 @cache
 def _convolutions() -> list[Tensor]:
-    """He-scaled kernels ``[out, in, 3, 3]``, the same on every machine."""
+    """He-scaled kernels ``[2 out, in, 3, 3]`` of two groups, the same on every machine."""
     rng = np.random.default_rng(0)
     sizes = itertools.pairwise(CHANNELS)
-    return [torch.from_numpy(rng.normal(0, np.sqrt(2 / (into * 9)), (out, into, 3, 3))).float() for into, out in sizes]
+    return [torch.from_numpy(rng.normal(0, np.sqrt(2 / (into * 9)), (2 * out, into, 3, 3))).float() for into, out in sizes]
 
 
 @cache
 def _projection() -> NDArray[Any]:
-    """Orthonormal columns ``[4 * last channels, WIDTH]``."""
+    """Orthonormal columns ``[4 * last channels, WIDTH / 2]``."""
     rng = np.random.default_rng(1)
-    return np.linalg.qr(rng.normal(size=(4 * CHANNELS[-1], WIDTH)))[0]
+    return np.linalg.qr(rng.normal(size=(4 * CHANNELS[-1], WIDTH // 2)))[0]
