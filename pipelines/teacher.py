@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from omniforcing.config import Source
-from omniforcing.distill.sampling import full_view, sample_teacher
+from omniforcing.distill.sampling import WholeClip, full_view
 from omniforcing.distill.teacher import Teacher
 from omniforcing.files import atomic_write, read_json
 from omniforcing.model.student import build_core, core_config, load_model, save_model
@@ -50,16 +50,9 @@ def sample(stage: Stage) -> None:
     """Log a few guided samples of held-out captions to MLflow."""
     config, data = stage.config, open_shards(stage, "latents", "heldout")
     captions = sorted({caption for _, _, caption, _ in data.samples()})[:4]
-    model = load_model(stage.folder, sinks=0)
-    latents = sample_teacher(
-        model,
-        data.text.of(captions),
-        data.text.unconditional,
-        config.latent_counts,
-        data.grid,
-        config.teacher.sampler,
-        step_generator(config.seed, 0, "teacher/samples"),
-    )
+    clip = WholeClip(load_model(stage.folder, sinks=0), config.latent_counts, data.grid)
+    generator = step_generator(config.seed, 0, "teacher/samples")
+    latents = clip.sample_guided(data.text.of(captions), data.text.unconditional, config.teacher.sampler, generator)
     log_samples(stage, latents, captions, stage.input("codec"), data.grid)
 
 

@@ -164,7 +164,13 @@ def test_synthetic_clips_are_files_like_any_other_with_the_truth_beside(tmp_path
     assert balls == {"train": [1, 1, 2], "heldout": [1, 1], "duets": [2]}
 
 
-IMPOSSIBLE = ["clips.duets=1.5", "clips.heldout_duets=-1", "clips.heldout=-1", "clips.heldout=1536", "clips.max_reject_share=1.5"]
+IMPOSSIBLE = [
+    "clips.duets=1.5",
+    "clips.heldout_duets=-1",
+    "clips.heldout=-1",
+    "clips.heldout=1536",
+    "clips.max_reject_share=1.5",
+]
 
 
 @pytest.mark.parametrize("override", [*IMPOSSIBLE, "shards.per_shard=0", "shards.crf=60"])

@@ -16,12 +16,13 @@ from omniforcing.config import (
     SamplerConfig,
     TeacherConfig,
     TrainerConfig,
+    Weights,
 )
 from omniforcing.distill.bidirectional_dmd import BidirectionalDmd
 from omniforcing.distill.causal_ode import CausalOde, pick
 from omniforcing.distill.common import Ema, StageModule, by_modality, modality_of
-from omniforcing.distill.dmd import dmd_gradient, dmd_loss, guided_x0
-from omniforcing.distill.sampling import few_step_states, full_view, sample_rollout, sample_teacher, teacher_states
+from omniforcing.distill.dmd import cache_guided, dmd_gradient, dmd_loss, guided_x0
+from omniforcing.distill.sampling import WholeClip, full_view, ode_states, sample_rollout
 from omniforcing.distill.self_forcing import SelfForcing
 from omniforcing.distill.teacher import Teacher
 from omniforcing.distill.trajectories import refine
@@ -62,7 +63,7 @@ def test_guidance_of_one_is_the_conditional_model_and_zero_the_unconditional_one
     view, sigma = full_view(model, COUNTS, GRID), torch.tensor([0.4, 0.9])
     for weight, expected in ((1.0, text), (0.0, none)):
         scale = Pair(torch.full((2,), weight), torch.full((2,), weight))
-        guided = guided_x0(model, x, sigma, text, none, scale, view)
+        guided = guided_x0(model, x, sigma, cache_guided(model, text, none), scale, view)
         plain = predict_x0(model, x, sigma, model.cache_text(expected), view)
         for a, b in zip(guided, plain, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
@@ -239,8 +240,8 @@ def test_a_rollout_in_training_equals_the_stream_for_the_same_noise() -> None:
 @torch.no_grad()
 def test_samplers_end_in_clips_of_the_asked_size_and_depend_on_the_seed_alone() -> None:
     model, text, none = tiny_model(), features(), features(1, seed=9)
-    sampler = SamplerConfig(steps=3)
-    a, b, c = (sample_teacher(model, text, none, COUNTS, GRID, sampler, step_generator(s, 0)) for s in (0, 0, 1))
+    clip, sampler = WholeClip(model, COUNTS, GRID), SamplerConfig(steps=3)
+    a, b, c = (clip.sample_guided(text, none, sampler, step_generator(s, 0)) for s in (0, 0, 1))
     assert a.video.shape == (2, 7, 6, 8) and a.audio.shape == (2, 51, 12)
     assert torch.equal(a.video, b.video) and not torch.equal(a.video, c.video)
 
@@ -248,10 +249,9 @@ def test_samplers_end_in_clips_of_the_asked_size_and_depend_on_the_seed_alone() 
 @torch.no_grad()
 def test_trajectories_start_in_noise_and_the_teachers_without_guidance_is_the_students() -> None:
     model, text = tiny_model(), features()
-    sigmas, plain = [*SIGMAS, 0.0], SamplerConfig(steps=2)
-    plain.guidance.video = plain.guidance.audio = 1.0
-    student = list(few_step_states(model, text, COUNTS, GRID, sigmas, step_generator(0, 0)))
-    teacher = list(teacher_states(model, text, features(1, seed=9), COUNTS, GRID, plain, sigmas, step_generator(0, 0)))
+    clip, sigmas = WholeClip(model, COUNTS, GRID), [*SIGMAS, 0.0]
+    denoisers = clip.plain(text), clip.guided(text, features(1, seed=9), Weights(1.0, 1.0))
+    student, teacher = (list(ode_states(d, clip.noise(2, step_generator(0, 0)), sigmas)) for d in denoisers)
     assert len(student) == len(teacher) == 3
     for s, t in zip(student, teacher, strict=True):
         torch.testing.assert_close(s.video, t.video, rtol=1e-3, atol=1e-4)

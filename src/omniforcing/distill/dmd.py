@@ -13,22 +13,18 @@ from omniforcing.distill.common import StageModule, mean_square, weighted
 from omniforcing.latents import Batch, Latents, Pair, TextFeatures, noise_like
 from omniforcing.model.attention import View
 from omniforcing.model.rollout import predict_x0
-from omniforcing.model.transformer import DualStream
+from omniforcing.model.transformer import DualStream, TextCache
 from omniforcing.schedule import add_noise, guide, sample_sigma, velocity
 
 
-def guided_x0(
-    teacher: DualStream,
-    x: Latents,
-    sigma: Tensor,
-    text: TextFeatures,
-    unconditional: TextFeatures,
-    scale: Pair[Tensor],
-    view: View,
-) -> Latents:
-    """The teacher's guided clean estimate; conditional and unconditional passes go as one batch."""
-    both = text.map(lambda c, u: torch.cat([c, u.to(c).expand_as(c)]), unconditional)
-    x0 = predict_x0(teacher, x.map(lambda a: torch.cat([a, a])), torch.cat([sigma, sigma]), teacher.cache_text(both), view)
+def cache_guided(teacher: DualStream, text: TextFeatures, unconditional: TextFeatures) -> TextCache:
+    """Text K/V for ``guided_x0``: of the captions, then as often of the empty prompt."""
+    return teacher.cache_text(text.map(lambda c, u: torch.cat([c, u.to(c).expand_as(c)]), unconditional))
+
+
+def guided_x0(teacher: DualStream, x: Latents, sigma: Tensor, text: TextCache, scale: Pair[Tensor], view: View) -> Latents:
+    """The teacher's guided clean estimate; conditional and unconditional passes go as one batch (``cache_guided``)."""
+    x0 = predict_x0(teacher, x.map(lambda a: torch.cat([a, a])), torch.cat([sigma, sigma]), text, view)
 
     def halves(a: Tensor, w: Tensor) -> Tensor:
         conditional, unguided = a.chunk(2)
@@ -109,7 +105,8 @@ class DistributionMatching(StageModule):
         low, high = self.config.guidance_low, self.config.guidance_high
         draw = torch.rand(len(sigma), generator=generator, device=sigma.device)
         scale = Pair(*(getattr(low, m) + (getattr(high, m) - getattr(low, m)) * draw for m in ("video", "audio")))
-        real = guided_x0(self.frozen[0], noised, sigma, text, self.unconditional, scale, self.view)
+        teacher = self.frozen[0]
+        real = guided_x0(teacher, noised, sigma, cache_guided(teacher, text, self.unconditional), scale, self.view)
         fake = predict_x0(self.critic, noised, sigma, self.critic.cache_text(text), self.view)
         return dmd_gradient(x, real, fake)
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, pairwise
 
 import torch
 
-from omniforcing.config import Config, SamplerConfig
-from omniforcing.distill.dmd import guided_x0
+from omniforcing.config import Config, SamplerConfig, Weights
+from omniforcing.distill.dmd import cache_guided, guided_x0
 from omniforcing.latents import Latents, Pair, TextFeatures, concatenate
 from omniforcing.layout import Counts
 from omniforcing.model.attention import Full
-from omniforcing.model.rollout import Rollout, RolloutConfig, few_step, gaussian
+from omniforcing.model.rollout import Rollout, RolloutConfig, few_step, gaussian, predict_x0
 from omniforcing.model.student import positions_for
 from omniforcing.model.transformer import DualStream
 from omniforcing.schedule import euler, sampling_sigmas
+
+# The clean estimate of latents at a sigma that the whole batch shares.
+Denoiser = Callable[[Latents, float], Latents]
 
 
 def full_view(model: DualStream, counts: Counts, grid: tuple[int, int]) -> Full:
@@ -29,79 +32,52 @@ def rollout_config(config: Config, grid: tuple[int, int]) -> RolloutConfig:
     return RolloutConfig(config.table, grid, tuple(student.sigmas), student.window, config.horizon, student.context_noise)
 
 
-@torch.no_grad()
-def sample_teacher(
-    model: DualStream,
-    text: TextFeatures,
-    unconditional: TextFeatures,
-    counts: Counts,
-    grid: tuple[int, int],
-    sampler: SamplerConfig,
-    generator: torch.Generator,
-) -> Latents:
-    """Guided Euler sampling of a whole clip, ``[B, T, ...]``; two forwards per step."""
-    return list(
-        teacher_states(
-            model, text, unconditional, counts, grid, sampler, sampling_sigmas(sampler.steps, sampler.shift), generator
-        )
-    )[-1]
+class WholeClip:
+    """A bidirectional model on clips of one length; samplers cache a prompt's text K/V once."""
+
+    def __init__(self, model: DualStream, counts: Counts, grid: tuple[int, int]) -> None:
+        self.model, self.counts, self.grid = model, counts, grid
+        self.view = full_view(model, counts, grid)
+
+    def noise(self, batch: int, generator: torch.Generator) -> Latents:
+        """Where sampling starts, ``[B, T, ...]``."""
+        return gaussian(self.model, self.counts, self.grid, batch, generator)
+
+    @torch.no_grad()
+    def plain(self, text: TextFeatures) -> Denoiser:
+        """The model without guidance, as a few-step student is used."""
+        cache = self.model.cache_text(text)
+        return lambda x, sigma: predict_x0(self.model, x, sigma, cache, self.view)
+
+    @torch.no_grad()
+    def guided(self, text: TextFeatures, unconditional: TextFeatures, guidance: Weights) -> Denoiser:
+        """The model with classifier-free guidance, as a teacher is used."""
+        cache, like = cache_guided(self.model, text, unconditional), text.video
+        scale = Pair(*(like.new_full((len(like),), w) for w in (guidance.video, guidance.audio)))
+        return lambda x, sigma: guided_x0(self.model, x, like.new_full((len(like),), sigma), cache, scale, self.view)
+
+    def sample_guided(
+        self, text: TextFeatures, unconditional: TextFeatures, sampler: SamplerConfig, generator: torch.Generator
+    ) -> Latents:
+        """Guided Euler sampling, ``[B, T, ...]``; two forwards per step, as one batch."""
+        x, denoise = self.noise(len(text.video), generator), self.guided(text, unconditional, sampler.guidance)
+        *_, last = ode_states(denoise, x, sampling_sigmas(sampler.steps, sampler.shift))
+        return last
+
+    @torch.no_grad()
+    def sample_few_step(self, text: TextFeatures, sigmas: Sequence[float], generator: torch.Generator) -> Latents:
+        """Few-step sampling with fresh re-noising, as Stage I trains it."""
+        noise = self.noise(len(text.video), generator)
+        return few_step(self.model, noise, sigmas, self.model.cache_text(text), self.view, generator)
 
 
 @torch.no_grad()
-def teacher_states(
-    model: DualStream,
-    text: TextFeatures,
-    unconditional: TextFeatures,
-    counts: Counts,
-    grid: tuple[int, int],
-    sampler: SamplerConfig,
-    sigmas: Sequence[float],
-    generator: torch.Generator,
-) -> Iterator[Latents]:
-    """The states of the guided teacher's probability-flow ODE at ``sigmas``, which end in 0."""
-    x = gaussian(model, counts, grid, text.video.shape[0], generator)
-    view = full_view(model, counts, grid)
-    scale = Pair(*(torch.full((x.video.shape[0],), w) for w in (sampler.guidance.video, sampler.guidance.audio)))
-    scale = scale.map(lambda w: w.to(x.video.device))
+def ode_states(denoise: Denoiser, x: Latents, sigmas: Sequence[float]) -> Iterator[Latents]:
+    """The states of the probability-flow ODE from ``x`` on, one at each of ``sigmas``, which end in 0."""
     yield x
     for sigma, following in pairwise(sigmas):
-        at = torch.full((x.video.shape[0],), sigma, device=x.video.device)
-        x0 = guided_x0(model, x, at, text, unconditional, scale, view)
-        x = x.map(lambda a, a0, s=sigma, n=following: euler(a, (a - a0) / s, s, n), x0)
+        x = x.map(lambda a, a0, s=sigma, n=following: euler(a, (a - a0) / s, s, n), denoise(x, sigma))
         yield x
-
-
-@torch.no_grad()
-def few_step_states(
-    model: DualStream,
-    text: TextFeatures,
-    counts: Counts,
-    grid: tuple[int, int],
-    sigmas: Sequence[float],
-    generator: torch.Generator,
-) -> Iterator[Latents]:
-    """The states of the few-step student's probability-flow ODE at ``sigmas``, which end in 0; no guidance."""
-    x = gaussian(model, counts, grid, text.video.shape[0], generator)
-    view, cache = full_view(model, counts, grid), model.cache_text(text)
-    yield x
-    for sigma, following in pairwise(sigmas):
-        v = model(x, torch.full((x.video.shape[0],), sigma, device=x.video.device), cache, view)
-        x = x.map(lambda a, b, s=sigma, n=following: euler(a, b, s, n), v)
-        yield x
-
-
-@torch.no_grad()
-def sample_few_step(
-    model: DualStream,
-    text: TextFeatures,
-    counts: Counts,
-    grid: tuple[int, int],
-    sigmas: Sequence[float],
-    generator: torch.Generator,
-) -> Latents:
-    """Few-step sampling of a whole clip with fresh re-noising, as Stage I trains it."""
-    noise = gaussian(model, counts, grid, text.video.shape[0], generator)
-    return few_step(model, noise, sigmas, model.cache_text(text), full_view(model, counts, grid), generator)
 
 
 def sample_rollout(

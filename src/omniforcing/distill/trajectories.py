@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from omniforcing.config import SamplerConfig, TrajectoriesConfig
 from omniforcing.data.tensors import TensorShards, commit_shards, copy_text, from_tokens, to_sample
-from omniforcing.distill.sampling import few_step_states, teacher_states
+from omniforcing.distill.sampling import WholeClip, ode_states
 from omniforcing.errors import OmniForcingError
 from omniforcing.latents import Latents
 from omniforcing.layout import Counts
@@ -64,11 +64,9 @@ def trajectory(model: DualStream, recipe: Recipe, data: TensorShards, captions: 
     substeps = recipe.refinement
     sigmas, text = refine(recipe.sigmas, substeps), data.text.of(captions)
     generator = step_generator(recipe.seed, number, "trajectories")
-    if recipe.sampler is None:
-        states = few_step_states(model, text, recipe.counts, data.grid, sigmas, generator)
-    else:
-        unconditional = data.text.unconditional
-        states = teacher_states(model, text, unconditional, recipe.counts, data.grid, recipe.sampler, sigmas, generator)
+    clip = WholeClip(model, recipe.counts, data.grid)
+    guided = recipe.sampler and clip.guided(text, data.text.unconditional, recipe.sampler.guidance)
+    states = ode_states(guided or clip.plain(text), clip.noise(len(captions), generator), sigmas)
     kept = [state for i, state in enumerate(states) if i % substeps == 0]
     return kept[0].map(lambda *parts: torch.stack(parts, 1), *kept[1:])
 

@@ -15,7 +15,7 @@ from omniforcing.config import Config
 from omniforcing.data.shards import read_raw, read_shards
 from omniforcing.data.sources import HELDOUT
 from omniforcing.data.tensors import TextTable
-from omniforcing.distill.sampling import rollout_config, sample_few_step, sample_rollout, sample_teacher
+from omniforcing.distill.sampling import WholeClip, rollout_config, sample_rollout
 from omniforcing.files import atomic_dir, read_json
 from omniforcing.latents import Latents, Pair, TextFeatures
 from omniforcing.layout import SAMPLE_RATE
@@ -88,19 +88,19 @@ class Bench:
         """Load a model and bind its sampler."""
         config = self.config
         model = load_model(folder, sinks=config.student.sinks if name in CAUSAL else 0, device=self.device).eval()
+        return self.bind(name, model, seconds)
+
+    def bind(self, name: str, model: DualStream, seconds: int) -> Draw:
+        """The sampler of ``model`` as ``name``, one of ``MODELS``; only causal ones make other than training lengths."""
+        config = self.config
         if name in CAUSAL:
             rollout, blocks = rollout_config(config, self.grid), config.table.blocks_for_seconds(seconds)
             return lambda text, generator: sample_rollout(model, text, rollout, blocks, generator)
-        return self._teacher(model) if name == "teacher" else self._few_step(model)
-
-    def _teacher(self, model: DualStream) -> Draw:
-        unconditional = self.text.unconditional.map(lambda x: x.to(self.device))
-        counts, sampler = self.config.latent_counts, self.config.teacher.sampler
-        return lambda text, generator: sample_teacher(model, text, unconditional, counts, self.grid, sampler, generator)
-
-    def _few_step(self, model: DualStream) -> Draw:
-        counts, sigmas = self.config.latent_counts, self.config.student.sigmas
-        return lambda text, generator: sample_few_step(model, text, counts, self.grid, sigmas, generator)
+        clip = WholeClip(model, config.latent_counts, self.grid)
+        if name == "teacher":
+            unconditional = self.text.unconditional.map(lambda x: x.to(self.device))
+            return lambda text, generator: clip.sample_guided(text, unconditional, config.teacher.sampler, generator)
+        return lambda text, generator: clip.sample_few_step(text, config.student.sigmas, generator)
 
     def _decoded(self, latents: Latents) -> Iterator[Media]:
         media = self.codec.decode(latents, self.grid).map(torch.Tensor.cpu)

@@ -110,15 +110,15 @@ def _track(weight: Array) -> tuple[Array, NDArray[np.bool_]]:
     ``weight`` ``[T, H, W]`` is the saturation of the ball's pixels, 0 elsewhere.
     """
     height, width = weight.shape[1:]
-    least, largest = (share * np.pi * (radius * height) ** 2 for share, radius in zip((LEAST_AREA, LARGEST_AREA), RADII, strict=True))
+    smallest_disc, largest_disc = np.pi * (np.array(RADII) * height) ** 2
     area = (weight > 0).sum((1, 2))
-    total = np.where(area >= least, weight.sum((1, 2)), np.nan)
+    total = np.where(area >= LEAST_AREA * smallest_disc, weight.sum((1, 2)), np.nan)
     rows, columns = np.arange(height) + 0.5, np.arange(width) + 0.5
     by_row, by_column = weight.sum(2), weight.sum(1)
     x, y = by_column @ columns / total, by_row @ rows / total
     spread = (by_column @ columns**2 + by_row @ rows**2) / total - x**2 - y**2
     compact = spread <= LARGEST_SPREAD**2 * area / (2 * np.pi)  # a disc's mean squared distance is area / 2 pi
-    return np.stack([x, y], 1), compact & (area <= largest)
+    return np.stack([x, y], 1), compact & (area <= LARGEST_AREA * largest_disc)
 
 
 def _impacts(centres: Array) -> list[float]:
