@@ -16,7 +16,8 @@ STAGES = (
 )
 # What no result depends on: the frame of a stage, checks, and what is only logged.
 FRAME = {"__init__", "cli", "config", "console", "errors", "files"} | {
-    f"ops/{name}" for name in ("declaration", "foundation", "launch", "pipeline", "presets", "samples", "stage", "tracking")
+    f"ops/{name}"
+    for name in ("declaration", "foundation", "launch", "pipeline", "presets", "probe", "samples", "stage", "tracking")
 }
 
 

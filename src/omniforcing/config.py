@@ -291,6 +291,8 @@ class TrainerConfig:
 
     checkpoint_every: int = 50
     log_every: int = 10
+    probes: int = 0
+    probe_clips: int = 16
     accelerator: str = "auto"
     precision: str = "32-true"
     threads: int = 2
@@ -375,6 +377,8 @@ class Config:
                 0 <= self.clips.max_reject_share <= 1,
                 f"clips.max_reject_share is {self.clips.max_reject_share}; it is a share from 0 to 1",
             ),
+            (self.trainer.probes >= 0, f"trainer.probes is {self.trainer.probes}; it is a number of times, 0 for never"),
+            (self.trainer.probe_clips >= 2, f"trainer.probe_clips is {self.trainer.probe_clips}; sync needs at least 2 clips"),
             (self.shards.per_shard >= 1, f"shards.per_shard is {self.shards.per_shard}; a shard holds at least 1 clip"),
             (0 <= self.shards.crf <= 51, f"shards.crf is {self.shards.crf}; x264 knows 0 (best) to 51"),
             (

@@ -1,6 +1,7 @@
 """The formulas of distillation, and the moves of each stage on tiny models."""
 
 import copy
+import csv
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -182,7 +183,7 @@ class _Killed(Exception):
 
 @pytest.mark.parametrize("build", STAGES)
 def test_a_stage_broken_off_and_resumed_ends_in_the_same_weights(build: Callable[[], StageModule], tmp_path: Path) -> None:
-    trainer = TrainerConfig(checkpoint_every=3, log_every=1, accelerator="cpu")
+    trainer = TrainerConfig(checkpoint_every=3, log_every=1, probes=3, accelerator="cpu")
 
     def train(work: Path, stop_at: int | None = None) -> StageModule:
         module = build()
@@ -193,7 +194,10 @@ def test_a_stage_broken_off_and_resumed_ends_in_the_same_weights(build: Callable
                     raise _Killed
                 yield batch
 
-        fit(module, stopping, steps=6, work=work, trainer=trainer)
+        def probe() -> dict[str, float]:
+            return {"sync_margin": float(next(module.ema.model.parameters()).sum())}
+
+        fit(module, stopping, steps=6, work=work, trainer=trainer, probe=probe)
         return module
 
     unbroken = train(tmp_path / "unbroken")
@@ -203,6 +207,8 @@ def test_a_stage_broken_off_and_resumed_ends_in_the_same_weights(build: Callable
     for name, value in unbroken.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
     assert (tmp_path / "unbroken" / CURVES).read_text() == (tmp_path / "broken" / CURVES).read_text()
+    rows = list(csv.DictReader((tmp_path / "broken" / CURVES).open()))
+    assert [bool(row["sync_margin"]) for row in rows] == [False, True] * 3
     start = build().state_dict()
     assert any(not torch.equal(value, start[name]) for name, value in unbroken.state_dict().items())
 

@@ -33,11 +33,12 @@ def summarise(observed: Observed, reference: Observed, tolerance: float) -> dict
         "clips": len(clips),
         "frechet_video": distances.video,
         "frechet_audio": distances.audio,
-        **(_pocket_world(clips, tolerance) if in_pocket_world(clips) else {}),
+        **(pocket_world(clips, tolerance) if in_pocket_world(clips) else {}),
     }
 
 
-def _pocket_world(clips: Sequence[Observation], tolerance: float) -> dict[str, Any]:
+def pocket_world(clips: Sequence[Observation], tolerance: float) -> dict[str, Any]:
+    """The measures that need the pocket world: sync, balls, colours and tones; ``tolerance`` in seconds."""
     sync = sync_of(clips, tolerance)
     return {
         "sync_f1": sync.pooled.f1,

@@ -9,6 +9,7 @@ from omniforcing.data.tensors import TensorShards
 from omniforcing.distill.common import StageModule
 from omniforcing.latents import Batch
 from omniforcing.model.student import save_model
+from omniforcing.ops.probe import training_probe
 from omniforcing.ops.stage import Stage
 from omniforcing.ops.training import CURVES, fit
 
@@ -33,6 +34,7 @@ def train_and_publish(stage: Stage, module: StageModule, data: TensorShards, opt
         work=stage.work,
         trainer=config.trainer,
         log=stage.log_metrics,
+        probe=training_probe(stage, module),
         name=stage.name,
     )
     publish_model(stage, module)

@@ -26,6 +26,7 @@ from omniforcing.errors import OmniForcingError
 CHECKPOINT = "last.ckpt"
 CURVES = "curves.csv"
 Log = Callable[[dict[str, float], int], None]
+Probe = Callable[[], dict[str, float]]
 
 
 class _Steps(IterableDataset):
@@ -69,11 +70,15 @@ class _Checkpoints(Callback):
 
 
 class _Curves(Callback):
-    """Logged values every few steps, to ``curves.csv`` (cut back to the checkpoint on resuming) and to the tracker."""
+    """Logged values every few steps, to ``curves.csv`` (cut back to the checkpoint on resuming) and to the tracker.
 
-    def __init__(self, folder: Path, every: int, log: Log | None) -> None:
+    What the probe measures stands beside them, in the rows of the steps after which it was asked.
+    """
+
+    def __init__(self, folder: Path, every: int, log: Log | None, probe: Probe | None, probe_steps: set[int]) -> None:
         # Not named log: Lightning overwrites that attribute of every callback.
         self.path, self.every, self.sink = folder / CURVES, every, log
+        self.probe, self.probe_steps = probe, probe_steps
 
     def on_train_start(self, trainer: L.Trainer, _module: L.LightningModule) -> None:
         self.rows: list[dict[str, str]] = []
@@ -84,9 +89,12 @@ class _Curves(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, _module: L.LightningModule, _out: Any, batch: Any, _i: int) -> None:
         step = int(batch[0])
-        if step % self.every and step + 1 != trainer.datamodule.steps:  # type: ignore[attr-defined]
+        asked = self.probe is not None and step in self.probe_steps
+        if step % self.every and step + 1 != trainer.datamodule.steps and not asked:  # type: ignore[attr-defined]
             return
         values = {k: float(v) for k, v in trainer.logged_metrics.items()}
+        if self.probe is not None and asked:
+            values |= self.probe()
         if not all(map(_finite, values.values())):
             raise OmniForcingError(f"step {step}: {values} is not finite; lower the learning rate or check the data")
         self.rows.append({"step": str(step), **{k: f"{v:.6g}" for k, v in values.items()}})
@@ -96,9 +104,14 @@ class _Curves(Callback):
     def on_train_epoch_end(self, _trainer: L.Trainer, _module: L.LightningModule) -> None:
         if self.rows:
             with self.path.open("w", newline="") as file:
-                writer = csv.DictWriter(file, list(self.rows[-1]), extrasaction="ignore", restval="")
+                writer = csv.DictWriter(file, list(dict.fromkeys(name for row in self.rows for name in row)), restval="")
                 writer.writeheader()
                 writer.writerows(self.rows)
+
+
+def probe_steps(steps: int, probes: int) -> set[int]:
+    """The steps of ``steps`` after which one of ``probes`` evenly spaced measurements is due."""
+    return {-(-steps * n // probes) - 1 for n in range(1, probes + 1)}
 
 
 def _finite(value: float) -> bool:
@@ -113,6 +126,7 @@ def fit(
     work: Path,
     trainer: TrainerConfig,
     log: Log | None = None,
+    probe: Probe | None = None,
     name: str = "training",
 ) -> None:
     """Train ``module`` for ``steps`` steps, going on from ``work/last.ckpt`` if it is there.
@@ -122,6 +136,7 @@ def fit(
         batches: the batches of an epoch of ``trainer.checkpoint_every`` steps, a function of the epoch alone.
         work: folder for checkpoint and curves; belongs to one process.
         log: called with logged values and step every ``trainer.log_every`` steps.
+        probe: measures the module ``trainer.probes`` times, evenly spaced, the last time after the last step.
 
     Raises:
         OmniForcingError: if a logged value is not finite, the data runs out, or the checkpoint is of another model.
@@ -136,7 +151,11 @@ def fit(
         precision=trainer.precision,  # type: ignore[arg-type]
         max_epochs=-(-steps // every),
         reload_dataloaders_every_n_epochs=1,
-        callbacks=[_Checkpoints(work), _Curves(work, trainer.log_every, log), _Progress(name, steps, every)],
+        callbacks=[
+            _Checkpoints(work),
+            _Curves(work, trainer.log_every, log, probe, probe_steps(steps, trainer.probes)),
+            _Progress(name, steps, every),
+        ],
         logger=_MetricSink(),
         log_every_n_steps=1,
         enable_checkpointing=False,

@@ -1,0 +1,42 @@
+"""Sync during training: what a few samples of the averaged weights show, for the curves beside the losses."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import torch
+
+from omniforcing.data.tensors import TensorShards
+from omniforcing.distill.common import StageModule
+from omniforcing.metrics.bench import Bench
+from omniforcing.metrics.events import colours_in
+from omniforcing.metrics.observe import observe
+from omniforcing.metrics.summary import pocket_world
+from omniforcing.ops.stage import Stage
+from omniforcing.ops.training import Probe
+
+SHOWN = ("sync_margin", "ball_present", "colour_accuracy", "pitch_accuracy")
+
+
+def training_probe(stage: Stage, module: StageModule) -> Probe | None:
+    """A probe of the module's averaged weights as what the stage trains; None if the preset wants none, or for captions
+    of another world than the pocket's. It has its own randomness, the same each time, and leaves the training's alone.
+    """
+    config = stage.config
+    if not config.trainer.probes:
+        return None
+    heldout = TensorShards(stage.input("latents"), "heldout", config.latent_counts).samples()
+    captions = [caption for _, _, caption, _ in islice(heldout, config.trainer.probe_clips)]
+    if not any(map(colours_in, captions)):
+        return None
+    bench = Bench.open(config, stage.input("codec"), stage.input("latents"))
+
+    @torch.no_grad()
+    def probe() -> dict[str, float]:
+        draw = bench.bind(stage.name, module.ema.model, config.clips.seconds)
+        media = bench.media(draw, captions, list(range(len(captions))))
+        clips = [observe(clip, caption) for clip, caption in zip(media, captions, strict=True)]
+        measured = pocket_world(clips, config.evaluate.tolerance_ms / 1000)
+        return {name: measured[name] for name in SHOWN}
+
+    return probe
