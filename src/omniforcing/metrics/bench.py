@@ -127,10 +127,12 @@ class Bench:
         stream = measure_stream(lambda: (chunk.timing for chunk in engine.stream(prompt, seconds)))
         draw = self.draw("teacher", folders["teacher"], seconds)
         teacher = measure_offline(lambda: list(self.media(draw, [prompt], [0])))
+        text, generator = self.text.of([prompt]).map(lambda x: x.to(self.device)), torch.Generator(self.device)
+        latents = measure_offline(lambda: draw(text, generator).video.cpu())
         steps, threads = len(config.student.sigmas), torch.get_num_threads()
         device = torch.cuda.get_device_name() if self.device == "cuda" else f"CPU, {threads} threads"
         measured = (
             f"{device}; {settings.width}x{settings.height}, {seconds} s; student {steps} steps a block, window "
             f"{settings.window}; teacher {config.teacher.sampler.steps} guided steps; decoding included"
         )
-        return {**against_teacher(stream, teacher), "measured_on": measured}
+        return {**against_teacher(stream, teacher, latents), "measured_on": measured}
