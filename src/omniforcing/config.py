@@ -108,7 +108,7 @@ class VideoCodecConfig:
     decoder_layers: list[int] = field(default_factory=lambda: [1, 1, 1, 0])
     downsample: list[str] = field(default_factory=lambda: ["temporal", "temporal", "spatiotemporal"])
     upsample: list[str] = field(default_factory=lambda: ["temporal", "temporal", "spatiotemporal"])
-    steps: int = 3000
+    steps: int = 9000
     crops: list[CropConfig] = field(
         default_factory=lambda: [
             CropConfig(1, 32, 0.05),

@@ -21,7 +21,7 @@ REFERENCES = ("real", "codec", "shuffled")
 THUMBNAILS = 12
 
 
-def _figure(rows: int = 1, columns: int = 1, width: float = 8, height: float = 3.6, **options: Any) -> tuple[Any, Any]:
+def new_figure(rows: int = 1, columns: int = 1, width: float = 8, height: float = 3.6, **options: Any) -> tuple[Any, Any]:
     # No pyplot: it keeps figures alive and picks a window system.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -34,7 +34,7 @@ def _figure(rows: int = 1, columns: int = 1, width: float = 8, height: float = 3
     return figure, axes
 
 
-def _save(figure: Any, path: Path) -> Path:
+def save_figure(figure: Any, path: Path) -> Path:
     # Without the date and version that matplotlib adds, equal plots are equal files.
     figure.savefig(path, dpi=110, metadata={"Software": None})
     return path
@@ -50,10 +50,10 @@ def keep_media(stem: Path, media: Media, observation: Observation) -> None:
 
 def draw_media(path: Path, media: Media, observation: Observation) -> None:
     """Write a picture of one clip: frames over the spectrogram with the impacts seen and heard."""
-    figure, (top, bottom) = _figure(2, height=2.6, width=6.4, height_ratios=[1, 2.4])
+    figure, (top, bottom) = new_figure(2, height=2.6, width=6.4, height_ratios=[1, 2.4])
     _film(top, np.asarray(media.video))
     _spectrogram(bottom, np.asarray(media.audio), observation)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _film(axis: Any, frames: Any) -> None:
@@ -103,7 +103,7 @@ def _level(axis: Any, models: Models, name: str, metric: str, label: str, **styl
 
 
 def _sync(path: Path, models: Models) -> Path:
-    figure, (left, right) = _figure(1, 2, width=11)
+    figure, (left, right) = new_figure(1, 2, width=11)
     _bars(left, models, "sync_f1")
     chance = [metrics.get("sync_f1_shuffled", np.nan) for metrics in models.values()]
     left.scatter(range(len(models)), chance, marker="_", s=300, color=CHANCE, label="own clips, sounds shuffled", zorder=3)
@@ -118,11 +118,11 @@ def _sync(path: Path, models: Models) -> Path:
     right.axhline(0, color="black", lw=0.8)
     right.set_title("sync margin: F1 less shuffled F1 (± standard error)")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _offsets(path: Path, offsets: Mapping[str, list[float]], tolerance_ms: float) -> Path:
-    figure, axes = _figure(1, len(offsets), width=max(4, 2.0 * len(offsets)), height=2.6, sharex=True, squeeze=False)
+    figure, axes = new_figure(1, len(offsets), width=max(4, 2.0 * len(offsets)), height=2.6, sharex=True, squeeze=False)
     edges = np.linspace(-tolerance_ms, tolerance_ms, 33)
     for axis, (name, values) in zip(axes[0], offsets.items(), strict=True):
         axis.hist(values, edges, color=REFERENCE if name in REFERENCES else BAR)
@@ -130,32 +130,32 @@ def _offsets(path: Path, offsets: Mapping[str, list[float]], tolerance_ms: float
         axis.set_title(name, fontsize=8)
     axes[0][0].set_ylabel("matched impacts")
     figure.supxlabel("sound after picture, ms", fontsize=9)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _text(path: Path, models: Models) -> Path:
-    figure, axes = _figure(1, 3, width=12, height=3)
+    figure, axes = new_figure(1, 3, width=12, height=3)
     for axis, metric in zip(axes, ("colour_accuracy", "pitch_accuracy", "ball_present"), strict=True):
         _bars(axis, models, metric)
         _level(axis, models, "codec", metric, "codec", linestyle="--")
         axis.set(title=metric.replace("_", " "), ylim=(0, 1.05))
         axis.tick_params(axis="x", labelsize=6)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _frechet(path: Path, models: Models) -> Path:
-    figure, axes = _figure(1, 2, width=11, height=3)
+    figure, axes = new_figure(1, 2, width=11, height=3)
     for axis, metric in zip(axes, ("frechet_video", "frechet_audio"), strict=True):
         _bars(axis, models, metric)
         _level(axis, models, "codec", metric, "codec", linestyle="--")
         axis.set_title(f"{metric.replace('_', ' ')}, in the real clips' variance")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _drift(path: Path, rollouts: Mapping[str, Mapping[str, Any]]) -> Path:
-    figure, (top, bottom) = _figure(2, height=4.6, sharex=True)
+    figure, (top, bottom) = new_figure(2, height=4.6, sharex=True)
     for name, drift in rollouts.items():
         margin, error = np.array(drift["per_second"]["margin"]), np.array(drift["per_second"]["error"])
         middle = np.arange(len(margin)) + 0.5
@@ -169,4 +169,4 @@ def _drift(path: Path, rollouts: Mapping[str, Mapping[str, Any]]) -> Path:
     top.set_title("sync margin along the rollout (± standard error); dotted: the trained length")
     top.legend(fontsize=7)
     bottom.set(title="share of frames with a ball", ylim=(0, 1.05), xlabel="seconds")
-    return _save(figure, path)
+    return save_figure(figure, path)
