@@ -3,9 +3,11 @@
 A killed run keeps the sets of clips that it has finished.
 """
 
+from omniforcing.data.sources import HELDOUT, TRAIN
 from omniforcing.files import read_json
-from omniforcing.metrics.bench import CAUSAL, MODELS, Bench, heldout_clips
+from omniforcing.metrics.bench import CAUSAL, MODELS, Bench, split_clips
 from omniforcing.metrics.evaluate import evaluate
+from omniforcing.metrics.nearest import Training
 from omniforcing.metrics.report import publish
 from omniforcing.ops.stage import Stage, stage_main
 
@@ -17,14 +19,17 @@ def run(stage: Stage) -> None:
     config, settings = stage.config, stage.config.evaluate
     codec, folders = stage.input("codec"), {name: stage.input(name) for name in MODELS}
     bench = Bench.open(config, codec, stage.input("latents"))
-    heldout = heldout_clips(stage.input("shards"), settings.clips)
-    seconds = config.clips.seconds
+    shards, work, seconds = stage.input("shards"), stage.work / "sets", config.clips.seconds
+    heldout = split_clips(shards, HELDOUT, settings.clips)
+    training = Training.collect(split_clips(shards, TRAIN, settings.train_clips), work / "train")
+    models = {name: bench.sampler(name, folders[name], seconds) for name in MODELS}
     found = evaluate(
         heldout,
+        training,
         bench.reconstruct,
-        models={name: bench.sampler(name, folders[name], seconds) for name in MODELS},
+        models,
         rollouts={name: bench.sampler(name, folders[name], settings.drift_factor * seconds) for name in CAUSAL},
-        work=stage.work / "sets",
+        work=work,
         config=settings,
         seed=config.seed,
     )
@@ -37,7 +42,7 @@ def run(stage: Stage) -> None:
         "tolerance_ms": settings.tolerance_ms,
     }
     with stage.publish() as folder:
-        metrics = publish(folder, stage.work / "sets", found, described, speed, gradients(stage))
+        metrics = publish(folder, work, found, described, speed, gradients(stage))
     stage.metrics(metrics)
     stage.log_artifact(stage.folder, "evaluation")
 

@@ -276,6 +276,8 @@ class EvaluateConfig:
     drift_factor: int = 3
     drift_clips: int = 16
     page_clips: int = 6
+    page_nearest: int = 4
+    train_clips: int = 10000
 
 
 @dataclass

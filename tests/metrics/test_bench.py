@@ -7,12 +7,15 @@ import pytest
 import torch
 
 from omniforcing.codec.codec import Codec
-from omniforcing.config import AudioCodecConfig, CodecConfig, Config, TextConfig, VideoCodecConfig, VocoderConfig
+from omniforcing.config import AudioCodecConfig, ClipsConfig, CodecConfig, Config, TextConfig, VideoCodecConfig, VocoderConfig
+from omniforcing.data.conform import Form
+from omniforcing.data.shards import plan_shards, publish_shards, read_shards, write_shards
+from omniforcing.data.sources import DUETS, HELDOUT, TRAIN, read_clips, write_clips
 from omniforcing.data.synthetic import make_clip
 from omniforcing.data.tensors import write_text
 from omniforcing.files import read_json
 from omniforcing.latents import Pair
-from omniforcing.metrics.bench import CAUSAL, MODELS, Bench
+from omniforcing.metrics.bench import CAUSAL, MODELS, Bench, split_clips
 from omniforcing.model.student import build_core, core_config, save_model
 from omniforcing.model.transformer import DualStream
 from omniforcing.text.encoder import TextEncoder, build_tiny
@@ -71,6 +74,25 @@ def test_every_model_makes_one_clip_per_caption_the_same_for_the_same_seeds(benc
 def test_causal_models_roll_on_beyond_the_trained_length(bench, folders, name):
     (clip,) = bench.sampler(name, folders[name], 6)(CAPTIONS[:1], [1])
     assert clip.video.shape[0] == 1 + 24 * 6 and clip.audio.shape[1] == 16000 * 6
+
+
+def test_the_clips_of_a_split_are_read_whole_in_part_and_not_at_all(tmp_path):
+    for name in ("clips", "shards"):
+        (tmp_path / name).mkdir()
+    settings = ClipsConfig(count=7, heldout=2, heldout_duets=0, seconds=1, height=32, width=32)
+    write_clips(settings, 0, tmp_path / "clips")
+    plans = plan_shards(read_clips(tmp_path / "clips"), Form(32, 32, 1), per_shard=2, crf=14)
+    write_shards(plans, tmp_path / "work")
+    publish_shards(plans, tmp_path / "work", tmp_path / "shards", 0.0)
+    stored = list(read_shards(tmp_path / "shards", TRAIN))
+    train = split_clips(tmp_path / "shards", TRAIN, 4)
+    assert train.captions == [clip["caption"] for clip in stored[:4]]
+    for chosen, found in (([0, 1, 2, 3], train.read()), ([1, 3], train.read([3, 1]))):
+        for index, clip in zip(chosen, found, strict=True):
+            assert np.array_equal(clip.video, stored[index]["media"].video)
+    assert len(split_clips(tmp_path / "shards", HELDOUT, 4).captions) == 2
+    duets = split_clips(tmp_path / "shards", DUETS, 4)
+    assert not duets.captions and not list(duets.read())
 
 
 def test_a_reconstruction_has_the_clips_shape(bench):

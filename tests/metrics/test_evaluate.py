@@ -1,5 +1,6 @@
 """The evaluation end to end on real clips: what it writes, what it resumes, what cheats and mistakes look like in it."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -12,25 +13,32 @@ from omniforcing.data.synthetic import COLOURS, make_clip
 from omniforcing.errors import OmniForcingError
 from omniforcing.latents import Pair
 from omniforcing.metrics.drift import drift
-from omniforcing.metrics.evaluate import Heldout, evaluate, other_sounds, page_clips, plan
-from omniforcing.metrics.observe import observe
+from omniforcing.metrics.evaluate import NEAREST, evaluate, other_sounds, page_clips, plan
+from omniforcing.metrics.nearest import Training
+from omniforcing.metrics.observe import Clips, observe
 from omniforcing.metrics.report import publish
 from omniforcing.metrics.summary import colour_score, pitch_score
 
-CLIPS, SECONDS = 6, 2
-SETTINGS = EvaluateConfig(clips=CLIPS, seeds=2, page_clips=2, drift_clips=3)
+CLIPS, SECONDS, TRAINED = 6, 2, 12
+SETTINGS = EvaluateConfig(clips=CLIPS, seeds=2, page_clips=2, drift_clips=3, page_nearest=3)
 REQUIRED = {
     *("sync_f1", "sync_margin", "sync_offset_ms", "sync_offset_signed_ms", "events_video", "events_audio", "ball_present"),
     *("colour_accuracy", "pitch_accuracy", "frechet_video", "frechet_audio", "clips"),
+    *("nearest_train", "memorised_share"),
 }
 
 
-def clip(index, seconds=SECONDS):
-    return make_clip(31, index, seconds, 64, 64)
+def clip(index, seconds=SECONDS, balls=1):
+    return make_clip(31, index, seconds, 64, 64, balls)
+
+
+def real(seed, count, balls=1):
+    made = [make_clip(seed, i, SECONDS, 64, 64, balls) for i in range(count)]
+    return Clips([c.caption for c in made], lambda chosen=range(count): (media(c) for i, c in enumerate(made) if i in chosen))
 
 
 def heldout():
-    return Heldout([clip(i).caption for i in range(CLIPS)], lambda: (media(clip(i)) for i in range(CLIPS)))
+    return real(31, CLIPS)
 
 
 def media(made):
@@ -49,6 +57,11 @@ def silent(captions, seeds):
     return (Pair(clip.video, 0 * clip.audio) for clip in in_sync(captions, seeds))
 
 
+def memory(captions, _seeds):
+    """A model that replays its training clips whatever it is asked."""
+    return (media(make_clip(30, i % TRAINED, SECONDS, 64, 64)) for i in range(len(captions)))
+
+
 def unreachable(_captions, _seeds):
     raise AssertionError("a finished model was sampled again")
 
@@ -63,16 +76,22 @@ def work(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def found(work):
+def training(tmp_path_factory):
+    return Training.collect(real(30, TRAINED), tmp_path_factory.mktemp("training") / "train")
+
+
+@pytest.fixture(scope="module")
+def found(training, work):
     models = {"teacher": in_sync, "self_forcing": silent}
-    return evaluate(heldout(), lambda clip: clip, models, {"self_forcing": rollout}, work, SETTINGS, seed=0)
+    return evaluate(heldout(), training, lambda clip: clip, models, {"self_forcing": rollout}, work, SETTINGS, seed=0)
 
 
 @pytest.fixture(scope="module")
 def page(found, work, tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluation")
     speed = {"ttfc_s": 0.3, "fps": 100.0, "device": "cpu"}
-    publish(folder, work, found, {"preset": "test", "tolerance_ms": 80.0}, speed, {"teacher": {"video": 1.0, "audio": 2.0}})
+    gradients = {"teacher": {"video": 1.0, "audio": 2.0}}
+    publish(folder, work, found, {"preset": "test", "tolerance_ms": 80.0}, speed, gradients)
     return folder
 
 
@@ -101,31 +120,43 @@ def test_drift_stands_with_the_models_that_can_go_on(found):
     assert drifted["drift"]["ball_present_thirds"] == [1, 1, 1]
 
 
-def test_a_killed_evaluation_goes_on_with_the_first_model_that_is_missing(found, work):
+def test_a_model_that_replays_its_training_clips_is_found_out(found, training, tmp_path):
+    settings = dataclasses.replace(SETTINGS, page_nearest=0)
+    replays = evaluate(heldout(), training, lambda clip: clip, {"memory": memory}, {}, tmp_path, settings, seed=0)
+    assert replays.models["memory"]["nearest_train"] < 0.05 and replays.models["memory"]["memorised_share"] == 1
+    assert replays.models["memory"]["sync_margin"] > 0.5  # which the other measures reward
+    for name, metrics in found.models.items():
+        assert metrics["nearest_train"] == 1 if name in ("real", "codec") else metrics["nearest_train"] > 0.5
+        assert metrics["memorised_share"] <= 0.2
+    assert found.memorisation["training_clips"] == TRAINED and found.memorisation["heldout_distance"] > 0
+    assert not (tmp_path / NEAREST).exists()
+
+
+def test_a_killed_evaluation_goes_on_with_the_first_model_that_is_missing(found, training, work):
     models = {"teacher": unreachable, "self_forcing": unreachable}
-    again = evaluate(heldout(), unreachable, models, {"self_forcing": unreachable}, work, SETTINGS, seed=0)
+    again = evaluate(heldout(), training, unreachable, models, {"self_forcing": unreachable}, work, SETTINGS, seed=0)
     assert again == found
 
 
-def test_a_model_that_fails_leaves_nothing_behind(tmp_path):
+def test_a_model_that_fails_leaves_nothing_behind(training, tmp_path):
     def dies(captions, seeds):
         yield from list(in_sync(captions, seeds))[:3]
 
     with pytest.raises(OmniForcingError, match="teacher gave 3 clips for 12 captions"):
-        evaluate(heldout(), lambda clip: clip, {"teacher": dies}, {}, tmp_path, SETTINGS, seed=0)
+        evaluate(heldout(), training, lambda clip: clip, {"teacher": dies}, {}, tmp_path, SETTINGS, seed=0)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["codec", "real", "shuffled"]
 
 
-def test_one_heldout_clip_is_refused(tmp_path):
-    one = Heldout(["a red ball"], lambda: iter([media(clip(0))]))
+def test_one_heldout_clip_is_refused(training, tmp_path):
+    one = Clips(["a red ball"], lambda: iter([media(clip(0))]))
     with pytest.raises(OmniForcingError, match=r"clips\.heldout"):
-        evaluate(one, lambda clip: clip, {}, {}, tmp_path, SETTINGS, seed=0)
+        evaluate(one, training, lambda clip: clip, {}, {}, tmp_path, SETTINGS, seed=0)
 
 
-def test_captions_of_another_world_are_measured_by_distance_alone(tmp_path):
-    other = Heldout(["rain on a roof", "a dog barks"], lambda: (media(clip(i)) for i in range(2)))
-    found = evaluate(other, lambda clip: clip, {}, {}, tmp_path / "work", SETTINGS, seed=0)
-    assert found.models["real"].keys() == {"clips", "frechet_video", "frechet_audio"}
+def test_captions_of_another_world_are_measured_by_distance_alone(training, tmp_path):
+    other = Clips(["rain on a roof", "a dog barks"], lambda: (media(clip(i)) for i in range(2)))
+    found = evaluate(other, training, lambda clip: clip, {}, {}, tmp_path / "work", SETTINGS, seed=0)
+    assert found.models["real"].keys() == {"clips", "frechet_video", "frechet_audio", "nearest_train", "memorised_share"}
     (tmp_path / "page").mkdir()
     publish(tmp_path / "page", tmp_path / "work", found, {"preset": "test", "tolerance_ms": 80.0}, {}, {})
     assert [p.name for p in (tmp_path / "page" / "plots").iterdir()] == ["frechet.png"]
@@ -137,20 +168,20 @@ def test_metrics_json_has_the_promised_form(page):
     assert metrics["models"]["teacher"].keys() >= REQUIRED
     assert set(metrics["frechet"]["features"]) == {"video", "audio"}
     assert metrics["gradients"]["teacher"]["video"] == 1
+    assert metrics["memorisation"]["descriptor"] == "motion-8x8x6fps+mel16-v1"
 
 
 def test_the_page_links_only_to_files_beside_it(page):
     html = (page / "index.html").read_text()
     links = re.findall(r'(?:src|href)="([^"]+)"', html)
     assert len([link for link in links if link.endswith(".mp4")]) == 5 * 2  # models x captions
+    assert "plots/nearest.png" in links
     for link in links:
         assert not Path(link).is_absolute() and "//" not in link
         assert (page / link).is_file(), link
 
 
 def test_a_caption_cannot_write_into_the_page(found, work, tmp_path):
-    import dataclasses
-
     hostile = dataclasses.replace(found, shown={"0": "<script>alert(1)</script>"})
     publish(tmp_path, work, hostile, {"preset": "test", "tolerance_ms": 80.0}, {}, {})
     assert "<script>alert" not in (tmp_path / "index.html").read_text()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,15 +12,16 @@ import torch
 
 from omniforcing.codec.codec import Codec
 from omniforcing.config import Config
-from omniforcing.data.shards import read_raw, read_shards
-from omniforcing.data.sources import HELDOUT
+from omniforcing.data.shards import decode_media, read_raw, shard_form
+from omniforcing.data.tars import require_kind
 from omniforcing.data.tensors import TextTable
 from omniforcing.distill.sampling import WholeClip, rollout_config, sample_rollout
 from omniforcing.files import atomic_dir, read_json
 from omniforcing.latents import Latents, Pair, TextFeatures
 from omniforcing.layout import SAMPLE_RATE
-from omniforcing.metrics.evaluate import Heldout, Sampler
+from omniforcing.metrics.evaluate import Sampler
 from omniforcing.metrics.events import Media
+from omniforcing.metrics.observe import Clips
 from omniforcing.metrics.speed import against_teacher, measure_offline, measure_stream
 from omniforcing.model.student import load_model
 from omniforcing.model.transformer import DualStream
@@ -32,10 +33,17 @@ MODELS = ("teacher", "bidirectional_dmd", *CAUSAL)
 Draw = Callable[[TextFeatures, torch.Generator], Latents]
 
 
-def heldout_clips(shards: Path, count: int) -> Heldout:
-    """The first ``count`` held-out clips of a shard folder."""
-    captions = [raw["txt"].decode() for _, raw in islice(read_raw(shards, HELDOUT), count)]
-    return Heldout(captions, lambda: (clip["media"] for clip in islice(read_shards(shards, HELDOUT), count)))
+def split_clips(shards: Path, split: str, count: int) -> Clips:
+    """The first ``count`` clips of a split of a shard folder: none if there is no such split."""
+    if not require_kind(shards, "shards")["clips"].get(split):
+        return Clips([], lambda: iter(()))
+    form = shard_form(shards)
+
+    def read(chosen: Container[int] = range(count)) -> Iterator[Media]:
+        stored = enumerate(islice(read_raw(shards, split), count))
+        return (decode_media(form, path, raw) for index, (path, raw) in stored if index in chosen)
+
+    return Clips([raw["txt"].decode() for _, raw in islice(read_raw(shards, split), count)], read)
 
 
 @dataclass(frozen=True)

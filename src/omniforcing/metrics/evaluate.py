@@ -20,35 +20,33 @@ from omniforcing.latents import Pair
 from omniforcing.metrics import quality
 from omniforcing.metrics.drift import drift
 from omniforcing.metrics.events import Media
-from omniforcing.metrics.observe import Observed, load_observed, observe, save_observed
-from omniforcing.metrics.plots import keep_media
+from omniforcing.metrics.nearest import DESCRIPTOR, Nearest, Training, describe, memorisation, stack, threshold
+from omniforcing.metrics.observe import Clips, Observed, load_observed, observe, save_observed
+from omniforcing.metrics.plots import draw_nearest, film, keep_media
 from omniforcing.metrics.summary import in_pocket_world, summarise, sync_of
 from omniforcing.seeding import step_seed
 
 # One clip for each caption and seed, in order: frames uint8 [T, H, W, 3], samples float32 [2, N].
 Sampler = Callable[[list[str], list[int]], Iterable[Media]]
 
-
-@dataclass(frozen=True)
-class Heldout:
-    """Real clips that no model was trained on: their captions, and a way to read them in that order any number of times."""
-
-    captions: list[str]
-    read: Callable[[], Iterator[Media]]
+FILMS = "films.npy"
+NEAREST = "nearest.png"
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``models`` of ``metrics.json``, the Frechet features and their floor, and what plots and page need beside them."""
+    """``models`` of ``metrics.json``, what its distances were measured with, and what plots and page need beside them."""
 
     models: dict[str, dict[str, Any]]
-    frechet: dict[str, Any]
+    frechet: dict[str, Any]  # features, and their floor
+    memorisation: dict[str, Any]  # descriptor, training clips, and the held-out clips' figures that others are measured by
     offsets: dict[str, list[float]]
     shown: dict[str, str]  # index of a clip -> caption
 
 
 def evaluate(
-    heldout: Heldout,
+    heldout: Clips,
+    training: Training,
     codec: Callable[[Media], Media],
     models: Mapping[str, Sampler],
     rollouts: Mapping[str, Sampler],
@@ -59,9 +57,11 @@ def evaluate(
     """Sample and measure everything that ``work`` does not hold yet.
 
     Args:
-        heldout: at least 2 clips; their captions are the models' prompts.
+        heldout: at least 2 clips that no model was trained on; their captions are the models' prompts.
+        training: those that the models were trained on.
         codec: encodes and decodes one clip.
-        models: samplers of clips of the real ones' length, by name.
+        models: samplers of clips of the real ones' length, by name; ``nearest.png`` in ``work`` shows the last one's clips
+            that lie nearest to a training clip.
         rollouts: samplers of clips ``config.drift_factor`` times as long, for the models that can go on.
         work: scratch folder, which belongs to this evaluation alone.
         config: seeds per caption, tolerance, clips for drift and page.
@@ -82,9 +82,16 @@ def evaluate(
         "shuffled": collect(other_sounds(heldout.read()), captions, work / "shuffled", shown, "shuffled"),
     }
     prompts, seeds = plan(captions, config.seeds, seed)
+    last = list(models)[-1] if models else None
     for name, sampler in models.items():
-        sets[name] = collect(_lazily(sampler, prompts, seeds), prompts, work / name, shown, name)
-    results = {name: summarise(observed, reference, tolerance) for name, observed in sets.items()}
+        sets[name] = collect(_lazily(sampler, prompts, seeds), prompts, work / name, shown, name, films=name == last)
+    near = {name: training.nearest(observed.descriptors) for name, observed in sets.items()}
+    results = {
+        name: summarise(observed, reference, tolerance) | memorisation(near[name], near["real"])
+        for name, observed in sets.items()
+    }
+    if last and config.page_nearest:
+        _draw_nearest(work, last, prompts, near[last], training.clips, config.page_nearest)
     long = prompts[: config.drift_clips]
     for name, sampler in rollouts.items():
         observed = collect(_lazily(sampler, long, seeds[: len(long)]), long, work / f"{name}.rollout", (), f"{name} rollout")
@@ -93,6 +100,12 @@ def evaluate(
     return Evaluation(
         models=results,
         frechet=_features(reference),
+        memorisation={
+            "descriptor": DESCRIPTOR,
+            "training_clips": len(training.rows),
+            "heldout_distance": float(np.median(near["real"].distance)),
+            "threshold": threshold(near["real"]),
+        },
         offsets={n: sync_of(s.clips, tolerance).offsets_ms for n, s in sets.items() if in_pocket_world(s.clips)},
         shown={str(index): captions[index] for index in shown},
     )
@@ -120,7 +133,14 @@ def other_sounds(clips: Iterator[Media]) -> Iterator[Media]:
     yield Pair(earlier.video, first.audio)
 
 
-def collect(media: Iterable[Media], captions: list[str], folder: Path, shown: Iterable[int] = (), label: str = "") -> Observed:
+def collect(
+    media: Iterable[Media],
+    captions: list[str],
+    folder: Path,
+    shown: Iterable[int] = (),
+    label: str = "",
+    films: bool = False,
+) -> Observed:
     """Observe one clip per caption and keep the result in ``folder``; if that exists, ``media`` is not touched.
 
     Args:
@@ -129,25 +149,31 @@ def collect(media: Iterable[Media], captions: list[str], folder: Path, shown: It
         folder: written whole or not at all.
         shown: indices whose mp4 and spectrogram are kept too, as ``<index>.mp4`` and ``<index>.png``.
         label: of the progress bar.
+        films: whether a few frames of every clip are kept too, ``[N, h, w, 3]`` in ``films.npy``.
 
     Raises:
         OmniForcingError: if there are fewer clips than captions.
     """
     if not folder.exists():
         with atomic_dir(folder) as partial:
-            save_observed(_observe_all(_counted(media, captions, label), partial, set(shown)), partial)
+            save_observed(_observe_all(_counted(media, captions, label), partial, set(shown), films), partial)
     return load_observed(folder)
 
 
-def _observe_all(clips: Iterator[tuple[str, Media]], folder: Path, shown: set[int]) -> Observed:
-    observations, video, audio = [], [], []
+def _observe_all(clips: Iterator[tuple[str, Media]], folder: Path, shown: set[int], films: bool) -> Observed:
+    observations, video, audio, descriptors, strips = [], [], [], [], []
     for index, (caption, clip) in enumerate(clips):
         observations.append(observe(clip, caption))
         video.append(quality.video_features(clip.video))
         audio.append(quality.audio_features(clip.audio))
+        descriptors.append(describe(clip))
+        if films:
+            strips.append(film(clip.video))
         if index in shown:
             keep_media(folder / str(index), clip, observations[-1])
-    return Observed(observations, Pair(np.concatenate(video), np.concatenate(audio)))
+    if films:
+        np.save(folder / FILMS, np.stack(strips))
+    return Observed(observations, Pair(np.concatenate(video), np.concatenate(audio)), stack(descriptors))
 
 
 def _counted(media: Iterable[Media], captions: list[str], label: str) -> Iterator[tuple[str, Media]]:
@@ -164,6 +190,20 @@ def _counted(media: Iterable[Media], captions: list[str], label: str) -> Iterato
 def _lazily(sampler: Sampler, prompts: list[str], seeds: list[int]) -> Iterator[Media]:
     """The sampler's clips, without calling it before the first is wanted."""
     yield from sampler(prompts, seeds)
+
+
+def _draw_nearest(work: Path, model: str, prompts: list[str], found: Nearest, training: Clips, count: int) -> None:
+    """Draw the ``count`` clips of ``model`` that are nearest to one training clip, each above it, as ``nearest.png``."""
+    chosen = np.argsort(found.share, kind="stable")[:count].tolist()
+    partners = sorted({int(found.index[i]) for i in chosen})
+    real = {index: film(clip.video) for index, clip in zip(partners, training.read(partners), strict=True)}
+    films = np.load(work / model / FILMS, mmap_mode="r")
+    titles = [
+        f"{prompts[i]}: at {found.distance[i]:.2f} from training clip {found.index[i]}, {found.share[i]:.2f} of the mean "
+        f"to its ten nearest\n(below: {training.captions[int(found.index[i])]})"
+        for i in chosen
+    ]
+    draw_nearest(work / NEAREST, [(films[i], real[int(found.index[i])]) for i in chosen], titles)
 
 
 def _features(reference: Observed) -> dict[str, Any]:

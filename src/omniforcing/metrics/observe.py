@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,18 @@ from omniforcing.metrics.events import Heard, Media, Seen, colours_in, hear, see
 
 RECORDS = "observations.json"
 FEATURES = "features.safetensors"
+DESCRIPTORS = "descriptors.safetensors"
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Real clips: their captions, and a way to read their media in that order any number of times.
+
+    ``read()`` yields all of them, ``read(chosen)`` decodes and yields those alone whose index is in ``chosen``.
+    """
+
+    captions: list[str]
+    read: Callable[..., Iterator[Media]]
 
 
 @dataclass(frozen=True)
@@ -31,10 +44,11 @@ class Observation:
 
 @dataclass(frozen=True)
 class Observed:
-    """A set of clips: observations, and features per whole second ``[N, D]``."""
+    """A set of N clips: observations, Frechet features per whole second ``[N * K, D]``, and descriptors ``[N, D]``."""
 
     clips: list[Observation]
     features: Pair[NDArray[Any]]
+    descriptors: Pair[NDArray[Any]]
 
 
 def observe(media: Media, caption: str) -> Observation:
@@ -45,20 +59,30 @@ def observe(media: Media, caption: str) -> Observation:
 
 
 def save_observed(observed: Observed, folder: Path) -> None:
-    """Write observations and features into ``folder``."""
-    from safetensors.numpy import save_file
-
+    """Write observations, features and descriptors into ``folder``."""
     write_json(folder / RECORDS, [asdict(clip) for clip in observed.clips])
-    save_file(dict(observed.features.items()), folder / FEATURES)
+    save_pair(observed.features, folder / FEATURES)
+    save_pair(observed.descriptors, folder / DESCRIPTORS)
 
 
 def load_observed(folder: Path) -> Observed:
     """Read back what ``save_observed`` wrote."""
-    from safetensors.numpy import load_file
-
-    features = load_file(folder / FEATURES)
     clips = [
         Observation(**{**record, "seen": Seen(**record["seen"]), "heard": Heard(**record["heard"])})
         for record in read_json(folder / RECORDS)
     ]
-    return Observed(clips, Pair(features["video"], features["audio"]))
+    return Observed(clips, load_pair(folder / FEATURES), load_pair(folder / DESCRIPTORS))
+
+
+def save_pair(pair: Pair[NDArray[Any]], path: Path) -> None:
+    """Write an array per stream as one safetensors file."""
+    from safetensors.numpy import save_file
+
+    save_file(dict(pair.items()), path)
+
+
+def load_pair(path: Path) -> Pair[NDArray[Any]]:
+    """Read back what ``save_pair`` wrote."""
+    from safetensors.numpy import load_file
+
+    return Pair(**load_file(path))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from omniforcing.codec.mel import log_mel
 from omniforcing.layout import HOP, SAMPLE_RATE
@@ -18,7 +19,7 @@ Models = Mapping[str, Mapping[str, Any]]
 SEEN, HEARD, CHANCE = "#3ddbe8", "#b6f442", "#d1495b"
 BAR, REFERENCE = "#30638e", "#a9b4c2"
 REFERENCES = ("real", "codec", "shuffled")
-THUMBNAILS = 12
+THUMBNAILS, THUMBNAIL_HEIGHT, GAP = 12, 64, 4  # the last two in pixels
 
 
 def new_figure(rows: int = 1, columns: int = 1, width: float = 8, height: float = 3.6, **options: Any) -> tuple[Any, Any]:
@@ -51,15 +52,32 @@ def keep_media(stem: Path, media: Media, observation: Observation) -> None:
 def draw_media(path: Path, media: Media, observation: Observation) -> None:
     """Write a picture of one clip: frames over the spectrogram with the impacts seen and heard."""
     figure, (top, bottom) = new_figure(2, height=2.6, width=6.4, height_ratios=[1, 2.4])
-    _film(top, np.asarray(media.video))
+    top.imshow(film(media.video))
+    top.set_axis_off()
     _spectrogram(bottom, np.asarray(media.audio), observation)
     save_figure(figure, path)
 
 
-def _film(axis: Any, frames: Any) -> None:
-    chosen = np.linspace(0, len(frames) - 1, THUMBNAILS).round().astype(int)
-    axis.imshow(np.concatenate([frames[i] for i in chosen], 1))
-    axis.set_axis_off()
+def film(frames: Any) -> NDArray[np.uint8]:
+    """A few frames of ``[T, H, W, 3]`` side by side, at most 64 pixels high: uint8 ``[h, w, 3]``."""
+    from PIL import Image
+
+    pixels = np.asarray(frames)
+    chosen = pixels[np.linspace(0, len(pixels) - 1, THUMBNAILS).round().astype(int)]
+    strip = Image.fromarray(np.concatenate(list(chosen), 1))
+    strip.thumbnail((strip.width, THUMBNAIL_HEIGHT))
+    return np.asarray(strip)
+
+
+def draw_nearest(path: Path, pairs: Sequence[tuple[Any, Any]], titles: Sequence[str]) -> None:
+    """Write a picture of films (as ``film`` makes them) in pairs, one above the other, each pair below its title."""
+    figure, axes = new_figure(len(pairs), width=8.4, height=1.9 * len(pairs), squeeze=False)
+    for axis, pair, title in zip(axes[:, 0], pairs, titles, strict=True):
+        gap = np.full((GAP, *pair[0].shape[1:]), 255, np.uint8)
+        axis.imshow(np.concatenate([pair[0], gap, pair[1]]))
+        axis.set_title(title, fontsize=7, loc="left")
+        axis.set_axis_off()
+    save_figure(figure, path)
 
 
 def _spectrogram(axis: Any, samples: Any, observation: Observation) -> None:

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from omniforcing.files import write_json
-from omniforcing.metrics.evaluate import Evaluation
+from omniforcing.metrics.evaluate import NEAREST, Evaluation
 from omniforcing.metrics.plots import REFERENCES, write_plots
 
 SCHEMA = 1
 COLUMNS = (
     *("sync_margin", "sync_margin_error", "sync_f1", "sync_f1_shuffled", "sync_offset_ms", "sync_offset_signed_ms"),
     *("events_video", "events_audio", "ball_present", "colour_accuracy", "pitch_accuracy"),
-    *("frechet_video", "frechet_audio", "drift_margin", "clips"),
+    *("frechet_video", "frechet_audio", "nearest_train", "memorised_share", "drift_margin", "clips"),
 )
 
 
@@ -43,25 +43,43 @@ def publish(
         "settings": dict(settings),
         "models": found.models,
         "frechet": found.frechet,
+        "memorisation": found.memorisation,
         "speed": dict(speed),
         "gradients": dict(gradients),
     }
     write_json(folder / "metrics.json", metrics)
-    for model in found.models:
-        (folder / "clips" / model).mkdir(parents=True)
-        for kept in (work / model / f"{index}{suffix}" for index in found.shown for suffix in (".mp4", ".png")):
-            shutil.copyfile(kept, folder / "clips" / model / kept.name)
     (folder / "plots").mkdir()
     plots = write_plots(folder / "plots", found.models, found.offsets, settings["tolerance_ms"])
-    (folder / "index.html").write_text(_page(folder, metrics, plots, found.shown), encoding="utf-8")
+    parts = [_part(folder, work, found)]
+    (folder / "index.html").write_text(_page(folder, metrics, plots, parts), encoding="utf-8")
     return metrics
 
 
-def _page(folder: Path, metrics: Mapping[str, Any], plots: list[Path], shown: Mapping[str, str]) -> str:
+def _part(folder: Path, work: Path, found: Evaluation, split: str = "") -> dict[str, Any]:
+    """Copy the media that the page shows of one split, and say where they lie and what the table has."""
+    clips, nearest = Path("clips", split), Path("plots", split, NEAREST)
+    for model in found.models:
+        (folder / clips / model).mkdir(parents=True)
+        for kept in (work / split / model / f"{index}{suffix}" for index in found.shown for suffix in (".mp4", ".png")):
+            shutil.copyfile(kept, folder / clips / model / kept.name)
+    drawn = (work / split / NEAREST).is_file()
+    if drawn:
+        (folder / nearest).parent.mkdir(exist_ok=True)
+        shutil.copyfile(work / split / NEAREST, folder / nearest)
+    return {
+        "models": found.models,
+        "columns": [c for c in COLUMNS if any(c in row for row in found.models.values())],
+        "shown": found.shown,
+        "clips": clips.as_posix(),
+        "nearest": nearest.as_posix() if drawn else None,
+    }
+
+
+def _page(folder: Path, metrics: Mapping[str, Any], plots: list[Path], parts: list[dict[str, Any]]) -> str:
     import jinja2
 
     source = resources.files("omniforcing.metrics").joinpath("page.html").read_text(encoding="utf-8")
-    models, speed, gradients = metrics["models"], metrics["speed"], metrics["gradients"]
+    speed, gradients = metrics["speed"], metrics["gradients"]
     return (
         jinja2.Environment(autoescape=True, undefined=jinja2.ChainableUndefined)
         .from_string(source)
@@ -69,8 +87,8 @@ def _page(folder: Path, metrics: Mapping[str, Any], plots: list[Path], shown: Ma
             title=f"omniforcing, preset {metrics['settings']['preset']}: evaluation",
             tolerance_ms=f"{metrics['settings']['tolerance_ms']:g}",
             frechet=metrics["frechet"],
-            models=models,
-            columns=[c for c in COLUMNS if any(c in row for row in models.values())],
+            memorisation=metrics["memorisation"],
+            main=parts[0],
             references=REFERENCES,
             speed=speed,
             speed_columns=[name for name, value in speed.items() if _is_number(value)],
@@ -78,7 +96,6 @@ def _page(folder: Path, metrics: Mapping[str, Any], plots: list[Path], shown: Ma
             gradients=gradients,
             gradient_columns=sorted({name for row in gradients.values() for name in row}),
             plots=[plot.relative_to(folder).as_posix() for plot in plots],
-            shown=shown,
             number=_number,
         )
     )
