@@ -3,14 +3,17 @@
 A killed run keeps the sets of clips that it has finished.
 """
 
-from omniforcing.data.sources import HELDOUT, TRAIN
+from dataclasses import replace
+
+from omniforcing.data.sources import DUETS, HELDOUT, TRAIN
 from omniforcing.files import read_json
 from omniforcing.metrics.bench import CAUSAL, MODELS, Bench, split_clips
 from omniforcing.metrics.evaluate import evaluate
 from omniforcing.metrics.nearest import Training
-from omniforcing.metrics.report import publish
+from omniforcing.metrics.report import DUETS_FOLDER, publish
 from omniforcing.ops.stage import Stage, stage_main
 
+ON_DUETS = (MODELS[0], MODELS[-1])  # the harder split compares the teacher with what is left of it after all stages
 NORM = "largest_gradient_norm_"
 
 
@@ -20,7 +23,7 @@ def run(stage: Stage) -> None:
     codec, folders = stage.input("codec"), {name: stage.input(name) for name in MODELS}
     bench = Bench.open(config, codec, stage.input("latents"))
     shards, work, seconds = stage.input("shards"), stage.work / "sets", config.clips.seconds
-    heldout = split_clips(shards, HELDOUT, settings.clips)
+    heldout, duets = (split_clips(shards, split, settings.clips) for split in (HELDOUT, DUETS))
     training = Training.collect(split_clips(shards, TRAIN, settings.train_clips), work / "train")
     models = {name: bench.sampler(name, folders[name], seconds) for name in MODELS}
     found = evaluate(
@@ -33,16 +36,22 @@ def run(stage: Stage) -> None:
         config=settings,
         seed=config.seed,
     )
+    harder = None
+    if len(duets.captions) > 1:  # folders of videos have none, and one alone cannot be compared
+        asked = {name: models[name] for name in ON_DUETS}
+        once = replace(settings, seeds=1, page_clips=settings.page_duets)
+        harder = evaluate(duets, training, bench.reconstruct, asked, {}, work / DUETS_FOLDER, once, config.seed)
     speed = bench.speed(folders, codec, stage.work / "artifact", heldout.captions[0])
     described = {
         "preset": config.preset,
         "seed": config.seed,
         "seeds": settings.seeds,
         "heldout_clips": len(heldout.captions),
+        "heldout_duets": len(duets.captions),
         "tolerance_ms": settings.tolerance_ms,
     }
     with stage.publish() as folder:
-        metrics = publish(folder, work, found, described, speed, gradients(stage))
+        metrics = publish(folder, work, found, described, speed, gradients(stage), harder)
     stage.metrics(metrics)
     stage.log_artifact(stage.folder, "evaluation")
 

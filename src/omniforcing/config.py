@@ -276,6 +276,7 @@ class EvaluateConfig:
     drift_factor: int = 3
     drift_clips: int = 16
     page_clips: int = 6
+    page_duets: int = 3
     page_nearest: int = 4
     train_clips: int = 10000
 

@@ -87,11 +87,20 @@ def found(training, work):
 
 
 @pytest.fixture(scope="module")
-def page(found, work, tmp_path_factory):
+def duets(training, work):
+    """The harder split, with a model that shows one of the two balls."""
+    settings = dataclasses.replace(SETTINGS, seeds=1, page_clips=1)
+    return evaluate(
+        real(32, 4, balls=2), training, lambda clip: clip, {"teacher": in_sync}, {}, work / "duets", settings, seed=0
+    )
+
+
+@pytest.fixture(scope="module")
+def page(found, duets, work, tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluation")
     speed = {"ttfc_s": 0.3, "fps": 100.0, "device": "cpu"}
     gradients = {"teacher": {"video": 1.0, "audio": 2.0}}
-    publish(folder, work, found, {"preset": "test", "tolerance_ms": 80.0}, speed, gradients)
+    publish(folder, work, found, {"preset": "test", "tolerance_ms": 80.0}, speed, gradients, duets)
     return folder
 
 
@@ -132,6 +141,15 @@ def test_a_model_that_replays_its_training_clips_is_found_out(found, training, t
     assert not (tmp_path / NEAREST).exists()
 
 
+def test_two_balls_are_measured_by_the_same_names(found, duets):
+    assert list(duets.models) == ["real", "codec", "shuffled", "teacher"]
+    assert duets.models["real"].keys() == found.models["real"].keys()
+    truth, half = duets.models["real"], duets.models["teacher"]
+    assert truth["clips"] == half["clips"] == 4
+    assert truth["colour_accuracy"] == truth["pitch_accuracy"] == 1 and truth["sync_f1"] > 0.8
+    assert half["colour_accuracy"] <= 0.75 and half["ball_present"] < truth["ball_present"]
+
+
 def test_a_killed_evaluation_goes_on_with_the_first_model_that_is_missing(found, training, work):
     models = {"teacher": unreachable, "self_forcing": unreachable}
     again = evaluate(heldout(), training, unreachable, models, {"self_forcing": unreachable}, work, SETTINGS, seed=0)
@@ -169,13 +187,20 @@ def test_metrics_json_has_the_promised_form(page):
     assert set(metrics["frechet"]["features"]) == {"video", "audio"}
     assert metrics["gradients"]["teacher"]["video"] == 1
     assert metrics["memorisation"]["descriptor"] == "motion-8x8x6fps+mel16-v1"
+    assert metrics["duets"]["teacher"].keys() >= REQUIRED
+
+
+def test_without_clips_of_two_balls_there_is_no_trace_of_them(found, work, tmp_path):
+    metrics = publish(tmp_path, work, found, {"preset": "test", "tolerance_ms": 80.0}, {}, {})
+    assert "duets" not in metrics and not (tmp_path / "clips" / "duets").exists()
+    assert "wo balls" not in (tmp_path / "index.html").read_text()
 
 
 def test_the_page_links_only_to_files_beside_it(page):
     html = (page / "index.html").read_text()
     links = re.findall(r'(?:src|href)="([^"]+)"', html)
-    assert len([link for link in links if link.endswith(".mp4")]) == 5 * 2  # models x captions
-    assert "plots/nearest.png" in links
+    assert len([link for link in links if link.endswith(".mp4")]) == 5 * 2 + 4 * 1  # models x captions
+    assert {"plots/nearest.png", "plots/duets/nearest.png"} <= set(links)
     for link in links:
         assert not Path(link).is_absolute() and "//" not in link
         assert (page / link).is_file(), link

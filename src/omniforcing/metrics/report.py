@@ -18,6 +18,7 @@ COLUMNS = (
     *("events_video", "events_audio", "ball_present", "colour_accuracy", "pitch_accuracy"),
     *("frechet_video", "frechet_audio", "nearest_train", "memorised_share", "drift_margin", "clips"),
 )
+DUETS_FOLDER = "duets"  # of the harder split, within the scratch folder and within ``clips`` and ``plots``
 
 
 def publish(
@@ -27,6 +28,7 @@ def publish(
     settings: Mapping[str, Any],
     speed: Mapping[str, Any],
     gradients: Mapping[str, Mapping[str, float]],
+    duets: Evaluation | None = None,
 ) -> dict[str, Any]:
     """Write ``metrics.json``, ``plots/``, ``clips/`` and ``index.html`` into an empty folder; returns the metrics.
 
@@ -37,6 +39,7 @@ def publish(
         settings: ``preset``, ``tolerance_ms`` and whatever else tells how it was measured.
         speed: figures and, as text, what they were measured on.
         gradients: largest gradient norms of each training stage.
+        duets: the same of clips of two balls, in the folder ``duets`` of ``work``; None where there are none.
     """
     metrics = {
         "schema": SCHEMA,
@@ -44,6 +47,7 @@ def publish(
         "models": found.models,
         "frechet": found.frechet,
         "memorisation": found.memorisation,
+        **({"duets": duets.models} if duets else {}),
         "speed": dict(speed),
         "gradients": dict(gradients),
     }
@@ -51,6 +55,8 @@ def publish(
     (folder / "plots").mkdir()
     plots = write_plots(folder / "plots", found.models, found.offsets, settings["tolerance_ms"])
     parts = [_part(folder, work, found)]
+    if duets:
+        parts.append(_part(folder, work, duets, DUETS_FOLDER))
     (folder / "index.html").write_text(_page(folder, metrics, plots, parts), encoding="utf-8")
     return metrics
 
@@ -89,6 +95,7 @@ def _page(folder: Path, metrics: Mapping[str, Any], plots: list[Path], parts: li
             frechet=metrics["frechet"],
             memorisation=metrics["memorisation"],
             main=parts[0],
+            duets=parts[1] if len(parts) > 1 else None,
             references=REFERENCES,
             speed=speed,
             speed_columns=[name for name, value in speed.items() if _is_number(value)],
