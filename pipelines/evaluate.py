@@ -8,6 +8,7 @@ from dataclasses import replace
 from omniforcing.data.sources import DUETS, HELDOUT, TRAIN
 from omniforcing.files import read_json
 from omniforcing.metrics.bench import CAUSAL, MODELS, Bench, split_clips
+from omniforcing.metrics.curves import REFERENCES, Curves, stage_curves
 from omniforcing.metrics.evaluate import evaluate
 from omniforcing.metrics.nearest import Training
 from omniforcing.metrics.report import DUETS_FOLDER, publish
@@ -51,7 +52,7 @@ def run(stage: Stage) -> None:
         "tolerance_ms": settings.tolerance_ms,
     }
     with stage.publish() as folder:
-        metrics = publish(folder, work, found, described, speed, gradients(stage), harder)
+        metrics = publish(folder, work, found, described, speed, gradients(stage), harder, curves(stage))
     stage.metrics(metrics)
     stage.log_artifact(stage.folder, "evaluation")
 
@@ -63,6 +64,12 @@ def gradients(stage: Stage) -> dict[str, dict[str, float]]:
         recorded = read_json(stage.input(name).with_name(f"{name}.metrics.json"))
         norms[name] = {key.removeprefix(NORM): value for key, value in recorded.items() if key.startswith(NORM)}
     return {name: values for name, values in norms.items() if values}
+
+
+def curves(stage: Stage) -> tuple[dict[str, Curves], dict[str, Curves]]:
+    """The training stages' curves, and those of the reference run of this preset, if one is kept."""
+    reference = stage.root / REFERENCES / stage.config.preset
+    return stage_curves(stage.folder.parent, MODELS), stage_curves(reference, MODELS)
 
 
 if __name__ == "__main__":

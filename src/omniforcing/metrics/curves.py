@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from omniforcing.metrics.plots import REFERENCE, new_figure, save_figure
 
+# Below it, for each preset, the curves of a run that went well; ``benchmarks/curves.py`` keeps them.
+REFERENCES = Path("docs", "curves")
 # Title -> the columns that it draws; a stage without one of them leaves it out.
 PANELS = {
     "loss": ("loss_video", "loss_audio"),
@@ -32,6 +34,12 @@ def read_curves(path: Path) -> Curves:
                 if name != "step" and value:
                     curves.setdefault(name, []).append((int(row["step"]), float(value)))
     return curves
+
+
+def stage_curves(folder: Path, stages: Iterable[str]) -> dict[str, Curves]:
+    """The curves below ``folder`` of those stages that left any."""
+    found = {stage: read_curves(folder / f"{stage}.curves.csv") for stage in stages}
+    return {stage: curves for stage, curves in found.items() if curves}
 
 
 def draw_training(path: Path, stages: Mapping[str, Curves], references: Mapping[str, Curves]) -> Path:

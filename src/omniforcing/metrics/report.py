@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from omniforcing.files import write_json
+from omniforcing.metrics.curves import Curves, draw_training
 from omniforcing.metrics.evaluate import NEAREST, Evaluation
 from omniforcing.metrics.plots import REFERENCES, write_plots
 
@@ -29,6 +30,7 @@ def publish(
     speed: Mapping[str, Any],
     gradients: Mapping[str, Mapping[str, float]],
     duets: Evaluation | None = None,
+    training: tuple[Mapping[str, Curves], Mapping[str, Curves]] = ({}, {}),
 ) -> dict[str, Any]:
     """Write ``metrics.json``, ``plots/``, ``clips/`` and ``index.html`` into an empty folder; returns the metrics.
 
@@ -40,6 +42,7 @@ def publish(
         speed: figures and, as text, what they were measured on.
         gradients: largest gradient norms of each training stage.
         duets: the same of clips of two balls, in the folder ``duets`` of ``work``; None where there are none.
+        training: curves of the training stages, and those of the reference run.
     """
     metrics = {
         "schema": SCHEMA,
@@ -54,6 +57,8 @@ def publish(
     write_json(folder / "metrics.json", metrics)
     (folder / "plots").mkdir()
     plots = write_plots(folder / "plots", found.models, found.offsets, settings["tolerance_ms"])
+    if training[0]:
+        plots.append(draw_training(folder / "plots" / "training.png", *training))
     parts = [_part(folder, work, found)]
     if duets:
         parts.append(_part(folder, work, duets, DUETS_FOLDER))

@@ -1,0 +1,43 @@
+"""A run's training curves over those of the reference run: losses, gradient norms, and sync of samples drawn on the way.
+
+``python -m benchmarks.curves --preset pocket`` reads ``data/pocket/*.curves.csv`` and writes a picture; ``--keep`` makes this
+run the reference, in ``docs/curves/pocket``.
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from omniforcing.config import project_root
+from omniforcing.console import run_command
+from omniforcing.errors import OmniForcingError
+from omniforcing.metrics.bench import MODELS
+from omniforcing.metrics.curves import REFERENCES, draw_training, stage_curves
+
+
+def main() -> None:
+    """Parse the command line and draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="pocket", help="whose curves (default: pocket)")
+    parser.add_argument("--out", type=Path, default=Path("curves.png"), help="the picture (default: curves.png)")
+    parser.add_argument("--keep", action="store_true", help="make this run the reference")
+    arguments = parser.parse_args()
+
+    def draw() -> None:
+        root = project_root()
+        data, reference = root / "data" / arguments.preset, root / REFERENCES / arguments.preset
+        curves = stage_curves(data, MODELS)
+        if not curves:
+            raise OmniForcingError(f"{data} holds no *.curves.csv; run `python pipelines/main.py --preset {arguments.preset}`")
+        draw_training(arguments.out, curves, stage_curves(reference, MODELS))
+        if arguments.keep:
+            reference.mkdir(parents=True, exist_ok=True)
+            for stage in curves:
+                shutil.copyfile(data / f"{stage}.curves.csv", reference / f"{stage}.curves.csv")
+
+    sys.exit(run_command(draw))
+
+
+if __name__ == "__main__":
+    main()
