@@ -18,14 +18,14 @@ from omniforcing.stream.command import figures, write_stream
 from omniforcing.stream.engine import Engine
 
 
-def stream_sample(artifact: Artifact, prompt: str, seconds: float, seed: int) -> dict[str, object]:
+def stream_sample(artifact: Artifact, prompt: str, seconds: float, seed: int, device: str) -> dict[str, object]:
     """Add ``sample.mp4`` and ``sample.png`` (frames over the spectrogram) to an artifact; returns the stream's figures."""
-    chunks = list(Engine(artifact).stream(prompt, seconds, seed))
+    chunks = list(Engine(artifact, device).stream(prompt, seconds, seed))
     speed = write_stream(chunks, artifact.folder / "sample.mp4", artifact.settings)
     media = Pair(np.concatenate([c.frames for c in chunks]), np.concatenate([c.samples for c in chunks], 1))
     draw_media(artifact.folder / "sample.png", media, observe(media, prompt))
     write_manifest(artifact.folder)
-    return figures(speed, artifact.settings, "cpu")
+    return figures(speed, artifact.settings, device)
 
 
 def log_model(stage: Stage) -> None:
@@ -58,7 +58,7 @@ def run(stage: Stage) -> None:
     metrics = read_json(stage.input("evaluate") / "metrics.json")
     with stage.publish() as folder:
         artifact = write_artifact(folder, stage.input("self_forcing"), codec, settings, metrics)
-        sample = stream_sample(artifact, config.export.prompt, config.export.seconds, config.seed)
+        sample = stream_sample(artifact, config.export.prompt, config.export.seconds, config.seed, config.trainer.device)
     stage.metrics(sample | {"files": len(read_json(stage.folder / "manifest.json")["files"])})
     for name in ("sample.mp4", "sample.png", "README.md"):
         stage.log_artifact(stage.folder / name)

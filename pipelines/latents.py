@@ -8,14 +8,14 @@ from omniforcing.text.encoder import TextEncoder
 
 def run(stage: Stage) -> None:
     """Encode, check the counts and publish."""
-    codec = stage.input("codec")
+    codec, device = stage.input("codec"), stage.config.trainer.device
     with stage.publish() as folder:
         found = encode_shards(
             stage.input("shards"),
             folder,
             stage.work,
-            Codec.load(codec),
-            TextEncoder.load(codec / "text"),
+            Codec.load(codec, device),
+            TextEncoder.load(codec / "text", device),
             stage.config.latents.batch,
         )
     stage.metrics(found)

@@ -50,9 +50,10 @@ def sample(stage: Stage) -> None:
     """Log a few guided samples of held-out captions to MLflow."""
     config, data = stage.config, open_shards(stage, "latents", "heldout")
     captions = sorted({caption for _, _, caption, _ in data.samples()})[:4]
-    clip = WholeClip(load_model(stage.folder, sinks=0), config.latent_counts, data.grid)
-    generator = step_generator(config.seed, 0, "teacher/samples")
-    latents = clip.sample_guided(data.text.of(captions), data.text.unconditional, config.teacher.sampler, generator)
+    device = config.trainer.device
+    clip = WholeClip(load_model(stage.folder, sinks=0, device=device), config.latent_counts, data.grid)
+    text, generator = data.text.of(captions).to(device), step_generator(config.seed, 0, "teacher/samples", device)
+    latents = clip.sample_guided(text, data.text.unconditional, config.teacher.sampler, generator)
     log_samples(stage, latents, captions, stage.input("codec"), data.grid)
 
 

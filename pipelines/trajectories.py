@@ -21,7 +21,8 @@ def run(stage: Stage) -> None:
         seed=config.seed,
     )
     with stage.publish() as folder:
-        found = write_trajectories(recipe, load_model(source, sinks=0), data, stage.work, folder)
+        model = load_model(source, sinks=0, device=config.trainer.device).eval()
+        found = write_trajectories(recipe, model, data, stage.work, folder)
     stage.metrics(found)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from yaml import safe_load
 
-from omniforcing.config import Config, ConfigError, Source, digest, load_config, project_root, to_dict
+from omniforcing.config import Config, ConfigError, Source, TrainerConfig, digest, load_config, project_root, to_dict
 
 ROOT = Path(__file__).parents[1]
 PRESETS = sorted(path.stem for path in (ROOT / "conf" / "preset").glob("*.yaml"))
@@ -104,6 +104,23 @@ def test_a_mistake_in_a_file_names_the_file(copy: Path) -> None:
     preset.write_text("clips: {count: [\n")
     with pytest.raises(ConfigError, match=r"smoke.yaml is not readable YAML"):
         load_config(root=copy, preset="smoke")
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "there", "device"),
+    [("auto", True, "cuda"), ("gpu", True, "cuda"), ("cpu", True, "cpu"), ("auto", False, "cpu")],
+)
+def test_a_gpu_is_used_when_there_is_one_and_it_is_allowed(
+    monkeypatch: pytest.MonkeyPatch, accelerator: str, there: bool, device: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: there)
+    assert TrainerConfig(accelerator=accelerator).device == device
+
+
+def test_a_gpu_that_is_asked_for_and_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"trainer.accelerator is gpu, but torch finds no CUDA device"):
+        _ = TrainerConfig(accelerator="gpu").device
 
 
 def test_digest_depends_on_values_alone() -> None:

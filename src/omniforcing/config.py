@@ -300,6 +300,20 @@ class TrainerConfig:
     precision: str = "32-true"
     threads: int = 2
 
+    @property
+    def device(self) -> str:
+        """Where everything computes that Lightning does not place: on a GPU if there is one and ``accelerator`` allows it.
+
+        Raises:
+            ConfigError: if the config asks for a GPU and there is none.
+        """
+        import torch
+
+        found = torch.cuda.is_available()
+        if self.accelerator == "gpu" and not found:
+            raise ConfigError("trainer.accelerator is gpu, but torch finds no CUDA device here; set it to auto or cpu")
+        return "cuda" if found and self.accelerator != "cpu" else "cpu"
+
 
 @dataclass
 class ClusterConfig:

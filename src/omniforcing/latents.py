@@ -36,6 +36,10 @@ class Pair(Generic[T]):
             function(self.audio, *(other.audio for other in others)),
         )
 
+    def to(self: Pair[Tensor], device: str | torch.device) -> Pair[Tensor]:
+        """Both tensors on ``device``."""
+        return self.map(lambda x: x.to(device))
+
     def items(self) -> Iterator[tuple[str, T]]:
         """Yield ``("video", value)`` and ``("audio", value)``, for logging and files."""
         yield "video", self.video
@@ -55,7 +59,7 @@ class Batch:
     text: TextFeatures
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(self.latents.map(lambda x: x.to(device)), self.text.map(lambda x: x.to(device)))
+        return Batch(self.latents.to(device), self.text.to(device))
 
 
 def concatenate(parts: list[Latents]) -> Latents:

@@ -177,6 +177,19 @@ def batches(module: StageModule) -> Callable[[int], Iterator[Batch]]:
     return of_epoch
 
 
+@pytest.mark.parametrize("build", [stage_teacher, stage_bidirectional_dmd, stage_causal_ode])
+@torch.no_grad()
+def test_all_that_a_stage_was_built_with_follows_its_model_to_another_device(build: Callable[[], StageModule]) -> None:
+    """No numbers are computed on the meta device, but tensors of two devices still do not meet."""
+    module = build().to("meta")
+    module.on_fit_start()
+    x, text = latents(COUNTS).to("meta"), features().to("meta")
+    for sigma in (torch.rand(2, device="meta"), torch.rand(2, 3, device="meta")):
+        for model in (module.model, *getattr(module, "frozen", ())):
+            if sigma.ndim == 1 or isinstance(module, CausalOde):
+                assert model(x, sigma, model.cache_text(text), module.view).video.is_meta
+
+
 class _Killed(Exception):
     pass
 

@@ -37,7 +37,7 @@ def encode_shards(shards: Path, folder: Path, work: Path, codec: Codec, encoder:
                 media = [decode_media(form, path, sample) for sample in part]
                 latents = codec.encode(
                     Pair(*(torch.stack([torch.as_tensor(x) for x in each]) for each in zip(*media, strict=True)))
-                )
+                ).to("cpu")
                 clip_seconds(Counts(latents.video.shape[1], latents.audio.shape[1]))
                 for i, sample in enumerate(part):
                     tensors = from_tokens(latents.map(lambda z, i=i: z[i]), grid)

@@ -52,7 +52,7 @@ def commit_shards(
 def write_text(folder: Path, encoder: TextEncoder, captions: list[str]) -> None:
     """Encode every distinct caption once, the empty one first."""
     distinct = ["", *sorted(set(captions) - {""})]
-    parts = [encoder.encode(distinct[i : i + 64]) for i in range(0, len(distinct), 64)]
+    parts = [encoder.encode(distinct[i : i + 64]).to("cpu") for i in range(0, len(distinct), 64)]
     features = {name: torch.cat([getattr(p, name) for p in parts]) for name in ("video", "audio")}
     save_file(features, folder / TEXT_FILE)
     write_json(folder / CAPTIONS_FILE, distinct)

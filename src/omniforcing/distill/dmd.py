@@ -80,6 +80,10 @@ class DistributionMatching(StageModule):
         """A sample of the student with gradient through its exit step."""
         raise NotImplementedError
 
+    def on_fit_start(self) -> None:
+        # Lightning moves what it knows, and the teacher is hidden from it.
+        self.frozen[0].to(self.device)
+
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         rate = self.config.critic_lr
         return [self.adamw(self.model, self.optim.lr), self.adamw(self.critic, Weights(rate, rate))]

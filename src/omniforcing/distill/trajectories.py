@@ -60,14 +60,15 @@ def refine(sigmas: Sequence[float], substeps: int) -> list[float]:
 
 
 def trajectory(model: DualStream, recipe: Recipe, data: TensorShards, captions: list[str], number: int) -> Latents:
-    """States at the student's sigmas and at 0 for a batch of captions: ``[B, K, T, ...]``."""
+    """States at the student's sigmas and at 0 for a batch of captions: ``[B, K, T, ...]``, on the CPU."""
     substeps = recipe.refinement
-    sigmas, text = refine(recipe.sigmas, substeps), data.text.of(captions)
-    generator = step_generator(recipe.seed, number, "trajectories")
+    sigmas, device = refine(recipe.sigmas, substeps), model.sinks.device
+    text = data.text.of(captions).to(device)
+    generator = step_generator(recipe.seed, number, "trajectories", device)
     clip = WholeClip(model, recipe.counts, data.grid)
     guided = recipe.sampler and clip.guided(text, data.text.unconditional, recipe.sampler.guidance)
     states = ode_states(guided or clip.plain(text), clip.noise(len(captions), generator), sigmas)
-    kept = [state for i, state in enumerate(states) if i % substeps == 0]
+    kept = [state.to("cpu") for i, state in enumerate(states) if i % substeps == 0]
     return kept[0].map(lambda *parts: torch.stack(parts, 1), *kept[1:])
 
 

@@ -63,7 +63,7 @@ class Bench:
         Raises:
             OmniForcingError: if one of them is missing or unreadable.
         """
-        device = "cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu"
+        device = config.trainer.device
         loaded = Codec.load(codec, device=device)
         grid = loaded.spatial(config.clips.height, config.clips.width)
         return cls(config, loaded, TextTable.load(latents), grid, device)

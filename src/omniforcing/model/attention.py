@@ -80,9 +80,16 @@ class Positions:
                 sin = torch.cat([sin.new_zeros(still), sin], -2)
             self._tables[key] = (cos, sin)
 
+    def _table(self, axes: str, stream: str, device: torch.device) -> Rope:
+        # Stages make their view before Lightning moves the model to a GPU: the tables follow, once.
+        cos, sin = self._tables[axes, stream]
+        if cos.device != device:
+            cos, sin = self._tables[axes, stream] = (cos.to(device), sin.to(device))
+        return cos, sin
+
     def rotate(self, x: Tensor, axes: str, stream: str, span: Span) -> Tensor:
         """Turn ``x [B, N, C]`` to the places ``span`` (N tokens) of a stream."""
-        cos, sin = (table[..., span.slice, :] for table in self._tables[axes, stream])
+        cos, sin = (table[..., span.slice, :] for table in self._table(axes, stream, x.device))
         if cos.ndim == 4:  # split tables carry heads; diffusers wants the batch spelled out
             cos, sin = (table.expand(x.shape[0], -1, -1, -1) for table in (cos, sin))
         return self._rotate(x, (cos, sin))

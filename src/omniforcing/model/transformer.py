@@ -146,7 +146,7 @@ class DualStream(nn.Module):
 
         def stream(time: nn.Module, cross: nn.Module, gate: nn.Module, owner: Tensor | None) -> _Condition:
             main, head = embed(time, steps)
-            spread = owner if sigma.shape[1] > 1 else None
+            spread = owner.to(sigma.device) if owner is not None and sigma.shape[1] > 1 else None
             return _Condition(main, embed(cross, steps)[0], embed(gate, gate_steps)[0], head, spread)
 
         return Pair(

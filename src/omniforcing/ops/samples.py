@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from torch import Tensor
+
 from omniforcing.codec.codec import Codec
 from omniforcing.data.media import write_mp4
 from omniforcing.latents import Latents
@@ -12,7 +14,7 @@ from omniforcing.ops.stage import Stage
 
 def log_samples(stage: Stage, latents: Latents, captions: list[str], codec: Path, grid: tuple[int, int]) -> None:
     """Decode a few samples and log them to MLflow as mp4."""
-    media = Codec.load(codec).decode(latents, grid)
+    media = Codec.load(codec, stage.config.trainer.device).decode(latents, grid).map(Tensor.cpu)
     folder = stage.work / "samples"
     folder.mkdir(exist_ok=True)
     for index, caption in enumerate(captions):
