@@ -6,11 +6,10 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +29,7 @@ from omniforcing.console import run_command
 from omniforcing.data.media import write_mp4
 from omniforcing.data.shards import read_raw, read_shards
 from omniforcing.data.sources import HELDOUT, TRAIN
+from omniforcing.data.tars import indices
 from omniforcing.errors import OmniForcingError
 from omniforcing.files import atomic_dir, atomic_write, write_json
 from omniforcing.latents import Pair
@@ -44,14 +44,30 @@ from omniforcing.text.encoder import build_tiny
 PARTS = ("video_vae", "audio_vae", "vocoder")
 STATISTICS_CLIPS = 256
 BATCH = 8
+# Frames that the video VAE's training holds in memory: every clip of 64x64 pixels, the first 1800 of 128x128.
+LARGEST_BYTES = 8 * 2**30
 
 
 def clips_of(shards: Path, split: str, count: int | None = None) -> Pair[Tensor]:
     """The first ``count`` clips (None: all) of a split in memory: uint8 [N, T, H, W, 3] and float32 [N, 2, S]."""
-    clips = [clip["media"] for clip in islice(read_shards(shards, split), count)]
-    if not clips:
+    return Pair(*(stack(shards, split, kind, count) for kind in ("video", "audio")))
+
+
+def stack(shards: Path, split: str, kind: str, count: int | None = None, largest: int | None = None) -> Tensor:
+    """The frames (``kind`` video) or samples (audio) of the first ``count`` clips of a split, or as many as ``largest`` bytes
+    hold; each clip is in memory once.
+    """
+    media = (torch.from_numpy(getattr(clip["media"], kind)) for clip in read_shards(shards, split))
+    wanted = min(count or sys.maxsize, sum(index["n"] for index in indices(shards, "shards", split).values()))
+    first = next(media, None)
+    if first is None:
         raise OmniForcingError(f"{shards} has no {split} clips; set clips.count and clips.heldout so that each split has some")
-    return Pair(*(torch.from_numpy(np.stack(kind)) for kind in zip(*clips, strict=True)))
+    if largest is not None:
+        wanted = min(wanted, max(1, largest // first.nbytes))
+    held = first.new_empty(wanted, *first.shape)
+    for place, clip in zip(held, chain([first], media), strict=False):
+        place.copy_(clip)
+    return held
 
 
 def train_part(module: Any, draw_batch: Callable[[int], Any], config: Config, folder: Path) -> Any:
@@ -65,7 +81,7 @@ def train_part(module: Any, draw_batch: Callable[[int], Any], config: Config, fo
 def train_video(config: Config, shards: Path, work: Path) -> None:
     """Train the video VAE and save it in ``work/video_vae``."""
     settings = config.codec.video
-    frames = clips_of(shards, TRAIN).video
+    frames = stack(shards, TRAIN, "video", largest=LARGEST_BYTES)
     torch.manual_seed(step_seed(config.seed, 0, "video vae"))
     vae = build_video_vae(settings)
     draw_batch = training.video_crops(frames, settings, config.seed)
@@ -77,7 +93,7 @@ def train_video(config: Config, shards: Path, work: Path) -> None:
 def train_sound(config: Config, shards: Path, work: Path) -> None:
     """Train the audio VAE, then the vocoder on what it makes of the clips; save both below ``work``."""
     audio, voice = config.codec.audio, config.codec.vocoder
-    samples = clips_of(shards, TRAIN).audio
+    samples = stack(shards, TRAIN, "audio")
     mels = torch.cat([log_mel(some) for some in samples.split(BATCH)])
     torch.manual_seed(step_seed(config.seed, 0, "audio vae"))
     vae = build_audio_vae(audio)
@@ -86,13 +102,20 @@ def train_sound(config: Config, shards: Path, work: Path) -> None:
         training.AudioVaeTraining(vae, audio, config.seed), training.mel_crops(mels, audio, config.seed), config, work / "audio"
     )
     save(vae, work / "audio_vae")
-    with torch.no_grad():
-        decoded = torch.cat([vae.decode(vae.encode(some).latent_dist.mode()).sample for some in mels.split(BATCH)])
+    decoded = through(vae.to(config.trainer.device), mels)
     torch.manual_seed(step_seed(config.seed, 0, "vocoder"))
     vocoder = build_vocoder(voice, audio.mel_bins)
     training.initialise_vocoder(vocoder, mels[:16])
     crops = training.sound_crops(mels, decoded, samples, voice, config.seed)
     save(train_part(training.VocoderTraining(vocoder, voice, config.seed), crops, config, work / "sound"), work / "vocoder")
+
+
+@torch.no_grad()
+def through(vae: Any, mels: Tensor) -> Tensor:
+    """Log-mels as the audio VAE gives them back, on the CPU."""
+    device = next(vae.parameters()).device
+    batches = (some.to(device) for some in mels.split(BATCH))
+    return torch.cat([vae.decode(vae.encode(some).latent_dist.mode()).sample.cpu() for some in batches])
 
 
 def save(net: Any, folder: Path) -> None:
@@ -126,7 +149,7 @@ def train(stage: Stage, folder: Path) -> Path:
     train_all(config, shards, stage.work)
     codec = Codec(*load_parts(stage.work), config.clips.height, config.clips.width)
     # Stored in half precision: what is measured from here on is what is stored.
-    codec.half().float()
+    codec.half().float().to(config.trainer.device)
     codec.normalise_by(means_of(codec, clips_of(shards, TRAIN, STATISTICS_CLIPS)))
     codec.save(folder, torch.float16)
     captions = [raw["txt"].decode() for _, raw in read_raw(shards)]
@@ -192,9 +215,8 @@ def reconstruct(codec: Codec, original: Pair[Tensor]) -> Pair[Tensor]:
 def report(stage: Stage) -> dict[str, float]:
     """Measure reconstructions of held-out clips; log a picture and samples with sound."""
     config = stage.config
-    device = "cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu"
     original = clips_of(stage.input("shards"), HELDOUT, config.codec.report_clips)
-    found = reconstruct(Codec.load(stage.folder, device), original)
+    found = reconstruct(Codec.load(stage.folder, config.trainer.device), original)
     with atomic_dir(stage.work / "reconstructions") as folder:
         draw(original, found, folder / "reconstructions.png")
         for index in range(min(4, len(found.video))):
