@@ -94,4 +94,4 @@ def test_the_smallest_preset_runs_dry_and_leaves_the_project_as_it_was(tmp_path:
     names = [row[0] for row in rows if row and row[0] in stage_names(ROOT)]
     assert names == stage_names(ROOT)
     assert state() == before
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("omniforcing-*")) == []
