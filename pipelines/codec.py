@@ -1,7 +1,6 @@
 """Stage codec: video VAE, audio VAE, vocoder and text encoder: trained, kept or loaded; measured on held-out clips."""
 
 import csv
-import multiprocessing
 import shutil
 import sys
 from collections.abc import Callable
@@ -25,7 +24,6 @@ from omniforcing.codec.codec import (
 )
 from omniforcing.codec.mel import log_mel
 from omniforcing.config import Config, Source
-from omniforcing.console import run_command
 from omniforcing.data.media import write_mp4
 from omniforcing.data.shards import read_raw, read_shards
 from omniforcing.data.sources import HELDOUT, TRAIN
@@ -36,8 +34,9 @@ from omniforcing.latents import Pair
 from omniforcing.layout import SAMPLE_RATE
 from omniforcing.metrics.reconstruction import draw, measure
 from omniforcing.ops.foundation import KEPT, take_kept
-from omniforcing.ops.stage import Stage, die_with_parent, stage_main
-from omniforcing.ops.training import CURVES, fit, set_threads
+from omniforcing.ops.processes import run_side_by_side
+from omniforcing.ops.stage import Stage, stage_main
+from omniforcing.ops.training import CURVES, fit
 from omniforcing.seeding import step_seed
 from omniforcing.text.encoder import build_tiny
 
@@ -124,23 +123,10 @@ def save(net: Any, folder: Path) -> None:
         net.save_pretrained(temporary)
 
 
-def _child(job: Callable[..., None], *arguments: Any) -> None:
-    die_with_parent()
-    set_threads(1)
-    sys.exit(run_command(lambda: job(*arguments)))
-
-
 def train_all(config: Config, shards: Path, work: Path) -> None:
-    """Train picture and sound beside each other, a process with one thread each: faster than one after the other with two."""
+    """Train picture and sound beside each other, what is not there yet."""
     left = [job for job, part in ((train_video, "video_vae"), (train_sound, "vocoder")) if not (work / part).is_dir()]
-    spawn = multiprocessing.get_context("spawn")
-    jobs = [spawn.Process(target=_child, args=(job, config, shards, work)) for job in left]
-    for job in jobs:
-        job.start()
-    for job in jobs:
-        job.join()
-    if any(job.exitcode for job in jobs):
-        raise OmniForcingError("the codec's training stopped before its end (see above); run the stage again, it continues")
+    run_side_by_side([(job, (config, shards, work)) for job in left], "the codec's training stopped before its end")
 
 
 def train(stage: Stage, folder: Path) -> Path:

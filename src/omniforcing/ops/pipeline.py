@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from omniforcing.config import Config, load_config
@@ -22,7 +23,8 @@ def _call(command: Sequence[str], root: Path) -> None:
     # The children find the interpreter that runs us as `python`, whether or not its environment is activated.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     quiet = {"DVC_NO_ANALYTICS": "1", "PATH": path}
-    answer = subprocess.run([sys.executable, *command], cwd=root, env={**os.environ, **quiet}, preexec_fn=die_with_parent)
+    mortal = partial(die_with_parent, os.getpid())
+    answer = subprocess.run([sys.executable, *command], cwd=root, env={**os.environ, **quiet}, preexec_fn=mortal)
     if answer.returncode:
         shown = " ".join(command)
         raise OmniForcingError(f"`{shown}` failed, see above; mend it and run the same command again, it continues there")

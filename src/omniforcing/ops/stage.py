@@ -93,14 +93,16 @@ class Stage:
         return self.root / "data" / self.config.preset / f"{self.name}.{suffix}"
 
 
-def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent dies (Linux).
+def die_with_parent(parent: int | None = None) -> None:
+    """Have the kernel kill this process when its parent dies (Linux), or end it now if ``parent`` (an id) is dead already.
 
     DVC killed by ``kill -9`` would otherwise leave the stage running, and the next ``dvc repro`` would start a second one.
     """
     if sys.platform == "linux":
         set_death_signal = 1
         ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+    if parent is not None and os.getppid() != parent:
+        os._exit(1)
 
 
 @contextlib.contextmanager
