@@ -3,56 +3,102 @@
 A killed run keeps the sets of clips that it has finished.
 """
 
-from dataclasses import replace
+from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from omniforcing.config import Config
 from omniforcing.data.sources import DUETS, HELDOUT, TRAIN
 from omniforcing.files import read_json
 from omniforcing.metrics.bench import CAUSAL, MODELS, Bench, split_clips
 from omniforcing.metrics.curves import REFERENCES, Curves, stage_curves
-from omniforcing.metrics.evaluate import evaluate
+from omniforcing.metrics.evaluate import Sampler, Subject, evaluate
 from omniforcing.metrics.nearest import Training
+from omniforcing.metrics.observe import Clips
 from omniforcing.metrics.report import DUETS_FOLDER, publish
+from omniforcing.ops.processes import run_side_by_side
 from omniforcing.ops.stage import Stage, stage_main
 
 ON_DUETS = (MODELS[0], MODELS[-1])  # the harder split compares the teacher with what is left of it after all stages
 NORM = "largest_gradient_norm_"
 
 
+@dataclass(frozen=True)
+class Work:
+    """What there is to evaluate, as paths, so that any process can open it."""
+
+    config: Config
+    inputs: dict[str, Path]
+    folder: Path
+
+    @classmethod
+    def of(cls, stage: Stage) -> Work:
+        """The stage's own."""
+        names = ("codec", "latents", "shards", *MODELS)
+        return cls(stage.config, {name: stage.input(name) for name in names}, stage.work / "sets")
+
+    def clips(self, split: str) -> Clips:
+        """The clips of a split that are evaluated."""
+        settings = self.config.evaluate
+        return split_clips(self.inputs["shards"], split, settings.train_clips if split == TRAIN else settings.clips)
+
+    def bench(self) -> Bench:
+        """The models as samplers."""
+        return Bench.open(self.config, self.inputs["codec"], self.inputs["latents"])
+
+    def training(self) -> Training:
+        """The clips that the models were trained on."""
+        return Training.collect(self.clips(TRAIN), self.folder / "train")
+
+    def subjects(self) -> tuple[Subject, Subject | None]:
+        """The held-out clips with every model and, if there are two or more, the duets with the first and the last."""
+        config, settings, bench = self.config, self.config.evaluate, self.bench()
+
+        def samplers(names: Sequence[str], seconds: int) -> dict[str, Sampler]:
+            return {name: bench.sampler(name, self.inputs[name], seconds) for name in names}
+
+        seconds = config.clips.seconds
+        long = samplers(CAUSAL, settings.drift_factor * seconds)
+        heldout, models = self.clips(HELDOUT), samplers(MODELS, seconds)
+        main = Subject(heldout, bench.reconstruct, models, long, self.folder, settings, config.seed)
+        duets = self.clips(DUETS)
+        if len(duets.captions) < 2:  # folders of videos have none, and one alone cannot be compared
+            return main, None
+        once = replace(settings, seeds=1, page_clips=settings.page_duets)
+        folder, two = self.folder / DUETS_FOLDER, samplers(ON_DUETS, seconds)
+        return main, Subject(duets, bench.reconstruct, two, {}, folder, once, config.seed)
+
+
+def collect_share(work: Work, share: int, shares: int) -> None:
+    """Observe every ``shares``-th set of clips from the ``share``-th on that is not there yet."""
+    sets = [work.training, *(observed for subject in work.subjects() if subject for observed in subject.sets().values())]
+    for observed in sets[share::shares]:
+        observed()
+
+
 def run(stage: Stage) -> None:
     """Sample, measure, time, and publish metrics, plots and page."""
-    config, settings = stage.config, stage.config.evaluate
-    codec, folders = stage.input("codec"), {name: stage.input(name) for name in MODELS}
-    bench = Bench.open(config, codec, stage.input("latents"))
-    shards, work, seconds = stage.input("shards"), stage.work / "sets", config.clips.seconds
-    heldout, duets = (split_clips(shards, split, settings.clips) for split in (HELDOUT, DUETS))
-    training = Training.collect(split_clips(shards, TRAIN, settings.train_clips), work / "train")
-    models = {name: bench.sampler(name, folders[name], seconds) for name in MODELS}
-    found = evaluate(
-        heldout,
-        training,
-        bench.reconstruct,
-        models,
-        rollouts={name: bench.sampler(name, folders[name], settings.drift_factor * seconds) for name in CAUSAL},
-        work=work,
-        config=settings,
-        seed=config.seed,
-    )
-    harder = None
-    if len(duets.captions) > 1:  # folders of videos have none, and one alone cannot be compared
-        asked = {name: models[name] for name in ON_DUETS}
-        once = replace(settings, seeds=1, page_clips=settings.page_duets)
-        harder = evaluate(duets, training, bench.reconstruct, asked, {}, work / DUETS_FOLDER, once, config.seed)
-    speed = bench.speed(folders, codec, stage.work / "artifact", heldout.captions[0])
+    config, work = stage.config, Work.of(stage)
+    shares = config.trainer.processes
+    if shares > 1:
+        run_side_by_side([(collect_share, (work, share, shares)) for share in range(shares)], "the evaluation is not complete")
+    main, duets = work.subjects()
+    training = work.training()
+    found, harder = evaluate(main, training), evaluate(duets, training) if duets else None
+    folders = {name: work.inputs[name] for name in MODELS}
+    speed = work.bench().speed(folders, work.inputs["codec"], stage.work / "artifact", main.heldout.captions[0])
     described = {
         "preset": config.preset,
         "seed": config.seed,
-        "seeds": settings.seeds,
-        "heldout_clips": len(heldout.captions),
-        "heldout_duets": len(duets.captions),
-        "tolerance_ms": settings.tolerance_ms,
+        "seeds": config.evaluate.seeds,
+        "heldout_clips": len(main.heldout.captions),
+        "heldout_duets": len(duets.heldout.captions) if duets else 0,
+        "tolerance_ms": config.evaluate.tolerance_ms,
     }
     with stage.publish() as folder:
-        metrics = publish(folder, work, found, described, speed, gradients(stage), harder, curves(stage))
+        metrics = publish(folder, work.folder, found, described, speed, gradients(stage), harder, curves(stage))
     stage.metrics(metrics)
     stage.log_artifact(stage.folder, "evaluation")
 

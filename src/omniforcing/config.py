@@ -299,6 +299,7 @@ class TrainerConfig:
     accelerator: str = "auto"
     precision: str = "32-true"
     threads: int = 2
+    processes: int = 1
 
     @property
     def device(self) -> str:
@@ -394,6 +395,7 @@ class Config:
                 0 <= self.clips.max_reject_share <= 1,
                 f"clips.max_reject_share is {self.clips.max_reject_share}; it is a share from 0 to 1",
             ),
+            (self.trainer.processes >= 1, f"trainer.processes is {self.trainer.processes}; at least one is needed"),
             (self.trainer.probes >= 0, f"trainer.probes is {self.trainer.probes}; it is a number of times, 0 for never"),
             (self.trainer.probe_clips >= 2, f"trainer.probe_clips is {self.trainer.probe_clips}; sync needs at least 2 clips"),
             (self.shards.per_shard >= 1, f"shards.per_shard is {self.shards.per_shard}; a shard holds at least 1 clip"),

@@ -13,7 +13,7 @@ from omniforcing.data.synthetic import COLOURS, make_clip
 from omniforcing.errors import OmniForcingError
 from omniforcing.latents import Pair
 from omniforcing.metrics.drift import drift
-from omniforcing.metrics.evaluate import NEAREST, evaluate, other_sounds, page_clips, plan
+from omniforcing.metrics.evaluate import NEAREST, Subject, evaluate, other_sounds, page_clips, plan
 from omniforcing.metrics.nearest import Training
 from omniforcing.metrics.observe import Clips, observe
 from omniforcing.metrics.report import publish
@@ -70,6 +70,10 @@ def rollout(captions, _seeds):
     return (media(clip(i, 3 * SECONDS)) for i in range(len(captions)))
 
 
+def subject(clips, models, work, settings=SETTINGS, codec=lambda clip: clip, rollouts=None):
+    return Subject(clips, codec, models, rollouts or {}, work, settings, seed=0)
+
+
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     return tmp_path_factory.mktemp("work")
@@ -83,16 +87,14 @@ def training(tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(training, work):
     models = {"teacher": in_sync, "self_forcing": silent}
-    return evaluate(heldout(), training, lambda clip: clip, models, {"self_forcing": rollout}, work, SETTINGS, seed=0)
+    return evaluate(subject(heldout(), models, work, rollouts={"self_forcing": rollout}), training)
 
 
 @pytest.fixture(scope="module")
 def duets(training, work):
     """The harder split, with a model that shows one of the two balls."""
     settings = dataclasses.replace(SETTINGS, seeds=1, page_clips=1)
-    return evaluate(
-        real(32, 4, balls=2), training, lambda clip: clip, {"teacher": in_sync}, {}, work / "duets", settings, seed=0
-    )
+    return evaluate(subject(real(32, 4, balls=2), {"teacher": in_sync}, work / "duets", settings), training)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +133,7 @@ def test_drift_stands_with_the_models_that_can_go_on(found):
 
 def test_a_model_that_replays_its_training_clips_is_found_out(found, training, tmp_path):
     settings = dataclasses.replace(SETTINGS, page_nearest=0)
-    replays = evaluate(heldout(), training, lambda clip: clip, {"memory": memory}, {}, tmp_path, settings, seed=0)
+    replays = evaluate(subject(heldout(), {"memory": memory}, tmp_path, settings), training)
     assert replays.models["memory"]["nearest_train"] < 0.05 and replays.models["memory"]["memorised_share"] == 1
     assert replays.models["memory"]["sync_margin"] > 0.5  # which the other measures reward
     for name, metrics in found.models.items():
@@ -152,7 +154,7 @@ def test_two_balls_are_measured_by_the_same_names(found, duets):
 
 def test_a_killed_evaluation_goes_on_with_the_first_model_that_is_missing(found, training, work):
     models = {"teacher": unreachable, "self_forcing": unreachable}
-    again = evaluate(heldout(), training, unreachable, models, {"self_forcing": unreachable}, work, SETTINGS, seed=0)
+    again = evaluate(subject(heldout(), models, work, codec=unreachable, rollouts={"self_forcing": unreachable}), training)
     assert again == found
 
 
@@ -161,19 +163,19 @@ def test_a_model_that_fails_leaves_nothing_behind(training, tmp_path):
         yield from list(in_sync(captions, seeds))[:3]
 
     with pytest.raises(OmniForcingError, match="teacher gave 3 clips for 12 captions"):
-        evaluate(heldout(), training, lambda clip: clip, {"teacher": dies}, {}, tmp_path, SETTINGS, seed=0)
+        evaluate(subject(heldout(), {"teacher": dies}, tmp_path), training)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["codec", "real", "shuffled"]
 
 
 def test_one_heldout_clip_is_refused(training, tmp_path):
     one = Clips(["a red ball"], lambda: iter([media(clip(0))]))
     with pytest.raises(OmniForcingError, match=r"clips\.heldout"):
-        evaluate(one, training, lambda clip: clip, {}, {}, tmp_path, SETTINGS, seed=0)
+        evaluate(subject(one, {}, tmp_path), training)
 
 
 def test_captions_of_another_world_are_measured_by_distance_alone(training, tmp_path):
     other = Clips(["rain on a roof", "a dog barks"], lambda: (media(clip(i)) for i in range(2)))
-    found = evaluate(other, training, lambda clip: clip, {}, {}, tmp_path / "work", SETTINGS, seed=0)
+    found = evaluate(subject(other, {}, tmp_path / "work"), training)
     assert found.models["real"].keys() == {"clips", "frechet_video", "frechet_audio", "nearest_train", "memorised_share"}
     (tmp_path / "page").mkdir()
     publish(tmp_path / "page", tmp_path / "work", found, {"preset": "test", "tolerance_ms": 80.0}, {}, {})

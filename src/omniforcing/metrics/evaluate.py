@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,21 +45,12 @@ class Evaluation:
     shown: dict[str, str]  # index of a clip -> caption
 
 
-def evaluate(
-    heldout: Clips,
-    training: Training,
-    codec: Callable[[Media], Media],
-    models: Mapping[str, Sampler],
-    rollouts: Mapping[str, Sampler],
-    work: Path,
-    config: EvaluateConfig,
-    seed: int,
-) -> Evaluation:
-    """Sample and measure everything that ``work`` does not hold yet.
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated, and where the sets that are done lie.
 
-    Args:
+    Attributes:
         heldout: at least 2 clips that no model was trained on; their captions are the models' prompts.
-        training: those that the models were trained on.
         codec: encodes and decodes one clip.
         models: samplers of clips of the real ones' length, by name; ``nearest.png`` in ``work`` shows the last one's clips
             that lie nearest to a training clip.
@@ -66,37 +58,81 @@ def evaluate(
         work: scratch folder, which belongs to this evaluation alone.
         config: seeds per caption, tolerance, clips for drift and page.
         seed: of the whole evaluation.
+    """
+
+    heldout: Clips
+    codec: Callable[[Media], Media]
+    models: Mapping[str, Sampler]
+    rollouts: Mapping[str, Sampler]
+    work: Path
+    config: EvaluateConfig
+    seed: int
+
+    @property
+    def shown(self) -> list[int]:
+        """The clips that the page shows."""
+        return page_clips(self.heldout.captions, self.config.page_clips)
+
+    def sets(self) -> dict[str, Callable[[], Observed]]:
+        """Every set of clips by the name of its folder, each a function that observes it or reads what is there.
+
+        Raises:
+            OmniForcingError: if there are too few held-out clips.
+        """
+        captions, read = self.heldout.captions, self.heldout.read
+        if len(captions) < 2:
+            found = f"found {len(captions)}; raise clips.heldout"
+            raise OmniForcingError(f"an evaluation compares at least 2 held-out clips, {found}")
+        prompts, seeds = plan(captions, self.config.seeds, self.seed)
+        long = slice(self.config.drift_clips)
+        last = list(self.models)[-1] if self.models else None
+        return {
+            "real": lambda: self._collect("real", read(), captions),
+            "codec": lambda: self._collect("codec", map(self.codec, read()), captions),
+            "shuffled": lambda: self._collect("shuffled", other_sounds(read()), captions),
+            **{
+                name: partial(self._collect, name, _lazily(sampler, prompts, seeds), prompts, films=name == last)
+                for name, sampler in self.models.items()
+            },
+            **{
+                rollout_of(name): partial(
+                    self._collect, rollout_of(name), _lazily(sampler, prompts[long], seeds[long]), prompts[long], shown=()
+                )
+                for name, sampler in self.rollouts.items()
+            },
+        }
+
+    def _collect(self, name: str, media: Iterable[Media], captions: list[str], **options: Any) -> Observed:
+        return collect(media, captions, self.work / name, **{"shown": self.shown, "label": name, **options})
+
+
+def rollout_of(name: str) -> str:
+    """The set of a model's long clips."""
+    return f"{name}.rollout"
+
+
+def evaluate(subject: Subject, training: Training) -> Evaluation:
+    """Sample and measure everything that the subject's folder does not hold yet; ``training`` are the clips trained on.
 
     Raises:
         OmniForcingError: if there are too few held-out clips, or a sampler yields too few.
     """
-    captions = heldout.captions
-    if len(captions) < 2:
-        raise OmniForcingError(f"an evaluation compares at least 2 held-out clips, found {len(captions)}; raise clips.heldout")
-    tolerance = config.tolerance_ms / 1000
-    shown = page_clips(captions, config.page_clips)
-    reference = collect(heldout.read(), captions, work / "real", shown, "real")
-    sets = {
-        "real": reference,
-        "codec": collect(map(codec, heldout.read()), captions, work / "codec", shown, "codec"),
-        "shuffled": collect(other_sounds(heldout.read()), captions, work / "shuffled", shown, "shuffled"),
-    }
-    prompts, seeds = plan(captions, config.seeds, seed)
-    last = list(models)[-1] if models else None
-    for name, sampler in models.items():
-        sets[name] = collect(_lazily(sampler, prompts, seeds), prompts, work / name, shown, name, films=name == last)
+    config, work, tolerance = subject.config, subject.work, subject.config.tolerance_ms / 1000
+    everything = {name: observed() for name, observed in subject.sets().items()}
+    sets = {name: observed for name, observed in everything.items() if name not in map(rollout_of, subject.rollouts)}
+    reference, last = sets["real"], list(subject.models)[-1] if subject.models else None
     near = {name: training.nearest(observed.descriptors) for name, observed in sets.items()}
     results = {
         name: summarise(observed, reference, tolerance) | memorisation(near[name], near["real"])
         for name, observed in sets.items()
     }
     if last and config.page_nearest:
+        prompts, _ = plan(subject.heldout.captions, config.seeds, subject.seed)
         _draw_nearest(work, last, prompts, near[last], training.clips, config.page_nearest)
-    long = prompts[: config.drift_clips]
-    for name, sampler in rollouts.items():
-        observed = collect(_lazily(sampler, long, seeds[: len(long)]), long, work / f"{name}.rollout", (), f"{name} rollout")
-        if in_pocket_world(observed.clips):
-            results[name] |= drift(observed.clips, tolerance)
+    for name in subject.rollouts:
+        clips = everything[rollout_of(name)].clips
+        if in_pocket_world(clips):
+            results[name] |= drift(clips, tolerance)
     return Evaluation(
         models=results,
         frechet=_features(reference),
@@ -107,7 +143,7 @@ def evaluate(
             "threshold": threshold(near["real"]),
         },
         offsets={n: sync_of(s.clips, tolerance).offsets_ms for n, s in sets.items() if in_pocket_world(s.clips)},
-        shown={str(index): captions[index] for index in shown},
+        shown={str(index): subject.heldout.captions[index] for index in subject.shown},
     )
 
 
