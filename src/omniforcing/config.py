@@ -60,6 +60,20 @@ class OdeSource(Enum):
     teacher = "teacher"
 
 
+class CausalOdeInit(Enum):
+    """Whose weights Stage II starts from."""
+
+    bidirectional_dmd = "bidirectional_dmd"
+    teacher = "teacher"
+
+
+class SelfForcingInit(Enum):
+    """Whose weights Stage III starts from."""
+
+    causal_ode = "causal_ode"
+    bidirectional_dmd = "bidirectional_dmd"
+
+
 @dataclass
 class Weights:
     """A number per modality."""
@@ -252,6 +266,11 @@ class DmdConfig:
 
 
 @dataclass
+class SelfForcingConfig(DmdConfig):
+    init: SelfForcingInit = SelfForcingInit.causal_ode
+
+
+@dataclass
 class TrajectoriesConfig:
     source: OdeSource = OdeSource.bidirectional_dmd
     count: int = 256
@@ -262,6 +281,7 @@ class TrajectoriesConfig:
 
 @dataclass
 class CausalOdeConfig:
+    init: CausalOdeInit = CausalOdeInit.bidirectional_dmd
     optim: OptimiserConfig = field(default_factory=OptimiserConfig)
     target: OdeTarget = OdeTarget.velocity
     loss: Weights = field(default_factory=Weights)
@@ -337,7 +357,7 @@ class Config:
     bidirectional_dmd: DmdConfig = field(default_factory=DmdConfig)
     trajectories: TrajectoriesConfig = field(default_factory=TrajectoriesConfig)
     causal_ode: CausalOdeConfig = field(default_factory=CausalOdeConfig)
-    self_forcing: DmdConfig = field(default_factory=DmdConfig)
+    self_forcing: SelfForcingConfig = field(default_factory=SelfForcingConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from omniforcing.config import OptimiserConfig
 from omniforcing.data.tensors import TensorShards
 from omniforcing.distill.common import StageModule
+from omniforcing.files import atomic_write
 from omniforcing.latents import Batch
 from omniforcing.model.student import save_model
 from omniforcing.ops.probe import training_probe
@@ -21,6 +22,17 @@ def open_shards(stage: Stage, folder: str, split: str = "train") -> TensorShards
 
 def train_and_publish(stage: Stage, module: StageModule, data: TensorShards, optim: OptimiserConfig) -> None:
     """Fit a module on shuffled batches, publish its EMA weights, and record curves and largest gradient norms."""
+    if optim.steps:
+        _train(stage, module, data, optim)
+    else:
+        # Left as it starts: an ablation that skips the stage.
+        atomic_write(stage.work / CURVES, "step\n")
+    publish_model(stage, module)
+    stage.curves(stage.work / CURVES)
+    stage.metrics({"steps": optim.steps, **module.summary()})
+
+
+def _train(stage: Stage, module: StageModule, data: TensorShards, optim: OptimiserConfig) -> None:
     config = stage.config
     every = min(config.trainer.checkpoint_every, optim.steps)
 
@@ -37,9 +49,6 @@ def train_and_publish(stage: Stage, module: StageModule, data: TensorShards, opt
         probe=training_probe(stage, module),
         name=stage.name,
     )
-    publish_model(stage, module)
-    stage.curves(stage.work / CURVES)
-    stage.metrics({"steps": optim.steps, **module.summary()})
 
 
 def publish_model(stage: Stage, module: StageModule) -> None:
