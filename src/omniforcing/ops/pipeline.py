@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from omniforcing.config import Config, load_config
 from omniforcing.errors import OmniForcingError
@@ -19,12 +20,22 @@ from omniforcing.ops.presets import restore_preset, tracked_preset, using_preset
 from omniforcing.ops.stage import die_with_parent, exclusive
 
 
-def _call(command: Sequence[str], root: Path) -> None:
+def start_python(command: Sequence[str], root: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run our interpreter on ``command`` in the folder ``root``, with options of ``subprocess.run``; it dies with us."""
     # The children find the interpreter that runs us as `python`, whether or not its environment is activated.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    quiet = {"DVC_NO_ANALYTICS": "1", "PATH": path}
+    environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "PATH": path, **options.pop("env", {})}
     mortal = partial(die_with_parent, os.getpid())
-    answer = subprocess.run([sys.executable, *command], cwd=root, env={**os.environ, **quiet}, preexec_fn=mortal)
+    return subprocess.run([sys.executable, *command], cwd=root, env=environment, preexec_fn=mortal, **options)
+
+
+def call_python(command: Sequence[str], root: Path, **environment: str) -> None:
+    """Run our interpreter on ``command`` in the folder ``root``, with additions to our environment.
+
+    Raises:
+        OmniForcingError: if it fails; what it printed says why.
+    """
+    answer = start_python(command, root, env=environment)
     if answer.returncode:
         shown = " ".join(command)
         raise OmniForcingError(f"`{shown}` failed, see above; mend it and run the same command again, it continues there")
@@ -33,14 +44,14 @@ def _call(command: Sequence[str], root: Path) -> None:
 def _reproduce(root: Path, config: Config, stages: Sequence[str]) -> None:
     if config.clips.source == "folder":
         # DVC cannot watch a folder outside the project: list it anew; if it is as it was, the rest is up to date.
-        _call(["-m", "dvc", "repro", "--force", "--single-item", "clips"], root)
-    _call(["-m", "dvc", "repro", *stages], root)
+        call_python(["-m", "dvc", "repro", "--force", "--single-item", "clips"], root)
+    call_python(["-m", "dvc", "repro", *stages], root)
 
 
 def _train_foundation(root: Path, preset: str) -> None:
-    _call(["-m", "dvc", "repro", "shards"], root)
+    call_python(["-m", "dvc", "repro", "shards"], root)
     for stage in ("codec", "latents", "teacher"):
-        _call([f"pipelines/{stage}.py", f"preset={preset}", "codec.source=train", "teacher.source=train"], root)
+        call_python([f"pipelines/{stage}.py", f"preset={preset}", "codec.source=train", "teacher.source=train"], root)
     foundation.publish(root, preset)
 
 

@@ -26,7 +26,13 @@ def tracked_preset(root: Path) -> str:
     return found[2]
 
 
-def _set_preset(root: Path, name: str) -> None:
+def lock_path(root: Path, preset: str) -> Path:
+    """Where a preset's lock is while nothing runs: ``dvc.lock`` for the tracked one, else in ``.work/locks``."""
+    return root / "dvc.lock" if preset == tracked_preset(root) else root / ".work" / "locks" / f"{preset}.lock"
+
+
+def set_preset(root: Path, name: str) -> None:
+    """Make ``name`` the value of ``preset`` in ``conf/config.yaml``."""
     # Only the one key is touched: edits made to the file meanwhile survive.
     path = root / "conf" / "config.yaml"
     text = path.read_text(encoding="utf-8")
@@ -50,7 +56,7 @@ def restore_preset(root: Path) -> None:
     tracked = locks / f"{borrowed['tracked']}.lock"
     if tracked_preset(root) == borrowed["running"]:
         _copy(lock, locks / f"{borrowed['running']}.lock")
-        _set_preset(root, borrowed["tracked"])
+        set_preset(root, borrowed["tracked"])
     _copy(tracked, lock)
     remove(journal)
 
@@ -69,7 +75,7 @@ def using_preset(root: Path, preset: str) -> Iterator[None]:
     write_json(locks / "borrowed.json", {"tracked": tracked, "running": preset})
     try:
         _copy(locks / f"{preset}.lock", lock)
-        _set_preset(root, preset)
+        set_preset(root, preset)
         yield
     finally:
         restore_preset(root)

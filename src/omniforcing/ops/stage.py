@@ -168,6 +168,8 @@ def open_stage(name: str, config: Config, root: Path) -> Stage:
     work.mkdir(parents=True, exist_ok=True)
     tags = {"stage": name, "preset": config.preset, "git_commit": tracking.git_commit(root), "fingerprint": fingerprint}
     tags |= {f"input.{Path(path).name}": digest for path, digest in declared.input_digests(root).items()}
+    if "DVC_EXP_NAME" in os.environ:
+        tags["experiment"] = os.environ["DVC_EXP_NAME"]
     client = tracking.connect(root)
     run = tracking.open_run(client, name, work / "run.json", tags, declared.config_values(config))
     return Stage(name, config, root, declared, work, run)

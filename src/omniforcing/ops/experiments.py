@@ -1,0 +1,151 @@
+"""DVC experiments in a private clone that shares the checkout's DVC cache; the checkout itself stays free and untouched.
+
+``dvc exp run`` borrows the folder that it runs in: it stashes changes, moves HEAD and, with ``--temp``, still holds DVC's
+lock and forgets half-trained work. The clone may be left in any state by a kill; it is put right before each use, and its
+``.work`` lets a killed stage continue. Finished experiments are pushed to the checkout, for ``dvc exp show`` and ``apply``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from omniforcing.errors import OmniForcingError
+from omniforcing.files import atomic_dir, atomic_write, remove
+from omniforcing.ops.pipeline import call_python, start_python
+from omniforcing.ops.presets import lock_path, set_preset, tracked_preset
+
+# What decides a result; other files may differ from the commit.
+_SOURCES = ("conf", "pipelines", "src", "dvc.yaml")
+
+
+@dataclass(frozen=True)
+class Laboratory:
+    """A clone for one preset's experiments.
+
+    Attributes:
+        root: the checkout, which receives the experiments.
+        folder: the clone.
+        preset: what runs in it.
+        commit: the checkout's commit, the baseline of every experiment.
+        lock: the preset's ``dvc.lock`` at the start.
+    """
+
+    root: Path
+    folder: Path
+    preset: str
+    commit: str
+    lock: bytes
+
+    @classmethod
+    def open(cls, root: Path, folder: Path, preset: str) -> Laboratory:
+        """Make the clone or take the one that is there.
+
+        Raises:
+            OmniForcingError: outside git, if configuration or code is not committed, or if the preset has never been run.
+        """
+        _refuse_uncommitted(root)
+        lock = lock_path(root, preset)
+        if not lock.is_file():
+            raise OmniForcingError(_no_baseline(preset, f"{lock.name} is missing"))
+        if not folder.exists():
+            with atomic_dir(folder) as partial:
+                _git(root, "clone", "--quiet", "--shared", "--no-checkout", str(root), str(partial))
+        return cls(root, folder, preset, _git(root, "rev-parse", "HEAD"), lock.read_bytes())
+
+    @property
+    def data(self) -> Path:
+        """The preset's outputs in the clone."""
+        return self.folder / "data" / self.preset
+
+    def reset(self) -> None:
+        """Put the clone on the commit and the preset, with nothing left of an experiment that was killed."""
+        _git(self.folder, "checkout", "--quiet", "--force", "--detach", self.commit)
+        # DVC would take up a half-done experiment that it finds among its refs, and its locks may name dead processes.
+        for ref in _git(self.folder, "for-each-ref", "--format=%(refname)", "refs/exps").splitlines():
+            _git(self.folder, "update-ref", "--no-deref", "-d", ref)
+        remove(self.folder / ".dvc" / "tmp")
+        self._share_cache()
+        if tracked_preset(self.folder) != self.preset:
+            set_preset(self.folder, self.preset)
+        atomic_write(self.folder / "dvc.lock", self.lock)
+
+    def _share_cache(self) -> None:
+        cache = _dvc(self.root, "cache", "dir").stdout.strip()
+        atomic_write(self.folder / ".dvc" / "config.local", f"[cache]\n    dir = {cache}\n")
+
+    def check_out_baseline(self, target: str) -> None:
+        """Fetch what the stage ``target`` and all before it wrote.
+
+        Raises:
+            OmniForcingError: if one of them has not run or is out of date.
+        """
+        self.reset()
+        if _dvc(self.folder, "checkout", "--with-deps", target).returncode:
+            raise OmniForcingError(_no_baseline(self.preset, "outputs are missing from DVC's cache"))
+        status = _dvc(self.folder, "status", "--json", "--with-deps", target)
+        if status.returncode:
+            raise OmniForcingError(f"`dvc status` failed in {self.folder}: {status.stderr.strip()}")
+        changed = list(json.loads(status.stdout))
+        if changed:
+            raise OmniForcingError(_no_baseline(self.preset, f"changed since it ran: {', '.join(changed)}"))
+
+    def find(self, name: str) -> str | None:
+        """The commit of a finished experiment, None if there is none of this name and baseline."""
+        ref = f"refs/exps/{self.commit[:2]}/{self.commit[2:]}/{name}"
+        return _git(self.root, "for-each-ref", "--format=%(objectname)", ref) or None
+
+    def run(self, name: str, overrides: Sequence[str], target: str, environment: Mapping[str, str]) -> None:
+        """Bring ``target`` up to date under overrides of the preset, as an experiment of the checkout.
+
+        Stages that the overrides leave as they were are taken from DVC's cache. ``environment`` is added to that of the stages.
+
+        Raises:
+            OmniForcingError: if a stage fails; what it printed says why.
+        """
+        self.reset()
+        # In the preset's file, because what stands there wins over conf/config.yaml; ++ also sets keys that it leaves out.
+        changes = [word for o in overrides for word in ("--set-param", f"conf/preset/{self.preset}.yaml:++{o}")]
+        # The commit's code, not the checkout's, which may be edited meanwhile.
+        code = os.pathsep.join(filter(None, [str(self.folder / "src"), os.environ.get("PYTHONPATH")]))
+        call_python(["-m", "dvc", "exp", "run", "--name", name, *changes, target], self.folder, PYTHONPATH=code, **environment)
+        call_python(["-m", "dvc", "exp", "push", "--quiet", "--no-cache", "origin", name], self.folder)
+
+    def fetch(self, experiment: str, output: str, target: Path) -> Path:
+        """Copy an output of an experiment, given by its commit, into the folder ``target``; returns where it lies there.
+
+        If ``target`` exists, nothing is copied.
+        """
+        if not target.exists():
+            with atomic_dir(target) as partial:
+                words = ["get", "--quiet", "--rev", experiment, "--out", str(partial), str(self.root), output]
+                call_python(["-m", "dvc", *words], self.root)
+        return target / Path(output).name
+
+
+def _git(folder: Path, *words: str) -> str:
+    answer = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True)
+    if answer.returncode:
+        said = answer.stderr.strip().splitlines() or ["no reason given"]
+        raise OmniForcingError(f"`git {words[0]}` failed in {folder}: {said[-1]}; DVC's experiments need a git checkout")
+    return answer.stdout.strip()
+
+
+def _dvc(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return start_python(["-m", "dvc", *words], folder, capture_output=True, text=True)
+
+
+def _refuse_uncommitted(root: Path) -> None:
+    changed = _git(root, "status", "--porcelain", "--", *(path for path in _SOURCES if (root / path).exists()))
+    if changed:
+        # The first line may have lost its leading blank.
+        first = changed.splitlines()[0].split(maxsplit=1)[1]
+        raise OmniForcingError(f"{first} is not committed, and an experiment is a change of a commit; commit or stash it")
+
+
+def _no_baseline(preset: str, reason: str) -> str:
+    return f"preset {preset} has no finished baseline ({reason}); run `python pipelines/main.py --preset {preset}` first"
