@@ -108,7 +108,7 @@ def _page(folder: Path, metrics: Mapping[str, Any], plots: list[Path], parts: li
             gradients=gradients,
             gradient_columns=sorted({name for row in gradients.values() for name in row}),
             plots=[plot.relative_to(folder).as_posix() for plot in plots],
-            number=_number,
+            number=format_number,
         )
     )
 
@@ -117,7 +117,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _number(value: Any) -> str:
+def format_number(value: Any) -> str:
     """Three digits, or a dash for what does not apply."""
     if not _is_number(value):
         return "–"
