@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from omniforcing.ops import tracking
+from tests.ops.checkout import make_repository
 
 DVC_YAML = """
 vars: [conf/config.yaml]
@@ -105,3 +106,9 @@ def project(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "DVC_STAGE", *ours):
         monkeypatch.delenv(variable, raising=False)
     return tmp_path
+
+
+@pytest.fixture
+def repository(project: Path) -> Path:
+    """The toy project as a git and DVC repository."""
+    return make_repository(project)

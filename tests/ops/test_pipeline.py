@@ -1,9 +1,7 @@
 """The pipeline through the real DVC on a toy project: presets, kills, exactly what a change retrains."""
 
 import os
-import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,57 +11,9 @@ import pytest
 from omniforcing.files import read_json
 from omniforcing.ops import tracking
 from omniforcing.ops.pipeline import minutes_table
+from tests.ops.checkout import alive, changed_files, commit, finish, start, status
 
 pytestmark = pytest.mark.slow
-MAIN = Path(__file__).parents[2] / "pipelines" / "main.py"
-ENVIRONMENT = {
-    **os.environ,
-    "DVC_NO_ANALYTICS": "1",
-    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    # DVC runs a stage through $SHELL; the plainest one keeps a process of its own between the two unless told otherwise.
-    "SHELL": "/bin/sh",
-}
-
-
-@pytest.fixture
-def repository(project: Path) -> Path:
-    """The toy project as a git and DVC repository."""
-    shutil.copy(MAIN, project / "pipelines" / "main.py")
-    (project / ".gitignore").write_text(".work/\nmlruns/\nmlflow.db*\ndata/*\n")
-    (project / ".dvcignore").write_text(".work/\nmlruns/\n")
-    for command in (["git", "init", "-q"], ["dvc", "init", "-q"]):
-        subprocess.run(command, cwd=project, env=ENVIRONMENT, check=True)
-    commit(project)
-    return project
-
-
-def commit(repository: Path) -> None:
-    git = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
-    subprocess.run(["git", "add", "-A"], cwd=repository, check=True)
-    subprocess.run([*git, "commit", "-qm", "toy"], cwd=repository, check=True)
-
-
-def start(repository: Path, *words: str, pause: float = 0.0) -> subprocess.Popen[str]:
-    command = [sys.executable, "pipelines/main.py", *words]
-    environment = {**ENVIRONMENT, "TOY_PAUSE": str(pause)}
-    return subprocess.Popen(
-        command, cwd=repository, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    output, _ = process.communicate(timeout=120)
-    return process.returncode, output
-
-
-def status(repository: Path) -> str:
-    command = ["dvc", "status"]
-    return subprocess.run(command, cwd=repository, env=ENVIRONMENT, check=True, capture_output=True, text=True).stdout
-
-
-def changed_files(repository: Path) -> str:
-    command = ["git", "status", "--porcelain"]
-    return subprocess.run(command, cwd=repository, check=True, capture_output=True, text=True).stdout
 
 
 def wait_for_step(repository: Path, preset: str, step: int) -> int:
@@ -75,13 +25,6 @@ def wait_for_step(repository: Path, preset: str, step: int) -> int:
             return int((work / "lock").read_text())
         time.sleep(0.1)
     raise AssertionError("the teacher never came so far")
-
-
-def alive(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().split()[2] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_a_run_is_tracked_and_a_changed_parameter_reruns_exactly_what_depends_on_it(repository: Path) -> None:
