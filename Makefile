@@ -12,7 +12,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export RAY_AUTH_MODE ?= token
 
 .DEFAULT_GOAL := help
-.PHONY: help env pocket smoke foundation ui test lint clean
+.PHONY: help env pocket smoke ablation foundation ui test lint clean
 
 help:  ## these lines
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -24,6 +24,9 @@ pocket: $(STAMP)  ## environment + main job: the pocket pipeline, end to end (mi
 
 smoke: $(STAMP)  ## environment + every stage in its smallest form, from scratch
 	$(RUN) pipelines/main.py --preset smoke
+
+ablation: $(STAMP)  ## what each stage contributes: variants of the tracked preset beside its baseline (after make pocket; an hour or so)
+	$(RUN) pipelines/ablation.py
 
 foundation: $(STAMP)  ## train pocket's codec and teacher and keep them in the package (hours on 2 CPU cores)
 	$(RUN) pipelines/main.py --preset pocket --foundation

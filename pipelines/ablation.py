@@ -1,0 +1,56 @@
+"""What each distillation stage contributes: `python pipelines/ablation.py [--preset NAME] [variants ...]`."""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from omniforcing.config import project_root
+from omniforcing.console import run_command
+from omniforcing.ops.ablation import FINAL, VARIANTS, Trial, run_ablation
+
+
+def measure(trial: Trial) -> Mapping[str, Any]:
+    """The figures of a variant's final student, taken as stage evaluate takes them."""
+    # Here, so that a mistake on the command line need not wait for torch.
+    from omniforcing.data.sources import HELDOUT, TRAIN
+    from omniforcing.metrics.bench import Bench, split_clips
+    from omniforcing.metrics.evaluate import evaluate
+    from omniforcing.metrics.nearest import Training
+
+    config, settings, seconds = trial.config, trial.config.evaluate, trial.config.clips.seconds
+    bench = Bench.open(config, trial.data / "codec", trial.data / "latents")
+    shards = trial.data / "shards"
+    found = evaluate(
+        split_clips(shards, HELDOUT, settings.clips),
+        Training.collect(split_clips(shards, TRAIN, settings.train_clips), trial.work / "train"),
+        bench.reconstruct,
+        models={trial.label: bench.sampler(FINAL, trial.weights, seconds)},
+        rollouts={trial.label: bench.sampler(FINAL, trial.weights, settings.drift_factor * seconds)},
+        work=trial.work,
+        config=settings,
+        seed=config.seed,
+    )
+    return found.models[trial.label]
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(
+        description="Train variants of the distillation as DVC experiments and measure them beside the baseline, which "
+        "pipelines/main.py must have run. Killed, it continues where it stopped.",
+        epilog="examples: ablation.py   |   ablation.py --preset smoke without-I without-II",
+    )
+    parser.add_argument("variants", nargs="*", help=f"which (default: all): {', '.join(VARIANTS)}")
+    parser.add_argument("--preset", help="a name in conf/preset (default: the tracked key `preset` of conf/config.yaml)")
+    arguments = parser.parse_args()
+
+    def command() -> None:
+        folder = run_ablation(project_root(), arguments.preset, arguments.variants, measure)
+        print(f"\ntable and plot: {folder / 'index.html'}   experiments: dvc exp show   runs: make ui")
+
+    sys.exit(run_command(command))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""The stage ablation: each variant of the distillation a DVC experiment, its final student measured beside the baseline.
+
+A finished variant is one whose experiment the checkout holds; a command that was killed goes on with the first that is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omniforcing.config import Config, ConfigError, digest, load_config
+from omniforcing.errors import OmniForcingError
+from omniforcing.files import folder_digest, read_json, tree_digest
+from omniforcing.ops import tracking
+from omniforcing.ops.declaration import check_preset, read_declaration
+from omniforcing.ops.experiments import Laboratory
+from omniforcing.ops.presets import restore_preset, tracked_preset
+from omniforcing.ops.stage import exclusive
+
+FINAL = "self_forcing"
+EVALUATION = "evaluate"
+# What a measurement reads of the baseline.
+READ = ("shards", "latents", "codec")
+# Rows of the table that are the evaluation's, and their names there.
+BESIDE = {"real": "real", "chance": "shuffled", "teacher": "teacher", "baseline": FINAL}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A change of the preset: what it asks, and the keys it sets."""
+
+    about: str
+    overrides: tuple[str, ...]
+
+
+def variants_of(config: Config) -> dict[str, Variant]:
+    """The variants of a preset's configuration, in the table's order."""
+    return {
+        "without-I": Variant(
+            "Stage I skipped: trajectories and Stage II start from the teacher",
+            ("trajectories.source=teacher", "causal_ode.init=teacher"),
+        ),
+        "without-II": Variant(
+            "Stage II skipped: Stage III starts from Stage I's weights", ("self_forcing.init=bidirectional_dmd",)
+        ),
+        "without-III": Variant("Stage III skipped: Stage II's student is the final one", ("self_forcing.optim.steps=0",)),
+        # The merged first block is pinned and a second longer: with a window one block shorter as much of the past is seen.
+        "merged-layout": Variant(
+            "the prefix merged into the first block, as much of the past seen",
+            ("student.layout=merged", f"student.window={config.student.window - 1}"),
+        ),
+        "teacher-pairs": Variant(
+            "ODE pairs of the guided teacher, Stage II still initialised from Stage I", ("trajectories.source=teacher",)
+        ),
+        "causal-scores": Variant(
+            "teacher and critic of Stage III score with causal attention", ("self_forcing.scores=causal",)
+        ),
+    }
+
+
+VARIANTS = tuple(variants_of(Config()))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a variant is measured with.
+
+    Attributes:
+        label: unique to the weights and the variant's configuration.
+        config: the variant's.
+        data: the baseline's output folders.
+        weights: the final student's folder.
+        work: scratch folder, shared by all variants that are measured in the same way.
+    """
+
+    label: str
+    config: Config
+    data: Path
+    weights: Path
+    work: Path
+
+
+# The figures of one model, as in ``models`` of the evaluation's metrics.
+Measure = Callable[[Trial], Mapping[str, Any]]
+
+
+def chosen_variants(root: Path, config: Config, names: Sequence[str]) -> dict[str, Variant]:
+    """The named variants in the table's order; without names all, but for those that do not fit the preset, which are told.
+
+    Raises:
+        OmniForcingError: for a name that is none, or a named variant that does not fit.
+    """
+    unknown = [name for name in names if name not in VARIANTS]
+    if unknown:
+        raise OmniForcingError(f"unknown variant {unknown[0]!r}; known: {', '.join(VARIANTS)}")
+    chosen = {}
+    for name, variant in variants_of(config).items():
+        if names and name not in names:
+            continue
+        try:
+            load_config(list(variant.overrides), root, config.preset)
+        except ConfigError as error:
+            if names:
+                raise
+            print(f"left out: {name} does not fit, {error}")
+        else:
+            chosen[name] = variant
+    return chosen
+
+
+def run_ablation(root: Path, preset: str | None, names: Sequence[str], measure: Measure) -> Path:
+    """Run and measure variants (default: all) of a preset (default: the tracked one); returns the folder of the result.
+
+    Raises:
+        OmniForcingError: for an unknown preset or variant, uncommitted changes, a baseline that has not run, another ablation
+            of the preset in this checkout, or a variant that fails.
+    """
+    # A pipeline run of another preset borrows the files that are read here.
+    with exclusive(root / ".work" / "pipeline.lock", "a pipeline run in this checkout"):
+        restore_preset(root)
+        config = load_config(root=root, preset=preset or tracked_preset(root))
+        check_preset(root, config.preset)
+        variants = chosen_variants(root, config, names)
+        work = root / ".work" / config.preset / "ablation"
+        lab = Laboratory.open(root, work / "checkout", config.preset)
+    with exclusive(work / "lock", f"an ablation of preset {config.preset}"):
+        return _run(lab, work, variants, measure)
+
+
+def _run(lab: Laboratory, work: Path, variants: Mapping[str, Variant], measure: Measure) -> Path:
+    print(f"checking the baseline of preset {lab.preset}", flush=True)
+    lab.check_out_baseline(EVALUATION)
+    evaluation = read_json(lab.folder / read_declaration(EVALUATION, lab.folder, lab.preset).folder / "metrics.json")
+    rows = {row: evaluation["models"][model] for row, model in BESIDE.items() if model in evaluation["models"]}
+    # Read now, while the clone stands as the baseline left it.
+    configs = {name: load_config(list(variant.overrides), lab.folder, lab.preset) for name, variant in variants.items()}
+    measured = work / "measured" / _measured_with(lab)[:16]
+    with tracking.closing(_parent_run(lab, work, variants)) as parent:
+        for number, (name, variant) in enumerate(variants.items(), 1):
+            print(f"\n=== {name} ({number} of {len(variants)}): {variant.about}", flush=True)
+            weights = _train(lab, work, name, variant, parent)
+            label = f"{name}.{digest([folder_digest(weights), variant.overrides])[:8]}"
+            rows[name] = measure(Trial(label, configs[name], lab.data, weights, measured))
+        from omniforcing.metrics.ablation import write_ablation
+
+        folder = lab.root / "data" / lab.preset / "ablation"
+        about = {name: {"about": v.about, "overrides": list(v.overrides)} for name, v in variants.items()}
+        write_ablation(folder, rows, about, {**evaluation["settings"], "git_commit": lab.commit})
+        parent.metrics(rows)
+        parent.artifact(folder)
+    return folder
+
+
+def _measured_with(lab: Laboratory) -> str:
+    """The digest of what decides a variant's figures beside its weights and its own keys."""
+    declared = read_declaration(EVALUATION, lab.folder, lab.preset)
+    values = declared.config_values(load_config(root=lab.folder, preset=lab.preset))
+    inputs = {name: folder_digest(lab.data / name) for name in READ if (lab.data / name).exists()}
+    code = {path: tree_digest(lab.folder / path) for path in declared.code}
+    return digest({"config": values, "inputs": inputs, "code": code})
+
+
+def _parent_run(lab: Laboratory, work: Path, variants: Mapping[str, Variant]) -> tracking.Run:
+    tags = {"preset": lab.preset, "git_commit": lab.commit}
+    changes = {name: " ".join(variant.overrides) for name, variant in variants.items()}
+    return tracking.open_run(tracking.connect(lab.root), f"ablation {lab.preset}", work / "parent.json", tags, changes)
+
+
+def _train(lab: Laboratory, work: Path, name: str, variant: Variant, parent: tracking.Run) -> Path:
+    """Run the variant's experiment, unless the checkout holds it, and fetch its final student."""
+    experiment = f"{lab.preset}-{name}"
+    if lab.find(experiment):
+        print(f"trained already, in DVC's experiment {experiment}", flush=True)
+    else:
+        ours = {tracking.PARENT_VARIABLE: parent.id, tracking.COMMIT_VARIABLE: lab.commit}
+        lab.run(experiment, variant.overrides, FINAL, ours)
+    commit = str(lab.find(experiment))
+    student = read_declaration(FINAL, lab.folder, lab.preset).folder
+    return lab.fetch(commit, student, work / "students" / f"{name}-{commit[:12]}")
