@@ -15,15 +15,15 @@ def measure(trial: Trial) -> Mapping[str, Any]:
     # Here, so that a mistake on the command line need not wait for torch.
     from omniforcing.data.sources import HELDOUT, TRAIN
     from omniforcing.metrics.bench import Bench, split_clips
-    from omniforcing.metrics.evaluate import evaluate
+    from omniforcing.metrics.evaluate import Subject, evaluate
     from omniforcing.metrics.nearest import Training
 
     config, settings, seconds = trial.config, trial.config.evaluate, trial.config.clips.seconds
     bench = Bench.open(config, trial.data / "codec", trial.data / "latents")
     shards = trial.data / "shards"
-    found = evaluate(
+    training = Training.collect(split_clips(shards, TRAIN, settings.train_clips), trial.work / "train")
+    subject = Subject(
         split_clips(shards, HELDOUT, settings.clips),
-        Training.collect(split_clips(shards, TRAIN, settings.train_clips), trial.work / "train"),
         bench.reconstruct,
         models={trial.label: bench.sampler(FINAL, trial.weights, seconds)},
         rollouts={trial.label: bench.sampler(FINAL, trial.weights, settings.drift_factor * seconds)},
@@ -31,6 +31,7 @@ def measure(trial: Trial) -> Mapping[str, Any]:
         config=settings,
         seed=config.seed,
     )
+    found = evaluate(subject, training)
     return found.models[trial.label]
 
 

@@ -44,10 +44,12 @@ class Declaration:
         """sha256 of everything the result depends on: config values, inputs and code.
 
         And of the checkpoint interval: it counts the steps of an old checkpoint, so that none may be read under another.
-        Code that only measures is left out: DVC runs the stage again when it changes, to measure what is already trained.
+        Code that only measures is left out where something is trained: DVC runs the stage again when it changes, to measure
+        what is trained already.
         """
         values = {**self.config_values(config), "checkpoint_every": config.trainer.checkpoint_every}
-        code = {path: tree_digest(root / path) for path in self.code if not path.startswith(_MEASURES)}
+        counts = [path for path in self.code if self.name == "evaluate" or not path.startswith(_MEASURES)]
+        code = {path: tree_digest(root / path) for path in counts}
         return digest({"config": values, "inputs": self.input_digests(root), "code": code})
 
 
