@@ -12,14 +12,17 @@ from tqdm import tqdm
 
 from omniforcing.config import Config, Weights, load_config, project_root
 from omniforcing.console import run_command
-from omniforcing.metrics.bench import Bench, heldout_clips
+from omniforcing.data.sources import HELDOUT
+from omniforcing.metrics.bench import Bench, split_clips
 from omniforcing.metrics.evaluate import plan
 from omniforcing.metrics.observe import observe
 from omniforcing.metrics.summary import pocket_world
 from omniforcing.ops.training import set_threads
 
-SHOWN = ("sync_margin", "sync_margin_error", "sync_offset_ms", "events_video", "events_audio")
-SHOWN += ("ball_present", "colour_accuracy", "pitch_accuracy")
+SHOWN = (
+    *("sync_margin", "sync_margin_error", "sync_offset_ms", "events_video", "events_audio"),
+    *("ball_present", "colour_accuracy", "pitch_accuracy"),
+)
 
 
 def main() -> None:
@@ -47,7 +50,7 @@ def at_scale(config: Config, scale: float, clips: int) -> dict[str, float]:
     data = project_root() / "data" / config.preset
     sampler = replace(config.teacher.sampler, guidance=Weights(scale, scale))
     bench = Bench.open(replace(config, teacher=replace(config.teacher, sampler=sampler)), data / "codec", data / "latents")
-    captions = heldout_clips(data / "shards", clips).captions
+    captions = split_clips(data / "shards", HELDOUT, clips).captions
     draw = bench.draw("teacher", data / "teacher", config.clips.seconds)
     media = bench.media(draw, *plan(captions, 1, config.seed + 1))
     observed = [observe(*both) for both in tqdm(zip(media, captions, strict=True), f"guidance {scale}", len(captions))]
