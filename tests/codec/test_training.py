@@ -93,13 +93,23 @@ def test_a_fresh_encoder_already_carries_the_moving_ball(frames: torch.Tensor) -
     assert found["principal"] > 0.5 and found["principal"] > found["random"] + 0.1
 
 
-def test_foreground_is_what_differs_from_the_median(frames: torch.Tensor) -> None:
+def test_foreground_is_what_moves(frames: torch.Tensor) -> None:
     draw = training.video_crops(frames, VIDEO, seed=0)
-    cut, backgrounds = draw(5)
-    weight = training.foreground(to_pixels(cut), to_pixels(backgrounds[:, None]))
+    cut, others = draw(5)
+    weight = training.foreground(to_pixels(cut), to_pixels(others))
     saturated = (cut.amax(-1).int() - cut.amin(-1).int() > 50)[:, None]
     assert cut.shape == (2, 9, 64, 64, 3) and weight.shape == (2, 1, 9, 64, 64)
-    assert weight[saturated].mean() > 0.7 and weight[~saturated].mean() < 0.1
+    assert weight[saturated].mean() > 0.8 and weight[~saturated].mean() < 0.1
+
+
+def test_a_ball_that_hardly_leaves_its_place_is_foreground_too() -> None:
+    """A red square on grey that covers its middle in two frames of three, which a median over time would call background."""
+    frames = torch.full((24, 32, 32, 3), 128, dtype=torch.uint8)
+    for time in range(24):
+        frames[time, 12 + time % 3 * 4 : 20 + time % 3 * 4, 12:20] = torch.tensor([224, 48, 40], dtype=torch.uint8)
+    weight = training.foreground(to_pixels(frames[None]), to_pixels(frames[None, ::5]))
+    red = (frames[..., 0] == 224)[None, None]
+    assert weight[red].min() > 0.5 and weight[red].mean() > 2 * weight[~red].mean()
 
 
 def test_crops_grow_and_follow_from_seed_and_step(frames: torch.Tensor) -> None:

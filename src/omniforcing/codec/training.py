@@ -22,7 +22,8 @@ from omniforcing.seeding import step_generator
 
 WARMUP = 60  # steps
 LOG_VARIANCE = -6.0  # of a fresh posterior: 0 lets it collapse onto the prior before the latents carry anything
-CONTRAST = 0.2  # difference from the background, of [-1, 1], that counts as foreground in full
+CONTRAST = 0.2  # mean difference from the clip's other frames, of [-1, 1], that counts as foreground in full
+OTHERS = 8  # frames that stand for the whole clip
 SHARPNESS = 0.05  # of the absolute error, beside the squared one
 WINDOWS = (256, 512, 1024, 2048)  # samples; the longest tells apart tones that a mel frame cannot
 FIRST_FLOOR, LAST_FLOOR = 0.1, 0.01  # of a magnitude: 55 and 75 dB below a full tone
@@ -59,7 +60,7 @@ class _Part(L.LightningModule):
 
 
 class VideoVaeTraining(_Part):
-    """Reconstruction in which what moves counts ``foreground_weight`` times more than the background."""
+    """Reconstruction in which what moves counts ``foreground_weight`` times more than what stays."""
 
     config: VideoCodecConfig
 
@@ -68,12 +69,12 @@ class VideoVaeTraining(_Part):
         super().__init__(net.to(memory_format=torch.channels_last_3d), config, seed)
 
     def training_step(self, batch: tuple[int, tuple[Tensor, Tensor]], _index: int) -> Tensor:
-        step, (frames, backgrounds) = batch
+        step, (frames, others) = batch
         pixels = to_pixels(frames)
         posterior = self.net.encode(pixels).latent_dist
         z, kl_weight = self._latents(posterior, step)
         error = self.net.decode(z.contiguous(memory_format=torch.channels_last_3d)).sample.float() - pixels
-        weight = 1 + self.config.foreground_weight * foreground(pixels, to_pixels(backgrounds[:, None]))
+        weight = 1 + self.config.foreground_weight * foreground(pixels, to_pixels(others))
         loss = (weight * (error.square() + SHARPNESS * error.abs())).mean() / weight.mean()
         kl = divergence(posterior)
         self.log_dict({"reconstruction": loss.detach(), "kl": kl.detach()})
@@ -121,9 +122,14 @@ def divergence(posterior: Any) -> Tensor:
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
 
 
-def foreground(pixels: Tensor, background: Tensor) -> Tensor:
-    """How far ``[B, 3, T, H, W]`` differs from a still background ``[B, 3, 1, H, W]``: ``[B, 1, T, H, W]`` in [0, 1]."""
-    return ((pixels - background).abs().mean(1, keepdim=True) / CONTRAST).clamp(max=1)
+def foreground(pixels: Tensor, others: Tensor) -> Tensor:
+    """How far ``[B, 3, T, H, W]`` differs from other frames ``[B, 3, R, H, W]`` of its clip: ``[B, 1, T, H, W]`` in [0, 1].
+
+    The mean over those frames, not the distance from their median: what covers a place for more than half of the clip, as a
+    ball that bounces low, would count as background there.
+    """
+    apart = [(pixels - other).abs().mean(1, keepdim=True) for other in others.split(1, 2)]
+    return (torch.stack(apart).mean(0) / CONTRAST).clamp(max=1)
 
 
 def spectral_distance(found: Tensor, samples: Tensor, floor: float) -> Tensor:
@@ -265,11 +271,12 @@ def crop_at(crops: list[CropConfig], done: float) -> CropConfig:
 
 
 def video_crops(frames: Tensor, config: VideoCodecConfig, seed: int) -> Callable[[int], tuple[Tensor, Tensor]]:
-    """A function from the step to crops uint8 ``[B, t, H, W, 3]`` and their clips' backgrounds ``[B, H, W, 3]``.
+    """A function from the step to crops uint8 ``[B, t, H, W, 3]`` and frames ``[B, R, H, W, 3]`` from all over
+    their clips, by which ``foreground`` tells what moves.
 
-    ``frames`` is ``[N, T, H, W, 3]``; a background is the median over time, so nobody needs to say what is foreground.
+    ``frames`` is ``[N, T, H, W, 3]``.
     """
-    backgrounds = torch.stack([clip[::8].median(0).values for clip in frames])
+    spread = torch.linspace(0, frames.shape[1] - 1, OTHERS).round().long()
 
     def draw(step: int) -> tuple[Tensor, Tensor]:
         crop = crop_at(config.crops, step / config.steps)
@@ -279,7 +286,8 @@ def video_crops(frames: Tensor, config: VideoCodecConfig, seed: int) -> Callable
         starts = torch.randint(frames.shape[1] - length + 1, (crop.batch,), generator=generator)
         cut = torch.stack([frames[c, s : s + length] for c, s in zip(clips.tolist(), starts.tolist(), strict=True)])
         mirrored = bool(torch.rand((), generator=generator) < 0.5)
-        return (cut.flip(3), backgrounds[clips].flip(2)) if mirrored else (cut, backgrounds[clips])
+        others = frames[clips[:, None], spread]
+        return (cut.flip(3), others.flip(3)) if mirrored else (cut, others)
 
     return draw
 
