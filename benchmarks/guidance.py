@@ -13,8 +13,10 @@ from tqdm import tqdm
 from omniforcing.config import Config, Weights, load_config, project_root
 from omniforcing.console import run_command
 from omniforcing.data.sources import HELDOUT
+from omniforcing.errors import OmniForcingError
 from omniforcing.metrics.bench import Bench, split_clips
 from omniforcing.metrics.evaluate import plan
+from omniforcing.metrics.events import colours_in
 from omniforcing.metrics.observe import observe
 from omniforcing.metrics.summary import pocket_world
 from omniforcing.ops.training import set_threads
@@ -40,17 +42,24 @@ def main() -> None:
         print(f"{'guidance':<10}" + "".join(f"{name:>19}" for name in SHOWN))
         for scale in arguments.scales:
             found = at_scale(config, scale, arguments.clips)
-            print(f"{scale:<10}" + "".join(f"{found[name]:>19.3f}" for name in SHOWN), flush=True)
+            print(f"{scale:<10}" + "".join(f"{format_number(found[name]):>19}" for name in SHOWN), flush=True)
 
     sys.exit(run_command(measure))
 
 
-def at_scale(config: Config, scale: float, clips: int) -> dict[str, float]:
+def format_number(value: float | None) -> str:
+    """Three decimals, or a dash where nothing was matched."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+def at_scale(config: Config, scale: float, clips: int) -> dict[str, float | None]:
     """The pocket world's measures of the teacher's clips at a guidance scale, other noise than the evaluation's."""
     data = project_root() / "data" / config.preset
     sampler = replace(config.teacher.sampler, guidance=Weights(scale, scale))
     bench = Bench.open(replace(config, teacher=replace(config.teacher, sampler=sampler)), data / "codec", data / "latents")
     captions = split_clips(data / "shards", HELDOUT, clips).captions
+    if not any(map(colours_in, captions)):
+        raise OmniForcingError(f"{data / 'shards'} holds no clips of the pocket world, which alone can be measured so")
     draw = bench.draw("teacher", data / "teacher", config.clips.seconds)
     media = bench.media(draw, *plan(captions, 1, config.seed + 1))
     observed = [observe(*both) for both in tqdm(zip(media, captions, strict=True), f"guidance {scale}", len(captions))]

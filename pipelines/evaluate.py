@@ -81,7 +81,7 @@ def collect_share(work: Work, share: int, shares: int) -> None:
 def run(stage: Stage) -> None:
     """Sample, measure, time, and publish metrics, plots and page."""
     config, work = stage.config, Work.of(stage)
-    shares = config.trainer.processes
+    shares = config.trainer.processes if config.trainer.device == "cpu" else 1
     if shares > 1:
         run_side_by_side([(collect_share, (work, share, shares)) for share in range(shares)], "the evaluation is not complete")
     main, duets = work.subjects()

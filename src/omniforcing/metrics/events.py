@@ -6,6 +6,7 @@ real clips before any model was measured. Distances scale with the picture's hei
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,8 +57,8 @@ class Heard:
 
 
 def colours_in(caption: str) -> list[str]:
-    """The pocket world's colours that a caption names, in its order; none for captions of other worlds."""
-    return [word for word in caption.lower().replace(",", " ").split() if word in COLOURS]
+    """The colours of the pocket world's balls that a caption names, in its order; none for captions of other worlds."""
+    return re.findall(rf"\b({'|'.join(COLOURS)}) ball\b", caption.lower())
 
 
 def see(frames: ArrayLike, balls: int = 1) -> Seen:

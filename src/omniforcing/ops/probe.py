@@ -25,11 +25,13 @@ def training_probe(stage: Stage, module: StageModule) -> Probe | None:
     config = stage.config
     if not config.trainer.probes:
         return None
-    heldout = TensorShards(stage.input("latents"), "heldout", config.latent_counts).samples()
+    # Not inputs of the stage: what is only logged must not retrain anything.
+    data = stage.folder.parent
+    heldout = TensorShards(data / "latents", "heldout", config.latent_counts).samples()
     captions = [caption for _, _, caption, _ in islice(heldout, config.trainer.probe_clips)]
-    if not any(map(colours_in, captions)):
+    if len(captions) < 2 or not all(map(colours_in, captions)):
         return None
-    bench = Bench.open(config, stage.input("codec"), stage.input("latents"))
+    bench = Bench.open(config, data / "codec", data / "latents")
 
     @torch.no_grad()
     def probe() -> dict[str, float]:

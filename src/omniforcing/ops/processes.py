@@ -25,10 +25,17 @@ def run_side_by_side(jobs: Sequence[Job], failed: str) -> None:
     """
     spawn = multiprocessing.get_context("spawn")
     processes = [spawn.Process(target=_child, args=(os.getpid(), job, arguments)) for job, arguments in jobs]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
+    try:
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+    finally:
+        # Told to stop, we free the stage's lock: nobody may go on writing behind it.
+        for process in processes:
+            if process.is_alive():
+                process.kill()
+                process.join()
     if any(process.exitcode for process in processes):
         raise OmniForcingError(f"{failed} (see above); run the stage again, it continues")
 

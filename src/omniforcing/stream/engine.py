@@ -90,6 +90,8 @@ class Engine:
         for block in blocks:
             began = time.perf_counter()
             latents = next(rollout)
+            if latents.video.is_cuda:  # else only the launch would be timed
+                torch.cuda.synchronize()
             generated = time.perf_counter()
             media = decoder.push(latents)
             sound = media.audio if block is not blocks[-1] else torch.cat([media.audio, decoder.flush()], 2)
