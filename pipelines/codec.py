@@ -5,7 +5,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from omniforcing.codec.codec import (
 from omniforcing.codec.mel import log_mel
 from omniforcing.config import Config, Source
 from omniforcing.data.media import write_mp4
-from omniforcing.data.shards import read_raw, read_shards
+from omniforcing.data.shards import decode_media, read_raw, shard_form
 from omniforcing.data.sources import HELDOUT, TRAIN
 from omniforcing.data.tars import indices
 from omniforcing.errors import OmniForcingError
@@ -43,7 +43,7 @@ from omniforcing.text.encoder import build_tiny
 PARTS = ("video_vae", "audio_vae", "vocoder")
 STATISTICS_CLIPS = 256
 BATCH = 8
-# Frames that the video VAE's training holds in memory: every clip of 64x64 pixels, the first 1800 of 128x128.
+# Frames that the video VAE's training holds in memory: of clips of 4 s, 7200 of 64x64 pixels, 1800 of 128x128.
 LARGEST_BYTES = 8 * 2**30
 
 
@@ -53,20 +53,30 @@ def clips_of(shards: Path, split: str, count: int | None = None) -> Pair[Tensor]
 
 
 def stack(shards: Path, split: str, kind: str, count: int | None = None, largest: int | None = None) -> Tensor:
-    """The frames (``kind`` video) or samples (audio) of the first ``count`` clips of a split, or as many as ``largest`` bytes
-    hold; each clip is in memory once.
+    """The frames (``kind`` video) or samples (audio) of the first ``count`` clips of a split; if ``largest`` bytes do not hold
+    them, of as many as they hold, evenly spaced among them. Each clip is in memory once.
     """
-    media = (torch.from_numpy(getattr(clip["media"], kind)) for clip in read_shards(shards, split))
-    wanted = min(count or sys.maxsize, sum(index["n"] for index in indices(shards, "shards", split).values()))
-    first = next(media, None)
-    if first is None:
+    form, found = shard_form(shards), min(count or sys.maxsize, clips_in(shards, split))
+    stored = islice(read_raw(shards, split), found)
+
+    def decoded(path: Path, raw: dict[str, Any]) -> Tensor:
+        return torch.from_numpy(getattr(decode_media(form, path, raw), kind))
+
+    if (head := next(stored, None)) is None:
         raise OmniForcingError(f"{shards} has no {split} clips; set clips.count and clips.heldout so that each split has some")
-    if largest is not None:
-        wanted = min(wanted, max(1, largest // first.nbytes))
+    first = decoded(*head)
+    wanted = found if largest is None else min(found, max(1, largest // first.nbytes))
+    chosen = {place * found // wanted for place in range(wanted)}
+    others = (decoded(*pair) for index, pair in enumerate(stored, 1) if index in chosen)
     held = first.new_empty(wanted, *first.shape)
-    for place, clip in zip(held, chain([first], media), strict=False):
+    for place, clip in zip(held, chain([first], others), strict=True):
         place.copy_(clip)
     return held
+
+
+def clips_in(shards: Path, split: str) -> int:
+    """How many clips a split has."""
+    return sum(index["n"] for index in indices(shards, "shards", split).values())
 
 
 def train_part(module: Any, draw_batch: Callable[[int], Any], config: Config, folder: Path) -> Any:
@@ -81,6 +91,8 @@ def train_video(config: Config, shards: Path, work: Path) -> None:
     """Train the video VAE and save it in ``work/video_vae``."""
     settings = config.codec.video
     frames = stack(shards, TRAIN, "video", largest=LARGEST_BYTES)
+    if len(frames) < (found := clips_in(shards, TRAIN)):
+        print(f"the video VAE trains on {len(frames)} of {found} clips, evenly spaced", flush=True)
     torch.manual_seed(step_seed(config.seed, 0, "video vae"))
     vae = build_video_vae(settings)
     draw_batch = training.video_crops(frames, settings, config.seed)
