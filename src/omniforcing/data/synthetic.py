@@ -50,7 +50,7 @@ RADII = (5 / 64, 9 / 64)  # of the height
 FLOORS = (55 / 64, 59 / 64)  # top of the floor strip, of the height
 WALL = 8 / 64  # widest wall, of the width
 SKY, GROUND = (150, 225), (60, 110)  # grey at the top, and of the floor and the walls
-FALL = (15, 60)  # by how much the grey darkens towards the floor
+FALL = (15, 60)  # by how much the grey darkens down to the bottom of the picture
 TINT = 8  # of 255, the most that a channel of the background differs from grey
 
 DECAY = 0.080  # seconds
@@ -65,8 +65,8 @@ PAN = 0.25  # the mean of the channels does not depend on it
 class Room:
     """What is around the balls: the floor's top as a share of the height, walls as shares of the width, colours of 255.
 
-    ``left`` and ``right`` are where the inner faces of the walls stand; ``sky`` are the RGB values at the top and just above
-    the floor, ``ground`` those of floor and walls.
+    ``left`` and ``right`` are where the inner faces of the walls stand; ``sky`` are the RGB values at the top and at the bottom
+    of the picture, where the floor hides them; ``ground`` are those of floor and walls.
     """
 
     floor: float
