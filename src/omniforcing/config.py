@@ -298,7 +298,7 @@ class EvaluateConfig:
     page_clips: int = 6
     page_duets: int = 3
     page_nearest: int = 4
-    train_clips: int = 10000
+    train_clips: int = 2000
 
 
 @dataclass

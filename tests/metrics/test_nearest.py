@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy.ndimage import gaussian_filter
 
 from omniforcing.data.synthetic import make_clip
@@ -106,3 +107,12 @@ def test_one_training_clip_is_enough(tmp_path):
     one = Training.collect(Clips([""], lambda: iter([media(51, 0)])), tmp_path / "train")
     found = one.nearest(stack([describe(media(52, i)) for i in range(2)]))
     assert memorisation(found, found) == {"nearest_train": 1.0, "memorised_share": 0.0}
+
+
+@pytest.mark.parametrize("seconds", [1, 2])
+def test_a_picture_is_averaged_as_if_all_of_it_were_in_memory(seconds):
+    clip = make_clip(51, 0, seconds, 64, 96)
+    frames = torch.from_numpy(clip.frames).permute(3, 0, 1, 2).double() / 255
+    cells = torch.nn.functional.adaptive_avg_pool3d(frames, (6 * seconds, 8, 8))
+    whole = (cells - cells.median(1, keepdim=True).values).flatten().numpy()
+    assert np.allclose(describe(Pair(clip.frames, clip.samples)).video, whole, rtol=0, atol=1e-6)

@@ -33,6 +33,7 @@ BANDS = 16
 SILENCE = -4.0  # natural log; an impact's loudest bands reach 0, and 35 dB below them noise is no difference
 NEIGHBOURS = 10  # training clips around a clip that say what is near where it lies
 COPY = 0.5  # of the mean distance to those: a copy is nearer, also among few held-out clips
+FRAMES = 4  # so many at once are held as floats
 LEAST = 1e-6  # variances and distances are at least this where they divide
 
 
@@ -41,8 +42,11 @@ def describe(media: Media) -> Pair[Array]:
 
     The picture is averaged over cells and time, less each cell's median over the clip; the sound is log-mel, averaged alike.
     """
-    frames = torch.as_tensor(np.asarray(media.video)).permute(3, 0, 1, 2).float() / 255
-    cells = functional.adaptive_avg_pool3d(frames, (RATE * (frames.shape[1] // FPS), SIDE, SIDE))
+    frames = torch.as_tensor(np.asarray(media.video))
+    pooled = torch.empty(len(frames), 3, SIDE, SIDE)
+    for some, place in zip(frames.split(FRAMES), pooled.split(FRAMES), strict=True):
+        place.copy_(functional.adaptive_avg_pool2d(some.permute(0, 3, 1, 2).float(), SIDE))
+    cells = functional.adaptive_avg_pool3d(pooled.transpose(0, 1) / 255, (RATE * (len(frames) // FPS), SIDE, SIDE))
     sound = torch.as_tensor(np.asarray(media.audio)).float()
     mel = log_mel(sound[None])[0].mean(0, keepdim=True).clamp(min=SILENCE)
     bands = functional.adaptive_avg_pool2d(mel, (RATE * (sound.shape[-1] // SAMPLE_RATE), BANDS))
