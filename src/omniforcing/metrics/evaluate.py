@@ -54,7 +54,8 @@ class Subject:
         codec: encodes and decodes one clip.
         models: samplers of clips of the real ones' length, by name; ``nearest.png`` in ``work`` shows the last one's clips
             that lie nearest to a training clip.
-        rollouts: samplers of clips ``config.drift_factor`` times as long, for the models that can go on.
+        rollouts: samplers of clips ``config.drift_factor`` times as long, for the models that can go on; unused without
+            ``config.drift_clips``.
         work: scratch folder, which belongs to this evaluation alone.
         config: seeds per caption, tolerance, clips for drift and page.
         seed: of the whole evaluation.
@@ -72,6 +73,11 @@ class Subject:
     def shown(self) -> list[int]:
         """The clips that the page shows."""
         return page_clips(self.heldout.captions, self.config.page_clips)
+
+    @property
+    def drifting(self) -> Mapping[str, Sampler]:
+        """The rollouts that are measured."""
+        return self.rollouts if self.config.drift_clips else {}
 
     def sets(self) -> dict[str, Callable[[], Observed]]:
         """Every set of clips by the name of its folder, each a function that observes it or reads what is there.
@@ -98,7 +104,7 @@ class Subject:
                 rollout_of(name): partial(
                     self._collect, rollout_of(name), _lazily(sampler, prompts[long], seeds[long]), prompts[long], shown=()
                 )
-                for name, sampler in self.rollouts.items()
+                for name, sampler in self.drifting.items()
             },
         }
 
@@ -119,7 +125,7 @@ def evaluate(subject: Subject, training: Training) -> Evaluation:
     """
     config, work, tolerance = subject.config, subject.work, subject.config.tolerance_ms / 1000
     everything = {name: observed() for name, observed in subject.sets().items()}
-    sets = {name: observed for name, observed in everything.items() if name not in map(rollout_of, subject.rollouts)}
+    sets = {name: observed for name, observed in everything.items() if name not in map(rollout_of, subject.drifting)}
     reference, last = sets["real"], list(subject.models)[-1] if subject.models else None
     near = {name: training.nearest(observed.descriptors) for name, observed in sets.items()}
     results = {
@@ -129,7 +135,7 @@ def evaluate(subject: Subject, training: Training) -> Evaluation:
     if last and config.page_nearest:
         prompts, _ = plan(subject.heldout.captions, config.seeds, subject.seed)
         _draw_nearest(work, last, prompts, near[last], training.clips, config.page_nearest)
-    for name in subject.rollouts:
+    for name in subject.drifting:
         clips = everything[rollout_of(name)].clips
         if in_pocket_world(clips):
             results[name] |= drift(clips, tolerance)

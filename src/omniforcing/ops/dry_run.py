@@ -39,7 +39,7 @@ FOREIGN = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "DVC_STAGE", tracking.PARENT_
 
 def overrides(config: Config) -> list[str]:
     """What a dry run changes of a preset: how many and how often, never how large."""
-    legs, probes = config.codec.video.crops, min(config.trainer.probes, 1)
+    legs, probes, drifting = config.codec.video.crops, min(config.trainer.probes, 1), min(config.evaluate.drift_clips, 2)
     once = {"steps": 1, "batch": 2}
     changed = {
         # Not a user's folder: conforming clips is not what is tried, and 6 may not be at hand.
@@ -57,7 +57,7 @@ def overrides(config: Config) -> list[str]:
         "trajectories": {"count": 2, "steps": len(config.student.sigmas), "batch": 2},
         "causal_ode": {"optim": once},
         "self_forcing": {"optim": once, "critic_steps": 1},
-        "evaluate": {"clips": 2, "seeds": 1, "batch": 2, "drift_factor": 2, "drift_clips": 2, "page_clips": 1},
+        "evaluate": {"clips": 2, "seeds": 1, "batch": 2, "drift_factor": 2, "drift_clips": drifting, "page_clips": 1},
         "export": {"seconds": 1.0, "registered_model": None},
         "trainer": {"checkpoint_every": 2, "log_every": 1, "threads": 1, "probes": probes, "probe_clips": 2},
     }
