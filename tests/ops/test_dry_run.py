@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from omniforcing.config import load_config, to_dict
 from omniforcing.errors import OmniForcingError
 from omniforcing.ops.declaration import stage_names
-from omniforcing.ops.dry_run import Footprint, count_parameters, dry_run, overrides, table
+from omniforcing.ops.dry_run import Footprint, _watch, count_parameters, dry_run, overrides, table
 from omniforcing.ops.foundation import architecture
 
 ROOT = Path(__file__).parents[2]
@@ -35,6 +35,8 @@ def test_a_dry_run_changes_how_often_and_never_how_large(preset: str) -> None:
         assert stage.optim.steps == 1
     assert tried.clips.source == "synthetic"
     assert tried.clips.count < 10
+    assert tried.clips.heldout_duets == (2 if config.clips.source == "synthetic" else 0)
+    assert tried.trainer.accelerator == "auto"
 
 
 def test_parameters_are_those_of_weights_with_a_config_beside_them(tmp_path: Path) -> None:
@@ -46,11 +48,32 @@ def test_parameters_are_those_of_weights_with_a_config_beside_them(tmp_path: Pat
 
 
 def test_the_table_has_a_row_per_stage_and_the_sum() -> None:
-    lines = table([Footprint("clips", 0, "-", 1.5, 0.25), Footprint("teacher", 2_014_000, "208 + 101", 2.0, 1.0)]).splitlines()
-    assert lines[1].split() == ["clips", "-", "-", "1.5", "0.25"]
-    assert lines[2].split() == ["teacher", "2.01", "208", "+", "101", "2.0", "1.00"]
+    lines = table(
+        [Footprint("clips", 0, "-", 1.5, 0.25), Footprint("teacher", 2_014_000, "208 + 101", 2.0, 1.0, 7.5)]
+    ).splitlines()
+    assert lines[1].split() == ["clips", "-", "-", "1.5", "0.25", "-"]
+    assert lines[2].split() == ["teacher", "2.01", "208", "+", "101", "2.0", "1.00", "7.50"]
     assert lines[3].split() == ["all", "3.5"]
     assert len({len(line) for line in lines[:3]}) == 1
+
+
+class Finishing:
+    """A process that ends when it has been waited for three times."""
+
+    waits = 0
+
+    def is_alive(self) -> bool:
+        return self.waits < 3
+
+    def join(self, _timeout: float | None = None) -> None:
+        self.waits += 1
+
+
+def test_the_gpus_memory_is_the_most_that_is_in_use_while_a_stage_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = iter([8e9, 3e9, 6e9])
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (next(free), 10e9))
+    assert _watch(Finishing(), True) == 7.0
+    assert _watch(Finishing(), False) is None
 
 
 def test_weights_that_are_not_there_are_one_sentence_with_their_path(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,9 +104,10 @@ def test_a_stage_that_does_not_fit_is_named_after_its_own_error(project: Path, c
 
 @pytest.mark.slow
 def test_the_smallest_preset_runs_dry_and_leaves_the_project_as_it_was(tmp_path: Path) -> None:
-    def state() -> tuple[object, ...]:
+    def state() -> dict[Path, int]:
         watched = [ROOT / name for name in ("conf", "data", ".work", "mlflow.db", "dvc.lock", "src/omniforcing/assets")]
-        return tuple(path.stat().st_mtime_ns for path in watched if path.exists())
+        watched += [path for name in ("data/smoke", ".work/smoke") for path in (ROOT / name, *(ROOT / name).rglob("*"))]
+        return {path: path.stat().st_mtime_ns for path in watched if path.exists()}
 
     before = state()
     environment = {**os.environ, "TMPDIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}

@@ -1,7 +1,8 @@
 """A dry run: every stage of a preset at its real sizes, on a handful of clips, before a machine is paid for.
 
-Networks, clip lengths and pictures are the preset's own; only counts shrink (``overrides``). All of it happens in a temporary
-copy of the project, one process per stage, without DVC, and on a GPU if there is one.
+Networks, clip lengths and pictures are the preset's own; only counts shrink (``overrides``), batches too: the memory that the
+preset's own batches take is more. All of it happens in a temporary copy of the project, one process per stage, without DVC, and
+on a GPU if there is one.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ from omniforcing.ops.declaration import check_preset, read_declaration, stage_na
 from omniforcing.ops.presets import tracked_preset
 from omniforcing.ops.stage import die_with_parent, run_stage
 
+BATCH = 2
+SAMPLED = 0.1  # seconds between two looks at the GPU
 COPIED = ("conf", "pipelines", "src", "dvc.yaml")
 # Loaded once, before the stages' processes fork: each would otherwise spend most of its time on imports.
 PRELOADED = ["omniforcing.ops.dry_run", "omniforcing.metrics.bench", "omniforcing.ops.train_stage", "mlflow", "torchaudio"]
@@ -40,48 +44,55 @@ FOREIGN = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "DVC_STAGE", tracking.PARENT_
 def overrides(config: Config) -> list[str]:
     """What a dry run changes of a preset: how many and how often, never how large."""
     legs, probes, drifting = config.codec.video.crops, min(config.trainer.probes, 1), min(config.evaluate.drift_clips, 2)
-    once = {"steps": 1, "batch": 2}
+    once = {"steps": 1, "batch": BATCH}
+    # One duet alone would not be evaluated; folders of videos have none.
+    duets = min(config.clips.heldout_duets, 2) if config.clips.source == "synthetic" else 0
+    # A preset for a GPU is tried on a CPU too.
+    anywhere = {"accelerator": "auto"} if config.trainer.accelerator == "gpu" else {}
     changed = {
         # Not a user's folder: conforming clips is not what is tried, and 6 may not be at hand.
-        "clips": {"source": "synthetic", "count": 6, "heldout": 2, "heldout_duets": 1, "duets": 0.5},
+        "clips": {"source": "synthetic", "count": 6, "heldout": 2, "heldout_duets": duets, "duets": 0.5},
         "codec": {
             # A step for each leg of the curriculum; the last steps are past kl_from.
             "video": {"steps": len(legs), "crops": [{"frames": leg.frames, "batch": 1, "share": 1} for leg in legs]},
-            "audio": {"steps": 3, "batch": 2},
+            "audio": {"steps": 3, "batch": BATCH},
             "vocoder": once,
             "report_clips": 2,
         },
-        "latents": {"batch": 2},
+        "latents": {"batch": BATCH},
         "teacher": {"optim": once, "sampler": {"steps": 2}},
         "bidirectional_dmd": {"optim": once, "critic_steps": 1},
-        "trajectories": {"count": 2, "steps": len(config.student.sigmas), "batch": 2},
+        "trajectories": {"count": 2, "steps": len(config.student.sigmas), "batch": BATCH},
         "causal_ode": {"optim": once},
         "self_forcing": {"optim": once, "critic_steps": 1},
-        "evaluate": {"clips": 2, "seeds": 1, "batch": 2, "drift_factor": 2, "drift_clips": drifting, "page_clips": 1},
+        "evaluate": {"clips": 2, "seeds": 1, "batch": BATCH, "drift_factor": 2, "drift_clips": drifting, "page_clips": 1},
         "export": {"seconds": 1.0, "registered_model": None},
-        "trainer": {"checkpoint_every": 2, "log_every": 1, "threads": 1, "probes": probes, "probe_clips": 2},
+        "trainer": {"checkpoint_every": 2, "log_every": 1, "threads": 1, "probes": probes, "probe_clips": 2, **anywhere},
     }
     return [f"{key}={json.dumps(value)}" for key, value in tracking.flatten(changed).items()]
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """What one stage took: seconds, and the gigabytes of its largest process; parameters and tokens where it has some."""
+    """What one stage took: seconds, the gigabytes of its largest process, and the most that was in use on the GPU, by all
+    processes; None without one. Parameters and tokens where it has some."""
 
     stage: str
     parameters: int
     tokens: str
     seconds: float
     gigabytes: float
+    gpu: float | None = None
 
     def __str__(self) -> str:
         size = f"{self.parameters / 1e6:.2f}" if self.parameters else "-"
-        return f"{self.stage:<20}{size:>16}{self.tokens:>18}{self.seconds:>9.1f}{self.gigabytes:>10.2f}"
+        gpu = "-" if self.gpu is None else f"{self.gpu:.2f}"
+        return f"{self.stage:<20}{size:>16}{self.tokens:>18}{self.seconds:>9.1f}{self.gigabytes:>10.2f}{gpu:>10}"
 
 
 def table(rows: list[Footprint]) -> str:
     """The rows under their heads, and the sum of the seconds."""
-    head = f"{'stage':<20}{'parameters (M)':>16}{'tokens per clip':>18}{'seconds':>9}{'peak GB':>10}"
+    head = f"{'stage':<20}{'parameters (M)':>16}{'tokens per clip':>18}{'seconds':>9}{'RAM GB':>10}{'GPU GB':>10}"
     return "\n".join([head, *map(str, rows), f"{'all':<20}{sum(row.seconds for row in rows):>43.1f}"])
 
 
@@ -97,7 +108,9 @@ def dry_run(root: Path, preset: str | None) -> None:
     with tempfile.TemporaryDirectory(prefix="omniforcing-dry-run-") as folder:
         copy = _copy_project(root, Path(folder))
         rows = list(_run_stages(copy, changed))
-    print(f"\n{table(rows)}\n\na dry run of preset {config.preset}: every stage fits; nothing was learnt and nothing is kept")
+    gpu = "" if any(row.gpu is not None for row in rows) else "; no GPU was used"
+    done = f"all stages fit together, at batch {BATCH} or less{gpu}; nothing was learnt and nothing is kept"
+    print(f"\n{table(rows)}\n\na dry run of preset {config.preset}: {done}")
 
 
 def _weights(root: Path, config: Config) -> list[str]:
@@ -136,7 +149,7 @@ def _run_stages(root: Path, changed: list[str]) -> Iterator[Footprint]:
         process = context.Process(target=_stage, args=(name, root, config, send))
         process.start()
         try:
-            process.join()
+            gpu = _watch(process, config.trainer.device == "cuda")
         finally:
             process.kill()  # does nothing unless we are being stopped ourselves
         if process.exitcode:
@@ -144,8 +157,24 @@ def _run_stages(root: Path, changed: list[str]) -> Iterator[Footprint]:
             raise OmniForcingError(f"dry run of preset {config.preset}: {failed}, see above")
         seconds, gigabytes = receive.recv()
         folder = root / read_declaration(name, root, config.preset).folder
-        yield Footprint(name, count_parameters(folder), _tokens(config, folder.parent), seconds, gigabytes)
+        yield Footprint(name, count_parameters(folder), _tokens(config, folder.parent), seconds, gigabytes, gpu)
         remove(root / ".work" / config.preset)
+
+
+def _watch(process: BaseProcess, gpu: bool) -> float | None:
+    """Wait for a stage's process; the most gigabytes in use on the GPU meanwhile, None if ``gpu`` says that there is none.
+
+    All of the GPU is looked at, not this process alone: a stage may have processes of its own there, side by side.
+    """
+    import torch
+
+    peak = 0.0
+    while gpu and process.is_alive():
+        free, total = torch.cuda.mem_get_info()
+        peak = max(peak, (total - free) / 1e9)
+        process.join(SAMPLED)
+    process.join()
+    return peak if gpu else None
 
 
 def _stage(name: str, root: Path, config: Config, report: Any) -> None:
