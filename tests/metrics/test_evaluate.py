@@ -188,6 +188,7 @@ def test_metrics_json_has_the_promised_form(page):
     assert metrics["schema"] == 1 and metrics["speed"]["fps"] == 100
     assert metrics["models"]["teacher"].keys() >= REQUIRED
     assert set(metrics["frechet"]["features"]) == {"video", "audio"}
+    assert metrics["frechet"]["floor_clips"] == [2 * CLIPS, CLIPS] and metrics["frechet"]["floor_video"] > 0
     assert metrics["gradients"]["teacher"]["video"] == 1
     assert metrics["memorisation"]["descriptor"] == "motion-8x8x6fps+mel16-v1"
     assert metrics["duets"]["teacher"].keys() >= REQUIRED

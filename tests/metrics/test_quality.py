@@ -60,7 +60,7 @@ def test_the_audio_distance_grows_with_noise_and_sees_silence(clips, audio):
 
     found = [distance(lambda s, level=level: s + rng.normal(0, level, s.shape)) for level in (0.003, 0.01, 0.03, 0.1)]
     assert found == sorted(found) and found[0] > 0.01
-    assert distance(lambda s: 0 * s) > 10 * floor(audio)
+    assert distance(lambda s: 0 * s) > 10 * floor(audio, CLIPS, CLIPS)
 
 
 def test_sound_below_hearing_is_no_distortion(clips, audio):
@@ -71,7 +71,7 @@ def test_sound_below_hearing_is_no_distortion(clips, audio):
 
 def test_a_frozen_picture_is_far_from_a_moving_one(clips, video):
     frozen = [video_features(np.repeat(clip.frames[:1], len(clip.frames), 0)) for clip in clips]
-    assert frechet(np.concatenate(frozen), video) > 5 * floor(video)
+    assert frechet(np.concatenate(frozen), video) > 5 * floor(video, CLIPS, CLIPS)
 
 
 def test_known_gaussians_give_the_known_distance():
@@ -83,7 +83,18 @@ def test_known_gaussians_give_the_known_distance():
 
 def test_fewer_samples_than_dimensions_stay_finite(video):
     assert all(np.isfinite(frechet(video[:n], video[n : 2 * n])) for n in (1, 2, 4))
-    assert np.isfinite(floor(video[:2]))
+    assert all(np.isfinite(floor(video[: n * SECONDS], n, 4)) for n in (2, 3))
+
+
+def test_the_floor_is_what_sets_of_the_same_kind_are_apart():
+    rng = np.random.default_rng(3)
+
+    def draw(clips):  # two seconds each, nearly alike
+        return np.repeat(rng.normal(size=(clips, 1, 16)), 2, 1).reshape(-1, 16) + 0.1 * rng.normal(size=(2 * clips, 16))
+
+    for clips, others in ((64, 64), (64, 128), (128, 32)):
+        expected = np.mean([frechet(draw(others), draw(clips)) for _ in range(30)])
+        assert np.mean([floor(draw(clips), clips, others) for _ in range(10)]) == pytest.approx(expected, rel=0.2)
 
 
 def test_a_reference_without_variance_gives_a_large_and_finite_distance(video):

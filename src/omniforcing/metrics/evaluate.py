@@ -141,7 +141,7 @@ def evaluate(subject: Subject, training: Training) -> Evaluation:
             results[name] |= drift(clips, tolerance)
     return Evaluation(
         models=results,
-        frechet=_features(reference),
+        frechet=_features(reference, len(subject.heldout.captions) * config.seeds),
         memorisation={
             "descriptor": DESCRIPTOR,
             "training_clips": len(training.rows),
@@ -248,6 +248,12 @@ def _draw_nearest(work: Path, model: str, prompts: list[str], found: Nearest, tr
     draw_nearest(work / NEAREST, [(films[i], real[int(found.index[i])]) for i in chosen], titles)
 
 
-def _features(reference: Observed) -> dict[str, Any]:
-    floors = reference.features.map(quality.floor)
-    return {"features": quality.FEATURES, "floor_video": floors.video, "floor_audio": floors.audio}
+def _features(reference: Observed, count: int) -> dict[str, Any]:
+    """What distances are measured with, and what sampling alone amounts to for a model of ``count`` clips."""
+    floors = reference.features.map(lambda rows: quality.floor(rows, len(reference.clips), count))
+    return {
+        "features": quality.FEATURES,
+        "floor_video": floors.video,
+        "floor_audio": floors.audio,
+        "floor_clips": [count, len(reference.clips)],
+    }

@@ -36,6 +36,7 @@ SILENCE = -7.0  # natural log; an impact's loudest bands reach 0, digital silenc
 SHRINKAGE = 0.05
 LEAST_SHARE = 1e-3  # of the features' mean variance: the least that counts as one feature's own
 LEAST_VARIANCE = 1e-6  # of a reference whose clips are all alike
+HALVINGS = 8  # random ones, to estimate what sampling amounts to
 
 
 def _whole_seconds(count: int) -> list[Block]:
@@ -77,10 +78,23 @@ def frechet(found: Array, reference: Array) -> float:
     return _distance(found / unit, reference / unit) / reference.shape[1]
 
 
-def floor(reference: Array) -> float:
-    """The distance between the two halves of the reference ``[M, D]``, M >= 2: what sampling alone amounts to."""
-    half = len(reference) // 2
-    return frechet(reference[:half], reference[half:])
+def floor(reference: Array, clips: int, others: int) -> float:
+    """An estimate of what sampling alone amounts to: of the distance from the reference of ``others`` new clips of its kind.
+
+    The mean distance of random halves of the reference, scaled for the sizes compared: the part of such a distance that is
+    due to sampling goes like the sum of both sets' ``1 / clips``. Halves are of whole clips, whose seconds are alike.
+
+    Args:
+        reference: features ``[clips * seconds, D]``, a clip's seconds one after the other.
+        clips: how many clips they are of, at least 2.
+        others: how many clips are compared with them.
+    """
+    half, rng = clips // 2, np.random.default_rng(0)
+    by_clip = reference.reshape(clips, -1, reference.shape[1])
+    orders = [rng.permutation(clips) for _ in range(HALVINGS)]
+    halves = [[np.concatenate(by_clip[part]) for part in (order[:half], order[half:])] for order in orders]
+    share = (1 / others + 1 / clips) / (1 / half + 1 / (clips - half))
+    return share * float(np.mean([frechet(*pair) for pair in halves]))
 
 
 def _distance(found: Array, reference: Array) -> float:
