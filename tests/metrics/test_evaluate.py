@@ -16,7 +16,7 @@ from omniforcing.metrics.drift import drift
 from omniforcing.metrics.evaluate import NEAREST, Subject, evaluate, other_sounds, page_clips, plan
 from omniforcing.metrics.nearest import Training
 from omniforcing.metrics.observe import Clips, observe
-from omniforcing.metrics.report import publish
+from omniforcing.metrics.report import format_number, publish
 from omniforcing.metrics.summary import colour_score, pitch_score
 
 CLIPS, SECONDS, TRAINED = 6, 2, 12
@@ -192,12 +192,21 @@ def test_metrics_json_has_the_promised_form(page):
     assert metrics["gradients"]["teacher"]["video"] == 1
     assert metrics["memorisation"]["descriptor"] == "motion-8x8x6fps+mel16-v1"
     assert metrics["duets"]["teacher"].keys() >= REQUIRED
+    assert metrics["duets_frechet"]["floor_clips"] == [4, 4]
+    assert metrics["duets_memorisation"].keys() == metrics["memorisation"].keys()
 
 
 def test_without_clips_of_two_balls_there_is_no_trace_of_them(found, work, tmp_path):
     metrics = publish(tmp_path, work, found, {"preset": "test", "tolerance_ms": 80.0}, {}, {})
-    assert "duets" not in metrics and not (tmp_path / "clips" / "duets").exists()
+    assert not any("duets" in key for key in metrics) and not (tmp_path / "clips" / "duets").exists()
     assert "wo balls" not in (tmp_path / "index.html").read_text()
+
+
+def test_the_page_says_what_distances_of_either_split_are_measured_by(page, found, duets):
+    html = (page / "index.html").read_text()
+    for part in (found, duets):
+        for figure in (part.frechet["floor_video"], part.frechet["floor_audio"], part.memorisation["threshold"]):
+            assert format_number(figure) in html
 
 
 def test_the_page_links_only_to_files_beside_it(page):

@@ -50,7 +50,7 @@ def publish(
         "models": found.models,
         "frechet": found.frechet,
         "memorisation": found.memorisation,
-        **({"duets": duets.models} if duets else {}),
+        **_of_duets(duets),
         "speed": dict(speed),
         "gradients": dict(gradients),
     }
@@ -66,6 +66,12 @@ def publish(
     return metrics
 
 
+def _of_duets(duets: Evaluation | None) -> dict[str, Any]:
+    if duets is None:
+        return {}
+    return {"duets": duets.models, "duets_frechet": duets.frechet, "duets_memorisation": duets.memorisation}
+
+
 def _part(folder: Path, work: Path, found: Evaluation, split: str = "") -> dict[str, Any]:
     """Copy the media that the page shows of one split, and say where they lie and what the table has."""
     clips, nearest = Path("clips", split), Path("plots", split, NEAREST)
@@ -79,6 +85,8 @@ def _part(folder: Path, work: Path, found: Evaluation, split: str = "") -> dict[
         shutil.copyfile(work / split / NEAREST, folder / nearest)
     return {
         "models": found.models,
+        "frechet": found.frechet,
+        "memorisation": found.memorisation,
         "columns": [c for c in COLUMNS if any(c in row for row in found.models.values())],
         "shown": found.shown,
         "clips": clips.as_posix(),
@@ -97,8 +105,6 @@ def _page(folder: Path, metrics: Mapping[str, Any], plots: list[Path], parts: li
         .render(
             title=f"omniforcing, preset {metrics['settings']['preset']}: evaluation",
             tolerance_ms=f"{metrics['settings']['tolerance_ms']:g}",
-            frechet=metrics["frechet"],
-            memorisation=metrics["memorisation"],
             main=parts[0],
             duets=parts[1] if len(parts) > 1 else None,
             references=REFERENCES,
