@@ -17,7 +17,9 @@ def measure(trial: Trial) -> Mapping[str, Any]:
     from omniforcing.metrics.bench import Bench, split_clips
     from omniforcing.metrics.evaluate import Subject, evaluate
     from omniforcing.metrics.nearest import Training
+    from omniforcing.ops.training import set_threads
 
+    set_threads(trial.config.trainer.threads)
     config, settings, seconds = trial.config, trial.config.evaluate, trial.config.clips.seconds
     bench = Bench.open(config, trial.data / "codec", trial.data / "latents")
     shards = trial.data / "shards"
