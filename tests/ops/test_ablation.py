@@ -1,6 +1,7 @@
 """The ablation's variants, where a student starts, and the command through the real DVC on a toy project."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -253,6 +254,14 @@ def test_killed_an_ablation_goes_on_with_the_variant_that_is_missing_and_leaves_
     assert set(command(ablated, "dvc", "exp", "list", "--name-only").split()) == {f"pocket-{name}" for name in CHOSEN}
     command(ablated, "dvc", "exp", "apply", "pocket-without-II")
     assert (ablated / "data" / "pocket" / "self_forcing" / "sum.txt").read_text() == "bidirectional_dmd"
+
+
+def test_a_cache_that_dvc_cannot_name_is_one_sentence(ablated: Path) -> None:
+    (ablated / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
+    lab = Laboratory.open(ablated, ablated / ".work" / "lab", "pocket")
+    shutil.rmtree(ablated / ".dvc")
+    with pytest.raises(OmniForcingError, match=r"`dvc cache dir` failed in .*variants share that cache"):
+        lab.reset()
 
 
 def test_an_ablation_outside_git_is_one_sentence(project: Path) -> None:

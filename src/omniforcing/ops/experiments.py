@@ -75,8 +75,13 @@ class Laboratory:
         atomic_write(self.folder / "dvc.lock", self.lock)
 
     def _share_cache(self) -> None:
-        cache = _dvc(self.root, "cache", "dir").stdout.strip()
-        atomic_write(self.folder / ".dvc" / "config.local", f"[cache]\n    dir = {cache}\n")
+        cache = _dvc(self.root, "cache", "dir")
+        if cache.returncode or not cache.stdout.strip():
+            said = cache.stderr.strip().splitlines() or ["no reason given"]
+            raise OmniForcingError(
+                f"`dvc cache dir` failed in {self.root}: {said[-1]}; variants share that cache, mend it first"
+            )
+        atomic_write(self.folder / ".dvc" / "config.local", f"[cache]\n    dir = {cache.stdout.strip()}\n")
 
     def check_out_baseline(self, target: str) -> None:
         """Fetch what the stage ``target`` and all before it wrote.
