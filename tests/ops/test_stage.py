@@ -11,8 +11,10 @@ from omniforcing.config import load_config
 from omniforcing.errors import OmniForcingError
 from omniforcing.files import read_json, write_json
 from omniforcing.ops import tracking
-from omniforcing.ops.declaration import read_declaration
+from omniforcing.ops.declaration import PRESENTS, read_declaration
 from omniforcing.ops.stage import Stage, exclusive, run_stage, split_overrides
+
+ROOT = Path(__file__).parents[2]
 
 
 def clips(stage: Stage) -> None:
@@ -45,6 +47,17 @@ def test_fingerprint_follows_config_inputs_and_code_and_nothing_else(project: Pa
     assert changed != before
     run_clips(project, "clips.count=9")
     assert fingerprint(project) not in (before, changed)
+
+
+def test_an_evaluation_counts_code_that_measures_and_not_what_only_presents() -> None:
+    counted = read_declaration("evaluate", ROOT, "pocket").code_digests(ROOT)
+    measures = {Path(path).name for path in counted if path.startswith("src/omniforcing/metrics/")}
+    assert measures >= {"bench.py", "drift.py", "evaluate.py", "events.py", "nearest.py", "observe.py", "plots.py"}
+    assert measures >= {"quality.py", "summary.py", "sync.py"}
+    assert not measures & {"page.html", "report.py", "curves.py", "ablation.html", "ablation.py"}
+    assert all((ROOT / path).is_file() for path in PRESENTS)
+    # Where something is trained, neither counts.
+    assert not any("/metrics/" in path for path in read_declaration("codec", ROOT, "pocket").code_digests(ROOT))
 
 
 def test_a_stage_publishes_a_manifest_metrics_and_a_finished_run(project: Path) -> None:

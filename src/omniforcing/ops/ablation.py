@@ -12,7 +12,7 @@ from typing import Any
 
 from omniforcing.config import Config, ConfigError, digest, load_config
 from omniforcing.errors import OmniForcingError
-from omniforcing.files import folder_digest, read_json, tree_digest
+from omniforcing.files import folder_digest, read_json
 from omniforcing.ops import tracking
 from omniforcing.ops.declaration import check_preset, read_declaration
 from omniforcing.ops.experiments import Laboratory
@@ -158,8 +158,7 @@ def _measured_with(lab: Laboratory) -> str:
     declared = read_declaration(EVALUATION, lab.folder, lab.preset)
     values = declared.config_values(load_config(root=lab.folder, preset=lab.preset))
     inputs = {name: folder_digest(lab.data / name) for name in READ if (lab.data / name).exists()}
-    code = {path: tree_digest(lab.folder / path) for path in declared.code}
-    return digest({"config": values, "inputs": inputs, "code": code})
+    return digest({"config": values, "inputs": inputs, "code": declared.code_digests(lab.folder)})
 
 
 def _parent_run(lab: Laboratory, work: Path, variants: Mapping[str, Variant]) -> tracking.Run:

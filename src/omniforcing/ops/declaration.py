@@ -11,6 +11,8 @@ from omniforcing.errors import OmniForcingError
 from omniforcing.files import folder_digest, tree_digest
 
 _MEASURES = "src/omniforcing/metrics"
+# Only presents what is measured: no figure and no kept clip depends on it.
+PRESENTS = tuple(f"{_MEASURES}/{name}" for name in ("page.html", "report.py", "curves.py", "ablation.html", "ablation.py"))
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,16 @@ class Declaration:
         """sha256 of everything the result depends on: config values, inputs and code.
 
         And of the checkpoint interval: it counts the steps of an old checkpoint, so that none may be read under another.
-        Code that only measures is left out where something is trained: DVC runs the stage again when it changes, to measure
-        what is trained already.
+        Code that only presents is left out, and where something is trained also code that only measures: DVC runs the stage
+        again when it changes, to measure or present what is there already.
         """
         values = {**self.config_values(config), "checkpoint_every": config.trainer.checkpoint_every}
-        counts = [path for path in self.code if self.name == "evaluate" or not path.startswith(_MEASURES)]
-        code = {path: tree_digest(root / path) for path in counts}
-        return digest({"config": values, "inputs": self.input_digests(root), "code": code})
+        return digest({"config": values, "inputs": self.input_digests(root), "code": self.code_digests(root)})
+
+    def code_digests(self, root: Path) -> dict[str, str]:
+        """The digest of each file or folder of code that the fingerprint covers."""
+        left_out = PRESENTS if self.name == "evaluate" else _MEASURES
+        return {path: tree_digest(root / path) for path in self.code if not path.startswith(left_out)}
 
 
 def _lookup(values: Any, key: str) -> Any:
