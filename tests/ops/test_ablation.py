@@ -1,5 +1,6 @@
 """The ablation's variants, where a student starts, and the command through the real DVC on a toy project."""
 
+import json
 import os
 import shutil
 import signal
@@ -23,7 +24,7 @@ from omniforcing.ops.experiments import Laboratory
 from pipelines import causal_ode, self_forcing
 from tests.model.conftest import GRID, features, tiny_model
 from tests.ops.checkout import ENVIRONMENT, alive, changed_files, commit, finish, start, status
-from tests.ops.conftest import DVC_YAML, TEACHER
+from tests.ops.conftest import CLIPS, DVC_YAML, TEACHER
 
 ROOT = Path(__file__).parents[2]
 CHANGED = {
@@ -167,6 +168,9 @@ def measure(trial):
 
 sys.exit(run_command(lambda: run_ablation(project_root(), None, sys.argv[1:], measure)))
 """
+# Writes more if a file asks for it that DVC does not know.
+GROWING = CLIPS.replace("stage.config.clips.count)\n    stage", 'stage.config.clips.count + "1 " * MORE.exists())\n    stage')
+GROWING = "from pathlib import Path\nMORE = Path('.work/more')\n" + GROWING
 SECTIONS = "self_forcing:\n  scores: bidirectional\nevaluate: {clips: 2}\n"
 CHOSEN = ("without-II", "causal-scores")
 
@@ -175,7 +179,7 @@ CHOSEN = ("without-II", "causal-scores")
 def ablated(repository: Path) -> Path:
     """The toy project with the stages that an ablation runs, committed and not yet run."""
     (repository / "dvc.yaml").write_text(DVC_YAML + STAGES)
-    for script, text in (("self_forcing", COUNTING), ("evaluate", EVALUATE), ("ablation", ABLATION)):
+    for script, text in (("clips", GROWING), ("self_forcing", COUNTING), ("evaluate", EVALUATE), ("ablation", ABLATION)):
         (repository / "pipelines" / f"{script}.py").write_text(text)
     config = repository / "conf" / "config.yaml"
     config.write_text(config.read_text() + SECTIONS)
@@ -233,7 +237,8 @@ def test_killed_an_ablation_goes_on_with_the_variant_that_is_missing_and_leaves_
     code, output = finish(start(ablated, *CHOSEN, script="ablation"))
     assert code == 0, output
     assert output.count("trained already") == 1
-    rows = read_json(ablated / "data" / "pocket" / "ablation" / "ablation.json")["rows"]
+    table = ablated / "data" / "pocket" / "ablation" / "ablation.json"
+    rows = read_json(table)["rows"]
     assert list(rows) == sorted(["real", "chance", "teacher", "baseline", *CHOSEN])
     assert rows["without-II"]["frechet_video"] == len("bidirectional_dmd")
 
@@ -254,6 +259,55 @@ def test_killed_an_ablation_goes_on_with_the_variant_that_is_missing_and_leaves_
     assert set(command(ablated, "dvc", "exp", "list", "--name-only").split()) == {f"pocket-{name}" for name in CHOSEN}
     command(ablated, "dvc", "exp", "apply", "pocket-without-II")
     assert (ablated / "data" / "pocket" / "self_forcing" / "sum.txt").read_text() == "bidirectional_dmd"
+
+    # Other data under the same commit, as a user's folder of videos has them: what was trained before is no variant of it.
+    command(ablated, "git", "checkout", "--force", "--quiet", ".")
+    (ablated / ".work" / "more").touch()
+    command(ablated, "dvc", "repro", "--force", "--single-item", "clips")
+    code, output = finish(start(ablated))
+    assert code == 0, output
+    code, output = finish(start(ablated, "without-II", script="ablation"))
+    assert code == 0, output
+    assert "trained already" not in output
+    assert set(read_json(table)["rows"]) == {"real", "chance", "teacher", "baseline", "without-II"}
+    code, output = finish(start(ablated, "without-II", script="ablation"))
+    assert code == 0, output
+    assert output.count("trained already") == 1
+
+
+def test_a_variant_of_other_data_is_not_finished(ablated: Path) -> None:
+    def entry(path: str, digest: str, *deps: tuple[str, str], params: str = "") -> dict[str, object]:
+        listed = [{"path": f"data/pocket/{name}", "md5": md5} for name, md5 in deps]
+        return {"cmd": "x", "deps": listed, "params": params, "outs": [{"path": f"data/pocket/{path}", "md5": digest}]}
+
+    def lock(clips: str, teacher: str, evaluation: str, params: str = "") -> dict[str, object]:
+        stages = {
+            "clips": entry("clips", clips),
+            "teacher": entry("teacher", teacher, ("clips", clips), params=params),
+            "self_forcing": entry("self_forcing", f"{teacher}{params}", ("teacher", teacher), params=params),
+            "evaluate": entry("evaluation", evaluation, ("self_forcing", f"{teacher}{params}")),
+        }
+        return {"schema": "2.0", "stages": stages}
+
+    (ablated / "dvc.lock").write_text(json.dumps(lock("few", "taught", "timed")))
+    commit(ablated)
+    head = command(ablated, "git", "rev-parse", "HEAD").strip()
+    (ablated / "dvc.lock").write_text(json.dumps(lock("few", "other", "timed", "changed")))
+    commit(ablated)
+    command(ablated, "git", "update-ref", f"refs/exps/{head[:2]}/{head[2:]}/trial", "HEAD")
+    trial = command(ablated, "git", "rev-parse", "HEAD").strip()
+    command(ablated, "git", "reset", "-q", "--hard", head)
+
+    def found(**baseline: str) -> str | None:
+        values = {"clips": "few", "teacher": "taught", "evaluation": "timed", **baseline}
+        (ablated / "dvc.lock").write_text(json.dumps(lock(**values)))
+        return Laboratory.open(ablated, ablated / ".work" / "lab", "pocket").find("trial", "self_forcing")
+
+    assert found() == trial
+    assert found(evaluation="timed again") == trial
+    assert found(clips="more", teacher="taught on more") is None
+    # The variant's own teacher came out otherwise in a second run of the same.
+    assert found(teacher="again", params="changed") is None
 
 
 def test_a_cache_that_dvc_cannot_name_is_one_sentence(ablated: Path) -> None:

@@ -1,6 +1,7 @@
 """The stage ablation: each variant of the distillation a DVC experiment, its final student measured beside the baseline.
 
-A finished variant is one whose experiment the checkout holds; a command that was killed goes on with the first that is not.
+A finished variant is one whose experiment the checkout holds, made of what the baseline reads now; a command that was killed
+goes on with the first that is not.
 """
 
 from __future__ import annotations
@@ -168,13 +169,13 @@ def _parent_run(lab: Laboratory, work: Path, variants: Mapping[str, Variant]) ->
 
 
 def _train(lab: Laboratory, work: Path, name: str, variant: Variant, parent: tracking.Run) -> Path:
-    """Run the variant's experiment, unless the checkout holds it, and fetch its final student."""
+    """Run the variant's experiment, unless the checkout holds it of this baseline, and fetch its final student."""
     experiment = f"{lab.preset}-{name}"
-    if lab.find(experiment):
+    commit = lab.find(experiment, FINAL)
+    if commit:
         print(f"trained already, in DVC's experiment {experiment}", flush=True)
     else:
         ours = {tracking.PARENT_VARIABLE: parent.id, tracking.COMMIT_VARIABLE: lab.commit}
-        lab.run(experiment, variant.overrides, FINAL, ours)
-    commit = str(lab.find(experiment))
+        commit = lab.run(experiment, variant.overrides, FINAL, ours)
     student = read_declaration(FINAL, lab.folder, lab.preset).folder
     return lab.fetch(commit, student, work / "students" / f"{name}-{commit[:12]}")

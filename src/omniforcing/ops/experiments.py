@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omniforcing.errors import OmniForcingError
 from omniforcing.files import atomic_dir, atomic_write, remove
@@ -99,15 +100,24 @@ class Laboratory:
         if changed:
             raise OmniForcingError(_no_baseline(self.preset, f"changed since it ran: {', '.join(changed)}"))
 
-    def find(self, name: str) -> str | None:
-        """The commit of a finished experiment, None if there is none of this name and baseline."""
+    def find(self, name: str, target: str) -> str | None:
+        """The commit of a finished experiment that brought ``target`` up to date.
+
+        None if there is none of this name and commit, or if it read other outputs than the baseline's: of a folder of videos
+        that has changed, or of a stage that was run again and came out otherwise.
+        """
+        found = self._newest(name)
+        return found if found and _same_outputs(self.lock, _git(self.root, "show", f"{found}:dvc.lock"), target) else None
+
+    def _newest(self, name: str) -> str | None:
         ref = f"refs/exps/{self.commit[:2]}/{self.commit[2:]}/{name}"
         return _git(self.root, "for-each-ref", "--format=%(objectname)", ref) or None
 
-    def run(self, name: str, overrides: Sequence[str], target: str, environment: Mapping[str, str]) -> None:
-        """Bring ``target`` up to date under overrides of the preset, as an experiment of the checkout.
+    def run(self, name: str, overrides: Sequence[str], target: str, environment: Mapping[str, str]) -> str:
+        """Bring ``target`` up to date under overrides of the preset, as an experiment of the checkout; returns its commit.
 
         Stages that the overrides leave as they were are taken from DVC's cache. ``environment`` is added to that of the stages.
+        An experiment of the same name and commit is replaced.
 
         Raises:
             OmniForcingError: if a stage fails; what it printed says why.
@@ -118,7 +128,11 @@ class Laboratory:
         # The commit's code, not the checkout's, which may be edited meanwhile.
         code = os.pathsep.join(filter(None, [str(self.folder / "src"), os.environ.get("PYTHONPATH")]))
         call_python(["-m", "dvc", "exp", "run", "--name", name, *changes, target], self.folder, PYTHONPATH=code, **environment)
-        call_python(["-m", "dvc", "exp", "push", "--quiet", "--no-cache", "origin", name], self.folder)
+        call_python(["-m", "dvc", "exp", "push", "--quiet", "--force", "--no-cache", "origin", name], self.folder)
+        commit = self._newest(name)
+        if commit is None:
+            raise OmniForcingError(f"`dvc exp push` left no experiment {name} in {self.root}; run the same command again")
+        return commit
 
     def fetch(self, experiment: str, output: str, target: Path) -> Path:
         """Copy an output of an experiment, given by its commit, into the folder ``target``; returns where it lies there.
@@ -142,6 +156,30 @@ def _git(folder: Path, *words: str) -> str:
 
 def _dvc(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return start_python(["-m", "dvc", *words], folder, capture_output=True, text=True)
+
+
+def _same_outputs(baseline: bytes, experiment: str, target: str) -> bool:
+    """Whether every stage above ``target`` that two locks say was run in the same way wrote the same for it to read."""
+    from yaml import safe_load
+
+    ours, theirs = (safe_load(lock)["stages"] for lock in (baseline, experiment))
+    makers = {out["path"]: stage for stage, entry in theirs.items() for out in entry.get("outs", [])}
+    read: set[str] = set()
+    waiting = [target]
+    while waiting:
+        deps = theirs.get(waiting.pop(), {}).get("deps", [])
+        new = {dep["path"] for dep in deps if dep["path"] in makers} - read
+        read |= new
+        waiting += [makers[path] for path in new]
+    return all(_same_output(ours.get(makers[path], {}), theirs[makers[path]], path) for path in read)
+
+
+def _same_output(ours: Mapping[str, Any], theirs: Mapping[str, Any], path: str) -> bool:
+    """Whether a stage wrote the same to ``path``, or was run in another way."""
+    if any(ours.get(part) != theirs.get(part) for part in ("cmd", "deps", "params")):
+        return bool(ours)
+    written = [[out for out in entry["outs"] if out["path"] == path] for entry in (ours, theirs)]
+    return written[0] == written[1]
 
 
 def _refuse_uncommitted(root: Path) -> None:
