@@ -16,7 +16,7 @@ import torch
 
 from omniforcing.config import CausalOdeInit, Config, ConfigError, OptimiserConfig, SelfForcingInit, load_config, to_dict
 from omniforcing.errors import OmniForcingError
-from omniforcing.files import read_json
+from omniforcing.files import folder_digest, read_json
 from omniforcing.model.student import load_model, save_model
 from omniforcing.ops import tracking, train_stage
 from omniforcing.ops.ablation import VARIANTS, chosen_variants, variants_of
@@ -251,6 +251,14 @@ def test_killed_an_ablation_goes_on_with_the_variant_that_is_missing_and_leaves_
     assert children["pocket-causal-scores"].data.metrics["first"] >= 3
     assert parent.data.metrics["without-II.frechet_video"] == len("bidirectional_dmd")
     assert "ablation.png" in {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
+
+    # One variant by name leaves the table with all that are trained, and with what it belongs to.
+    code, output = finish(start(ablated, "without-II", script="ablation"))
+    assert code == 0, output
+    again = read_json(table)
+    assert again["rows"] == rows
+    evaluation = folder_digest(ablated / "data" / "pocket" / "evaluation")
+    assert again["settings"] == {"preset": "pocket", "git_commit": head.split()[0], "evaluation": evaluation}
 
     assert command(ablated, "git", "log", "-1", "--format=%H %D") == head
     assert changed_files(ablated) == "?? README.md\n"

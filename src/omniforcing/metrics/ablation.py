@@ -37,7 +37,8 @@ def write_ablation(
         folder: where to.
         models: the figures of references and variants, as in ``models`` of an evaluation, in the table's order.
         variants: ``about`` and ``overrides`` of each variant.
-        settings: ``preset`` and whatever else tells how it was measured.
+        settings: ``preset``, ``git_commit``, ``evaluation`` (the sha256 of the evaluation's manifest) and whatever else tells
+            how it was measured.
     """
     rows = {name: row(figures) for name, figures in models.items()}
     with atomic_dir(folder) as partial:

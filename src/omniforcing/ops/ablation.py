@@ -96,23 +96,27 @@ def chosen_variants(root: Path, config: Config, names: Sequence[str]) -> dict[st
     unknown = [name for name in names if name not in VARIANTS]
     if unknown:
         raise OmniForcingError(f"unknown variant {unknown[0]!r}; known: {', '.join(VARIANTS)}")
-    chosen = {}
-    for name, variant in variants_of(config).items():
-        if names and name not in names:
-            continue
-        try:
-            load_config(list(variant.overrides), root, config.preset)
-        except ConfigError as error:
-            if names:
-                raise
-            print(f"left out: {name} does not fit, {error}")
-        else:
-            chosen[name] = variant
-    return chosen
+    chosen = {name: variant for name, variant in variants_of(config).items() if not names or name in names}
+    misfits = {name: error for name, variant in chosen.items() if (error := _misfit(root, config, variant))}
+    if names and misfits:
+        raise next(iter(misfits.values()))
+    for name, error in misfits.items():
+        print(f"left out: {name} does not fit, {error}")
+    return {name: variant for name, variant in chosen.items() if name not in misfits}
+
+
+def _misfit(root: Path, config: Config, variant: Variant) -> ConfigError | None:
+    try:
+        load_config(list(variant.overrides), root, config.preset)
+    except ConfigError as error:
+        return error
+    return None
 
 
 def run_ablation(root: Path, preset: str | None, names: Sequence[str], measure: Measure) -> Path:
     """Run and measure variants (default: all) of a preset (default: the tracked one); returns the folder of the result.
+
+    The result also has the variants that were trained for this baseline before.
 
     Raises:
         OmniForcingError: for an unknown preset or variant, uncommitted changes, a baseline that has not run, another ablation
@@ -123,17 +127,25 @@ def run_ablation(root: Path, preset: str | None, names: Sequence[str], measure: 
         restore_preset(root)
         config = load_config(root=root, preset=preset or tracked_preset(root))
         check_preset(root, config.preset)
-        variants = chosen_variants(root, config, names)
+        chosen = chosen_variants(root, config, names)
         work = root / ".work" / config.preset / "ablation"
         lab = Laboratory.open(root, work / "checkout", config.preset)
     with exclusive(work / "lock", f"an ablation of preset {config.preset}"):
-        return _run(lab, work, variants, measure)
+        return _run(lab, work, _with_trained(lab, config, chosen), measure)
+
+
+def _with_trained(lab: Laboratory, config: Config, chosen: Mapping[str, Variant]) -> dict[str, Variant]:
+    """The chosen variants and those that are trained for this baseline, in the table's order."""
+    known = variants_of(config).items()
+    return {name: variant for name, variant in known if name in chosen or lab.find(_experiment(lab, name), FINAL)}
 
 
 def _run(lab: Laboratory, work: Path, variants: Mapping[str, Variant], measure: Measure) -> Path:
     print(f"checking the baseline of preset {lab.preset}", flush=True)
     lab.check_out_baseline(EVALUATION)
-    evaluation = read_json(lab.folder / read_declaration(EVALUATION, lab.folder, lab.preset).folder / "metrics.json")
+    baseline = lab.folder / read_declaration(EVALUATION, lab.folder, lab.preset).folder
+    evaluation = read_json(baseline / "metrics.json")
+    measured_at = {"git_commit": lab.commit, "evaluation": folder_digest(baseline)}
     rows = {row: evaluation["models"][model] for row, model in BESIDE.items() if model in evaluation["models"]}
     # Read now, while the clone stands as the baseline left it.
     configs = {name: load_config(list(variant.overrides), lab.folder, lab.preset) for name, variant in variants.items()}
@@ -148,7 +160,7 @@ def _run(lab: Laboratory, work: Path, variants: Mapping[str, Variant], measure: 
 
         folder = lab.root / "data" / lab.preset / "ablation"
         about = {name: {"about": v.about, "overrides": list(v.overrides)} for name, v in variants.items()}
-        write_ablation(folder, rows, about, {**evaluation["settings"], "git_commit": lab.commit})
+        write_ablation(folder, rows, about, {**evaluation["settings"], **measured_at})
         parent.metrics(rows)
         parent.artifact(folder)
     return folder
@@ -168,9 +180,13 @@ def _parent_run(lab: Laboratory, work: Path, variants: Mapping[str, Variant]) ->
     return tracking.open_run(tracking.connect(lab.root), f"ablation {lab.preset}", work / "parent.json", tags, changes)
 
 
+def _experiment(lab: Laboratory, name: str) -> str:
+    return f"{lab.preset}-{name}"
+
+
 def _train(lab: Laboratory, work: Path, name: str, variant: Variant, parent: tracking.Run) -> Path:
     """Run the variant's experiment, unless the checkout holds it of this baseline, and fetch its final student."""
-    experiment = f"{lab.preset}-{name}"
+    experiment = _experiment(lab, name)
     commit = lab.find(experiment, FINAL)
     if commit:
         print(f"trained already, in DVC's experiment {experiment}", flush=True)
