@@ -73,12 +73,13 @@ class ClipsConfig:
     source: str = "synthetic"
     folder: str | None = None
     captions: str | None = None
-    count: int = 768
+    count: int = 1536
     seconds: int = 4
     height: int = 64
     width: int = 64
-    balls: int = 1
+    duets: float = 0.15
     heldout: int = 64
+    heldout_duets: int = 32
     max_reject_share: float = 0.2
 
 
@@ -363,7 +364,8 @@ class Config:
                 self.clips.height % 32 == 0 and self.clips.width % 32 == 0 and min(self.clips.height, self.clips.width) > 0,
                 f"clips are {self.clips.width}x{self.clips.height}; both sides must be positive multiples of 32",
             ),
-            (1 <= self.clips.balls <= 4, f"clips.balls is {self.clips.balls}; a synthetic clip has 1 to 4"),
+            (0 <= self.clips.duets <= 1, f"clips.duets is {self.clips.duets}; it is a share from 0 to 1"),
+            (self.clips.heldout_duets >= 0, f"clips.heldout_duets is {self.clips.heldout_duets}; it cannot be negative"),
             (self.clips.heldout >= 0, f"clips.heldout is {self.clips.heldout}; it cannot be negative"),
             (
                 self.clips.source != "synthetic" or self.clips.heldout < self.clips.count,

@@ -24,7 +24,7 @@ def shards(tmp_path_factory):
     root = tmp_path_factory.mktemp("pocket")
     (root / "clips").mkdir()
     (root / "shards").mkdir()
-    write_clips(ClipsConfig(count=6, heldout=2, seconds=2, height=64, width=64), 0, root / "clips")
+    write_clips(ClipsConfig(count=6, heldout=2, heldout_duets=0, seconds=2, height=64, width=64), 0, root / "clips")
     (root / "clips" / "clips" / "000001.mp4").write_bytes(b"junk")
     plans = plan_shards(read_clips(root / "clips"), Form(64, 64, 2), 4, 14)
     write_shards(plans, root / "work")

@@ -29,7 +29,7 @@ FORM = Form(32, 32, 1)
 def synthetic(tmp_path_factory):
     """Eleven synthetic clips of a second, three of them held out."""
     folder = tmp_path_factory.mktemp("clips")
-    write_clips(ClipsConfig(count=11, heldout=3, seconds=1, height=32, width=32), 0, folder)
+    write_clips(ClipsConfig(count=11, heldout=3, heldout_duets=0, seconds=1, height=32, width=32), 0, folder)
     return folder
 
 
@@ -82,7 +82,7 @@ def test_every_clip_is_there_once_in_its_split_with_its_truth(shards, synthetic)
             assert sample["media"].video.shape == (25, 32, 32, 3) and sample["media"].audio.shape == (2, 16000)
     assert len(list(read_shards(shards))) == 11
     manifest = json.loads((shards / "manifest.json").read_text())
-    assert manifest["clips"] == {"train": 8, "heldout": 3} and manifest["rejects"] == []
+    assert manifest["clips"] == {"train": 8, "heldout": 3, "duets": 0} and manifest["rejects"] == []
 
 
 def test_same_clips_give_the_same_bytes(shards, synthetic, tmp_path):
@@ -97,7 +97,7 @@ def test_long_video_with_awkward_name_gives_several_clips_with_start_times(tmp_p
     (tmp_path / "clips").mkdir()
     config = ClipsConfig(source="folder", folder=str(tmp_path / "v"), seconds=1, height=32, width=32, heldout=1)
     write_clips(config, 0, tmp_path / "clips")
-    assert make_shards(tmp_path / "clips", tmp_path / "shards")["clips"] == {"train": 3, "heldout": 3}
+    assert make_shards(tmp_path / "clips", tmp_path / "shards")["clips"] == {"train": 3, "heldout": 3, "duets": 0}
     samples = list(read_shards(tmp_path / "shards"))
     assert all("." not in sample["key"] for sample in samples)
     assert [s["provenance"]["start"] for s in samples] == [0.0, 1.0, 2.0] * 2
@@ -115,7 +115,7 @@ def test_clip_that_breaks_after_probing_is_a_counted_reject_and_moves_no_other(s
     (copy / "clips" / "000001.mp4").write_bytes(b"junk")
     (copy / "clips" / "000009.mp4").unlink()
     found = make_shards(copy, tmp_path / "fewer")
-    assert found["reject_counts"] == {"not a readable video": 2} and found["clips"] == {"train": 7, "heldout": 2}
+    assert found["reject_counts"] == {"not a readable video": 2} and found["clips"] == {"train": 7, "heldout": 2, "duets": 0}
     assert [r["name"] for r in found["rejects"]] == ["clips/000001.mp4", "clips/000009.mp4"]
     assert (tmp_path / "fewer" / "train-000001.tar").read_bytes() == (shards / "train-000001.tar").read_bytes()
     assert "000002" in {sample["key"] for sample in read_shards(tmp_path / "fewer")}

@@ -154,14 +154,17 @@ def test_a_single_video_leaves_nothing_to_hold_out(tmp_path, make_video):
 
 
 def test_synthetic_clips_are_files_like_any_other_with_the_truth_beside(tmp_path):
-    entries, rejects, found = clips(tmp_path, ClipsConfig(count=5, heldout=2, seconds=1, height=32, width=32))
-    assert not rejects and found["clips"] == {"train": 3, "heldout": 2}
+    settings = ClipsConfig(count=5, duets=0.4, heldout=2, heldout_duets=1, seconds=1, height=32, width=32)
+    entries, rejects, found = clips(tmp_path, settings)
+    assert not rejects and found["clips"] == {"train": 3, "heldout": 2, "duets": 1}
     entry = entries["clips/000004.mp4"]
     assert entry.split == "heldout" and entry.cuts == 1 and entry.provenance["impacts"] and entry.provenance["colours"]
     assert (tmp_path / "clips" / "clips" / "000004.mp4").stat().st_size > 1000
+    balls = {split: [len(e.provenance["colours"]) for e in entries.values() if e.split == split] for split in found["clips"]}
+    assert balls == {"train": [1, 1, 2], "heldout": [1, 1], "duets": [2]}
 
 
-IMPOSSIBLE = ["clips.balls=5", "clips.heldout=-1", "clips.heldout=768", "clips.max_reject_share=1.5"]
+IMPOSSIBLE = ["clips.duets=1.5", "clips.heldout_duets=-1", "clips.heldout=-1", "clips.heldout=1536", "clips.max_reject_share=1.5"]
 
 
 @pytest.mark.parametrize("override", [*IMPOSSIBLE, "shards.per_shard=0", "shards.crf=60"])

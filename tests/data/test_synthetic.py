@@ -67,7 +67,7 @@ def test_pitch_follows_the_colour_and_the_caption_names_both():
         spectrum = np.abs(np.fft.rfft(tone * np.hanning(len(tone)), 16000))
         if len(tone) == 1600:
             assert spectrum.argmax() == pytest.approx(COLOURS[clip.colour][1], abs=8)
-        assert clip.caption == f"a {clip.colour} ball bounces {MODES[clip.mode]}"
+        assert clip.caption == f"a {clip.colour} ball bounces {MODES[clip.mode].caption}"
         seen.add(clip.caption)
     assert len(seen) == 12
 
@@ -79,7 +79,7 @@ def test_several_balls_have_different_colours_and_share_the_impacts():
 
 
 def test_impossible_worlds_are_refused():
-    with pytest.raises(OmniForcingError, match=r"clips\.balls"):
+    with pytest.raises(OmniForcingError, match="1 to 4 balls"):
         make_clip(0, 0, 4, 64, 64, balls=5)
     with pytest.raises(OmniForcingError, match=r"clips\.seconds"):
         make_clip(0, 0, 0, 64, 64)

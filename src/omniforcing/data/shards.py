@@ -19,7 +19,7 @@ from omniforcing.config import digest
 from omniforcing.data.conform import Form, Recording
 from omniforcing.data.media import Rejected, encode_mp4, read_mp4
 from omniforcing.data.rejects import Reject, refuse_share, summary, writing
-from omniforcing.data.sources import HELDOUT, TRAIN, Entry
+from omniforcing.data.sources import SPLITS, Entry
 from omniforcing.data.tars import SCHEMA, indices, read_index, read_tar, require_kind, write_tar
 from omniforcing.files import FileError, write_manifest
 from omniforcing.latents import Pair
@@ -58,7 +58,7 @@ def plan_shards(entries: list[Entry], form: Form, per_shard: int, crf: int) -> l
     """Spread the clips of each split over shards of ``per_shard``; keys number the clips of all splits together."""
     cuts = [Cut(f"{n:06d}", entry, cut) for n, (entry, cut) in enumerate((e, c) for e in entries for c in range(e.cuts))]
     plans = []
-    for split in (TRAIN, HELDOUT):
+    for split in SPLITS:
         mine = [cut for cut in cuts if cut.entry.split == split]
         for number, first in enumerate(range(0, len(mine), per_shard)):
             plans.append(Plan(f"{split}-{number:06d}", split, tuple(mine[first : first + per_shard]), form, crf))
@@ -120,7 +120,7 @@ def publish_shards(plans: list[Plan], work: Path, folder: Path, max_reject_share
     """
     made = {_tar(work, plan): read_index(_tar(work, plan)) for plan in plans}
     rejects = [Reject(**reject) for index in made.values() for reject in index["rejects"]]
-    clips = {split: sum(index["n"] for index in made.values() if index["split"] == split) for split in (TRAIN, HELDOUT)}
+    clips = {split: sum(index["n"] for index in made.values() if index["split"] == split) for split in SPLITS}
     refuse_share(rejects, sum(clips.values()), max_reject_share, "clips")
     with writing(folder):
         for path in made:

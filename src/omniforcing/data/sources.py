@@ -26,7 +26,7 @@ from omniforcing.files import write_manifest
 from omniforcing.latents import Pair
 
 CLIPS = "clips.jsonl"
-TRAIN, HELDOUT = "train", "heldout"
+TRAIN, HELDOUT, DUETS = SPLITS = ("train", "heldout", "duets")  # the last: clips of two balls, held out as well
 VIDEO_SUFFIXES = {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".flv", ".wmv", ".3gp"}
 # Synthetic clips are encoded a second time into shards; here nearly nothing is lost, so that shards.crf alone decides.
 SYNTHETIC_CRF = 4
@@ -55,14 +55,14 @@ def write_clips(clips: ClipsConfig, seed: int, folder: Path) -> dict[str, Any]:
     """
     rejects: list[Reject] = []
     if clips.source == "synthetic":
-        entries = list(tqdm(_synthetic(clips, seed, folder), "clips", clips.count, unit="clip"))
+        entries = list(tqdm(_synthetic(clips, seed, folder), "clips", clips.count + clips.heldout_duets, unit="clip"))
     else:
         entries = _hold_out(list(_folder(clips, rejects)), clips.heldout)
     refuse_share(rejects, len(entries), clips.max_reject_share, f"videos of {clips.folder}")
     lines = (json.dumps(asdict(entry), ensure_ascii=False, sort_keys=True) + "\n" for entry in entries)
     with writing(folder / CLIPS):
         (folder / CLIPS).write_text("".join(lines), encoding="utf-8")
-        counts = {split: sum(e.cuts for e in entries if e.split == split) for split in (TRAIN, HELDOUT)}
+        counts = {split: sum(e.cuts for e in entries if e.split == split) for split in SPLITS}
         found = {"kind": "clips", "clips": counts, "sources": len(entries), **summary(rejects)}
         write_manifest(folder, found)
     return found
@@ -89,13 +89,16 @@ def read_clips(folder: Path) -> list[Entry]:
 
 def _synthetic(clips: ClipsConfig, seed: int, folder: Path) -> Iterator[Entry]:
     (folder / "clips").mkdir()
-    for index in range(clips.count):
-        clip = make_clip(seed, index, clips.seconds, clips.height, clips.width, clips.balls)
+    train = clips.count - clips.heldout
+    for index in range(clips.count + clips.heldout_duets):
+        split = TRAIN if index < train else HELDOUT if index < clips.count else DUETS
+        # Spread evenly over the training clips.
+        duet = split == DUETS or (split == TRAIN and int((index + 1) * clips.duets) > int(index * clips.duets))
+        clip = make_clip(seed, index, clips.seconds, clips.height, clips.width, 2 if duet else 1)
         path = folder / "clips" / f"{index:06d}.mp4"
         with writing(path):
             path.write_bytes(encode_mp4(Pair(clip.frames, clip.samples), SYNTHETIC_CRF))
         truth = {"colours": clip.colours, "modes": clip.modes, "impacts": clip.impacts}
-        split = HELDOUT if index >= clips.count - clips.heldout else TRAIN
         name = path.relative_to(folder).as_posix()
         yield Entry(name, clip.caption, split, 1, {"source": "synthetic", "name": name, "seed": seed, "index": index, **truth})
 

@@ -1,7 +1,8 @@
 """The pocket world: coloured balls that bounce, each impact a decaying tone whose pitch follows the colour.
 
 Frame n shows the instant n / 24 s and sample n is heard at n / 16000 s, so an impact at time t is seen and heard at t
-without rounding to a frame. Every clip follows from (seed, index) alone.
+without rounding to a frame. Every clip follows from (seed, index) alone. Size, speed, start, walls, floor, restitution and
+background differ from clip to clip and are not in the caption.
 """
 
 from __future__ import annotations
@@ -24,12 +25,34 @@ COLOURS: dict[str, tuple[tuple[int, int, int], float]] = {
     "blue": ((48, 88, 232), 740.0),
     "yellow": ((236, 204, 40), 1109.0),
 }
-# Mode -> how captions say it.
-MODES = {"high": "high on the floor", "low": "low on the floor", "walls": "between the walls"}
-PERIODS = {"high": (0.85, 1.05), "low": (0.55, 0.70), "walls": (0.55, 1.00)}  # seconds between impacts
 
-RADIUS = 7 / 64  # of the height
-FLOOR = 57 / 64  # top of the floor strip, of the height
+
+@dataclass(frozen=True)
+class Mode:
+    """How a ball moves: what captions say, the range of its first flight, and the flight at which it loses no more energy.
+
+    Flights are in seconds, from impact to impact. On the floor they shorten towards ``last``, between the walls they lengthen.
+    """
+
+    caption: str
+    first: tuple[float, float]
+    last: float
+
+
+MODES = {
+    "high": Mode("high on the floor", (0.90, 1.10), 0.78),
+    "low": Mode("low on the floor", (0.60, 0.75), 0.48),
+    "walls": Mode("between the walls", (0.55, 1.00), 1.05),
+}
+RESTITUTION = (0.88, 1.0)  # speed after an impact, of the speed before
+GRAVITY = 3.6  # heights per square second: the highest bounce, 1.10 s long, rises 0.54 heights
+RADII = (5 / 64, 9 / 64)  # of the height
+FLOORS = (55 / 64, 59 / 64)  # top of the floor strip, of the height
+WALL = 8 / 64  # widest wall, of the width
+SKY, GROUND = (150, 225), (60, 110)  # grey at the top, and of the floor and the walls
+FALL = (15, 60)  # by how much the grey darkens towards the floor
+TINT = 8  # of 255, the most that a channel of the background differs from grey
+
 DECAY = 0.080  # seconds
 CLICK = 0.004  # seconds
 TONE_SECONDS = 0.8  # the tone has fallen by 87 dB
@@ -39,40 +62,73 @@ PAN = 0.25  # the mean of the channels does not depend on it
 
 
 @dataclass(frozen=True)
-class Ball:
-    """One ball's motion: elastic, periodic, on the floor (drifting sideways) or between the walls.
+class Room:
+    """What is around the balls: the floor's top as a share of the height, walls as shares of the width, colours of 255.
 
-    ``period`` is the time between impacts, ``phase`` in [0, 1) the first impact in periods, ``start`` the horizontal (floor
-    modes) or vertical (walls) place of the centre as a share of the room it has, ``drift`` that share's change per second.
+    ``left`` and ``right`` are where the inner faces of the walls stand; ``sky`` are the RGB values at the top and just above
+    the floor, ``ground`` those of floor and walls.
+    """
+
+    floor: float
+    left: float
+    right: float
+    sky: tuple[Array, Array]
+    ground: Array
+
+
+@dataclass(frozen=True)
+class Ball:
+    """One ball's motion, on the floor (drifting sideways) or between the walls (rising or sinking).
+
+    ``radius`` is a share of the height, ``flight`` the seconds of the first flight, ``phase`` in [0, 1) the share of it that
+    lies before the first impact, ``restitution`` the speed after an impact over that before. ``start`` and ``drift`` say
+    where the centre is across that motion: a share of the room it has, and that share's change per second.
     """
 
     colour: str
     mode: str
-    period: float
+    radius: float
+    flight: float
     phase: float
+    restitution: float
     start: float
     drift: float
 
     @property
     def caption(self) -> str:
-        return f"a {self.colour} ball bounces {MODES[self.mode]}"
+        return f"a {self.colour} ball bounces {MODES[self.mode].caption}"
+
+    def flights(self, seconds: float) -> tuple[Array, Array]:
+        """Start times and lengths in seconds of the flights that cover [0, seconds), the one under way at 0 first."""
+        walls, last = self.mode == "walls", MODES[self.mode].last
+        lengths, end = [self.flight], self.flight * self.phase
+        while end < seconds:
+            length = lengths[-1] / self.restitution if walls else lengths[-1] * self.restitution
+            lengths.append(min(length, last) if walls else max(length, last))
+            end += lengths[-1]
+        starts = np.cumsum([self.flight * (self.phase - 1), *lengths[:-1]])
+        return starts, np.array(lengths)
 
     def impacts(self, seconds: float) -> Array:
         """Impact times in [0, seconds), ascending."""
-        times = (np.arange(int(seconds / self.period) + 2) + self.phase) * self.period
-        return times[times < seconds]
+        starts, lengths = self.flights(seconds)
+        ends = starts + lengths
+        return ends[ends < seconds]
 
-    def centres(self, times: Array, height: int, width: int) -> tuple[Array, Array]:
+    def centres(self, times: Array, room: Room, height: int, width: int) -> tuple[Array, Array]:
         """x and y of the centre in pixels at ``times`` (seconds), each of their shape; pixel (0, 0) covers [0, 1) squared."""
-        radius = RADIUS * height
-        across, up = width - 2 * radius, FLOOR * height - 2 * radius
-        turn = times / self.period - self.phase
+        radius = self.radius * height
+        left, right = room.left * width + radius, room.right * width - radius
+        top, bottom = radius, room.floor * height - radius
+        starts, lengths = self.flights(float(np.max(times, initial=0)) + 1e-9)
+        number = np.searchsorted(starts, times, side="right") - 1
+        done = (times - starts[number]) / lengths[number]
+        across = self.start + self.drift * times
         if self.mode == "walls":
-            return radius + across * np.abs(turn % 2 - 1), radius + up * (self.start + self.drift * times)
-        # One gravity for all: the height of a bounce goes with the square of its period.
-        apex = up * (self.period / PERIODS["high"][1]) ** 2
-        fall = 4 * apex * (turn % 1) * (1 - turn % 1)
-        return radius + across * (self.start + self.drift * times), radius + up - fall
+            forth = number % 2 == 0
+            return left + (right - left) * np.where(forth, done, 1 - done), top + (bottom - top) * across
+        rise = GRAVITY * height / 2 * lengths[number] ** 2 * done * (1 - done)
+        return left + (right - left) * across, bottom - rise
 
 
 @dataclass(frozen=True)
@@ -104,14 +160,15 @@ def make_clip(seed: int, index: int, seconds: int, height: int, width: int, ball
         OmniForcingError: if there are fewer than 1 or more than 4 balls, or no second.
     """
     if not 1 <= balls <= len(COLOURS):
-        raise OmniForcingError(f"a synthetic clip has 1 to {len(COLOURS)} balls, not {balls}; change clips.balls")
+        raise OmniForcingError(f"a synthetic clip has 1 to {len(COLOURS)} balls, not {balls}")
     if seconds < 1:
         raise OmniForcingError(f"a synthetic clip lasts at least 1 s, not {seconds}; change clips.seconds")
     rng = np.random.default_rng([seed, index])
-    chosen = [_draw(rng, str(colour), seconds) for colour in rng.permutation(list(COLOURS))[:balls]]
+    room = _draw_room(rng)
+    chosen = [_draw_ball(rng, str(colour), seconds) for colour in rng.permutation(list(COLOURS))[:balls]]
     return SyntheticClip(
-        frames=_render(chosen, seconds, height, width),
-        samples=_sound(chosen, seconds, height, width, rng),
+        frames=_render(chosen, room, seconds, height, width),
+        samples=_sound(chosen, room, seconds, height, width, rng),
         caption=" and ".join(ball.caption for ball in chosen),
         impacts=sorted(float(time) for ball in chosen for time in ball.impacts(seconds)),
         colours=[ball.colour for ball in chosen],
@@ -119,39 +176,59 @@ def make_clip(seed: int, index: int, seconds: int, height: int, width: int, ball
     )
 
 
-def _draw(rng: np.random.Generator, colour: str, seconds: int) -> Ball:
+def _draw_room(rng: np.random.Generator) -> Room:
+    tint = rng.uniform(-TINT, TINT, 3)
+    top, fall, ground = (rng.uniform(*span) for span in (SKY, FALL, GROUND))
+    left, right = rng.uniform(0, WALL, 2)
+    return Room(rng.uniform(*FLOORS), left, 1 - right, (top + tint, top - fall + tint), ground + tint)
+
+
+def _draw_ball(rng: np.random.Generator, colour: str, seconds: int) -> Ball:
     mode = list(MODES)[rng.integers(len(MODES))]
     start, stop = rng.uniform(0.0, 1.0, 2)
-    # A ball between the walls keeps its height; one on the floor ends at `stop` and so never touches a wall.
-    drift = 0.0 if mode == "walls" else (stop - start) / seconds
-    return Ball(colour, mode, rng.uniform(*PERIODS[mode]), rng.uniform(), start, drift)
+    return Ball(
+        colour,
+        mode,
+        radius=rng.uniform(*RADII),
+        flight=rng.uniform(*MODES[mode].first),
+        phase=rng.uniform(),
+        restitution=rng.uniform(*RESTITUTION),
+        start=start,
+        drift=(stop - start) / seconds,  # ends at `stop`, and so never touches what it does not bounce from
+    )
 
 
-def _render(balls: list[Ball], seconds: int, height: int, width: int) -> NDArray[np.uint8]:
+def _render(balls: list[Ball], room: Room, seconds: int, height: int, width: int) -> NDArray[np.uint8]:
     times = np.arange(clip_frames(seconds)) / FPS
-    frames = np.broadcast_to(_background(height, width), (len(times), height, width, 3)).copy()
+    frames = np.broadcast_to(_background(room, height, width), (len(times), height, width, 3)).copy()
     rows, columns = np.arange(height) + 0.5, np.arange(width) + 0.5
     for ball in reversed(balls):
-        x, y = ball.centres(times, height, width)
+        x, y = ball.centres(times, room, height, width)
         square = (rows - y[:, None])[:, :, None] ** 2 + (columns - x[:, None])[:, None, :] ** 2
         # A pixel that the edge crosses is covered in part: that is what carries motion finer than a pixel.
-        cover = np.clip(RADIUS * height + 0.5 - np.sqrt(square.astype(np.float32)), 0, 1)[..., None]
+        cover = np.clip(ball.radius * height + 0.5 - np.sqrt(square.astype(np.float32)), 0, 1)[..., None]
         frames += cover * (np.array(COLOURS[ball.colour][0], np.float32) - frames)
     return np.rint(frames).astype(np.uint8)
 
 
-def _background(height: int, width: int) -> NDArray[np.float32]:
-    """A grey that darkens downwards over a darker floor strip, [H, W, 3]."""
-    grey = np.linspace(200, 150, height, dtype=np.float32)
-    grey[round(FLOOR * height) :] = 90
-    return np.broadcast_to(grey[:, None, None], (height, width, 3))
+def _background(room: Room, height: int, width: int) -> NDArray[np.float32]:
+    """A sky that darkens downwards, behind a floor strip and two walls, ``[H, W, 3]``; edges are not rounded to pixels."""
+    down = np.linspace(0, 1, height)[:, None, None]
+    sky = (1 - down) * room.sky[0] + down * room.sky[1]
+    rows, columns = np.arange(height)[:, None], np.arange(width)[None]
+    floor = np.clip(rows + 1 - room.floor * height, 0, 1)
+    walls = np.clip(room.left * width - columns, 0, 1) + np.clip(columns + 1 - room.right * width, 0, 1)
+    solid = np.maximum(floor, walls)[..., None]
+    return (sky + solid * (room.ground - sky)).astype(np.float32)
 
 
-def _sound(balls: list[Ball], seconds: int, height: int, width: int, rng: np.random.Generator) -> NDArray[np.float32]:
+def _sound(
+    balls: list[Ball], room: Room, seconds: int, height: int, width: int, rng: np.random.Generator
+) -> NDArray[np.float32]:
     samples = np.zeros((2, clip_samples(seconds)))
     for ball in balls:
         times = ball.impacts(seconds)
-        places = ball.centres(times, height, width)[0] / width
+        places = ball.centres(times, room, height, width)[0] / width
         for time, place in zip(times, places, strict=True):
             first = int(np.ceil(time * SAMPLE_RATE))
             heard = _impact(COLOURS[ball.colour][1], first / SAMPLE_RATE - time, rng)[: samples.shape[1] - first]

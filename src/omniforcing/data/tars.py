@@ -98,7 +98,7 @@ def indices(folder: Path, kind: str, split: str | None = None) -> dict[Path, dic
     listed = sorted(require_kind(folder, kind)["files"])
     found = {folder / n: read_index(folder / n) for n in listed if n.endswith(".tar") and n.startswith(begin)}
     if not found:
-        raise FileError(f"{folder} holds no shard of the split {split or 'train or heldout'}; {_AGAIN}")
+        raise FileError(f"{folder} holds no shard of the split {split or 'train, heldout or duets'}; {_AGAIN}")
     for path, index in found.items():
         if not path.is_file():
             raise FileError(f"shard {path} is missing; {_AGAIN}")

@@ -119,7 +119,7 @@ class TensorShards:
 
     Args:
         folder: of latents or trajectories.
-        split: ``train`` or ``heldout``.
+        split: ``train``, ``heldout`` or ``duets``.
         expected: latents per sample; any other count is refused with the sentence that says which is off.
     """
 

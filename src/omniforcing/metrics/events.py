@@ -1,7 +1,7 @@
 """What the pocket world's picture and sound show: impacts seen and heard, balls present, their colours, their tones.
 
 The detectors know the world (saturated balls on grey; a tone per colour) but never the truth of a clip, and were fixed on
-real clips before any model was measured. Distances scale with the picture's height, of which a ball's radius is 7/64.
+real clips before any model was measured. Distances scale with the picture's height.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from omniforcing.data.synthetic import COLOURS, RADIUS
+from omniforcing.data.synthetic import COLOURS, RADII
 from omniforcing.latents import Pair
 from omniforcing.layout import FPS, SAMPLE_RATE
 
@@ -21,8 +21,8 @@ Media = Pair[Any]  # frames uint8 [T, H, W, 3] and samples float32 [2, N], array
 
 EDGE = 0.1  # seconds at either end of a clip in which no event counts
 SATURATION = 50  # of 255, max - min over the channels
-LEAST_AREA = 0.15  # of a disc of the ball's radius: less shows no place
-LARGEST_AREA = 3.0  # of the same disc: more is not a ball
+LEAST_AREA = 0.3  # of a disc of the smallest radius: less shows no place
+LARGEST_AREA = 1.8  # of a disc of the largest radius: more is not a ball
 LARGEST_SPREAD = 2.0  # rms distance from the centre, against that of a disc of the same area
 SPEED = 12 / 64  # heights per second, the least on both sides of an impact
 FIT = 3  # frames per straight line
@@ -110,15 +110,15 @@ def _track(weight: Array) -> tuple[Array, NDArray[np.bool_]]:
     ``weight`` ``[T, H, W]`` is the saturation of the ball's pixels, 0 elsewhere.
     """
     height, width = weight.shape[1:]
-    disc = np.pi * (RADIUS * height) ** 2
+    least, largest = (share * np.pi * (radius * height) ** 2 for share, radius in zip((LEAST_AREA, LARGEST_AREA), RADII, strict=True))
     area = (weight > 0).sum((1, 2))
-    total = np.where(area >= LEAST_AREA * disc, weight.sum((1, 2)), np.nan)
+    total = np.where(area >= least, weight.sum((1, 2)), np.nan)
     rows, columns = np.arange(height) + 0.5, np.arange(width) + 0.5
     by_row, by_column = weight.sum(2), weight.sum(1)
     x, y = by_column @ columns / total, by_row @ rows / total
     spread = (by_column @ columns**2 + by_row @ rows**2) / total - x**2 - y**2
     compact = spread <= LARGEST_SPREAD**2 * area / (2 * np.pi)  # a disc's mean squared distance is area / 2 pi
-    return np.stack([x, y], 1), compact & (area <= LARGEST_AREA * disc)
+    return np.stack([x, y], 1), compact & (area <= largest)
 
 
 def _impacts(centres: Array) -> list[float]:
