@@ -50,8 +50,9 @@ def draw_training(path: Path, stages: Mapping[str, Curves], references: Mapping[
             for column, colour in zip(columns, COLOURS, strict=False):
                 _line(axis, references.get(stage, {}).get(column, []), color=REFERENCE, lw=3)
                 _line(axis, curves.get(column, []), color=colour, lw=1.2, label=column.rpartition("_")[2])
-            axis.set_title(title if stage == next(iter(stages)) else "", fontsize=9)
+            axis.set_title(title, fontsize=8)
             axis.tick_params(labelsize=7)
+            axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
             axis.set_visible(axis.has_data())
         row[0].set_ylabel(stage.replace("_", "\n", 1), fontsize=8)
     axes[0][0].legend(fontsize=7)
