@@ -237,6 +237,7 @@ class TeacherConfig:
     path: str | None = None
     model: TransformerConfig = field(default_factory=TransformerConfig)
     optim: OptimiserConfig = field(default_factory=OptimiserConfig)
+    muon_lr: Weights | None = None
     sigma: SigmaConfig = field(default_factory=SigmaConfig)
     text_dropout: float = 0.1
     loss: Weights = field(default_factory=Weights)

@@ -31,6 +31,20 @@ def by_modality(model: nn.Module) -> Pair[list[nn.Parameter]]:
     )
 
 
+def matrices(model: nn.Module) -> Pair[list[nn.Parameter]]:
+    """The weight matrices of a transformer's layers, split by the stream they write into: what Muon is made for."""
+    inside = {
+        id(module.weight)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and "transformer_blocks" in name.split(".")
+    }
+    return by_modality(model).map(lambda group: [p for p in group if id(p) in inside])
+
+
+def _with_rates(groups: Pair[list[nn.Parameter]], lr: Weights) -> list[dict[str, Any]]:
+    return [{"params": group, "lr": getattr(lr, name), "peak": getattr(lr, name)} for name, group in groups.items()]
+
+
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """Euclidean norm of the gradients, 0 where there are none."""
     norms = [p.grad.norm() for p in parameters if p.grad is not None]
@@ -70,28 +84,40 @@ class StageModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         return [self.adamw(self.model, self.optim.lr)]
 
-    def adamw(self, model: nn.Module, lr: Weights) -> torch.optim.Optimizer:
-        """AdamW with one learning rate per modality."""
-        groups = [
-            {"params": parameters, "lr": getattr(lr, name), "peak": getattr(lr, name)}
-            for name, parameters in by_modality(model).items()
-        ]
-        return torch.optim.AdamW(groups, betas=tuple(self.optim.betas), weight_decay=self.optim.weight_decay)
+    def adamw(self, model: nn.Module, lr: Weights, left_out: Pair[list[nn.Parameter]] | None = None) -> torch.optim.Optimizer:
+        """AdamW with one learning rate per modality, for all trainable parameters but those ``left_out``."""
+        others = {id(p) for group in left_out or () for p in group}
+        groups = by_modality(model).map(lambda group: [p for p in group if id(p) not in others])
+        return torch.optim.AdamW(
+            _with_rates(groups, lr), betas=tuple(self.optim.betas), weight_decay=self.optim.weight_decay
+        )
+
+    def muon(self, groups: Pair[list[nn.Parameter]], lr: Weights) -> torch.optim.Optimizer:
+        """Muon (Jordan et al. 2024), which steps along the nearest orthogonal matrix, scaled so that AdamW's rates fit."""
+        return torch.optim.Muon(
+            _with_rates(groups, lr), weight_decay=self.optim.weight_decay, adjust_lr_fn="match_rms_adamw"
+        )
 
     def generator(self, step: int, stream: str = "") -> torch.Generator:
         """Randomness of one step, a function of seed, stage and step alone."""
         return step_generator(self.seed, step, f"{type(self).__name__}/{stream}", self.device)
 
-    def update(self, optimiser: Any, model: nn.Module, loss: Tensor, step: int, factor: float = 1.0) -> Pair[Tensor]:
-        """One optimiser step on ``loss``; returns the gradient norms per modality before clipping."""
-        optimiser.zero_grad()
+    def update(self, optimisers: Any, model: nn.Module, loss: Tensor, step: int, factor: float = 1.0) -> Pair[Tensor]:
+        """One step on ``loss`` of a model's optimiser, or of a list of them; returns the gradient norms per modality before
+        clipping.
+        """
+        together = optimisers if isinstance(optimisers, list) else [optimisers]
+        groups = [group for optimiser in together for group in optimiser.param_groups]
+        for optimiser in together:
+            optimiser.zero_grad()
         self.manual_backward(loss)
         norms = by_modality(model).map(gradient_norm)
-        torch.nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], self.optim.clip)
+        torch.nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], self.optim.clip)
         scale = factor * min(1.0, (step + 1) / max(1, self.optim.warmup))
-        for group in optimiser.param_groups:
+        for group in groups:
             group["lr"] = group["peak"] * scale
-        optimiser.step()
+        for optimiser in together:
+            optimiser.step()
         return norms
 
     def record(self, norms: Pair[Tensor], losses: dict[str, Pair[Tensor]]) -> None:

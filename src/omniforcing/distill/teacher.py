@@ -7,7 +7,7 @@ import math
 import torch
 
 from omniforcing.config import TeacherConfig
-from omniforcing.distill.common import StageModule, mean_square, weighted
+from omniforcing.distill.common import StageModule, matrices, mean_square, weighted
 from omniforcing.latents import Batch, TextFeatures, noise_like
 from omniforcing.model.attention import View
 from omniforcing.model.transformer import DualStream
@@ -20,6 +20,12 @@ class Teacher(StageModule):
     def __init__(self, model: DualStream, config: TeacherConfig, view: View, unconditional: TextFeatures, seed: int) -> None:
         super().__init__(model, config.optim, seed)
         self.config, self.view, self.unconditional = config, view, unconditional
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        if self.config.muon_lr is None:
+            return [self.adamw(self.model, self.optim.lr)]
+        inside = matrices(self.model)
+        return [self.adamw(self.model, self.optim.lr, left_out=inside), self.muon(inside, self.config.muon_lr)]
 
     def training_step(self, batch: tuple[int, Batch], _index: int) -> None:
         step, data = batch
