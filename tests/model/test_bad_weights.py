@@ -187,7 +187,9 @@ def test_a_part_that_no_release_has(tmp_path: Path) -> None:
         refused(file, str(file), key.removeprefix(f"{TRANSFORMER}"))
 
 
-@pytest.mark.parametrize("metadata", [None, {"config": "{}"}, {"config": "{"}, {"config": "[]"}])
+@pytest.mark.parametrize(
+    "metadata", [None, {"config": "{}"}, {"config": "{"}, {"config": "[]"}, {"config": '{"transformer": 3}'}]
+)
 def test_a_lightricks_file_without_its_config(metadata: dict[str, str] | None, tmp_path: Path) -> None:
     save_file(original_tensors(tiny_core()), tmp_path / "ltx.safetensors", metadata)
     refused(
@@ -248,6 +250,8 @@ def test_weights_that_are_none_of_ltx_2s(tmp_path: Path) -> None:
 def test_the_config_of_another_class(folder: Path) -> None:
     edit_config(folder, _class_name="WanTransformer3DModel")
     refused(folder, "config.json describes a WanTransformer3DModel; a LTX2VideoTransformer3DModel is needed there")
+    (folder / "config.json").write_text("[]")
+    refused(folder, "config.json is no config of a model")
     (folder / "config.json").unlink()
     refused(folder, "config.json is missing")
 

@@ -14,7 +14,7 @@ from omniforcing.model.checkpoint import Checkpoint, open_checkpoint
 from omniforcing.model.student import load_model, save_model
 from omniforcing.model.transformer import DualStream
 from omniforcing.model.writing import ORIGINAL_FILE, write_diffusers, write_original
-from tests.model.tiny_checkpoints import RELEASES, config_of, save_authors, save_original, tiny_core
+from tests.model.tiny_checkpoints import RELEASES, config_of, save_authors, save_original, tiny_authors_core, tiny_core
 
 State = dict[str, Tensor]
 
@@ -90,14 +90,7 @@ def test_our_export_opens_with_diffusers_own_converter(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sinks", [0, 3])
 def test_the_authors_student_loads_with_interleaved_rope_and_its_sinks(sinks: int, tmp_path: Path) -> None:
-    heads = {"num_attention_heads": 32, "audio_num_attention_heads": 32}
-    widths = {
-        "attention_head_dim": 4,
-        "cross_attention_dim": 128,
-        "audio_attention_head_dim": 2,
-        "audio_cross_attention_dim": 64,
-    }
-    core = tiny_core(**heads, **widths)
+    core = tiny_authors_core()
     index = save_authors(core, tmp_path, sinks)
     for source in (index, tmp_path):
         model = load_model(source, dtype=None)

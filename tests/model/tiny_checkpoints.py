@@ -37,6 +37,18 @@ def tiny_core(release: str = "2.0", dtype: torch.dtype = torch.float32, **change
     return core if dtype is torch.float32 else core.to(dtype)
 
 
+def tiny_authors_core() -> LTX2VideoTransformer3DModel:
+    """A tiny transformer with the 32 heads that OmniForcing's authors' code has."""
+    heads = {"num_attention_heads": 32, "audio_num_attention_heads": 32}
+    widths = {
+        "attention_head_dim": 4,
+        "cross_attention_dim": 128,
+        "audio_attention_head_dim": 2,
+        "audio_cross_attention_dim": 64,
+    }
+    return tiny_core(**heads, **widths)
+
+
 def config_of(core: LTX2VideoTransformer3DModel) -> dict[str, Any]:
     """The constructor's arguments."""
     return {key: value for key, value in core.config.items() if not key.startswith("_")}

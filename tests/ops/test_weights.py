@@ -1,7 +1,10 @@
 """The command that inspects and converts weights."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +14,8 @@ from omniforcing.cli import main
 from omniforcing.errors import OmniForcingError
 from omniforcing.model.checkpoint import open_checkpoint
 from omniforcing.ops.weights import check_destination
-from tests.model.tiny_checkpoints import save_original, tiny_core
+from pipelines import teacher
+from tests.model.tiny_checkpoints import save_authors, save_original, tiny_authors_core, tiny_core
 
 
 @pytest.fixture
@@ -94,3 +98,28 @@ def test_a_disk_without_room_or_a_place_that_is_no_folder_is_named_first(tmp_pat
     (tmp_path / "file").write_text("")
     with pytest.raises(OmniForcingError, match="cannot be made"):
         check_destination(tmp_path / "file" / "weights", 1)
+
+
+def loading_stage(path: Path, folder: Path) -> SimpleNamespace:
+    """As much of stage teacher as taking weights from ``path`` needs."""
+
+    @contextmanager
+    def publish() -> Iterator[Path]:
+        yield folder
+
+    config = SimpleNamespace(teacher=SimpleNamespace(path=str(path)))
+    return SimpleNamespace(config=config, publish=publish, work=folder, curves=lambda _: None, metrics=lambda _: None)
+
+
+def test_stage_teacher_takes_a_lightricks_file_bit_for_bit(file: Path) -> None:
+    folder = file.parent / "teacher"
+    folder.mkdir()
+    teacher.load(loading_stage(file, folder))
+    expected = tiny_core(dtype=torch.bfloat16).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in open_checkpoint(folder).tensors())
+
+
+def test_stage_teacher_refuses_a_student(tmp_path: Path) -> None:
+    index = save_authors(tiny_authors_core(), tmp_path, sinks=2)
+    with pytest.raises(OmniForcingError, match="has sink tokens, so it is a causal student"):
+        teacher.load(loading_stage(index, tmp_path))

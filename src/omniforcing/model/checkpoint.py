@@ -172,8 +172,11 @@ def _indexed(index: Path) -> dict[str, Entry]:
 
 
 def _diffusers(place: Path, tensors: dict[str, Entry]) -> Checkpoint:
-    config = (place if place.is_dir() else place.parent) / "config.json"
-    return Checkpoint(place, "diffusers", checked(read_json(config), str(config)), tensors)
+    file = (place if place.is_dir() else place.parent) / "config.json"
+    config = read_json(file)
+    if not isinstance(config, dict):
+        raise WeightsError(f"{file} is no config of a model; take the file that was published with the weights")
+    return Checkpoint(place, "diffusers", checked(config, str(file)), tensors)
 
 
 def _original(file: Path, tensors: dict[str, Entry], metadata: dict[str, str]) -> Checkpoint:
@@ -184,7 +187,7 @@ def _original(file: Path, tensors: dict[str, Entry], metadata: dict[str, str]) -
     others = Counter({part: sum(key.startswith(part) for key in tensors) for part in OTHER_PARTS})
     entries = _renamed({k: e for k, e in tensors.items() if not k.startswith(OTHER_PARTS)}, TRANSFORMER)
     try:
-        values = json.loads(metadata.get("config", "{}"))["transformer"]
+        values = dict(json.loads(metadata.get("config", "{}"))["transformer"])
     except (ValueError, KeyError, TypeError) as error:
         raise WeightsError(
             f"{file} carries no transformer config in its metadata, and the architecture is never guessed; take the file as "
