@@ -206,8 +206,10 @@ def test_metadata_that_lacks_what_no_shape_shows(key: str, tmp_path: Path) -> No
     refused(file, f"the transformer config lacks {key!r}, which no tensor's shape shows")
 
 
-def test_a_diffusers_config_that_lacks_what_no_shape_shows(folder: Path) -> None:
-    edit_config(folder, rope_type=...)
+def test_a_diffusers_config_of_patches_or_without_what_no_shape_shows(folder: Path) -> None:
+    edit_config(folder, patch_size=2)
+    refused(folder, "config.json: the transformer config says patch_size=2; LTX-2 has tokens of one latent")
+    edit_config(folder, patch_size=1, rope_type=...)
     refused(folder, "config.json: the transformer config lacks 'rope_type'")
 
 
@@ -219,6 +221,10 @@ def test_a_diffusers_config_that_lacks_what_no_shape_shows(folder: Path) -> None
         ({"positional_embedding_max_pos": [20]}, "a list of 3"),
         ({"rope_type": "spiral"}, "no transformer can be built from its config"),
         ({"num_layers": "two"}, "no transformer can be built from its config"),
+        ({"activation_fn": "x"}, "no transformer can be built from its config"),
+        ({"frequencies_precision": "float16"}, "frequencies_precision='float16'; it must be one of"),
+        ({"norm_eps": None}, "says norm_eps=None; a positive number is needed there"),
+        ({"rope_type": 1}, "says rope_type=1; a value like 'interleaved' is needed there"),
     ],
 )
 def test_metadata_of_another_architecture(change: dict[str, Any], said: str, tmp_path: Path) -> None:

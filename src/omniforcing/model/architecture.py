@@ -119,6 +119,8 @@ _AUTHORS: dict[str, Any] = {
 }
 # No tensor's shape depends on these.
 _HIDDEN = tuple(_AUTHORS)
+_PATCHES = ("patch_size", "patch_size_t", "audio_patch_size", "audio_patch_size_t")
+_PRECISIONS = ("float64", "float32")
 _PARAMETERS = frozenset(inspect.signature(LTX2VideoTransformer3DModel.__init__).parameters) - {"self"}
 
 
@@ -142,11 +144,22 @@ def _require(values: Mapping[str, Any], keys: Iterable[str], where: str) -> None
         )
 
 
+def _refuse_no_measures(values: Mapping[str, Any], where: str) -> None:
+    """Hidden values make no tensor misshapen when they are nonsense, so they are looked at here."""
+    for key in _HIDDEN:
+        value, like = values[key], _AUTHORS[key]
+        number = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+        if not (isinstance(value, type(like)) if isinstance(like, str | bool) else number):
+            needed = "a positive number" if not isinstance(like, str | bool) else f"a value like {like!r}"
+            raise WeightsError(f"{where}: the transformer config says {key}={value!r}; {needed} is needed there")
+
+
 def checked(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """A diffusers config that says all it must, its private keys (``_class_name``, ...) dropped.
 
     Raises:
-        WeightsError: for another model's config, an unknown or a missing key, or heads that differ between the streams.
+        WeightsError: for another model's config, an unknown or a missing key, a value that cannot be, or heads that differ
+            between the streams.
     """
     kind = config.get("_class_name", LTX2VideoTransformer3DModel.__name__)
     if kind != LTX2VideoTransformer3DModel.__name__:
@@ -154,6 +167,12 @@ def checked(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     values = {key: value for key, value in config.items() if not key.startswith("_")}
     _refuse_unknown(values, _PARAMETERS, where)
     _require(values, _HIDDEN, where)
+    _refuse_no_measures(values, where)
+    patched = [key for key in _PATCHES if values.get(key, 1) != 1]
+    if patched:
+        raise WeightsError(
+            f"{where}: the transformer config says {patched[0]}={values[patched[0]]!r}; LTX-2 has tokens of one latent"
+        )
     heads, audio_heads = values["num_attention_heads"], values["audio_num_attention_heads"]
     if heads != audio_heads:
         raise WeightsError(
@@ -172,7 +191,7 @@ def from_metadata(values: Mapping[str, Any], shapes: Shapes, where: str) -> dict
         where: the file, for errors.
 
     Raises:
-        WeightsError: for an unknown or a missing key, or a value that neither implementation computes.
+        WeightsError: as ``checked``, and for a value that neither implementation computes.
     """
     own = [key for key in values if not key.startswith(_OTHERS) or key == "caption_proj_before_connector"]
     maximum = ("positional_embedding_max_pos", "audio_positional_embedding_max_pos")
@@ -182,6 +201,11 @@ def from_metadata(values: Mapping[str, Any], shapes: Shapes, where: str) -> dict
             raise WeightsError(f"{where}: the transformer config says {key}={values[key]!r}; LTX-2 has {value!r}")
     values = {**_ABSENT, "audio_in_channels": _matrix(shapes, "audio_proj_in.weight", where)[1], **values}
     _require(values, (*_KEYS, *maximum, "frequencies_precision"), where)
+    if values["frequencies_precision"] not in _PRECISIONS:
+        found = values["frequencies_precision"]
+        raise WeightsError(
+            f"{where}: the transformer config says frequencies_precision={found!r}; it must be one of {_PRECISIONS}"
+        )
     frames, height, width = _positions(values, maximum[0], 3, where)
     config = {
         **_LATENTS,
@@ -279,7 +303,7 @@ def expected_shapes(config: Mapping[str, Any], where: str) -> dict[str, tuple[in
     """
     try:
         return {name: tuple(tensor.shape) for name, tensor in on_meta(config).state_dict().items()}
-    except (TypeError, ValueError, ArithmeticError, RuntimeError, NotImplementedError) as error:
+    except Exception as error:  # diffusers fails in as many ways as there are wrong values
         reason = str(error).splitlines()[0]
         raise WeightsError(
             f"{where}: no transformer can be built from its config ({reason}); use the config as published"

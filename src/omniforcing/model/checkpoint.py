@@ -146,6 +146,7 @@ def _inside(folder: Path) -> Path:
     if found:
         names = ", ".join(file.name for file in found[:3])
         raise WeightsError(f"{folder} holds several checkpoints ({names}) and nothing says which; name one of the files")
+    # A folder of pickles alone is refused as such, by name, rather than as an empty one.
     pickles = sorted(file for file in folder.iterdir() if file.suffix in _PICKLES)
     if pickles:
         return pickles[0]
@@ -160,6 +161,7 @@ def _indexed(index: Path) -> dict[str, Entry]:
     shards: dict[str, dict[str, Entry]] = {}
     for name in sorted(set(map(str, places.values()))):
         file = index.parent / name
+        # An index comes from elsewhere: it must not lead out of its folder.
         if Path(name).name != name or not file.is_file():
             raise WeightsError(f"{index} names the shard {name}, which is not beside it; copy or download that file too")
         shards[name] = _headers(file)[0]
@@ -223,6 +225,7 @@ def _verified(found: Checkpoint) -> Checkpoint:
     missing = [name for name in expected if name not in found.entries]
     extra = [name for name in found.entries if name not in expected]
     if missing or extra:
+        # Between releases hundreds of names differ; the first of them would tell nobody what happened.
         releases = generation(expected), generation(found.entries)
         if releases[0] != releases[1]:
             raise WeightsError(
