@@ -6,8 +6,11 @@ from omniforcing.config import Source
 from omniforcing.distill.sampling import WholeClip, full_view
 from omniforcing.distill.teacher import Teacher
 from omniforcing.files import atomic_write, read_json
-from omniforcing.model.student import build_core, core_config, load_model, save_model
+from omniforcing.model.checkpoint import open_checkpoint
+from omniforcing.model.student import build_core, core_config, load_model
+from omniforcing.model.tensor_file import WeightsError
 from omniforcing.model.transformer import DualStream
+from omniforcing.model.writing import write_diffusers
 from omniforcing.ops.foundation import KEPT, take_kept
 from omniforcing.ops.samples import log_samples
 from omniforcing.ops.stage import Stage, stage_main
@@ -27,12 +30,22 @@ def run(stage: Stage) -> None:
         stage.curves(KEPT / "teacher.curves.csv")
         stage.metrics(record["metrics"])
     else:
-        with stage.publish() as folder:
-            save_model(load_model(Path(str(config.path)), sinks=0), folder)
-        atomic_write(stage.work / CURVES, "step\n")
-        stage.curves(stage.work / CURVES)
-        stage.metrics({"loaded": 1})
+        load(stage)
     sample(stage)
+
+
+def load(stage: Stage) -> None:
+    """Take LTX-2's weights, in any of the formats that ``open_checkpoint`` reads, bit for bit."""
+    checkpoint = open_checkpoint(Path(str(stage.config.teacher.path)))
+    if checkpoint.sinks is not None:
+        raise WeightsError(
+            f"teacher.path: {checkpoint.source} has sink tokens, so it is a causal student; name a bidirectional model"
+        )
+    with stage.publish() as folder:
+        write_diffusers(checkpoint, folder)
+    atomic_write(stage.work / CURVES, "step\n")
+    stage.curves(stage.work / CURVES)
+    stage.metrics({"loaded": 1})
 
 
 def train(stage: Stage) -> None:

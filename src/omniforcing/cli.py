@@ -15,11 +15,13 @@ from omniforcing.errors import OmniForcingError
 COMMANDS = {
     "stream": ("omniforcing.stream.command", "generate a clip with sound from a prompt, block by block"),
     "inspect": ("omniforcing.data.inspect", "show what a folder of shards or latents holds, with a contact sheet"),
+    "weights": ("omniforcing.ops.weights", "inspect LTX-2 weights, or convert them between formats"),
     "config": ("omniforcing.cli", "print the resolved configuration"),
 }
 EXAMPLES = """examples:
   omniforcing stream --artifact data/pocket/artifact --prompt "a red ball bounces" --seconds 8 --seed 1 --out clip.mp4
   omniforcing inspect data/pocket/shards
+  omniforcing weights import ltx-2-19b-dev.safetensors weights/LTX-2
   omniforcing config --preset smoke clips.count=16
   omniforcing COMMAND --help"""
 
@@ -71,8 +73,8 @@ def main(words: Sequence[str] | None = None) -> None:
     command = _top_parser().parse_args(given[:1] or ["--help"]).command
 
     def chosen() -> None:
-        module = _load(command)
-        parser = argparse.ArgumentParser(prog=f"omniforcing {command}", description=f"{COMMANDS[command][1].capitalize()}.")
+        module, about = _load(command), COMMANDS[command][1]
+        parser = argparse.ArgumentParser(prog=f"omniforcing {command}", description=f"{about[0].upper()}{about[1:]}.")
         module.add_arguments(parser)  # type: ignore[attr-defined]
         module.run(parser.parse_args(given[1:]))  # type: ignore[attr-defined]
 

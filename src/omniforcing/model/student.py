@@ -7,16 +7,15 @@ from typing import Any
 
 import torch
 from diffusers import LTX2VideoTransformer3DModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from omniforcing.config import TransformerConfig
-from omniforcing.errors import OmniForcingError
 from omniforcing.layout import Counts
 from omniforcing.model.attention import Positions
+from omniforcing.model.checkpoint import SINKS_FILE, open_checkpoint
+from omniforcing.model.tensor_file import WeightsError
 from omniforcing.model.transformer import DualStream
-
-SINKS_FILE = "sinks.safetensors"
 
 
 def core_config(model: TransformerConfig, codec: dict[str, Any], caption_channels: int) -> dict[str, Any]:
@@ -52,44 +51,40 @@ def build_core(config: dict[str, Any], seed: int) -> LTX2VideoTransformer3DModel
         return LTX2VideoTransformer3DModel(**config)
 
 
-def save_model(model: DualStream, folder: Path) -> None:
-    """Write ``transformer/`` in diffusers format, and the sinks beside it."""
-    model.core.save_pretrained(folder / "transformer")
+def save_model(model: DualStream, folder: Path, max_shard_size: str = "5GB") -> None:
+    """Write ``transformer/`` in diffusers format, sharded above ``max_shard_size``, and the sinks beside it."""
+    model.core.save_pretrained(folder / "transformer", max_shard_size=max_shard_size)
     save_file({"sinks": model.sinks.detach().contiguous()}, folder / SINKS_FILE)
 
 
-def load_model(folder: Path, sinks: int | None = None, device: str = "cpu") -> DualStream:
-    """Read a folder that ``save_model`` or diffusers wrote.
+def load_model(
+    source: Path,
+    sinks: int | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype | None = torch.float32,
+    fresh_sinks: bool = False,
+) -> DualStream:
+    """Read what ``save_model``, diffusers, Lightricks or OmniForcing's authors wrote (``checkpoint.open_checkpoint``).
 
     Args:
-        folder: holds ``transformer/``, or is itself a diffusers transformer folder; sinks are optional.
-        sinks: how many sink tokens the model must have; when the file has none, they start from their initial values.
+        source: a folder or file of weights.
+        sinks: how many sink tokens the model must have; None takes what there is.
+        device: where the model goes.
+        dtype: of the weights in memory; None keeps what the file has.
+        fresh_sinks: where the file has no sinks, ``sinks`` of them start from their initial values: a student's first stage.
 
     Raises:
-        OmniForcingError: if the folder holds no transformer, its weights do not fit its config, or the sinks differ.
+        OmniForcingError: if the weights cannot be read, do not fit their config, or have other sinks than asked for.
     """
-    source = folder / "transformer" if (folder / "transformer").is_dir() else folder
-    if not (source / "config.json").is_file():
-        raise OmniForcingError(f"{source} holds no transformer: config.json is missing; run the stage that writes it")
-    try:
-        core, report = LTX2VideoTransformer3DModel.from_pretrained(
-            source, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise OmniForcingError(f"{source} is not a readable LTX-2 transformer: {str(error).splitlines()[0]}") from error
-    wrong = {k: v for k, v in report.items() if v and k in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")}
-    if wrong:
-        kind, names = next(iter(wrong.items()))
-        raise OmniForcingError(
-            f"{source}: {kind.replace('_', ' ')}: {list(names)[:3]}; the weights are of another architecture"
-        )
-    kept = load_file(folder / SINKS_FILE)["sinks"] if (folder / SINKS_FILE).is_file() else torch.empty(0)
-    count = kept.shape[0] if sinks is None else sinks
-    model = DualStream(core, count)
-    if kept.shape[0]:
-        if kept.shape != model.sinks.shape:
-            raise OmniForcingError(f"{folder / SINKS_FILE} holds sinks {list(kept.shape)}, expected {list(model.sinks.shape)}")
-        model.sinks = nn.Parameter(kept)
+    checkpoint = open_checkpoint(source)
+    kept = checkpoint.read_sinks()
+    held = 0 if kept is None else kept.shape[0]
+    wanted = held if sinks is None else sinks
+    if held != wanted and not (held == 0 and fresh_sinks):
+        raise WeightsError(f"{source} holds {held} sinks, expected {wanted}; set student.sinks to what it was trained with")
+    model = DualStream(checkpoint.core(dtype), wanted)
+    if kept is not None:
+        model.sinks = nn.Parameter(kept.to(dtype or kept.dtype))
     return model.to(device)
 
 

@@ -117,13 +117,13 @@ def _weights(root: Path, config: Config) -> list[str]:
     """Where the copy finds the weights that a preset loads.
 
     Raises:
-        OmniForcingError: naming the folder that is missing.
+        OmniForcingError: naming the place that is missing.
     """
     found = []
     for name, part in (("codec", config.codec), ("teacher", config.teacher)):
         if part.source is Source.load:
             path = root / str(part.path)
-            if not path.is_dir():
+            if not path.exists():
                 loads = f"from where preset {config.preset} loads its {name}"
                 raise OmniForcingError(f"{path} is missing, {loads}; fetch the weights, or set {name}.path")
             found.append(f"{name}.path={path}")
