@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from omniforcing.latents import Latents, Pair, TextFeatures, noise_like
 from omniforcing.layout import BlockTable, Counts
 from omniforcing.model.attention import View
 from omniforcing.model.cache import Cache, FunctionalCache, RingCache
+from omniforcing.model.conditioning import Sigma, TextCache
 from omniforcing.model.student import positions_for
-from omniforcing.model.transformer import DualStream, TextCache
+from omniforcing.model.transformer import DualStream
 from omniforcing.schedule import add_noise, to_x0
 
 
@@ -80,10 +80,8 @@ def few_step(
         return predict_x0(model, x, sigmas[last], text, view)
 
 
-def predict_x0(model: DualStream, x: Latents, sigma: Tensor | float, text: TextCache, view: View) -> Latents:
-    """The model's clean estimate of latents at ``sigma``, a float or ``[B]``."""
-    if not isinstance(sigma, Tensor):
-        sigma = torch.full((x.video.shape[0],), sigma, device=x.video.device)
+def predict_x0(model: DualStream, x: Latents, sigma: Sigma, text: TextCache, view: View) -> Latents:
+    """The model's clean estimate of latents at ``sigma``, a number or ``[B]``."""
     return x.map(lambda a, v: to_x0(a, v, sigma), model(x, sigma, text, view))
 
 
@@ -124,7 +122,8 @@ class Rollout:
     @torch.no_grad()
     def switch(self, text: TextFeatures) -> None:
         """Follow other prompts from the next block on."""
-        self._text: TextCache = self.model.cache_text(text)
+        self._text = self.model.cache_text(text)
+        self._text.prepare({*self.config.sigmas, self.config.context_noise}, self.batch)
 
     def __iter__(self) -> Iterator[Latents]:
         return self

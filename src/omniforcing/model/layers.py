@@ -1,0 +1,140 @@
+"""One transformer block of LTX-2 as our forward runs it, its modules under one set of names for both streams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from omniforcing.latents import Latents, Pair
+from omniforcing.model.attention import View, sdpa
+from omniforcing.model.conditioning import KeyValue, Modulation, Row
+
+
+class Attention:
+    """One of diffusers' attention modules, taken apart where a view decides what queries see."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.heads = module, module.heads
+
+    def query(self, x: Tensor) -> Tensor:
+        """Un-rotated queries ``[B, N, C]``."""
+        return self.module.norm_q(self.module.to_q(x))
+
+    def key_value(self, x: Tensor) -> KeyValue:
+        """Un-rotated keys, and values, ``[..., N, C]``."""
+        return self.module.norm_k(self.module.to_k(x)), self.module.to_v(x)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of the same states."""
+        return self.query(x), *self.key_value(x)
+
+    def output(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """What the attention adds, from the queries' states and what was mixed for them, ``[B, N, heads * D]``."""
+        if self.module.to_gate_logits is not None:
+            gates = 2 * torch.sigmoid(self.module.to_gate_logits(x))
+            mixed = (mixed.unflatten(-1, (self.heads, -1)) * gates.unsqueeze(-1)).flatten(2)
+        return self.module.to_out[0](mixed)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One stream's part of a block; ``tables`` are its adaLN rows and those of the cross-modal attentions."""
+
+    site: str
+    norms: tuple[nn.Module, nn.Module, nn.Module]
+    own: Attention
+    text: Attention
+    ff: Callable[[Tensor], Tensor]
+    tables: tuple[Tensor, Tensor]
+    prompt_table: Tensor | None
+
+
+class Layer:
+    """A block of diffusers' transformer: self, text, both cross-modal attentions from the same states, feed-forward.
+
+    Args:
+        block: diffusers' module.
+        index: its place, by which a view knows it.
+    """
+
+    attention: type[Attention] = Attention
+
+    def __init__(self, block: nn.Module, index: int) -> None:
+        self.index = index
+        self.cross_norms = Pair(block.audio_to_video_norm, block.video_to_audio_norm)
+        self.a2v, self.v2a = self.attention(block.audio_to_video_attn), self.attention(block.video_to_audio_attn)
+        self.parts = Pair(self._stream(block, "video", ""), self._stream(block, "audio", "audio_"))
+
+    def _stream(self, block: nn.Module, site: str, prefix: str) -> Stream:
+        def named(name: str) -> Any:
+            return getattr(block, prefix + name)
+
+        return Stream(
+            site=site,
+            norms=(named("norm1"), named("norm2"), named("norm3")),
+            own=self.attention(named("attn1")),
+            text=self.attention(named("attn2")),
+            ff=named("ff"),
+            tables=(named("scale_shift_table"), getattr(block, f"{site}_a2v_cross_attn_scale_shift_table")),
+            prompt_table=named("prompt_scale_shift_table") if block.cross_attn_adaln else None,
+        )
+
+    def __call__(
+        self, x: Latents, rows: Pair[Modulation], text: Pair[KeyValue], view: View, runs: Pair[list[int] | None]
+    ) -> Latents:
+        """Hidden states after the block.
+
+        Args:
+            x: hidden states ``[B, N, D]``.
+            rows: modulation, one value for all tokens or one per token.
+            text: keys and values of the prompt, ``[B, L, C]`` or ``[B, G, L, C]``.
+            view: which keys the queries see.
+            runs: tokens of each of G groups, in order, where the text differs between them.
+        """
+        x = self.parts.map(lambda part, h, row, kv, run: self._attend(part, h, row, kv, run, view), x, rows, text, runs)
+        x = self._cross(x, rows, view)
+        return self.parts.map(self._feed, x, rows)
+
+    def modulate(self, row: Row, x: Tensor) -> Tensor:
+        """adaLN of normalised states."""
+        return row(x)
+
+    def _attend(self, part: Stream, h: Tensor, rows: Modulation, kv: KeyValue, runs: list[int] | None, view: View) -> Tensor:
+        x = self.modulate(rows.own, part.norms[0](h))
+        mixed = view.attend(self.index, part.site, part.own.heads, *part.own.project(x))
+        h = h + part.own.output(x, mixed) * rows.own.gate
+        x = part.norms[1](h)
+        if rows.text is None:
+            return h + text_attention(part.text, x, kv, runs)
+        return h + text_attention(part.text, self.modulate(rows.text, x), kv, runs) * rows.text.gate
+
+    def _cross(self, x: Latents, rows: Pair[Modulation], view: View) -> Latents:
+        normed = self.cross_norms.map(lambda norm, h: norm(h), x)
+        for_a2v = normed.map(lambda h, row: self.modulate(row.a2v, h), rows)
+        for_v2a = normed.map(lambda h, row: self.modulate(row.v2a, h), rows)
+
+        def attend(attention: Attention, site: str, queries: Tensor, context: Tensor) -> Tensor:
+            mixed = view.attend(self.index, site, attention.heads, attention.query(queries), *attention.key_value(context))
+            return attention.output(queries, mixed)
+
+        return Pair(
+            x.video + rows.video.a2v.gate * attend(self.a2v, "a2v", for_a2v.video, for_a2v.audio),
+            x.audio + rows.audio.v2a.gate * attend(self.v2a, "v2a", for_v2a.audio, for_v2a.video),
+        )
+
+    def _feed(self, part: Stream, h: Tensor, rows: Modulation) -> Tensor:
+        return h + part.ff(self.modulate(rows.feed, part.norms[2](h))) * rows.feed.gate
+
+
+def text_attention(attention: Attention, x: Tensor, kv: KeyValue, runs: list[int] | None) -> Tensor:
+    """Attention of states ``x [B, N, D]`` to the prompt; with ``runs``, group g of the tokens to text g of ``[B, G, L, C]``."""
+    q = attention.query(x)
+    if runs is None:
+        k, v = (t.expand(q.shape[0], -1, -1) for t in kv)
+        return attention.output(x, sdpa(q, k, v, attention.heads))
+    pieces = zip(q.split(runs, 1), *(t.expand(q.shape[0], -1, -1, -1).unbind(1) for t in kv), strict=True)
+    return attention.output(x, torch.cat([sdpa(a, k, v, attention.heads) for a, k, v in pieces], 1))
