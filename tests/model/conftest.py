@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from omniforcing.config import Stabiliser
 from omniforcing.latents import Latents, Pair, TextFeatures
 from omniforcing.layout import Counts
 from omniforcing.model.student import build_core
@@ -45,11 +46,14 @@ def tiny_config(**changes: Any) -> dict[str, Any]:
     }
 
 
-def tiny_model(sinks: int = 0, **changes: Any) -> DualStream:
-    """A tiny dual-stream model with sinks that are large enough to matter."""
-    model = DualStream(build_core(tiny_config(**changes), seed=1), sinks)
+def tiny_model(sinks: int = 0, stabiliser: Stabiliser = Stabiliser.sinks, **changes: Any) -> DualStream:
+    """A tiny dual-stream model with sinks, or what stabilises instead, large enough to matter."""
+    model = DualStream(build_core(tiny_config(**changes), seed=1), sinks, stabiliser)
     with torch.no_grad():
         model.sinks.mul_(50)
+        for parameter in (model.qk_gain, model.tanh_gate):
+            if parameter is not None:
+                parameter.copy_(torch.linspace(0.5, 2, parameter.numel()).view_as(parameter))
     return model
 
 

@@ -1,11 +1,13 @@
 """Our forward against diffusers' own, causality, caches against masks."""
 
 import copy
+from itertools import combinations
 from typing import Any
 
 import pytest
 import torch
 
+from omniforcing.config import Stabiliser
 from omniforcing.distill.sampling import full_view
 from omniforcing.errors import OmniForcingError
 from omniforcing.latents import Latents, Pair
@@ -14,6 +16,7 @@ from omniforcing.model.attention import Masked
 from omniforcing.model.cache import Cache, FunctionalCache, RingCache
 from omniforcing.model.conditioning import prompt_follows_sigma
 from omniforcing.model.rollout import RolloutConfig, new_cache
+from omniforcing.model.stabiliser import WITH_SINKS, gate_heads, normalise_heads
 from omniforcing.model.student import build_core, positions_for
 from omniforcing.model.transformer import DualStream
 from tests.model.conftest import GENERATIONS, GRID, features, latents, tiny_config, tiny_model
@@ -144,6 +147,39 @@ def test_cached_equals_masked_in_every_generation(generation: dict[str, Any], la
     for index in range(count):
         ours = model(of_block(x, table, index), sigma[:, index], text, cache.view(index, write=True))
         assert difference(ours, of_block(whole, table, index)) < TOLERANCE
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("stabiliser", Stabiliser)
+def test_cached_equals_masked_with_every_stabiliser(stabiliser: Stabiliser, static: bool) -> None:
+    model, table, count = tiny_model(4 if stabiliser in WITH_SINKS else 0, stabiliser), LAYOUTS["prefix"], 5
+    x, sigma, text = latents(table.total(count)), torch.rand(2, count), model.cache_text(features())
+    whole = model(x, sigma, text, masked(model, table, count, 2, 4))
+    kind = RingCache if static else FunctionalCache
+    cache: Cache = kind(positions_for(model, table.total(count + 3), GRID, sinks=True), table, 2, 4)
+    for index in range(count):
+        ours = model(of_block(x, table, index), sigma[:, index], text, cache.view(index, write=True))
+        assert difference(ours, of_block(whole, table, index)) < TOLERANCE
+
+
+@torch.no_grad()
+def test_every_stabiliser_changes_the_audio() -> None:
+    table, x, sigma = LAYOUTS["prefix"], latents(Counts(4, 26)), torch.rand(2, 2)
+    outputs = {}
+    for stabiliser in Stabiliser:
+        model = tiny_model(4 if stabiliser in WITH_SINKS else 0, stabiliser, num_layers=1)
+        outputs[stabiliser] = model(x, sigma, model.cache_text(features()), masked(model, table, 2)).audio
+    for one, other in combinations(outputs.values(), 2):
+        assert (one - other).abs().max() > 1e-4
+
+
+@torch.no_grad()
+def test_qk_norm_bounds_what_a_head_may_attend_by_and_a_closed_tanh_gate_adds_nothing() -> None:
+    x = torch.randn(2, 5, 24) * torch.tensor([1.0] * 12 + [1000.0] * 12)
+    heads = normalise_heads(x, 2).unflatten(-1, (2, 12))
+    torch.testing.assert_close(heads.square().mean(-1), torch.ones(2, 5, 2))
+    assert not gate_heads(x, torch.zeros(2)).any()
 
 
 @torch.no_grad()

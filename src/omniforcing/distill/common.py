@@ -14,11 +14,14 @@ from omniforcing.config import OptimiserConfig, Weights
 from omniforcing.latents import Latents, Pair
 from omniforcing.seeding import step_generator
 
+# What students have beside LTX-2's parameters: all of it acts on audio.
+ADDED = ("sinks", "qk_gain", "tanh_gate")
+
 
 def modality_of(name: str) -> str:
     """The stream that a parameter of LTX-2's transformer writes into, by its name."""
     parts = name.split(".")
-    audio = any(p == "sinks" or (p.startswith("audio_") and not p.startswith("audio_to_video")) for p in parts)
+    audio = any(p in ADDED or (p.startswith("audio_") and not p.startswith("audio_to_video")) for p in parts)
     return "audio" if audio or any(p.startswith(("video_to_audio", "av_cross_attn_audio")) for p in parts) else "video"
 
 

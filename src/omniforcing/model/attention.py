@@ -54,16 +54,24 @@ class Positions:
     """RoPE tables of the first latents of a stream, sinks included, for all four sites.
 
     Angles are computed in fp64 from diffusers' own coordinates and modules, then cast (``facts``: fp32 angles lose
-    1.4e-3 rad within 5 s). Sinks have the identity rotation (paper section 3.3).
+    1.4e-3 rad within 5 s). Sinks have the identity rotation (paper section 3.3), or with ``growing`` that of the audio
+    latents from the first one on, sink i at the place of latent i.
     """
 
-    def __init__(self, core: LTX2VideoTransformer3DModel, counts: Counts, grid: tuple[int, int], sinks: int = 0) -> None:
+    def __init__(
+        self,
+        core: LTX2VideoTransformer3DModel,
+        counts: Counts,
+        grid: tuple[int, int],
+        sinks: int = 0,
+        growing: bool = False,
+    ) -> None:
         self.spatial = grid[0] * grid[1]
         self.sinks = sinks
         self._rotate = apply_split_rotary_emb if core.config.rope_type == "split" else apply_interleaved_rotary_emb
         device, dtype = core.proj_in.weight.device, torch.float32
         video = core.rope.prepare_video_coords(1, counts.video, *grid, device=device).double()
-        audio = core.audio_rope.prepare_audio_coords(1, counts.audio, device=device).double()
+        audio = core.audio_rope.prepare_audio_coords(1, max(counts.audio, sinks), device=device).double()
         tables = {
             ("own", "video"): core.rope(video),
             ("own", "audio"): core.audio_rope(audio),
@@ -74,10 +82,9 @@ class Positions:
         for key, (cos, sin) in tables.items():
             cos, sin = cos.to(dtype), sin.to(dtype)
             if key[1] == "audio" and sinks:
-                still = list(cos.shape)
-                still[-2] = sinks
-                cos = torch.cat([cos.new_ones(still), cos], -2)
-                sin = torch.cat([sin.new_zeros(still), sin], -2)
+                places = cos[..., :sinks, :], sin[..., :sinks, :]
+                first = places if growing else (torch.ones_like(places[0]), torch.zeros_like(places[1]))
+                cos, sin = torch.cat([first[0], cos], -2), torch.cat([first[1], sin], -2)
             self._tables[key] = (cos, sin)
 
     def _table(self, axes: str, stream: str, device: torch.device) -> Rope:
@@ -140,8 +147,12 @@ class Masked:
             rotated = [self.positions.rotate(k[:, at.slice], axes, keys, to) for at, to in _merge(pieces)]
             seen = [v[:, at.slice] for at, _ in _merge(pieces)]
             query = self.positions.rotate(q[:, own.slice], axes, queries, place)
-            outputs.append(sdpa(query, torch.cat(rotated, 1), torch.cat(seen, 1), heads))
+            outputs.append(self.mix(site, b, query, torch.cat(rotated, 1), torch.cat(seen, 1), heads))
         return torch.cat(outputs, 1)
+
+    def mix(self, site: str, block: int, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:  # noqa: ARG002
+        """Attention of one block's rotated queries to all that they see; measurements look in here."""
+        return sdpa(q, k, v, heads)
 
 
 def _merge(pieces: list[tuple[Span, Span]]) -> list[tuple[Span, Span]]:

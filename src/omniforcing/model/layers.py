@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +12,24 @@ from torch import Tensor, nn
 from omniforcing.latents import Latents, Pair
 from omniforcing.model.attention import View, sdpa
 from omniforcing.model.conditioning import KeyValue, Modulation, Row
+from omniforcing.model.stabiliser import gate_heads, normalise_heads
+
+
+class Bounds(NamedTuple):
+    """What a stabiliser adds to an attention, ``[heads]`` each: a gain per normalised head, a gate per head."""
+
+    qk_gain: Tensor | None = None
+    tanh_gate: Tensor | None = None
+
+
+NONE = Bounds()
 
 
 class Attention:
     """One of diffusers' attention modules, taken apart where a view decides what queries see."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module, self.heads = module, module.heads
+    def __init__(self, module: nn.Module, bounds: Bounds = NONE) -> None:
+        self.module, self.heads, self.bounds = module, module.heads, bounds
 
     def query(self, x: Tensor) -> Tensor:
         """Un-rotated queries ``[B, N, C]``."""
@@ -30,13 +41,18 @@ class Attention:
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of the same states."""
-        return self.query(x), *self.key_value(x)
+        q, (k, v) = self.query(x), self.key_value(x)
+        if self.bounds.qk_gain is not None:
+            q, k = normalise_heads(q, self.heads, self.bounds.qk_gain), normalise_heads(k, self.heads)
+        return q, k, v
 
     def output(self, x: Tensor, mixed: Tensor) -> Tensor:
         """What the attention adds, from the queries' states and what was mixed for them, ``[B, N, heads * D]``."""
         if self.module.to_gate_logits is not None:
             gates = 2 * torch.sigmoid(self.module.to_gate_logits(x))
             mixed = (mixed.unflatten(-1, (self.heads, -1)) * gates.unsqueeze(-1)).flatten(2)
+        if self.bounds.tanh_gate is not None:
+            mixed = gate_heads(mixed, self.bounds.tanh_gate)
         return self.module.to_out[0](mixed)
 
 
@@ -59,24 +75,25 @@ class Layer:
     Args:
         block: diffusers' module.
         index: its place, by which a view knows it.
+        bounds: what a stabiliser adds to the audio's self-attention.
     """
 
     attention: type[Attention] = Attention
 
-    def __init__(self, block: nn.Module, index: int) -> None:
+    def __init__(self, block: nn.Module, index: int, bounds: Bounds = NONE) -> None:
         self.index = index
         self.cross_norms = Pair(block.audio_to_video_norm, block.video_to_audio_norm)
         self.a2v, self.v2a = self.attention(block.audio_to_video_attn), self.attention(block.video_to_audio_attn)
-        self.parts = Pair(self._stream(block, "video", ""), self._stream(block, "audio", "audio_"))
+        self.parts = Pair(self._stream(block, "video", "", NONE), self._stream(block, "audio", "audio_", bounds))
 
-    def _stream(self, block: nn.Module, site: str, prefix: str) -> Stream:
+    def _stream(self, block: nn.Module, site: str, prefix: str, bounds: Bounds) -> Stream:
         def named(name: str) -> Any:
             return getattr(block, prefix + name)
 
         return Stream(
             site=site,
             norms=(named("norm1"), named("norm2"), named("norm3")),
-            own=self.attention(named("attn1")),
+            own=self.attention(named("attn1"), bounds),
             text=self.attention(named("attn2")),
             ff=named("ff"),
             tables=(named("scale_shift_table"), getattr(block, f"{site}_a2v_cross_attn_scale_shift_table")),

@@ -13,12 +13,14 @@ import torch
 from diffusers import LTX2VideoTransformer3DModel
 from torch import Tensor, nn
 
+from omniforcing.config import Stabiliser
 from omniforcing.errors import OmniForcingError
 from omniforcing.latents import Latents, Pair, TextFeatures
 from omniforcing.layout import FRAMES_PER_LATENT, HOP, MEL_PER_LATENT, SAMPLE_RATE
 from omniforcing.model.attention import View
 from omniforcing.model.conditioning import Conditions, Row, Sigma, TextCache
-from omniforcing.model.layers import Layer
+from omniforcing.model.layers import Bounds, Layer
+from omniforcing.model.stabiliser import WITH_SINKS, added_parameters
 
 # What the forward and the block table take for granted, as every LTX-2 release has it.
 _FIXED = {
@@ -36,21 +38,34 @@ class DualStream(nn.Module):
     Args:
         core: diffusers' transformer, of any LTX-2 generation.
         sinks: number of sink tokens S in hidden space (paper section 3.3); 0 for bidirectional models.
+        stabiliser: what keeps the audio's self-attention in bounds; its parameters start afresh.
 
     Raises:
         OmniForcingError: for an architecture this forward does not cover.
     """
 
-    def __init__(self, core: LTX2VideoTransformer3DModel, sinks: int = 0) -> None:
+    sinks: nn.Parameter
+    qk_gain: nn.Parameter | None
+    tanh_gate: nn.Parameter | None
+
+    def __init__(self, core: LTX2VideoTransformer3DModel, sinks: int = 0, stabiliser: Stabiliser = Stabiliser.sinks) -> None:
         super().__init__()
         check_architecture(core)
-        self.core = core
-        width = core.audio_proj_in.out_features
-        self.sinks = nn.Parameter(torch.randn(sinks, width, generator=torch.Generator().manual_seed(0)) * 0.02)
+        if sinks and stabiliser not in WITH_SINKS:
+            raise OmniForcingError(f"a student stabilised by {stabiliser.value} has no sinks, found {sinks}")
+        self.core, self.stabiliser = core, stabiliser
+        width, heads = core.audio_proj_in.out_features, core.config.audio_num_attention_heads
+        added = added_parameters(stabiliser, sinks, width, len(core.transformer_blocks), heads)
+        for name, parameter in added.items():
+            self.register_parameter(name, parameter)
 
     def layers(self) -> list[Layer]:
         """The transformer's blocks as our forward runs them."""
-        return [Layer(block, index) for index, block in enumerate(self.core.transformer_blocks)]
+        return [Layer(block, index, self.bounds(index)) for index, block in enumerate(self.core.transformer_blocks)]
+
+    def bounds(self, index: int) -> Bounds:
+        """What the stabiliser adds to the audio's self-attention of a layer."""
+        return Bounds(*(None if p is None else p[index] for p in (self.qk_gain, self.tanh_gate)))
 
     def cache_text(self, text: TextFeatures) -> TextCache:
         """The prompt as every layer sees it; with gradient, so that the text path learns in rollouts."""
