@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 from diffusers import LTX2VideoTransformer3DModel
-from safetensors.torch import load_file, save_file
-from torch import nn
 
-from omniforcing.config import TransformerConfig
+from omniforcing.config import Stabiliser, TransformerConfig
 from omniforcing.errors import OmniForcingError
 from omniforcing.layout import Counts
 from omniforcing.model.attention import Positions
+from omniforcing.model.stabiliser import adopt, load_added, save_added
 from omniforcing.model.transformer import DualStream
 
 SINKS_FILE = "sinks.safetensors"
@@ -53,20 +52,22 @@ def build_core(config: dict[str, Any], seed: int) -> LTX2VideoTransformer3DModel
 
 
 def save_model(model: DualStream, folder: Path) -> None:
-    """Write ``transformer/`` in diffusers format, and the sinks beside it."""
+    """Write ``transformer/`` in diffusers format, and the sinks (or what stabilises instead) beside it."""
     model.core.save_pretrained(folder / "transformer")
-    save_file({"sinks": model.sinks.detach().contiguous()}, folder / SINKS_FILE)
+    save_added(model, folder / SINKS_FILE)
 
 
-def load_model(folder: Path, sinks: int | None = None, device: str = "cpu") -> DualStream:
+def load_model(folder: Path, sinks: int | None = None, device: str = "cpu", stabiliser: Stabiliser | None = None) -> DualStream:
     """Read a folder that ``save_model`` or diffusers wrote.
 
     Args:
         folder: holds ``transformer/``, or is itself a diffusers transformer folder; sinks are optional.
         sinks: how many sink tokens the model must have; when the file has none, they start from their initial values.
+        device: where to.
+        stabiliser: what the model must be stabilised by; when the file has nothing of any, it starts afresh.
 
     Raises:
-        OmniForcingError: if the folder holds no transformer, its weights do not fit its config, or the sinks differ.
+        OmniForcingError: if the folder holds no transformer, its weights do not fit its config, or sinks or stabiliser differ.
     """
     source = folder / "transformer" if (folder / "transformer").is_dir() else folder
     if not (source / "config.json").is_file():
@@ -83,16 +84,14 @@ def load_model(folder: Path, sinks: int | None = None, device: str = "cpu") -> D
         raise OmniForcingError(
             f"{source}: {kind.replace('_', ' ')}: {list(names)[:3]}; the weights are of another architecture"
         )
-    kept = load_file(folder / SINKS_FILE)["sinks"] if (folder / SINKS_FILE).is_file() else torch.empty(0)
-    count = kept.shape[0] if sinks is None else sinks
-    model = DualStream(core, count)
-    if kept.shape[0]:
-        if kept.shape != model.sinks.shape:
-            raise OmniForcingError(f"{folder / SINKS_FILE} holds sinks {list(kept.shape)}, expected {list(model.sinks.shape)}")
-        model.sinks = nn.Parameter(kept)
+    added = load_added(folder / SINKS_FILE)
+    count = len(added.tensors.get("sinks", ())) if sinks is None else sinks
+    model = DualStream(core, count, stabiliser or added.stabiliser or Stabiliser.sinks)
+    adopt(model, added, folder / SINKS_FILE)
     return model.to(device)
 
 
 def positions_for(model: DualStream, counts: Counts, grid: tuple[int, int], sinks: bool) -> Positions:
     """RoPE tables of a model over the first ``counts`` latents."""
-    return Positions(model.core, counts, grid, model.sinks.shape[0] if sinks else 0)
+    growing = model.stabiliser is Stabiliser.sinks_rope_growing
+    return Positions(model.core, counts, grid, model.sinks.shape[0] if sinks else 0, growing)
