@@ -157,6 +157,7 @@ class TextCache:
 
     def __init__(self, core: LTX2VideoTransformer3DModel, layers: list[Layer], features: TextFeatures) -> None:
         self._core, self._layers = core, layers
+        features = features.map(lambda t: t.to(core.proj_in.weight.dtype))
         if core.config.use_prompt_embeddings:
             features = Pair(core.caption_projection(features.video), core.audio_caption_projection(features.audio))
         self._features = features

@@ -75,13 +75,14 @@ class DualStream(nn.Module):
         """Velocity of latents.
 
         Args:
-            x: video ``[B, Tv, S, Cv]``, audio ``[B, Ta, Ca]``.
+            x: video ``[B, Tv, S, Cv]``, audio ``[B, Ta, Ca]``, of any precision; computed in that of the weights.
             sigma: a number, ``[B]``, or ``[B, G]`` with one value per group that ``view.owner`` names.
             text: from ``cache_text``, batch B (or 1).
             view: which keys the queries see.
         """
         shapes = x.map(lambda t: t.shape)
-        hidden = Pair(self.core.proj_in(x.video.flatten(1, 2)), self.core.audio_proj_in(x.audio))
+        cast = x.map(lambda t: t.to(self.core.proj_in.weight.dtype))
+        hidden = Pair(self.core.proj_in(cast.video.flatten(1, 2)), self.core.audio_proj_in(cast.audio))
         prepended = self.sinks.shape[0] if view.starts else 0
         if prepended:
             hidden = Pair(hidden.video, torch.cat([self.sinks.expand(hidden.audio.shape[0], -1, -1), hidden.audio], 1))
