@@ -78,21 +78,25 @@ class Positions:
             ("cross", "video"): core.cross_attn_rope(video[:, :1]),
             ("cross", "audio"): core.cross_attn_audio_rope(audio[:, :1]),
         }
-        self._tables: dict[tuple[str, str], Rope] = {}
+        self._tables: dict[tuple[str, str], tuple[Tensor, ...]] = {}
         for key, (cos, sin) in tables.items():
             cos, sin = cos.to(dtype), sin.to(dtype)
             if key[1] == "audio" and sinks:
                 places = cos[..., :sinks, :], sin[..., :sinks, :]
                 first = places if growing else (torch.ones_like(places[0]), torch.zeros_like(places[1]))
                 cos, sin = torch.cat([first[0], cos], -2), torch.cat([first[1], sin], -2)
-            self._tables[key] = (cos, sin)
+            self._tables[key] = self._finish(cos, sin)
 
-    def _table(self, axes: str, stream: str, device: torch.device) -> Rope:
-        # Stages make their view before Lightning moves the model to a GPU: the tables follow, once.
-        cos, sin = self._tables[axes, stream]
-        if cos.device != device:
-            cos, sin = self._tables[axes, stream] = (cos.to(device), sin.to(device))
+    def _finish(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+        """Tables in the form that ``rotate`` uses."""
         return cos, sin
+
+    def _table(self, axes: str, stream: str, device: torch.device) -> tuple[Tensor, ...]:
+        # Stages make their view before Lightning moves the model to a GPU: the tables follow, once.
+        tables = self._tables[axes, stream]
+        if tables[0].device != device:
+            tables = self._tables[axes, stream] = tuple(table.to(device) for table in tables)
+        return tables
 
     def rotate(self, x: Tensor, axes: str, stream: str, span: Span) -> Tensor:
         """Turn ``x [B, N, C]`` to the places ``span`` (N tokens) of a stream."""

@@ -78,12 +78,11 @@ class Layer:
         bounds: what a stabiliser adds to the audio's self-attention.
     """
 
-    attention: type[Attention] = Attention
-
     def __init__(self, block: nn.Module, index: int, bounds: Bounds = NONE) -> None:
         self.index = index
         self.cross_norms = Pair(block.audio_to_video_norm, block.video_to_audio_norm)
-        self.a2v, self.v2a = self.attention(block.audio_to_video_attn), self.attention(block.video_to_audio_attn)
+        self.a2v = self.attention(block.audio_to_video_attn, kind="cross")
+        self.v2a = self.attention(block.video_to_audio_attn, kind="cross")
         self.parts = Pair(self._stream(block, "video", "", NONE), self._stream(block, "audio", "audio_", bounds))
 
     def _stream(self, block: nn.Module, site: str, prefix: str, bounds: Bounds) -> Stream:
@@ -94,8 +93,8 @@ class Layer:
             site=site,
             norms=(named("norm1"), named("norm2"), named("norm3")),
             own=self.attention(named("attn1"), bounds),
-            text=self.attention(named("attn2")),
-            ff=named("ff"),
+            text=self.attention(named("attn2"), kind="text"),
+            ff=self.feed_forward(named("ff")),
             tables=(named("scale_shift_table"), getattr(block, f"{site}_a2v_cross_attn_scale_shift_table")),
             prompt_table=named("prompt_scale_shift_table") if block.cross_attn_adaln else None,
         )
@@ -116,21 +115,36 @@ class Layer:
         x = self._cross(x, rows, view)
         return self.parts.map(self._feed, x, rows)
 
+    def attention(self, module: nn.Module, bounds: Bounds = NONE, kind: str = "own") -> Attention:  # noqa: ARG002
+        """One of the block's attentions, of kind ``own`` (self), ``cross`` (of the other stream) or ``text``."""
+        return Attention(module, bounds)
+
+    def feed_forward(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
+        """The block's feed-forward of one stream."""
+        return module
+
+    def normalise(self, norm: nn.Module, x: Tensor) -> Tensor:
+        """Hidden states under one of the block's norms."""
+        return norm(x)
+
     def modulate(self, row: Row, x: Tensor) -> Tensor:
         """adaLN of normalised states."""
         return row(x)
 
+    def leave(self, h: Tensor, out: Tensor, gate: Tensor | None) -> Tensor:
+        """Hidden states with what a sub-layer adds to them; ``h`` is not used again."""
+        return h + out if gate is None else h + out * gate
+
     def _attend(self, part: Stream, h: Tensor, rows: Modulation, kv: KeyValue, runs: list[int] | None, view: View) -> Tensor:
-        x = self.modulate(rows.own, part.norms[0](h))
+        x = self.modulate(rows.own, self.normalise(part.norms[0], h))
         mixed = view.attend(self.index, part.site, part.own.heads, *part.own.project(x))
-        h = h + part.own.output(x, mixed) * rows.own.gate
-        x = part.norms[1](h)
-        if rows.text is None:
-            return h + text_attention(part.text, x, kv, runs)
-        return h + text_attention(part.text, self.modulate(rows.text, x), kv, runs) * rows.text.gate
+        h = self.leave(h, part.own.output(x, mixed), rows.own.gate)
+        x = self.normalise(part.norms[1], h)
+        x = x if rows.text is None else self.modulate(rows.text, x)
+        return self.leave(h, text_attention(part.text, x, kv, runs), rows.text and rows.text.gate)
 
     def _cross(self, x: Latents, rows: Pair[Modulation], view: View) -> Latents:
-        normed = self.cross_norms.map(lambda norm, h: norm(h), x)
+        normed = self.cross_norms.map(self.normalise, x)
         for_a2v = normed.map(lambda h, row: self.modulate(row.a2v, h), rows)
         for_v2a = normed.map(lambda h, row: self.modulate(row.v2a, h), rows)
 
@@ -139,12 +153,12 @@ class Layer:
             return attention.output(queries, mixed)
 
         return Pair(
-            x.video + rows.video.a2v.gate * attend(self.a2v, "a2v", for_a2v.video, for_a2v.audio),
-            x.audio + rows.audio.v2a.gate * attend(self.v2a, "v2a", for_v2a.audio, for_v2a.video),
+            self.leave(x.video, attend(self.a2v, "a2v", for_a2v.video, for_a2v.audio), rows.video.a2v.gate),
+            self.leave(x.audio, attend(self.v2a, "v2a", for_v2a.audio, for_v2a.video), rows.audio.v2a.gate),
         )
 
     def _feed(self, part: Stream, h: Tensor, rows: Modulation) -> Tensor:
-        return h + part.ff(self.modulate(rows.feed, part.norms[2](h))) * rows.feed.gate
+        return self.leave(h, part.ff(self.modulate(rows.feed, self.normalise(part.norms[2], h))), rows.feed.gate)
 
 
 def text_attention(attention: Attention, x: Tensor, kv: KeyValue, runs: list[int] | None) -> Tensor:

@@ -94,4 +94,4 @@ def load_model(folder: Path, sinks: int | None = None, device: str = "cpu", stab
 def positions_for(model: DualStream, counts: Counts, grid: tuple[int, int], sinks: bool) -> Positions:
     """RoPE tables of a model over the first ``counts`` latents."""
     growing = model.stabiliser is Stabiliser.sinks_rope_growing
-    return Positions(model.core, counts, grid, model.sinks.shape[0] if sinks else 0, growing)
+    return model.positions(model.core, counts, grid, model.sinks.shape[0] if sinks else 0, growing)

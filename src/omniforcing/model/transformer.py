@@ -17,7 +17,7 @@ from omniforcing.config import Stabiliser
 from omniforcing.errors import OmniForcingError
 from omniforcing.latents import Latents, Pair, TextFeatures
 from omniforcing.layout import FRAMES_PER_LATENT, HOP, MEL_PER_LATENT, SAMPLE_RATE
-from omniforcing.model.attention import View
+from omniforcing.model.attention import Positions, View
 from omniforcing.model.conditioning import Conditions, Row, Sigma, TextCache
 from omniforcing.model.layers import Bounds, Layer
 from omniforcing.model.stabiliser import WITH_SINKS, added_parameters
@@ -44,6 +44,7 @@ class DualStream(nn.Module):
         OmniForcingError: for an architecture this forward does not cover.
     """
 
+    positions: type[Positions] = Positions
     sinks: nn.Parameter
     qk_gain: nn.Parameter | None
     tanh_gate: nn.Parameter | None
