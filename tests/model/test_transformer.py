@@ -247,6 +247,7 @@ class _DetachedHistory:
     """A masked view whose tokens of earlier blocks are constants to the last block."""
 
     starts = True
+    kind = None
 
     def __init__(self, view: Masked) -> None:
         self.view, self.owner = view, view.owner

@@ -8,6 +8,7 @@ Sites: ``video`` and ``audio`` (self), ``a2v`` (queries video, keys audio), ``v2
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -38,6 +39,8 @@ class View(Protocol):
 
     starts: bool
     owner: Pair[Tensor | None]
+    # Equal for views of one cache whose forwards differ in numbers alone; None where no two are alike.
+    kind: Hashable
 
     def attend(self, layer: int, site: str, heads: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention output ``[B, Nq, heads * D]`` for un-rotated ``q [B, Nq, C]`` and this view's own ``k, v [B, Nk, C]``."""
@@ -112,6 +115,7 @@ class Full:
 
     positions: Positions
     starts: bool = False
+    kind: Hashable = None
     owner: Pair[Tensor | None] = field(default_factory=lambda: Pair(None, None))
 
     def attend(self, layer: int, site: str, heads: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # noqa: ARG002
@@ -128,6 +132,7 @@ class Masked:
     """
 
     starts = True
+    kind: Hashable = None
 
     def __init__(self, positions: Positions, table: BlockTable, count: int, window: int | None, horizon: int) -> None:
         self.positions, self.table, self.count, self.window, self.horizon = positions, table, count, window, horizon

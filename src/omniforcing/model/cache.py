@@ -6,6 +6,7 @@ endless stream meets no distance, no phase against a sink and no rounding that t
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -80,6 +81,8 @@ class FunctionalCache:
 
 
 class _FunctionalView:
+    kind: Hashable = None
+
     def __init__(
         self,
         places: _Places,
@@ -178,7 +181,9 @@ class _RingView:
         streams = ("video", "audio")
         self._place = {stream: cache.places.span(place, stream) for stream in streams}
         self._slot = {stream: cache.slot(index, stream).slice for stream in streams}
-        self._seen = {stream: [span.slice for span in cache.visible(index, stream)] for stream in streams}
+        seen = {stream: cache.visible(index, stream) for stream in streams}
+        self._seen = {stream: [span.slice for span in spans] for stream, spans in seen.items()}
+        self.kind: Hashable = (place, cache.slot(index, "video"), *seen["video"], write)
 
     def attend(self, layer: int, site: str, heads: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         queries, keys, axes = SITES[site]

@@ -7,6 +7,7 @@ channels of every rotation side by side, whatever order the weights have; their 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +15,13 @@ from diffusers.models.activations import GELU
 from diffusers.models.normalization import RMSNorm
 from torch import Tensor, nn
 
-from omniforcing.latents import Pair
+from omniforcing.latents import Latents, Pair
 from omniforcing.layout import Span
 from omniforcing.model.attention import Positions
 from omniforcing.model.conditioning import KeyValue, Row
+from omniforcing.model.gpu import Fp8Linear, Lanes
 from omniforcing.model.layers import NONE, Attention, Bounds, Layer
+from omniforcing.model.speed import DEFAULT, Speed
 from omniforcing.model.stabiliser import normalise_heads
 from omniforcing.model.transformer import DualStream
 
@@ -74,15 +77,15 @@ class FastAttention(Attention):
         order = side_by_side(width, self.heads) if split else torch.arange(width)
         order = order.to(module.to_q.weight.device)
         joined = ("to_q", "to_k", "to_v") if of_itself else ("to_k", "to_v")
-        self.joined = _join([getattr(module, name) for name in joined], order)
-        self.asked = None if of_itself else _join([module.to_q], order, values=False)
+        self.joined: Callable[[Tensor], Tensor] = _join([getattr(module, name) for name in joined], order)
+        if not of_itself:
+            self.asks = _join([module.to_q], order, values=False)
         self.width, self.eps = width, module.norm_q.eps
         self.gains = Pair(module.norm_q.weight[order], module.norm_k.weight[order])  # of queries and keys
         self.both = torch.stack([self.gains.video, self.gains.audio])
 
     def query(self, x: Tensor) -> Tensor:
-        assert self.asked is not None
-        return rms_norm(self.asked(x), self.gains.video, self.eps)
+        return rms_norm(self.asks(x), self.gains.video, self.eps)
 
     def key_value(self, x: Tensor) -> KeyValue:
         k, v = self.joined(x).split(self.width, -1)
@@ -109,33 +112,62 @@ def _join(parts: list[nn.Linear], order: Tensor, values: bool = True) -> nn.Line
     return joined
 
 
-class FastFeedForward:
-    """A feed-forward on a CPU in fp32 whose GELU is part of the first product (oneDNN's, with weights packed once)."""
+class PackedGelu:
+    """A linear layer and its GELU as one product of oneDNN, on a CPU in fp32; the weights are packed once."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self.first, self.second = module.net[0].proj, module.net[2]
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(self.first.weight.detach())
+    def __init__(self, linear: nn.Linear) -> None:
+        self.weight, self.bias = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach()), linear.bias
 
     def __call__(self, x: Tensor) -> Tensor:
-        hidden = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.first.bias, "gelu", [], "tanh")
-        return self.second(hidden)
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "gelu", [], "tanh")
 
     @staticmethod
-    def fits(module: nn.Module) -> bool:
-        """Whether this machine has the kernel, and the module what it computes."""
-        first, weight = module.net[0], module.net[2].weight
-        known = isinstance(first, GELU) and first.approximate == "tanh"
-        return known and weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    def fits(gelu: nn.Module) -> bool:
+        """Whether this machine has the kernel, and the module is what it computes."""
+        weight = gelu.proj.weight
+        return weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
 
 class FastLayer(Layer):
-    """A block that keeps its weights in the form that is fastest to use."""
+    """A block that keeps its weights in the form that is fastest to use.
+
+    Args:
+        block: diffusers' module.
+        index: its place, by which a view knows it.
+        bounds: what a stabiliser adds to the audio's self-attention.
+        fp8: whether linear layers compute in fp8.
+        lanes: two CUDA streams for the two streams of the block.
+    """
+
+    def __init__(self, block: nn.Module, index: int, bounds: Bounds, fp8: bool = False, lanes: Lanes | None = None) -> None:
+        self._fp8, self._lanes = fp8, lanes
+        super().__init__(block, index, bounds)
+
+    def both(self, function: Callable[..., Tensor], *pairs: Pair[Any]) -> Latents:
+        return super().both(function, *pairs) if self._lanes is None else self._lanes.both(function, self.parts, *pairs)
 
     def attention(self, module: nn.Module, bounds: Bounds = NONE, kind: str = "own") -> Attention:
-        return Attention(module, bounds) if kind == "text" else FastAttention(module, bounds, of_itself=kind == "own")
+        own = kind == "own"
+        made = Attention(module, bounds) if kind == "text" else FastAttention(module, bounds, of_itself=own)
+        if self._fp8:
+            made.out = Fp8Linear(made.out)
+            if not own:
+                made.asks = Fp8Linear(made.asks)
+            if isinstance(made, FastAttention):
+                made.joined = Fp8Linear(made.joined)
+        return made
 
     def feed_forward(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
-        return FastFeedForward(module) if FastFeedForward.fits(module) else module
+        first, second = module.net[0], module.net[2]
+        if not isinstance(first, GELU) or first.approximate != "tanh":
+            return module
+        if self._fp8:
+            wide, narrow = Fp8Linear(first.proj), Fp8Linear(second)
+            return lambda x: narrow(F.gelu(wide(x), approximate="tanh"))
+        if not PackedGelu.fits(first):
+            return module
+        packed = PackedGelu(first.proj)
+        return lambda x: second(packed(x))
 
     def normalise(self, norm: nn.Module, x: Tensor) -> Tensor:
         return rms_norm(x, norm.weight, norm.eps) if isinstance(norm, RMSNorm) else norm(x)
@@ -148,17 +180,38 @@ class FastLayer(Layer):
 
 
 class FastStudent(DualStream):
-    """A student for streams; shares the weights of the one it is made of, as they are now."""
+    """A student for streams; shares the weights of the one it is made of, as they are now, and stays on its device.
+
+    Args:
+        model: the student.
+        speed: which of the speed-ups that are its layers' own to use.
+
+    Raises:
+        OmniForcingError: for a speed-up that the device does not have.
+    """
 
     positions = PairedPositions
 
     @torch.no_grad()
-    def __init__(self, model: DualStream) -> None:
+    def __init__(self, model: DualStream, speed: Speed = DEFAULT) -> None:
+        speed.check(model.sinks.device)
         super().__init__(model.core, model.sinks.shape[0], model.stabiliser)
         for name, parameter in model.named_parameters(recurse=False):
             setattr(self, name, parameter)
-        self._layers = [FastLayer(block, i, self.bounds(i)) for i, block in enumerate(self.core.transformer_blocks)]
+        lanes = Lanes() if speed.concurrent else None
+        blocks = enumerate(self.core.transformer_blocks)
+        self._layers = [FastLayer(block, i, self.bounds(i), speed.fp8, lanes) for i, block in blocks]
         self.eval()
 
     def layers(self) -> list[Layer]:
         return list(self._layers)
+
+
+def accelerate(model: DualStream, speed: Speed = DEFAULT) -> DualStream:
+    """The student with those speed-ups that are its layers' own; the rollout knows the others.
+
+    Raises:
+        OmniForcingError: for a speed-up that the device does not have.
+    """
+    speed.check(model.sinks.device)
+    return FastStudent(model, speed) if speed.layers else model

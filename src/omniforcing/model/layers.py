@@ -30,10 +30,12 @@ class Attention:
 
     def __init__(self, module: nn.Module, bounds: Bounds = NONE) -> None:
         self.module, self.heads, self.bounds = module, module.heads, bounds
+        self.asks: Callable[[Tensor], Tensor] = module.to_q
+        self.out: Callable[[Tensor], Tensor] = module.to_out[0]
 
     def query(self, x: Tensor) -> Tensor:
         """Un-rotated queries ``[B, N, C]``."""
-        return self.module.norm_q(self.module.to_q(x))
+        return self.module.norm_q(self.asks(x))
 
     def key_value(self, x: Tensor) -> KeyValue:
         """Un-rotated keys, and values, ``[..., N, C]``."""
@@ -53,17 +55,21 @@ class Attention:
             mixed = (mixed.unflatten(-1, (self.heads, -1)) * gates.unsqueeze(-1)).flatten(2)
         if self.bounds.tanh_gate is not None:
             mixed = gate_heads(mixed, self.bounds.tanh_gate)
-        return self.module.to_out[0](mixed)
+        return self.out(mixed)
 
 
 @dataclass(frozen=True)
 class Stream:
-    """One stream's part of a block; ``tables`` are its adaLN rows and those of the cross-modal attentions."""
+    """One stream's part of a block; ``tables`` are its adaLN rows and those of the cross-modal attentions.
+
+    ``cross`` is the site and the attention in which the stream asks the other one.
+    """
 
     site: str
     norms: tuple[nn.Module, nn.Module, nn.Module]
     own: Attention
     text: Attention
+    cross: tuple[str, Attention]
     ff: Callable[[Tensor], Tensor]
     tables: tuple[Tensor, Tensor]
     prompt_table: Tensor | None
@@ -81,8 +87,6 @@ class Layer:
     def __init__(self, block: nn.Module, index: int, bounds: Bounds = NONE) -> None:
         self.index = index
         self.cross_norms = Pair(block.audio_to_video_norm, block.video_to_audio_norm)
-        self.a2v = self.attention(block.audio_to_video_attn, kind="cross")
-        self.v2a = self.attention(block.video_to_audio_attn, kind="cross")
         self.parts = Pair(self._stream(block, "video", "", NONE), self._stream(block, "audio", "audio_", bounds))
 
     def _stream(self, block: nn.Module, site: str, prefix: str, bounds: Bounds) -> Stream:
@@ -94,6 +98,9 @@ class Layer:
             norms=(named("norm1"), named("norm2"), named("norm3")),
             own=self.attention(named("attn1"), bounds),
             text=self.attention(named("attn2"), kind="text"),
+            cross=("v2a", self.attention(block.video_to_audio_attn, kind="cross"))
+            if prefix
+            else ("a2v", self.attention(block.audio_to_video_attn, kind="cross")),
             ff=self.feed_forward(named("ff")),
             tables=(named("scale_shift_table"), getattr(block, f"{site}_a2v_cross_attn_scale_shift_table")),
             prompt_table=named("prompt_scale_shift_table") if block.cross_attn_adaln else None,
@@ -111,9 +118,13 @@ class Layer:
             view: which keys the queries see.
             runs: tokens of each of G groups, in order, where the text differs between them.
         """
-        x = self.parts.map(lambda part, h, row, kv, run: self._attend(part, h, row, kv, run, view), x, rows, text, runs)
+        x = self.both(lambda part, h, row, kv, run: self._attend(part, h, row, kv, run, view), x, rows, text, runs)
         x = self._cross(x, rows, view)
-        return self.parts.map(self._feed, x, rows)
+        return self.both(self._feed, x, rows)
+
+    def both(self, function: Callable[..., Tensor], *pairs: Pair[Any]) -> Latents:
+        """``function`` of either stream's part of the block and of what ``pairs`` hold of the stream."""
+        return self.parts.map(function, *pairs)
 
     def attention(self, module: nn.Module, bounds: Bounds = NONE, kind: str = "own") -> Attention:  # noqa: ARG002
         """One of the block's attentions, of kind ``own`` (self), ``cross`` (of the other stream) or ``text``."""
@@ -148,14 +159,13 @@ class Layer:
         for_a2v = normed.map(lambda h, row: self.modulate(row.a2v, h), rows)
         for_v2a = normed.map(lambda h, row: self.modulate(row.v2a, h), rows)
 
-        def attend(attention: Attention, site: str, queries: Tensor, context: Tensor) -> Tensor:
+        def attend(part: Stream, h: Tensor, queries: Tensor, context: Tensor, row: Row) -> Tensor:
+            site, attention = part.cross
             mixed = view.attend(self.index, site, attention.heads, attention.query(queries), *attention.key_value(context))
-            return attention.output(queries, mixed)
+            return self.leave(h, attention.output(queries, mixed), row.gate)
 
-        return Pair(
-            self.leave(x.video, attend(self.a2v, "a2v", for_a2v.video, for_a2v.audio), rows.video.a2v.gate),
-            self.leave(x.audio, attend(self.v2a, "v2a", for_v2a.audio, for_v2a.video), rows.audio.v2a.gate),
-        )
+        queries, contexts = Pair(for_a2v.video, for_v2a.audio), Pair(for_a2v.audio, for_v2a.video)
+        return self.both(attend, x, queries, contexts, Pair(rows.video.a2v, rows.audio.v2a))
 
     def _feed(self, part: Stream, h: Tensor, rows: Modulation) -> Tensor:
         return self.leave(h, part.ff(self.modulate(rows.feed, self.normalise(part.norms[2], h))), rows.feed.gate)

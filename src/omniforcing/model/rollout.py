@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +12,14 @@ from omniforcing.layout import BlockTable, Counts
 from omniforcing.model.attention import View
 from omniforcing.model.cache import Cache, FunctionalCache, RingCache
 from omniforcing.model.conditioning import Sigma, TextCache
+from omniforcing.model.gpu import Graphs
+from omniforcing.model.speed import DEFAULT, Speed
 from omniforcing.model.student import positions_for
 from omniforcing.model.transformer import DualStream
 from omniforcing.schedule import add_noise, to_x0
+
+# The velocity of latents: a ``DualStream``, or what stands for it.
+Student = Callable[[Latents, Sigma, TextCache, View], Latents]
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ def gaussian(model: DualStream, counts: Counts, grid: tuple[int, int], batch: in
 
 
 def few_step(
-    model: DualStream,
+    model: Student,
     x: Latents,
     sigmas: Sequence[float],
     text: TextCache,
@@ -80,14 +85,14 @@ def few_step(
         return predict_x0(model, x, sigmas[last], text, view)
 
 
-def predict_x0(model: DualStream, x: Latents, sigma: Sigma, text: TextCache, view: View) -> Latents:
+def predict_x0(model: Student, x: Latents, sigma: Sigma, text: TextCache, view: View) -> Latents:
     """The model's clean estimate of latents at ``sigma``, a number or ``[B]``."""
     return x.map(lambda a, v: to_x0(a, v, sigma), model(x, sigma, text, view))
 
 
 @torch.no_grad()
 def refresh(
-    model: DualStream,
+    model: Student,
     config: RolloutConfig,
     cache: Cache,
     text: TextCache,
@@ -109,21 +114,35 @@ class Rollout:
         model: the causal student.
         text: features of the prompts; their batch is the rollout's.
         generator: source of all noise; the same seed gives the same stream.
+        speed: which speed-ups to use; those of layers are the model's (``accelerate``).
+
+    Raises:
+        OmniForcingError: for a speed-up that the device does not have.
     """
 
-    def __init__(self, model: DualStream, text: TextFeatures, config: RolloutConfig, generator: torch.Generator) -> None:
-        self.model, self.config, self.generator = model, config, generator
+    def __init__(
+        self,
+        model: DualStream,
+        text: TextFeatures,
+        config: RolloutConfig,
+        generator: torch.Generator,
+        speed: Speed = DEFAULT,
+    ) -> None:
+        speed.check(model.sinks.device)
+        self.model, self.config, self.generator, self.speed = model, config, generator, speed
+        self._student: Student = Graphs(model) if speed.graphs else model
         self.index = 0
         self.batch = text.video.shape[0]
         self.switch(text)
-        self._cache = new_cache(model, config, static=True)
+        self._cache = new_cache(model, config, static=speed.ring)
         self._finished: tuple[Latents, TextCache] | None = None
 
     @torch.no_grad()
     def switch(self, text: TextFeatures) -> None:
         """Follow other prompts from the next block on."""
         self._text = self.model.cache_text(text)
-        self._text.prepare({*self.config.sigmas, self.config.context_noise}, self.batch)
+        if self.speed.conditions:
+            self._text.prepare({*self.config.sigmas, self.config.context_noise}, self.batch)
 
     def __iter__(self) -> Iterator[Latents]:
         return self
@@ -132,7 +151,7 @@ class Rollout:
     def __next__(self) -> Latents:
         self._refresh()
         noise = gaussian(self.model, self.config.table.counts(self.index), self.config.grid, self.batch, self.generator)
-        x0 = few_step(self.model, noise, self.config.sigmas, self._text, self._cache.view(self.index), self.generator)
+        x0 = few_step(self._student, noise, self.config.sigmas, self._text, self._cache.view(self.index), self.generator)
         self._finished = (x0, self._text)
         self.index += 1
         return x0
@@ -141,7 +160,7 @@ class Rollout:
         # Only now, so that a block can be decoded and shown before its K/V are written, and the last one's never are.
         if self._finished is not None:
             x0, text = self._finished
-            refresh(self.model, self.config, self._cache, text, self.index - 1, x0, self.generator)
+            refresh(self._student, self.config, self._cache, text, self.index - 1, x0, self.generator)
 
 
 def train_rollout(
