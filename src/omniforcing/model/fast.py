@@ -7,6 +7,7 @@ channels of every rotation side by side, whatever order the weights have; their 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -31,18 +32,18 @@ def side_by_side(width: int, heads: int) -> Tensor:
     return torch.arange(width).view(heads, 2, -1).transpose(1, 2).flatten()
 
 
-def rms_scale(x: Tensor, eps: float) -> Tensor:
-    """What brings ``x [..., C]`` to root mean square 1, ``[..., 1]`` in fp32, in one pass over x."""
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-    return norm.square_().mul_(1 / x.shape[-1]).add_(eps).rsqrt_()
-
-
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     """Root mean square norm over the last dimension, in the fewest passes of either device."""
-    if x.is_cuda:
+    if x.is_cuda or x.dtype is not torch.float32:
         return F.rms_norm(x, x.shape[-1:], weight, eps)
-    normed = (x * rms_scale(x, eps)).to(x.dtype)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    normed = x * torch.addcmul(_constant(eps), norm, norm, value=1 / x.shape[-1]).rsqrt_()
     return normed if weight is None else normed.mul_(weight)
+
+
+@cache
+def _constant(value: float) -> Tensor:
+    return torch.tensor(value)
 
 
 class PairedPositions(Positions):
@@ -99,6 +100,13 @@ class FastAttention(Attention):
         return q, k, v
 
 
+class TextAttention(Attention):
+    """The attention to the prompt, whose keys and values a stream has beforehand."""
+
+    def query(self, x: Tensor) -> Tensor:
+        return rms_norm(self.asks(x), self.module.norm_q.weight, self.module.norm_q.eps)
+
+
 def _join(parts: list[nn.Linear], order: Tensor, values: bool = True) -> nn.Linear:
     """Projections as one, the rows of all but the values in ``order``."""
     orders = [order] * len(parts)
@@ -148,7 +156,7 @@ class FastLayer(Layer):
 
     def attention(self, module: nn.Module, bounds: Bounds = NONE, kind: str = "own") -> Attention:
         own = kind == "own"
-        made = Attention(module, bounds) if kind == "text" else FastAttention(module, bounds, of_itself=own)
+        made = TextAttention(module) if kind == "text" else FastAttention(module, bounds, of_itself=own)
         if self._fp8:
             made.out = Fp8Linear(made.out)
             if not own:
