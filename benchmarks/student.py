@@ -109,16 +109,16 @@ CASES: dict[str, Callable[[], Case]] = {"tiny": tiny, "pocket": pocket, "ltx2": 
 def random_student(case: Case, device: torch.device) -> DualStream:
     """A student whose weights are drawn on the device that it is to run on: nothing large ever lies in the CPU's memory."""
     with torch.device("meta"):
-        core = LTX2VideoTransformer3DModel(**case.core).to(case.dtype)
-    core.to_empty(device=device)
+        student = DualStream(LTX2VideoTransformer3DModel(**case.core))
+    student = student.to(case.dtype).to_empty(device=device).eval()
     generator = torch.Generator(device).manual_seed(0)
     with torch.no_grad():
-        for name, parameter in core.named_parameters():
+        for name, parameter in student.core.named_parameters():
             if parameter.ndim > 1:
                 parameter.normal_(0, parameter.shape[-1] ** -0.5, generator=generator)
             else:
                 parameter.fill_(1.0 if "norm" in name else 0.0)
-    return DualStream(core).to(device, case.dtype).eval()
+    return student
 
 
 class Clock:
@@ -183,7 +183,7 @@ class Bench:
         generator = torch.Generator(self.device).manual_seed(1)
         shape = (1, self.case.text, self.case.core["caption_channels"])
         video, audio = (torch.randn(shape, generator=generator, device=self.device) for _ in range(2))
-        return Pair(video, audio)
+        return Pair(video, audio).map(lambda t: t.to(self.case.dtype))
 
     def noise(self) -> torch.Generator:
         """The source of a stream's noise, the same in every run."""
@@ -214,7 +214,7 @@ class Bench:
     def bidirectional(self) -> None:
         """The whole clip by diffusers' own forward, one per denoising step."""
         core, rollout = self.model.core, self.case.rollout
-        counts, text = rollout.table.total(CLIP_BLOCKS), self.prompt().map(lambda t: t.to(self.case.dtype))
+        counts, text = rollout.table.total(CLIP_BLOCKS), self.prompt()
         x = gaussian(self.model, counts, rollout.grid, 1, self.noise()).map(lambda t: t.to(self.case.dtype))
         for sigma in rollout.sigmas:
             core(
