@@ -1,6 +1,8 @@
 """Speed-ups as switches: what each needs, and the parts of GPU ones that a CPU can hold to account."""
 
+from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 import pytest
 import torch
@@ -30,6 +32,25 @@ def test_every_speed_up_can_be_switched_off_alone_and_leaves_the_blocks_equal() 
     for speed in speeds.values():
         for ours, other in zip(stream(Speed()), stream(speed), strict=True):
             assert difference(ours, other) < 10 * TOLERANCE
+
+
+@pytest.mark.parametrize("layers", [False, True])
+def test_a_refresh_merged_with_the_next_blocks_first_step_leaves_the_blocks_equal(
+    generation: dict[str, Any], layers: bool
+) -> None:
+    """Past window and horizon, with context noise, over a change of prompt, and where the text follows sigma."""
+    model = accelerate(tiny_model(3, **generation), Speed(layers=layers))
+    config = replace(CONFIG, context_noise=0.1)
+    rollouts = [
+        Rollout(model, features(model=model), config, torch.Generator().manual_seed(3), Speed(merged=merged))
+        for merged in (False, True)
+    ]
+    for index in range(9):
+        if index == 5:
+            for rollout in rollouts:
+                rollout.switch(features(seed=1, model=model))
+        apart, merged = (next(rollout) for rollout in rollouts)
+        assert difference(apart, merged) < 10 * TOLERANCE
 
 
 @pytest.mark.parametrize("name", GPU_ONLY)

@@ -151,13 +151,26 @@ class RingCache:
                 merged.append(span)
         return merged
 
+    def merged_view(self, index: int) -> View:
+        """Block ``index - 1`` as its refresh and block ``index`` as its first step, one behind the other in one forward.
+
+        At every site the refresh comes first, with the history turned to its own present; then that is turned for the step.
+        """
+        view = _MergedView(self, index)
+        self._turned = index
+        return view
+
     def _turn(self, index: int) -> None:
-        places = self.places
-        for (_, site), buffer in self.buffers.items():
-            _, keys, axes = SITES[site]
-            for b in places.past(index)[1:]:
-                at, to = self.slot(b, keys).slice, places.span(places.seen_at(index, b), keys)
-                buffer.write(buffer.keys, at, places.positions.rotate(buffer.raw[:, at], axes, keys, to))
+        for key in self.buffers:
+            self.turn(key, index)
+
+    def turn(self, key: Key, index: int) -> None:
+        """Turn one site's history to the places that it has for a block past the horizon."""
+        places, buffer = self.places, self.buffers[key]
+        _, keys, axes = SITES[key[1]]
+        for b in places.past(index)[1:]:
+            at, to = self.slot(b, keys).slice, places.span(places.seen_at(index, b), keys)
+            buffer.write(buffer.keys, at, places.positions.rotate(buffer.raw[:, at], axes, keys, to))
 
 
 class _Buffer(NamedTuple):
@@ -201,3 +214,24 @@ class _RingView:
             for x in (buffer.keys, buffer.values)
         )
         return F.scaled_dot_product_attention(q, old, values).transpose(1, 2).flatten(2)
+
+
+class _MergedView:
+    """Two views of neighbouring blocks, used one after the other at every site; see ``RingCache.merged_view``."""
+
+    def __init__(self, cache: RingCache, index: int) -> None:
+        self.cache, self.index = cache, index
+        self.refresh, self.step = _RingView(cache, index - 1, write=True), _RingView(cache, index, write=False)
+        self.starts = index == 1
+        self.kind: Hashable = (self.refresh.kind, self.step.kind)
+        streams = ("video", "audio")
+        self._first = {stream: len(cache.places.span(index - 1, stream)) for stream in streams}
+        sizes = ((self._first[stream], len(cache.places.span(index, stream))) for stream in streams)
+        self.owner: Pair[Tensor | None] = Pair(*(torch.tensor([0] * first + [1] * then) for first, then in sizes))
+
+    def attend(self, layer: int, site: str, heads: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        asked, kept = (self._first[stream] for stream in SITES[site][:2])
+        refreshed = self.refresh.attend(layer, site, heads, q[:, :asked], k[:, :kept], v[:, :kept])
+        if self.index > self.cache.places.horizon:
+            self.cache.turn((layer, site), self.index)
+        return torch.cat([refreshed, self.step.attend(layer, site, heads, q[:, asked:], k[:, kept:], v[:, kept:])], 1)

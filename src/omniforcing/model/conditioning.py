@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from omniforcing.model.layers import Layer
 
 KeyValue = tuple[Tensor, Tensor]
-Sigma: TypeAlias = Tensor | float
+# One noise level for all, one per sample, or one per group of tokens.
+Sigma: TypeAlias = Tensor | float | tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -162,23 +163,24 @@ class TextCache:
             features = Pair(core.caption_projection(features.video), core.audio_caption_projection(features.audio))
         self._features = features
         self._fixed = None if prompt_follows_sigma(core) else self._text(None)
-        self._prepared: dict[tuple[float, int], Conditions] = {}
+        self._prepared: dict[tuple[float | tuple[float, ...], int], Conditions] = {}
 
     @torch.no_grad()
-    def prepare(self, sigmas: Iterable[float], batch: int) -> None:
+    def prepare(self, sigmas: Iterable[float | tuple[float, ...]], batch: int) -> None:
         """Compute once what forwards of ``batch`` samples at these sigmas will need; without gradient."""
         for sigma in sigmas:
             self._prepared[sigma, batch] = self._conditions(self._column(sigma, batch))
 
     def at(self, sigma: Sigma, batch: int) -> Conditions:
-        """Conditions of a forward at ``sigma``: a number, ``[B]``, or ``[B, G]``."""
+        """Conditions of a forward at ``sigma``: a number or one per group, ``[B]``, or ``[B, G]``."""
         if not isinstance(sigma, Tensor):
             ready = None if torch.is_grad_enabled() else self._prepared.get((sigma, batch))
             return ready or self._conditions(self._column(sigma, batch))
         return self._conditions(sigma.reshape(sigma.shape[0], -1).float())
 
-    def _column(self, sigma: float, batch: int) -> Tensor:
-        return torch.full((batch, 1), sigma, device=self._core.proj_in.weight.device)
+    def _column(self, sigma: float | tuple[float, ...], batch: int) -> Tensor:
+        values, device = sigma if isinstance(sigma, tuple) else (sigma,), self._core.proj_in.weight.device
+        return torch.cat([torch.full((batch, 1), value, device=device) for value in values], 1)
 
     def _conditions(self, sigma: Tensor) -> Conditions:
         core, at = self._core, _embed(self._core, sigma)

@@ -77,7 +77,7 @@ class DualStream(nn.Module):
 
         Args:
             x: video ``[B, Tv, S, Cv]``, audio ``[B, Ta, Ca]``, of any precision; computed in that of the weights.
-            sigma: a number, ``[B]``, or ``[B, G]`` with one value per group that ``view.owner`` names.
+            sigma: a number, ``[B]``, or ``[B, G]`` (a tuple for ``[G]``) with one value per group that ``view.owner`` names.
             text: from ``cache_text``, batch B (or 1).
             view: which keys the queries see.
         """
