@@ -10,7 +10,9 @@ from omniforcing.ops.train_stage import open_shards, train_and_publish
 def run(stage: Stage) -> None:
     """The student starts from Stage I's weights (default) or the teacher's, and fresh sink tokens."""
     config, data = stage.config, open_shards(stage, "trajectories")
-    student = load_model(stage.input(config.causal_ode.init.value), sinks=config.student.sinks, fresh_sinks=True)
+    student = load_model(
+        stage.input(config.causal_ode.init.value), config.student.sinks, stabiliser=config.student.stabiliser, fresh=True
+    )
     positions = positions_for(student, config.latent_counts, data.grid, sinks=True)
     view = Masked(positions, config.table, config.horizon + 1, config.student.window, config.horizon)
     module = CausalOde(student, config.causal_ode, config.student.sigmas, config.table, view, config.seed)

@@ -12,7 +12,9 @@ from omniforcing.ops.train_stage import open_shards, train_and_publish
 def run(stage: Stage) -> None:
     """The student starts from Stage II (default) or, with fresh sink tokens, from Stage I; the critic from the teacher."""
     config, data = stage.config, open_shards(stage, "latents")
-    student = load_model(stage.input(config.self_forcing.init.value), sinks=config.student.sinks, fresh_sinks=True)
+    student = load_model(
+        stage.input(config.self_forcing.init.value), config.student.sinks, stabiliser=config.student.stabiliser, fresh=True
+    )
     teacher, critic = (load_model(stage.input("teacher"), sinks=0) for _ in range(2))
     view: View = full_view(teacher, config.latent_counts, data.grid)
     if config.self_forcing.scores is ScoreMask.causal:

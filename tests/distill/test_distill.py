@@ -82,8 +82,10 @@ def test_every_parameter_belongs_to_the_stream_it_writes_into() -> None:
         "core.audio_proj_out.weight": "audio",
         "core.caption_projection.linear_1.weight": "video",
         "sinks": "audio",
+        "qk_gain": "audio",
     }
     model = tiny_model(sinks=2)
+    model.qk_gain = torch.nn.Parameter(torch.ones(2, 2))
     assert expected.keys() <= dict(model.named_parameters()).keys()
     assert {name: modality_of(name) for name in expected} == expected
     split = by_modality(model)

@@ -5,12 +5,24 @@ from typing import Any
 import pytest
 import torch
 
+from omniforcing.config import Stabiliser
 from omniforcing.latents import Latents, Pair, TextFeatures
 from omniforcing.layout import Counts
 from omniforcing.model.student import build_core
 from omniforcing.model.transformer import DualStream
 
 GRID = (2, 3)
+_PROMPT_MODULATION = {
+    **{"gated_attn": True, "audio_gated_attn": True, "cross_attn_mod": True, "audio_cross_attn_mod": True},
+    "use_prompt_embeddings": False,
+}
+# What sets the architectures of the releases apart; the last is 2.5's other, cacheable kind.
+GENERATIONS: dict[str, dict[str, Any]] = {
+    "2.0": {},
+    "2.3": _PROMPT_MODULATION,
+    "2.5": {**_PROMPT_MODULATION, "ff_bias": False, "use_keyframes_abs_pos_embedding": True},
+    "2.5-fixed-text": {**_PROMPT_MODULATION, "ff_bias": False, "use_prompt_adaln_single": False},
+}
 
 
 def tiny_config(**changes: Any) -> dict[str, Any]:
@@ -34,11 +46,14 @@ def tiny_config(**changes: Any) -> dict[str, Any]:
     }
 
 
-def tiny_model(sinks: int = 0, **changes: Any) -> DualStream:
-    """A tiny dual-stream model with sinks that are large enough to matter."""
-    model = DualStream(build_core(tiny_config(**changes), seed=1), sinks)
+def tiny_model(sinks: int = 0, stabiliser: Stabiliser = Stabiliser.sinks, **changes: Any) -> DualStream:
+    """A tiny dual-stream model with sinks, or what stabilises instead, large enough to matter."""
+    model = DualStream(build_core(tiny_config(**changes), seed=1), sinks, stabiliser)
     with torch.no_grad():
         model.sinks.mul_(50)
+        for parameter in (model.qk_gain, model.tanh_gate):
+            if parameter is not None:
+                parameter.copy_(torch.linspace(0.5, 2, parameter.numel()).view_as(parameter))
     return model
 
 
@@ -50,13 +65,23 @@ def latents(counts: Counts, batch: int = 2, seed: int = 0) -> Latents:
     )
 
 
-def features(batch: int = 2, seed: int = 0) -> TextFeatures:
-    """Text features for the tiny model."""
+def features(batch: int = 2, seed: int = 0, model: DualStream | None = None) -> TextFeatures:
+    """Text features for the tiny model: of LTX-2.0, or as ``model`` takes them."""
+    widths = [20, 20]
+    if model is not None and not model.core.config.use_prompt_embeddings:
+        widths = [48, 32]
     g = torch.Generator().manual_seed(100 + seed)
-    return Pair(torch.randn(batch, 5, 20, generator=g), torch.randn(batch, 5, 20, generator=g))
+    video, audio = (torch.randn(batch, 5, width, generator=g) for width in widths)
+    return Pair(video, audio)
 
 
 @pytest.fixture(params=["split", "interleaved"])
 def rope(request: pytest.FixtureRequest) -> str:
     """Both layouts of rotary embeddings."""
     return str(request.param)
+
+
+@pytest.fixture(params=GENERATIONS)
+def generation(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """What sets a release's architecture apart."""
+    return GENERATIONS[request.param]

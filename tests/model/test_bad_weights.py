@@ -133,7 +133,7 @@ def test_sinks_that_are_not_finite_or_not_as_wide_as_the_audio_stream(tmp_path: 
         save_file({"sinks": sinks}, tmp_path / SINKS_FILE)
         refused(tmp_path, str(tmp_path / SINKS_FILE), said)
     save_file({"sink": torch.zeros(3, 32)}, tmp_path / SINKS_FILE)
-    refused(tmp_path, "must hold one tensor, sinks", "['sink']")
+    refused(tmp_path, "must hold sinks", "['sink']")
 
 
 def test_an_empty_folder_and_a_place_that_is_not_there(tmp_path: Path) -> None:

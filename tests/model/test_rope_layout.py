@@ -96,3 +96,7 @@ def test_widths_that_have_no_exact_counterpart_are_refused(tmp_path: Path) -> No
     tiny_core(rope_type="interleaved", audio_cross_attention_dim=40).save_pretrained(tmp_path)
     with pytest.raises(WeightsError, match="audio_cross_attention_dim is 40 but the cross-modal attentions are 32 wide"):
         with_rope(open_checkpoint(tmp_path), "split")
+
+
+def test_interleaved_order_brings_the_halves_of_a_head_together() -> None:
+    assert rope_rows(2, 4, "interleaved").tolist() == [0, 2, 1, 3, 4, 6, 5, 7]

@@ -6,7 +6,9 @@ import pytest
 import torch
 from diffusers import LTX2VideoTransformer3DModel
 
+from omniforcing.config import Stabiliser
 from omniforcing.errors import OmniForcingError
+from omniforcing.model.stabiliser import WITH_SINKS
 from omniforcing.model.student import load_model, save_model
 from tests.model.conftest import tiny_config, tiny_model
 
@@ -23,7 +25,7 @@ def test_a_saved_model_is_loaded_bit_for_bit_and_opens_with_diffusers(tmp_path: 
 
 def test_sinks_start_afresh_where_the_file_has_none(tmp_path: Path) -> None:
     save_model(tiny_model(), tmp_path)
-    assert load_model(tmp_path, sinks=5, fresh_sinks=True).sinks.shape == (5, 32)
+    assert load_model(tmp_path, sinks=5, fresh=True).sinks.shape == (5, 32)
 
 
 def test_sinks_that_the_file_lacks_are_not_made_up(tmp_path: Path) -> None:
@@ -35,7 +37,7 @@ def test_sinks_that_the_file_lacks_are_not_made_up(tmp_path: Path) -> None:
 def test_other_sinks_than_the_files_are_refused(tmp_path: Path) -> None:
     save_model(tiny_model(sinks=3), tmp_path)
     with pytest.raises(OmniForcingError, match="holds 3 sinks, expected 5"):
-        load_model(tmp_path, sinks=5, fresh_sinks=True)
+        load_model(tmp_path, sinks=5, fresh=True)
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
@@ -56,3 +58,24 @@ def test_junk_instead_of_weights_is_refused(tmp_path: Path) -> None:
     (tmp_path / "transformer" / "diffusion_pytorch_model.safetensors").write_bytes(b"junk" * 100)
     with pytest.raises(OmniForcingError, match="truncated or damaged"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize("stabiliser", [Stabiliser.qk_norm, Stabiliser.tanh_gate, Stabiliser.sinks_rope_growing])
+def test_what_a_stabiliser_learnt_is_saved_and_loaded_with_its_name(tmp_path: Path, stabiliser: Stabiliser) -> None:
+    sinks = 3 if stabiliser in WITH_SINKS else 0
+    model = tiny_model(sinks, stabiliser)
+    save_model(model, tmp_path)
+    loaded = load_model(tmp_path)
+    assert loaded.stabiliser is stabiliser
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+    with pytest.raises(OmniForcingError, match=f"holds {stabiliser.value}, expected sinks"):
+        load_model(tmp_path, sinks=sinks, stabiliser=Stabiliser.sinks)
+
+
+def test_a_stabiliser_starts_afresh_only_if_asked_where_the_file_has_none(tmp_path: Path) -> None:
+    save_model(tiny_model(), tmp_path)
+    with pytest.raises(OmniForcingError, match="holds nothing of qk_norm"):
+        load_model(tmp_path, sinks=0, stabiliser=Stabiliser.qk_norm)
+    model = load_model(tmp_path, sinks=0, stabiliser=Stabiliser.qk_norm, fresh=True)
+    assert model.qk_gain is not None and model.qk_gain.shape == (2, 2) and (model.qk_gain == 1).all()

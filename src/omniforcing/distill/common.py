@@ -14,11 +14,14 @@ from omniforcing.config import OptimiserConfig, Weights
 from omniforcing.latents import Latents, Pair
 from omniforcing.seeding import step_generator
 
+# What students have beside LTX-2's parameters: all of it acts on audio.
+ADDED = ("sinks", "qk_gain", "tanh_gate")
+
 
 def modality_of(name: str) -> str:
     """The stream that a parameter of LTX-2's transformer writes into, by its name."""
     parts = name.split(".")
-    audio = any(p == "sinks" or (p.startswith("audio_") and not p.startswith("audio_to_video")) for p in parts)
+    audio = any(p in ADDED or (p.startswith("audio_") and not p.startswith("audio_to_video")) for p in parts)
     return "audio" if audio or any(p.startswith(("video_to_audio", "av_cross_attn_audio")) for p in parts) else "video"
 
 
@@ -88,15 +91,11 @@ class StageModule(L.LightningModule):
         """AdamW with one learning rate per modality, for all trainable parameters but those ``left_out``."""
         others = {id(p) for group in left_out or () for p in group}
         groups = by_modality(model).map(lambda group: [p for p in group if id(p) not in others])
-        return torch.optim.AdamW(
-            _with_rates(groups, lr), betas=tuple(self.optim.betas), weight_decay=self.optim.weight_decay
-        )
+        return torch.optim.AdamW(_with_rates(groups, lr), betas=tuple(self.optim.betas), weight_decay=self.optim.weight_decay)
 
     def muon(self, groups: Pair[list[nn.Parameter]], lr: Weights) -> torch.optim.Optimizer:
         """Muon (Jordan et al. 2024), which steps along the nearest orthogonal matrix, scaled so that AdamW's rates fit."""
-        return torch.optim.Muon(
-            _with_rates(groups, lr), weight_decay=self.optim.weight_decay, adjust_lr_fn="match_rms_adamw"
-        )
+        return torch.optim.Muon(_with_rates(groups, lr), weight_decay=self.optim.weight_decay, adjust_lr_fn="match_rms_adamw")
 
     def generator(self, step: int, stream: str = "") -> torch.Generator:
         """Randomness of one step, a function of seed, stage and step alone."""

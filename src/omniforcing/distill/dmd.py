@@ -12,8 +12,9 @@ from omniforcing.config import DmdConfig, Weights
 from omniforcing.distill.common import StageModule, mean_square, weighted
 from omniforcing.latents import Batch, Latents, Pair, TextFeatures, noise_like
 from omniforcing.model.attention import View
+from omniforcing.model.conditioning import TextCache
 from omniforcing.model.rollout import predict_x0
-from omniforcing.model.transformer import DualStream, TextCache
+from omniforcing.model.transformer import DualStream
 from omniforcing.schedule import add_noise, guide, sample_sigma, velocity
 
 

@@ -95,7 +95,9 @@ class Bench:
     def draw(self, name: str, folder: Path, seconds: int) -> Draw:
         """Load a model and bind its sampler."""
         config = self.config
-        model = load_model(folder, sinks=config.student.sinks if name in CAUSAL else 0, device=self.device).eval()
+        student, causal = config.student, name in CAUSAL
+        added = {"sinks": student.sinks, "stabiliser": student.stabiliser} if causal else {"sinks": 0}
+        model = load_model(folder, device=self.device, **added).eval()
         return self.bind(name, model, seconds)
 
     def bind(self, name: str, model: DualStream, seconds: int) -> Draw:

@@ -8,6 +8,7 @@ Sites: ``video`` and ``audio`` (self), ``a2v`` (queries video, keys audio), ``v2
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -38,6 +39,8 @@ class View(Protocol):
 
     starts: bool
     owner: Pair[Tensor | None]
+    # Equal for views of one cache whose forwards differ in numbers alone; None where no two are alike.
+    kind: Hashable
 
     def attend(self, layer: int, site: str, heads: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention output ``[B, Nq, heads * D]`` for un-rotated ``q [B, Nq, C]`` and this view's own ``k, v [B, Nk, C]``."""
@@ -54,38 +57,49 @@ class Positions:
     """RoPE tables of the first latents of a stream, sinks included, for all four sites.
 
     Angles are computed in fp64 from diffusers' own coordinates and modules, then cast (``facts``: fp32 angles lose
-    1.4e-3 rad within 5 s). Sinks have the identity rotation (paper section 3.3).
+    1.4e-3 rad within 5 s). Sinks have the identity rotation (paper section 3.3), or with ``growing`` that of the audio
+    latents from the first one on, sink i at the place of latent i.
     """
 
-    def __init__(self, core: LTX2VideoTransformer3DModel, counts: Counts, grid: tuple[int, int], sinks: int = 0) -> None:
+    def __init__(
+        self,
+        core: LTX2VideoTransformer3DModel,
+        counts: Counts,
+        grid: tuple[int, int],
+        sinks: int = 0,
+        growing: bool = False,
+    ) -> None:
         self.spatial = grid[0] * grid[1]
         self.sinks = sinks
         self._rotate = apply_split_rotary_emb if core.config.rope_type == "split" else apply_interleaved_rotary_emb
         device, dtype = core.proj_in.weight.device, torch.float32
         video = core.rope.prepare_video_coords(1, counts.video, *grid, device=device).double()
-        audio = core.audio_rope.prepare_audio_coords(1, counts.audio, device=device).double()
+        audio = core.audio_rope.prepare_audio_coords(1, max(counts.audio, sinks), device=device).double()
         tables = {
             ("own", "video"): core.rope(video),
             ("own", "audio"): core.audio_rope(audio),
             ("cross", "video"): core.cross_attn_rope(video[:, :1]),
             ("cross", "audio"): core.cross_attn_audio_rope(audio[:, :1]),
         }
-        self._tables: dict[tuple[str, str], Rope] = {}
+        self._tables: dict[tuple[str, str], tuple[Tensor, ...]] = {}
         for key, (cos, sin) in tables.items():
             cos, sin = cos.to(dtype), sin.to(dtype)
             if key[1] == "audio" and sinks:
-                still = list(cos.shape)
-                still[-2] = sinks
-                cos = torch.cat([cos.new_ones(still), cos], -2)
-                sin = torch.cat([sin.new_zeros(still), sin], -2)
-            self._tables[key] = (cos, sin)
+                places = cos[..., :sinks, :], sin[..., :sinks, :]
+                first = places if growing else (torch.ones_like(places[0]), torch.zeros_like(places[1]))
+                cos, sin = torch.cat([first[0], cos], -2), torch.cat([first[1], sin], -2)
+            self._tables[key] = self._finish(cos, sin)
 
-    def _table(self, axes: str, stream: str, device: torch.device) -> Rope:
-        # Stages make their view before Lightning moves the model to a GPU: the tables follow, once.
-        cos, sin = self._tables[axes, stream]
-        if cos.device != device:
-            cos, sin = self._tables[axes, stream] = (cos.to(device), sin.to(device))
+    def _finish(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+        """Tables in the form that ``rotate`` uses."""
         return cos, sin
+
+    def _table(self, axes: str, stream: str, device: torch.device) -> tuple[Tensor, ...]:
+        # Stages make their view before Lightning moves the model to a GPU: the tables follow, once.
+        tables = self._tables[axes, stream]
+        if tables[0].device != device:
+            tables = self._tables[axes, stream] = tuple(table.to(device) for table in tables)
+        return tables
 
     def rotate(self, x: Tensor, axes: str, stream: str, span: Span) -> Tensor:
         """Turn ``x [B, N, C]`` to the places ``span`` (N tokens) of a stream."""
@@ -101,6 +115,7 @@ class Full:
 
     positions: Positions
     starts: bool = False
+    kind: Hashable = None
     owner: Pair[Tensor | None] = field(default_factory=lambda: Pair(None, None))
 
     def attend(self, layer: int, site: str, heads: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # noqa: ARG002
@@ -117,6 +132,7 @@ class Masked:
     """
 
     starts = True
+    kind: Hashable = None
 
     def __init__(self, positions: Positions, table: BlockTable, count: int, window: int | None, horizon: int) -> None:
         self.positions, self.table, self.count, self.window, self.horizon = positions, table, count, window, horizon
@@ -140,8 +156,12 @@ class Masked:
             rotated = [self.positions.rotate(k[:, at.slice], axes, keys, to) for at, to in _merge(pieces)]
             seen = [v[:, at.slice] for at, _ in _merge(pieces)]
             query = self.positions.rotate(q[:, own.slice], axes, queries, place)
-            outputs.append(sdpa(query, torch.cat(rotated, 1), torch.cat(seen, 1), heads))
+            outputs.append(self.mix(site, b, query, torch.cat(rotated, 1), torch.cat(seen, 1), heads))
         return torch.cat(outputs, 1)
+
+    def mix(self, site: str, block: int, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:  # noqa: ARG002
+        """Attention of one block's rotated queries to all that they see; measurements look in here."""
+        return sdpa(q, k, v, heads)
 
 
 def _merge(pieces: list[tuple[Span, Span]]) -> list[tuple[Span, Span]]:

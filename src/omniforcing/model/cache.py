@@ -6,9 +6,11 @@ endless stream meets no distance, no phase against a sink and no rounding that t
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Hashable
+from typing import NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from omniforcing.latents import Pair
@@ -79,6 +81,8 @@ class FunctionalCache:
 
 
 class _FunctionalView:
+    kind: Hashable = None
+
     def __init__(
         self,
         places: _Places,
@@ -106,21 +110,18 @@ class _FunctionalView:
 class RingCache:
     """Static buffers: prefix and sinks pinned in front, then a ring of ``window`` past blocks and the present one.
 
-    A step writes the present block's K/V into its slot and attends to the buffer as it lies; nothing is copied or
-    allocated per step. The ring is rounded up to whole cycles of the table. Without gradient only.
+    A step writes the present block's K/V into its slot and attends to the buffer as it lies, head by head; nothing is copied
+    or allocated per step. The ring is rounded up to whole cycles of the table. Without gradient only.
     """
 
     def __init__(self, positions: Positions, table: BlockTable, window: int, horizon: int) -> None:
         self.places = _Places(positions, table, window, horizon)
         self.slots = -(-(window + 1) // len(table.cycle)) * len(table.cycle)
-        self.buffers: dict[Key, tuple[Tensor, Tensor, Tensor]] = {}
+        self.buffers: dict[Key, _Buffer] = {}
         self._turned = 0
 
     def slot(self, index: int, stream: str) -> Span:
         return self.places.span(self.places.table.slot(index, self.slots).index, stream)
-
-    def capacity(self, stream: str) -> int:
-        return self.places.span(self.slots, stream).stop
 
     def view(self, index: int, write: bool = False) -> View:
         if index > self.places.horizon and self._turned != index:
@@ -128,14 +129,16 @@ class RingCache:
             self._turned = index
         return _RingView(self, index, write)
 
-    def buffer(self, layer: int, site: str, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Un-rotated keys, turned keys and values ``[B, capacity, C]`` of one site."""
+    def buffer(self, layer: int, site: str, heads: int, like: Tensor) -> _Buffer:
+        """The buffers of one site, made when it first writes ``like [B, N, C]``."""
         if (layer, site) not in self.buffers:
-            shape = (like.shape[0], self.capacity(SITES[site][1]), like.shape[2])
-            self.buffers[layer, site] = (like.new_zeros(shape), like.new_zeros(shape), like.new_zeros(shape))
+            capacity = self.places.span(self.slots, SITES[site][1]).stop
+            shape = (like.shape[0], heads, capacity, like.shape[2] // heads)
+            flat = like.new_zeros(like.shape[0], capacity, like.shape[2])
+            self.buffers[layer, site] = _Buffer(flat, like.new_zeros(shape), like.new_zeros(shape))
         return self.buffers[layer, site]
 
-    def visible(self, index: int, stream: str) -> Span | list[Span]:
+    def visible(self, index: int, stream: str) -> list[Span]:
         """What of the buffer block ``index`` sees: one span where that is all that was written, else several."""
         spans = sorted(
             (self.slot(b, stream) for b in self.places.table.visible(index, self.places.window)), key=lambda s: s.start
@@ -146,37 +149,89 @@ class RingCache:
                 merged[-1] = Span(merged[-1].start, span.stop)
             else:
                 merged.append(span)
-        return merged[0] if len(merged) == 1 else merged
+        return merged
+
+    def merged_view(self, index: int) -> View:
+        """Block ``index - 1`` as its refresh and block ``index`` as its first step, one behind the other in one forward.
+
+        At every site the refresh comes first, with the history turned to its own present; then that is turned for the step.
+        """
+        view = _MergedView(self, index)
+        self._turned = index
+        return view
 
     def _turn(self, index: int) -> None:
-        places = self.places
-        for (_, site), (raw, turned, _) in self.buffers.items():
-            _, keys, axes = SITES[site]
-            for b in places.past(index)[1:]:
-                at = self.slot(b, keys).slice
-                turned[:, at] = places.positions.rotate(raw[:, at], axes, keys, places.span(places.seen_at(index, b), keys))
+        for key in self.buffers:
+            self.turn(key, index)
+
+    def turn(self, key: Key, index: int) -> None:
+        """Turn one site's history to the places that it has for a block past the horizon."""
+        places, buffer = self.places, self.buffers[key]
+        _, keys, axes = SITES[key[1]]
+        for b in places.past(index)[1:]:
+            at, to = self.slot(b, keys).slice, places.span(places.seen_at(index, b), keys)
+            buffer.write(buffer.keys, at, places.positions.rotate(buffer.raw[:, at], axes, keys, to))
+
+
+class _Buffer(NamedTuple):
+    """One site's un-rotated keys ``[B, capacity, C]``, and its turned keys and values ``[B, heads, capacity, D]``."""
+
+    raw: Tensor
+    keys: Tensor
+    values: Tensor
+
+    def write(self, to: Tensor, at: slice, x: Tensor) -> None:
+        """Put ``x [B, N, C]`` at ``at`` of the buffer ``to``."""
+        to[:, :, at] = x.unflatten(-1, (to.shape[1], -1)).transpose(1, 2)
 
 
 class _RingView:
     def __init__(self, cache: RingCache, index: int, write: bool) -> None:
-        self.cache, self.index, self.write = cache, index, write
+        self.cache, self.write = cache, write
         self.starts = index == 0
-        self.place = cache.places.present(index)
         self.owner: Pair[Tensor | None] = Pair(None, None)
+        place = cache.places.present(index)
+        streams = ("video", "audio")
+        self._place = {stream: cache.places.span(place, stream) for stream in streams}
+        self._slot = {stream: cache.slot(index, stream).slice for stream in streams}
+        seen = {stream: cache.visible(index, stream) for stream in streams}
+        self._seen = {stream: [span.slice for span in spans] for stream, spans in seen.items()}
+        self.kind: Hashable = (place, cache.slot(index, "video"), *seen["video"], write)
 
     def attend(self, layer: int, site: str, heads: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         queries, keys, axes = SITES[site]
-        places = self.cache.places
-        raw, turned, values = self.cache.buffer(layer, site, k)
-        at = self.cache.slot(self.index, keys).slice
-        turned[:, at] = places.positions.rotate(k, axes, keys, places.span(self.place, keys))
-        values[:, at] = v
+        rotate, buffer = self.cache.places.positions.rotate, self.cache.buffer(layer, site, heads, k)
+        at = self._slot[keys]
+        buffer.write(buffer.keys, at, rotate(k, axes, keys, self._place[keys]))
+        buffer.write(buffer.values, at, v)
         if self.write:
-            raw[:, at] = k
-        q = places.positions.rotate(q, axes, queries, places.span(self.place, queries))
-        seen = self.cache.visible(self.index, keys)
-        if isinstance(seen, Span):
-            return sdpa(q, turned[:, seen.slice], values[:, seen.slice], heads)
-        # Only a ring longer than the window (a table whose cycle does not divide it) leaves gaps.
-        k, v = (torch.cat([x[:, s.slice] for s in seen], 1) for x in (turned, values))
-        return sdpa(q, k, v, heads)
+            buffer.raw[:, at] = k
+        q = rotate(q, axes, queries, self._place[queries]).unflatten(-1, (heads, -1)).transpose(1, 2)
+        # Only a ring longer than the window (a table whose cycle does not divide it) leaves gaps to join over.
+        seen = self._seen[keys]
+        old, values = (
+            x[:, :, seen[0]] if len(seen) == 1 else torch.cat([x[:, :, part] for part in seen], 2)
+            for x in (buffer.keys, buffer.values)
+        )
+        return F.scaled_dot_product_attention(q, old, values).transpose(1, 2).flatten(2)
+
+
+class _MergedView:
+    """Two views of neighbouring blocks, used one after the other at every site; see ``RingCache.merged_view``."""
+
+    def __init__(self, cache: RingCache, index: int) -> None:
+        self.cache, self.index = cache, index
+        self.refresh, self.step = _RingView(cache, index - 1, write=True), _RingView(cache, index, write=False)
+        self.starts = index == 1
+        self.kind: Hashable = (self.refresh.kind, self.step.kind)
+        streams = ("video", "audio")
+        self._first = {stream: len(cache.places.span(index - 1, stream)) for stream in streams}
+        sizes = ((self._first[stream], len(cache.places.span(index, stream))) for stream in streams)
+        self.owner: Pair[Tensor | None] = Pair(*(torch.tensor([0] * first + [1] * then) for first, then in sizes))
+
+    def attend(self, layer: int, site: str, heads: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        asked, kept = (self._first[stream] for stream in SITES[site][:2])
+        refreshed = self.refresh.attend(layer, site, heads, q[:, :asked], k[:, :kept], v[:, :kept])
+        if self.index > self.cache.places.horizon:
+            self.cache.turn((layer, site), self.index)
+        return torch.cat([refreshed, self.step.attend(layer, site, heads, q[:, asked:], k[:, kept:], v[:, kept:])], 1)

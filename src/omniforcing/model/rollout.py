@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from omniforcing.latents import Latents, Pair, TextFeatures, noise_like
+from omniforcing.latents import Latents, Pair, TextFeatures, concatenate, noise_like
 from omniforcing.layout import BlockTable, Counts
 from omniforcing.model.attention import View
 from omniforcing.model.cache import Cache, FunctionalCache, RingCache
+from omniforcing.model.conditioning import Sigma, TextCache
+from omniforcing.model.gpu import Graphs
+from omniforcing.model.speed import DEFAULT, Speed
 from omniforcing.model.student import positions_for
-from omniforcing.model.transformer import DualStream, TextCache
+from omniforcing.model.transformer import DualStream
 from omniforcing.schedule import add_noise, to_x0
+
+# The velocity of latents: a ``DualStream``, or what stands for it.
+Student = Callable[[Latents, Sigma, TextCache, View], Latents]
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ def gaussian(model: DualStream, counts: Counts, grid: tuple[int, int], batch: in
 
 
 def few_step(
-    model: DualStream,
+    model: Student,
     x: Latents,
     sigmas: Sequence[float],
     text: TextCache,
@@ -75,21 +80,24 @@ def few_step(
     for step in range(last):
         with torch.no_grad():
             x0 = predict_x0(model, x, sigmas[step], text, view)
-            x = x0.map(lambda a, n, s=sigmas[step + 1]: add_noise(a, n, s), noise_like(x0, generator))
+            x = noised(x0, sigmas[step + 1], generator)
     with torch.set_grad_enabled(wanted):
         return predict_x0(model, x, sigmas[last], text, view)
 
 
-def predict_x0(model: DualStream, x: Latents, sigma: Tensor | float, text: TextCache, view: View) -> Latents:
-    """The model's clean estimate of latents at ``sigma``, a float or ``[B]``."""
-    if not isinstance(sigma, Tensor):
-        sigma = torch.full((x.video.shape[0],), sigma, device=x.video.device)
+def noised(x0: Latents, sigma: float, generator: torch.Generator) -> Latents:
+    """Clean latents brought to ``sigma`` with fresh noise; at 0 as they are, and nothing is drawn."""
+    return x0.map(lambda a, n: add_noise(a, n, sigma), noise_like(x0, generator)) if sigma > 0 else x0
+
+
+def predict_x0(model: Student, x: Latents, sigma: Sigma, text: TextCache, view: View) -> Latents:
+    """The model's clean estimate of latents at ``sigma``, a number or ``[B]``."""
     return x.map(lambda a, v: to_x0(a, v, sigma), model(x, sigma, text, view))
 
 
 @torch.no_grad()
 def refresh(
-    model: DualStream,
+    model: Student,
     config: RolloutConfig,
     cache: Cache,
     text: TextCache,
@@ -98,10 +106,8 @@ def refresh(
     generator: torch.Generator,
 ) -> None:
     """The forward at the context noise that leaves a finished block's K/V in the cache."""
-    s, x = config.context_noise, x0.map(torch.Tensor.detach)
-    if s > 0:
-        x = x.map(lambda a, n: add_noise(a, n, s), noise_like(x, generator))
-    predict_x0(model, x, s, text, cache.view(index, write=True))
+    x = noised(x0.map(torch.Tensor.detach), config.context_noise, generator)
+    predict_x0(model, x, config.context_noise, text, cache.view(index, write=True))
 
 
 class Rollout:
@@ -111,38 +117,83 @@ class Rollout:
         model: the causal student.
         text: features of the prompts; their batch is the rollout's.
         generator: source of all noise; the same seed gives the same stream.
+        speed: which speed-ups to use; those of layers are the model's (``accelerate``).
+
+    Raises:
+        OmniForcingError: for a speed-up that the device does not have.
     """
 
-    def __init__(self, model: DualStream, text: TextFeatures, config: RolloutConfig, generator: torch.Generator) -> None:
-        self.model, self.config, self.generator = model, config, generator
+    def __init__(
+        self,
+        model: DualStream,
+        text: TextFeatures,
+        config: RolloutConfig,
+        generator: torch.Generator,
+        speed: Speed = DEFAULT,
+    ) -> None:
+        speed.check(model.sinks.device)
+        self.model, self.config, self.generator, self.speed = model, config, generator, speed
+        self._student: Student = Graphs(model) if speed.graphs else model
         self.index = 0
         self.batch = text.video.shape[0]
         self.switch(text)
-        self._cache = new_cache(model, config, static=True)
+        self._cache = new_cache(model, config, static=speed.ring)
         self._finished: tuple[Latents, TextCache] | None = None
 
     @torch.no_grad()
     def switch(self, text: TextFeatures) -> None:
         """Follow other prompts from the next block on."""
-        self._text: TextCache = self.model.cache_text(text)
+        self._text = self.model.cache_text(text)
+        if self.speed.conditions:
+            self._text.prepare({*self.config.sigmas, self.config.context_noise, self._pair}, self.batch)
+
+    @property
+    def _pair(self) -> tuple[float, float]:
+        """Noise of a refresh and of a first step."""
+        return self.config.context_noise, self.config.sigmas[0]
 
     def __iter__(self) -> Iterator[Latents]:
         return self
 
     @torch.no_grad()
     def __next__(self) -> Latents:
-        self._refresh()
-        noise = gaussian(self.model, self.config.table.counts(self.index), self.config.grid, self.batch, self.generator)
-        x0 = few_step(self.model, noise, self.config.sigmas, self._text, self._cache.view(self.index), self.generator)
+        x0 = self._merged() or self._separate()
         self._finished = (x0, self._text)
         self.index += 1
         return x0
+
+    def _separate(self) -> Latents:
+        """The last block's refresh, then all steps of this one."""
+        self._refresh()
+        noise, view = self._noise(), self._cache.view(self.index)
+        return few_step(self._student, noise, self.config.sigmas, self._text, view, self.generator)
 
     def _refresh(self) -> None:
         # Only now, so that a block can be decoded and shown before its K/V are written, and the last one's never are.
         if self._finished is not None:
             x0, text = self._finished
-            refresh(self.model, self.config, self._cache, text, self.index - 1, x0, self.generator)
+            refresh(self._student, self.config, self._cache, text, self.index - 1, x0, self.generator)
+
+    def _merged(self) -> Latents | None:
+        """The refresh and the first step in one forward, then the other steps; None where there is nothing to merge."""
+        if not self.speed.merged or self._finished is None or self._finished[1] is not self._text:
+            return None
+        assert isinstance(self._cache, RingCache)
+        sigmas, past = self.config.sigmas, self.config.table.counts(self.index - 1)
+        context = noised(self._finished[0], self.config.context_noise, self.generator)
+        noise = self._noise()
+        both = concatenate([context, noise])
+        v = self._student(both, self._pair, self._text, self._cache.merged_view(self.index))
+        v = Pair(v.video[:, past.video :], v.audio[:, past.audio :])
+        x0 = noise.map(lambda a, b: to_x0(a, b, sigmas[0]), v)
+        if len(sigmas) == 1:
+            return x0
+        x, view = noised(x0, sigmas[1], self.generator), self._cache.view(self.index)
+        return few_step(self._student, x, sigmas[1:], self._text, view, self.generator)
+
+    def _noise(self) -> Latents:
+        """Where the present block starts."""
+        return gaussian(self.model, self.config.table.counts(self.index), self.config.grid, self.batch, self.generator)
 
 
 def train_rollout(

@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 from diffusers import LTX2VideoTransformer3DModel
-from safetensors.torch import save_file
-from torch import nn
 
-from omniforcing.config import TransformerConfig
+from omniforcing.config import Stabiliser, TransformerConfig
 from omniforcing.layout import Counts
 from omniforcing.model.attention import Positions
-from omniforcing.model.checkpoint import SINKS_FILE, open_checkpoint
+from omniforcing.model.checkpoint import SINKS_FILE, Checkpoint, open_checkpoint
+from omniforcing.model.stabiliser import Added, adopt, load_added, save_added
 from omniforcing.model.tensor_file import WeightsError
 from omniforcing.model.transformer import DualStream
 
@@ -52,9 +51,9 @@ def build_core(config: dict[str, Any], seed: int) -> LTX2VideoTransformer3DModel
 
 
 def save_model(model: DualStream, folder: Path, max_shard_size: str = "5GB") -> None:
-    """Write ``transformer/`` in diffusers format, sharded above ``max_shard_size``, and the sinks beside it."""
+    """Write ``transformer/`` in diffusers format, sharded above ``max_shard_size``, and what stabilises it beside that."""
     model.core.save_pretrained(folder / "transformer", max_shard_size=max_shard_size)
-    save_file({"sinks": model.sinks.detach().contiguous()}, folder / SINKS_FILE)
+    save_added(model, folder / SINKS_FILE)
 
 
 def load_model(
@@ -62,7 +61,8 @@ def load_model(
     sinks: int | None = None,
     device: str = "cpu",
     dtype: torch.dtype | None = torch.float32,
-    fresh_sinks: bool = False,
+    stabiliser: Stabiliser | None = None,
+    fresh: bool = False,
 ) -> DualStream:
     """Read what ``save_model``, diffusers, Lightricks or OmniForcing's authors wrote (``checkpoint.open_checkpoint``).
 
@@ -71,23 +71,36 @@ def load_model(
         sinks: how many sink tokens the model must have; None takes what there is.
         device: where the model goes.
         dtype: of the weights in memory; None keeps what the file has.
-        fresh_sinks: where the file has no sinks, ``sinks`` of them start from their initial values: a student's first stage.
+        stabiliser: what the model must be stabilised by; None takes what there is.
+        fresh: where the file has no sinks and no other stabiliser, they start afresh: a student's first stage.
 
     Raises:
-        OmniForcingError: if the weights cannot be read, do not fit their config, or have other sinks than asked for.
+        OmniForcingError: if the weights cannot be read, do not fit their config, or are stabilised otherwise than asked for.
     """
     checkpoint = open_checkpoint(source)
-    kept = checkpoint.read_sinks()
-    held = 0 if kept is None else kept.shape[0]
+    added = _added(checkpoint, source, dtype)
+    held = len(added.tensors.get("sinks", ()))
     wanted = held if sinks is None else sinks
-    if held != wanted and not (held == 0 and fresh_sinks):
+    begins = fresh and added.stabiliser is None
+    if held != wanted and not begins:
         raise WeightsError(f"{source} holds {held} sinks, expected {wanted}; set student.sinks to what it was trained with")
-    model = DualStream(checkpoint.core(dtype), wanted)
-    if kept is not None:
-        model.sinks = nn.Parameter(kept.to(dtype or kept.dtype))
+    model = DualStream(checkpoint.core(dtype), wanted, stabiliser or added.stabiliser or Stabiliser.sinks)
+    if added.stabiliser is None and not begins and any(p.numel() for p in model.parameters(recurse=False)):
+        name = model.stabiliser.value
+        raise WeightsError(f"{source} holds nothing of {name}; set student.stabiliser to what it was trained with")
+    adopt(model, added, source / SINKS_FILE)
     return model.to(device)
+
+
+def _added(checkpoint: Checkpoint, source: Path, dtype: torch.dtype | None) -> Added:
+    """What the weights hold beside LTX-2's own: in a file of ours, or as sinks among the authors' tensors."""
+    beside, sinks = load_added(source / SINKS_FILE), checkpoint.read_sinks()
+    tensors = beside.tensors if sinks is None else {**beside.tensors, "sinks": sinks}
+    stabiliser = beside.stabiliser if sinks is None else beside.stabiliser or Stabiliser.sinks
+    return Added({name: tensor.to(dtype or tensor.dtype) for name, tensor in tensors.items()}, stabiliser)
 
 
 def positions_for(model: DualStream, counts: Counts, grid: tuple[int, int], sinks: bool) -> Positions:
     """RoPE tables of a model over the first ``counts`` latents."""
-    return Positions(model.core, counts, grid, model.sinks.shape[0] if sinks else 0)
+    growing = model.stabiliser is Stabiliser.sinks_rope_growing
+    return model.positions(model.core, counts, grid, model.sinks.shape[0] if sinks else 0, growing)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omniforcing.config import Stabiliser
 from omniforcing.errors import OmniForcingError
 from omniforcing.files import read_json, verify_manifest, write_json, write_manifest
 from omniforcing.layout import FPS, LAYOUTS, SAMPLE_RATE, LayoutError
@@ -110,6 +111,8 @@ class StreamSettings:
                 raise ArtifactError(f"{path} {problem} {min(keys)!r}; export the artifact again")
         if values["layout"] not in LAYOUTS:
             raise ArtifactError(f"{path} names layout {values['layout']!r}; this version knows {', '.join(LAYOUTS)}")
+        if values["stabiliser"] not in (known := [stabiliser.value for stabiliser in Stabiliser]):
+            raise ArtifactError(f"{path} names stabiliser {values['stabiliser']!r}; this version knows {', '.join(known)}")
         if (values["fps"], values["sample_rate"]) != (FPS, SAMPLE_RATE):
             found = f"{values['fps']} fps and {values['sample_rate']} Hz"
             raise ArtifactError(f"{path} asks for {found}; this version streams {FPS} fps and {SAMPLE_RATE} Hz")

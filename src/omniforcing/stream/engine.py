@@ -12,6 +12,8 @@ import torch
 
 from omniforcing.codec.codec import Codec
 from omniforcing.codec.streaming import StreamingDecoder
+from omniforcing.config import Stabiliser
+from omniforcing.model.fast import FastStudent
 from omniforcing.model.rollout import Rollout
 from omniforcing.model.student import load_model
 from omniforcing.seeding import step_generator
@@ -54,7 +56,8 @@ class Engine:
         folder, self.settings = self.artifact.folder, self.artifact.settings
         self.device = device
         self._rollout = self.settings.rollout
-        self._student = load_model(folder, sinks=self.settings.sinks, device=device).eval()
+        stabiliser = Stabiliser(self.settings.stabiliser)
+        self._student = FastStudent(load_model(folder, self.settings.sinks, device, stabiliser=stabiliser))
         self._codec = Codec.load(folder / "codec", device=device)
         self._text = TextEncoder.load(folder / "text", device=device)
         self._refuse_misfit()

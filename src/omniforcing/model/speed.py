@@ -1,0 +1,60 @@
+"""What makes a stream fast, as switches; every one leaves the blocks equal up to rounding, but fp8, which is coarser."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+
+import torch
+
+from omniforcing.errors import OmniForcingError
+
+# Those that are made of what only a GPU has.
+GPU_ONLY = ("graphs", "concurrent", "fp8")
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Speed-ups of a stream.
+
+    Attributes:
+        layers: joined projections, and norms, adaLN, RoPE and GELU in fewer passes (``FastStudent``).
+        conditions: text keys and values, and adaLN rows, once per prompt and sigma instead of per forward.
+        ring: history in static buffers, written in place, instead of joined anew for every block and step.
+        merged: a block's refresh and the next one's first step as one forward (with ring); on a CPU no faster.
+        graphs: forwards replayed as CUDA graphs (GPU, with conditions and ring).
+        concurrent: the audio stream beside the video stream between cross-attentions (GPU, with layers).
+        fp8: weights and inputs of the linear layers in fp8 (GPU, with layers).
+    """
+
+    layers: bool = True
+    conditions: bool = True
+    ring: bool = True
+    merged: bool = False
+    graphs: bool = False
+    concurrent: bool = False
+    fp8: bool = False
+
+    def without_each(self) -> dict[str, Speed]:
+        """For each speed-up that is on, the others alone, and without those that need it."""
+        needed_by = {"layers": ("concurrent", "fp8"), "conditions": ("graphs",), "ring": ("graphs", "merged")}
+        off = {name: (name, *needed_by.get(name, ())) for name, on in asdict(self).items() if on}
+        return {name: replace(self, **dict.fromkeys(names, False)) for name, names in off.items()}
+
+    def check(self, device: torch.device) -> None:
+        """Refuse what cannot be done on a device, or not without another speed-up.
+
+        Raises:
+            OmniForcingError: naming the switch.
+        """
+        for name in GPU_ONLY:
+            if getattr(self, name) and device.type != "cuda":
+                raise OmniForcingError(f"speed-up {name} needs a CUDA device, found {device.type}; switch it off")
+        if self.graphs and not (self.conditions and self.ring):
+            raise OmniForcingError("speed-up graphs replays what lies still: it needs conditions and ring")
+        if self.merged and not self.ring:
+            raise OmniForcingError("speed-up merged turns history where it lies: it needs ring")
+        if (self.concurrent or self.fp8) and not self.layers:
+            raise OmniForcingError("speed-ups concurrent and fp8 are made of fast layers: they need layers")
+
+
+DEFAULT = Speed()

@@ -1,0 +1,92 @@
+"""What keeps the first audio tokens of a causal student in bounds: the parameters added to LTX-2's, and their file.
+
+The paper (table 3) names four ways and defines the first; our reading of the others is written where they act.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from omniforcing.config import Stabiliser
+from omniforcing.errors import OmniForcingError
+
+if TYPE_CHECKING:
+    from omniforcing.model.transformer import DualStream
+
+WITH_SINKS = (Stabiliser.sinks, Stabiliser.sinks_rope_growing)
+
+
+def added_parameters(stabiliser: Stabiliser, sinks: int, width: int, layers: int, heads: int) -> dict[str, nn.Parameter | None]:
+    """Parameters of a stabiliser at their start, by name; None for those of another.
+
+    ``qk_gain`` starts at 1, where a head's logits are bounded by the root of its width; ``tanh_gate`` at 0, closed, as in
+    Flamingo.
+    """
+    start = torch.randn(sinks, width, generator=torch.Generator().manual_seed(0)) * 0.02
+    gain = nn.Parameter(torch.ones(layers, heads)) if stabiliser is Stabiliser.qk_norm else None
+    gate = nn.Parameter(torch.zeros(layers, heads)) if stabiliser is Stabiliser.tanh_gate else None
+    return {"sinks": nn.Parameter(start), "qk_gain": gain, "tanh_gate": gate}
+
+
+def normalise_heads(x: Tensor, heads: int, gain: Tensor | None = None) -> Tensor:
+    """``qk_norm``: every head of queries or keys ``[B, N, heads * D]`` to root mean square 1, times its gain ``[heads]``.
+
+    LTX-2 normalises all heads together, so that one of them can still grow without bound.
+    """
+    normed = F.rms_norm(x.unflatten(-1, (heads, -1)), (x.shape[-1] // heads,))
+    return (normed if gain is None else normed * gain.unsqueeze(-1)).flatten(-2)
+
+
+def gate_heads(mixed: Tensor, gate: Tensor) -> Tensor:
+    """``tanh_gate``: what a head ``[B, N, heads * D]`` adds, times the tanh of its learnt gate ``[heads]``."""
+    return (mixed.unflatten(-1, (len(gate), -1)) * gate.tanh().unsqueeze(-1)).flatten(-2)
+
+
+@dataclass(frozen=True)
+class Added:
+    """What a file holds beside LTX-2's own weights; ``stabiliser`` is None where it has none at work."""
+
+    tensors: dict[str, Tensor]
+    stabiliser: Stabiliser | None
+
+
+def save_added(model: DualStream, path: Path) -> None:
+    """Write the parameters that are not LTX-2's, and which stabiliser they are of."""
+    tensors = {name: p.detach().contiguous() for name, p in model.named_parameters(recurse=False)}
+    save_file(tensors, path, {"stabiliser": model.stabiliser.value})
+
+
+def load_added(path: Path) -> Added:
+    """Read what ``save_added`` wrote; nothing where there is no file. Files of before hold sinks and no name."""
+    if not path.is_file():
+        return Added({}, None)
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        kept = Stabiliser((file.metadata() or {}).get("stabiliser", Stabiliser.sinks.value))
+    return Added(tensors, kept if any(t.numel() for t in tensors.values()) else None)
+
+
+def adopt(model: DualStream, added: Added, path: Path) -> None:
+    """Give a model the parameters of a file; where the file has none, they stay at their start.
+
+    Raises:
+        OmniForcingError: if the file is of another stabiliser, or of other sizes.
+    """
+    if added.stabiliser is None:
+        return
+    if added.stabiliser is not model.stabiliser:
+        raise OmniForcingError(f"{path} holds {added.stabiliser.value}, expected {model.stabiliser.value}")
+    own = dict(model.named_parameters(recurse=False))
+    for name, kept in added.tensors.items():
+        if name not in own or kept.shape != own[name].shape:
+            wanted = list(own[name].shape) if name in own else "none"
+            raise OmniForcingError(f"{path} holds {name} {list(kept.shape)}, expected {wanted}")
+        setattr(model, name, nn.Parameter(kept))
