@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from omniforcing.model.cache import Cache, FunctionalCache, RingCache
 from omniforcing.model.student import positions_for
 from omniforcing.model.transformer import DualStream, TextCache
 from omniforcing.schedule import add_noise, to_x0
+from omniforcing.states import State, joined, part_of
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class Rollout:
         self.index = 0
         self.batch = text.video.shape[0]
         self.switch(text)
-        self._cache = new_cache(model, config, static=True)
+        self._cache = cast(RingCache, new_cache(model, config, static=True))
         self._finished: tuple[Latents, TextCache] | None = None
 
     @torch.no_grad()
@@ -134,15 +136,56 @@ class Rollout:
         self._refresh()
         noise = gaussian(self.model, self.config.table.counts(self.index), self.config.grid, self.batch, self.generator)
         x0 = few_step(self.model, noise, self.config.sigmas, self._text, self._cache.view(self.index), self.generator)
+        return self.follow(x0)
+
+    @torch.no_grad()
+    def begin(self, known: Tensor) -> Latents:
+        """Block 0 whose first video latents are ``known`` ``[B, T, S, C]``: they stand in, noised, at every step."""
+        noise = gaussian(self.model, self.config.table.counts(0), self.config.grid, self.batch, self.generator)
+        model, view = _Known(self.model, known, noise.video), self._cache.view(0)
+        x0 = few_step(cast(DualStream, model), noise, self.config.sigmas, self._text, view, self.generator)
+        return self.follow(Pair(model.put(x0.video, known), x0.audio))
+
+    def follow(self, x0: Latents) -> Latents:
+        """Take ``x0`` as the next block, as if it had been generated; returns it."""
+        self._refresh()
         self._finished = (x0, self._text)
         self.index += 1
         return x0
+
+    def state(self) -> State:
+        """A copy of index, cache and random state at a border between blocks; the prompt is the caller's."""
+        self._refresh()
+        own = {"index": torch.tensor(self.index), "generator": self.generator.get_state()}
+        return {**joined(cache=self._cache.state()), **own}
+
+    def restore(self, state: State) -> None:
+        """Go on from the ``state`` of a rollout with the same model, table and prompt, bit for bit."""
+        self.index = int(state["index"])
+        self.generator.set_state(state["generator"].cpu())
+        self._cache.restore(part_of(state, "cache"))
 
     def _refresh(self) -> None:
         # Only now, so that a block can be decoded and shown before its K/V are written, and the last one's never are.
         if self._finished is not None:
             x0, text = self._finished
             refresh(self.model, self.config, self._cache, text, self.index - 1, x0, self.generator)
+            self._finished = None
+
+
+class _Known:
+    """A model that sees known video latents, noised to the step's sigma, in place of the first ones of its input."""
+
+    def __init__(self, model: DualStream, known: Tensor, noise: Tensor) -> None:
+        self.model, self.known, self.noise = model, known, noise[:, : known.shape[1]]
+
+    @staticmethod
+    def put(video: Tensor, first: Tensor) -> Tensor:
+        return torch.cat([first, video[:, first.shape[1] :]], 1)
+
+    def __call__(self, x: Latents, sigma: Tensor, text: TextCache, view: View) -> Latents:
+        known = add_noise(self.known, self.noise, sigma)
+        return self.model(Pair(self.put(x.video, known), x.audio), sigma, text, view)
 
 
 def train_rollout(
