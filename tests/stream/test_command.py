@@ -101,10 +101,10 @@ def test_speed_counts_the_first_moving_chunk_and_leaves_the_first_block_out() ->
     assert speed.ttfc_s == 9.0
     assert speed.block_p50_s == 3.0
     assert speed.media_s == 2.0
-    assert speed.real_time_factor == pytest.approx(1 / 6)
-    assert speed.fps == pytest.approx(49 / 12)
+    assert speed.real_time_factor == pytest.approx(2 / 13)
+    assert speed.fps == pytest.approx(49 / 13)
 
 
 def test_speed_of_a_merged_first_block_counts_from_its_own_chunk() -> None:
     speed = stream_speed([BlockTiming(25, 1.0, 1.0, 2.5)])
-    assert speed.ttfc_s == 2.5 and speed.block_p50_s == 2.0 and speed.media_s == 1.0
+    assert speed.ttfc_s == 2.5 and speed.block_p50_s == 2.5 and speed.media_s == 1.0

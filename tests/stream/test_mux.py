@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from omniforcing.errors import OmniForcingError
-from omniforcing.stream.mux import Muxer, Pieces, new_file
+from omniforcing.stream.mux import Muxer, Pieces
+from omniforcing.stream.newfile import new_file
 from tests.limits import files_of_at_most
 
 SECONDS = 3

@@ -51,7 +51,8 @@ def write_stream(chunks: Iterable[Chunk], out: Path, settings: StreamSettings) -
     Raises:
         OmniForcingError: if the file cannot be written.
     """
-    from omniforcing.stream.mux import Muxer, new_file
+    from omniforcing.stream.mux import Muxer
+    from omniforcing.stream.newfile import new_file
     from omniforcing.stream.speed import stream_speed
 
     timings = []
@@ -86,7 +87,7 @@ def speed_line(values: dict[str, Any]) -> str:
     ).format(**values)
 
 
-def _with_progress(chunks: Iterator[Chunk], frames: int) -> Iterator[Chunk]:
+def _with_progress(chunks: Iterator[Chunk], frames: int | None) -> Iterator[Chunk]:
     from tqdm import tqdm
 
     with tqdm(total=frames, unit="frame", desc="streaming", file=sys.stderr) as bar:

@@ -6,20 +6,14 @@ picture (the vocoder looks ahead); the muxer interleaves what has come.
 
 from __future__ import annotations
 
-import errno
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from fractions import Fraction
-from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import av
 import numpy as np
 from av.video.frame import PictureType
 
-from omniforcing.errors import OmniForcingError
 from omniforcing.layout import FPS, SAMPLE_RATE
 
 # delay_moov keeps the edit list that cuts the AAC priming, so that both tracks start at 0; quarter-second fragments keep a
@@ -99,33 +93,3 @@ class Muxer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if kind is None:
             self.close()
-
-
-def _explain(path: Path, error: OSError) -> OmniForcingError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return OmniForcingError(f"the disk is full while writing {path}; free some space and stream again")
-    return OmniForcingError(f"{path} cannot be written ({error.strerror or error}); choose another place with --out")
-
-
-@contextmanager
-def new_file(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that appears as ``path`` when the body succeeds, and leaves nothing behind when it fails.
-
-    Raises:
-        OmniForcingError: if the place is not writable or the disk is full.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        file = temporary.open("wb")
-    except OSError as error:
-        raise _explain(path, error) from error
-    try:
-        with file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise _explain(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
