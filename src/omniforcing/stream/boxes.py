@@ -50,7 +50,8 @@ def header(height: int, width: int, parameter_sets: tuple[bytes, bytes], aac: by
         aac: its AudioSpecificConfig.
         priming: audio samples that the AAC encoder put before the sound, which the edit list cuts off.
     """
-    mvhd = _full(b"mvhd", 0, 0, struct.pack(">4I I H 10x", 0, 0, 1000, 0, 0x10000, 0x100), _MATRIX, bytes(24), struct.pack(">I", 3))
+    clock = struct.pack(">4I I H 10x", 0, 0, 1000, 0, 0x10000, 0x100)
+    mvhd = _full(b"mvhd", 0, 0, clock, _MATRIX, bytes(24), struct.pack(">I", 3))
     size = struct.pack(">2I", width << 16, height << 16)
     video = _track(VIDEO, FPS, b"vide", _full(b"vmhd", 0, 1, bytes(8)), _avc1(height, width, *parameter_sets), size)
     edit = _box(b"edts", _full(b"elst", 0, 0, struct.pack(">I I i I", 1, 0, priming, 0x10000)))
@@ -72,7 +73,7 @@ def _track(number: int, clock: int, handler: bytes, media: bytes, entry: bytes, 
 
 
 def _avc1(height: int, width: int, sps: bytes, pps: bytes) -> bytes:
-    sets = struct.pack(">BBBBBBH", 1, sps[1], sps[2], sps[3], 0xFF, 0xE1, len(sps)) + sps + struct.pack(">BH", 1, len(pps)) + pps
+    sets = struct.pack(">B3sBBH", 1, sps[1:4], 0xFF, 0xE1, len(sps)) + sps + struct.pack(">BH", 1, len(pps)) + pps
     fine = bytes((0xFD, 0xF8, 0xF8, 0)) if sps[1] >= 100 else b""  # High profiles: 4:2:0, 8 bits
     shape = struct.pack(">6x H 16x 2H 2I 4x H 32x Hh", 1, width, height, 0x480000, 0x480000, 1, 24, -1)
     return _box(b"avc1", shape, _box(b"avcC", sets, fine))

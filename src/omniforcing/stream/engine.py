@@ -77,7 +77,7 @@ class Engine:
         """
         request = Request(prompt, seconds, seed)
         generation = Generation(self._starter(seed), self._encode(prompt), opening)
-        return self._open(request, generation, Decoding(self._decoder(), request.limits))
+        return self._open(request, generation, Decoding(self._decoder(), request.limits), 0)
 
     def resume(self, state: StreamState, seconds: float | None) -> Stream:
         """Go on for so many seconds where a state was taken, in the very chunks that would have followed there.
@@ -89,7 +89,12 @@ class Engine:
         total = None if seconds is None else (state.frames - 1) / FPS + seconds
         request = Request(state.prompt, total, state.seed)
         generation = Generation.restore(self._starter(state.seed), state.generation)
-        return self._open(request, generation, Decoding.restore(self._decoder(), request.limits, state.decoding))
+        decoding = Decoding.restore(self._decoder(), request.limits, state.decoding)
+        return self._open(request, generation, decoding, state.frames)
+
+    def block_at(self, seconds: float) -> int:
+        """The first block whose picture begins at or after ``seconds``, counted from the end of the first frame."""
+        return next(block.index for block in self._rollout.table if block.frames.start > seconds * FPS - 1e-9)
 
     def image(self, data: bytes) -> Opening:
         """A first frame from the content of an image file.
@@ -107,11 +112,21 @@ class Engine:
         """
         return clip_opening(path, self._codec, self._rollout.table)
 
-    def _open(self, request: Request, generation: Generation, decoding: Decoding) -> Stream:
-        table = self._rollout.table
-        stop = request.block_count(table)
-        plan = Plan(generation, decoding, self._encode, table, stop, request.prompt, request.seed, self.digest, self.device)
-        return Stream(plan)
+    def _open(self, request: Request, generation: Generation, decoding: Decoding, frames_before: int) -> Stream:
+        return Stream(
+            Plan(
+                generation=generation,
+                decoding=decoding,
+                encode=self._encode,
+                table=self._rollout.table,
+                stop=request.block_count(self._rollout.table),
+                frames=None if request.frames is None else request.frames - frames_before,
+                prompt=request.prompt,
+                seed=request.seed,
+                artifact=self.digest,
+                device=self.device,
+            )
+        )
 
     def _encode(self, prompt: str) -> TextFeatures:
         text = self._text.encode([prompt])

@@ -65,6 +65,7 @@ class Plan:
         encode: features of a prompt.
         table: the block table.
         stop: number of blocks after which it ends; None without end.
+        frames: that are still to come; None without end.
         prompt: the first one.
         seed: of the stream, for its saved state.
         artifact: digest of the artifact, for its saved state.
@@ -76,6 +77,7 @@ class Plan:
     encode: Callable[[str], TextFeatures]
     table: BlockTable
     stop: int | None
+    frames: int | None
     prompt: str
     seed: int
     artifact: str
@@ -105,11 +107,15 @@ class Stream:
     Args:
         plan: what it is made of.
         ahead: decoded chunks that may wait for the consumer.
+
+    Attributes:
+        blocks: index of the block at which it ends; None without end.
+        frames: how many it brings; None without end.
     """
 
     def __init__(self, plan: Plan, ahead: int = AHEAD) -> None:
         self._work = _Work(plan, ahead)
-        self.blocks = plan.stop
+        self.blocks, self.frames = plan.stop, plan.frames
         # The threads know the work alone, so that a stream nobody holds any more is closed.
         self._closing = weakref.finalize(self, self._work.close)
         self._work.begin()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fractions import Fraction
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import av
 import numpy as np
@@ -18,6 +18,9 @@ from av.video.frame import PictureType
 
 from omniforcing.layout import FPS, SAMPLE_RATE
 from omniforcing.stream.boxes import Samples, fragment, header
+
+if TYPE_CHECKING:
+    from omniforcing.stream.live import Chunk
 
 AAC_FRAME = 1024  # samples
 _PICTURE = {"tune": "zerolatency", "preset": "veryfast", "forced-idr": "1", "x264-params": "keyint=infinite:scenecut=0"}
@@ -59,7 +62,7 @@ class Muxer:
     def __init__(self, target: Writable, height: int, width: int, crf: int = 18) -> None:
         self._target = target
         self._video, self._audio = _video_encoder(height, width, crf), _audio_encoder()
-        self._fragments = self._video_start = self._audio_start = 0
+        self._fragments = self._video_start = self._audio_start = self._first_sample = 0
         self.frames = 0
         self.samples = 0
         self._parameters = tuple(_units(self._video.extradata))[:2]
@@ -70,6 +73,13 @@ class Muxer:
         """What a browser calls the stream."""
         sps = self._parameters[0]
         return f'video/mp4; codecs="avc1.{sps[1:4].hex()}, mp4a.40.2"'
+
+    def add(self, chunk: Chunk) -> None:
+        """Append a chunk; of a stream that was resumed, sound from before its first picture is left out."""
+        if self.frames == 0:
+            self._first_sample = round(chunk.first_frame * SAMPLE_RATE / FPS)
+        early = max(0, self._first_sample - chunk.first_sample)
+        self.write(chunk.frames, chunk.samples[:, early:])
 
     def write(self, frames: np.ndarray, samples: np.ndarray) -> None:
         """Append a block: frames uint8 ``[T, H, W, 3]`` and samples float32 ``[2, N]``, either of which may be empty."""
