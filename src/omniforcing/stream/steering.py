@@ -58,6 +58,7 @@ class Controls:
 
     def ask(self, wish: Switch | Wish[StreamState]) -> None:
         """Add a wish; one that comes after the end fails at once."""
+        wish.done.set_running_or_notify_cancel()  # whoever waits may give up, but not take the wish back
         with self._changed:
             if self._over:
                 wish.done.set_exception(NotApplied("the stream is over"))
