@@ -13,7 +13,7 @@ HEAVY = TRAINING_ONLY | {"torch", "diffusers", "transformers", "scipy", "matplot
 # Each layer may use those before it.
 LAYERS = [
     {"__init__", "errors", "files", "layout"},
-    {"latents", "seeding", "config", "console"},
+    {"latents", "seeding", "states", "config", "console"},
     {"schedule"},
     {"codec", "text", "model"},
     {"data", "distill", "stream", "metrics"},
@@ -21,8 +21,8 @@ LAYERS = [
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-# Doors from the training side, which nothing else imports: MLflow loads the one, stage codec the other.
-DOORS = {"stream/pyfunc.py", "codec/training.py"}
+# Doors that nothing else imports: MLflow and Ray Serve load the first two, stage codec the last.
+DOORS = {"stream/pyfunc.py", "stream/ray_serve.py", "codec/training.py"}
 
 
 def layer(path: Path) -> str:
@@ -66,7 +66,7 @@ def test_nothing_but_the_training_side_uses_a_door() -> None:
 
 def test_only_launch_imports_ray() -> None:
     users = {path.relative_to(PACKAGE).as_posix() for path in MODULES if {n.split(".")[0] for n in imports(path)} & {"ray"}}
-    assert users <= {"ops/launch.py"}
+    assert users <= {"ops/launch.py", "stream/ray_serve.py"}
 
 
 def loaded_after(code: str, names: set[str]) -> set[str]:
@@ -75,7 +75,10 @@ def loaded_after(code: str, names: set[str]) -> set[str]:
     return set(answer.stdout.split("\n")[-2].split())
 
 
-@pytest.mark.parametrize("module", ["stream.engine", "stream.artifact", "stream.mux", "metrics.speed", "model.rollout"])
+INFERENCE = ["stream.engine", "stream.serve", "stream.artifact", "stream.mux", "metrics.speed", "model.rollout"]
+
+
+@pytest.mark.parametrize("module", INFERENCE)
 def test_streaming_needs_no_training_tools(module: str) -> None:
     # Transformers looks for torchaudio of its own accord, so what counts is that nothing is missed.
     barred = f"import sys; sys.modules.update(dict.fromkeys({sorted(TRAINING_ONLY)!r}))"

@@ -14,12 +14,14 @@ from omniforcing.errors import OmniForcingError
 # Name: module that offers add_arguments(parser) and run(arguments), and its one line of help.
 COMMANDS = {
     "stream": ("omniforcing.stream.command", "generate a clip with sound from a prompt, block by block"),
+    "serve": ("omniforcing.stream.serve", "stream to browsers: a page with a player and a prompt that steers while it plays"),
     "inspect": ("omniforcing.data.inspect", "show what a folder of shards or latents holds, with a contact sheet"),
     "weights": ("omniforcing.ops.weights", "inspect LTX-2 weights, or convert them between formats"),
     "config": ("omniforcing.cli", "print the resolved configuration"),
 }
 EXAMPLES = """examples:
   omniforcing stream --artifact data/pocket/artifact --prompt "a red ball bounces" --seconds 8 --seed 1 --out clip.mp4
+  omniforcing serve --artifact data/pocket/artifact
   omniforcing inspect data/pocket/shards
   omniforcing weights import ltx-2-19b-dev.safetensors weights/LTX-2
   omniforcing config --preset smoke clips.count=16
@@ -47,8 +49,9 @@ def _load(command: str) -> object:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("omniforcing"):
             raise
+        extra = "serve" if command == "serve" else "pipeline"
         raise OmniForcingError(
-            f"`omniforcing {command}` needs the package {error.name}; install it with pip install 'omniforcing[pipeline]'"
+            f"`omniforcing {command}` needs the package {error.name}; install it with pip install 'omniforcing[{extra}]'"
         ) from error
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 
 FPS = 24
 FRAMES_PER_LATENT = 8
@@ -281,7 +281,7 @@ class BlockTable:
         return self.block(1 + (index - 1) % slots if index else 0)
 
 
-@cache
+@lru_cache(maxsize=1024)  # bounded, for a stream has no end
 def _block(table: BlockTable, index: int) -> Block:
     # Closed form, so that block 100 000 of an endless stream costs what block 1 costs.
     rounds, rest = divmod(max(0, index - 1), len(table.cycle))

@@ -104,7 +104,9 @@ def test_blocks_of_a_request_cover_picture_and_sound() -> None:
     for table in LAYOUTS.values():
         for seconds in (0.05, 1 / 3, 1, 1.01, 2.5):
             request = Request(PROMPT, seconds)
-            blocks = request.blocks(table)
+            count = request.block_count(table)
+            assert count is not None and request.frames is not None and request.samples is not None
+            blocks = table.blocks(count)
             assert blocks[-1].frames.stop >= request.frames and blocks[-1].samples.stop >= request.samples
             assert blocks[-1].frames.start < request.frames or blocks[-1].samples.start < request.samples
 

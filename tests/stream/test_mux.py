@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from omniforcing.errors import OmniForcingError
-from omniforcing.stream.mux import Muxer, Pieces, new_file
+from omniforcing.stream.mux import Muxer, Pieces
+from omniforcing.stream.newfile import new_file
 from tests.limits import files_of_at_most
 
 SECONDS = 3
@@ -87,9 +88,82 @@ def test_pieces_play_as_they_come() -> None:
         playable.append(len(pictures(received)) if received else 0)
     muxer.close()
     received += pieces.take()
-    # A fragment closes a quarter of a second after it began, so that much of each block is still held back.
-    assert all(1 + 24 * index - 12 <= count for index, count in enumerate(playable) if index)
+    assert playable == [1 + 24 * index for index in range(1 + SECONDS)], "a picture waits for what comes after it"
     assert len(pictures(received)) == 1 + 24 * SECONDS
+
+
+def boxes_of(data: bytes) -> list[bytes]:
+    """Kinds of the top-level boxes."""
+    kinds, at = [], 0
+    while at < len(data):
+        kinds.append(data[at + 4 : at + 8])
+        at += int.from_bytes(data[at : at + 4], "big")
+    return kinds
+
+
+def test_every_block_is_one_fragment_behind_one_header() -> None:
+    pieces, kinds = Pieces(), []
+    muxer = Muxer(pieces, 64, 96)
+    for frames, samples in blocks():
+        muxer.write(frames, samples)
+        kinds.append(boxes_of(pieces.take()))
+    assert kinds == [[b"ftyp", b"moov", b"moof", b"mdat"], *[[b"moof", b"mdat"]] * SECONDS]
+    muxer.close()
+    assert boxes_of(pieces.take()) == [b"moof", b"mdat"], "the end of the sound"
+
+
+def decoded_sound(data: bytes) -> np.ndarray:
+    with av.open(io.BytesIO(data)) as container:
+        return np.concatenate([frame.to_ndarray() for frame in container.decode(audio=0)], 1)
+
+
+def test_sound_has_no_gap_at_any_block_border() -> None:
+    """A steady tone through every border: level and phase never leave it, and no time stamp jumps."""
+    count, rng = 12, np.random.default_rng(0)
+    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(16000 * count) / 16000).astype(np.float32)
+    pieces, sent = Pieces(), 0
+    with Muxer(pieces, 64, 96) as muxer:
+        for index in range(count):
+            until = 16000 * count if index == count - 1 else 16000 * index + int(rng.integers(1, 16000))
+            muxer.write(np.zeros((25 if index == 0 else 24, 64, 96, 3), np.uint8), np.stack([tone[sent:until]] * 2))
+            sent = until
+    data = pieces.take()
+    with av.open(io.BytesIO(data)) as container:
+        stamps = [frame.pts for frame in container.decode(audio=0)]
+    assert set(np.diff(stamps)) == {1024} and stamps[0] == 0
+    assert np.abs(decoded_sound(data)[0, 1024 : 16000 * count - 1024] - tone[1024:-1024]).max() < 0.02
+
+
+def test_picture_and_sound_stay_together_for_ten_minutes() -> None:
+    """A click and a flash at every whole second, ten minutes long, in blocks whose sound lags by the look-ahead."""
+    count, lag = 600, 3840
+    flash = np.zeros((25, 16, 16, 3), np.uint8)
+    flash[0] = 255
+    click = np.zeros((2, 16000), np.float32)
+    click[:, :160] = 0.9
+    pieces, received = Pieces(), []
+    with Muxer(pieces, 16, 16) as muxer:
+        muxer.write(flash[:1], click[:, :0])
+        for second in range(count):
+            # Frames 1 to 24 of a second; the flash of the next second is its last.
+            sound = np.roll(click, lag, 1)[:, lag if second == 0 else 0 : 16000]
+            muxer.write(np.roll(flash[:24], -1, 0), sound if second else click[:, : 16000 - lag])
+            received.append(pieces.take())
+    data = b"".join(received) + pieces.take()
+    with av.open(io.BytesIO(data)) as container:
+        seen = [f.pts * f.time_base for f in container.decode(video=0) if f.to_ndarray(format="gray").mean() > 128]
+        assert len(seen) == count + 1
+    sound = np.abs(decoded_sound(data)[0])
+    loud = np.flatnonzero(sound > 0.3)
+    heard = loud[np.insert(np.diff(loud) > 8000, 0, True)] / 16000
+    assert len(heard) == count
+    offsets = np.abs(heard[1:] - np.array([float(time) for time in seen[1:count]]))
+    assert offsets.max() < 1024 / 16000, "more than one audio frame apart"
+    assert np.ptp(offsets) < 0.002, "they drift"
+
+
+def test_the_browsers_name_of_the_stream_tells_its_profile() -> None:
+    assert Muxer(Pieces(), 64, 96).mime == 'video/mp4; codecs="avc1.64000a, mp4a.40.2"'
 
 
 def test_same_media_same_bytes() -> None:

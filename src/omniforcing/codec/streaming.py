@@ -20,6 +20,7 @@ from omniforcing.codec.codec import Codec, to_frames
 from omniforcing.codec.reach import refuse, vocoder_reach
 from omniforcing.latents import Latents, Pair
 from omniforcing.layout import Span, samples_of
+from omniforcing.states import State, joined, part_of
 
 # --- causal decoders: every convolution remembers -----------------------------------------------------------------------
 
@@ -40,6 +41,23 @@ class _Remembering(nn.Module):
             padded = torch.cat([self.past, padded[:, :, self.context :]], 2)
         self.past = padded[:, :, -self.context :].clone()  # a view would keep the whole chunk alive
         return self.conv(padded)
+
+
+def _pasts(root: nn.Module) -> State:
+    """A copy of what every convolution of a decoder remembers, by its name."""
+    named = ((name, module) for name, module in root.named_modules() if isinstance(module, _Remembering))
+    return {name: module.past.clone() for name, module in named if module.past is not None}
+
+
+def _remember_again(root: nn.Module, pasts: State) -> None:
+    """Undo ``_pasts`` in a fresh decoder, which is past its first chunk then."""
+    for name, module in root.named_modules():
+        if isinstance(module, _Remembering) and module.context:
+            # The layout in memory decides which convolution runs, and so the last bit.
+            layout = torch.channels_last_3d if pasts[name].ndim == 5 else torch.contiguous_format
+            module.past = pasts[name].contiguous(memory_format=layout)
+        elif isinstance(module, _VideoUpsampler | _AudioUpsampler):
+            module.lead = 0
 
 
 class _VideoUpsampler(nn.Module):
@@ -125,6 +143,14 @@ class VideoStream:
         """Decode ``[B, C, T, H, W]``, denormalised, to frames ``[B, 3, T', h, w]`` in [-1, 1]: 8 a latent, 1 for the first."""
         return self._decoder(z, causal=True)
 
+    def state(self) -> State:
+        """A copy of what is remembered after the first chunk, for ``restore``."""
+        return _pasts(self._decoder)
+
+    def restore(self, state: State) -> None:
+        """Go on where ``state`` was taken."""
+        _remember_again(self._decoder, state)
+
 
 class MelStream:
     """Mel frames from audio latents, a few at a time.
@@ -157,6 +183,15 @@ class MelStream:
         self._decoder.causality_axis = None
         return mel
 
+    def state(self) -> State:
+        """A copy of what is remembered after the first chunk, for ``restore``."""
+        return _pasts(self._decoder)
+
+    def restore(self, state: State) -> None:
+        """Go on where ``state`` was taken."""
+        _remember_again(self._decoder, state)
+        self._decoder.causality_axis = None
+
 
 # --- the vocoder: windows with the whole reach ---------------------------------------------------------------------------
 
@@ -183,6 +218,16 @@ class SoundStream:
     def flush(self) -> Tensor:
         """Return the rest ``[B, 2, N]``, up to the centre of the last mel frame: the end of the clip."""
         return self._emit(self._seen - 1)
+
+    def state(self) -> State:
+        """A copy of what is held back after the first chunk, for ``restore``."""
+        assert self._held is not None, "push before taking the state"
+        return {"held": self._held.clone(), "places": torch.tensor([self._first, self._done])}
+
+    def restore(self, state: State) -> None:
+        """Go on where ``state`` was taken."""
+        self._held = state["held"]
+        self._first, self._done = state["places"].tolist()
 
     def _emit(self, stop: int) -> Tensor:
         """Samples of the vocoder's mel frames from the last emitted to ``stop``; forgets what no later sample needs."""
@@ -243,3 +288,16 @@ class StreamingDecoder:
     def flush(self) -> Tensor:
         """The samples ``[B, 2, N]`` still held back, up to the end of what was pushed; the stream is over then."""
         return self._sound.flush()
+
+    def state(self) -> State:
+        """A copy of all that is remembered after at least one ``push``, for ``restore``."""
+        return joined(**{part: stream.state() for part, stream in self._streams.items()})
+
+    def restore(self, state: State) -> None:
+        """Go on, in a fresh decoder of the same codec, where ``state`` was taken: the same chunks follow, bit for bit."""
+        for part, stream in self._streams.items():
+            stream.restore(part_of(state, part))
+
+    @property
+    def _streams(self) -> dict[str, VideoStream | MelStream | SoundStream]:
+        return {"video": self._video, "mel": self._mel, "sound": self._sound}

@@ -16,6 +16,7 @@ from torch import Tensor
 from omniforcing.latents import Pair
 from omniforcing.layout import BlockTable, Span
 from omniforcing.model.attention import SITES, Positions, View, sdpa
+from omniforcing.states import State
 
 Key = tuple[int, str]  # layer, site
 
@@ -159,6 +160,24 @@ class RingCache:
         view = _MergedView(self, index)
         self._turned = index
         return view
+
+    def state(self) -> State:
+        """A copy of all that is held, for ``restore``."""
+        parts = ("raw", "turned", "values")
+        held = {
+            f"{layer}.{site}.{part}": tensor.clone()
+            for (layer, site), buffers in self.buffers.items()
+            for part, tensor in zip(parts, buffers, strict=True)
+        }
+        return {**held, "turned_for": torch.tensor(self._turned)}
+
+    def restore(self, state: State) -> None:
+        """Hold again what ``state`` copied from a cache of the same model and table."""
+        self._turned = int(state["turned_for"])
+        for key in {name.rpartition(".")[0] for name in state if name != "turned_for"}:
+            layer, site = key.split(".")
+            raw, turned, values = (state[f"{key}.{part}"].clone() for part in ("raw", "turned", "values"))
+            self.buffers[int(layer), site] = _Buffer(raw, turned, values)
 
     def _turn(self, index: int) -> None:
         for key in self.buffers:

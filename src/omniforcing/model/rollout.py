@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
+from torch import Tensor
 
 from omniforcing.latents import Latents, Pair, TextFeatures, concatenate, noise_like
 from omniforcing.layout import BlockTable, Counts
@@ -17,6 +19,7 @@ from omniforcing.model.speed import DEFAULT, Speed
 from omniforcing.model.student import positions_for
 from omniforcing.model.transformer import DualStream
 from omniforcing.schedule import add_noise, to_x0
+from omniforcing.states import State, joined, part_of
 
 # The velocity of latents: a ``DualStream``, or what stands for it.
 Student = Callable[[Latents, Sigma, TextCache, View], Latents]
@@ -157,10 +160,37 @@ class Rollout:
 
     @torch.no_grad()
     def __next__(self) -> Latents:
-        x0 = self._merged() or self._separate()
+        return self._take(self._merged() or self._separate())
+
+    @torch.no_grad()
+    def begin(self, known: Tensor) -> Latents:
+        """Block 0 whose first video latents are ``known`` ``[B, T, S, C]``: they stand in, noised, at every step."""
+        noise, view = self._noise(), self._cache.view(0)
+        student = _Known(self._student, known, noise.video)
+        x0 = few_step(student, noise, self.config.sigmas, self._text, view, self.generator)
+        return self._take(Pair(student.put(x0.video, known), x0.audio))
+
+    def follow(self, x0: Latents) -> Latents:
+        """Take ``x0`` as the next block, as if it had been generated; returns it."""
+        self._refresh()
+        return self._take(x0)
+
+    def _take(self, x0: Latents) -> Latents:
         self._finished = (x0, self._text)
         self.index += 1
         return x0
+
+    def state(self) -> State:
+        """A copy of index, cache and random state at a border between blocks; the prompt is the caller's."""
+        self._refresh()
+        own = {"index": torch.tensor(self.index), "generator": self.generator.get_state()}
+        return {**joined(cache=cast(RingCache, self._cache).state()), **own}
+
+    def restore(self, state: State) -> None:
+        """Go on from the ``state`` of a rollout with the same model, table and prompt, bit for bit."""
+        self.index = int(state["index"])
+        self.generator.set_state(state["generator"].cpu())
+        cast(RingCache, self._cache).restore(part_of(state, "cache"))
 
     def _separate(self) -> Latents:
         """The last block's refresh, then all steps of this one."""
@@ -173,6 +203,7 @@ class Rollout:
         if self._finished is not None:
             x0, text = self._finished
             refresh(self._student, self.config, self._cache, text, self.index - 1, x0, self.generator)
+            self._finished = None
 
     def _merged(self) -> Latents | None:
         """The refresh and the first step in one forward, then the other steps; None where there is nothing to merge."""
@@ -194,6 +225,21 @@ class Rollout:
     def _noise(self) -> Latents:
         """Where the present block starts."""
         return gaussian(self.model, self.config.table.counts(self.index), self.config.grid, self.batch, self.generator)
+
+
+class _Known:
+    """A model that sees known video latents, noised to the step's sigma, in place of the first ones of its input."""
+
+    def __init__(self, model: Student, known: Tensor, noise: Tensor) -> None:
+        self.model, self.known, self.noise = model, known, noise[:, : known.shape[1]]
+
+    @staticmethod
+    def put(video: Tensor, first: Tensor) -> Tensor:
+        return torch.cat([first, video[:, first.shape[1] :]], 1)
+
+    def __call__(self, x: Latents, sigma: Sigma, text: TextCache, view: View) -> Latents:
+        known = add_noise(self.known, self.noise, sigma)
+        return self.model(Pair(self.put(x.video, known), x.audio), sigma, text, view)
 
 
 def train_rollout(

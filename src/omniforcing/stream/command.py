@@ -4,31 +4,53 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
+import os
+import signal
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from threading import Event
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from omniforcing.errors import OmniForcingError
 
 if TYPE_CHECKING:
     from omniforcing.stream.artifact import StreamSettings
-    from omniforcing.stream.engine import Chunk
+    from omniforcing.stream.engine import Engine
+    from omniforcing.stream.live import Chunk, Stream
     from omniforcing.stream.speed import StreamSpeed
+
+
+STDOUT = Path("-")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``omniforcing stream``."""
-    parser.add_argument("--artifact", type=Path, required=True, help="folder that the export stage wrote")
-    parser.add_argument("--prompt", required=True, help="what to show and hear")
+    add_engine_arguments(parser)
+    parser.add_argument("--prompt", help="what to show and hear; with --resume, that of the saved stream if left out")
     parser.add_argument("--seconds", type=float, default=8.0, help="length of the clip (default: 8)")
+    parser.add_argument("--endless", action="store_true", help="go on until Ctrl-C, which ends the clip properly")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same clip (default: 0)")
-    parser.add_argument("--out", type=Path, required=True, help="the MP4 to write; one that exists is replaced at the end")
+    parser.add_argument("--out", type=Path, required=True, help="the MP4 to write, replaced when it is whole; - for a player")
+    changes = parser.add_argument_group("changes on the way")
+    changes.add_argument("--then", nargs=2, action="append", default=[], metavar=("SECONDS", "PROMPT"), help="another prompt")
+    changes.add_argument("--recache", action="store_true", help="also rewrite what the student remembers: sharper changes")
+    parser.add_argument("--image", type=Path, help="begin with this picture (PNG, JPEG or WebP)")
+    parser.add_argument("--continue", type=Path, dest="clip", help="go on from this clip, an MP4 of the stream's size")
+    parser.add_argument("--save", type=Path, help="write the stream's state at its end to this file")
+    parser.add_argument("--resume", type=Path, help="go on for --seconds where a stream was saved")
+    parser.add_argument("--json", action="store_true", help="print the figures as json on standard output")
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what every command that loads an artifact needs."""
+    parser.add_argument("--artifact", type=Path, required=True, help="folder that the export stage wrote")
     parser.add_argument("--device", default="cpu", help="where to compute: cpu (default), cuda, cuda:1, ...")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1; more only help larger models)")
     parser.add_argument("--no-verify", action="store_true", help="skip the artifact's checksums")
-    parser.add_argument("--json", action="store_true", help="print the figures as json on standard output")
 
 
 def check_target(path: Path) -> None:
@@ -37,6 +59,8 @@ def check_target(path: Path) -> None:
     Raises:
         OmniForcingError: if it is not named ``.mp4``, is a folder, or its folder does not exist.
     """
+    if path == STDOUT:
+        return
     if path.suffix.lower() != ".mp4":
         raise OmniForcingError(f"{path} does not end in .mp4, the only format that is written; rename it in --out")
     if path.is_dir():
@@ -46,19 +70,33 @@ def check_target(path: Path) -> None:
 
 
 def write_stream(chunks: Iterable[Chunk], out: Path, settings: StreamSettings) -> StreamSpeed:
-    """Encode a stream into an MP4 that appears when it is whole.
+    """Encode a stream into an MP4 that appears when it is whole, or onto standard output, block by block, for ``-``.
 
     Raises:
         OmniForcingError: if the file cannot be written.
     """
-    from omniforcing.stream.mux import Muxer, new_file
+    from omniforcing.stream.newfile import new_file
+
+    if out == STDOUT:
+        return _encode(chunks, sys.stdout.buffer, settings)
+    with new_file(out) as file:
+        return _encode(chunks, file, settings)
+
+
+def _encode(chunks: Iterable[Chunk], file: BinaryIO, settings: StreamSettings) -> StreamSpeed:
+    from omniforcing.stream.mux import Muxer
     from omniforcing.stream.speed import stream_speed
 
     timings = []
-    with new_file(out) as file, Muxer(file, settings.height, settings.width) as muxer:
-        for chunk in chunks:
-            muxer.write(chunk.frames, chunk.samples)
-            timings.append(chunk.timing)
+    try:
+        with Muxer(file, settings.height, settings.width) as muxer:
+            for chunk in chunks:
+                muxer.add(chunk)
+                file.flush()
+                timings.append(chunk.timing)
+    except BrokenPipeError:
+        # The player was closed, which is how one stops watching. Python would complain at exit about what it cannot write.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
     return stream_speed(timings)
 
 
@@ -86,7 +124,7 @@ def speed_line(values: dict[str, Any]) -> str:
     ).format(**values)
 
 
-def _with_progress(chunks: Iterator[Chunk], frames: int) -> Iterator[Chunk]:
+def _with_progress(chunks: Iterator[Chunk], frames: int | None) -> Iterator[Chunk]:
     from tqdm import tqdm
 
     with tqdm(total=frames, unit="frame", desc="streaming", file=sys.stderr) as bar:
@@ -94,6 +132,38 @@ def _with_progress(chunks: Iterator[Chunk], frames: int) -> Iterator[Chunk]:
             yield chunk
             bar.set_postfix(block=chunk.block, refresh=False)
             bar.update(len(chunk.frames))
+
+
+@contextmanager
+def _until_interrupted(chunks: Iterator[Chunk]) -> Iterator[Iterator[Chunk]]:
+    """The chunks up to the first Ctrl-C; a second one interrupts as usual."""
+    asked = Event()
+
+    def stop(*_: object) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield itertools.takewhile(lambda _: not asked.is_set(), chunks)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def open_engine(args: argparse.Namespace) -> Engine:
+    """Check and load the artifact that ``add_engine_arguments`` names.
+
+    Raises:
+        OmniForcingError: for anything in the arguments or the artifact that the user can mend.
+    """
+    from omniforcing.stream.artifact import Artifact
+
+    artifact = Artifact.open(args.artifact, verify=not args.no_verify)
+    _prepare(args.device, args.threads)
+
+    from omniforcing.stream.engine import Engine
+
+    return Engine(artifact, args.device)
 
 
 def _prepare(device: str, threads: int) -> None:
@@ -110,24 +180,68 @@ def _prepare(device: str, threads: int) -> None:
         raise OmniForcingError(f"--device {device} does not work here: {str(error).splitlines()[0]}") from error
 
 
+def _check(args: argparse.Namespace) -> list[tuple[float, str]]:
+    """Refuse what needs no model to be refused; returns the changes of prompt."""
+    from omniforcing.stream.request import Request, check_prompt
+
+    check_target(args.out)
+    if sum(x is not None for x in (args.image, args.clip, args.resume)) > 1:
+        raise OmniForcingError("a stream begins with one of --image, --continue and --resume; leave the others out")
+    if args.save and args.endless:
+        raise OmniForcingError("--save writes the state at the end, which --endless has not; give --seconds")
+    Request("resumed" if args.resume and args.prompt is None else args.prompt, args.seconds, args.seed)
+    changes = []
+    for seconds, prompt in args.then:
+        check_prompt(prompt)
+        try:
+            changes.append((float(seconds), prompt))
+        except ValueError as error:
+            raise OmniForcingError(f"--then {seconds}: give the seconds, then the prompt") from error
+    return changes
+
+
+def _begin(engine: Engine, args: argparse.Namespace) -> Stream:
+    seconds = None if args.endless else args.seconds
+    if args.resume:
+        from omniforcing.stream.state import StreamState
+
+        stream = engine.resume(StreamState.load(args.resume, engine.digest, args.device), seconds)
+        if args.prompt is not None:
+            stream.steer(args.prompt, recache=args.recache)
+        return stream
+    opening = None
+    if args.image:
+        opening = engine.image(_read(args.image))
+    if args.clip:
+        opening = engine.clip(args.clip)
+    return engine.stream(args.prompt, seconds, args.seed, opening)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise OmniForcingError(f"{path} cannot be read ({error.strerror}); name an image in --image") from error
+
+
 def run(args: argparse.Namespace) -> int:
     """Stream one clip as the parsed arguments say; returns 0.
 
     Raises:
         OmniForcingError: for anything in the arguments or the artifact that the user can mend.
     """
-    from omniforcing.stream.artifact import Artifact
-    from omniforcing.stream.request import Request
-
-    request = Request(args.prompt, args.seconds, args.seed)
-    check_target(args.out)
-    artifact = Artifact.open(args.artifact, verify=not args.no_verify)
-    _prepare(args.device, args.threads)
-
-    from omniforcing.stream.engine import Engine
-
-    chunks = Engine(artifact, args.device).stream(request.prompt, request.seconds, request.seed)
-    speed = write_stream(_with_progress(chunks, request.frames), args.out, artifact.settings)
-    values = figures(speed, artifact.settings, args.device)
-    print(json.dumps({"out": str(args.out), **values}) if args.json else f"{args.out}: {speed_line(values)}")
+    changes = _check(args)
+    engine = open_engine(args)
+    with _begin(engine, args) as stream:
+        for seconds, prompt in changes:
+            stream.steer(prompt, at=engine.block_at(seconds), recache=args.recache)
+        saved = stream.snapshot(at=stream.blocks) if args.save else None
+        chunks = _with_progress(stream, stream.frames)
+        with _until_interrupted(chunks) if args.endless else nullcontext(chunks) as wanted:
+            speed = write_stream(wanted, args.out, engine.settings)
+        if saved is not None:
+            saved.result().save(args.save)
+    values = figures(speed, engine.settings, args.device)
+    line = json.dumps({"out": str(args.out), **values}) if args.json else f"{args.out}: {speed_line(values)}"
+    print(line, file=sys.stderr if args.out == STDOUT else sys.stdout)
     return 0

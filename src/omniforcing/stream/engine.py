@@ -1,47 +1,31 @@
-"""The engine owns a stream: it rolls the student out block by block and decodes each block as soon as it is there."""
+"""The engine: a loaded artifact that opens streams, each rolling the student out block by block and decoding as it goes."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
-
-import numpy as np
-import torch
 
 from omniforcing.codec.codec import Codec
 from omniforcing.codec.streaming import StreamingDecoder
 from omniforcing.config import Stabiliser
+from omniforcing.files import folder_digest
+from omniforcing.latents import TextFeatures
+from omniforcing.layout import FPS
 from omniforcing.model.fast import FastStudent
 from omniforcing.model.rollout import Rollout
 from omniforcing.model.student import load_model
 from omniforcing.seeding import step_generator
 from omniforcing.stream.artifact import Artifact, ArtifactError
+from omniforcing.stream.decoding import Decoding
+from omniforcing.stream.generation import Generation, Opening
+from omniforcing.stream.live import Chunk, Plan, Stream, finish_queue
+from omniforcing.stream.opening import clip_opening, image_opening
 from omniforcing.stream.request import Request
-from omniforcing.stream.speed import BlockTiming
+from omniforcing.stream.state import StreamState
 from omniforcing.text.encoder import TextEncoder
 
-
-@dataclass(frozen=True)
-class Chunk:
-    """What one block adds to the stream.
-
-    Attributes:
-        block: its index.
-        frames: uint8 ``[T, H, W, 3]``; chunks follow each other without gap or overlap.
-        samples: float32 ``[2, N]``; behind the picture by the codec's look-ahead, level with it at the end.
-        first_frame: frames before this chunk.
-        first_sample: samples before this chunk.
-        timing: what it cost.
-    """
-
-    block: int
-    frames: np.ndarray
-    samples: np.ndarray
-    first_frame: int
-    first_sample: int
-    timing: BlockTiming
+__all__ = ["Chunk", "Engine"]
 
 
 class Engine:
@@ -61,6 +45,7 @@ class Engine:
         self._codec = Codec.load(folder / "codec", device=device)
         self._text = TextEncoder.load(folder / "text", device=device)
         self._refuse_misfit()
+        finish_queue(device)  # streams compute in queues of their own, which must find the weights in place
 
     def _refuse_misfit(self) -> None:
         """The parts came from one training, or they do not belong together."""
@@ -76,35 +61,84 @@ class Engine:
                 place = self.artifact.folder
                 raise ArtifactError(f"{what}: {found}, but its codec has {needed}; {place} mixes parts, export it again")
 
-    def stream(self, prompt: str, seconds: float, seed: int = 0) -> Iterator[Chunk]:
-        """Yield the stream block by block; the same prompt, length and seed give the same chunks.
+    @cached_property
+    def digest(self) -> str:
+        """What identifies the artifact in saved states."""
+        return folder_digest(self.artifact.folder)
+
+    def stream(self, prompt: str, seconds: float | None, seed: int = 0, opening: Opening | None = None) -> Stream:
+        """Begin a stream; the same prompt, length, seed and opening give the same chunks.
+
+        Args:
+            prompt: what to show and hear.
+            seconds: its length; None: until it is closed.
+            seed: of all its noise.
+            opening: a first frame or a clip to begin with (``stream/opening.py``).
 
         Raises:
             RequestError: at once, for an empty prompt, a length that is not positive and finite, or a bad seed.
         """
-        return self._chunks(Request(prompt, seconds, seed))
+        request = Request(prompt, seconds, seed)
+        generation = Generation(self._starter(seed), self._encode(prompt), opening)
+        return self._open(request, generation, Decoding(self._decoder(), request.limits), 0)
 
-    def _chunks(self, request: Request) -> Iterator[Chunk]:
-        asked = time.perf_counter()
-        rollout = self._start(request)
-        decoder = StreamingDecoder(self._codec, self._rollout.grid)
-        blocks = request.blocks(self._rollout.table)
-        frames = samples = 0
-        for block in blocks:
-            began = time.perf_counter()
-            latents = next(rollout)
-            if latents.video.is_cuda:  # else only the launch would be timed
-                torch.cuda.synchronize()
-            generated = time.perf_counter()
-            media = decoder.push(latents)
-            sound = media.audio if block is not blocks[-1] else torch.cat([media.audio, decoder.flush()], 2)
-            picture = media.video[0, : request.frames - frames].cpu().numpy()
-            waveform = sound[0, :, : request.samples - samples].cpu().numpy()
-            decoded = time.perf_counter()
-            timing = BlockTiming(len(picture), generated - began, decoded - generated, decoded - asked)
-            yield Chunk(block.index, picture, waveform, frames, samples, timing)
-            frames, samples = frames + len(picture), samples + waveform.shape[1]
+    def resume(self, state: StreamState, seconds: float | None) -> Stream:
+        """Go on for so many seconds where a state was taken, in the very chunks that would have followed there.
 
-    def _start(self, request: Request) -> Rollout:
-        generator = step_generator(request.seed, 0, "stream", self.device)
-        return Rollout(self._student, self._text.encode([request.prompt]), self._rollout, generator)
+        Raises:
+            RequestError: for a length that is not positive and finite.
+        """
+        Request(state.prompt, seconds, state.seed)
+        total = None if seconds is None else (state.frames - 1) / FPS + seconds
+        request = Request(state.prompt, total, state.seed)
+        generation = Generation.restore(self._starter(state.seed), state.generation)
+        decoding = Decoding.restore(self._decoder(), request.limits, state.decoding)
+        return self._open(request, generation, decoding, state.frames)
+
+    def block_at(self, seconds: float) -> int:
+        """The first block whose picture begins at or after ``seconds``, counted from the end of the first frame."""
+        return next(block.index for block in self._rollout.table if block.frames.start > seconds * FPS - 1e-9)
+
+    def image(self, data: bytes) -> Opening:
+        """A first frame from the content of an image file.
+
+        Raises:
+            OpeningError: if it is no image that can be read, or is too large.
+        """
+        return image_opening(data, self._codec)
+
+    def clip(self, path: Path) -> Opening:
+        """The last whole seconds of a clip, which the stream then repeats, as the codec makes them, and goes on from.
+
+        Raises:
+            OpeningError: if it is no clip of the stream's size and rates, or is below one second.
+        """
+        return clip_opening(path, self._codec, self._rollout.table)
+
+    def _open(self, request: Request, generation: Generation, decoding: Decoding, frames_before: int) -> Stream:
+        return Stream(
+            Plan(
+                generation=generation,
+                decoding=decoding,
+                encode=self._encode,
+                table=self._rollout.table,
+                stop=request.block_count(self._rollout.table),
+                frames=None if request.frames is None else request.frames - frames_before,
+                prompt=request.prompt,
+                seed=request.seed,
+                artifact=self.digest,
+                device=self.device,
+            )
+        )
+
+    def _encode(self, prompt: str) -> TextFeatures:
+        text = self._text.encode([prompt])
+        finish_queue(self.device)
+        return text
+
+    def _decoder(self) -> StreamingDecoder:
+        return StreamingDecoder(self._codec, self._rollout.grid)
+
+    def _starter(self, seed: int) -> Callable[[TextFeatures], Rollout]:
+        generator = step_generator(seed, 0, "stream", self.device)
+        return lambda text: Rollout(self._student, text, self._rollout, generator)

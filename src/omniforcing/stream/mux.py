@@ -1,30 +1,28 @@
 """One muxer, one x264 and one AAC encoder for the whole of a stream: a fragmented MP4 that plays while it grows.
 
-Time stamps are counts of frames and samples, so they cannot drift. A keyframe begins every block. Sound may lag the
-picture (the vocoder looks ahead); the muxer interleaves what has come.
+Every block is a fragment of its own and begins with a keyframe. Time stamps are counts of frames and samples, so they
+cannot drift. Sound may lag the picture (the vocoder looks ahead); a fragment holds what has come of either.
 """
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from fractions import Fraction
-from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import av
 import numpy as np
+from av.codec.context import Flags
 from av.video.frame import PictureType
 
-from omniforcing.errors import OmniForcingError
 from omniforcing.layout import FPS, SAMPLE_RATE
+from omniforcing.stream.boxes import Samples, fragment, header
 
-# delay_moov keeps the edit list that cuts the AAC priming, so that both tracks start at 0; quarter-second fragments keep a
-# player no further behind than that.
-_CONTAINER = {"movflags": "frag_keyframe+delay_moov+default_base_moof", "frag_duration": "250000"}
+if TYPE_CHECKING:
+    from omniforcing.stream.live import Chunk
+
+AAC_FRAME = 1024  # samples
 _PICTURE = {"tune": "zerolatency", "preset": "veryfast", "forced-idr": "1", "x264-params": "keyint=infinite:scenecut=0"}
 
 
@@ -62,36 +60,62 @@ class Muxer:
     """
 
     def __init__(self, target: Writable, height: int, width: int, crf: int = 18) -> None:
-        self._container: Any = av.open(target, "w", format="mp4", options=_CONTAINER)
-        self._video: Any = self._container.add_stream("libx264", rate=FPS, options={**_PICTURE, "crf": str(crf)})
-        self._video.width, self._video.height, self._video.pix_fmt = width, height, "yuv420p"
-        self._video.codec_context.time_base = Fraction(1, FPS)
-        self._audio: Any = self._container.add_stream("aac", rate=SAMPLE_RATE, layout="stereo")
+        self._target = target
+        self._video, self._audio = _video_encoder(height, width, crf), _audio_encoder()
+        self._fragments = self._video_start = self._audio_start = self._first_sample = 0
         self.frames = 0
         self.samples = 0
+        self._parameters = tuple(_units(self._video.extradata))[:2]
+        self._size = height, width
+
+    @property
+    def mime(self) -> str:
+        """What a browser calls the stream."""
+        sps = self._parameters[0]
+        return f'video/mp4; codecs="avc1.{sps[1:4].hex()}, mp4a.40.2"'
+
+    def add(self, chunk: Chunk) -> None:
+        """Append a chunk; of a stream that was resumed, sound from before its first picture is left out."""
+        if self.frames == 0:
+            self._first_sample = round(chunk.first_frame * SAMPLE_RATE / FPS)
+        early = max(0, self._first_sample - chunk.first_sample)
+        self.write(chunk.frames, chunk.samples[:, early:])
 
     def write(self, frames: np.ndarray, samples: np.ndarray) -> None:
         """Append a block: frames uint8 ``[T, H, W, 3]`` and samples float32 ``[2, N]``, either of which may be empty."""
+        video: list[Any] = []
         for index, image in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             frame.pict_type = PictureType.NONE if index else PictureType.I
-            self._encode(self._video, frame, self.frames)
+            frame.pts, frame.time_base = self.frames, Fraction(1, FPS)
+            video += self._video.encode(frame)
             self.frames += 1
+        audio: list[Any] = []
         if samples.shape[1]:
             sound = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples.clip(-1, 1)), format="fltp", layout="stereo")
             sound.sample_rate = SAMPLE_RATE
-            self._encode(self._audio, sound, self.samples)
+            sound.pts, sound.time_base = self.samples, Fraction(1, SAMPLE_RATE)
+            audio = self._audio.encode(sound)
             self.samples += samples.shape[1]
+        self._write(video, audio)
 
-    def _encode(self, stream: Any, frame: Any, count: int) -> None:
-        frame.pts, frame.time_base = count, Fraction(1, FPS if stream is self._video else SAMPLE_RATE)
-        self._container.mux(stream.encode(frame))
+    def _write(self, video: list[Any], audio: list[Any]) -> None:
+        """A fragment of what the encoders gave out, behind the header if it is the first."""
+        if not video and not audio:
+            return
+        if self._fragments == 0:
+            sps, pps = self._parameters
+            self._target.write(header(*self._size, (sps, pps), self._audio.extradata, priming=AAC_FRAME))
+        pictures = Samples(self._video_start, 1, [_length_prefixed(bytes(packet)) for packet in video])
+        sounds = Samples(self._audio_start, AAC_FRAME, [bytes(packet) for packet in audio])
+        self._fragments += 1
+        self._video_start += len(video)
+        self._audio_start += AAC_FRAME * len(audio)
+        self._target.write(fragment(self._fragments, pictures, sounds))
 
     def close(self) -> None:
-        """Flush both encoders and write the end of the file."""
-        for stream in (self._video, self._audio):
-            self._container.mux(stream.encode(None))
-        self._container.close()
+        """Write what both encoders still hold."""
+        self._write(self._video.encode(None), self._audio.encode(None))
 
     def __enter__(self) -> Muxer:
         return self
@@ -101,31 +125,33 @@ class Muxer:
             self.close()
 
 
-def _explain(path: Path, error: OSError) -> OmniForcingError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return OmniForcingError(f"the disk is full while writing {path}; free some space and stream again")
-    return OmniForcingError(f"{path} cannot be written ({error.strerror or error}); choose another place with --out")
+def _video_encoder(height: int, width: int, crf: int) -> Any:
+    encoder: Any = av.CodecContext.create("libx264", "w")
+    encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
+    encoder.time_base, encoder.framerate = Fraction(1, FPS), Fraction(FPS)
+    encoder.options = {**_PICTURE, "crf": str(crf)}
+    return _opened(encoder)
 
 
-@contextmanager
-def new_file(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that appears as ``path`` when the body succeeds, and leaves nothing behind when it fails.
+def _audio_encoder() -> Any:
+    encoder: Any = av.CodecContext.create("aac", "w")
+    encoder.sample_rate, encoder.layout, encoder.format = SAMPLE_RATE, "stereo", "fltp"
+    encoder.time_base = Fraction(1, SAMPLE_RATE)
+    return _opened(encoder)
 
-    Raises:
-        OmniForcingError: if the place is not writable or the disk is full.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        file = temporary.open("wb")
-    except OSError as error:
-        raise _explain(path, error) from error
-    try:
-        with file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise _explain(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+
+def _opened(encoder: Any) -> Any:
+    encoder.flags |= Flags.global_header  # parameter sets go into the file's header, not into every keyframe
+    encoder.open()
+    return encoder
+
+
+def _units(stream: bytes) -> Iterator[bytes]:
+    """NAL units of an H.264 byte stream, whose start codes have three or four bytes."""
+    for piece in stream.split(b"\0\0\1")[1:]:
+        yield piece.rstrip(b"\0")
+
+
+def _length_prefixed(stream: bytes) -> bytes:
+    """The same units as MP4 holds them."""
+    return b"".join(len(unit).to_bytes(4, "big") + unit for unit in _units(stream))

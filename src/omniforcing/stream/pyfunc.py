@@ -5,7 +5,7 @@ A row is ``prompt`` (text), ``seconds`` (8 if left out) and ``seed`` (0 if left 
 ``predict(rows)`` answers with a table of one column, ``mp4``: the whole clip of each row as bytes.
 ``predict_stream(row)`` yields one dictionary per block as soon as it is decoded: ``block`` (its index), ``first_frame``,
 ``frames``, ``first_sample``, ``samples`` (counts) and ``mp4`` (bytes). The ``mp4`` values, joined in order, are one
-fragmented MP4 that plays while it grows. They lag a little (the first may be empty); a last dictionary without frames ends it.
+fragmented MP4 that plays while it grows, a fragment per block; a last dictionary without frames brings the end of the sound.
 """
 
 from __future__ import annotations
@@ -91,9 +91,10 @@ class StreamingModel(PythonModel):
             counts |= {"first_sample": muxer.samples - samples, "samples": samples}
             return {"block": block, **counts, "mp4": sink.take()}
 
-        for chunk in self.engine.stream(**row):
-            muxer.write(chunk.frames, chunk.samples)
-            yield piece(chunk.block, len(chunk.frames), chunk.samples.shape[1])
+        with self.engine.stream(**row) as stream:
+            for chunk in stream:
+                muxer.add(chunk)
+                yield piece(chunk.block, len(chunk.frames), chunk.samples.shape[1])
         muxer.close()
         yield piece(chunk.block, 0, 0)
 

@@ -1,0 +1,288 @@
+"""A running stream: one thread generates, one decodes, and whoever iterates takes chunks as soon as they are decoded.
+
+Both queues are bounded, so a slow consumer holds the generation back and memory stays flat. What comes out depends on the
+seed and on the blocks at which prompts change, never on anybody's speed. ``close`` may come at any moment; a stream that is
+forgotten closes itself.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from threading import Thread, current_thread
+from types import TracebackType
+
+import numpy as np
+import torch
+
+from omniforcing.latents import Latents, TextFeatures
+from omniforcing.layout import Block, BlockTable
+from omniforcing.stream.channel import Channel, Closed
+from omniforcing.stream.decoding import Decoding
+from omniforcing.stream.generation import Generation
+from omniforcing.stream.request import check_prompt
+from omniforcing.stream.speed import BlockTiming
+from omniforcing.stream.state import StreamState
+from omniforcing.stream.steering import Applied, Controls, Switch, Wish
+
+AHEAD = 2  # decoded chunks that may wait for the consumer
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What one block adds to the stream.
+
+    Attributes:
+        block: its index.
+        frames: uint8 ``[T, H, W, 3]``; chunks follow each other without gap or overlap.
+        samples: float32 ``[2, N]``; behind the picture by the codec's look-ahead, level with it at the end.
+        first_frame: frames before this chunk.
+        first_sample: samples before this chunk.
+        timing: what it cost.
+        prompt: what it was generated for.
+    """
+
+    block: int
+    frames: np.ndarray
+    samples: np.ndarray
+    first_frame: int
+    first_sample: int
+    timing: BlockTiming
+    prompt: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a stream is made of, apart from its threads.
+
+    Attributes:
+        generation: where its latents come from.
+        decoding: what makes media of them.
+        encode: features of a prompt.
+        table: the block table.
+        stop: number of blocks after which it ends; None without end.
+        frames: that are still to come; None without end.
+        prompt: the first one.
+        seed: of the stream, for its saved state.
+        artifact: digest of the artifact, for its saved state.
+        device: where it computes.
+    """
+
+    generation: Generation
+    decoding: Decoding
+    encode: Callable[[str], TextFeatures]
+    table: BlockTable
+    stop: int | None
+    frames: int | None
+    prompt: str
+    seed: int
+    artifact: str
+    device: str
+
+
+@dataclass(frozen=True)
+class _Generated:
+    block: Block
+    latents: Latents
+    seconds: float
+    prompt: str
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """The generation's half of a state, on its way through the decoder, which adds the other half."""
+
+    wishes: list[Wish[StreamState]]
+    generation: dict[str, torch.Tensor]
+    prompt: str
+
+
+class Stream:
+    """Chunks of a stream in order, ended by the length asked for or by ``close``; also a context manager.
+
+    Args:
+        plan: what it is made of.
+        ahead: decoded chunks that may wait for the consumer.
+
+    Attributes:
+        blocks: index of the block at which it ends; None without end.
+        frames: how many it brings; None without end.
+    """
+
+    def __init__(self, plan: Plan, ahead: int = AHEAD) -> None:
+        self._work = _Work(plan, ahead)
+        self.blocks, self.frames = plan.stop, plan.frames
+        # The threads know the work alone, so that a stream nobody holds any more is closed.
+        self._closing = weakref.finalize(self, self._work.close)
+        self._work.begin()
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return self
+
+    def __next__(self) -> Chunk:
+        try:
+            return self._work.chunks.get()
+        except Closed:
+            self.close()
+            raise StopIteration from None
+        except BaseException:
+            self.close()
+            raise
+
+    def steer(self, prompt: str, at: int | None = None, recache: bool = False) -> Future[Applied]:
+        """Follow another prompt from the next block that is not yet generated, or from block ``at`` if that comes later.
+
+        Args:
+            prompt: what to show and hear.
+            at: for a switch at an exact place.
+            recache: also write the window's K/V anew under the prompt (``Generation.switch``).
+
+        Returns:
+            When and where it took effect. It fails with ``NotApplied`` if a later prompt overtakes it or the stream ends.
+
+        Raises:
+            RequestError: for an empty prompt.
+        """
+        check_prompt(prompt)
+        wish = Switch(at, prompt=prompt, text=self._work.plan.encode(prompt), recache=recache)
+        self._work.controls.ask(wish)
+        return wish.done
+
+    def snapshot(self, at: int | None = None) -> Future[StreamState]:
+        """The whole state at the next border between blocks, or at the one before block ``at``.
+
+        It comes once the chunks before that border are decoded, for which they must be taken. It fails with ``NotApplied``
+        if the stream ends before.
+        """
+        wish: Wish[StreamState] = Wish(at)
+        self._work.controls.ask(wish)
+        return wish.done
+
+    def pause(self) -> None:
+        """Generate no further block until ``resume``; what is under way still comes."""
+        self._work.controls.pause(True)
+
+    def resume(self) -> None:
+        """Undo ``pause``."""
+        self._work.controls.pause(False)
+
+    @property
+    def paused(self) -> bool:
+        """Whether ``pause`` holds."""
+        return self._work.controls.paused
+
+    @property
+    def waiting(self) -> int:
+        """Decoded chunks that wait for the consumer."""
+        return len(self._work.chunks)
+
+    def close(self) -> None:
+        """Stop, wait for both threads (a block's forward at most) and drop everything; more than once is harmless."""
+        self._closing()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class _Work:
+    """The two threads of a stream, their queues, and what is wished for."""
+
+    def __init__(self, plan: Plan, ahead: int) -> None:
+        self.plan = plan
+        self.controls = Controls()
+        self.latents: Channel[_Generated | _Saved] = Channel(1)
+        self.chunks: Channel[Chunk] = Channel(ahead)
+        self._asked = time.perf_counter()
+        # Daemons, for the interpreter waits for other threads before it would close a forgotten stream.
+        bodies = (self.generate, self.decode)
+        self._threads = [Thread(target=body, name=f"omniforcing-{body.__name__}", daemon=True) for body in bodies]
+
+    def begin(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        self.controls.end()
+        self.latents.close()
+        self.chunks.close()
+        for thread in self._threads:
+            if thread is not current_thread():
+                thread.join()
+
+    def generate(self) -> None:
+        """The first thread: latents, block by block, with what is due at each border."""
+        plan = self.plan
+        generation, prompt = plan.generation, plan.prompt
+        try:
+            with _own_queue(plan.device):
+                while True:
+                    over = generation.index == plan.stop
+                    switch, saves = self.controls.border(generation.index, generation.can_be_saved)
+                    if saves:
+                        self.latents.put(_Saved(saves, generation.state(), prompt))
+                        continue  # it may be paused
+                    if over:
+                        break
+                    if switch is not None and switch.text is not None:
+                        generation.switch(switch.text, switch.recache)
+                        prompt = switch.prompt
+                        switch.done.set_result(Applied(generation.index, plan.table.block(generation.index).seconds[0]))
+                    began, block = time.perf_counter(), plan.table.block(generation.index)
+                    latents = generation.next()
+                    finish_queue(plan.device)
+                    self.latents.put(_Generated(block, latents, time.perf_counter() - began, prompt))
+        except Closed:
+            pass
+        except BaseException as error:
+            self.latents.finish(error)
+        self.latents.finish()
+        self.controls.end()
+
+    def decode(self) -> None:
+        """The second thread: chunks of latents, as soon as they can be decoded."""
+        waited = 0.0
+        try:
+            with _own_queue(self.plan.device):
+                while True:
+                    item = self.latents.get()
+                    if isinstance(item, _Saved):
+                        self._save(item)
+                    else:
+                        waited = self.chunks.put(self._chunk(item, waited))
+        except Closed:
+            self.chunks.finish()
+        except BaseException as error:
+            self.latents.close()
+            self.controls.end()
+            self.chunks.finish(error)
+
+    def _chunk(self, item: _Generated, waited: float) -> Chunk:
+        began = time.perf_counter()
+        part = self.plan.decoding.push(item.latents, item.block.index + 1 == self.plan.stop)
+        decoded = time.perf_counter()
+        timing = BlockTiming(len(part.frames), item.seconds, decoded - began, decoded - self._asked, waited)
+        return Chunk(item.block.index, part.frames, part.samples, part.first_frame, part.first_sample, timing, item.prompt)
+
+    def _save(self, item: _Saved) -> None:
+        plan = self.plan
+        state = StreamState(plan.artifact, item.prompt, plan.seed, item.generation, plan.decoding.state())
+        for wish in item.wishes:
+            wish.done.set_result(state)
+
+
+def _own_queue(device: str) -> AbstractContextManager[object]:
+    """On a GPU a CUDA stream of this thread's own, so that generation and decoding overlap there too."""
+    return torch.cuda.stream(torch.cuda.Stream(device)) if device.startswith("cuda") else nullcontext()
+
+
+def finish_queue(device: str) -> None:
+    """Wait for what this thread gave the GPU, so that another may use it and time is told truly."""
+    if device.startswith("cuda"):
+        torch.cuda.current_stream(device).synchronize()
