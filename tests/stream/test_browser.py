@@ -6,6 +6,7 @@ OMNIFORCING_SCREENSHOT names a file for a picture of the page.
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import shutil
@@ -15,8 +16,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from omniforcing.files import write_manifest
 from omniforcing.metrics.events import see
+from omniforcing.model.student import load_model, save_model
 from omniforcing.stream.artifact import Artifact
 from omniforcing.stream.engine import Engine
 from tests.stream.serving import Server, server
@@ -45,8 +49,20 @@ RECORD = """() => {
 
 
 @pytest.fixture(scope="module")
-def played(artifact: Artifact) -> Path:
-    return Path(os.environ.get("OMNIFORCING_ARTIFACT") or artifact.folder)
+def played(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if named := os.environ.get("OMNIFORCING_ARTIFACT"):
+        return Path(named)
+    # An untrained student hardly listens to its prompt; this copy does.
+    folder = Path(shutil.copytree(artifact.folder, tmp_path_factory.mktemp("heedful") / "artifact"))
+    model = load_model(folder, artifact.settings.sinks)
+    with torch.no_grad():
+        model.core.proj_out.weight.mul_(10)
+        for name, weight in model.core.named_parameters():
+            if name.endswith("attn2.to_out.0.weight"):
+                weight.mul_(100)
+    save_model(model, folder)
+    write_manifest(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +125,7 @@ def test_a_minute_plays_and_a_prompt_changed_on_the_way_is_seen(page: Any, servi
     assert state[0] >= SECONDS and state[1] is None
     assert state[2] <= 0.01 * state[3], "frames were dropped"
     assert state[4] == serving.figure("omniforcing_stalls_total") <= 1
-    assert seconds - SWITCH_AT < 2 + 4 + 3, "the prompt came later than lead and queues explain"
+    assert seconds - SWITCH_AT < 3 + 1 + 1, "the prompt came later than the lead, a block and the clicks explain"
     check_pictures(shown, played, block)
     assert re.fullmatch(r"\d+\.\d\d s", page.inner_text("#ttfc")) and page.is_visible("#download")
 
@@ -119,20 +135,17 @@ def check_pictures(shown: list[tuple[float, str]], folder: Path, block: int) -> 
     engine = Engine(folder)
     plain, steered = (frames_of(engine, block, switched) for switched in (False, True))
     first = 1 + 24 * (block - 1)
-    near: dict[str, list[bool]] = {"before": [], "after": []}
+    before, after = [], []
     for time, picture in shown:
-        index = round(time * 24)
-        if index >= len(plain):
-            continue
-        frame = decoded(picture)
-        nearer = distance(frame, steered[index]) < distance(frame, plain[index])
-        if index < first:
-            near["before"].append(distance(frame, plain[index]) < 12)
-        else:
-            near["after"].append(nearer and distance(frame, steered[index]) < 12)
-    assert len(near["before"]) > 24 and len(near["after"]) > 24
-    assert np.mean(near["before"]) == 1
-    assert np.mean(near["after"]) == 1, "the prompt is not seen in the block that it was said to begin with"
+        index, frame = round(time * 24), decoded(picture)
+        if 0 < index < first:
+            before.append(nearest(frame, [plain[index - 1], plain[index], plain[index + 1]]) == 1)
+        elif index < len(plain) - 1:
+            after.append(nearest(frame, [steered[index - 1], steered[index], steered[index + 1], plain[index]]) == 1)
+    print("frames compared:", len(before), "before,", len(after), "after; right:", np.mean(before), np.mean(after))
+    assert len(before) > 48 and len(after) > 40
+    assert np.mean(before) == 1, "before the switch, something else than the stream was shown"
+    assert np.mean(after) == 1, "the prompt is not seen in the block that it was said to begin with"
     if engine.settings.preset == "pocket":
         late = np.stack([decoded(picture) for time, picture in shown if time * 24 > first + 24])
         early = np.stack([decoded(picture) for time, picture in shown if time * 24 < first])
@@ -148,12 +161,9 @@ def frames_of(engine: Engine, block: int, switched: bool) -> np.ndarray:
 
 
 def decoded(picture: str) -> np.ndarray:
-    import base64
-
     return np.frombuffer(base64.b64decode(picture), np.uint8).reshape(64, 64, 4)[..., :3]
 
 
-def distance(one: np.ndarray, other: np.ndarray) -> float:
-    """Mean difference of 8 x 8 patches: x264 and the browser's colours blur single pixels."""
-    patches = [x.astype(float).reshape(8, 8, 8, 8, 3).mean((1, 3)) for x in (one, other)]
-    return float(np.abs(patches[0] - patches[1]).mean())
+def nearest(frame: np.ndarray, candidates: list[np.ndarray]) -> int:
+    """Which picture it is, whatever x264 and the browser's colours did to it."""
+    return int(np.argmin([np.square(frame.astype(float) - candidate).sum() for candidate in candidates]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -78,9 +79,9 @@ class Engine:
         Raises:
             RequestError: at once, for an empty prompt, a length that is not positive and finite, or a bad seed.
         """
-        request = Request(prompt, seconds, seed)
+        asked, request = time.perf_counter(), Request(prompt, seconds, seed)
         generation = Generation(self._starter(seed), self._encode(prompt), opening)
-        return self._open(request, generation, Decoding(self._decoder(), request.limits), 0)
+        return self._open(asked, request, generation, Decoding(self._decoder(), request.limits), 0)
 
     def resume(self, state: StreamState, seconds: float | None) -> Stream:
         """Go on for so many seconds where a state was taken, in the very chunks that would have followed there.
@@ -88,12 +89,13 @@ class Engine:
         Raises:
             RequestError: for a length that is not positive and finite.
         """
+        asked = time.perf_counter()
         Request(state.prompt, seconds, state.seed)
         total = None if seconds is None else (state.frames - 1) / FPS + seconds
         request = Request(state.prompt, total, state.seed)
         generation = Generation.restore(self._starter(state.seed), state.generation)
         decoding = Decoding.restore(self._decoder(), request.limits, state.decoding)
-        return self._open(request, generation, decoding, state.frames)
+        return self._open(asked, request, generation, decoding, state.frames)
 
     def block_at(self, seconds: float) -> int:
         """The first block whose picture begins at or after ``seconds``, counted from the end of the first frame."""
@@ -115,7 +117,7 @@ class Engine:
         """
         return clip_opening(path, self._codec, self._rollout.table)
 
-    def _open(self, request: Request, generation: Generation, decoding: Decoding, frames_before: int) -> Stream:
+    def _open(self, asked: float, request: Request, generation: Generation, decoding: Decoding, before: int) -> Stream:
         return Stream(
             Plan(
                 generation=generation,
@@ -123,11 +125,12 @@ class Engine:
                 encode=self._encode,
                 table=self._rollout.table,
                 stop=request.block_count(self._rollout.table),
-                frames=None if request.frames is None else request.frames - frames_before,
+                frames=None if request.frames is None else request.frames - before,
                 prompt=request.prompt,
                 seed=request.seed,
                 artifact=self.digest,
                 device=self.device,
+                asked=asked,
             )
         )
 

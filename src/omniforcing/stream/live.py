@@ -70,6 +70,7 @@ class Plan:
         seed: of the stream, for its saved state.
         artifact: digest of the artifact, for its saved state.
         device: where it computes.
+        asked: when it was asked for, by ``time.perf_counter``.
     """
 
     generation: Generation
@@ -82,12 +83,14 @@ class Plan:
     seed: int
     artifact: str
     device: str
+    asked: float
 
 
 @dataclass(frozen=True)
 class _Generated:
     block: Block
     latents: Latents
+    waited: float
     seconds: float
     prompt: str
 
@@ -104,6 +107,8 @@ class _Saved:
 class Stream:
     """Chunks of a stream in order, ended by the length asked for or by ``close``; also a context manager.
 
+    It begins when the first chunk is asked for; what is wished for before holds from block 0 on.
+
     Args:
         plan: what it is made of.
         ahead: decoded chunks that may wait for the consumer.
@@ -118,12 +123,12 @@ class Stream:
         self.blocks, self.frames = plan.stop, plan.frames
         # The threads know the work alone, so that a stream nobody holds any more is closed.
         self._closing = weakref.finalize(self, self._work.close)
-        self._work.begin()
 
     def __iter__(self) -> Iterator[Chunk]:
         return self
 
     def __next__(self) -> Chunk:
+        self._work.begin()
         try:
             return self._work.chunks.get()
         except Closed:
@@ -170,6 +175,10 @@ class Stream:
         """Undo ``pause``."""
         self._work.controls.pause(False)
 
+    def allow(self, until: float) -> None:
+        """Begin no block at or after so many seconds of the stream: a player who moves this on steers what comes soon."""
+        self._work.controls.allow(until)
+
     @property
     def paused(self) -> bool:
         """Whether ``pause`` holds."""
@@ -199,22 +208,26 @@ class _Work:
         self.controls = Controls()
         self.latents: Channel[_Generated | _Saved] = Channel(1)
         self.chunks: Channel[Chunk] = Channel(ahead)
-        self._asked = time.perf_counter()
+        self._begun = False
         # Daemons, for the interpreter waits for other threads before it would close a forgotten stream.
         bodies = (self.generate, self.decode)
         self._threads = [Thread(target=body, name=f"omniforcing-{body.__name__}", daemon=True) for body in bodies]
 
     def begin(self) -> None:
-        for thread in self._threads:
-            thread.start()
+        """Start the threads, once."""
+        if not self._begun:
+            self._begun = True
+            for thread in self._threads:
+                thread.start()
 
     def close(self) -> None:
         self.controls.end()
         self.latents.close()
         self.chunks.close()
         for thread in self._threads:
-            if thread is not current_thread():
+            if self._begun and thread is not current_thread():
                 thread.join()
+        self._begun = True
 
     def generate(self) -> None:
         """The first thread: latents, block by block, with what is due at each border."""
@@ -223,8 +236,10 @@ class _Work:
         try:
             with _own_queue(plan.device):
                 while True:
-                    over = generation.index == plan.stop
-                    switch, saves = self.controls.border(generation.index, generation.can_be_saved)
+                    arrived, block = time.perf_counter(), plan.table.block(generation.index)
+                    over = block.index == plan.stop
+                    start = -1.0 if over else block.seconds[0]
+                    switch, saves = self.controls.border(block.index, start, generation.can_be_saved)
                     if saves:
                         self.latents.put(_Saved(saves, generation.state(), prompt))
                         continue  # it may be paused
@@ -233,11 +248,11 @@ class _Work:
                     if switch is not None and switch.text is not None:
                         generation.switch(switch.text, switch.recache)
                         prompt = switch.prompt
-                        switch.done.set_result(Applied(generation.index, plan.table.block(generation.index).seconds[0]))
-                    began, block = time.perf_counter(), plan.table.block(generation.index)
+                        switch.done.set_result(Applied(block.index, start))
+                    began = time.perf_counter()
                     latents = generation.next()
                     finish_queue(plan.device)
-                    self.latents.put(_Generated(block, latents, time.perf_counter() - began, prompt))
+                    self.latents.put(_Generated(block, latents, began - arrived, time.perf_counter() - began, prompt))
         except Closed:
             pass
         except BaseException as error:
@@ -267,7 +282,7 @@ class _Work:
         began = time.perf_counter()
         part = self.plan.decoding.push(item.latents, item.block.index + 1 == self.plan.stop)
         decoded = time.perf_counter()
-        timing = BlockTiming(len(part.frames), item.seconds, decoded - began, decoded - self._asked, waited)
+        timing = BlockTiming(len(part.frames), item.seconds, decoded - began, decoded - self.plan.asked, item.waited + waited)
         return Chunk(item.block.index, part.frames, part.samples, part.first_frame, part.first_sample, timing, item.prompt)
 
     def _save(self, item: _Saved) -> None:

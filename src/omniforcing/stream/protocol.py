@@ -30,7 +30,7 @@ class Limits:
         prompt_chars: length of a prompt.
         image_bytes: size of a first frame's file.
         idle_seconds: without a sign of life, or paused, after which a session ends.
-        lead_seconds: by which a stream may be ahead of the player.
+        lead_seconds: of the stream that may be generated ahead of the player, a block more at most.
         mistakes: messages that are not understood, after which a session ends.
     """
 
@@ -39,7 +39,7 @@ class Limits:
     prompt_chars: int = 1000
     image_bytes: int = IMAGE_BYTES
     idle_seconds: float = 60.0
-    lead_seconds: float = 4.0
+    lead_seconds: float = 3.0
     mistakes: int = 10
 
 

@@ -53,7 +53,6 @@ class Session:
         self._asked = 0.0
         self._paced = True
         self._position = Position(0.0, 0)
-        self._moved = asyncio.Event()
         self._mistakes = 0
         self._watchers: set[asyncio.Task[None]] = set()
 
@@ -110,7 +109,9 @@ class Session:
         engine, request = self._service.engine, start.request
         opening = engine.image(self._image) if self._image is not None else None
         self._image = None
-        return engine.stream(request.prompt, request.seconds, request.seed, opening)
+        stream = engine.stream(request.prompt, request.seconds, request.seed, opening)
+        self._allow(stream)
+        return stream
 
     async def _listen(self, stream: Stream) -> None:
         while True:
@@ -119,7 +120,7 @@ class Session:
             if isinstance(message, Position):
                 self._service.gauges.stalls.inc(max(0, message.stalls - self._position.stalls))
                 self._position = message
-                self._moved.set()
+                self._allow(stream)
             elif isinstance(message, Steer):
                 await self._say("received", id=message.id)
                 self._watch(message.id, await self._call(stream.steer, message.prompt, None, message.recache))
@@ -172,7 +173,6 @@ class Session:
 
     async def _send(self, stream: Stream) -> None:
         while (chunk := await self._call(next, stream, None)) is not None:
-            await self._room(chunk)
             began = time.perf_counter()
             data = await self._call(self._encode, chunk)
             await self._say("block", **_figures(chunk), encode_s=time.perf_counter() - began, bytes=len(data))
@@ -185,11 +185,10 @@ class Session:
         await self._media(self._pieces.take())
         raise _End("ended")
 
-    async def _room(self, chunk: Chunk) -> None:
-        """Wait while the stream is far enough ahead of the player: what is sent cannot be steered any more."""
-        while self._paced and chunk.first_frame / FPS >= self._position.seconds + self._service.limits.lead_seconds:
-            self._moved.clear()
-            await self._moved.wait()
+    def _allow(self, stream: Stream) -> None:
+        """Keep the stream no further ahead of the player than the lead: what is generated cannot be steered any more."""
+        if self._paced:
+            stream.allow(self._position.seconds + self._service.limits.lead_seconds)
 
     def _encode(self, chunk: Chunk) -> bytes:
         self._muxer.add(chunk)

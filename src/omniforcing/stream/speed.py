@@ -19,7 +19,7 @@ class BlockTiming:
         generate: seconds spent generating it, while the block before was decoded.
         decode: seconds spent decoding it, while the next one was generated.
         elapsed: seconds since the request until it was decoded.
-        waited: seconds that the stream waited, before it, for room at the consumer's.
+        waited: seconds that the stream waited, before it, for its consumer: for room, or for leave to go on.
     """
 
     frames: int

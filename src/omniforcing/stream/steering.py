@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from threading import Condition
@@ -53,6 +54,7 @@ class Controls:
     def __init__(self) -> None:
         self._changed = Condition()
         self._paused = self._over = False
+        self._until = math.inf
         self._switches: list[Switch] = []
         self._saves: list[Wish[StreamState]] = []
 
@@ -74,23 +76,35 @@ class Controls:
             self._paused = paused
             self._changed.notify_all()
 
+    def allow(self, until: float) -> None:
+        """Begin no block at or after so many seconds of the stream."""
+        with self._changed:
+            self._until = until
+            self._changed.notify_all()
+
     @property
     def paused(self) -> bool:
         return self._paused
 
-    def border(self, index: int, can_be_saved: bool) -> tuple[Switch | None, list[Wish[StreamState]]]:
-        """What is due before block ``index``: the latest prompt and all saves. Waits while paused, but for saves.
+    def border(self, index: int, start: float, can_be_saved: bool) -> tuple[Switch | None, list[Wish[StreamState]]]:
+        """What is due before block ``index``, which begins at ``start`` seconds: the latest prompt and all saves.
+
+        Waits while paused or not allowed to go on, but for saves.
 
         Raises:
             Closed: if the stream was closed.
         """
+
+        def held() -> bool:
+            return self._paused or start >= self._until
+
         with self._changed:
-            self._changed.wait_for(lambda: not self._paused or self._over or (can_be_saved and bool(self._due_saves(index))))
+            self._changed.wait_for(lambda: not held() or self._over or (can_be_saved and bool(self._due_saves(index))))
             if self._over:
                 raise Closed
             saves = self._due_saves(index) if can_be_saved else []
             self._saves = [wish for wish in self._saves if wish not in saves]
-            switches = [] if self._paused else [wish for wish in self._switches if wish.due(index)]
+            switches = [] if held() or saves else [wish for wish in self._switches if wish.due(index)]
             self._switches = [wish for wish in self._switches if wish not in switches]
         for overtaken in switches[:-1]:
             overtaken.done.set_exception(NotApplied("another prompt came before the next block"))
