@@ -29,6 +29,7 @@ class Server:
     process: subprocess.Popen[str]
     address: str
     log: Path
+    idle_threads: int = 0
 
     def get(self, path: str, **headers: str) -> tuple[int, str]:
         """Status and body of a GET."""
@@ -47,7 +48,7 @@ class Server:
     def connect(self, *subprotocols: str, **options: Any) -> ClientConnection:
         """A WebSocket to it."""
         address = self.address.replace("http", "ws") + "/stream"
-        return connect(address, subprotocols=[SUBPROTOCOL, *subprotocols], proxy=None, compression=None, **options)
+        return connect(address, subprotocols=[SUBPROTOCOL, *subprotocols], proxy=None, compression=None, legacy=True, **options)
 
     def threads(self) -> int:
         """Of its process."""

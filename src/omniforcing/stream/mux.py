@@ -117,6 +117,10 @@ class Muxer:
         """Write what both encoders still hold."""
         self._write(self._video.encode(None), self._audio.encode(None))
 
+    def release(self) -> None:
+        """Give up both encoders and their threads at once, finished or not; nothing can be written then."""
+        self._video = self._audio = None
+
     def __enter__(self) -> Muxer:
         return self
 
@@ -130,6 +134,7 @@ def _video_encoder(height: int, width: int, crf: int) -> Any:
     encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
     encoder.time_base, encoder.framerate = Fraction(1, FPS), Fraction(FPS)
     encoder.options = {**_PICTURE, "crf": str(crf)}
+    encoder.thread_count = 1  # more would make the bytes depend on the machine, and server sessions share it anyway
     return _opened(encoder)
 
 

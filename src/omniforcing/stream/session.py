@@ -53,22 +53,22 @@ class Session:
         self._asked = 0.0
         self._paced = True
         self._position = Position(0.0, 0)
-        self._mistakes = 0
+        self._mistakes = self._frames = 0  # frames: sent
         self._watchers: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Serve the client until either side ends it."""
-        end = _End("vanished")
+        reason, code = "vanished", NORMAL
         try:
             await self._serve()
-        except _End as over:
-            end = over
+        except _End as end:
+            reason, code = end.reason, end.code
         except WebSocketDisconnect:
             pass
         except TimeoutError:
-            end = _End("idle", AGAINST_THE_RULES)
+            reason, code = "idle", AGAINST_THE_RULES
         except Exception as error:
-            end = _End("failed", FAULT)
+            reason, code = "failed", FAULT
             logger.exception("a session failed")
             message = explain(error) or "the stream failed inside; the server's log says why"
             await self._last_words("error", message=message, fatal=True)
@@ -77,10 +77,11 @@ class Session:
                 watcher.cancel()
             if self._stream is not None:
                 await self._call(self._stream.close)
-        self._service.gauges.ended.labels(end.reason).inc()
-        if end.reason != "vanished":
-            await self._last_words("ended", reason=end.reason, frames=self._muxer.frames, seconds=self._seconds)
-            await self._close(end.code)
+            self._muxer.release()
+        self._service.gauges.ended.labels(reason).inc()
+        if reason != "vanished":
+            await self._last_words("ended", reason=reason, frames=self._frames, seconds=max(0, self._frames - 1) / FPS)
+            await self._close(code)
 
     async def _serve(self) -> None:
         await self._say("hello", **self._service.about())
@@ -177,6 +178,7 @@ class Session:
             data = await self._call(self._encode, chunk)
             await self._say("block", **_figures(chunk), encode_s=time.perf_counter() - began, bytes=len(data))
             await self._media(data)
+            self._frames += len(chunk.frames)
             self._service.gauges.blocks.inc()
             self._service.gauges.block.observe(chunk.timing.generate)
             if chunk.first_frame <= 1 < chunk.first_frame + len(chunk.frames):
@@ -238,10 +240,6 @@ class Session:
         with suppress(WebSocketDisconnect, RuntimeError):  # the client may have been faster
             await self._socket.close(code)
 
-    @property
-    def _seconds(self) -> float:
-        return max(0, self._muxer.frames - 1) / FPS
-
     async def _call(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._service.executor, function, *arguments)
 
@@ -265,8 +263,8 @@ async def _first_of(*parts: Coroutine[Any, Any, None]) -> None:
     tasks = [asyncio.create_task(part) for part in parts]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
+        for over in done:
+            over.result()
     finally:
         for task in tasks:
             task.cancel()
