@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from typing import Any
 
 import av
@@ -54,6 +55,21 @@ def test_pieces_joined_are_the_whole_clip(model: Any) -> None:
 def test_seconds_and_seed_may_be_left_out(model: Any) -> None:
     piece = next(iter(model.predict_stream(pd.DataFrame({"prompt": ["a red ball bounces"]}))))
     assert piece["first_frame"] == 0
+
+
+def test_the_model_carries_its_signature_and_input_example(model: Any) -> None:
+    assert model.metadata.signature == pyfunc.SIGNATURE
+    example = model.input_example
+    assert set(example) == set(pyfunc.INPUT_EXAMPLE)
+    piece = next(iter(model.predict_stream(example)))
+    assert piece["block"] == 0 and piece["frames"] == 1
+
+
+def test_a_stream_that_is_given_up_stops_computing(model: Any) -> None:
+    pieces = model.predict_stream({**ROW, "seconds": 600.0})
+    next(pieces)
+    pieces.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("omniforcing-")]
 
 
 @pytest.mark.parametrize("given", [ROW, [ROW], pd.DataFrame([ROW]), {**ROW, "seed": None, "seconds": 1}])
