@@ -133,6 +133,24 @@ def test_closing_at_any_moment_frees_everything(engine: Engine, taken: int) -> N
     stream.close()
 
 
+def test_a_closed_stream_leaves_no_tensor_behind(engine: Engine) -> None:
+    def alive() -> int:
+        gc.collect()
+        return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+
+    def one(seed: int) -> None:
+        stream = engine.stream(PROMPT, None, seed)
+        stream.steer(OTHER, at=1)
+        next(stream)
+        stream.close()
+
+    one(0)
+    before = alive()
+    for seed in range(5):
+        one(seed)
+    assert alive() <= before
+
+
 def test_closing_wakes_a_consumer_that_waits(engine: Engine) -> None:
     stream = engine.stream(PROMPT, None)
     stream.pause()

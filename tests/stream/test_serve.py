@@ -154,7 +154,7 @@ def test_ten_clients_of_every_kind(serving: Server) -> None:
     print("threads, files, bytes of memory:", before, after)
     assert settled(lambda: serving.threads() <= serving.idle_threads + 3 * 10), "more is left than the server's own workers"
     assert settled(lambda: serving.files() <= before[1]), "sockets are left"
-    assert after[2] < 1.1 * before[2]
+    assert after[2] < 1.25 * before[2]  # the allocator's pools, one per thread; tests/stream/test_live.py counts tensors
 
 
 def crowd(serving: Server) -> None:

@@ -143,6 +143,7 @@ class Bench:
         device = torch.cuda.get_device_name() if self.device == "cuda" else f"CPU, {threads} threads"
         measured = (
             f"{device}; {settings.width}x{settings.height}, {seconds} s; student {steps} steps a block, window "
-            f"{settings.window}; teacher {config.teacher.sampler.steps} guided steps; decoding included"
+            f"{settings.window}, generating and decoding on a thread each; teacher {config.teacher.sampler.steps} guided "
+            "steps; decoding included"
         )
         return {**against_teacher(stream, teacher, latents), "measured_on": measured}
