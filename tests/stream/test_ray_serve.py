@@ -36,13 +36,17 @@ def deployment(artifact: Artifact, tmp_path: Path) -> Iterator[None]:
     words = [str(serve), "run", "omniforcing.stream.ray_serve:app", f"artifact={artifact.folder}"]
     environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
     with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(words, stdout=log, stderr=log, env=environment)
+        process = subprocess.Popen(words, stdout=log, stderr=log, env=environment, start_new_session=True)
     try:
         assert settled(answers, 120), (tmp_path / "log").read_text()[-3000:]
         yield
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(60)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:  # Ray's own shutdown takes its time on a busy machine
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 @pytest.mark.usefixtures("deployment")
