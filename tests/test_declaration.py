@@ -17,7 +17,10 @@ STAGES = (
 # What no result depends on: the frame of a stage, checks, and what is only logged.
 FRAME = {"__init__", "cli", "config", "console", "errors", "files"} | {
     f"ops/{name}"
-    for name in ("declaration", "foundation", "launch", "pipeline", "presets", "probe", "samples", "stage", "tracking")
+    for name in (
+        *("checkpoints", "declaration", "foundation", "launch", "parallel", "pipeline", "presets", "probe", "samples"),
+        *("stage", "tracking"),
+    )
 }
 
 

@@ -13,7 +13,7 @@ HEAVY = TRAINING_ONLY | {"torch", "diffusers", "transformers", "scipy", "matplot
 # Each layer may use those before it.
 LAYERS = [
     {"__init__", "errors", "files", "layout"},
-    {"latents", "seeding", "states", "config", "console"},
+    {"world", "latents", "seeding", "states", "config", "console"},
     {"schedule"},
     {"codec", "text", "model"},
     {"data", "distill", "stream", "metrics"},

@@ -324,6 +324,8 @@ class TrainerConfig:
     precision: str = "32-true"
     threads: int = 2
     processes: int = 1
+    accumulate: int = 1
+    checkpoint_activations: bool = False
 
     @property
     def device(self) -> str:
@@ -340,11 +342,30 @@ class TrainerConfig:
         return "cuda" if found and self.accelerator != "cpu" else "cpu"
 
 
+class Strategy(Enum):
+    """What each worker of a training holds of its models: all, a shard, or a shard of what its node holds whole."""
+
+    ddp = "ddp"
+    fsdp = "fsdp"
+    hybrid = "hybrid"
+
+
 @dataclass
 class ClusterConfig:
-    """Where the heavy stages run; None is this process."""
+    """Where the heavy stages run; ``address`` None is this process. None of it changes what is learnt."""
 
     address: str | None = None
+    workers: int = 1
+    strategy: Strategy = Strategy.ddp
+    shard_size: int | None = None
+    cpus: float = 1.0
+    gpus: float = 0.0
+    restarts: int = 3
+
+    @property
+    def sharded(self) -> bool:
+        """Whether no worker holds a whole model."""
+        return self.address is not None and self.strategy is not Strategy.ddp
 
 
 @dataclass
@@ -396,7 +417,18 @@ class Config:
             ConfigError: naming the key and the legal values.
         """
         checks = [
-            (self.cluster.address is None, "cluster.address is set, but training runs in this process; use cluster: local"),
+            (self.cluster.workers >= 1, f"cluster.workers is {self.cluster.workers}; at least one is needed"),
+            (self.cluster.restarts >= 0, f"cluster.restarts is {self.cluster.restarts}; it is a number of times, 0 for never"),
+            (
+                self.cluster.cpus >= 0 and self.cluster.gpus >= 0 and self.cluster.cpus + self.cluster.gpus > 0,
+                f"a worker has cluster.cpus={self.cluster.cpus} and cluster.gpus={self.cluster.gpus}; one must be above 0",
+            ),
+            (
+                self.cluster.shard_size is None
+                or (self.cluster.shard_size >= 1 and self.cluster.workers % self.cluster.shard_size == 0),
+                f"cluster.shard_size is {self.cluster.shard_size}; it must divide cluster.workers={self.cluster.workers}",
+            ),
+            (self.trainer.accumulate >= 1, f"trainer.accumulate is {self.trainer.accumulate}; the least is 1 micro-batch"),
             (self.clips.source in ("synthetic", "folder"), f"clips.source is {self.clips.source!r}; use synthetic or folder"),
             (
                 self.clips.source != "folder" or self.clips.folder is not None,

@@ -20,7 +20,8 @@ class FileError(OmniForcingError):
     """A file or folder that is missing, altered or unreadable; names it and says what to do."""
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file or a folder is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -59,7 +60,7 @@ def atomic_dir(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         for item in [*temporary.rglob("*"), temporary]:
-            _sync(item)
+            sync(item)
         if path.exists():
             # A folder cannot be renamed onto a full one: move the old one aside first, under a name that is cleared later.
             aside = path.parent / f".{path.name}.tmp-old-{os.getpid()}"
@@ -68,7 +69,7 @@ def atomic_dir(path: Path) -> Iterator[Path]:
             remove(aside)
         else:
             temporary.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     except BaseException:
         remove(temporary)
         raise
@@ -80,9 +81,9 @@ def atomic_write(path: Path, data: bytes | str) -> None:
     temporary = _temporary(path)
     try:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     except BaseException:
         remove(temporary)
         raise

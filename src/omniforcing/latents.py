@@ -14,6 +14,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from omniforcing.world import draw
+
 T = TypeVar("T")
 U = TypeVar("U")
 
@@ -58,6 +60,10 @@ class Batch:
     latents: Latents
     text: TextFeatures
 
+    def rows(self, first: int, last: int) -> Batch:
+        """Some of the samples."""
+        return Batch(self.latents.map(lambda t: t[first:last]), self.text.map(lambda t: t[first:last]))
+
     def to(self, device: torch.device) -> Batch:
         return Batch(self.latents.to(device), self.text.to(device))
 
@@ -70,7 +76,7 @@ def concatenate(parts: list[Latents]) -> Latents:
 def noise_like(latents: Latents, generator: torch.Generator | None = None) -> Latents:
     """Gaussian noise of the latents' shapes, drawn on the generator's device, video first."""
     device = generator.device if generator is not None else latents.video.device
-    return latents.map(lambda x: torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device))
+    return latents.map(lambda x: draw(torch.randn, tuple(x.shape), generator, device=device, dtype=x.dtype).to(x.device))
 
 
 def broadcast(per_latent: Tensor, like: Tensor) -> Tensor:

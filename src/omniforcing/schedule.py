@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from omniforcing.latents import broadcast
+from omniforcing.world import draw
 
 
 def _like(sigma: Tensor | float, x: Tensor) -> Tensor | float:
@@ -62,5 +63,5 @@ def sampling_sigmas(steps: int, shift: float, terminal: float | None = None) -> 
 
 def sample_sigma(batch: int, low: float, high: float, shift: float, generator: torch.Generator) -> Tensor:
     """One fp32 sigma per sample, ``[B]``: uniform, time-shifted, then fitted to ``[low, high]`` (both ends reachable)."""
-    u = torch.rand(batch, generator=generator, device=generator.device, dtype=torch.float32)
+    u = draw(torch.rand, (batch,), generator, device=generator.device, dtype=torch.float32)
     return low + (high - low) * shift_sigma(u, shift)

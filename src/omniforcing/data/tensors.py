@@ -25,6 +25,7 @@ from omniforcing.latents import Batch, Latents, Pair, TextFeatures
 from omniforcing.layout import Counts
 from omniforcing.seeding import step_seed
 from omniforcing.text.encoder import TextEncoder
+from omniforcing.world import own_rows
 
 MEMBERS = frozenset({"safetensors", "txt", "json"})
 TEXT_FILE, CAPTIONS_FILE = "text.safetensors", "captions.json"
@@ -134,7 +135,10 @@ class TensorShards:
         return sum(index["n"] for index in self.shards.values())
 
     def batches(self, size: int, count: int, seed: int, epoch: int) -> Iterator[Batch]:
-        """``count`` shuffled batches of an epoch, a function of seed and epoch alone; samples come again if they must."""
+        """``count`` shuffled batches of an epoch, a function of seed and epoch alone; samples come again if they must.
+
+        Each of several processes that train together gets its rows of the same batches, and decodes no others.
+        """
         import webdataset as wds
 
         shuffle = step_seed(seed, epoch, "batches")
@@ -146,11 +150,11 @@ class TensorShards:
             wds.SimpleShardList(urls),
             wds.tarfile_to_samples(),
             wds.detshuffle(bufsize=1024, initial=256, seed=shuffle),
-            wds.map(self._decode),
         )
-        samples = iter(pipeline)
+        samples, own = iter(pipeline), own_rows(size)
         for _ in range(count):
-            yield self._collate(list(islice(samples, size)))
+            batch = list(islice(samples, size))[own.first : own.last]
+            yield self._collate([self._decode(raw) for raw in batch])
 
     def samples(self) -> Iterator[tuple[str, Latents, str, dict[str, Any]]]:
         """Every sample once, in order: key, latents without batch, caption, json."""

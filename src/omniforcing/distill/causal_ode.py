@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from omniforcing.config import CausalOdeConfig, OdeTarget
-from omniforcing.distill.common import StageModule, weighted
+from omniforcing.distill.common import Part, StageModule
 from omniforcing.latents import Batch, Pair
 from omniforcing.layout import BlockTable
 from omniforcing.model.attention import Masked
@@ -35,16 +35,23 @@ class CausalOde(StageModule):
 
     def training_step(self, batch: tuple[int, Batch], _index: int) -> None:
         step, data = batch
-        states = data.latents
-        blocks = (states.video.shape[0], self.view.count)
-        point = torch.randint(len(self.sigmas), blocks, generator=self.generator(step), device=self.device)
+        losses = map(self.loss, self.parts(data, step))
+        found, norms = self.update(self.optimizers(), self.model, losses, self.config.loss, step)
+        self.ema.update(self.model, step)
+        self.record(norms, {"loss": found})
+
+    def loss(self, part: Part) -> Pair[Tensor]:
+        """The regression of one micro-batch, weighed so that the mean over all is that of the whole batch."""
+        data, generator = part.data, part.generator()
+        states, rows = data.latents, generator.rows
+        points = torch.randint(len(self.sigmas), (rows.total, self.view.count), generator=generator, device=self.device)
+        point = rows.of(points)
         x = states.map(pick, self.spread(point))
         v = self.model(x, self.sigmas[point], self.model.cache_text(data.text), self.view)
         sigma = self.spread(self.sigmas[point])
         losses = v.map(self.regress, x, states.map(lambda s: s[:, -1]), sigma)
-        norms = self.update(self.optimizers(), self.model, weighted(losses, self.config.loss), step)
-        self.ema.update(self.model, step)
-        self.record(norms, {"loss": losses})
+        noisy = self.spread(self.sigmas[points] > 0).map(lambda n: n.float().flatten(1).sum(1))
+        return losses.map(lambda loss, n: loss * (rows.of(n).sum() * rows.total / (n.sum().clamp_min(1) * len(rows))), noisy)
 
     def spread(self, per_block: Tensor) -> Pair[Tensor]:
         """``[B, blocks]`` to one value per latent of each stream."""

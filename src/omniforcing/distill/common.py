@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 
 from omniforcing.config import OptimiserConfig, Weights
-from omniforcing.latents import Latents, Pair
-from omniforcing.seeding import step_generator
+from omniforcing.latents import Batch, Latents, Pair
+from omniforcing.seeding import step_seed
+from omniforcing.world import RowGenerator, Rows, own_rows, size
 
 # What students have beside LTX-2's parameters: all of it acts on audio.
 ADDED = ("sinks", "qk_gain", "tanh_gate")
@@ -69,6 +71,31 @@ class Ema(nn.Module):
             mean.lerp_(value, 1 - decay)
 
 
+@dataclass(frozen=True)
+class Randomness:
+    """What a micro-batch draws in one step: its rows of what the whole batch draws, a function of seed, stage and step."""
+
+    seed: int
+    step: int
+    stage: str
+    rows: Rows
+    device: torch.device
+
+    def __call__(self, stream: str = "") -> RowGenerator:
+        """A generator at its start."""
+        generator = RowGenerator(device=self.device)
+        generator.manual_seed(step_seed(self.seed, self.step, self.stage + stream))
+        generator.rows = self.rows
+        return generator
+
+
+class Part(NamedTuple):
+    """A micro-batch, and its generators by name."""
+
+    data: Batch
+    generator: Randomness
+
+
 class StageModule(L.LightningModule):
     """Base of the trained stages: fp32 master weights, AdamW per modality, clipping, EMA, randomness per step.
 
@@ -81,6 +108,7 @@ class StageModule(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.model, self.optim, self.seed = model, optim, seed
+        self.accumulate = 1  # micro-batches per step
         self.ema = Ema(model, optim.ema)
         self.register_buffer("largest_norm", torch.zeros(2))
 
@@ -97,19 +125,41 @@ class StageModule(L.LightningModule):
         """Muon (Jordan et al. 2024), which steps along the nearest orthogonal matrix, scaled so that AdamW's rates fit."""
         return torch.optim.Muon(_with_rates(groups, lr), weight_decay=self.optim.weight_decay, adjust_lr_fn="match_rms_adamw")
 
-    def generator(self, step: int, stream: str = "") -> torch.Generator:
-        """Randomness of one step, a function of seed, stage and step alone."""
-        return step_generator(self.seed, step, f"{type(self).__name__}/{stream}", self.device)
+    def parts(self, data: Batch, step: int) -> list[Part]:
+        """The micro-batches of this process's rows of a step's batch."""
+        local = len(data.text.video)
+        rows = own_rows(local * size(), self.accumulate).split(self.accumulate)
+        stage, count = f"{type(self).__name__}/", local // self.accumulate
 
-    def update(self, optimisers: Any, model: nn.Module, loss: Tensor, step: int, factor: float = 1.0) -> Pair[Tensor]:
-        """One step on ``loss`` of a model's optimiser, or of a list of them; returns the gradient norms per modality before
-        clipping.
+        def part(index: int, mine: Rows) -> Part:
+            own = data.rows(index * count, (index + 1) * count)
+            return Part(own, Randomness(self.seed, step, stage, mine, self.device))
+
+        return [part(index, mine) for index, mine in enumerate(rows)]
+
+    def update(
+        self,
+        optimisers: Any,
+        model: nn.Module,
+        losses: Iterator[Pair[Tensor]],
+        weights: Weights,
+        step: int,
+        factor: float = 1.0,
+    ) -> tuple[Pair[Tensor], Pair[Tensor]]:
+        """One step of a model's optimiser, or of a list of them, on the mean of the micro-batches' losses, each made when the
+        one before has left its gradient.
+
+        Returns:
+            The mean losses, and the gradient norms before clipping, per modality.
         """
         together = optimisers if isinstance(optimisers, list) else [optimisers]
         groups = [group for optimiser in together for group in optimiser.param_groups]
         for optimiser in together:
             optimiser.zero_grad()
-        self.manual_backward(loss)
+        means = []
+        for loss in losses:
+            self.manual_backward(weighted(loss, weights) / self.accumulate)
+            means.append(loss.map(Tensor.detach))
         norms = by_modality(model).map(gradient_norm)
         torch.nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], self.optim.clip)
         scale = factor * min(1.0, (step + 1) / max(1, self.optim.warmup))
@@ -117,14 +167,14 @@ class StageModule(L.LightningModule):
             group["lr"] = group["peak"] * scale
         for optimiser in together:
             optimiser.step()
-        return norms
+        return mean(means), norms
 
     def record(self, norms: Pair[Tensor], losses: dict[str, Pair[Tensor]]) -> None:
         """Log pairs as ``name_video`` and ``name_audio``, and remember the largest gradient norms."""
         self.largest_norm = torch.maximum(self.largest_norm, torch.stack([*norms]).detach().to(self.largest_norm))
         pairs = {**losses, "gradient_norm": norms}
         flat = {f"{name}_{m}": value.detach() for name, pair in pairs.items() for m, value in pair.items()}
-        self.log_dict(flat, prog_bar=True, batch_size=1)
+        self.log_dict(flat, prog_bar=True, batch_size=1, sync_dist=size() > 1)
 
     def summary(self) -> dict[str, float]:
         """Largest gradient norm of each modality over the whole training, before clipping."""
@@ -134,6 +184,11 @@ class StageModule(L.LightningModule):
 def weighted(losses: Pair[Tensor], weights: Weights) -> Tensor:
     """``w_v L_v + w_a L_a``."""
     return weights.video * losses.video + weights.audio * losses.audio
+
+
+def mean(pairs: list[Pair[Tensor]]) -> Pair[Tensor]:
+    """Mean of pairs."""
+    return pairs[0].map(lambda *values: sum(values[1:], values[0]) / len(values), *pairs[1:])
 
 
 def mean_square(error: Latents) -> Pair[Tensor]:

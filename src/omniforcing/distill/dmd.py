@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from omniforcing.config import DmdConfig, Weights
-from omniforcing.distill.common import StageModule, mean_square, weighted
+from omniforcing.distill.common import Part, StageModule, mean_square
 from omniforcing.latents import Batch, Latents, Pair, TextFeatures, noise_like
 from omniforcing.model.attention import View
 from omniforcing.model.conditioning import TextCache
 from omniforcing.model.rollout import predict_x0
 from omniforcing.model.transformer import DualStream
 from omniforcing.schedule import add_noise, guide, sample_sigma, velocity
+from omniforcing.world import draw
 
 
 def cache_guided(teacher: DualStream, text: TextFeatures, unconditional: TextFeatures) -> TextCache:
@@ -92,15 +93,19 @@ class DistributionMatching(StageModule):
     def training_step(self, batch: tuple[int, Batch], _index: int) -> None:
         step, data = batch
         for_student, for_critic = self.optimizers()
-        x = self.generate(self.model, data.text, self.generator(step, "rollout"))
-        losses = dmd_loss(x, self.score(x, data.text, self.generator(step, "score")))
-        norms = self.update(for_student, self.model, weighted(losses, self.config.loss), step)
+        parts, samples = self.parts(data, step), []
+
+        def of_student(part: Part) -> Pair[Tensor]:
+            x = self.generate(self.model, part.data.text, part.generator("rollout"))
+            samples.append(x.map(Tensor.detach))
+            return dmd_loss(x, self.score(x, part.data.text, part.generator("score")))
+
+        losses, norms = self.update(for_student, self.model, map(of_student, parts), self.config.loss, step)
         self.ema.update(self.model, step)
-        x = x.map(Tensor.detach)
-        generator = self.generator(step, "critic")
+        generators = [part.generator("critic") for part in parts]
         for _ in range(self.config.critic_steps):
-            critic = self.critic_loss(x, data.text, generator)
-            self.update(for_critic, self.critic, weighted(critic, Weights()), step)
+            of_critic = (self.critic_loss(x, p.data.text, g) for x, p, g in zip(samples, parts, generators, strict=True))
+            critic, _ = self.update(for_critic, self.critic, of_critic, Weights(), step)
         self.record(norms, {"loss": losses, "critic_loss": critic})
 
     @torch.no_grad()
@@ -108,8 +113,8 @@ class DistributionMatching(StageModule):
         """The DMD gradient of a sample at a random sigma and guidance."""
         sigma, noised, _ = self.noised(x, generator)
         low, high = self.config.guidance_low, self.config.guidance_high
-        draw = torch.rand(len(sigma), generator=generator, device=sigma.device)
-        scale = Pair(*(getattr(low, m) + (getattr(high, m) - getattr(low, m)) * draw for m in ("video", "audio")))
+        u = draw(torch.rand, (len(sigma),), generator, device=sigma.device)
+        scale = Pair(*(getattr(low, m) + (getattr(high, m) - getattr(low, m)) * u for m in ("video", "audio")))
         teacher = self.frozen[0]
         real = guided_x0(teacher, noised, sigma, cache_guided(teacher, text, self.unconditional), scale, self.view)
         fake = predict_x0(self.critic, noised, sigma, self.critic.cache_text(text), self.view)

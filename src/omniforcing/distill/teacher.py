@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
 from omniforcing.config import TeacherConfig
-from omniforcing.distill.common import StageModule, matrices, mean_square, weighted
-from omniforcing.latents import Batch, TextFeatures, noise_like
+from omniforcing.distill.common import Part, StageModule, matrices, mean_square
+from omniforcing.latents import Batch, Pair, TextFeatures, noise_like
 from omniforcing.model.attention import View
 from omniforcing.model.transformer import DualStream
 from omniforcing.schedule import add_noise, sample_sigma, velocity
+from omniforcing.world import draw
 
 
 class Teacher(StageModule):
@@ -29,17 +31,21 @@ class Teacher(StageModule):
 
     def training_step(self, batch: tuple[int, Batch], _index: int) -> None:
         step, data = batch
-        generator, x0 = self.generator(step), data.latents
-        size = x0.video.shape[0]
-        dropped = torch.rand(size, generator=generator, device=self.device) < self.config.text_dropout
+        decay = max(0.5 * (1 + math.cos(math.pi * step / self.optim.steps)), 0.02)
+        losses = map(self.loss, self.parts(data, step))
+        found, norms = self.update(self.optimizers(), self.model, losses, self.config.loss, step, decay)
+        self.ema.update(self.model, step)
+        self.record(norms, {"loss": found})
+
+    def loss(self, part: Part) -> Pair[Tensor]:
+        """Flow matching of one micro-batch."""
+        data, generator = part.data, part.generator()
+        x0, size = data.latents, len(data.text.video)
+        dropped = draw(torch.rand, (size,), generator, device=self.device) < self.config.text_dropout
         text = data.text.map(lambda t, u: torch.where(dropped[:, None, None], u.to(t), t), self.unconditional)
         s = self.config.sigma
         sigma = sample_sigma(size, s.low, s.high, s.shift, generator)
         noise = noise_like(x0, generator)
         x = x0.map(lambda a, n: add_noise(a, n, sigma), noise)
         v = self.model(x, sigma, self.model.cache_text(text), self.view)
-        losses = mean_square(v.map(lambda a, a0, n: a - velocity(a0, n), x0, noise))
-        decay = 0.5 * (1 + math.cos(math.pi * step / self.optim.steps))
-        norms = self.update(self.optimizers(), self.model, weighted(losses, self.config.loss), step, max(decay, 0.02))
-        self.ema.update(self.model, step)
-        self.record(norms, {"loss": losses})
+        return mean_square(v.map(lambda a, a0, n: a - velocity(a0, n), x0, noise))

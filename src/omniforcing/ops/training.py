@@ -1,4 +1,4 @@
-"""The one training loop: Lightning's Trainer, exact resuming, curves.
+"""The one training loop: Lightning's Trainer, exact resuming, curves; in this process, or in each of a process group.
 
 An epoch is ``checkpoint_every`` steps. Batches of an epoch depend on the seed and the epoch alone, randomness inside a step
 on the seed and the step alone, and a checkpoint is written at every epoch's end; so a killed run that is started again ends
@@ -8,8 +8,8 @@ in the same weights as an unbroken one.
 from __future__ import annotations
 
 import csv
+import io
 import logging
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,12 @@ from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
+from omniforcing import world
 from omniforcing.config import TrainerConfig
 from omniforcing.errors import OmniForcingError
+from omniforcing.files import atomic_write
+from omniforcing.ops import checkpoints, parallel
 
-CHECKPOINT = "last.ckpt"
 CURVES = "curves.csv"
 Log = Callable[[dict[str, float], int], None]
 Probe = Callable[[], dict[str, float]]
@@ -56,17 +58,13 @@ class _Data(L.LightningDataModule):
 
 
 class _Checkpoints(Callback):
-    """A whole checkpoint at each epoch's end, or the one before it: written beside and renamed."""
+    """A whole checkpoint at each epoch's end; where the disk is full the one before it stays, and training goes on."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def on_train_epoch_end(self, trainer: L.Trainer, _module: L.LightningModule) -> None:
-        temporary = self.folder / f".{CHECKPOINT}.tmp"
-        trainer.save_checkpoint(temporary)
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
-        temporary.replace(self.folder / CHECKPOINT)
+        trainer.save_checkpoint(self.folder / checkpoints.name(trainer.strategy, trainer.current_epoch + 1))
 
 
 class _Curves(Callback):
@@ -98,15 +96,16 @@ class _Curves(Callback):
         if not all(map(_finite, values.values())):
             raise OmniForcingError(f"step {step}: {values} is not finite; lower the learning rate or check the data")
         self.rows.append({"step": str(step), **{k: f"{v:.6g}" for k, v in values.items()}})
-        if self.sink:
+        if self.sink and world.rank() == 0:
             self.sink(values, step)
 
     def on_train_epoch_end(self, _trainer: L.Trainer, _module: L.LightningModule) -> None:
-        if self.rows:
-            with self.path.open("w", newline="") as file:
-                writer = csv.DictWriter(file, list(dict.fromkeys(name for row in self.rows for name in row)), restval="")
-                writer.writeheader()
-                writer.writerows(self.rows)
+        if self.rows and world.rank() == 0:
+            table = io.StringIO()
+            writer = csv.DictWriter(table, list(dict.fromkeys(name for row in self.rows for name in row)), restval="")
+            writer.writeheader()
+            writer.writerows(self.rows)
+            atomic_write(self.path, table.getvalue())
 
 
 def probe_steps(steps: int, probes: int) -> set[int]:
@@ -128,15 +127,19 @@ def fit(
     log: Log | None = None,
     probe: Probe | None = None,
     name: str = "training",
+    sharded: bool = False,
 ) -> None:
-    """Train ``module`` for ``steps`` steps, going on from ``work/last.ckpt`` if it is there.
+    """Train ``module`` for ``steps`` steps, going on from the last checkpoint in ``work`` if there is one.
+
+    In a process group every process calls it alike, with its own rows of the batches.
 
     Args:
         module: its ``training_step(batch, batch_idx)`` receives ``(step, batch)`` and logs what the curves show.
         batches: the batches of an epoch of ``trainer.checkpoint_every`` steps, a function of the epoch alone.
-        work: folder for checkpoint and curves; belongs to one process.
+        work: folder for checkpoints and curves; belongs to one process, or to one process group whose members all see it.
         log: called with logged values and step every ``trainer.log_every`` steps.
         probe: measures the module ``trainer.probes`` times, evenly spaced, the last time after the last step.
+        sharded: the module shards itself over the process group in ``configure_model``.
 
     Raises:
         OmniForcingError: if a logged value is not finite, the data runs out, or the checkpoint is of another model.
@@ -144,16 +147,19 @@ def fit(
     work.mkdir(parents=True, exist_ok=True)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     every = min(trainer.checkpoint_every, steps)
-    checkpoint = work / CHECKPOINT
+    checkpoint = checkpoints.latest(work)
     runner = L.Trainer(
         accelerator=trainer.accelerator,
         devices=1,
+        strategy=parallel.strategy(sharded),
+        plugins=[checkpoints.Atomic(), *parallel.environment()],
         precision=trainer.precision,  # type: ignore[arg-type]
         max_epochs=-(-steps // every),
         reload_dataloaders_every_n_epochs=1,
         callbacks=[
-            _Checkpoints(work),
+            # Before the checkpoint: what it has too many is cut on resuming.
             _Curves(work, trainer.log_every, log, probe, probe_steps(steps, trainer.probes)),
+            _Checkpoints(work),
             _Progress(name, steps, every),
         ],
         logger=_MetricSink(),
@@ -169,7 +175,7 @@ def fit(
         runner.fit(
             module,
             datamodule=_Data(batches, steps, every),
-            ckpt_path=str(checkpoint) if checkpoint.is_file() else None,
+            ckpt_path=str(checkpoint) if checkpoint else None,
             weights_only=False,  # our own file, under our own work folder
         )
     except (RuntimeError, KeyError) as error:
@@ -178,7 +184,8 @@ def fit(
         raise
     if runner.interrupted:
         raise KeyboardInterrupt
-    module.to("cpu").eval()
+    # Shards stay where their process group can join them.
+    (module if sharded else module.to("cpu")).eval()
 
 
 class _Progress(Callback):
@@ -189,7 +196,7 @@ class _Progress(Callback):
 
     def on_train_start(self, trainer: L.Trainer, _module: L.LightningModule) -> None:
         done = min(self.steps, trainer.current_epoch * self.every)
-        self.bar = tqdm(total=self.steps, initial=done, desc=self.name, unit="step", mininterval=2)
+        self.bar = tqdm(total=self.steps, initial=done, desc=self.name, unit="step", mininterval=2, disable=world.rank() > 0)
 
     def on_train_batch_end(self, trainer: L.Trainer, _module: L.LightningModule, *_rest: Any) -> None:
         self.bar.update()
