@@ -17,6 +17,7 @@ COMMANDS = {
     "serve": ("omniforcing.stream.serve", "stream to browsers: a page with a player and a prompt that steers while it plays"),
     "inspect": ("omniforcing.data.inspect", "show what a folder of shards or latents holds, with a contact sheet"),
     "weights": ("omniforcing.ops.weights", "inspect LTX-2 weights, or convert them between formats"),
+    "plan": ("omniforcing.ops.plan", "say what training a preset takes of a cluster's GPUs, and which settings fit"),
     "config": ("omniforcing.cli", "print the resolved configuration"),
 }
 EXAMPLES = """examples:
@@ -24,6 +25,7 @@ EXAMPLES = """examples:
   omniforcing serve --artifact data/pocket/artifact
   omniforcing inspect data/pocket/shards
   omniforcing weights import ltx-2-19b-dev.safetensors weights/LTX-2
+  omniforcing plan --preset ltx2 --gpus 32 --memory 80GB
   omniforcing config --preset smoke clips.count=16
   omniforcing COMMAND --help"""
 
