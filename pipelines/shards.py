@@ -3,6 +3,7 @@
 from omniforcing.data.conform import Form
 from omniforcing.data.shards import plan_shards, publish_shards, write_shards
 from omniforcing.data.sources import read_clips
+from omniforcing.ops.pool import shard_runner
 from omniforcing.ops.stage import Stage, stage_main
 
 
@@ -11,7 +12,7 @@ def run(stage: Stage) -> None:
     clips, shards = stage.config.clips, stage.config.shards
     form = Form(clips.height, clips.width, clips.seconds)
     plans = plan_shards(read_clips(stage.input("clips")), form, shards.per_shard, shards.crf)
-    write_shards(plans, stage.work)
+    write_shards(plans, stage.work, shard_runner(stage))
     with stage.publish() as folder:
         found = publish_shards(plans, stage.work, folder, clips.max_reject_share)
     stage.metrics({**found["clips"], "rejected": len(found["rejects"])})

@@ -3,7 +3,7 @@
 from omniforcing.config import OdeSource
 from omniforcing.distill.trajectories import Recipe, write_trajectories
 from omniforcing.files import folder_digest
-from omniforcing.model.student import load_model
+from omniforcing.ops.pool import shard_runner, worker_device
 from omniforcing.ops.stage import Stage, stage_main
 from omniforcing.ops.train_stage import open_shards
 
@@ -21,8 +21,7 @@ def run(stage: Stage) -> None:
         seed=config.seed,
     )
     with stage.publish() as folder:
-        model = load_model(source, sinks=0, device=config.trainer.device).eval()
-        found = write_trajectories(recipe, model, data, stage.work, folder)
+        found = write_trajectories(recipe, source, worker_device(config), data, stage.work, folder, shard_runner(stage))
     stage.metrics(found)
 
 

@@ -19,7 +19,7 @@ FRAME = {"__init__", "cli", "config", "console", "errors", "files"} | {
     f"ops/{name}"
     for name in (
         *("checkpoints", "declaration", "foundation", "launch", "parallel", "pipeline", "presets", "probe", "samples"),
-        *("stage", "tracking"),
+        *("cluster", "jobs", "pool", "stage", "tracking"),
     )
 }
 

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import os
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import pairwise
@@ -18,6 +19,9 @@ from typing import Any
 
 from omniforcing.errors import OmniForcingError
 from omniforcing.layout import LAYOUTS, BlockTable, Counts, clip_frames, clip_latents, clip_samples
+
+DATA_ROOT_VARIABLE = "OMNIFORCING_DATA_ROOT"
+CLUSTER_VARIABLE = "OMNIFORCING_CLUSTER"
 
 
 class ConfigError(OmniForcingError):
@@ -351,6 +355,18 @@ class Strategy(Enum):
 
 
 @dataclass
+class KubeRayConfig:
+    """What a RayJob manifest for KubeRay needs beside the cluster's workers."""
+
+    namespace: str = "default"
+    image: str = "omniforcing:latest"
+    volume_claim: str = "omniforcing"
+    memory: str = "32Gi"
+    head_memory: str = "16Gi"
+    keep_minutes: int = 10
+
+
+@dataclass
 class ClusterConfig:
     """Where the heavy stages run; ``address`` None is this process. None of it changes what is learnt."""
 
@@ -361,6 +377,9 @@ class ClusterConfig:
     cpus: float = 1.0
     gpus: float = 0.0
     restarts: int = 3
+    jobs: str | None = None
+    data_root: str | None = None
+    kuberay: KubeRayConfig = field(default_factory=KubeRayConfig)
 
     @property
     def sharded(self) -> bool:
@@ -427,6 +446,14 @@ class Config:
                 self.cluster.shard_size is None
                 or (self.cluster.shard_size >= 1 and self.cluster.workers % self.cluster.shard_size == 0),
                 f"cluster.shard_size is {self.cluster.shard_size}; it must divide cluster.workers={self.cluster.workers}",
+            ),
+            (
+                self.cluster.jobs is None or self.cluster.jobs.startswith(("http://", "https://")),
+                f"cluster.jobs is {self.cluster.jobs!r}; give the address of Ray's dashboard, such as http://127.0.0.1:8265",
+            ),
+            (
+                self.cluster.data_root is None or Path(self.cluster.data_root).is_absolute(),
+                f"cluster.data_root is {self.cluster.data_root!r}; it must be absolute, the same folder on every node",
             ),
             (self.trainer.accumulate >= 1, f"trainer.accumulate is {self.trainer.accumulate}; the least is 1 micro-batch"),
             (self.clips.source in ("synthetic", "folder"), f"clips.source is {self.clips.source!r}; use synthetic or folder"),
@@ -502,6 +529,14 @@ def project_root() -> Path:
     raise ConfigError("no conf/config.yaml in this folder or any above it; run from the project's checkout")
 
 
+def data_root(root: Path) -> Path:
+    """What ``data``, ``.work`` and the tracking store lie below: the checkout, or what OMNIFORCING_DATA_ROOT names.
+
+    A job on a cluster runs from a copy of the code, and its data must not lie in that copy.
+    """
+    return Path(os.environ.get(DATA_ROOT_VARIABLE, root))
+
+
 def _keys(schema: Any, prefix: str = "") -> list[str]:
     keys = []
     for f in dataclasses.fields(schema):
@@ -556,7 +591,10 @@ def load_config(overrides: list[str] | None = None, root: Path | None = None, pr
     base = read(folder / "config.yaml")
     cluster = base.pop("cluster", None)
     merge(base, "conf/config.yaml")
-    dotlist = OmegaConf.from_dotlist(overrides)
+    # `cluster=ray` names a file, `cluster.workers=2` a key of what that says.
+    named = [item.partition("=")[2] for item in overrides if item.startswith("cluster=")]
+    cluster = (named or [os.environ.get(CLUSTER_VARIABLE) or cluster])[-1]
+    dotlist = OmegaConf.from_dotlist([item for item in overrides if not item.startswith("cluster=")])
     chosen: str = str(preset or dotlist.get("preset") or merged.preset)
     merged.preset = chosen
     for kind, name in (("preset", chosen), ("cluster", cluster)):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,42 +12,85 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from omniforcing.codec.codec import Codec
+from omniforcing.codec.codec import DESCRIPTION, Codec
 from omniforcing.data.shards import MEMBERS, decode_media, shard_form
 from omniforcing.data.tars import indices, read_tar
-from omniforcing.data.tensors import commit_shards, from_tokens, to_sample, write_text
+from omniforcing.data.tensors import commit_shards, from_tokens, is_done, to_sample, write_shard, write_text
+from omniforcing.data.work import Done, Runner, in_process
+from omniforcing.files import read_json
 from omniforcing.latents import Pair
 from omniforcing.layout import Counts, clip_seconds
 from omniforcing.text.encoder import TextEncoder
 
 
-def encode_shards(shards: Path, folder: Path, work: Path, codec: Codec, encoder: TextEncoder, batch: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Task:
+    """One shard of clips to encode."""
+
+    path: Path
+    index: dict[str, Any]
+
+
+class Encoder:
+    """Holds a codec and encodes shards of clips into ``work``."""
+
+    def __init__(self, shards: Path, work: Path, codec: Path, device: str, batch: int) -> None:
+        self.shards, self.work, self.batch = shards, work, batch
+        self.codec = Codec.load(codec, device)
+        self.grid = self.codec.spatial(self.codec.height, self.codec.width)
+
+    def __call__(self, task: Task, done: Done) -> None:
+        if not is_done(self.work, task.path.stem):
+            write_shard(self.work, task.path.stem, self._samples(task, done))
+
+    def _samples(self, task: Task, done: Done) -> Iterator[dict[str, Any]]:
+        raw, form = read_tar(task.path, task.index, MEMBERS), shard_form(self.shards)
+        while part := list(islice(raw, self.batch)):
+            media = [decode_media(form, task.path, sample) for sample in part]
+            latents = self.codec.encode(
+                Pair(*(torch.stack([torch.as_tensor(x) for x in each]) for each in zip(*media, strict=True)))
+            ).to("cpu")
+            clip_seconds(Counts(latents.video.shape[1], latents.audio.shape[1]))
+            for i, sample in enumerate(part):
+                tensors = from_tokens(latents.map(lambda z, i=i: z[i]), self.grid)
+                yield to_sample(sample["__key__"], tensors, sample["txt"].decode(), sample["json"])
+            done(len(part))
+
+
+class Reader:
+    """Holds a text encoder and writes the features of captions into a folder."""
+
+    def __init__(self, codec: Path, device: str) -> None:
+        self.encoder = TextEncoder.load(codec / "text", device)
+
+    def __call__(self, task: tuple[Path, list[str]], _done: Done) -> None:
+        write_text(task[0], self.encoder, task[1])
+
+
+def encode_shards(
+    shards: Path, folder: Path, work: Path, codec: Path, device: str, batch: int, run: Runner = in_process
+) -> dict[str, Any]:
     """Encode every clip of ``shards`` into ``folder``; finished shards in ``work`` are not made again.
+
+    Args:
+        codec: the folder of the codec and, in its ``text/``, the text encoder.
+        device: where each worker's codec computes.
+        batch: clips encoded at a time.
+        run: where: here, or on a cluster that sees all folders under the same paths.
 
     Raises:
         LayoutError: if a clip does not give exactly 1+3K video and 1+25K audio latents.
         OmniForcingError: if a shard is damaged.
     """
     found = indices(shards, "shards")
-    grid = codec.spatial(codec.height, codec.width)
+    missing = [Task(path, index) for path, index in found.items() if not is_done(work, path.stem)]
+    total, left = sum(index["n"] for index in found.values()), sum(task.index["n"] for task in missing)
+    with tqdm(total=total, initial=total - left, desc="latents", unit="clip") as progress:
+        run(partial(Encoder, shards, work, codec, device, batch), missing, progress.update)
+    grid = tuple(read_json(codec / DESCRIPTION)["grid"])
+    commit_shards(work, folder, "latents", grid, [path.stem for path in found])
     captions: set[str] = set()
-    with tqdm(total=sum(index["n"] for index in found.values()), desc="latents", unit="clip") as progress:
-
-        def samples(path: Path, index: dict[str, Any]) -> Iterator[dict[str, Any]]:
-            raw, form = read_tar(path, index, MEMBERS), shard_form(shards)
-            while part := list(islice(raw, batch)):
-                media = [decode_media(form, path, sample) for sample in part]
-                latents = codec.encode(
-                    Pair(*(torch.stack([torch.as_tensor(x) for x in each]) for each in zip(*media, strict=True)))
-                ).to("cpu")
-                clip_seconds(Counts(latents.video.shape[1], latents.audio.shape[1]))
-                for i, sample in enumerate(part):
-                    tensors = from_tokens(latents.map(lambda z, i=i: z[i]), grid)
-                    yield to_sample(sample["__key__"], tensors, sample["txt"].decode(), sample["json"])
-                progress.update(len(part))
-
-        commit_shards(work, folder, "latents", grid, {path.stem: samples(path, index) for path, index in found.items()})
     for path, index in found.items():
         captions |= {sample["txt"].decode() for sample in read_tar(path, index, MEMBERS)}
-    write_text(folder, encoder, sorted(captions))
-    return {"clips": sum(index["n"] for index in found.values()), "captions": len(captions)}
+    run(partial(Reader, codec, device), [(folder, sorted(captions))], lambda _: None)
+    return {"clips": total, "captions": len(captions)}

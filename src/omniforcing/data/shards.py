@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from omniforcing.data.media import Rejected, encode_mp4, read_mp4
 from omniforcing.data.rejects import Reject, refuse_share, summary, writing
 from omniforcing.data.sources import SPLITS, Entry
 from omniforcing.data.tars import SCHEMA, indices, read_index, read_tar, require_kind, write_tar
+from omniforcing.data.work import Done, Runner, in_process
 from omniforcing.files import FileError, write_manifest
 from omniforcing.latents import Pair
 from omniforcing.layout import clip_frames, clip_samples
@@ -65,8 +67,10 @@ def plan_shards(entries: list[Entry], form: Form, per_shard: int, crf: int) -> l
     return plans
 
 
-def write_shards(plans: list[Plan], work: Path) -> None:
+def write_shards(plans: list[Plan], work: Path, run: Runner = in_process) -> None:
     """Write every planned shard into ``work`` that is not there yet, with a progress bar of clips per second.
+
+    ``run`` says where: here, or on a cluster that sees ``work`` and the clips under the same paths.
 
     Raises:
         OmniForcingError: if the disk is full; finished shards stay and are not made again.
@@ -75,9 +79,19 @@ def write_shards(plans: list[Plan], work: Path) -> None:
     missing = [plan for plan in plans if not _is_done(plan, work)]
     total, left = (sum(len(plan.cuts) for plan in some) for some in (plans, missing))
     with tqdm(total=total, initial=total - left, desc="shards", unit="clip") as progress:
-        for plan in missing:
+        run(partial(Packer, work), missing, progress.update)
+
+
+@dataclass(frozen=True)
+class Packer:
+    """Writes planned shards into ``work``."""
+
+    work: Path
+
+    def __call__(self, plan: Plan, done: Done) -> None:
+        if not _is_done(plan, self.work):
             extra: dict[str, Any] = {"split": plan.split, "plan": plan.digest, "rejects": []}
-            write_tar(_tar(work, plan), _samples(plan, extra["rejects"], progress), extra)
+            write_tar(_tar(self.work, plan), _samples(plan, extra["rejects"], done), extra)
 
 
 def _tar(folder: Path, plan: Plan) -> Path:
@@ -89,7 +103,7 @@ def _is_done(plan: Plan, work: Path) -> bool:
     return path.is_file() and path.with_suffix(".json").is_file() and read_index(path)["plan"] == plan.digest
 
 
-def _samples(plan: Plan, rejects: list[dict[str, Any]], progress: Any) -> Iterator[dict[str, Any]]:
+def _samples(plan: Plan, rejects: list[dict[str, Any]], done: Done) -> Iterator[dict[str, Any]]:
     # The cuts of a file follow each other: it is opened, and its sound decoded, once.
     for path, cuts in groupby(plan.cuts, key=lambda cut: cut.entry.path):
         recording = None
@@ -100,7 +114,7 @@ def _samples(plan: Plan, rejects: list[dict[str, Any]], progress: Any) -> Iterat
             except Rejected as error:
                 start = float(cut.cut * plan.form.seconds)
                 rejects.append(asdict(Reject(cut.entry.provenance["name"], start, error.reason, error.detail)))
-            progress.update()
+            done(1)
 
 
 def _sample(plan: Plan, cut: Cut, recording: Recording) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,10 @@ def write_tar(path: Path, samples: Iterable[dict[str, Any]], extra: dict[str, An
     """
     from webdataset import TarWriter
 
-    partial = path.with_name(f".{path.name}.part")
+    # What a killed writer left; one that lives on elsewhere, taken for dead, loses its file and fails.
+    for left in path.parent.glob(f".{path.name}.*.part"):
+        left.unlink(missing_ok=True)
+    partial = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.part")
     count = 0
     try:
         with writing(path):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -36,14 +36,28 @@ def to_sample(key: str, tensors: dict[str, Tensor], caption: str, info: dict[str
     return {"__key__": key, "safetensors": save({k: v.contiguous() for k, v in tensors.items()}), "txt": caption, "json": info}
 
 
-def commit_shards(
-    work: Path, folder: Path, kind: str, grid: tuple[int, int], shards: Mapping[str, Iterable[dict[str, Any]]]
-) -> None:
-    """Write shards that are not yet in ``work``, then move all into ``folder`` with a manifest of that kind and grid."""
-    for name, samples in shards.items():
-        path = work / f"{name}.tar"
-        if not (path.is_file() and path.with_suffix(".json").is_file()):
-            write_tar(path, samples, {"split": name.rpartition("-")[0]})
+def is_done(work: Path, name: str) -> bool:
+    """Whether a shard is in ``work``, whole."""
+    return all((work / f"{name}{suffix}").is_file() for suffix in (".tar", ".json"))
+
+
+def write_shard(work: Path, name: str, samples: Iterable[dict[str, Any]]) -> None:
+    """Write one shard into ``work``, whole or not at all."""
+    write_tar(work / f"{name}.tar", samples, {"split": name.rpartition("-")[0]})
+
+
+def commit_shards(work: Path, folder: Path, kind: str, grid: tuple[int, int], shards: Iterable[str]) -> None:
+    """Move the finished shards of ``work`` into ``folder`` with a manifest of that kind and grid.
+
+    Raises:
+        OmniForcingError: naming a shard that is not there; none is moved then.
+    """
+    shards = list(shards)
+    missing = [name for name in shards if not is_done(work, name)]
+    if missing:
+        raise OmniForcingError(
+            f"shard {missing[0]} is not in {work} though its worker wrote it; the data must lie on storage that all nodes share"
+        )
     for name in shards:
         for suffix in (".tar", ".json"):
             (work / f"{name}{suffix}").replace(folder / f"{name}{suffix}")

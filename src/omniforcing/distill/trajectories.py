@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ import torch
 from tqdm import tqdm
 
 from omniforcing.config import SamplerConfig, TrajectoriesConfig
-from omniforcing.data.tensors import TensorShards, commit_shards, copy_text, from_tokens, to_sample
+from omniforcing.data.tensors import TensorShards, commit_shards, copy_text, from_tokens, is_done, to_sample, write_shard
+from omniforcing.data.work import Done, Runner, in_process
 from omniforcing.distill.sampling import WholeClip, ode_states
 from omniforcing.errors import OmniForcingError
 from omniforcing.latents import Latents
 from omniforcing.layout import Counts
+from omniforcing.model.student import load_model
 from omniforcing.model.transformer import DualStream
 from omniforcing.seeding import step_generator
 
@@ -72,31 +75,58 @@ def trajectory(model: DualStream, recipe: Recipe, data: TensorShards, captions: 
     return kept[0].map(lambda *parts: torch.stack(parts, 1), *kept[1:])
 
 
-def write_trajectories(recipe: Recipe, model: DualStream, data: TensorShards, work: Path, folder: Path) -> dict[str, Any]:
-    """Write ``config.count`` trajectories of training captions; finished shards in ``work`` are not made again."""
+@dataclass(frozen=True)
+class Task:
+    """One shard of trajectories, of these captions, the first of which has the number ``first``."""
+
+    name: str
+    first: int
+    captions: list[str]
+
+
+class Integrator:
+    """Holds a model and writes shards of trajectories into ``work``."""
+
+    def __init__(self, recipe: Recipe, source: Path, device: str, data: TensorShards, work: Path) -> None:
+        self.recipe, self.data, self.work = recipe, data, work
+        self.model = load_model(source, sinks=0, device=device).eval()
+
+    def __call__(self, task: Task, done: Done) -> None:
+        if not is_done(self.work, task.name):
+            write_shard(self.work, task.name, self._samples(task, done))
+
+    def _samples(self, task: Task, done: Done) -> Iterator[dict[str, Any]]:
+        recipe, size = self.recipe, self.recipe.config.batch
+        for offset in range(0, len(task.captions), size):
+            part, start = task.captions[offset : offset + size], task.first + offset
+            states = trajectory(self.model, recipe, self.data, part, start)
+            for i, caption in enumerate(part):
+                origin = {"seed": recipe.seed, "number": start, "row": i, "model": recipe.source}
+                info = {**origin, "sigmas": [*recipe.sigmas, 0.0]}
+                tensors = from_tokens(states.map(lambda s, i=i: s[i]), self.data.grid)
+                yield to_sample(f"{start + i:06d}", tensors, caption, info)
+            done(len(part))
+
+
+def write_trajectories(
+    recipe: Recipe, source: Path, device: str, data: TensorShards, work: Path, folder: Path, run: Runner = in_process
+) -> dict[str, Any]:
+    """Write ``config.count`` trajectories of training captions; finished shards in ``work`` are not made again.
+
+    Args:
+        source: the model's weights.
+        device: where each worker's model computes.
+        run: where: here, or on a cluster that sees all folders under the same paths.
+    """
     config = recipe.config
     available = [caption for _, _, caption, _ in data.samples()]
     captions = [available[i % len(available)] for i in range(config.count)]
-    numbers = range(0, config.count, config.per_shard)
-    with tqdm(total=config.count, desc="trajectories", unit="sample") as progress:
-
-        def samples(first: int) -> Iterator[dict[str, Any]]:
-            last = min(first + config.per_shard, config.count)
-            for start in range(first, last, config.batch):
-                part = captions[start : min(start + config.batch, last)]
-                states = trajectory(model, recipe, data, part, start)
-                for i, caption in enumerate(part):
-                    info = {
-                        "seed": recipe.seed,
-                        "number": start,
-                        "row": i,
-                        "model": recipe.source,
-                        "sigmas": [*recipe.sigmas, 0.0],
-                    }
-                    yield to_sample(f"{start + i:06d}", from_tokens(states.map(lambda s, i=i: s[i]), data.grid), caption, info)
-                progress.update(len(part))
-
-        shards = {f"train-{n:06d}": samples(first) for n, first in enumerate(numbers)}
-        commit_shards(work, folder, "trajectories", data.grid, shards)
+    firsts = range(0, config.count, config.per_shard)
+    tasks = [Task(f"train-{n:06d}", first, captions[first : first + config.per_shard]) for n, first in enumerate(firsts)]
+    missing = [task for task in tasks if not is_done(work, task.name)]
+    done = config.count - sum(len(task.captions) for task in missing)
+    with tqdm(total=config.count, initial=done, desc="trajectories", unit="sample") as progress:
+        run(partial(Integrator, recipe, source, device, data, work), missing, progress.update)
+    commit_shards(work, folder, "trajectories", data.grid, [task.name for task in tasks])
     copy_text(data.folder, folder)
     return {"trajectories": config.count, "states": len(recipe.sigmas) + 1}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omniforcing.config import Config, digest, to_dict
+from omniforcing.config import Config, data_root, digest, to_dict
 from omniforcing.errors import OmniForcingError
 from omniforcing.files import folder_digest, tree_digest
 
@@ -38,9 +38,9 @@ class Declaration:
             OmniForcingError: naming the stage to run first, if one is missing.
         """
         for path in self.inputs:
-            if not (root / path).exists():
+            if not (data_root(root) / path).exists():
                 raise OmniForcingError(f"{path} is missing, which {self.name} reads; run `dvc repro {self.name}`")
-        return {path: folder_digest(root / path) for path in self.inputs}
+        return {path: folder_digest(data_root(root) / path) for path in self.inputs}
 
     def fingerprint(self, config: Config, root: Path) -> str:
         """sha256 of everything the result depends on: config values, inputs and code.

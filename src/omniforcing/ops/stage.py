@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omniforcing.config import Config, load_config, project_root
+from omniforcing.config import Config, data_root, load_config, project_root
 from omniforcing.console import run_command
 from omniforcing.errors import OmniForcingError
 from omniforcing.files import MANIFEST, atomic_dir, atomic_write, forget_origins, read_json, write_json, write_manifest
@@ -43,7 +43,12 @@ class Stage:
     @property
     def folder(self) -> Path:
         """Where the stage's output appears: ``data/<preset>/<folder>``."""
-        return self.root / self.declaration.folder
+        return self.data_root / self.declaration.folder
+
+    @property
+    def data_root(self) -> Path:
+        """What ``data`` and ``.work`` lie below: the checkout, except in a job on a cluster."""
+        return data_root(self.root)
 
     @property
     def run_id(self) -> str:
@@ -59,7 +64,7 @@ class Stage:
         folder = read_declaration(stage, self.root, self.config.preset).folder
         if folder not in self.declaration.inputs:
             raise OmniForcingError(f"stage {self.name} reads {folder}, which dvc.yaml does not list among its deps; add it")
-        return self.root / folder
+        return self.data_root / folder
 
     @contextlib.contextmanager
     def publish(self) -> Iterator[Path]:
@@ -90,7 +95,7 @@ class Stage:
         self.tracked.artifact(path, folder)
 
     def _beside(self, suffix: str) -> Path:
-        return self.root / "data" / self.config.preset / f"{self.name}.{suffix}"
+        return self.data_root / "data" / self.config.preset / f"{self.name}.{suffix}"
 
 
 def die_with_parent(parent: int | None = None) -> None:
@@ -155,7 +160,7 @@ def _limit_threads(count: int) -> None:
 
 def record_minutes(root: Path, preset: str, name: str, seconds: float) -> None:
     """Remember how long a stage took, for the table of ``pipelines/main.py``."""
-    path = root / ".work" / preset / "timings.json"
+    path = data_root(root) / ".work" / preset / "timings.json"
     timings = read_json(path) if path.is_file() else {}
     write_json(path, {**timings, name: {"seconds": round(seconds, 1), "ended": time.time()}})
 
@@ -164,7 +169,7 @@ def open_stage(name: str, config: Config, root: Path) -> Stage:
     """The stage with its work folder and its MLflow run, continued if an earlier process was killed."""
     declared = read_declaration(name, root, config.preset)
     fingerprint = declared.fingerprint(config, root)
-    work = root / ".work" / config.preset / name / fingerprint[:16]
+    work = data_root(root) / ".work" / config.preset / name / fingerprint[:16]
     work.mkdir(parents=True, exist_ok=True)
     tags = {"stage": name, "preset": config.preset, "git_commit": tracking.git_commit(root), "fingerprint": fingerprint}
     tags |= {f"input.{Path(path).name}": digest for path, digest in declared.input_digests(root).items()}
@@ -179,7 +184,7 @@ def run_stage(name: str, run: Callable[[Stage], None], config: Config, root: Pat
     """Run one stage under its lock, within its MLflow run, and record its minutes."""
     _limit_threads(config.trainer.threads)
     began = time.monotonic()
-    with exclusive(root / ".work" / config.preset / name / "lock", f"stage {name} of preset {config.preset}"):
+    with exclusive(data_root(root) / ".work" / config.preset / name / "lock", f"stage {name} of preset {config.preset}"):
         stage = open_stage(name, config, root)
         with tracking.closing(stage.tracked):
             run(stage)

@@ -192,6 +192,8 @@ def trace_step(module: StageModule, batch: Batch, *, exit_step: int = 0, recompu
         recompute: whether layers keep their inputs alone (activation checkpointing).
     """
     module.to(META)
+    # There are no generators on the meta device; what is asked for on a CPU is made on the meta device all the same.
+    module._device = torch.device("cpu")
     networks = {name: child for name, child in module.named_children() if isinstance(child, DualStream)}
     for teacher in getattr(module, "frozen", ()):
         networks["teacher"] = teacher.to(META)
@@ -217,7 +219,6 @@ def _without_trainer(module: StageModule, optimisers: list[torch.optim.Optimizer
         "manual_backward": backward,
         "optimizers": lambda: optimisers if len(optimisers) > 1 else optimisers[0],
         "log_dict": lambda *_, **__: None,
-        "generator": lambda *_: torch.Generator(),  # the meta device has none, and nothing is drawn
     }
     for name, function in stand_in.items():
         object.__setattr__(module, name, function)

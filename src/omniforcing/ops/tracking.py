@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from omniforcing.config import data_root
 from omniforcing.errors import OmniForcingError
 from omniforcing.files import read_json, write_json
 
@@ -26,7 +27,7 @@ _LONGEST_PARAM = 500
 
 def tracking_uri(root: Path) -> str:
     """``MLFLOW_TRACKING_URI``, or the sqlite file in the project."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{data_root(root) / 'mlflow.db'}"
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -101,14 +102,14 @@ def connect(root: Path) -> Any:
     for talkative in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
     # Two processes that both meet an empty database would both create its tables, and one would fail.
-    lock = root / ".work" / "mlflow.lock"
-    lock.parent.mkdir(exist_ok=True)
+    lock = data_root(root) / ".work" / "mlflow.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         try:
             client = MlflowClient(uri)
             if client.get_experiment_by_name(EXPERIMENT) is None:
-                local = (root / "mlruns").as_uri() if uri.startswith("sqlite:") else None
+                local = (data_root(root) / "mlruns").as_uri() if uri.startswith("sqlite:") else None
                 client.create_experiment(EXPERIMENT, artifact_location=local)
         except MlflowException as error:
             raise OmniForcingError(f"MLflow at {uri} does not answer ({error}); check MLFLOW_TRACKING_URI") from error
