@@ -12,10 +12,10 @@ export RAY_USAGE_STATS_ENABLED := 0
 export RAY_AUTH_MODE ?= token
 
 .DEFAULT_GOAL := help
-.PHONY: help env pocket smoke ablation foundation ui test lint clean
+.PHONY: help ray-job env pocket smoke ablation foundation ui test lint clean
 
 help:  ## these lines
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
 
 env: $(STAMP)  ## make the environment in .venv
 
@@ -30,6 +30,10 @@ ablation: $(STAMP)  ## what each stage contributes: variants of the tracked pres
 
 foundation: $(STAMP)  ## train pocket's codec and teacher and keep them in the package (hours on 2 CPU cores)
 	$(RUN) pipelines/main.py --preset pocket --foundation
+
+ray-job: $(STAMP)  ## one stage as a job on a named cluster: make ray-job STAGE=self_forcing [CLUSTER=ray] [PRESET=pocket]
+	@test -n "$(STAGE)" || { echo "error: name a stage: make ray-job STAGE=self_forcing" >&2; exit 2; }
+	$(RUN) -m omniforcing.ops.jobs $(STAGE) cluster=$(or $(CLUSTER),ray) $(if $(PRESET),preset=$(PRESET)) $(OVERRIDES)
 
 ui: $(STAMP)  ## MLflow at http://127.0.0.1:5000
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(VENV)/bin/mlflow server --workers 1 --host 127.0.0.1 --port 5000 \

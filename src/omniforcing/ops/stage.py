@@ -25,6 +25,7 @@ from omniforcing.errors import OmniForcingError
 from omniforcing.files import MANIFEST, atomic_dir, atomic_write, forget_origins, read_json, write_json, write_manifest
 from omniforcing.ops import tracking
 from omniforcing.ops.declaration import Declaration, read_declaration
+from omniforcing.ops.jobs import announce_run, goes_to_cluster, submit_stage
 
 _HELP = ("-h", "--help")
 
@@ -186,6 +187,7 @@ def run_stage(name: str, run: Callable[[Stage], None], config: Config, root: Pat
     began = time.monotonic()
     with exclusive(data_root(root) / ".work" / config.preset / name / "lock", f"stage {name} of preset {config.preset}"):
         stage = open_stage(name, config, root)
+        announce_run(stage.run_id)
         with tracking.closing(stage.tracked):
             run(stage)
     record_minutes(root, config.preset, name, time.monotonic() - began)
@@ -199,6 +201,10 @@ def stage_main(name: str, run: Callable[[Stage], None]) -> None:
         config = load_config(split_overrides([given for given in sys.argv[1:] if given not in _HELP]), root)
         if set(_HELP) & set(sys.argv[1:]):
             print(help_text(name, root, config.preset))
+        elif goes_to_cluster(name, config):
+            words = split_overrides(sys.argv[1:])
+            if code := submit_stage(name, config, root, words):
+                raise SystemExit(code)
         else:
             run_stage(name, run, config, root)
 
