@@ -144,7 +144,7 @@ def test_a_cluster_is_named_by_override_or_environment(monkeypatch: pytest.Monke
     monkeypatch.setenv("OMNIFORCING_CLUSTER", "ray")
     assert load_config(root=ROOT).cluster.jobs == "http://127.0.0.1:8265"
     assert load_config(["cluster=local"], ROOT).cluster.jobs is None
-    with pytest.raises(ConfigError, match="unknown cluster 'nowhere'.*known: kuberay, local, ray"):
+    with pytest.raises(ConfigError, match=r"unknown cluster 'nowhere'.*known: kuberay, local, ray"):
         load_config(["cluster=nowhere"], ROOT)
 
 
