@@ -27,4 +27,4 @@ def run(stage: Stage) -> None:
 
 
 if __name__ == "__main__":
-    stage_main("bidirectional_dmd", run)
+    stage_main("bidirectional_dmd", run, trains=lambda config: config.bidirectional_dmd.optim.steps > 0)

@@ -20,4 +20,4 @@ def run(stage: Stage) -> None:
 
 
 if __name__ == "__main__":
-    stage_main("causal_ode", run)
+    stage_main("causal_ode", run, trains=lambda config: config.causal_ode.optim.steps > 0)

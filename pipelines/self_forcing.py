@@ -35,4 +35,4 @@ def run(stage: Stage) -> None:
 
 
 if __name__ == "__main__":
-    stage_main("self_forcing", run)
+    stage_main("self_forcing", run, trains=lambda config: config.self_forcing.optim.steps > 0)

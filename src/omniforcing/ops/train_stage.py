@@ -34,6 +34,7 @@ def train_and_publish(stage: Stage, module: StageModule, data: TensorShards, opt
 
 def _train(stage: Stage, module: StageModule, data: TensorShards, optim: OptimiserConfig) -> None:
     config = stage.config
+    module.accumulate = config.trainer.accumulate
     every = min(config.trainer.checkpoint_every, optim.steps)
 
     def batches(epoch: int) -> Iterator[Batch]:
@@ -54,4 +55,5 @@ def _train(stage: Stage, module: StageModule, data: TensorShards, optim: Optimis
 def publish_model(stage: Stage, module: StageModule) -> None:
     """Write the EMA weights as the stage's output."""
     with stage.publish() as folder:
-        save_model(module.ema.model, folder)
+        if stage.first:
+            save_model(module.ema.model, folder)
