@@ -10,7 +10,7 @@ from omniforcing.ops.train_stage import open_shards, train_and_publish
 def run(stage: Stage) -> None:
     """Student, teacher and critic all start from the teacher's weights."""
     config, data = stage.config, open_shards(stage, "latents")
-    student, teacher, critic = (load_model(stage.input("teacher"), sinks=0) for _ in range(3))
+    student, teacher, critic = (load_model(stage.input("teacher"), sinks=0, meta=config.cluster.sharded) for _ in range(3))
     module = BidirectionalDmd(
         student,
         teacher,
@@ -27,4 +27,4 @@ def run(stage: Stage) -> None:
 
 
 if __name__ == "__main__":
-    stage_main("bidirectional_dmd", run)
+    stage_main("bidirectional_dmd", run, trains=lambda config: config.bidirectional_dmd.optim.steps > 0)

@@ -11,7 +11,11 @@ def run(stage: Stage) -> None:
     """The student starts from Stage I's weights (default) or the teacher's, and fresh sink tokens."""
     config, data = stage.config, open_shards(stage, "trajectories")
     student = load_model(
-        stage.input(config.causal_ode.init.value), config.student.sinks, stabiliser=config.student.stabiliser, fresh=True
+        stage.input(config.causal_ode.init.value),
+        config.student.sinks,
+        stabiliser=config.student.stabiliser,
+        fresh=True,
+        meta=config.cluster.sharded,
     )
     positions = positions_for(student, config.latent_counts, data.grid, sinks=True)
     view = Masked(positions, config.table, config.horizon + 1, config.student.window, config.horizon)
@@ -20,4 +24,4 @@ def run(stage: Stage) -> None:
 
 
 if __name__ == "__main__":
-    stage_main("causal_ode", run)
+    stage_main("causal_ode", run, trains=lambda config: config.causal_ode.optim.steps > 0)

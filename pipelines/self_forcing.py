@@ -13,9 +13,13 @@ def run(stage: Stage) -> None:
     """The student starts from Stage II (default) or, with fresh sink tokens, from Stage I; the critic from the teacher."""
     config, data = stage.config, open_shards(stage, "latents")
     student = load_model(
-        stage.input(config.self_forcing.init.value), config.student.sinks, stabiliser=config.student.stabiliser, fresh=True
+        stage.input(config.self_forcing.init.value),
+        config.student.sinks,
+        stabiliser=config.student.stabiliser,
+        fresh=True,
+        meta=config.cluster.sharded,
     )
-    teacher, critic = (load_model(stage.input("teacher"), sinks=0) for _ in range(2))
+    teacher, critic = (load_model(stage.input("teacher"), sinks=0, meta=config.cluster.sharded) for _ in range(2))
     view: View = full_view(teacher, config.latent_counts, data.grid)
     if config.self_forcing.scores is ScoreMask.causal:
         positions = positions_for(teacher, config.latent_counts, data.grid, sinks=True)
@@ -35,4 +39,4 @@ def run(stage: Stage) -> None:
 
 
 if __name__ == "__main__":
-    stage_main("self_forcing", run)
+    stage_main("self_forcing", run, trains=lambda config: config.self_forcing.optim.steps > 0)

@@ -71,4 +71,4 @@ def sample(stage: Stage) -> None:
 
 
 if __name__ == "__main__":
-    stage_main("teacher", run)
+    stage_main("teacher", run, trains=lambda config: config.teacher.source is Source.train)

@@ -11,6 +11,7 @@ from omniforcing.config import TrainerConfig
 from omniforcing.distill.causal_ode import CausalOde
 from omniforcing.distill.common import StageModule
 from omniforcing.latents import Batch
+from omniforcing.model.sharding import Sharding, gathered
 from omniforcing.ops.training import CURVES, fit
 from tests.distill.group import read_rows, run_group
 from tests.distill.test_distill import COUNTS, STAGES
@@ -34,14 +35,17 @@ def batches(module: StageModule) -> Callable[[int], Iterator[Batch]]:
     return of_epoch
 
 
-def train(work: Path, accumulate: int = 1) -> None:
+def train(work: Path, accumulate: int = 1, recompute: bool = False, sharding: Sharding | None = None) -> None:
     for build in STAGES:
         module = build()
-        module.accumulate = accumulate
+        module.accumulate, module.sharding = accumulate, sharding
+        if recompute:
+            module.recompute()
         trainer = TrainerConfig(checkpoint_every=2, log_every=1, accelerator="cpu")
-        fit(module, batches(module), steps=STEPS, work=work / build.__name__, trainer=trainer)
+        fit(module, batches(module), steps=STEPS, work=work / build.__name__, trainer=trainer, sharded=bool(sharding))
+        state = {name: gathered(value) for name, value in module.ema.model.state_dict().items()}
         if world.rank() == 0:
-            torch.save(module.ema.model.state_dict(), work / build.__name__ / "ema.pt")
+            torch.save(state, work / build.__name__ / "ema.pt")
 
 
 @pytest.fixture(scope="module")
@@ -69,4 +73,14 @@ def test_two_workers_learn_what_one_process_does(alone: Path, tmp_path: Path) ->
 
 def test_micro_batches_add_up_to_the_batch(alone: Path, tmp_path: Path) -> None:
     run_group(train, 2, tmp_path, 2)
+    compare(tmp_path, alone)
+
+
+def test_two_workers_with_a_shard_each_learn_it_too(alone: Path, tmp_path: Path) -> None:
+    run_group(train, 2, tmp_path, 2, True, Sharding())
+    compare(tmp_path, alone)
+
+
+def test_four_workers_with_two_copies_in_two_shards_learn_it_too(alone: Path, tmp_path: Path) -> None:
+    run_group(train, 4, tmp_path, 1, False, Sharding(group=2))
     compare(tmp_path, alone)

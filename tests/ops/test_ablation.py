@@ -108,7 +108,7 @@ def test_a_stage_of_no_steps_publishes_the_weights_it_starts_from(tmp_path: Path
         yield tmp_path
 
     stage = SimpleNamespace(
-        work=tmp_path, publish=publish, curves=lambda path: written.append(path.read_text()), metrics=written.append
+        work=tmp_path, first=True, publish=publish, curves=lambda path: written.append(path.read_text()), metrics=written.append
     )
     model = tiny_model(3)
     module = SimpleNamespace(ema=SimpleNamespace(model=model), summary=dict)

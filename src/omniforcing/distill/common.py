@@ -10,9 +10,12 @@ from typing import Any, NamedTuple
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from omniforcing.config import OptimiserConfig, Weights
 from omniforcing.latents import Batch, Latents, Pair
+from omniforcing.model.sharding import Sharding, is_sharded
+from omniforcing.model.transformer import DualStream
 from omniforcing.seeding import step_seed
 from omniforcing.world import RowGenerator, Rows, own_rows, size
 
@@ -53,7 +56,8 @@ def _with_rates(groups: Pair[list[nn.Parameter]], lr: Weights) -> list[dict[str,
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """Euclidean norm of the gradients, 0 where there are none."""
     norms = [p.grad.norm() for p in parameters if p.grad is not None]
-    return torch.stack(norms).norm() if norms else torch.zeros(())
+    total = torch.stack(norms).norm() if norms else torch.zeros(())
+    return total.full_tensor() if isinstance(total, DTensor) else total
 
 
 class Ema(nn.Module):
@@ -104,13 +108,30 @@ class StageModule(L.LightningModule):
 
     largest_norm: Tensor
 
-    def __init__(self, model: nn.Module, optim: OptimiserConfig, seed: int) -> None:
+    def __init__(self, model: DualStream, optim: OptimiserConfig, seed: int) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.model, self.optim, self.seed = model, optim, seed
         self.accumulate = 1  # micro-batches per step
+        self.sharding: Sharding | None = None
         self.ema = Ema(model, optim.ema)
         self.register_buffer("largest_norm", torch.zeros(2))
+
+    def configure_model(self) -> None:
+        """Shard all models, if they are to be sharded and are not yet."""
+        if self.sharding and not is_sharded(self.model):
+            device = self.trainer.strategy.root_device
+            self.sharding.apply(self.models(), device)
+            self.sharding.apply([self.ema.model], device)
+
+    def models(self) -> list[DualStream]:
+        """All models but the averaged one."""
+        return [self.model]
+
+    def recompute(self) -> None:
+        """Keep one activation per layer of what is trained."""
+        for model in self.models():
+            model.core.gradient_checkpointing = True
 
     def configure_optimizers(self) -> Any:
         return [self.adamw(self.model, self.optim.lr)]

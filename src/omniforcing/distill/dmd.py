@@ -82,6 +82,9 @@ class DistributionMatching(StageModule):
         """A sample of the student with gradient through its exit step."""
         raise NotImplementedError
 
+    def models(self) -> list[DualStream]:
+        return [self.model, self.critic, *self.frozen]
+
     def on_fit_start(self) -> None:
         # Lightning moves what it knows, and the teacher is hidden from it.
         self.frozen[0].to(self.device)

@@ -73,6 +73,8 @@ class Positions:
         self.sinks = sinks
         self._rotate = apply_split_rotary_emb if core.config.rope_type == "split" else apply_interleaved_rotary_emb
         device, dtype = core.proj_in.weight.device, torch.float32
+        # A model without memory for its weights gets it later; angles do not depend on them.
+        device = torch.device("cpu") if device.type == "meta" else device
         video = core.rope.prepare_video_coords(1, counts.video, *grid, device=device).double()
         audio = core.audio_rope.prepare_audio_coords(1, max(counts.audio, sinks), device=device).double()
         tables = {

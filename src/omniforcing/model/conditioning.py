@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
@@ -67,19 +67,20 @@ class Modulation:
 
 @dataclass(frozen=True)
 class Conditions:
-    """All that a forward needs beside latents and view: per layer the rows and the text, and the rows of the heads.
+    """All that a forward needs beside latents and view: per layer the rows (or, as they stand, the embedded sigmas that it
+    makes them of) and the text, and the rows of the heads.
 
     Text keys and values are ``[B, L, C]``, or ``[B, G, L, C]`` where they depend on sigma and there are several.
     """
 
-    layers: list[Pair[Modulation]]
+    layers: Sequence[Pair[Modulation] | Pair[Embedded]]
     text: list[Pair[KeyValue]]
     head: Pair[Row]
     groups: int
 
 
 @dataclass(frozen=True)
-class _Embedded:
+class Embedded:
     """What the time embeddings of one stream make of sigmas, ``[B, G, rows * D]``; ``prompt`` where text is modulated."""
 
     main: Tensor
@@ -94,7 +95,7 @@ def prompt_follows_sigma(core: LTX2VideoTransformer3DModel) -> bool:
     return core.prompt_modulation and core.config.use_prompt_adaln_single
 
 
-def _embed(core: LTX2VideoTransformer3DModel, sigma: Tensor) -> Pair[_Embedded]:
+def _embed(core: LTX2VideoTransformer3DModel, sigma: Tensor) -> Pair[Embedded]:
     config = core.config
     steps = (sigma * config.timestep_scale_multiplier).flatten()
     gate_steps = (sigma * config.cross_attn_timestep_scale_multiplier).flatten()
@@ -103,10 +104,10 @@ def _embed(core: LTX2VideoTransformer3DModel, sigma: Tensor) -> Pair[_Embedded]:
         rows, embedded = module(at, batch_size=sigma.shape[0], hidden_dtype=core.proj_in.weight.dtype)
         return rows.view(*sigma.shape, -1), embedded.view(*sigma.shape, -1)
 
-    def stream(time: nn.Module, cross: nn.Module, gate: nn.Module, prompt: str) -> _Embedded:
+    def stream(time: nn.Module, cross: nn.Module, gate: nn.Module, prompt: str) -> Embedded:
         main, head = embed(time, steps)
         text = embed(getattr(core, prompt), steps)[0] if prompt_follows_sigma(core) else None
-        return _Embedded(main, embed(cross, steps)[0], embed(gate, gate_steps)[0], head, text)
+        return Embedded(main, embed(cross, steps)[0], embed(gate, gate_steps)[0], head, text)
 
     return Pair(
         stream(core.time_embed, core.av_cross_attn_video_scale_shift, core.av_cross_attn_video_a2v_gate, "prompt_adaln"),
@@ -124,7 +125,8 @@ def _rows(table: Tensor, embedding: Tensor) -> tuple[Tensor, ...]:
     return (table + embedding.unflatten(-1, (table.shape[0], -1))).unbind(2)
 
 
-def _modulation(tables: tuple[Tensor, Tensor], at: _Embedded) -> Modulation:
+def modulation(tables: tuple[Tensor, Tensor], at: Embedded) -> Modulation:
+    """What a layer's tables make of embedded sigmas for one stream."""
     main, cross = tables
     shift, scale, gate, shift_feed, scale_feed, gate_feed, *text = _rows(main, at.main)
     a2v_scale, a2v_shift, v2a_scale, v2a_shift = _rows(cross[:4], at.cross)
@@ -169,7 +171,9 @@ class TextCache:
     def prepare(self, sigmas: Iterable[float | tuple[float, ...]], batch: int) -> None:
         """Compute once what forwards of ``batch`` samples at these sigmas will need; without gradient."""
         for sigma in sigmas:
-            self._prepared[sigma, batch] = self._conditions(self._column(sigma, batch))
+            made = self._conditions(self._column(sigma, batch))
+            rows = [layer.rows(at) for layer, at in zip(self._layers, made.layers, strict=True)]  # type: ignore[arg-type]
+            self._prepared[sigma, batch] = replace(made, layers=rows)
 
     def at(self, sigma: Sigma, batch: int) -> Conditions:
         """Conditions of a forward at ``sigma``: a number or one per group, ``[B]``, or ``[B, G]``."""
@@ -185,7 +189,7 @@ class TextCache:
     def _conditions(self, sigma: Tensor) -> Conditions:
         core, at = self._core, _embed(self._core, sigma)
         return Conditions(
-            layers=[layer.parts.map(lambda part, e: _modulation(part.tables, e), at) for layer in self._layers],
+            layers=[at] * len(self._layers),
             text=self._fixed or self._text(at.map(lambda e: e.prompt)),
             head=Pair(core.scale_shift_table, core.audio_scale_shift_table).map(lambda t, e: _head(t, e.head), at),
             groups=sigma.shape[1],
@@ -193,17 +197,10 @@ class TextCache:
 
     def _text(self, prompt: Pair[Tensor | None] | None) -> list[Pair[KeyValue]]:
         """Keys and values of every layer; ``prompt`` are the embedded sigmas where they follow sigma."""
-        return [
-            layer.parts.map(
-                lambda part, x, e: part.text.key_value(x if part.prompt_table is None else _modulated(x, part.prompt_table, e)),
-                self._features,
-                prompt or Pair(None, None),
-            )
-            for layer in self._layers
-        ]
+        return [layer.text(self._features, prompt or Pair(None, None)) for layer in self._layers]
 
 
-def _modulated(features: Tensor, table: Tensor, embedding: Tensor | None) -> Tensor:
+def modulated(features: Tensor, table: Tensor, embedding: Tensor | None) -> Tensor:
     """Text features ``[B, L, D]`` under a layer's rows: ``[B, L, D]`` without sigmas or for one, else ``[B, G, L, D]``."""
     if embedding is None:
         shift, scale = table.to(features.dtype)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from omniforcing.latents import Latents, Pair
 from omniforcing.model.attention import View, sdpa
-from omniforcing.model.conditioning import KeyValue, Modulation, Row
+from omniforcing.model.conditioning import Embedded, KeyValue, Modulation, Row, modulated, modulation
 from omniforcing.model.stabiliser import gate_heads, normalise_heads
 
 
@@ -60,9 +62,10 @@ class Attention:
 
 @dataclass(frozen=True)
 class Stream:
-    """One stream's part of a block; ``tables`` are its adaLN rows and those of the cross-modal attentions.
+    """One stream's part of a block; ``tables()`` are its adaLN rows and those of the cross-modal attentions.
 
-    ``cross`` is the site and the attention in which the stream asks the other one.
+    Tables are looked up when they are used: a sharded block has them whole only while it runs. ``cross`` is the site and the
+    attention in which the stream asks the other one.
     """
 
     site: str
@@ -71,8 +74,8 @@ class Stream:
     text: Attention
     cross: tuple[str, Attention]
     ff: Callable[[Tensor], Tensor]
-    tables: tuple[Tensor, Tensor]
-    prompt_table: Tensor | None
+    tables: Callable[[], tuple[Tensor, Tensor]]
+    prompt_table: Callable[[], Tensor] | None
 
 
 class Layer:
@@ -82,10 +85,13 @@ class Layer:
         block: diffusers' module.
         index: its place, by which a view knows it.
         bounds: what a stabiliser adds to the audio's self-attention.
+        recompute: whether a forward with gradient keeps its inputs alone and computes the rest again in the backward.
     """
 
-    def __init__(self, block: nn.Module, index: int, bounds: Bounds = NONE) -> None:
-        self.index = index
+    def __init__(self, block: nn.Module, index: int, bounds: Bounds = NONE, recompute: bool = False) -> None:
+        self.index, self.recompute = index, recompute
+        # How a block runs what uses its weights; one that is sharded gathers them around it.
+        self.within: Callable[..., Any] = getattr(block, "within", _directly)
         self.cross_norms = Pair(block.audio_to_video_norm, block.video_to_audio_norm)
         self.parts = Pair(self._stream(block, "video", "", NONE), self._stream(block, "audio", "audio_", bounds))
 
@@ -102,22 +108,59 @@ class Layer:
             if prefix
             else ("a2v", self.attention(block.audio_to_video_attn, kind="cross")),
             ff=self.feed_forward(named("ff")),
-            tables=(named("scale_shift_table"), getattr(block, f"{site}_a2v_cross_attn_scale_shift_table")),
-            prompt_table=named("prompt_scale_shift_table") if block.cross_attn_adaln else None,
+            tables=lambda: (named("scale_shift_table"), getattr(block, f"{site}_a2v_cross_attn_scale_shift_table")),
+            prompt_table=(lambda: named("prompt_scale_shift_table")) if block.cross_attn_adaln else None,
         )
 
+    def rows(self, at: Pair[Embedded]) -> Pair[Modulation]:
+        """Modulation of both streams for embedded sigmas."""
+        return self.parts.map(lambda part, e: modulation(part.tables(), e), at)
+
+    def text(self, features: Latents, prompt: Pair[Tensor | None]) -> Pair[KeyValue]:
+        """Keys and values of the prompt, ``[B, L, D]`` per stream; ``prompt``: embedded sigmas, where they follow sigma."""
+        return self.within(self._text, features, prompt)
+
+    def _text(self, features: Latents, prompt: Pair[Tensor | None]) -> Pair[KeyValue]:
+        def key_value(part: Stream, x: Tensor, e: Tensor | None) -> KeyValue:
+            return part.text.key_value(x if part.prompt_table is None else modulated(x, part.prompt_table(), e))
+
+        return self.parts.map(key_value, features, prompt)
+
     def __call__(
-        self, x: Latents, rows: Pair[Modulation], text: Pair[KeyValue], view: View, runs: Pair[list[int] | None]
+        self,
+        x: Latents,
+        at: Pair[Embedded] | Pair[Modulation],
+        owner: Pair[Tensor | None],
+        text: Pair[KeyValue],
+        view: View,
+        runs: Pair[list[int] | None],
     ) -> Latents:
         """Hidden states after the block.
 
         Args:
             x: hidden states ``[B, N, D]``.
-            rows: modulation, one value for all tokens or one per token.
+            at: embedded sigmas, or the modulation that the block makes of them.
+            owner: group of each token, where there are several.
             text: keys and values of the prompt, ``[B, L, C]`` or ``[B, G, L, C]``.
             view: which keys the queries see.
             runs: tokens of each of G groups, in order, where the text differs between them.
         """
+        if self.recompute and torch.is_grad_enabled():
+            again = partial(checkpoint, self._run, use_reentrant=False, preserve_rng_state=False)
+            return self.within(again, x, at, owner, text, view, runs)
+        return self.within(self._run, x, at, owner, text, view, runs)
+
+    def _run(
+        self,
+        x: Latents,
+        at: Pair[Embedded] | Pair[Modulation],
+        owner: Pair[Tensor | None],
+        text: Pair[KeyValue],
+        view: View,
+        runs: Pair[list[int] | None],
+    ) -> Latents:
+        made: Any = at if isinstance(at.video, Modulation) else self.rows(at)  # type: ignore[arg-type]
+        rows = made.map(lambda row, o: row.spread(o), owner)
         x = self.both(lambda part, h, row, kv, run: self._attend(part, h, row, kv, run, view), x, rows, text, runs)
         x = self._cross(x, rows, view)
         return self.both(self._feed, x, rows)
@@ -169,6 +212,10 @@ class Layer:
 
     def _feed(self, part: Stream, h: Tensor, rows: Modulation) -> Tensor:
         return self.leave(h, part.ff(self.modulate(rows.feed, self.normalise(part.norms[2], h))), rows.feed.gate)
+
+
+def _directly(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
 
 
 def text_attention(attention: Attention, x: Tensor, kv: KeyValue, runs: list[int] | None) -> Tensor:

@@ -5,6 +5,7 @@ The paper (table 3) names four ways and defines the first; our reading of the ot
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,10 +59,9 @@ class Added:
     stabiliser: Stabiliser | None
 
 
-def save_added(model: DualStream, path: Path) -> None:
+def save_added(added: Mapping[str, Tensor], stabiliser: Stabiliser, path: Path) -> None:
     """Write the parameters that are not LTX-2's, and which stabiliser they are of."""
-    tensors = {name: p.detach().contiguous() for name, p in model.named_parameters(recurse=False)}
-    save_file(tensors, path, {"stabiliser": model.stabiliser.value})
+    save_file({name: p.detach().contiguous() for name, p in added.items()}, path, {"stabiliser": stabiliser.value})
 
 
 def load_added(path: Path) -> Added:

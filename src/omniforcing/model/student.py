@@ -10,6 +10,7 @@ from diffusers import LTX2VideoTransformer3DModel
 
 from omniforcing.config import Stabiliser, TransformerConfig
 from omniforcing.layout import Counts
+from omniforcing.model.architecture import on_meta
 from omniforcing.model.attention import Positions
 from omniforcing.model.checkpoint import SINKS_FILE, Checkpoint, open_checkpoint
 from omniforcing.model.stabiliser import Added, adopt, load_added, save_added
@@ -53,7 +54,7 @@ def build_core(config: dict[str, Any], seed: int) -> LTX2VideoTransformer3DModel
 def save_model(model: DualStream, folder: Path, max_shard_size: str = "5GB") -> None:
     """Write ``transformer/`` in diffusers format, sharded above ``max_shard_size``, and what stabilises it beside that."""
     model.core.save_pretrained(folder / "transformer", max_shard_size=max_shard_size)
-    save_added(model, folder / SINKS_FILE)
+    save_added(dict(model.named_parameters(recurse=False)), model.stabiliser, folder / SINKS_FILE)
 
 
 def load_model(
@@ -63,6 +64,7 @@ def load_model(
     dtype: torch.dtype | None = torch.float32,
     stabiliser: Stabiliser | None = None,
     fresh: bool = False,
+    meta: bool = False,
 ) -> DualStream:
     """Read what ``save_model``, diffusers, Lightricks or OmniForcing's authors wrote (``checkpoint.open_checkpoint``).
 
@@ -72,6 +74,7 @@ def load_model(
         device: where the model goes.
         dtype: of the weights in memory; None keeps what the file has.
         stabiliser: what the model must be stabilised by; None takes what there is.
+        meta: without memory for the weights, which ``sharding`` reads when each worker has its part of them to keep.
         fresh: where the file has no sinks and no other stabiliser, they start afresh: a student's first stage.
 
     Raises:
@@ -84,11 +87,15 @@ def load_model(
     begins = fresh and added.stabiliser is None
     if held != wanted and not begins:
         raise WeightsError(f"{source} holds {held} sinks, expected {wanted}; set student.sinks to what it was trained with")
-    model = DualStream(checkpoint.core(dtype), wanted, stabiliser or added.stabiliser or Stabiliser.sinks)
+    core = on_meta(checkpoint.config).to(dtype or torch.float32).eval() if meta else checkpoint.core(dtype)
+    model = DualStream(core, wanted, stabiliser or added.stabiliser or Stabiliser.sinks)
     if added.stabiliser is None and not begins and any(p.numel() for p in model.parameters(recurse=False)):
         name = model.stabiliser.value
         raise WeightsError(f"{source} holds nothing of {name}; set student.stabiliser to what it was trained with")
     adopt(model, added, source / SINKS_FILE)
+    if meta:
+        model.weights = lambda: ((f"core.{name}", tensor) for name, tensor in checkpoint.tensors())
+        return model
     return model.to(device)
 
 

@@ -8,6 +8,7 @@ and 2.5 loads by name; the architecture always comes from its config. What a que
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Iterator
 
 import torch
 from diffusers import LTX2VideoTransformer3DModel
@@ -48,6 +49,8 @@ class DualStream(nn.Module):
     sinks: nn.Parameter
     qk_gain: nn.Parameter | None
     tanh_gate: nn.Parameter | None
+    # Where the weights come from, of a model that has no memory for them yet.
+    weights: Callable[[], Iterator[tuple[str, Tensor]]] | None = None
 
     def __init__(self, core: LTX2VideoTransformer3DModel, sinks: int = 0, stabiliser: Stabiliser = Stabiliser.sinks) -> None:
         super().__init__()
@@ -62,7 +65,9 @@ class DualStream(nn.Module):
 
     def layers(self) -> list[Layer]:
         """The transformer's blocks as our forward runs them."""
-        return [Layer(block, index, self.bounds(index)) for index, block in enumerate(self.core.transformer_blocks)]
+        recompute = self.core.gradient_checkpointing
+        blocks = enumerate(self.core.transformer_blocks)
+        return [Layer(block, index, self.bounds(index), recompute) for index, block in blocks]
 
     def bounds(self, index: int) -> Bounds:
         """What the stabiliser adds to the audio's self-attention of a layer."""
@@ -91,7 +96,7 @@ class DualStream(nn.Module):
         owner = view.owner.map(lambda o: None if o is None or conditions.groups == 1 else o.to(hidden.video.device))
         runs = view.owner.map(lambda o: _runs(o, conditions))
         for layer, rows, keys in zip(self.layers(), conditions.layers, conditions.text, strict=True):
-            hidden = layer(hidden, rows.map(lambda row, o: row.spread(o), owner), keys, view, runs)
+            hidden = layer(hidden, rows, owner, keys, view, runs)
         core, head = self.core, conditions.head.map(lambda row, o: row if o is None else row.spread(o), owner)
         video = _head(hidden.video, core.norm_out, head.video, core.proj_out)
         audio = _head(hidden.audio, core.audio_norm_out, head.audio, core.audio_proj_out)

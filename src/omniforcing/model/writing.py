@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
+from huggingface_hub.serialization import StateDictSplit
 from safetensors.torch import save_file
 
 from omniforcing.files import write_json
@@ -34,11 +35,7 @@ def write_diffusers(checkpoint: Checkpoint, folder: Path, max_shard_size: str = 
     """
     target = folder / "transformer"
     on_meta(checkpoint.config).save_config(target)
-    plan = {
-        name: torch.empty(checkpoint.entries[name].shape, dtype=DTYPES[checkpoint.entries[name].dtype], device="meta")
-        for name in checkpoint.names()
-    }
-    shards = split_torch_state_dict_into_shards(plan, filename_pattern=_PATTERN, max_shard_size=max_shard_size)
+    shards = planned(checkpoint, max_shard_size)
     for file, names in shards.filename_to_tensors.items():
         layout = {name: checkpoint.entries[name] for name in names}
         write_safetensors(target / file, layout, checkpoint.tensors(names), {"format": "pt"}, watch)
@@ -46,6 +43,15 @@ def write_diffusers(checkpoint: Checkpoint, folder: Path, max_shard_size: str = 
         index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
         write_json(target / f"{_PATTERN.format(suffix='')}.index.json", index)
     _write_sinks(checkpoint, folder)
+
+
+def planned(checkpoint: Checkpoint, max_shard_size: str = SHARD_SIZE) -> StateDictSplit:
+    """Which tensors go into which file."""
+    plan = {
+        name: torch.empty(checkpoint.entries[name].shape, dtype=DTYPES[checkpoint.entries[name].dtype], device="meta")
+        for name in checkpoint.names()
+    }
+    return split_torch_state_dict_into_shards(plan, filename_pattern=_PATTERN, max_shard_size=max_shard_size)
 
 
 def _write_sinks(checkpoint: Checkpoint, folder: Path) -> None:

@@ -47,6 +47,15 @@ def publish(path: Path) -> None:
     sync(path.parent)
 
 
+def publish_shards(path: Path) -> None:
+    """Give a folder of shards that all workers wrote its name; those before it go."""
+    if world.rank() == 0:
+        publish(path)
+        for older in path.parent.glob(f"*{SHARDS}"):
+            if older != path:
+                remove(older)
+
+
 def unless_full(write: Callable[[], None], path: Path) -> bool:
     """Whether ``write`` could write; on a full disk the user is told, and what was written is removed."""
     try:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch.plugins.environments import LightningEnvironment
-from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
 from omniforcing import world
+from omniforcing.files import remove
+from omniforcing.ops.checkpoints import publish_shards, temporary, unless_full
 
 
 class _Group(LightningEnvironment):
@@ -62,12 +66,30 @@ class Replicated(_Placed, DDPStrategy):
         super().__init__(find_unused_parameters=True)
 
 
+class Sharded(_Placed, ModelParallelStrategy):
+    """Every process holds its shard of every model, and writes it into the checkpoint, a folder."""
+
+    def __init__(self) -> None:
+        super().__init__(data_parallel_size=world.size(), tensor_parallel_size=1)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        path = Path(filepath)
+        if world.rank() == 0:
+            remove(temporary(path))
+        world.barrier()
+        save = partial(super().save_checkpoint, checkpoint, temporary(path), storage_options)
+        if world.everywhere(unless_full(save, path)):
+            publish_shards(path)
+        elif world.rank() == 0:
+            remove(temporary(path))
+        world.barrier()
+
+
 def strategy(sharded: bool) -> Strategy | str:
     """Lightning's strategy for this process: its default one without a process group."""
     if not world.together():
         return "auto"
-    assert not sharded
-    return Replicated()
+    return Sharded() if sharded else Replicated()
 
 
 def environment() -> list[LightningEnvironment]:

@@ -13,19 +13,22 @@ import os
 import shlex
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omniforcing.config import Config, data_root, load_config, project_root
+from omniforcing.config import ClusterConfig, Config, data_root, load_config, project_root
 from omniforcing.console import run_command
 from omniforcing.errors import OmniForcingError
 from omniforcing.files import MANIFEST, atomic_dir, atomic_write, forget_origins, read_json, write_json, write_manifest
 from omniforcing.ops import tracking
 from omniforcing.ops.declaration import Declaration, read_declaration
 from omniforcing.ops.jobs import announce_run, goes_to_cluster, submit_stage
+from omniforcing.ops.launch import launch
 
 _HELP = ("-h", "--help")
 
@@ -69,31 +72,55 @@ class Stage:
 
     @contextlib.contextmanager
     def publish(self) -> Iterator[Path]:
-        """Yield an empty folder that becomes ``folder`` on success; it gets a plain manifest if the body wrote none."""
-        with atomic_dir(self.folder) as folder:
-            yield folder
-            if not (folder / MANIFEST).exists():
-                forget_origins(folder)
-                write_manifest(folder)
+        """Yield an empty folder that becomes ``folder`` on success; it gets a plain manifest if the body wrote none.
+
+        Of several workers the first one's folder is kept, and all wait until it is there.
+        """
+        if self.first:
+            with atomic_dir(self.folder) as folder:
+                yield folder
+                if not (folder / MANIFEST).exists():
+                    forget_origins(folder)
+                    write_manifest(folder)
+        else:
+            with tempfile.TemporaryDirectory() as scratch:
+                yield Path(scratch)
+        if "torch" in sys.modules:
+            from omniforcing.world import barrier
+
+            barrier()
 
     def metrics(self, values: Mapping[str, Any]) -> None:
         """Write the stage's DVC metrics file, ``data/<preset>/<stage>.metrics.json``, and log the numbers to MLflow."""
-        write_json(self._beside("metrics.json"), values)
-        self.tracked.metrics(values)
+        if self.first:
+            write_json(self._beside("metrics.json"), values)
+            self.tracked.metrics(values)
 
     def curves(self, csv: Path) -> None:
         """Keep a training curve as the stage's DVC plot, ``data/<preset>/<stage>.curves.csv``, and in MLflow."""
-        kept = self._beside("curves.csv")
-        atomic_write(kept, csv.read_bytes())
-        self.tracked.artifact(kept, "curves")
+        if self.first:
+            kept = self._beside("curves.csv")
+            atomic_write(kept, csv.read_bytes())
+            self.tracked.artifact(kept, "curves")
 
     def log_metrics(self, values: Mapping[str, Any], step: int | None = None) -> None:
         """Log numbers to the MLflow run."""
-        self.tracked.metrics(values, step)
+        if self.first:
+            self.tracked.metrics(values, step)
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
         """Log a file or a folder's content to the MLflow run."""
-        self.tracked.artifact(path, folder)
+        if self.first:
+            self.tracked.artifact(path, folder)
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes: the only one, or the first of several workers."""
+        if "torch" not in sys.modules:
+            return True
+        from omniforcing.world import rank
+
+        return rank() == 0
 
     def _beside(self, suffix: str) -> Path:
         return self.data_root / "data" / self.config.preset / f"{self.name}.{suffix}"
@@ -181,20 +208,23 @@ def open_stage(name: str, config: Config, root: Path) -> Stage:
     return Stage(name, config, root, declared, work, run)
 
 
-def run_stage(name: str, run: Callable[[Stage], None], config: Config, root: Path) -> None:
-    """Run one stage under its lock, within its MLflow run, and record its minutes."""
+def run_stage(name: str, run: Callable[[Stage], None], config: Config, root: Path, trains: bool = False) -> None:
+    """Run one stage under its lock, within its MLflow run, and record its minutes; one that trains on the cluster, if named."""
     _limit_threads(config.trainer.threads)
     began = time.monotonic()
     with exclusive(data_root(root) / ".work" / config.preset / name / "lock", f"stage {name} of preset {config.preset}"):
         stage = open_stage(name, config, root)
         announce_run(stage.run_id)
         with tracking.closing(stage.tracked):
-            run(stage)
+            launch(partial(run, stage), config.cluster if trains else ClusterConfig(), stage.work)
     record_minutes(root, config.preset, name, time.monotonic() - began)
 
 
-def stage_main(name: str, run: Callable[[Stage], None]) -> None:
-    """The command line of ``pipelines/<name>.py``: load the config, run the stage, exit with 0, 2, 130 or 143."""
+def stage_main(name: str, run: Callable[[Stage], None], trains: Callable[[Config], bool] = lambda _: False) -> None:
+    """The command line of ``pipelines/<name>.py``: load the config, run the stage, exit with 0, 2, 130 or 143.
+
+    ``trains`` says of a config whether the stage trains a transformer, which a cluster's workers do together.
+    """
 
     def command() -> None:
         root = project_root()
@@ -206,7 +236,7 @@ def stage_main(name: str, run: Callable[[Stage], None]) -> None:
             if code := submit_stage(name, config, root, words):
                 raise SystemExit(code)
         else:
-            run_stage(name, run, config, root)
+            run_stage(name, run, config, root, trains(config))
 
     if "DVC_STAGE" in os.environ:
         die_with_parent()

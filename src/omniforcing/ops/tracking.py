@@ -51,11 +51,26 @@ def git_commit(root: Path) -> str:
 
 
 class Run:
-    """One MLflow run."""
+    """One MLflow run; pickled, it is the same run in another process."""
 
     def __init__(self, client: Any, run_id: str) -> None:
-        self.client = client
+        self._client = client
         self.id = run_id
+
+    def __getstate__(self) -> dict[str, str]:
+        return {"id": self.id, "uri": self._client.tracking_uri}
+
+    def __setstate__(self, state: dict[str, str]) -> None:
+        self._client, self.id, self._uri = None, state["id"], state["uri"]
+
+    @property
+    def client(self) -> Any:
+        """The store's client, made on first use."""
+        if self._client is None:
+            from mlflow import MlflowClient
+
+            self._client = MlflowClient(self._uri)
+        return self._client
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Log nested parameters under dotted names; long values are cut."""

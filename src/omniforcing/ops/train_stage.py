@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
-from omniforcing.config import OptimiserConfig
+import torch
+
+from omniforcing.config import Config, OptimiserConfig, Strategy
 from omniforcing.data.tensors import TensorShards
 from omniforcing.distill.common import StageModule
 from omniforcing.files import atomic_write
 from omniforcing.latents import Batch
+from omniforcing.model.sharding import Sharding, is_sharded, save_sharded
 from omniforcing.model.student import save_model
 from omniforcing.ops.probe import training_probe
 from omniforcing.ops.stage import Stage
@@ -34,6 +38,11 @@ def train_and_publish(stage: Stage, module: StageModule, data: TensorShards, opt
 
 def _train(stage: Stage, module: StageModule, data: TensorShards, optim: OptimiserConfig) -> None:
     config = stage.config
+    module.accumulate = config.trainer.accumulate
+    if config.trainer.checkpoint_activations:
+        module.recompute()
+    if config.cluster.sharded:
+        module.sharding = sharding(config)
     every = min(config.trainer.checkpoint_every, optim.steps)
 
     def batches(epoch: int) -> Iterator[Batch]:
@@ -46,12 +55,24 @@ def _train(stage: Stage, module: StageModule, data: TensorShards, optim: Optimis
         work=stage.work,
         trainer=config.trainer,
         log=stage.log_metrics,
-        probe=training_probe(stage, module),
+        # What a probe samples with wants whole weights.
+        probe=None if config.cluster.sharded else training_probe(stage, module),
         name=stage.name,
+        sharded=config.cluster.sharded,
     )
+
+
+def sharding(config: Config) -> Sharding:
+    """How a config shards its models."""
+    hybrid = config.cluster.strategy is Strategy.hybrid
+    group = config.cluster.shard_size or int(os.environ["LOCAL_WORLD_SIZE"])
+    return Sharding(group if hybrid else None, torch.bfloat16 if config.trainer.precision == "bf16-mixed" else None)
 
 
 def publish_model(stage: Stage, module: StageModule) -> None:
     """Write the EMA weights as the stage's output."""
     with stage.publish() as folder:
-        save_model(module.ema.model, folder)
+        if is_sharded(module.ema.model):
+            save_sharded(module.ema.model, folder)
+        elif stage.first:
+            save_model(module.ema.model, folder)
