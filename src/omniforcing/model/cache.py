@@ -176,8 +176,10 @@ class RingCache:
         self._turned = int(state["turned_for"])
         for key in {name.rpartition(".")[0] for name in state if name != "turned_for"}:
             layer, site = key.split(".")
-            raw, turned, values = (state[f"{key}.{part}"].clone() for part in ("raw", "turned", "values"))
-            self.buffers[int(layer), site] = _Buffer(raw, turned, values)
+            kept = _Buffer(*(state[f"{key}.{part}"].clone() for part in ("raw", "turned", "values")))
+            # Buffers stay where they are: recorded forwards read and write there.
+            for place, value in zip(self.buffers.setdefault((int(layer), site), kept), kept, strict=True):
+                place.copy_(value)
 
     def _turn(self, index: int) -> None:
         for key in self.buffers:

@@ -18,19 +18,22 @@ from torch import Tensor, nn
 
 from omniforcing.latents import Latents, Pair
 from omniforcing.layout import Span
-from omniforcing.model.attention import Positions
-from omniforcing.model.conditioning import KeyValue, Row
-from omniforcing.model.gpu import Fp8Linear, Lanes
+from omniforcing.model.attention import Positions, View
+from omniforcing.model.conditioning import KeyValue, Modulation, Row, Sigma, TextCache
+from omniforcing.model.gpu import Fp8Linear, Lanes, attention_backend
 from omniforcing.model.layers import NONE, Attention, Bounds, Layer
 from omniforcing.model.rope_layout import rope_rows
 from omniforcing.model.speed import DEFAULT, Speed
 from omniforcing.model.stabiliser import normalise_heads
 from omniforcing.model.transformer import DualStream
 
+# Every stream, site and size of a block is compiled for itself; torch alone would give up after 8.
+COMPILED_SHAPES = 128
+
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     """Root mean square norm over the last dimension, in the fewest passes of either device."""
-    if x.is_cuda or x.dtype is not torch.float32:
+    if x.is_cuda or x.dtype is not torch.float32 or torch.compiler.is_compiling():
         return F.rms_norm(x, x.shape[-1:], weight, eps)
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     normed = x * torch.addcmul(_constant(eps), norm, norm, value=1 / x.shape[-1]).rsqrt_()
@@ -59,6 +62,25 @@ class PairedPositions(Positions):
         return torch.view_as_real(pairs * table[span.slice]).flatten(-2).to(x.dtype)
 
 
+def turn(x: Tensor, table: Tensor) -> Tensor:
+    """``x [B, N, C]`` with its pairs of channels turned by cosines and sines ``table [N, C / 2, 2]``."""
+    (a, b), (cos, sin) = x.float().unflatten(-1, (-1, 2)).unbind(-1), table.unbind(-1)
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2).to(x.dtype)
+
+
+class CompiledPositions(PairedPositions):
+    """The same in one compiled pass; complex numbers are not compiled."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._turn = torch.compile(turn, dynamic=True)
+
+    def rotate(self, x: Tensor, axes: str, stream: str, span: Span) -> Tensor:
+        """Turn ``x [B, N, C]`` to the places ``span`` (N tokens) of a stream."""
+        (table,) = self._table(axes, stream, x.device)
+        return self._turn(x, torch.view_as_real(table[span.slice]))
+
+
 class FastAttention(Attention):
     """An attention with RoPE whose projections of the same states are one matrix product.
 
@@ -78,7 +100,8 @@ class FastAttention(Attention):
         if not of_itself:
             self.asks = _join([module.to_q], order, values=False)
         self.width, self.eps = width, module.norm_q.eps
-        self.gains = Pair(module.norm_q.weight[order], module.norm_k.weight[order])  # of queries and keys
+        gains = Pair(module.norm_q.weight, module.norm_k.weight)  # of queries and keys
+        self.gains = gains.map(lambda gain: gain.index_select(0, order))
         self.both = torch.stack([self.gains.video, self.gains.audio])
 
     def query(self, x: Tensor) -> Tensor:
@@ -110,9 +133,10 @@ def _join(parts: list[nn.Linear], order: Tensor, values: bool = True) -> nn.Line
         orders[-1] = torch.arange(len(order), device=order.device)
     like = parts[0].weight
     joined = nn.Linear(like.shape[1], len(order) * len(parts), parts[0].bias is not None, device="meta")
-    joined.weight = nn.Parameter(torch.cat([p.weight[o] for p, o in zip(parts, orders, strict=True)]), requires_grad=False)
+    taken = list(zip(parts, orders, strict=True))
+    joined.weight = nn.Parameter(torch.cat([p.weight.index_select(0, o) for p, o in taken]), requires_grad=False)
     if parts[0].bias is not None:
-        joined.bias = nn.Parameter(torch.cat([p.bias[o] for p, o in zip(parts, orders, strict=True)]), requires_grad=False)
+        joined.bias = nn.Parameter(torch.cat([p.bias.index_select(0, o) for p, o in taken]), requires_grad=False)
     return joined
 
 
@@ -139,13 +163,23 @@ class FastLayer(Layer):
         block: diffusers' module.
         index: its place, by which a view knows it.
         bounds: what a stabiliser adds to the audio's self-attention.
-        fp8: whether linear layers compute in fp8.
+        speed: whether linear layers compute in fp8, and whether what lies between attentions is compiled.
         lanes: two CUDA streams for the two streams of the block.
     """
 
-    def __init__(self, block: nn.Module, index: int, bounds: Bounds, fp8: bool = False, lanes: Lanes | None = None) -> None:
-        self._fp8, self._lanes = fp8, lanes
+    def __init__(self, block: nn.Module, index: int, bounds: Bounds, speed: Speed, lanes: Lanes | None = None) -> None:
+        self._speed, self._lanes, self._place = speed, lanes, index
         super().__init__(block, index, bounds)
+        if speed.compiled:
+            # Once for all layers: what is compiled must not see what tells them apart, which the view keeps.
+            self.index = 0
+            for name in ("_attend", "_cross", "_feed"):
+                setattr(self, name, torch.compile(getattr(self, name), dynamic=False))
+
+    def __call__(
+        self, x: Latents, rows: Pair[Modulation], text: Pair[KeyValue], view: View, runs: Pair[list[int] | None]
+    ) -> Latents:
+        return super().__call__(x, rows, text, _Apart(view, self._place) if self._speed.compiled else view, runs)
 
     def both(self, function: Callable[..., Tensor], *pairs: Pair[Any]) -> Latents:
         return super().both(function, *pairs) if self._lanes is None else self._lanes.both(function, self.parts, *pairs)
@@ -153,7 +187,7 @@ class FastLayer(Layer):
     def attention(self, module: nn.Module, bounds: Bounds = NONE, kind: str = "own") -> Attention:
         own = kind == "own"
         made = TextAttention(module) if kind == "text" else FastAttention(module, bounds, of_itself=own)
-        if self._fp8:
+        if self._speed.fp8:
             made.out = Fp8Linear(made.out)
             if not own:
                 made.asks = Fp8Linear(made.asks)
@@ -165,10 +199,10 @@ class FastLayer(Layer):
         first, second = module.net[0], module.net[2]
         if not isinstance(first, GELU) or first.approximate != "tanh":
             return module
-        if self._fp8:
+        if self._speed.fp8:
             wide, narrow = Fp8Linear(first.proj), Fp8Linear(second)
             return lambda x: narrow(F.gelu(wide(x), approximate="tanh"))
-        if not PackedGelu.fits(first):
+        if self._speed.compiled or not PackedGelu.fits(first):
             return module
         packed = PackedGelu(first.proj)
         return lambda x: second(packed(x))
@@ -183,6 +217,17 @@ class FastLayer(Layer):
         return h.add_(out) if gate is None else h.addcmul_(out, gate)
 
 
+class _Apart:
+    """One layer's view whose attention is not compiled: where it writes and what it sees changes from block to block."""
+
+    def __init__(self, view: View, layer: int) -> None:
+        self.starts, self.owner, self.kind, self._view, self._layer = view.starts, view.owner, view.kind, view, layer
+
+    @torch.compiler.disable
+    def attend(self, layer: int, site: str, heads: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # noqa: ARG002
+        return self._view.attend(self._layer, site, heads, q, k, v)
+
+
 class FastStudent(DualStream):
     """A student for streams; shares the weights of the one it is made of, as they are now, and stays on its device.
 
@@ -194,18 +239,25 @@ class FastStudent(DualStream):
         OmniForcingError: for a speed-up that the device does not have.
     """
 
-    positions = PairedPositions
-
     @torch.no_grad()
     def __init__(self, model: DualStream, speed: Speed = DEFAULT) -> None:
         speed.check(model.sinks.device)
         super().__init__(model.core, model.sinks.shape[0], model.stabiliser)
         for name, parameter in model.named_parameters(recurse=False):
             setattr(self, name, parameter)
-        lanes = Lanes() if speed.concurrent else None
+        self.speed = speed
+        if speed.compiled:
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_SHAPES)
+        self.positions = CompiledPositions if speed.compiled else PairedPositions
+        lanes = Lanes(model.sinks.device) if speed.concurrent else None
         blocks = enumerate(self.core.transformer_blocks)
-        self._layers = [FastLayer(block, i, self.bounds(i), speed.fp8, lanes) for i, block in blocks]
+        self._layers = [FastLayer(block, i, self.bounds(i), speed, lanes) for i, block in blocks]
         self.eval()
+
+    def forward(self, x: Latents, sigma: Sigma, text: TextCache, view: View) -> Latents:
+        """As the student's, on the device's fastest attention."""
+        with attention_backend(self.sinks.device):
+            return super().forward(x, sigma, text, view)
 
     def layers(self) -> list[Layer]:
         return list(self._layers)

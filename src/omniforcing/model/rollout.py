@@ -136,7 +136,7 @@ class Rollout:
     ) -> None:
         speed.check(model.sinks.device)
         self.model, self.config, self.generator, self.speed = model, config, generator, speed
-        self._student: Student = Graphs(model) if speed.graphs else model
+        self._student: Student = Graphs(model) if speed.compiled and model.sinks.is_cuda else model
         self.index = 0
         self.batch = text.video.shape[0]
         self.switch(text)
@@ -188,7 +188,7 @@ class Rollout:
 
     def restore(self, state: State) -> None:
         """Go on from the ``state`` of a rollout with the same model, table and prompt, bit for bit."""
-        self.index = int(state["index"])
+        self.index, self._finished = int(state["index"]), None
         self.generator.set_state(state["generator"].cpu())
         cast(RingCache, self._cache).restore(part_of(state, "cache"))
 

@@ -9,7 +9,7 @@ import torch
 from omniforcing.errors import OmniForcingError
 
 # Those that are made of what only a GPU has.
-GPU_ONLY = ("graphs", "concurrent", "fp8")
+GPU_ONLY = ("concurrent", "fp8")
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class Speed:
         conditions: text keys and values, and adaLN rows, once per prompt and sigma instead of per forward.
         ring: history in static buffers, written in place, instead of joined anew for every block and step.
         merged: a block's refresh and the next one's first step as one forward (with ring); on a CPU no faster.
-        graphs: forwards replayed as CUDA graphs (GPU, with conditions and ring).
+        compiled: what lies between attentions compiled by ``torch.compile``, and on a GPU whole forwards replayed as CUDA
+            graphs (with layers, conditions and ring, without merged); the first blocks of a process wait for it.
         concurrent: the audio stream beside the video stream between cross-attentions (GPU, with layers).
         fp8: weights and inputs of the linear layers in fp8 (GPU, with layers).
     """
@@ -30,13 +31,13 @@ class Speed:
     conditions: bool = True
     ring: bool = True
     merged: bool = False
-    graphs: bool = False
+    compiled: bool = False
     concurrent: bool = False
     fp8: bool = False
 
     def without_each(self) -> dict[str, Speed]:
         """For each speed-up that is on, the others alone, and without those that need it."""
-        needed_by = {"layers": ("concurrent", "fp8"), "conditions": ("graphs",), "ring": ("graphs", "merged")}
+        needed_by = {"layers": ("compiled", "concurrent", "fp8"), "conditions": ("compiled",), "ring": ("compiled", "merged")}
         off = {name: (name, *needed_by.get(name, ())) for name, on in asdict(self).items() if on}
         return {name: replace(self, **dict.fromkeys(names, False)) for name, names in off.items()}
 
@@ -49,8 +50,10 @@ class Speed:
         for name in GPU_ONLY:
             if getattr(self, name) and device.type != "cuda":
                 raise OmniForcingError(f"speed-up {name} needs a CUDA device, found {device.type}; switch it off")
-        if self.graphs and not (self.conditions and self.ring):
-            raise OmniForcingError("speed-up graphs replays what lies still: it needs conditions and ring")
+        if self.compiled and not (self.layers and self.conditions and self.ring):
+            raise OmniForcingError("speed-up compiled replays what lies still: it needs layers, conditions and ring")
+        if self.compiled and self.merged:
+            raise OmniForcingError("speed-up merged sends tokens' owners along, which none replays; switch it or compiled off")
         if self.merged and not self.ring:
             raise OmniForcingError("speed-up merged turns history where it lies: it needs ring")
         if (self.concurrent or self.fp8) and not self.layers:

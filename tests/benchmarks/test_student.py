@@ -1,0 +1,37 @@
+"""The student's benchmark: what it needs, and the object it prints."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from omniforcing.config import project_root
+
+FIGURES = {
+    *("fps", "ttfc_s", "block_p50_s", "block_p95_s", "flatness", "peak_mb_early", "peak_mb_late", "matmul_share"),
+    *("split", "ratio_bidirectional", "ratio_plain", "ratio_without"),
+}
+
+
+def python(*arguments: str) -> str:
+    done = subprocess.run([sys.executable, *arguments], cwd=project_root(), capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_it_needs_nothing_of_the_training_tools() -> None:
+    """A GPU machine that only measures has torch and diffusers, and wheels that were carried there."""
+    loaded = python("-c", "import sys, benchmarks.student; print(*{name.split('.')[0] for name in sys.modules})").split()
+    assert not {"lightning", "ray", "mlflow", "dvc", "webdataset", "matplotlib"} & set(loaded)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["tiny", "ltx2"])
+def test_one_json_object_has_every_figure_and_the_ratio_without_each_speed_up(config: str) -> None:
+    """The 19B model in its real width too, one layer of it."""
+    small = ["--layers", "1", "--device", "cpu", "--grid", "2", "3", "--seconds", "2", "--rounds", "1", "--threads", "1"]
+    found = json.loads(python("-m", "benchmarks.student", "--config", config, "--json", *small))
+    assert found.keys() >= FIGURES
+    assert found["ratio_without"].keys() == {name for name, on in found["speed"].items() if on}
+    assert found["split"]["steps"] > 0 and found["split"]["decode"] is None
