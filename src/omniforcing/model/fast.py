@@ -177,9 +177,15 @@ class FastLayer(Layer):
                 setattr(self, name, torch.compile(getattr(self, name), dynamic=False))
 
     def __call__(
-        self, x: Latents, rows: Pair[Modulation], text: Pair[KeyValue], view: View, runs: Pair[list[int] | None]
+        self,
+        x: Latents,
+        at: Pair[Embedded] | Pair[Modulation],
+        owner: Pair[Tensor | None],
+        text: Pair[KeyValue],
+        view: View,
+        runs: Pair[list[int] | None],
     ) -> Latents:
-        return super().__call__(x, rows, text, _Apart(view, self._place) if self._speed.compiled else view, runs)
+        return super().__call__(x, at, owner, text, _Apart(view, self._place) if self._speed.compiled else view, runs)
 
     def both(self, function: Callable[..., Tensor], *pairs: Pair[Any]) -> Latents:
         return super().both(function, *pairs) if self._lanes is None else self._lanes.both(function, self.parts, *pairs)
