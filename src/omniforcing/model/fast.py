@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from omniforcing.latents import Latents, Pair
 from omniforcing.layout import Span
 from omniforcing.model.attention import Positions, View
-from omniforcing.model.conditioning import KeyValue, Modulation, Row, Sigma, TextCache
+from omniforcing.model.conditioning import Embedded, KeyValue, Modulation, Row, Sigma, TextCache
 from omniforcing.model.gpu import Fp8Linear, Lanes, attention_backend
 from omniforcing.model.layers import NONE, Attention, Bounds, Layer
 from omniforcing.model.rope_layout import rope_rows
