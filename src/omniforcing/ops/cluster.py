@@ -121,7 +121,9 @@ def installed() -> Installed:
     import omniforcing
 
     place = Path(str(omniforcing.__file__)).parent
-    return Installed(str(place), tree_digest(place), {name: version(name) for name in ("torch", "diffusers", "webdataset")})
+    return Installed(
+        str(place), tree_digest(place), {name: version(name) for name in ("torch", "lightning", "diffusers", "webdataset")}
+    )
 
 
 def difference(here: Installed, there: Installed) -> str | None:
