@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from omniforcing.latents import Latents, Pair
 from omniforcing.layout import Span
 from omniforcing.model.attention import Positions, View
-from omniforcing.model.conditioning import Embedded, KeyValue, Modulation, Row, Sigma, TextCache
+from omniforcing.model.conditioning import KeyValue, Row, Sigma, TextCache
 from omniforcing.model.gpu import Fp8Linear, Lanes, attention_backend
 from omniforcing.model.layers import NONE, Attention, Bounds, Layer
 from omniforcing.model.rope_layout import rope_rows
@@ -176,16 +176,8 @@ class FastLayer(Layer):
             for name in ("_attend", "_cross", "_feed"):
                 setattr(self, name, torch.compile(getattr(self, name), dynamic=False))
 
-    def __call__(
-        self,
-        x: Latents,
-        at: Pair[Embedded] | Pair[Modulation],
-        owner: Pair[Tensor | None],
-        text: Pair[KeyValue],
-        view: View,
-        runs: Pair[list[int] | None],
-    ) -> Latents:
-        return super().__call__(x, at, owner, text, _Apart(view, self._place) if self._speed.compiled else view, runs)
+    def seen(self, view: View) -> View:
+        return _Apart(view, self._place) if self._speed.compiled else view
 
     def both(self, function: Callable[..., Tensor], *pairs: Pair[Any]) -> Latents:
         return super().both(function, *pairs) if self._lanes is None else self._lanes.both(function, self.parts, *pairs)

@@ -145,10 +145,10 @@ class Layer:
             view: which keys the queries see.
             runs: tokens of each of G groups, in order, where the text differs between them.
         """
+        run: Callable[..., Latents] = self._run
         if self.recompute and torch.is_grad_enabled():
-            again = partial(checkpoint, self._run, use_reentrant=False, preserve_rng_state=False)
-            return self.within(again, x, at, owner, text, view, runs)
-        return self.within(self._run, x, at, owner, text, view, runs)
+            run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
+        return self.within(run, x, at, owner, text, self.seen(view), runs)
 
     def _run(
         self,
@@ -164,6 +164,10 @@ class Layer:
         x = self.both(lambda part, h, row, kv, run: self._attend(part, h, row, kv, run, view), x, rows, text, runs)
         x = self._cross(x, rows, view)
         return self.both(self._feed, x, rows)
+
+    def seen(self, view: View) -> View:
+        """A view as this block attends through it."""
+        return view
 
     def both(self, function: Callable[..., Tensor], *pairs: Pair[Any]) -> Latents:
         """``function`` of either stream's part of the block and of what ``pairs`` hold of the stream."""
