@@ -15,9 +15,9 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from omniforcing.config import CLUSTER_VARIABLE, DATA_ROOT_VARIABLE, Config, digest, load_config, project_root
 from omniforcing.console import run_command
@@ -186,24 +186,27 @@ def announce_run(run_id: str, environment: Mapping[str, str] = os.environ) -> No
         print(f"{RUN_LINE}{run_id}", flush=True)
 
 
-def main() -> None:
-    """``python -m omniforcing.ops.jobs STAGE [key=value ...]``: the stage as a job, heavy or not; exits with its code."""
-    words = sys.argv[1:]
-    codes: list[int] = []
+def command_of_a_stage(about: str | None, act: Callable[[str, Config, Path, list[str]], None]) -> NoReturn:
+    """The command line ``STAGE [key=value ...]``: ``act(stage, config, root, overrides)``, or what it is about; exits."""
 
     def command() -> None:
+        words = sys.argv[1:]
         if not words or words[0] in ("-h", "--help"):
-            print(__doc__)
+            print(about)
             return
         root = project_root()
-        config = load_config(words[1:], root)
-        if config.cluster.jobs is None:
-            raise OmniForcingError("cluster.jobs is not set: name a cluster that takes jobs, such as cluster=ray")
-        codes.append(submit_stage(words[0], config, root, words[1:]))
+        act(words[0], load_config(words[1:], root), root, words[1:])
 
-    code = run_command(command)
-    sys.exit(code or (codes[0] if codes else 0))
+    sys.exit(run_command(command))
+
+
+def _submit_named(name: str, config: Config, root: Path, overrides: list[str]) -> None:
+    """The stage as a job, heavy or not."""
+    if config.cluster.jobs is None:
+        raise OmniForcingError("cluster.jobs is not set: name a cluster that takes jobs, such as cluster=ray")
+    if code := submit_stage(name, config, root, overrides):
+        raise SystemExit(code)
 
 
 if __name__ == "__main__":
-    main()
+    command_of_a_stage(__doc__, _submit_named)

@@ -9,15 +9,14 @@ The volume claim holds the checkout, mounted at ``cluster.data_root`` on every p
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
-from omniforcing.config import DATA_ROOT_VARIABLE, Config, ConfigError, load_config, project_root
-from omniforcing.console import run_command
+from omniforcing.config import DATA_ROOT_VARIABLE, Config, ConfigError
 from omniforcing.ops.declaration import read_declaration
-from omniforcing.ops.jobs import JOB_VARIABLE
+from omniforcing.ops.jobs import JOB_VARIABLE, command_of_a_stage
 
 VOLUME = "project"
 
@@ -82,23 +81,13 @@ def _pod(config: Config, name: str, limits: dict[str, Any]) -> dict[str, Any]:
     return {"spec": {"containers": [container], "volumes": [claim]}}
 
 
-def main() -> None:
-    """``python -m omniforcing.ops.kuberay STAGE [key=value ...]``: print the manifest as YAML."""
-    words = sys.argv[1:]
+def _show(name: str, config: Config, root: Path, overrides: list[str]) -> None:
+    """Print the manifest as YAML."""
+    from yaml import safe_dump
 
-    def command() -> None:
-        from yaml import safe_dump
-
-        if not words or words[0] in ("-h", "--help"):
-            print(__doc__)
-            return
-        root = project_root()
-        config = load_config(words[1:], root)
-        read_declaration(words[0], root, config.preset)
-        print(safe_dump(manifest(words[0], config, words[1:]), sort_keys=False), end="")
-
-    sys.exit(run_command(command))
+    read_declaration(name, root, config.preset)
+    print(safe_dump(manifest(name, config, overrides), sort_keys=False), end="")
 
 
 if __name__ == "__main__":
-    main()
+    command_of_a_stage(__doc__, _show)
