@@ -22,10 +22,8 @@ from omniforcing.latents import Batch
 from omniforcing.model.architecture import expected_shapes
 from omniforcing.model.cache import FunctionalCache
 from omniforcing.model.rollout import gaussian, new_cache, refresh
-from omniforcing.model.transformer import DualStream
 from omniforcing.ops.networks import BUILDERS, Sizes
 from omniforcing.ops.plan import Cluster, Setting, Stage, advise, make_plans, parse_memory
-from omniforcing.ops.trace import recomputed
 from omniforcing.ops.training import fit
 from tests.model.tiny_checkpoints import FACTS
 
@@ -83,9 +81,7 @@ def test_planned_memory_is_that_of_a_real_training_step(name: str, recompute: bo
     real = dataclasses.replace(sizes, device="cpu")
     module = BUILDERS[name](config, real, torch.float32)
     if recompute:
-        for network in [module.model, *filter(None, [getattr(module, "critic", None)]), *getattr(module, "frozen", ())]:
-            assert isinstance(network, DualStream)
-            object.__setattr__(network, "layers", lambda of=network: recomputed(of))
+        module.recompute()
     states = len(config.student.sigmas) + 1 if name == "causal_ode" else 0
     found = measured_bytes(module, real.batch(config, batch, states), config, tmp_path)
     assert sum(planned.values()) == pytest.approx(found, rel=0.1)

@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import flop_registry
 
 from omniforcing.distill.common import StageModule
 from omniforcing.latents import Batch
-from omniforcing.model.layers import Layer
 from omniforcing.model.transformer import DualStream
 
 META = torch.device("meta")
@@ -162,26 +160,9 @@ def _masked(func: Any, args: Any) -> Tensor:
     return args[0].new_empty(args[0].numel()) if func._overloadpacket is _aten.index else args[0]
 
 
-class _Flash(TorchFunctionMode):
+def _flash(*args: Any, **kwargs: Any) -> Tensor:
     """Attention as the fused kernels keep it: inputs, output and one number per query, never a matrix of scores."""
-
-    def __torch_function__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention:
-            return _FLASH(*args, **(kwargs or {}))[0]
-        return func(*args, **(kwargs or {}))
-
-
-class _Recomputed(Layer):
-    """A layer that keeps its inputs alone and runs again in the backward."""
-
-    def __call__(self, *args: Any) -> Any:
-        run = super().__call__
-        if not torch.is_grad_enabled():
-            return run(*args)
-        # Modes of torch functions are off within a backward, and on again where it recomputes.
-        return checkpoint(
-            run, *args, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: (nullcontext(), _Flash())
-        )
+    return _FLASH(*args, **kwargs)[0]
 
 
 def trace_step(module: StageModule, batch: Batch, *, exit_step: int = 0, recompute: bool = False) -> Trace:
@@ -199,7 +180,11 @@ def trace_step(module: StageModule, batch: Batch, *, exit_step: int = 0, recompu
         networks["teacher"] = teacher.to(META)
     optimisers = module.configure_optimizers()
     live = _Live(exit_step)
-    with _without_trainer(module, optimisers, live.trace), _watched(live, networks, recompute), live, _Flash():
+    if recompute:
+        module.recompute()
+    # Not as a mode: those are off where a backward recomputes.
+    flash = patch.object(F, "scaled_dot_product_attention", _flash)
+    with _without_trainer(module, optimisers, live.trace), _watched(live, networks), live, flash:
         module.training_step((0, batch.to(META)), 0)
     return live.trace
 
@@ -230,12 +215,10 @@ def _without_trainer(module: StageModule, optimisers: list[torch.optim.Optimizer
 
 
 @contextmanager
-def _watched(live: _Live, networks: dict[str, nn.Module], recompute: bool) -> Iterator[None]:
+def _watched(live: _Live, networks: dict[str, nn.Module]) -> Iterator[None]:
     handles = []
     for name, network in networks.items():
         assert isinstance(network, DualStream)
-        if recompute:
-            object.__setattr__(network, "layers", lambda of=network: recomputed(of))
         handles += _counting(live.trace, name, network)
         for parameter in network.parameters():
             if parameter.requires_grad:
@@ -266,9 +249,3 @@ def _counting(trace: Trace, name: str, network: nn.Module) -> list[Any]:
         trace.phases.append({})
 
     return [network.register_forward_pre_hook(before), network.register_forward_hook(after)]
-
-
-def recomputed(network: DualStream) -> list[Layer]:
-    """A network's layers under activation checkpointing."""
-    blocks = network.core.transformer_blocks
-    return [_Recomputed(block, index, network.bounds(index)) for index, block in enumerate(blocks)]
