@@ -121,6 +121,16 @@ def test_depth_is_carried_on_from_two_small_networks(name: str) -> None:
     assert few_s == pytest.approx(whole_s, rel=0.01)
 
 
+def test_a_plan_is_the_same_every_time_and_no_part_of_it_is_negative() -> None:
+    config, settings = small(), [Setting(way, recompute) for way in ("none", "all") for recompute in (False, True)]
+    plans = []
+    for _ in range(2):
+        stages = [Stage(name, config, Sizes.of(config, ROOT)) for name in ("causal_ode", "teacher")]
+        plans.append([stage.bytes(s, 1 if s.sharding == "none" else 8) for stage in stages for s in settings])
+    assert plans[0] == plans[1]
+    assert all(part >= 0 for plan in plans[0] for part in plan.values())
+
+
 def test_sizes_of_ltx2_are_those_of_the_release(tmp_path: Path) -> None:
     sizes = Sizes.of(load_config(root=ROOT, preset="ltx2"), tmp_path)
     released = dict(FACTS["diffusers"]["top"])
@@ -155,8 +165,10 @@ def test_plans_keep_the_global_batch_and_say_what_fits(stage: Stage) -> None:
     between = sum(sorted(p.total for p in plans)[-2:]) / 2 / 0.92
     tight = make_plans(stage, Cluster(16, between), batch=32)
     assert [p.setting.accumulation for p in tight if p.setting == Setting("none", False, 1, 2)] == [2]
-    none = Cluster(16, 0.01e9)
+    least = min(p.total for p in make_plans(stage, Cluster(16, 1))) / 0.92
+    none, some = Cluster(16, 0.99 * least), Cluster(16, 1.01 * least)
     assert "nothing fits" in advise(stage, none, make_plans(stage, none))
+    assert "1 per GPU" in advise(stage, some, make_plans(stage, some))
 
 
 def test_sharding_that_comes_to_the_same_is_planned_once(stage: Stage) -> None:
