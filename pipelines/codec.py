@@ -2,10 +2,8 @@
 
 import csv
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +23,9 @@ from omniforcing.codec.codec import (
 from omniforcing.codec.mel import log_mel
 from omniforcing.config import Config, Source
 from omniforcing.data.media import write_mp4
-from omniforcing.data.shards import decode_media, read_raw, shard_form
+from omniforcing.data.memory import LARGEST_BYTES, clips_in, clips_of, stack
+from omniforcing.data.shards import read_raw
 from omniforcing.data.sources import HELDOUT, TRAIN
-from omniforcing.data.tars import indices
 from omniforcing.errors import OmniForcingError
 from omniforcing.files import atomic_dir, atomic_write, write_json
 from omniforcing.latents import Pair
@@ -43,40 +41,6 @@ from omniforcing.text.encoder import build_tiny
 PARTS = ("video_vae", "audio_vae", "vocoder")
 STATISTICS_CLIPS = 256
 BATCH = 8
-# Frames that the video VAE's training holds in memory: of clips of 4 s, 7200 of 64x64 pixels, 1800 of 128x128.
-LARGEST_BYTES = 8 * 2**30
-
-
-def clips_of(shards: Path, split: str, count: int | None = None) -> Pair[Tensor]:
-    """The first ``count`` clips (None: all) of a split in memory: uint8 [N, T, H, W, 3] and float32 [N, 2, S]."""
-    return Pair(*(stack(shards, split, kind, count) for kind in ("video", "audio")))
-
-
-def stack(shards: Path, split: str, kind: str, count: int | None = None, largest: int | None = None) -> Tensor:
-    """The frames (``kind`` video) or samples (audio) of the first ``count`` clips of a split; if ``largest`` bytes do not hold
-    them, of as many as they hold, evenly spaced among them. Each clip is in memory once.
-    """
-    form, found = shard_form(shards), min(count or sys.maxsize, clips_in(shards, split))
-    stored = islice(read_raw(shards, split), found)
-
-    def decoded(path: Path, raw: dict[str, Any]) -> Tensor:
-        return torch.from_numpy(getattr(decode_media(form, path, raw), kind))
-
-    if (head := next(stored, None)) is None:
-        raise OmniForcingError(f"{shards} has no {split} clips; set clips.count and clips.heldout so that each split has some")
-    first = decoded(*head)
-    wanted = found if largest is None else min(found, max(1, largest // first.nbytes))
-    chosen = {place * found // wanted for place in range(wanted)}
-    others = (decoded(*pair) for index, pair in enumerate(stored, 1) if index in chosen)
-    held = first.new_empty(wanted, *first.shape)
-    for place, clip in zip(held, chain([first], others), strict=True):
-        place.copy_(clip)
-    return held
-
-
-def clips_in(shards: Path, split: str) -> int:
-    """How many clips a split has."""
-    return sum(index["n"] for index in indices(shards, "shards", split).values())
 
 
 def train_part(module: Any, draw_batch: Callable[[int], Any], config: Config, folder: Path) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from yaml import safe_load
 
-from omniforcing.ops.declaration import check_preset, read_declaration, stage_names
+from omniforcing.ops.declaration import OPTIONAL, check_preset, optional_stages, read_declaration, stage_names
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "omniforcing"
@@ -14,6 +14,7 @@ STAGES = (
     *("clips", "shards", "codec", "latents", "teacher", "bidirectional_dmd"),
     *("trajectories", "causal_ode", "self_forcing", "evaluate", "export"),
 )
+OPTIONAL_STAGES = ("causal_decoder",)
 # What no result depends on: the frame of a stage, checks, and what is only logged.
 FRAME = {"__init__", "cli", "config", "console", "errors", "files"} | {
     f"ops/{name}"
@@ -50,9 +51,10 @@ def used(path: Path) -> set[str]:
 
 def test_the_eleven_stages_stand_in_order() -> None:
     assert tuple(stage_names(ROOT)) == STAGES
+    assert tuple(optional_stages(ROOT)) == OPTIONAL_STAGES
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", STAGES + OPTIONAL_STAGES)
 def test_a_stage_declares_exactly_the_modules_it_uses(stage: str) -> None:
     script = f"pipelines/{stage}.py"
     declared = {path for path in read_declaration(stage, ROOT, "pocket").code if path != "src/omniforcing/assets/pocket"}
@@ -74,7 +76,7 @@ def test_editing_the_streaming_code_retrains_nothing(stage: str) -> None:
 
 def test_inputs_come_from_stages_before() -> None:
     made: set[str] = set()
-    for stage in STAGES:
+    for stage in STAGES + OPTIONAL_STAGES:
         declared = read_declaration(stage, ROOT, "pocket")
         assert set(declared.inputs) <= made
         made.add(declared.folder)
@@ -84,7 +86,7 @@ def test_inputs_come_from_stages_before() -> None:
 def test_every_tracked_key_stands_in_config_and_preset(preset: str) -> None:
     check_preset(ROOT, preset)
     config = safe_load((ROOT / "conf" / "config.yaml").read_text())
-    for stage in STAGES:
+    for stage in STAGES + OPTIONAL_STAGES:
         for key in read_declaration(stage, ROOT, preset).keys:
             value = config
             for part in key.split("."):
@@ -92,7 +94,7 @@ def test_every_tracked_key_stands_in_config_and_preset(preset: str) -> None:
 
 
 def test_every_stage_tracks_its_own_section_and_the_preset() -> None:
-    stages = safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    stages = {k: v for file in ("dvc.yaml", OPTIONAL) for k, v in safe_load((ROOT / file).read_text())["stages"].items()}
     for name, stage in stages.items():
         assert name in read_declaration(name, ROOT, "pocket").keys
         assert stage["cmd"] == f"exec python pipelines/{name}.py preset=${{preset}}"
@@ -101,5 +103,6 @@ def test_every_stage_tracks_its_own_section_and_the_preset() -> None:
 
 def test_mlproject_has_an_entry_point_for_main_and_every_stage() -> None:
     entries = safe_load((ROOT / "MLproject").read_text())["entry_points"]
-    assert set(entries) == {"main", *STAGES}
-    assert all(entries[stage]["command"] == f"python pipelines/{stage}.py {{overrides}}" for stage in STAGES)
+    assert set(entries) == {"main", *STAGES, *OPTIONAL_STAGES}
+    commands = {stage: f"python pipelines/{stage}.py {{overrides}}" for stage in STAGES + OPTIONAL_STAGES}
+    assert all(entries[stage]["command"] == command for stage, command in commands.items())

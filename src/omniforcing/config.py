@@ -46,6 +46,13 @@ class Stabiliser(Enum):
     none = "none"
 
 
+class DecoderSource(Enum):
+    """Where the non-causal video decoder comes from that a causal one is made of."""
+
+    codec = "codec"
+    train = "train"
+
+
 class OdeTarget(Enum):
     """What causal ODE regression regresses."""
 
@@ -317,6 +324,29 @@ class ExportConfig:
 
 
 @dataclass
+class DecoderConfig:
+    """Training of a video decoder on latents."""
+
+    steps: int = 2000
+    batch: int = 2
+    latents: int = 13
+    context: int = 3
+    lr: float = 1.0e-3
+    foreground_weight: float = 10.0
+    recompute: bool = False
+    precision: str = "bf16-mixed"
+
+
+@dataclass
+class CausalDecoderConfig:
+    source: DecoderSource = DecoderSource.codec
+    clips: int = 512
+    teacher: DecoderConfig = field(default_factory=DecoderConfig)
+    student: DecoderConfig = field(default_factory=DecoderConfig)
+    report_clips: int = 32
+
+
+@dataclass
 class TrainerConfig:
     """How the three Lightning stages, the teacher and the codec run; none of it changes what is learnt."""
 
@@ -404,6 +434,7 @@ class Config:
     self_forcing: SelfForcingConfig = field(default_factory=SelfForcingConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+    causal_decoder: CausalDecoderConfig = field(default_factory=CausalDecoderConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
     @property
@@ -508,6 +539,13 @@ class Config:
             (
                 self.teacher.source is not Source.load or self.teacher.path is not None,
                 "teacher.source=load needs teacher.path: the folder of a saved transformer",
+            ),
+            *(
+                (
+                    2 * part.context < part.latents,
+                    f"causal_decoder.{name}.latents is {part.latents}; it must exceed twice its context of {part.context}",
+                )
+                for name, part in (("teacher", self.causal_decoder.teacher), ("student", self.causal_decoder.student))
             ),
         ]
         for fine, message in checks:

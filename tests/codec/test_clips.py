@@ -7,9 +7,9 @@ import torch
 
 from omniforcing.config import ClipsConfig
 from omniforcing.data.conform import Form
+from omniforcing.data.memory import stack
 from omniforcing.data.shards import plan_shards, publish_shards, read_shards, write_shards
 from omniforcing.data.sources import TRAIN, read_clips, write_clips
-from pipelines.codec import stack
 
 CLIPS = 7
 

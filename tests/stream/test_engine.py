@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from omniforcing.errors import OmniForcingError
-from omniforcing.files import read_json, write_json
+from omniforcing.files import read_json, write_json, write_manifest
 from omniforcing.latents import concatenate
 from omniforcing.layout import LAYOUTS
 from omniforcing.model.rollout import Rollout
@@ -123,3 +123,17 @@ def test_student_of_another_codec_is_refused(own_artifact: Path) -> None:
     write_json(path, {**read_json(path), "in_channels": 4})
     with pytest.raises(OmniForcingError, match="transformer"):
         Engine(Artifact.open(own_artifact, verify=False))
+
+
+def test_an_artifact_whose_decoder_looks_both_ways_streams_late_and_whole(own_artifact: Path) -> None:
+    config = own_artifact / "codec" / "video_vae" / "config.json"
+    config.write_text(config.read_text().replace('"decoder_causal": true', '"decoder_causal": false'))
+    described = own_artifact / "codec" / "codec.json"
+    reach = {"ahead": 2, "again": 1, "blend": 4}
+    write_json(described, {**read_json(described), "video_reach": reach})
+    write_manifest(own_artifact)
+    with Engine(own_artifact).stream("a red ball bounces", 4) as stream:
+        chunks = list(stream)
+    assert [len(chunk.frames) for chunk in chunks] == [0, 9, 24, 24, 24 + 16]
+    assert [chunk.first_frame for chunk in chunks] == [0, 0, 9, 33, 57]
+    assert sum(chunk.samples.shape[1] for chunk in chunks) == 4 * 16000

@@ -6,13 +6,14 @@ folder: ``video_vae/``, ``audio_vae/`` and ``vocoder/`` as diffusers saves them,
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from omniforcing.codec.reach import vocoder_reach
+from omniforcing.codec.reach import Reach, video_reach, vocoder_reach
 from omniforcing.config import AudioCodecConfig, CodecConfig, VideoCodecConfig, VocoderConfig
 from omniforcing.errors import OmniForcingError
 from omniforcing.files import read_json, write_json
@@ -99,9 +100,15 @@ def build_vocoder(config: VocoderConfig, mel_bins: int) -> Any:
 class Codec(nn.Module):
     """Media to normalised latents and back: frames uint8 ``[B, 1+24K, H, W, 3]``, samples float32 ``[B, 2, N]``."""
 
-    def __init__(self, video_vae: Any, audio_vae: Any, vocoder: Any, height: int, width: int) -> None:
-        """``height`` and ``width`` are the pixels of the clips that the codec was trained or is used for."""
+    def __init__(
+        self, video_vae: Any, audio_vae: Any, vocoder: Any, height: int, width: int, reach: Reach | None = None
+    ) -> None:
+        """``height`` and ``width`` are the pixels of the clips that the codec was trained or is used for.
+
+        ``reach`` is how a non-causal video decoder is to be streamed; None: as ``codec/reach.py`` says.
+        """
         super().__init__()
+        self.video_reach = reach or video_reach(video_vae.config)
         self.video_vae, self.audio_vae, self.vocoder = video_vae, audio_vae, vocoder
         self.height, self.width = height, width
         self.spatial(height, width)
@@ -125,7 +132,10 @@ class Codec(nn.Module):
         description = read_json(folder / DESCRIPTION)
         if description.get("schema") != SCHEMA:
             raise CodecError(f"{folder / DESCRIPTION} has schema {description.get('schema')}; this version reads {SCHEMA}")
-        return cls(*load_parts(folder), description["height"], description["width"]).to(device)
+        reach = description.get("video_reach")  # codecs of before have none
+        return cls(
+            *load_parts(folder), description["height"], description["width"], None if reach is None else Reach(**reach)
+        ).to(device)
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
         """Write the codec into ``folder``; ``dtype`` is that of the stored weights. This object keeps its own."""
@@ -149,6 +159,7 @@ class Codec(nn.Module):
             "audio_channels": audio,
             "sample_rate": self.sample_rate,
             "video_decoder_causal": bool(self.video_vae.config.decoder_causal),
+            "video_reach": asdict(self.video_reach),
             "vocoder_look_ahead_mel": vocoder_reach(self.vocoder.config),
         }
 
@@ -227,6 +238,11 @@ class Codec(nn.Module):
         samples = self.vocoder(self.audio_vae.decode(z.audio).sample)
         # Mel frame m gives the samples from 160 m on, so the last frame's lie past the end of the clip.
         return Pair(to_frames(self.video_vae.decode(z.video).sample), samples[..., : seconds * self.sample_rate])
+
+    @torch.no_grad()
+    def frames_of(self, z: Tensor) -> Tensor:
+        """Frames uint8 ``[N, T, H, W, 3]`` on the CPU of what the video decoder takes, ``[N, C, t, h, w]``, clip by clip."""
+        return torch.cat([to_frames(self.video_vae.decode(one.to(self._device)).sample).cpu() for one in z.split(1)])
 
     def denormalise(self, latents: Latents, grid: tuple[int, int] | None = None) -> Latents:
         """The decoders' own inputs: video ``[B, Cv, Tv, H, W]``, audio ``[B, c, Ta, f]``.

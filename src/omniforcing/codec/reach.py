@@ -1,7 +1,8 @@
-"""How far a vocoder hears around a sample, and what a codec must be to be streamed at all."""
+"""How far decoders look and hear around what they make, and what a codec must be to be streamed at all."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from omniforcing.errors import OmniForcingError
@@ -9,6 +10,37 @@ from omniforcing.errors import OmniForcingError
 
 class StreamingError(OmniForcingError):
     """A codec that cannot be decoded piece by piece; names the setting that stands in the way."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How a video decoder that looks both ways is decoded piece by piece; all 0 for a causal one.
+
+    Attributes:
+        ahead: latents after a frame's own that must be known before it comes out.
+        again: latents before that are decoded again with every piece, now with more of what follows them.
+        blend: frames over which a piece fades in from what the piece before made of them, with less look-ahead.
+    """
+
+    ahead: int = 0
+    again: int = 0
+    blend: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.ahead, self.again, self.blend) < 0 or self.blend > 8 * self.ahead:
+            raise StreamingError(
+                f"{self} cannot be: nothing is negative, and blend is at most the 8 frames of each latent ahead"
+            )
+
+
+# The least for 45 dB at LTX-2's depth in the curve of `python -m benchmarks.lookahead` (docs/streaming.md), where decoding
+# again gains 1 dB and blending loses some. Of random weights: a trained decoder needs less, and its codec.json may say so.
+NON_CAUSAL = Reach(ahead=6)
+
+
+def video_reach(config: Any) -> Reach:
+    """What a video VAE's decoder gets unless its codec declares otherwise."""
+    return Reach() if config.decoder_causal else NON_CAUSAL
 
 
 def refuse(part: str, settings: dict[str, tuple[Any, Any]]) -> None:

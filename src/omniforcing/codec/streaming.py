@@ -1,8 +1,10 @@
 """Incremental decoding: what comes out in pieces equals what the codec decodes whole (design section 5).
 
-The causal decoders are exact without recomputing anything: every convolution in time remembers its last input frames
-and puts them where it would pad, and every upsampler drops its leading frames in the first chunk alone. The vocoder
-looks both ways; it is run on windows with the whole of its reach on either side, so its samples come that much later.
+Every convolution in time remembers the last input frames that later ones need and puts them where it would pad, and every
+upsampler drops its leading frames in the first chunk alone; so nothing is computed twice. That is exact for causal decoders.
+A video decoder that looks both ways, as LTX-2's, is decoded with a declared look-ahead: what follows its last known latent is
+padded, so frames come out only when so many latents after them are known (``Reach``). The vocoder looks both ways too; it is
+run on windows with the whole of its reach on either side, so its samples come that much later, and exact.
 Each stream works on modules of its own that share the codec's weights: the codec stays untouched, and streams never meet.
 """
 
@@ -10,28 +12,59 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from itertools import chain
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from omniforcing.codec.codec import Codec, to_frames
-from omniforcing.codec.reach import refuse, vocoder_reach
+from omniforcing.codec.reach import Reach, refuse, video_reach, vocoder_reach
 from omniforcing.latents import Latents, Pair
 from omniforcing.layout import Span, samples_of
 from omniforcing.states import State, joined, part_of
 
-# --- causal decoders: every convolution remembers -----------------------------------------------------------------------
+# --- decoders: every convolution remembers -------------------------------------------------------------------------------
+
+
+@dataclass
+class _Window:
+    """The latents that a decoder runs over: how many, how many of them it will not see again, and where they lie.
+
+    Attributes:
+        latents: their number.
+        settled: how many of them, from the first on, are over after this run; the rest comes again.
+        begins: whether they begin the stream; the first latent of a stream makes one frame, not several.
+    """
+
+    latents: int = 0
+    settled: int = 0
+    begins: bool = True
+
+    def units(self, latents: int, total: int) -> int:
+        """How many of a layer's ``total`` frames belong to the first ``latents`` of the window."""
+        if latents in (0, self.latents):
+            return total if latents else 0
+        rate = (total - self.begins) // (self.latents - self.begins)
+        return self.begins + (latents - self.begins) * rate
 
 
 class _Remembering(nn.Module):
-    """A convolution in time (dimension 2) whose left padding is, after the first chunk, the end of the chunk before."""
+    """A convolution in time (dimension 2) whose left padding is, after the first chunk, the end of what was settled.
 
-    def __init__(self, conv: nn.Conv2d | nn.Conv3d) -> None:
+    Args:
+        conv: it pads nothing itself; it gets frames padded on the left alone or, if not ``causal``, on both sides.
+        window: what the decoder is running over.
+    """
+
+    def __init__(self, conv: nn.Conv2d | nn.Conv3d, window: _Window, causal: bool) -> None:
         super().__init__()
-        self.conv = conv
-        self.context = (conv.kernel_size[0] - 1) * int(conv.dilation[0])
+        self.conv, self.window = conv, window
+        self.padding = (conv.kernel_size[0] - 1) * int(conv.dilation[0])
+        self.context = self.padding if causal else self.padding // 2
         self.past: Tensor | None = None
 
     def forward(self, padded: Tensor) -> Tensor:
@@ -39,7 +72,9 @@ class _Remembering(nn.Module):
             return self.conv(padded)
         if self.past is not None:
             padded = torch.cat([self.past, padded[:, :, self.context :]], 2)
-        self.past = padded[:, :, -self.context :].clone()  # a view would keep the whole chunk alive
+        if self.window.settled:
+            end = self.window.units(self.window.settled, padded.shape[2] - self.padding)
+            self.past = padded[:, :, end : end + self.context].clone()  # a view would keep the whole chunk alive
         return self.conv(padded)
 
 
@@ -50,23 +85,23 @@ def _pasts(root: nn.Module) -> State:
 
 
 def _remember_again(root: nn.Module, pasts: State) -> None:
-    """Undo ``_pasts`` in a fresh decoder, which is past its first chunk then."""
+    """Undo ``_pasts`` in a fresh decoder."""
     for name, module in root.named_modules():
-        if isinstance(module, _Remembering) and module.context:
-            # The layout in memory decides which convolution runs, and so the last bit.
-            layout = torch.channels_last_3d if pasts[name].ndim == 5 else torch.contiguous_format
-            module.past = pasts[name].contiguous(memory_format=layout)
-        elif isinstance(module, _VideoUpsampler | _AudioUpsampler):
-            module.lead = 0
+        if isinstance(module, _Remembering) and name in pasts:
+            module.past = _as_computed(pasts[name])
+
+
+def _as_computed(saved: Tensor) -> Tensor:
+    """The layout in memory decides which convolution runs, and so the last bit."""
+    return saved.contiguous(memory_format=torch.channels_last_3d if saved.ndim == 5 else torch.contiguous_format)
 
 
 class _VideoUpsampler(nn.Module):
     """``LTX2VideoUpsampler3d`` that drops its leading frames once, not in every chunk."""
 
-    def __init__(self, inner: Any) -> None:
+    def __init__(self, inner: Any, window: _Window) -> None:
         super().__init__()
-        self.inner = inner
-        self.lead = inner.stride[0] - 1
+        self.inner, self.window = inner, window
 
     def _unfold(self, x: Tensor) -> Tensor:
         """Channels to time and space: ``[B, C st sh sw, T, H, W]`` to ``[B, C, T st, H sh, W sw]``."""
@@ -78,27 +113,24 @@ class _VideoUpsampler(nn.Module):
         if self.inner.residual:
             skip = self._unfold(x)
             out = out + skip.repeat(1, out.shape[1] // skip.shape[1], 1, 1, 1)
-        lead, self.lead = self.lead, 0
-        return out[:, :, lead:]
+        return out[:, :, self.inner.stride[0] - 1 if self.window.begins else 0 :]
 
 
 class _AudioUpsampler(nn.Module):
     """``LTX2AudioUpsample`` that drops its leading frame once, not in every chunk."""
 
-    def __init__(self, inner: Any) -> None:
+    def __init__(self, inner: Any, window: _Window) -> None:
         super().__init__()
-        self.inner = inner
-        self.lead = 1
+        self.inner, self.window = inner, window
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.inner.conv(nn.functional.interpolate(x, scale_factor=2.0, mode="nearest"))
-        lead, self.lead = self.lead, 0
-        return out[:, :, lead:]
+        return out[:, :, int(self.window.begins) :]
 
 
-def _remember(causal_conv: Any) -> nn.Module:
-    causal_conv.conv = _Remembering(causal_conv.conv)
-    return causal_conv
+def _remember(window: _Window, causal: bool, padding_conv: Any) -> nn.Module:
+    padding_conv.conv = _Remembering(padding_conv.conv, window, causal)
+    return padding_conv
 
 
 def _own_modules(root: nn.Module) -> Any:
@@ -116,13 +148,17 @@ def _replace(root: nn.Module, makers: dict[type, Callable[[Any], nn.Module]]) ->
 
 
 class VideoStream:
-    """Picture from video latents, a few at a time.
+    """Picture from video latents, a few at a time; exact if the decoder is causal.
+
+    Args:
+        vae: the video VAE.
+        reach: of a decoder that is not causal; None: what ``video_reach`` says.
 
     Raises:
-        StreamingError: if the decoder is not causal, or is not a function of the latents alone.
+        StreamingError: if the decoder is not a function of the latents alone.
     """
 
-    def __init__(self, vae: Any) -> None:
+    def __init__(self, vae: Any, reach: Reach | None = None) -> None:
         from diffusers.models.autoencoders.autoencoder_kl_ltx2 import LTX2VideoCausalConv3d, LTX2VideoUpsampler3d
 
         config = vae.config
@@ -130,26 +166,82 @@ class VideoStream:
         refuse(
             "video decoder",
             {
-                "decoder_causal": (config.decoder_causal, True),
                 "timestep_conditioning": (config.timestep_conditioning, False),
                 "decoder_inject_noise": (any(noise) if isinstance(noise, (list, tuple)) else noise, False),
             },
         )
+        self._causal = bool(config.decoder_causal)
+        self.reach = video_reach(config) if reach is None else reach
+        self._window = _Window()
         self._decoder = _own_modules(vae.decoder)
-        _replace(self._decoder, {LTX2VideoUpsampler3d: _VideoUpsampler})
-        _replace(self._decoder, {LTX2VideoCausalConv3d: _remember})
+        # diffusers' own ratio is wrong where the config leaves it out and not every level halves the picture.
+        upsamplers = (module for module in self._decoder.modules() if isinstance(module, LTX2VideoUpsampler3d))
+        self._enlarged = int(self._decoder.patch_size) * prod(int(module.stride[1]) for module in upsamplers)
+        _replace(self._decoder, {LTX2VideoUpsampler3d: partial(_VideoUpsampler, window=self._window)})
+        _replace(self._decoder, {LTX2VideoCausalConv3d: partial(_remember, self._window, self._causal)})
+        self._held: Tensor | None = None  # latents from number self._first on
+        self._tail: Tensor | None = None  # frames after the last that came out, made with less look-ahead
+        self._first = self._done = 0
 
     def push(self, z: Tensor) -> Tensor:
-        """Decode ``[B, C, T, H, W]``, denormalised, to frames ``[B, 3, T', h, w]`` in [-1, 1]: 8 a latent, 1 for the first."""
-        return self._decoder(z, causal=True)
+        """Decode ``[B, C, T, H, W]``, denormalised, to frames ``[B, 3, T', h, w]`` in [-1, 1]: 8 a latent, 1 for the first.
+
+        They are the frames of all latents but the last ``reach.ahead`` of those pushed so far.
+        """
+        self._held = torch.cat([self._held, z], 2) if self._held is not None and self._held.shape[2] else z
+        return self._emit(self._first + self._held.shape[2] - self.reach.ahead)
+
+    def flush(self) -> Tensor:
+        """Return the frames held back, ``[B, 3, T', h, w]``, none of a causal decoder: the end of the clip."""
+        assert self._held is not None, "push before flush"
+        return self._emit(self._first + self._held.shape[2])
+
+    def _emit(self, stop: int) -> Tensor:
+        """Frames of the latents from the last that came out to number ``stop``."""
+        held = self._held
+        assert held is not None, "push before flush"
+        if stop <= self._done:
+            size = (self._enlarged * n for n in held.shape[3:])
+            return held.new_zeros(held.shape[0], 3, 0, *size)
+        settled = max(self._first, stop - self.reach.again)
+        window = self._window
+        window.latents, window.settled, window.begins = held.shape[2], settled - self._first, self._first == 0
+        frames = self._decoder(held, causal=self._causal)
+        begin, end = (window.units(n - self._first, frames.shape[2]) for n in (self._done, stop))
+        out = _blended(self._tail, frames[:, :, begin:end])
+        if self.reach.blend:
+            self._tail = frames[:, :, end : end + self.reach.blend].clone()
+        # A view would keep all latents alive.
+        self._held = held[:, :, settled - self._first :].clone(memory_format=torch.preserve_format)
+        self._first, self._done = settled, stop
+        return out
 
     def state(self) -> State:
         """A copy of what is remembered after the first chunk, for ``restore``."""
-        return _pasts(self._decoder)
+        pasts = _pasts(self._decoder)
+        if self._causal:
+            return pasts
+        assert self._held is not None, "push before taking the state"
+        tail = {} if self._tail is None else {"tail": self._tail.clone()}
+        return {**pasts, **tail, "held": self._held.clone(), "places": torch.tensor([self._first, self._done])}
 
     def restore(self, state: State) -> None:
         """Go on where ``state`` was taken."""
         _remember_again(self._decoder, state)
+        self._first = self._done = 1  # whatever is not the begin
+        if not self._causal:
+            self._first, self._done = state["places"].tolist()
+            self._held = _as_computed(state["held"])
+            self._tail = state.get("tail")
+
+
+def _blended(old: Tensor | None, new: Tensor) -> Tensor:
+    """Frames ``[B, 3, T, h, w]`` that begin as what an earlier run made of them and fade into what this one did."""
+    count = 0 if old is None else min(old.shape[2], new.shape[2])
+    if old is None or count == 0:
+        return new
+    share = torch.arange(1, count + 1, device=new.device, dtype=new.dtype)[:, None, None] / (count + 1)
+    return torch.cat([old[:, :, :count].lerp(new[:, :, :count], share), new[:, :, count:]], 2)
 
 
 class MelStream:
@@ -172,13 +264,16 @@ class MelStream:
                 "attn_resolutions": (config.attn_resolutions or None, None),
             },
         )
+        self._window = _Window()
         self._decoder = _own_modules(vae.decoder)
-        _replace(self._decoder, {LTX2AudioUpsample: _AudioUpsampler})
-        _replace(self._decoder, {LTX2AudioCausalConv2d: _remember})
+        _replace(self._decoder, {LTX2AudioUpsample: partial(_AudioUpsampler, window=self._window)})
+        _replace(self._decoder, {LTX2AudioCausalConv2d: partial(_remember, self._window, True)})
 
     def push(self, z: Tensor) -> Tensor:
         """Decode ``[B, c, T, f]``, denormalised, to log-mel ``[B, 2, T', F]``: 4 frames a latent, 1 for the first."""
+        self._window.latents = self._window.settled = z.shape[2]
         mel = self._decoder(z)
+        self._window.begins = False
         # The decoder cuts every output to 4N-3 frames, which is right for the first chunk; without the axis it cuts to 4N.
         self._decoder.causality_axis = None
         return mel
@@ -190,6 +285,7 @@ class MelStream:
     def restore(self, state: State) -> None:
         """Go on where ``state`` was taken."""
         _remember_again(self._decoder, state)
+        self._window.begins = False
         self._decoder.causality_axis = None
 
 
@@ -250,6 +346,7 @@ class StreamingDecoder:
     """Media from normalised latents, block by block: one stream's state over a codec that many streams may share.
 
     Concatenated, the chunks are what ``codec.decode`` makes of the concatenated latents, for any split; memory stays constant.
+    Of a video decoder that is not causal they are so but for the error of its look-ahead (docs/streaming.md).
 
     Args:
         codec: the codec.
@@ -265,7 +362,7 @@ class StreamingDecoder:
 
     def reset(self) -> None:
         """Begin another stream."""
-        self._video = VideoStream(self.codec.video_vae)
+        self._video = VideoStream(self.codec.video_vae, self.codec.video_reach)
         self._mel = MelStream(self.codec.audio_vae)
         self._sound = SoundStream(self.codec.vocoder)
 
@@ -285,9 +382,9 @@ class StreamingDecoder:
         return Pair(to_frames(self._video.push(z.video)), self._sound.push(self._mel.push(z.audio)))
 
     @torch.inference_mode()
-    def flush(self) -> Tensor:
-        """The samples ``[B, 2, N]`` still held back, up to the end of what was pushed; the stream is over then."""
-        return self._sound.flush()
+    def flush(self) -> Pair[Tensor]:
+        """The media still held back, up to the end of what was pushed: frames and samples as of ``push``. It is over then."""
+        return Pair(to_frames(self._video.flush()), self._sound.flush())
 
     def state(self) -> State:
         """A copy of all that is remembered after at least one ``push``, for ``restore``."""

@@ -32,7 +32,7 @@ QUIET = 0.03  # of the loudness that the oscillators would have
 Batches = Callable[[int], Iterator[Any]]
 
 
-class _Part(L.LightningModule):
+class Part(L.LightningModule):
     """One network of the codec: AdamW, a short warm-up, then a cosine to zero."""
 
     def __init__(self, net: Any, config: Any, seed: int) -> None:
@@ -59,7 +59,7 @@ class _Part(L.LightningModule):
         return posterior.sample(step_generator(self.seed, step, "posterior")), self.config.kl
 
 
-class VideoVaeTraining(_Part):
+class VideoVaeTraining(Part):
     """Reconstruction in which what moves counts ``foreground_weight`` times more than what stays."""
 
     config: VideoCodecConfig
@@ -81,7 +81,7 @@ class VideoVaeTraining(_Part):
         return loss + kl_weight * kl
 
 
-class AudioVaeTraining(_Part):
+class AudioVaeTraining(Part):
     """Absolute error of log-mels in which sound counts ``foreground_weight`` times more than near silence."""
 
     config: AudioCodecConfig
@@ -99,7 +99,7 @@ class AudioVaeTraining(_Part):
         return loss + kl_weight * kl
 
 
-class VocoderTraining(_Part):
+class VocoderTraining(Part):
     """Waveforms from log-mels, by their spectra at several resolutions, loud parts first."""
 
     config: VocoderConfig

@@ -1,4 +1,7 @@
-"""What ``dvc.yaml`` declares about a stage: the only list of what each stage reads, depends on and writes."""
+"""What ``dvc.yaml`` declares about a stage: the only list of what each stage reads, depends on and writes.
+
+``pipelines/optional/dvc.yaml`` does so for the stages that no preset needs and `dvc repro` leaves alone.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from omniforcing.config import Config, data_root, digest, to_dict
 from omniforcing.errors import OmniForcingError
 from omniforcing.files import folder_digest, tree_digest
 
+OPTIONAL = "pipelines/optional/dvc.yaml"
 _MEASURES = "src/omniforcing/metrics"
 # Only presents what is measured: no figure and no kept clip depends on it.
 PRESENTS = tuple(f"{_MEASURES}/{name}" for name in ("page.html", "report.py", "curves.py", "ablation.html", "ablation.py"))
@@ -72,10 +76,10 @@ def _has(values: Any, key: str) -> bool:
     return True
 
 
-def _stages(root: Path) -> dict[str, Any]:
+def _stages(root: Path, file: str = "dvc.yaml") -> dict[str, Any]:
     from yaml import safe_load
 
-    path = root / "dvc.yaml"
+    path = root / file
     if not path.is_file():
         raise OmniForcingError(f"{path} is missing; run inside a checkout of the project")
     stages: dict[str, Any] = safe_load(path.read_text(encoding="utf-8"))["stages"]
@@ -85,6 +89,11 @@ def _stages(root: Path) -> dict[str, Any]:
 def stage_names(root: Path) -> list[str]:
     """The stages of ``dvc.yaml``, in its order."""
     return list(_stages(root))
+
+
+def optional_stages(root: Path) -> list[str]:
+    """The stages of ``pipelines/optional/dvc.yaml``, if there is one."""
+    return list(_stages(root, OPTIONAL)) if (root / OPTIONAL).is_file() else []
 
 
 def check_preset(root: Path, preset: str) -> None:
@@ -109,7 +118,7 @@ def read_declaration(name: str, root: Path, preset: str) -> Declaration:
     Raises:
         OmniForcingError: if there is no such stage.
     """
-    stages = _stages(root)
+    stages = _stages(root, OPTIONAL if name in optional_stages(root) else "dvc.yaml")
     if name not in stages:
         raise OmniForcingError(f"dvc.yaml has no stage {name!r}; it has: {', '.join(stages)}")
     stage = stages[name]

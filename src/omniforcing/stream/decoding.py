@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from omniforcing.codec.streaming import StreamingDecoder
-from omniforcing.latents import Latents
+from omniforcing.latents import Latents, Pair
 from omniforcing.states import State, joined, part_of
 
 
@@ -37,14 +37,15 @@ class Decoding:
         self._before_the_end: State | None = None
 
     def push(self, latents: Latents, last: bool) -> Part:
-        """Decode the next block's latents; the ``last`` block brings the samples that were held back."""
+        """Decode the next block's latents; the ``last`` block brings what was held back."""
         media = self._decoder.push(latents)
-        sound, frames, samples = media.audio, self._frames, self._samples
-        self._frames, self._samples = frames + media.video.shape[1], samples + sound.shape[2]
+        frames, samples = self._frames, self._samples
+        self._frames, self._samples = frames + media.video.shape[1], samples + media.audio.shape[2]
         if last:
             self._before_the_end = self.state()
-            sound = torch.cat([sound, self._decoder.flush()], 2)
-        picture, waveform = media.video[0], sound[0]
+            rest = self._decoder.flush()
+            media = Pair(torch.cat([media.video, rest.video], 1), torch.cat([media.audio, rest.audio], 2))
+        picture, waveform = media.video[0], media.audio[0]
         if self._limits is not None:
             picture, waveform = picture[: self._limits[0] - frames], waveform[:, : self._limits[1] - samples]
         return Part(picture.cpu().numpy(), waveform.cpu().numpy(), frames, samples)

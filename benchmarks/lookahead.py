@@ -1,0 +1,213 @@
+"""How far a decoder must look ahead: the picture and the sound of a stream against decoding the whole, for each look-ahead.
+
+``python -m benchmarks.lookahead --codec data/pocket/causal_decoder/non_causal --latents data/pocket/latents --json``. Latents
+come block by block (1, then 3). Without ``--codec``, LTX-2.0's decoder in its real depth and a small width with random
+weights, which is pessimistic: trained ones lean less on what is far. ``--plot FILE`` draws the curves. The default of
+``codec/reach.py`` is the least look-ahead whose picture is within ``--enough`` dB (45: below what 8 bits round) of the whole's.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from omniforcing.codec.codec import Codec
+from omniforcing.codec.reach import Reach, vocoder_reach
+from omniforcing.codec.streaming import SoundStream, VideoStream
+from omniforcing.console import run_command
+from omniforcing.data.sources import HELDOUT
+from omniforcing.data.tensors import TensorShards
+from omniforcing.files import MANIFEST, read_json
+from omniforcing.latents import Pair
+from omniforcing.layout import clip_latents
+from omniforcing.ops.training import set_threads
+
+BLOCK = 3  # video latents
+SECONDS = 4
+AHEAD = range(10)
+BLENDS = (0, 4, 8)
+
+
+def main() -> None:
+    """Parse the command line and measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--codec", type=Path, help="folder of a codec whose video decoder is not causal")
+    parser.add_argument("--latents", type=Path, help="folder of the latents stage; without, latents are random")
+    parser.add_argument("--clips", type=int, default=8, help="held-out clips of it (default: 8)")
+    parser.add_argument("--enough", type=float, default=45.0, help="dB to the whole's picture that are enough (default: 45)")
+    parser.add_argument("--plot", type=Path, help="also draw the curves into this PNG")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    arguments = parser.parse_args()
+
+    def run() -> None:
+        set_threads(arguments.threads)
+        found = measure(arguments.codec, arguments.latents, arguments.clips, arguments.enough)
+        if arguments.plot:
+            draw(found, arguments.plot)
+        print(json.dumps(found) if arguments.json else table(found))
+
+    sys.exit(run_command(run))
+
+
+@torch.inference_mode()
+def measure(folder: Path | None, latents: Path | None, clips: int, enough: float) -> dict[str, Any]:
+    """The curves of picture and sound, and the least look-ahead that is enough."""
+    codec = None if folder is None else Codec.load(folder)
+    vae = random_ltx2() if codec is None else codec.video_vae
+    z = [latents_of(vae, index) for index in range(clips)]
+    # The pictures of random weights have no range: twice their deviation stands for that of -1 to 1.
+    scale = (lambda _: 1.0) if codec is not None else (lambda whole: 2 * whole.std())
+    sounds: list[Tensor] = []
+    if codec is not None and latents is not None:
+        pairs = [codec.denormalise(pair, shards_grid(latents)) for pair in islice(stored(latents), clips)]
+        z = [pair.video for pair in pairs]
+        sounds = [codec.audio_vae.decode(pair.audio).sample for pair in pairs]
+    picture = list(picture_curve(vae, z, scale))
+    again = [row for row in picture if row["again"] or not row["ahead"]]
+    least = next((row["ahead"] for row in again if row["psnr_db"] >= enough), None)
+    tried = [] if least is None else [blend for blend in BLENDS if blend <= 8 * least]
+    return {
+        "decoder": "LTX-2.0's depth, random" if folder is None else str(folder),
+        "clips": clips,
+        "enough_db": enough,
+        "least_ahead": least,
+        "picture": picture,
+        "blended": [picture_row(vae, z, Reach(int(least or 0), BLOCK, blend), scale) for blend in tried],
+        "sound": list(sound_curve(codec, sounds)) if codec is not None and sounds else [],
+    }
+
+
+def random_ltx2() -> Any:
+    """LTX-2.0's video VAE at a thirty-second of its width, with random weights; its decoder is not causal."""
+    from diffusers import AutoencoderKLLTX2Video
+
+    torch.manual_seed(0)
+    vae = AutoencoderKLLTX2Video(
+        latent_channels=16,
+        block_out_channels=(8, 16, 32, 64),
+        decoder_block_out_channels=(8, 16, 32),
+        decoder_causal=False,
+    )
+    return vae.eval().to(memory_format=torch.channels_last_3d)
+
+
+def latents_of(vae: Any, seed: int) -> Tensor:
+    """Random latents of a clip, for a decoder whose inputs nobody knows."""
+    shape = (1, vae.config.latent_channels, clip_latents(2 * SECONDS).video, 2, 3)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).contiguous(memory_format=torch.channels_last_3d)
+
+
+def stored(folder: Path) -> Iterator[Pair[Tensor]]:
+    """Latents of held-out clips, one at a time."""
+    length = clip_latents(SECONDS)
+    for _, latents, _, _ in TensorShards(folder, HELDOUT, length).samples():
+        yield latents.map(lambda x: x[None])
+
+
+def shards_grid(folder: Path) -> tuple[int, int]:
+    """Rows and columns of tokens."""
+    rows, columns = read_json(folder / MANIFEST)["grid"]
+    return rows, columns
+
+
+def picture_curve(vae: Any, z: list[Tensor], scale: Callable[[Tensor], Any]) -> Iterator[dict[str, float]]:
+    """A row for each look-ahead, with a block decoded again and without."""
+    for ahead in AHEAD:
+        for again in (0, BLOCK) if ahead else (0,):
+            yield picture_row(vae, z, Reach(ahead, again), scale)
+
+
+def picture_row(vae: Any, z: list[Tensor], reach: Reach, scale: Callable[[Tensor], Any]) -> dict[str, float]:
+    """PSNR to the whole's picture (dB, pixels in [-1, 1]), largest error, error of the motion where pieces meet, time."""
+    squares, largest, seams, spent, whole_spent = [], [], [], 0.0, 0.0
+    for clip in z:
+        began = time.process_time()
+        whole = vae.decode(clip).sample
+        between = time.process_time()
+        stream = VideoStream(vae, reach)
+        pieces = [*(stream.push(piece) for piece in blocks(clip, BLOCK)), stream.flush()]
+        whole_spent += between - began
+        spent += time.process_time() - between
+        error = (torch.cat(pieces, 2) - whole) / scale(whole)
+        meet = torch.tensor([piece.shape[2] for piece in pieces if piece.shape[2]]).cumsum(0)[:-1]
+        squares.append(error.square().mean())
+        largest.append(error.abs().max())
+        seams.append((error[:, :, meet] - error[:, :, meet - 1]).square().mean())
+    mean = torch.stack(squares).mean().clamp(min=1e-12)
+    return {
+        "ahead": reach.ahead,
+        "again": reach.again,
+        "blend": reach.blend,
+        "psnr_db": float(-10 * torch.log10(mean / 4)),
+        "largest": float(torch.stack(largest).max()),
+        "seam_rms": float(torch.stack(seams).mean().sqrt()),
+        "cost": spent / whole_spent,
+    }
+
+
+def sound_curve(codec: Codec, mels: list[Tensor]) -> Iterator[dict[str, float]]:
+    """Largest error of the samples for look-aheads of the vocoder up to its whole reach, mel frames."""
+    full = vocoder_reach(codec.vocoder.config)
+    for reach in sorted({0, 2, 4, 8, 12, 16, 20, full}):
+        errors = []
+        for mel in mels:
+            stream = SoundStream(codec.vocoder)
+            stream.reach = reach
+            pieces = [*(stream.push(piece) for piece in blocks(mel, 100)), stream.flush()]
+            streamed = torch.cat(pieces, 2)
+            whole = codec.vocoder(mel)[..., : streamed.shape[2]]
+            errors.append((streamed - whole).abs().max() / whole.abs().max())
+        yield {"ahead_mel": reach, "largest": float(torch.stack(errors).max())}
+
+
+def blocks(x: Tensor, size: int) -> list[Tensor]:
+    """The first of dimension 2, then pieces of ``size``."""
+    return [x[:, :, :1], *x[:, :, 1:].split(size, 2)]
+
+
+def table(found: dict[str, Any]) -> str:
+    """The curves as text."""
+    lines = [
+        f"{found['decoder']}, {found['clips']} clips: least look-ahead for {found['enough_db']} dB: {found['least_ahead']}"
+    ]
+    lines.append(f"{'ahead':>6}{'again':>6}{'blend':>6}{'PSNR dB':>9}{'largest':>9}{'at seams':>9}{'cost':>6}")
+    for row in found["picture"] + found["blended"]:
+        lines.append(
+            f"{row['ahead']:>6}{row['again']:>6}{row['blend']:>6}{row['psnr_db']:>9.1f}{row['largest']:>9.4f}"
+            f"{row['seam_rms']:>9.4f}{row['cost']:>6.2f}"
+        )
+    lines += [f"sound, {row['ahead_mel']} mel frames ahead: {row['largest']:.1e}" for row in found["sound"]]
+    return "\n".join(lines)
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """PSNR over look-ahead."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(6, 4))
+    for again, label in ((0, "nothing decoded again"), (BLOCK, "one block decoded again")):
+        rows = [row for row in found["picture"] if row["again"] == again]
+        axis.plot([row["ahead"] for row in rows], [row["psnr_db"] for row in rows], marker="o", label=label)
+    axis.axhline(found["enough_db"], color="grey", linewidth=0.8, linestyle="--")
+    axis.set_xlabel("look-ahead, video latents (3 a second)")
+    axis.set_ylabel("streamed against whole decode, dB")
+    axis.set_title(found["decoder"], fontsize=9)
+    axis.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=90)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()
