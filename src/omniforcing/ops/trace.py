@@ -81,8 +81,12 @@ def deepened(few: Trace, more: Trace, layers: tuple[int, int, int], share: float
     def reach(a: float, b: float) -> float:
         return a + by * (b - a)
 
-    pairs = zip(few.peaks(share), more.peaks(share), strict=True)
-    peaks = [(reach(a[0], b[0]), reach(a[1], b[1])) for a, b in pairs]
+    peaks = []
+    for a, b in zip(few.peaks(share), more.peaks(share), strict=True):
+        # The sum is carried on; the fullest moment may be another one in the deeper network, so its parts are only bounded.
+        whole = reach(sum(a), sum(b))
+        gradients = min(max(reach(a[0], b[0]), 0.0), whole)
+        peaks.append((gradients, whole - gradients))
     learning = {name: reach(few.learning[name], more.learning[name]) for name in few.learning}
     counts = Trace([], reach(few.flops, more.flops), few.forwards, few.backwards, learning)
     return peaks, counts
@@ -109,7 +113,7 @@ class _Live(TorchDispatchMode):
         if kwargs.get("generator") is not None:
             kwargs["generator"] = None
         for tensor in _tensors((args, kwargs)):
-            self.kinds.setdefault(tensor.untyped_storage()._cdata, "outside")
+            self._meet(tensor)
         out = _masked(func, args) if _picks_by_mask(func, args) else func(*args, **kwargs)
         count = _FLOPS.get(func._overloadpacket)
         if count is not None:
@@ -119,6 +123,13 @@ class _Live(TorchDispatchMode):
         gradients, rest, phase = self.live["gradient"], self.live["other"], self.trace.phases[-1]
         phase[gradients] = max(rest, phase.get(gradients, 0))
         return out
+
+    def _meet(self, tensor: Tensor) -> None:
+        """What was made elsewhere is not counted, for as long as it lives: its address is another tensor's afterwards."""
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.kinds:
+            self.kinds[storage._cdata] = "outside"
+            weakref.finalize(storage, self.kinds.pop, storage._cdata, None)
 
     def _begin(self, tensor: Tensor, kind: str = "other") -> None:
         storage = tensor.untyped_storage()
