@@ -39,7 +39,7 @@ def make_clips(folder: Path, count: int) -> Path:
 
 
 def measure(shards: Path, work: Path, run: Callable[[Path], Runner], workers: int) -> dict[str, float]:
-    """Encode all shards into ``work``; clips per second over the whole, and from when each of ``workers`` has finished a shard."""
+    """Encode all shards into ``work``; clips per second over all, and once each of ``workers`` has finished a shard."""
     work.mkdir()
     tasks = [Task(path, index) for path, index in indices(shards, "shards").items()]
     times: list[tuple[float, int]] = []
