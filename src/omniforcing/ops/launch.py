@@ -57,6 +57,7 @@ def launch(function: Callable[[], None], cluster: ClusterConfig, work: Path) -> 
     if cluster.address is None:
         function()
         return
+    _check_address(cluster.address, ClusterError)
     import cloudpickle
 
     folder = work / "ray"
@@ -179,6 +180,15 @@ def _failure(folder: Path) -> str | None:
     return read_json(path)["error"] if path.is_file() else None
 
 
+def _check_address(address: str, kind: type[Exception]) -> None:
+    """Refuse an address at which nothing answers, as ``kind``, and one of another sort."""
+    if address.startswith("ray://"):
+        raise ClusterError(f"cluster.address is {address}; name the head itself, HOST:6379, or submit the stage as a Ray job")
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and not _answers(host, int(port)):
+        raise kind(f"no Ray cluster answers at cluster.address={address}; start it with `ray start --head` or name another")
+
+
 def _answers(host: str, port: int) -> bool:
     try:
         socket.create_connection((host, port), 5).close()
@@ -191,24 +201,18 @@ def _connect(cluster: ClusterConfig, again: bool) -> None:
     import ray
     from ray.exceptions import AuthenticationError
 
-    address = str(cluster.address)
-    unreachable = f"no Ray cluster answers at cluster.address={address}; start it with `ray start --head` or name another"
-    if address.startswith("ray://"):
-        raise ClusterError(f"cluster.address is {address}; name the head itself, HOST:6379, or submit the stage as a Ray job")
-    host, _, port = address.rpartition(":")
-    if port.isdigit() and not _answers(host, int(port)):
-        raise ClusterLost(unreachable) if again else ClusterError(unreachable)
+    address, kind = str(cluster.address), ClusterLost if again else ClusterError
+    _check_address(address, kind)
     variables = {name: os.environ[name] for name in FORWARDED if name in os.environ}
     try:
         ray.init(address=address, runtime_env={"env_vars": variables}, logging_level="WARNING")
-    except AuthenticationError as error:
-        raise ClusterError(
-            f"the cluster at {address} refuses this token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or ~/.ray/auth_token) "
-            f"to what its head was started with"
-        ) from error
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise (ClusterLost if again else ClusterError)(f"{unreachable} ({reason})") from error
+        raise kind(
+            f"the Ray cluster at cluster.address={address} lets this process not in ({reason}); most often its token "
+            f"is another: "
+            f"set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or ~/.ray/auth_token) to what the head was started with"
+        ) from error
 
 
 def _needs(cluster: ClusterConfig) -> dict[str, float]:
@@ -324,7 +328,7 @@ def _worker(order: dict[str, str]) -> None:
     try:
         cloudpickle.loads((folder / "job.pkl").read_bytes())()
     except Exception as error:
-        if sentence := explain(error):
+        if (sentence := explain(error)) and not isinstance(error, OSError):
             write_json(folder / "failure.json", {"error": sentence})
         raise
 
