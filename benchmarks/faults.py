@@ -270,7 +270,7 @@ def measure(root: Path, name: str, folder: Path, expected: list[dict[str, float]
 def _mount(folder: Path) -> bool:
     """Put a small disk at ``folder``."""
     folder.mkdir(parents=True)
-    answer = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", folder], capture_output=True, text=True)
+    answer = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160m", "tmpfs", folder], capture_output=True, text=True)
     if answer.returncode:
         raise OmniForcingError(
             f"a small disk could not be mounted ({answer.stderr.strip()}); run this as root, or leave out disk"
