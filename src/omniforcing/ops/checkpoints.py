@@ -16,6 +16,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
 from omniforcing import world
+from omniforcing.errors import OmniForcingError
 from omniforcing.files import remove, sync
 
 WHOLE = "last.ckpt"
@@ -27,10 +28,22 @@ def name(strategy: Strategy, epoch: int) -> str:
     return f"epoch-{epoch:06d}{SHARDS}" if isinstance(strategy, ModelParallelStrategy) else WHOLE
 
 
-def latest(work: Path) -> Path | None:
-    """The checkpoint that was finished last."""
-    found = [path for path in (work / WHOLE, *work.glob(f"*{SHARDS}")) if path.exists()]
-    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+def latest(work: Path, sharded: bool) -> Path | None:
+    """The checkpoint that was finished last.
+
+    Raises:
+        OmniForcingError: if it was written by workers of the other kind.
+    """
+    whole, shards = work / WHOLE, sorted(work.glob(f"*{SHARDS}"))
+    found, other = (shards, [whole]) if sharded else ([whole], shards)
+    here = [path for path in found if path.exists()]
+    if not here and (foreign := [path for path in other if path.exists()]):
+        wanted = "ddp, or without a cluster" if sharded else "fsdp or hybrid"
+        raise OmniForcingError(
+            f"{foreign[-1]} was written by a training that {'did not shard' if sharded else 'sharded'} its models; go on with "
+            f"cluster.strategy {wanted}, or remove it to start afresh"
+        )
+    return here[-1] if here else None
 
 
 def temporary(path: Path) -> Path:
@@ -66,7 +79,7 @@ def unless_full(write: Callable[[], None], path: Path) -> bool:
         if world.rank() == 0:
             remove(temporary(path))
             print(
-                f"\nthe disk is full: {path.parent} keeps the checkpoint before, training goes on and tries again at the next; "
+                f"\nthe disk is full: {path} stays as it is, training goes on and writes again at the next checkpoint; "
                 f"free some space",
                 file=sys.stderr,
                 flush=True,

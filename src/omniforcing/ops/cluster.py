@@ -36,6 +36,11 @@ def answers(host: str, port: int) -> bool:
     return True
 
 
+def unreachable(address: str) -> str:
+    """The sentence for an address at which nothing answers."""
+    return f"no Ray cluster answers at cluster.address={address}; start it with `ray start --head` or name another"
+
+
 def refused_token(address: str) -> str:
     """The sentence for a token that a cluster does not take."""
     return (
@@ -55,10 +60,9 @@ def connect(cluster: ClusterConfig) -> None:
 
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     address = str(cluster.address)
-    unreachable = f"no Ray cluster answers at cluster.address={address}; start it with `ray start --head` or name another"
     host, _, port = address.rpartition(":")
     if port.isdigit() and not answers(host.rpartition("//")[2], int(port)):
-        raise ClusterError(unreachable)
+        raise ClusterError(unreachable(address))
     variables = {name: os.environ[name] for name in FORWARDED if name in os.environ}
     # A job's working folder comes with the job, and its PYTHONPATH names that.
     environment = {} if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else {"env_vars": variables}
@@ -71,7 +75,7 @@ def connect(cluster: ClusterConfig) -> None:
             # Ray tells a wrong token to its log alone; to us it is a connection that failed though somebody listens.
             also = f"(if it is the same, the head runs another Ray than {ray.__version__} here)"
             raise ClusterError(f"{refused_token(address)} {also}") from error
-        raise ClusterError(f"{unreachable} ({str(error).strip().splitlines()[0]})") from error
+        raise ClusterError(f"{unreachable(address)} ({str(error).strip().splitlines()[0]})") from error
 
 
 def needs(cluster: ClusterConfig) -> dict[str, float]:

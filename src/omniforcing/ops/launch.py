@@ -18,11 +18,9 @@ from pathlib import Path
 from omniforcing.config import ClusterConfig
 from omniforcing.errors import OmniForcingError
 from omniforcing.files import atomic_write, read_json, remove, write_json
-from omniforcing.ops.cluster import ClusterError, answers, check_nodes, check_room, connect, needs
+from omniforcing.ops.cluster import ClusterError, answers, check_nodes, check_room, connect, needs, unreachable
 
 JOB, ORDER, ANSWER, FAILURE = "job.pkl", "order.json", "answer.json", "failure.json"
-# What the driver needs to know of the cluster.
-ORDERED = ("address", "workers", "cpus", "gpus", "restarts")
 LOST = 75  # exit code of a driver that cannot reach its cluster
 PATIENCE = 900.0  # seconds in which a lost cluster must be back
 PAUSE = 5.0  # seconds between two looks for it
@@ -47,15 +45,25 @@ def launch(function: Callable[[], None], cluster: ClusterConfig, work: Path) -> 
     if cluster.address is None:
         function()
         return
+    _check_address(cluster.address)
     import cloudpickle
 
     folder = work / "ray"
     remove(folder)
     folder.mkdir(parents=True)
     atomic_write(folder / JOB, cloudpickle.dumps(function))
-    write_json(folder / ORDER, {name: getattr(cluster, name) for name in ORDERED})
+    write_json(folder / ORDER, {name: getattr(cluster, name) for name in ("address", "workers", "cpus", "gpus", "restarts")})
     _supervise(folder)
     remove(folder)
+
+
+def _check_address(address: str) -> None:
+    """Refuse at once what no driver could reach."""
+    if address.startswith("ray://"):
+        raise ClusterError(f"cluster.address is {address}; name the head itself, HOST:6379, or submit the stage as a Ray job")
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and not answers(host, int(port)):
+        raise ClusterError(unreachable(address))
 
 
 def _supervise(folder: Path) -> None:
@@ -168,10 +176,6 @@ def _failure(folder: Path) -> str | None:
 
 def _reach(cluster: ClusterConfig, folder: Path, again: bool) -> None:
     """Become a driver of the cluster, once it is all that the config asks for; ``again``: not yet is no mistake then."""
-    if str(cluster.address).startswith("ray://"):
-        raise ClusterError(
-            f"cluster.address is {cluster.address}; name the head itself, HOST:6379, or submit the stage as a Ray job"
-        )
     try:
         connect(cluster)
         check_room(cluster)
@@ -199,7 +203,7 @@ def _worker(order: dict[str, str]) -> None:
     try:
         cloudpickle.loads((folder / JOB).read_bytes())()
     except Exception as error:
-        if sentence := explain(error):
+        if (sentence := explain(error)) and not isinstance(error, OSError):
             write_json(folder / FAILURE, {"error": sentence})
         raise
 

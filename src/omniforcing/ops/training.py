@@ -105,7 +105,7 @@ class _Curves(Callback):
             writer = csv.DictWriter(table, list(dict.fromkeys(name for row in self.rows for name in row)), restval="")
             writer.writeheader()
             writer.writerows(self.rows)
-            atomic_write(self.path, table.getvalue())
+            checkpoints.unless_full(lambda: atomic_write(self.path, table.getvalue()), self.path)
 
 
 def probe_steps(steps: int, probes: int) -> set[int]:
@@ -147,7 +147,7 @@ def fit(
     work.mkdir(parents=True, exist_ok=True)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     every = min(trainer.checkpoint_every, steps)
-    checkpoint = checkpoints.latest(work)
+    checkpoint = checkpoints.latest(work, sharded)
     runner = L.Trainer(
         accelerator=trainer.accelerator,
         devices=1,
