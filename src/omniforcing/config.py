@@ -271,7 +271,9 @@ class StudentConfig:
 @dataclass
 class DmdConfig:
     optim: OptimiserConfig = field(default_factory=OptimiserConfig)
+    muon_lr: Weights | None = None
     critic_lr: float = 4.0e-4
+    critic_muon_lr: float | None = None
     critic_steps: int = 5
     sigma: SigmaConfig = field(default_factory=SigmaConfig)
     guidance_low: Weights = field(default_factory=lambda: Weights(2.0, 2.0))
@@ -298,6 +300,7 @@ class TrajectoriesConfig:
 class CausalOdeConfig:
     init: CausalOdeInit = CausalOdeInit.bidirectional_dmd
     optim: OptimiserConfig = field(default_factory=OptimiserConfig)
+    muon_lr: Weights | None = None
     target: OdeTarget = OdeTarget.velocity
     loss: Weights = field(default_factory=Weights)
 

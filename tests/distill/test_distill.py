@@ -5,6 +5,7 @@ import csv
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -143,9 +144,9 @@ def models(sinks: int) -> tuple:
     return tiny_model(sinks), tiny_model(), tiny_model()
 
 
-def stage_bidirectional_dmd() -> BidirectionalDmd:
+def stage_bidirectional_dmd(**rates: Any) -> BidirectionalDmd:
     three = models(0)
-    config = DmdConfig(optim=OPTIM, critic_steps=2)
+    config = DmdConfig(optim=OPTIM, critic_steps=2, **rates)
     view, none = full_view(three[1], COUNTS, GRID), features(1, seed=9)
     return BidirectionalDmd(
         *three, config=config, view=view, unconditional=none, sigmas=SIGMAS, counts=COUNTS, grid=GRID, seed=0
@@ -165,7 +166,12 @@ def stage_self_forcing() -> SelfForcing:
     return SelfForcing(*three, config=config, view=view, unconditional=none, rollout=ROLLOUT, blocks=3, seed=0)
 
 
-STAGES = [stage_teacher, stage_bidirectional_dmd, stage_causal_ode, stage_self_forcing]
+def stage_with_muon() -> BidirectionalDmd:
+    """Student and critic of two optimisers each."""
+    return stage_bidirectional_dmd(muon_lr=Weights(1e-3, 1e-3), critic_muon_lr=2e-3)
+
+
+STAGES = [stage_teacher, stage_bidirectional_dmd, stage_causal_ode, stage_self_forcing, stage_with_muon]
 
 
 def batches(module: StageModule) -> Callable[[int], Iterator[Batch]]:
@@ -194,6 +200,17 @@ def test_all_that_a_stage_was_built_with_follows_its_model_to_another_device(bui
 
 class _Killed(Exception):
     pass
+
+
+def test_muon_takes_the_matrices_of_the_layers_and_adamw_all_other_parameters_once() -> None:
+    module = stage_with_muon()
+    optimisers = module.configure_optimizers()
+    assert [type(optimiser) for optimiser in optimisers] == [torch.optim.AdamW, torch.optim.Muon] * 2
+    for model, (adamw, muon) in ((module.model, optimisers[:2]), (module.critic, optimisers[2:])):
+        inside, others = ([p for group in o.param_groups for p in group["params"]] for o in (muon, adamw))
+        layers = dict(model.core.transformer_blocks.named_parameters())
+        assert {id(p) for p in inside} == {id(p) for name, p in layers.items() if name.endswith("weight") and p.ndim == 2}
+        assert sorted(map(id, [*inside, *others])) == sorted(id(p) for p in model.parameters() if p.numel())
 
 
 @pytest.mark.parametrize("build", STAGES)

@@ -29,7 +29,7 @@ class CausalOde(StageModule):
     def __init__(
         self, model: DualStream, config: CausalOdeConfig, sigmas: Sequence[float], table: BlockTable, view: Masked, seed: int
     ) -> None:
-        super().__init__(model, config.optim, seed)
+        super().__init__(model, config.optim, seed, config.muon_lr)
         self.config, self.table, self.view = config, table, view
         self.register_buffer("sigmas", torch.tensor([*sigmas, 0.0]), persistent=False)
 

@@ -101,17 +101,17 @@ class Part(NamedTuple):
 
 
 class StageModule(L.LightningModule):
-    """Base of the trained stages: fp32 master weights, AdamW per modality, clipping, EMA, randomness per step.
+    """Base of the trained stages: fp32 master weights, AdamW per modality (with ``muon_lr`` Muon for the layers' matrices), clipping, EMA, randomness per step.
 
     Subclasses write ``training_step``; batches arrive as ``(step, Batch)``.
     """
 
     largest_norm: Tensor
 
-    def __init__(self, model: DualStream, optim: OptimiserConfig, seed: int) -> None:
+    def __init__(self, model: DualStream, optim: OptimiserConfig, seed: int, muon_lr: Weights | None = None) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.model, self.optim, self.seed = model, optim, seed
+        self.model, self.optim, self.seed, self.muon_lr = model, optim, seed, muon_lr
         self.accumulate = 1  # micro-batches per step
         self.sharding: Sharding | None = None
         self.ema = Ema(model, optim.ema)
@@ -133,8 +133,15 @@ class StageModule(L.LightningModule):
         for model in self.models():
             model.core.gradient_checkpointing = True
 
-    def configure_optimizers(self) -> Any:
-        return [self.adamw(self.model, self.optim.lr)]
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        return self.optimisers_of(self.model, self.optim.lr, self.muon_lr)
+
+    def optimisers_of(self, model: nn.Module, lr: Weights, muon_lr: Weights | None) -> list[torch.optim.Optimizer]:
+        """AdamW for all of a model, or with ``muon_lr`` Muon for its layers' matrices and AdamW for the rest."""
+        if muon_lr is None:
+            return [self.adamw(model, lr)]
+        inside = matrices(model)
+        return [self.adamw(model, lr, left_out=inside), self.muon(inside, muon_lr)]
 
     def adamw(self, model: nn.Module, lr: Weights, left_out: Pair[list[nn.Parameter]] | None = None) -> torch.optim.Optimizer:
         """AdamW with one learning rate per modality, for all trainable parameters but those ``left_out``."""

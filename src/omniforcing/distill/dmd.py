@@ -73,7 +73,7 @@ class DistributionMatching(StageModule):
         unconditional: TextFeatures,
         seed: int,
     ) -> None:
-        super().__init__(student, config.optim, seed)
+        super().__init__(student, config.optim, seed, config.muon_lr)
         # The frozen teacher stays out of checkpoints: it is an input, not state.
         self.frozen = [teacher.requires_grad_(False).eval()]
         self.critic, self.config, self.view, self.unconditional = critic, config, view, unconditional
@@ -90,12 +90,14 @@ class DistributionMatching(StageModule):
         self.frozen[0].to(self.device)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        rate = self.config.critic_lr
-        return [self.adamw(self.model, self.optim.lr), self.adamw(self.critic, Weights(rate, rate))]
+        config = self.config
+        pair = [None if rate is None else Weights(rate, rate) for rate in (config.critic_lr, config.critic_muon_lr)]
+        return [*super().configure_optimizers(), *self.optimisers_of(self.critic, *pair)]
 
     def training_step(self, batch: tuple[int, Batch], _index: int) -> None:
         step, data = batch
-        for_student, for_critic = self.optimizers()
+        count, optimisers = 1 if self.muon_lr is None else 2, self.optimizers()
+        for_student, for_critic = optimisers[:count], optimisers[count:]
         parts, samples = self.parts(data, step), []
 
         def of_student(part: Part) -> Pair[Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from omniforcing.config import TeacherConfig
-from omniforcing.distill.common import Part, StageModule, matrices, mean_square
+from omniforcing.distill.common import Part, StageModule, mean_square
 from omniforcing.latents import Batch, Pair, TextFeatures, noise_like
 from omniforcing.model.attention import View
 from omniforcing.model.transformer import DualStream
@@ -20,14 +20,8 @@ class Teacher(StageModule):
     """Regress the velocity ``eps - x0`` at a random sigma that both streams share."""
 
     def __init__(self, model: DualStream, config: TeacherConfig, view: View, unconditional: TextFeatures, seed: int) -> None:
-        super().__init__(model, config.optim, seed)
+        super().__init__(model, config.optim, seed, config.muon_lr)
         self.config, self.view, self.unconditional = config, view, unconditional
-
-    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        if self.config.muon_lr is None:
-            return [self.adamw(self.model, self.optim.lr)]
-        inside = matrices(self.model)
-        return [self.adamw(self.model, self.optim.lr, left_out=inside), self.muon(inside, self.config.muon_lr)]
 
     def training_step(self, batch: tuple[int, Batch], _index: int) -> None:
         step, data = batch
