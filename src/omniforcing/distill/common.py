@@ -101,7 +101,7 @@ class Part(NamedTuple):
 
 
 class StageModule(L.LightningModule):
-    """Base of the trained stages: fp32 master weights, AdamW per modality (with ``muon_lr`` Muon for the layers' matrices), clipping, EMA, randomness per step.
+    """Base of the trained stages: fp32 master weights, AdamW or Muon per modality, clipping, EMA, randomness per step.
 
     Subclasses write ``training_step``; batches arrive as ``(step, Batch)``.
     """
