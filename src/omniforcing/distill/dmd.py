@@ -90,9 +90,9 @@ class DistributionMatching(StageModule):
         self.frozen[0].to(self.device)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        config = self.config
-        pair = [None if rate is None else Weights(rate, rate) for rate in (config.critic_lr, config.critic_muon_lr)]
-        return [*super().configure_optimizers(), *self.optimisers_of(self.critic, *pair)]
+        lr, muon_lr = self.config.critic_lr, self.config.critic_muon_lr
+        muon = None if muon_lr is None else Weights(muon_lr, muon_lr)
+        return [*super().configure_optimizers(), *self.optimisers_of(self.critic, Weights(lr, lr), muon)]
 
     def training_step(self, batch: tuple[int, Batch], _index: int) -> None:
         step, data = batch
