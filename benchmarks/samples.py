@@ -1,0 +1,145 @@
+"""What trained models' samples show, beside the evaluation: `python -m benchmarks.samples [MODEL ...]`, one row per sampler.
+
+MODEL is one of the pipeline's (teacher, bidirectional_dmd, causal_ode, self_forcing; default: all that the preset has), or
+MODEL=FOLDER for other weights of that kind, of a trial for example. Held-out captions, other noise than the evaluation's.
+``--guidance`` samples the teacher at several scales, of which `teacher.sampler.guidance` is chosen; ``--ode`` integrates Stage
+I's (or the guided teacher's) ODE in so many Euler steps through the student's sigmas, as stage trajectories does.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from omniforcing.config import Config, Weights, load_config, project_root
+from omniforcing.console import run_command
+from omniforcing.data.sources import HELDOUT
+from omniforcing.distill.sampling import WholeClip, ode_states
+from omniforcing.distill.trajectories import refine
+from omniforcing.errors import OmniForcingError
+from omniforcing.latents import Latents, TextFeatures
+from omniforcing.metrics.bench import CAUSAL, MODELS, Bench, Draw, split_clips
+from omniforcing.metrics.evaluate import plan
+from omniforcing.metrics.events import colours_in
+from omniforcing.metrics.observe import observe
+from omniforcing.metrics.report import format_number
+from omniforcing.metrics.summary import pocket_world
+from omniforcing.model.student import load_model
+from omniforcing.ops.training import set_threads
+
+SHOWN = {
+    **{"sync_margin": "margin", "sync_margin_error": "+-", "sync_offset_ms": "offset ms"},
+    **{"events_video": "seen", "events_audio": "heard", "ball_present": "ball"},
+    **{"colour_accuracy": "colour", "pitch_accuracy": "pitch"},
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A model to sample from, how it is called, and with which options."""
+
+    name: str
+    folder: Path
+    guidance: list[float]
+    steps: list[int]
+
+    @property
+    def label(self) -> str:
+        """The folder, where it is not the pipeline's."""
+        return self.name if self.folder.name == self.name and self.folder.parent.parent.name == "data" else str(self.folder)
+
+
+def main() -> None:
+    """Parse the command line and measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", metavar="MODEL[=FOLDER]", help="default: all of the preset's")
+    parser.add_argument("--preset", default="pocket", help="whose data to use (default: pocket)")
+    parser.add_argument("--guidance", type=float, nargs="+", default=[], help="scales of both streams for the teacher")
+    parser.add_argument(
+        "--ode", type=int, nargs="+", default=[], metavar="STEPS", help="integrate the ODE in so many steps too"
+    )
+    parser.add_argument("--clips", type=int, default=64, help="held-out captions (default: 64)")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
+    arguments = parser.parse_args()
+
+    def measure() -> None:
+        set_threads(arguments.threads)
+        config = load_config(root=project_root(), preset=arguments.preset)
+        data = project_root() / "data" / config.preset
+        names = arguments.models or [name for name in MODELS if (data / name).is_dir()]
+        asked = [_asked(word, data, arguments.guidance, arguments.ode) for word in names]
+        captions = split_clips(data / "shards", HELDOUT, arguments.clips).captions
+        if not any(map(colours_in, captions)):
+            raise OmniForcingError(f"{data / 'shards'} holds no clips of the pocket world, which alone can be measured so")
+        bench = Bench.open(config, data / "codec", data / "latents")
+        print(f"{'sampler':<40}" + "".join(f"{name:>11}" for name in (*SHOWN.values(), "std video", "std audio")))
+        for one in asked:
+            for label, draw in samplers(bench, one):
+                print(
+                    f"{label:<40}" + "".join(f"{format_number(value):>11}" for value in row(bench, draw, captions)), flush=True
+                )
+
+    sys.exit(run_command(measure))
+
+
+def _asked(word: str, data: Path, guidance: list[float], steps: list[int]) -> Asked:
+    name, _, folder = word.partition("=")
+    if name not in MODELS:
+        raise OmniForcingError(f"{word}: no model of that name; there are {', '.join(MODELS)}")
+    return Asked(name, Path(folder) if folder else data / name, guidance, steps)
+
+
+def samplers(bench: Bench, asked: Asked) -> Iterator[tuple[str, Draw]]:
+    """The ways to draw from a model that were asked for."""
+    config, seconds = bench.config, bench.config.clips.seconds
+    if asked.name == "teacher" and asked.guidance:
+        for scale in asked.guidance:
+            sampler = replace(config.teacher.sampler, guidance=Weights(scale, scale))
+            guided = replace(bench, config=replace(config, teacher=replace(config.teacher, sampler=sampler)))
+            yield f"{asked.label}, guidance {scale:g}", guided.draw(asked.name, asked.folder, seconds)
+    else:
+        yield asked.label, bench.draw(asked.name, asked.folder, seconds)
+    if asked.name not in CAUSAL:
+        for steps in asked.steps:
+            yield f"{asked.label}, ODE in {steps} steps", ode(bench, asked, config, steps)
+
+
+def ode(bench: Bench, asked: Asked, config: Config, steps: int) -> Draw:
+    """Ends of the model's ODE in so many Euler steps, which are shared out over the intervals of the student's sigmas."""
+    substeps, rest = divmod(steps, len(config.student.sigmas))
+    if rest or not substeps:
+        raise OmniForcingError(f"--ode {steps}: must be a multiple of the {len(config.student.sigmas)} student.sigmas")
+    sigmas = refine(config.student.sigmas, substeps)
+    clip = WholeClip(load_model(asked.folder, device=bench.device, sinks=0).eval(), config.latent_counts, bench.grid)
+    unconditional = bench.text.unconditional.map(lambda x: x.to(bench.device))
+
+    def draw(text: TextFeatures, generator: torch.Generator) -> Latents:
+        teacher = asked.name == "teacher"
+        denoise = clip.guided(text, unconditional, config.teacher.sampler.guidance) if teacher else clip.plain(text)
+        *_, last = ode_states(denoise, clip.noise(len(text.video), generator), sigmas)
+        return last
+
+    return draw
+
+
+def row(bench: Bench, draw: Draw, captions: list[str]) -> list[float | None]:
+    """The figures of one sampler: the pocket world's measures, and the standard deviation of the latents."""
+    drawn: list[Latents] = []
+
+    def kept(text: TextFeatures, generator: torch.Generator) -> Latents:
+        drawn.append(draw(text, generator))
+        return drawn[-1]
+
+    media = bench.media(kept, *plan(captions, 1, bench.config.seed + 1))
+    shown = tqdm(zip(media, captions, strict=True), "sampling", len(captions), unit="clip", leave=False)
+    figures = pocket_world([observe(*both) for both in shown], bench.config.evaluate.tolerance_ms / 1000)
+    deviations = drawn[0].map(lambda *parts: torch.cat(parts).std(), *drawn[1:])
+    return [*(figures[name] for name in SHOWN), *map(float, deviations)]
+
+
+if __name__ == "__main__":
+    main()
