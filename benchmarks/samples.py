@@ -40,17 +40,13 @@ SHOWN = {
 
 @dataclass(frozen=True)
 class Asked:
-    """A model to sample from, how it is called, and with which options."""
+    """A model to sample from, as it was named on the command line, and with which options."""
 
+    label: str
     name: str
     folder: Path
     guidance: list[float]
     steps: list[int]
-
-    @property
-    def label(self) -> str:
-        """The folder, where it is not the pipeline's."""
-        return self.name if self.folder.name == self.name and self.folder.parent.parent.name == "data" else str(self.folder)
 
 
 def main() -> None:
@@ -90,7 +86,7 @@ def _asked(word: str, data: Path, guidance: list[float], steps: list[int]) -> As
     name, _, folder = word.partition("=")
     if name not in MODELS:
         raise OmniForcingError(f"{word}: no model of that name; there are {', '.join(MODELS)}")
-    return Asked(name, Path(folder) if folder else data / name, guidance, steps)
+    return Asked(word, name, Path(folder) if folder else data / name, guidance, steps)
 
 
 def samplers(bench: Bench, asked: Asked) -> Iterator[tuple[str, Draw]]:
