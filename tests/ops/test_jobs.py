@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -168,9 +169,28 @@ def test_a_job_has_absolute_data_and_no_token_in_its_environment(project: Path, 
     assert "secret" not in variables.values()
 
 
-def test_what_is_not_code_stays_behind() -> None:
-    ignored = set((ROOT / ".rayignore").read_text().split())
-    assert ignored >= {"data/", ".work/", ".venv/", ".dvc/cache/", "mlruns/", "mlartifacts/", "mlflow.db*", "weights/"}
+def test_a_job_takes_all_code_along_and_nothing_that_was_made(tmp_path: Path) -> None:
+    from ray._private.runtime_env.packaging import create_package
+
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    code = {name for name in listed.split("\0") if name.endswith((".py", ".yaml", ".toml", ".html"))}
+    made = {
+        "data/pocket/latents/0.tar",
+        ".work/last.ckpt",
+        ".venv/bin/python",
+        ".dvc/cache/x",
+        "mlruns/1",
+        "mlflow.db",
+        "weights/w",
+    }
+    for name in (*code, *made, ".rayignore", ".gitignore"):
+        (tmp_path / "root" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "root" / name).write_bytes((ROOT / name).read_bytes() if name not in made else b"made")
+    create_package(str(tmp_path / "root"), tmp_path / "package.zip", include_gitignore=True)
+    with zipfile.ZipFile(tmp_path / "package.zip") as package:
+        taken = set(package.namelist())
+    assert code and not code - taken
+    assert not made & taken
 
 
 def rendered(*overrides: str) -> dict[str, Any]:
