@@ -74,7 +74,9 @@ def compare(found: Path, alone: Path, loss: float = 1e-4, weights: float = 1e-3,
         rows, expected = (read_rows(work / build.__name__ / CURVES) for work in (found, alone))
         assert len(rows) == len(expected) == STEPS
         for row, values in zip(rows, expected, strict=True):
-            assert row == pytest.approx(values, abs=loss, rel=loss), build.__name__
+            # Muon rounds to bf16, so gradients differ sooner than the losses that they come from.
+            near = {n: pytest.approx(v, abs=loss, rel=0 if "loss" in n else 10 * loss) for n, v in values.items()}
+            assert row == near, build.__name__
         ours, theirs = (torch.load(work / build.__name__ / "ema.pt") for work in (found, alone))
         for name, value in theirs.items():
             torch.testing.assert_close(ours[name], value, rtol=0, atol=weights, msg=f"{build.__name__}: {name}")

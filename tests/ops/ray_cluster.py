@@ -71,6 +71,9 @@ def environment() -> dict[str, str]:
         "RAY_AUTH_TOKEN": TOKEN,
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        # A busy machine is no fault.
+        "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "200",
+        "RAY_worker_register_timeout_seconds": "200",
         "DVC_NO_ANALYTICS": "1",
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
@@ -122,11 +125,11 @@ def cluster_of_ours() -> Iterator[LocalCluster]:
 
 
 def _wait(port: int, head: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         assert head.poll() is None, log.read_text()
         with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
+            if probe.connect_ex(("127.0.0.1", port)) == 0 and "Ray runtime started" in log.read_text():
                 return
         time.sleep(0.2)
     raise AssertionError(log.read_text())
