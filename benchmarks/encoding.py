@@ -11,6 +11,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -38,20 +39,21 @@ def make_clips(folder: Path, count: int) -> Path:
     return folder / "shards"
 
 
-def measure(shards: Path, work: Path, run: Callable[[Path], Runner], workers: int) -> dict[str, float]:
+def measure(shards: Path, work: Path, run: Callable[[Path], AbstractContextManager[Runner]], workers: int) -> dict[str, float]:
     """Encode all shards into ``work``; clips per second over all, and once each of ``workers`` has finished a shard."""
     work.mkdir()
     tasks = [Task(path, index) for path, index in indices(shards, "shards").items()]
     times: list[tuple[float, int]] = []
     began = time.monotonic()
     build = partial(Encoder, shards, work, KEPT / "codec", "cpu", BATCH)
-    run(work)(build, tasks, lambda count: times.append((time.monotonic(), count)))
+    with run(work) as runner:
+        runner(build, tasks, lambda count: times.append((time.monotonic(), count)))
     seconds, clips = time.monotonic() - began, sum(count for _, count in times)
     steady = sum(count for _, count in times[workers:]) / (times[-1][0] - times[workers - 1][0])
     return {"clips": clips, "seconds": seconds, "clips_per_second": clips / seconds, "after_start": steady}
 
 
-def _pool(cluster: ClusterConfig, shards: Path, work: Path) -> Runner:
+def _pool(cluster: ClusterConfig, shards: Path, work: Path) -> Pool:
     return Pool(cluster, [shards], work, threads=1)
 
 
@@ -69,7 +71,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="omniforcing-encoding-", dir=work) as name:
         folder = Path(name)
         shards = make_clips(folder, arguments.clips)
-        found = {"in process": measure(shards, folder / "here", lambda _: in_process, 1)}
+        found = {"in process": measure(shards, folder / "here", lambda _: nullcontext(in_process), 1)}
         for workers, way in ((1, "1 worker"), (2, "2 workers")):
             cluster = ClusterConfig(arguments.address, workers=workers)
             run = partial(_pool, cluster, shards)

@@ -8,16 +8,8 @@ from omniforcing.ops.stage import Stage, stage_main
 def run(stage: Stage) -> None:
     """Encode, check the counts and publish."""
     codec, device = stage.input("codec"), worker_device(stage.config)
-    with stage.publish() as folder:
-        found = encode_shards(
-            stage.input("shards"),
-            folder,
-            stage.work,
-            codec,
-            device,
-            stage.config.latents.batch,
-            shard_runner(stage),
-        )
+    with stage.publish() as folder, shard_runner(stage) as runner:
+        found = encode_shards(stage.input("shards"), folder, stage.work, codec, device, stage.config.latents.batch, runner)
     stage.metrics(found)
 
 

@@ -12,7 +12,8 @@ def run(stage: Stage) -> None:
     clips, shards = stage.config.clips, stage.config.shards
     form = Form(clips.height, clips.width, clips.seconds)
     plans = plan_shards(read_clips(stage.input("clips")), form, shards.per_shard, shards.crf)
-    write_shards(plans, stage.work, shard_runner(stage))
+    with shard_runner(stage) as runner:
+        write_shards(plans, stage.work, runner)
     with stage.publish() as folder:
         found = publish_shards(plans, stage.work, folder, clips.max_reject_share)
     stage.metrics({**found["clips"], "rejected": len(found["rejects"])})

@@ -20,8 +20,8 @@ def run(stage: Stage) -> None:
         source=folder_digest(source),
         seed=config.seed,
     )
-    with stage.publish() as folder:
-        found = write_trajectories(recipe, source, worker_device(config), data, stage.work, folder, shard_runner(stage))
+    with stage.publish() as folder, shard_runner(stage) as runner:
+        found = write_trajectories(recipe, source, worker_device(config), data, stage.work, folder, runner)
     stage.metrics(found)
 
 

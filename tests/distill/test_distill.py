@@ -24,6 +24,7 @@ from omniforcing.distill.bidirectional_dmd import BidirectionalDmd
 from omniforcing.distill.causal_ode import CausalOde, pick
 from omniforcing.distill.common import Ema, StageModule, by_modality, modality_of
 from omniforcing.distill.dmd import cache_guided, dmd_gradient, dmd_loss, guided_x0
+from omniforcing.distill.muon import Muon
 from omniforcing.distill.sampling import WholeClip, full_view, ode_states, sample_rollout
 from omniforcing.distill.self_forcing import SelfForcing
 from omniforcing.distill.teacher import Teacher
@@ -205,7 +206,7 @@ class _Killed(Exception):
 def test_muon_takes_the_matrices_of_the_layers_and_adamw_all_other_parameters_once() -> None:
     module = stage_with_muon()
     optimisers = module.configure_optimizers()
-    assert [type(optimiser) for optimiser in optimisers] == [torch.optim.AdamW, torch.optim.Muon] * 2
+    assert [type(optimiser) for optimiser in optimisers] == [torch.optim.AdamW, Muon] * 2
     for model, (adamw, muon) in ((module.model, optimisers[:2]), (module.critic, optimisers[2:])):
         inside, others = ([p for group in o.param_groups for p in group["params"]] for o in (muon, adamw))
         layers = dict(model.core.transformer_blocks.named_parameters())

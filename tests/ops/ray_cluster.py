@@ -1,22 +1,37 @@
-"""A Ray cluster of this test's own on this machine: a head with a token, its ports free ones, stopped by its own process."""
+"""A Ray cluster of this test's own on this machine: a head with a token, its ports free ones, which ends when we do."""
 
 import os
-import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import pytest
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "a-token-of-the-tests-alone-0123456789abcdef"
+# Waits for the end of whoever started it, however that comes, and ends a head and all that it began.
+REAPER = """
+import os, shutil, sys
+from contextlib import suppress
+import psutil
+from tests.ops.ray_cluster import session
+head, folder = int(sys.argv[1]), sys.argv[2]
+sys.stdin.read()
+family = set(session(head))
+if psutil.pid_exists(head):
+    family |= {child.pid for child in psutil.Process(head).children(recursive=True)}
+for process in family:
+    with suppress(ProcessLookupError):
+        os.kill(process, 9)
+shutil.rmtree(folder, ignore_errors=True)
+"""
 
 
 @dataclass(frozen=True)
@@ -56,15 +71,28 @@ def environment() -> dict[str, str]:
         "RAY_AUTH_TOKEN": TOKEN,
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        # A busy machine is no fault.
+        "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "200",
+        "RAY_worker_register_timeout_seconds": "200",
         "DVC_NO_ANALYTICS": "1",
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
     }
 
 
+def session(head: int) -> list[int]:
+    """The processes of a head's session: all of its cluster but the jobs."""
+    found = []
+    for process in psutil.pids():
+        with suppress(ProcessLookupError, psutil.Error):
+            if os.getsid(process) == head and psutil.Process(process).status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
 @contextmanager
 def local_cluster(cpus: int = 2, cwd: Path | None = None, **changed: str) -> Iterator[LocalCluster]:
-    """Start a head with ``cpus`` and its dashboard; stop it, and nothing else, at the end."""
+    """Start a head with ``cpus`` and its dashboard; it, and nothing else, ends at the end, or when we are killed."""
     temp = tempfile.mkdtemp(prefix="of-", dir="/tmp")  # short: Ray's sockets lie below it
     port, board = free_port(), free_port()
     command = [
@@ -75,28 +103,33 @@ def local_cluster(cpus: int = 2, cwd: Path | None = None, **changed: str) -> Ite
     ]
     with Path(temp, "start.log").open("w") as log:
         head = subprocess.Popen(command, env=environment() | changed, cwd=cwd, stdout=log, stderr=log, start_new_session=True)
+    reaper = subprocess.Popen(
+        [sys.executable, "-c", REAPER, str(head.pid), temp], env=environment(), stdin=subprocess.PIPE, start_new_session=True
+    )
     try:
         _wait(board, head, Path(temp, "start.log"))
         yield LocalCluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{board}", (head.pid,))
     finally:
-        children = psutil.Process(head.pid).children(recursive=True) if psutil.pid_exists(head.pid) else []
-        head.send_signal(signal.SIGTERM)
-        try:
-            head.wait(20)
-        except subprocess.TimeoutExpired:
-            head.kill()
-        for child in children:
-            if child.is_running():
-                child.kill()
-        shutil.rmtree(temp, ignore_errors=True)
+        reaper.communicate()
+        head.wait()
+
+
+@contextmanager
+def cluster_of_ours() -> Iterator[LocalCluster]:
+    """A local cluster that this process may drive: it has the cluster's environment meanwhile."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment().items():
+            patch.setenv(name, value)
+        with local_cluster() as started:
+            yield started
 
 
 def _wait(port: int, head: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         assert head.poll() is None, log.read_text()
         with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
+            if probe.connect_ex(("127.0.0.1", port)) == 0 and "Ray runtime started" in log.read_text():
                 return
         time.sleep(0.2)
     raise AssertionError(log.read_text())

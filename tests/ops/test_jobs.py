@@ -182,6 +182,7 @@ def test_a_job_takes_all_code_along_and_nothing_that_was_made(tmp_path: Path) ->
         "mlruns/1",
         "mlflow.db",
         "weights/w",
+        "videos/a.mp4",
     }
     for name in (*code, *made, ".rayignore", ".gitignore"):
         (tmp_path / "root" / name).parent.mkdir(parents=True, exist_ok=True)

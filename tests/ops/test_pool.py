@@ -1,8 +1,10 @@
 """Shards made on a Ray cluster: the bytes of one process, none lost or doubled by a kill, and refusals in a sentence."""
 
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -19,18 +21,20 @@ from omniforcing.errors import OmniForcingError
 from omniforcing.ops.cluster import Installed, difference, problem_with, room
 from omniforcing.ops.pool import Pool
 from tests.ops.pool_workers import Slow, die
-from tests.ops.ray_cluster import LocalCluster, environment, local_cluster
+from tests.ops.ray_cluster import ROOT, LocalCluster, cluster_of_ours, environment, session
 
 ray_test = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment().items():
-            patch.setenv(name, value)
-        with local_cluster() as started:
-            yield started
+    with cluster_of_ours() as started:
+        yield started
+
+
+def started(cluster: LocalCluster, work: Path, reads: Sequence[Path] = (), workers: int = 2, restarts: int = 3) -> Pool:
+    """A pool on the cluster, to be entered."""
+    return Pool(ClusterConfig(cluster.address, workers=workers, restarts=restarts), list(reads), work, 1)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -46,7 +50,8 @@ def test_shards_of_two_workers_are_those_of_one_process(cluster: LocalCluster, t
     here, there = tmp_path / "here", tmp_path / "there"
     write_shards(plans, here)
     there.mkdir()
-    write_shards(plans, there, Pool(ClusterConfig(cluster.address, workers=2), [clips], there, 1))
+    with started(cluster, there, [clips]) as pool:
+        write_shards(plans, there, pool)
     assert content(there) == content(here)
 
 
@@ -60,7 +65,8 @@ def test_a_killed_workers_shard_is_made_again_and_no_other(cluster: LocalCluster
     there.mkdir()
     in_process(partial(Slow, here), NAMES, lambda _: None)
     counts: list[int] = []
-    Pool(ClusterConfig(cluster.address, workers=2), [], there, 1)(partial(Slow, there, "train-000002"), NAMES, counts.append)
+    with started(cluster, there) as pool:
+        pool(partial(Slow, there, "train-000002"), NAMES, counts.append)
     starts = [line.split()[0] for line in (there / "starts.txt").read_text().splitlines()]
     assert sorted(starts) == sorted([*NAMES, "train-000002"])
     assert sum(counts) == 3 * len(NAMES)
@@ -72,31 +78,62 @@ def test_a_killed_workers_shard_is_made_again_and_no_other(cluster: LocalCluster
 
 @ray_test
 def test_a_shard_that_always_kills_its_worker_ends_in_a_sentence(cluster: LocalCluster, tmp_path: Path) -> None:
-    pool = Pool(ClusterConfig(cluster.address, workers=1, restarts=1), [], tmp_path, 1)
-    with pytest.raises(OmniForcingError, match=r"a worker died 2 times on one shard, and cluster\.restarts is 1"):
+    sentence = r"a worker died 2 times on one shard, and cluster\.restarts is 1"
+    with pytest.raises(OmniForcingError, match=sentence), started(cluster, tmp_path, workers=1, restarts=1) as pool:
         pool(die, ["train-000000"], lambda _: None)
 
 
 @ray_test
-def test_what_a_worker_refuses_is_told_in_its_sentence(cluster: LocalCluster, tmp_path: Path) -> None:
-    pool = Pool(ClusterConfig(cluster.address, workers=2), [], tmp_path, 1)
-    with pytest.raises(OmniForcingError, match=r"^shard x is damaged; make it again$"):
+def test_what_a_worker_refuses_is_told_in_its_sentence_and_what_ran_before_used_the_same_connection(
+    cluster: LocalCluster, tmp_path: Path
+) -> None:
+    import ray
+
+    sentence, connections = r"^shard x is damaged; make it again$", []
+    with pytest.raises(OmniForcingError, match=sentence), started(cluster, tmp_path) as pool:
+        pool(partial(Slow, tmp_path), NAMES[:1], lambda _: connections.append(ray.get_runtime_context().get_job_id()))
+        connections.append(ray.get_runtime_context().get_job_id())
         pool(partial(Slow, tmp_path, says="shard x is damaged; make it again"), NAMES, lambda _: None)
+    assert len(connections) == 2 and len(set(connections)) == 1
+    assert not ray.is_initialized()
 
 
 @ray_test
 def test_more_workers_than_fit_are_refused_at_once(cluster: LocalCluster, tmp_path: Path) -> None:
     began = time.monotonic()
-    with pytest.raises(OmniForcingError, match=r"room for 2 workers of 1 CPU, but cluster\.workers is 5; lower it"):
-        Pool(ClusterConfig(cluster.address, workers=5), [], tmp_path, 1)(partial(Slow, tmp_path), NAMES, lambda _: None)
+    sentence = r"room for 2 workers of 1 CPU, but cluster\.workers is 5; lower it"
+    with pytest.raises(OmniForcingError, match=sentence), started(cluster, tmp_path, workers=5) as pool:
+        pool(partial(Slow, tmp_path), NAMES, lambda _: None)
     assert time.monotonic() - began < 30
 
 
 @ray_test
 def test_a_node_that_does_not_see_the_data_is_named(cluster: LocalCluster, tmp_path: Path) -> None:
-    pool = Pool(ClusterConfig(cluster.address), [tmp_path / "shards"], tmp_path, 1)
-    with pytest.raises(OmniForcingError, match=r"node [\d.]+ .* does not see .*/shards; the data must lie on storage"):
+    sentence = r"node [\d.]+ .* does not see .*/shards; the data must lie on storage"
+    with pytest.raises(OmniForcingError, match=sentence), started(cluster, tmp_path, [tmp_path / "shards"]) as pool:
         pool(partial(Slow, tmp_path), NAMES, lambda _: None)
+
+
+@ray_test
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent death signal is Linux's")
+def test_a_cluster_of_a_killed_test_run_ends_with_it() -> None:
+    script = """
+import time
+from tests.ops.ray_cluster import local_cluster
+with local_cluster() as cluster:
+    print(*cluster.processes, flush=True)
+    time.sleep(300)
+"""
+    run = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
+    assert run.stdout is not None
+    head = int(run.stdout.readline())
+    assert len(session(head)) > 3
+    run.kill()
+    run.communicate()
+    deadline = time.monotonic() + 30
+    while alive := session(head):
+        assert time.monotonic() < deadline, alive
+        time.sleep(0.2)
 
 
 @ray_test
@@ -107,8 +144,8 @@ from pathlib import Path
 from omniforcing.config import ClusterConfig
 from omniforcing.console import run_command
 from omniforcing.ops.pool import Pool
-pool = Pool(ClusterConfig({cluster.address!r}), [], Path({str(tmp_path)!r}), 1)
-raise SystemExit(run_command(lambda: pool(print, [1], print)))
+with Pool(ClusterConfig({cluster.address!r}), [], Path({str(tmp_path)!r}), 1) as pool:
+    raise SystemExit(run_command(lambda: pool(print, [1], print)))
 """
     code, said = run_python(script, RAY_AUTH_TOKEN="another-token-0123456789abcdef0123456789")
     assert code == 2, said
@@ -116,9 +153,6 @@ raise SystemExit(run_command(lambda: pool(print, [1], print)))
 
 
 def run_python(script: str, **changed: str) -> tuple[int, str]:
-    import subprocess
-    import sys
-
     answer = subprocess.run(
         [sys.executable, "-c", script], env=environment() | changed, capture_output=True, text=True, timeout=200
     )
@@ -126,12 +160,14 @@ def run_python(script: str, **changed: str) -> tuple[int, str]:
 
 
 def test_an_address_where_nothing_listens_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OmniForcingError, match=r"no Ray cluster answers at cluster\.address=127\.0\.0\.1:1; start it"):
-        Pool(ClusterConfig("127.0.0.1:1"), [], tmp_path, 1)(partial(Slow, tmp_path), NAMES, lambda _: None)
+    sentence = r"no Ray cluster answers at cluster\.address=127\.0\.0\.1:1; start it"
+    with pytest.raises(OmniForcingError, match=sentence), Pool(ClusterConfig("127.0.0.1:1"), [], tmp_path, 1) as pool:
+        pool(partial(Slow, tmp_path), NAMES, lambda _: None)
 
 
 def test_without_tasks_nothing_is_started(tmp_path: Path) -> None:
-    Pool(ClusterConfig("127.0.0.1:1"), [], tmp_path, 1)(partial(Slow, tmp_path), [], lambda _: None)
+    with Pool(ClusterConfig("127.0.0.1:1"), [], tmp_path, 1) as pool:
+        pool(partial(Slow, tmp_path), [], lambda _: None)
 
 
 def test_other_code_and_other_packages_are_told_apart() -> None:

@@ -53,6 +53,29 @@ def test_figures_as_json(artifact: Artifact, tmp_path: Path, capsys: pytest.Capt
     assert values["ttfc_s"] > 0
 
 
+@pytest.mark.slow
+def test_a_compiled_student_streams_the_same_clip(
+    artifact: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> None:
+    import torch
+    from torch._dynamo.utils import counters
+
+    # What is compiled is the same, and nobody waits for C++.
+    torch.compiler.set_default_backend("eager")
+    request.addfinalizer(lambda: torch.compiler.set_default_backend(None))
+    counters.clear()
+    clips = []
+    for name, switches in (("plain.mp4", []), ("compiled.mp4", ["--speed-ups", "compiled"])):
+        assert not counters["stats"]  # nothing is compiled that was not asked for
+        assert stream(*options_for(artifact.folder, tmp_path / name), "--json", *switches) == 0
+        with av.open(str(tmp_path / name)) as container:
+            clips.append(np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]).astype(int))
+    assert counters["stats"]["unique_graphs"] > 0
+    assert np.abs(clips[0] - clips[1]).mean() < 1
+    told = [json.loads(line)["speed_ups"] for line in capsys.readouterr().out.splitlines()]
+    assert told == [[], ["compiled"]]
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -67,6 +90,9 @@ def test_figures_as_json(artifact: Artifact, tmp_path: Path, capsys: pytest.Capt
         ({"threads": "0"}, "--threads is 0"),
         ({"device": "cuda:99"}, "--device cuda:99 does not work here"),
         ({"device": "toaster"}, "--device toaster does not work here"),
+        ({"speed-ups": "fp8"}, "speed-up fp8 needs a CUDA device, found cpu"),
+        ({"speed-ups": "concurrent"}, "speed-up concurrent needs a CUDA device, found cpu"),
+        ({"speed-ups": "warp"}, "there is no speed-up 'warp' to switch on; known: merged, compiled, concurrent, fp8"),
     ],
 )
 def test_bad_value_is_one_sentence(

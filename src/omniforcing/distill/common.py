@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from omniforcing.config import OptimiserConfig, Weights
+from omniforcing.distill.muon import Muon
 from omniforcing.latents import Batch, Latents, Pair
 from omniforcing.model.sharding import Sharding, is_sharded
 from omniforcing.model.transformer import DualStream
@@ -151,7 +152,7 @@ class StageModule(L.LightningModule):
 
     def muon(self, groups: Pair[list[nn.Parameter]], lr: Weights) -> torch.optim.Optimizer:
         """Muon (Jordan et al. 2024), which steps along the nearest orthogonal matrix, scaled so that AdamW's rates fit."""
-        return torch.optim.Muon(_with_rates(groups, lr), weight_decay=self.optim.weight_decay, adjust_lr_fn="match_rms_adamw")
+        return Muon(_with_rates(groups, lr), weight_decay=self.optim.weight_decay, adjust_lr_fn="match_rms_adamw")
 
     def parts(self, data: Batch, step: int) -> list[Part]:
         """The micro-batches of this process's rows of a step's batch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -61,3 +62,16 @@ class Speed:
 
 
 DEFAULT = Speed()
+OPTIONAL = tuple(name for name, on in asdict(DEFAULT).items() if not on)
+
+
+def with_speed_ups(names: Iterable[str]) -> Speed:
+    """The usual speed-ups and those of ``OPTIONAL`` that are named.
+
+    Raises:
+        OmniForcingError: for another name.
+    """
+    for name in names:
+        if name not in OPTIONAL:
+            raise OmniForcingError(f"there is no speed-up {name!r} to switch on; known: {', '.join(OPTIONAL)}")
+    return replace(DEFAULT, **dict.fromkeys(names, True))

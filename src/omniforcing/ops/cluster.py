@@ -71,11 +71,12 @@ def connect(cluster: ClusterConfig) -> None:
     except AuthenticationError as error:
         raise ClusterError(refused_token(address)) from error
     except (ConnectionError, RuntimeError, ValueError) as error:
+        said = str(error).strip().splitlines()[0]
         if port.isdigit():
             # Ray tells a wrong token to its log alone; to us it is a connection that failed though somebody listens.
-            also = f"(if it is the same, the head runs another Ray than {ray.__version__} here)"
-            raise ClusterError(f"{refused_token(address)} {also}") from error
-        raise ClusterError(f"{unreachable(address)} ({str(error).strip().splitlines()[0]})") from error
+            also = f"if it is the same, the head is too busy or runs another Ray than {ray.__version__} here; Ray says: {said}"
+            raise ClusterError(f"{refused_token(address)} ({also})") from error
+        raise ClusterError(f"{unreachable(address)} ({said})") from error
 
 
 def needs(cluster: ClusterConfig) -> dict[str, float]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,15 @@ from omniforcing.ops.cluster import ClusterError, check_nodes, check_room, conne
 from omniforcing.ops.stage import Stage
 
 
-def shard_runner(stage: Stage) -> Runner:
-    """What runs a stage's tasks: this process, or the workers of the cluster that is named."""
+@contextmanager
+def shard_runner(stage: Stage) -> Iterator[Runner]:
+    """What runs a stage's tasks meanwhile: this process, or the workers of the cluster that is named."""
     if stage.config.cluster.address is None:
-        return in_process
+        yield in_process
+        return
     reads = [stage.data_root / folder for folder in stage.declaration.inputs]
-    return Pool(stage.config.cluster, reads, stage.work, stage.config.trainer.threads)
+    with Pool(stage.config.cluster, reads, stage.work, stage.config.trainer.threads) as pool:
+        yield pool
 
 
 def worker_device(config: Config) -> str:
@@ -36,7 +40,7 @@ def worker_device(config: Config) -> str:
 
 
 class Pool:
-    """A ``Runner`` of ``cluster.workers`` Ray actors.
+    """A ``Runner`` of ``cluster.workers`` Ray actors; as a context it connects once, when there is something to run.
 
     Args:
         reads: files and folders that every node must see.
@@ -47,6 +51,18 @@ class Pool:
     def __init__(self, cluster: ClusterConfig, reads: list[Path], work: Path, threads: int) -> None:
         self.cluster, self.reads, self.work, self.threads = cluster, reads, work, threads
 
+        self._connected = False
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._connected:
+            import ray
+
+            ray.shutdown()
+            self._connected = False
+
     def __call__(self, build: Callable[[], Worker], tasks: Sequence[Any], done: Done) -> None:
         """Run every task once.
 
@@ -56,15 +72,12 @@ class Pool:
         """
         if not tasks:
             return
-        import ray
-
-        connect(self.cluster)
-        try:
+        if not self._connected:
+            connect(self.cluster)
+            self._connected = True
             check_room(self.cluster)
             check_nodes(self.cluster, self.reads, self.work)
-            self._run(build, tasks, done)
-        finally:
-            ray.shutdown()
+        self._run(build, tasks, done)
 
     def _run(self, build: Callable[[], Worker], tasks: Sequence[Any], done: Done) -> None:
         import ray

@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from threading import Event
@@ -50,6 +50,13 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--artifact", type=Path, required=True, help="folder that the export stage wrote")
     parser.add_argument("--device", default="cpu", help="where to compute: cpu (default), cuda, cuda:1, ...")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1; more only help larger models)")
+    parser.add_argument(
+        "--speed-ups",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="of the student: compiled (the first blocks wait for it), merged; on a GPU also concurrent, fp8 (coarser)",
+    )
     parser.add_argument("--no-verify", action="store_true", help="skip the artifact's checksums")
 
 
@@ -100,8 +107,8 @@ def _encode(chunks: Iterable[Chunk], file: BinaryIO, settings: StreamSettings) -
     return stream_speed(timings)
 
 
-def figures(speed: StreamSpeed, settings: StreamSettings, device: str) -> dict[str, Any]:
-    """All that a speed means something with: the figures, the size, the steps, the window and the machine's part."""
+def figures(speed: StreamSpeed, settings: StreamSettings, device: str, speed_ups: Sequence[str] = ()) -> dict[str, Any]:
+    """All that a speed means something with: the figures, the size, the steps, the window, switches and the machine's part."""
     import torch
 
     return {
@@ -112,6 +119,7 @@ def figures(speed: StreamSpeed, settings: StreamSettings, device: str) -> dict[s
         "window": settings.window,
         "device": device,
         "threads": torch.get_num_threads(),
+        "speed_ups": list(speed_ups),
     }
 
 
@@ -121,7 +129,7 @@ def speed_line(values: dict[str, Any]) -> str:
         "first chunk after {ttfc_s:.2f} s, blocks {block_p50_s:.2f} s (p95 {block_p95_s:.2f} s), "
         "real-time factor {real_time_factor:.2f}, {fps:.1f} FPS, decoding included | "
         "{width}x{height}, {steps} steps, window {window}, {device}, {threads} threads"
-    ).format(**values)
+    ).format(**values) + "".join(f", {name}" for name in values["speed_ups"])
 
 
 def _with_progress(chunks: Iterator[Chunk], frames: int | None) -> Iterator[Chunk]:
@@ -161,9 +169,10 @@ def open_engine(args: argparse.Namespace) -> Engine:
     artifact = Artifact.open(args.artifact, verify=not args.no_verify)
     _prepare(args.device, args.threads)
 
+    from omniforcing.model.speed import with_speed_ups
     from omniforcing.stream.engine import Engine
 
-    return Engine(artifact, args.device)
+    return Engine(artifact, args.device, with_speed_ups(args.speed_ups))
 
 
 def _prepare(device: str, threads: int) -> None:
@@ -241,7 +250,7 @@ def run(args: argparse.Namespace) -> int:
             speed = write_stream(wanted, args.out, engine.settings)
         if saved is not None:
             saved.result().save(args.save)
-    values = figures(speed, engine.settings, args.device)
+    values = figures(speed, engine.settings, args.device, args.speed_ups)
     line = json.dumps({"out": str(args.out), **values}) if args.json else f"{args.out}: {speed_line(values)}"
     print(line, file=sys.stderr if args.out == STDOUT else sys.stdout)
     return 0

@@ -7,14 +7,17 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
+import torch
+
 from omniforcing.codec.codec import Codec
 from omniforcing.codec.streaming import StreamingDecoder
 from omniforcing.config import Stabiliser
 from omniforcing.files import folder_digest
 from omniforcing.latents import TextFeatures
 from omniforcing.layout import FPS
-from omniforcing.model.fast import FastStudent
+from omniforcing.model.fast import accelerate
 from omniforcing.model.rollout import Rollout
+from omniforcing.model.speed import DEFAULT, Speed
 from omniforcing.model.student import load_model
 from omniforcing.seeding import step_generator
 from omniforcing.stream.artifact import Artifact, ArtifactError
@@ -32,17 +35,24 @@ __all__ = ["Chunk", "Engine"]
 class Engine:
     """A loaded artifact; ``stream`` may be called any number of times, and streams do not disturb each other.
 
+    Args:
+        artifact: opened, or its folder.
+        device: where to compute.
+        speed: the student's speed-ups. A stream goes on bit for bit only with those it was saved with.
+
     Raises:
-        OmniForcingError: if a part of the artifact is missing, does not fit, or its codec cannot be streamed.
+        OmniForcingError: if a part of the artifact is missing, does not fit, or its codec cannot be streamed, or the device
+            does not have a speed-up.
     """
 
-    def __init__(self, artifact: Artifact | Path, device: str = "cpu") -> None:
+    def __init__(self, artifact: Artifact | Path, device: str = "cpu", speed: Speed = DEFAULT) -> None:
+        speed.check(torch.device(device))
         self.artifact = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
         folder, self.settings = self.artifact.folder, self.artifact.settings
-        self.device = device
+        self.device, self.speed = device, speed
         self._rollout = self.settings.rollout
         stabiliser = Stabiliser(self.settings.stabiliser)
-        self._student = FastStudent(load_model(folder, self.settings.sinks, device, stabiliser=stabiliser))
+        self._student = accelerate(load_model(folder, self.settings.sinks, device, stabiliser=stabiliser), speed)
         self._codec = Codec.load(folder / "codec", device=device)
         self._text = TextEncoder.load(folder / "text", device=device)
         self._refuse_misfit()
@@ -144,4 +154,4 @@ class Engine:
 
     def _starter(self, seed: int) -> Callable[[TextFeatures], Rollout]:
         generator = step_generator(seed, 0, "stream", self.device)
-        return lambda text: Rollout(self._student, text, self._rollout, generator)
+        return lambda text: Rollout(self._student, text, self._rollout, generator, self.speed)
