@@ -47,7 +47,7 @@ class Session:
         self._socket, self._service = socket, service
         settings = service.engine.settings
         self._pieces = Pieces()
-        self._muxer = Muxer(self._pieces, settings.height, settings.width)
+        self._muxer = Muxer(self._pieces, settings.height, settings.width, settings.sample_rate)
         self._stream: Stream | None = None
         self._image: bytes | None = None
         self._asked = 0.0
