@@ -17,11 +17,13 @@ from typing import Any
 
 import av
 import numpy as np
+import torch
 from tqdm import tqdm
 
+from omniforcing.codec.mel import resample
 from omniforcing.console import run_command
 from omniforcing.errors import OmniForcingError
-from omniforcing.layout import FPS, SAMPLE_RATE
+from omniforcing.layout import FPS
 from omniforcing.metrics.events import hear, see
 from omniforcing.metrics.speed import stalls
 from omniforcing.metrics.sync import match
@@ -97,7 +99,8 @@ def stamp_offset(file: Path) -> float:
     for frame in _decoded(file, "audio", 0):
         stamps.append(float(frame.pts * frame.time_base))
         counts.append(counts[-1] + frame.samples)
-    heard = np.interp(np.arange(len(seen) // FPS) * SAMPLE_RATE, counts[:-1], stamps)
+        rate = frame.sample_rate
+    heard = np.interp(np.arange(len(seen) // FPS) * rate, counts[:-1], stamps)
     return float(np.abs(np.array(seen[: len(heard) * FPS : FPS]) - heard).max())
 
 
@@ -118,11 +121,12 @@ def _event_f1(file: Path, start: float, seconds: float) -> float:
         if at >= start - 1e-6:
             frames.append(frame.to_ndarray(format="rgb24"))
     for frame in _decoded(file, "audio", start):
-        first = round(float(frame.pts * frame.time_base - start) * SAMPLE_RATE)
-        if first >= seconds * SAMPLE_RATE:
+        first = round(float(frame.pts * frame.time_base - start) * (rate := frame.sample_rate))
+        if first >= seconds * rate:
             break
         samples.append(frame.to_ndarray()[:, max(0, -first) :])
-    seen, heard = see(np.stack(frames)).impacts, hear(np.concatenate(samples, 1)).impacts
+    sound = resample(torch.from_numpy(np.concatenate(samples, 1)), rate)
+    seen, heard = see(np.stack(frames)).impacts, hear(sound.numpy()).impacts
     return 2 * len(match(seen, heard, TOLERANCE)) / max(1, len(seen) + len(heard))
 
 

@@ -20,7 +20,7 @@ from omniforcing.codec.codec import (
     load_parts,
     video_folder,
 )
-from omniforcing.codec.mel import log_mel
+from omniforcing.codec.mel import log_mel, resample
 from omniforcing.config import Config, Source
 from omniforcing.data.media import write_mp4
 from omniforcing.data.memory import LARGEST_BYTES, clips_in, clips_of, stack
@@ -29,7 +29,6 @@ from omniforcing.data.sources import HELDOUT, TRAIN
 from omniforcing.errors import OmniForcingError
 from omniforcing.files import atomic_dir, atomic_write, write_json
 from omniforcing.latents import Pair
-from omniforcing.layout import SAMPLE_RATE
 from omniforcing.metrics.reconstruction import draw, measure
 from omniforcing.ops.foundation import KEPT, take_kept
 from omniforcing.ops.processes import run_side_by_side
@@ -167,11 +166,9 @@ def load(stage: Stage, folder: Path) -> Path:
 
 def reconstruct(codec: Codec, original: Pair[Tensor]) -> Pair[Tensor]:
     """Clips through the codec and back, with sound at the clips' own rate."""
-    from torchaudio.functional import resample
-
     pieces = [codec.decode(codec.encode(Pair(v[None], a[None]))) for v, a in zip(*original, strict=True)]
     samples = torch.cat([piece.audio.cpu() for piece in pieces])
-    return Pair(torch.cat([piece.video.cpu() for piece in pieces]), resample(samples, codec.sample_rate, SAMPLE_RATE))
+    return Pair(torch.cat([piece.video.cpu() for piece in pieces]), resample(samples, codec.sample_rate))
 
 
 def report(stage: Stage) -> dict[str, float]:

@@ -6,8 +6,10 @@ from importlib.metadata import requires, version
 from pathlib import Path
 
 import numpy as np
+import torch
 
 import omniforcing
+from omniforcing.codec.mel import resample
 from omniforcing.files import read_json, write_manifest
 from omniforcing.latents import Pair
 from omniforcing.metrics.observe import observe
@@ -22,7 +24,8 @@ def stream_sample(artifact: Artifact, prompt: str, seconds: float, seed: int, de
     """Add ``sample.mp4`` and ``sample.png`` (frames over the spectrogram) to an artifact; returns the stream's figures."""
     chunks = list(Engine(artifact, device).stream(prompt, seconds, seed))
     speed = write_stream(chunks, artifact.folder / "sample.mp4", artifact.settings)
-    media = Pair(np.concatenate([c.frames for c in chunks]), np.concatenate([c.samples for c in chunks], 1))
+    sound = torch.from_numpy(np.concatenate([c.samples for c in chunks], 1))
+    media = Pair(np.concatenate([c.frames for c in chunks]), resample(sound, artifact.settings.sample_rate).numpy())
     draw_media(artifact.folder / "sample.png", media, observe(media, prompt))
     write_manifest(artifact.folder)
     return figures(speed, artifact.settings, device)

@@ -2,7 +2,7 @@
 
 A table is a first block and a cycle of following blocks, each counted in video and audio latents. Everything about time
 follows from it and from LTX-2's fixed rates (one second = 24 frames = 3 video latents = 100 mel frames = 25 audio
-latents = 16 000 samples; the first latent of each stream covers a single frame). This module imports nothing of ours.
+latents = 16 000 samples to encode; the first latent of each stream covers a single frame). This module imports nothing of ours.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ FRAMES_PER_LATENT = 8
 VIDEO_LATENTS_PER_SECOND = 3
 SAMPLE_RATE = 16_000
 HOP = 160
+MEL_RATE = SAMPLE_RATE // HOP  # frames per second
 MEL_PER_LATENT = 4
 AUDIO_LATENTS_PER_SECOND = 25
 
@@ -65,9 +66,10 @@ def mel_of(latents: Span) -> Span:
     return _first_single(latents, MEL_PER_LATENT)
 
 
-def samples_of(mel: Span) -> Span:
-    """Waveform samples of a span of mel frames: frame 0 (centred on sample 0) has none, frame m ends at 160 m."""
-    return Span(*(HOP * max(0, m - 1) for m in (mel.start, mel.stop)))
+def samples_of(mel: Span, rate: int = SAMPLE_RATE) -> Span:
+    """Waveform samples at ``rate`` Hz of a span of mel frames: frame 0 (centred on sample 0) has none, m ends at m hops."""
+    hop = rate // MEL_RATE
+    return Span(*(hop * max(0, m - 1) for m in (mel.start, mel.stop)))
 
 
 def clip_latents(seconds: int) -> Counts:

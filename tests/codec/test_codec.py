@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,8 @@ def test_sizes_that_cannot_work_are_refused() -> None:
         Codec.build(CONFIG, 64, 72)
     with pytest.raises(CodecError, match="base_channels is 32; it must equal"):
         build_audio_vae(AudioCodecConfig(base_channels=32))
+    with pytest.raises(CodecError, match="make 24000 samples a second, but its output_sampling_rate is 16000"):
+        Codec.build(replace(CONFIG, vocoder=VocoderConfig(hidden=16, upsample=[2, 1, 1, 120])), 64, 64)
 
 
 def test_a_report_leaves_out_what_silent_or_single_clips_do_not_allow() -> None:

@@ -58,7 +58,8 @@ def make_settings(**changes: object) -> StreamSettings:
         "context_noise": 0.0,
         "sinks": 3,
         "stabiliser": "sinks",
-        "look_ahead": 14,
+        "look_ahead": 25,
+        "sample_rate": 16000,
     }
     return StreamSettings(**{**values, **changes})  # type: ignore[arg-type]
 

@@ -47,8 +47,10 @@ def test_settings_of_the_presets_follow_their_config() -> None:
     for preset in ("smoke", "pocket", "ltx2"):
         config = load_config(preset=preset)
         codec = {"height": config.clips.height, "width": config.clips.width, "grid": [2, 3], "vocoder_look_ahead_mel": 14}
+        codec |= {"sample_rate": 24000, "video_decoder_causal": False, "video_reach": {"ahead": 2, "again": 1, "blend": 0}}
         settings = StreamSettings.of(config, codec)
         assert settings.trained_seconds == config.clips.seconds
+        assert (settings.sample_rate, settings.video_look_ahead, settings.look_ahead) == (24000, 2, 14)
         assert settings.rollout.horizon == settings.horizon
         assert settings.rollout.table.block(settings.horizon).frames.stop == 1 + FPS * config.clips.seconds
 
@@ -60,6 +62,15 @@ def test_card_tells_the_figures(artifact: Artifact) -> None:
     assert "| shuffled | 0.25 | - |" in card
     assert "ttfc_s: 0.125" in card
     assert "64x64" in card and "2 denoising steps" in card
+    assert "16000 Hz" in card and "waits 0 ms (0 video latents) and the sound 250 ms\n(25 mel" in card
+
+
+def test_card_and_settings_declare_how_far_a_decoder_looks_ahead(parts: tuple[Path, Path], tmp_path: Path) -> None:
+    write_artifact(tmp_path, *parts, make_settings(video_look_ahead=6), {})
+    assert "The picture waits 2000 ms (6 video latents)" in (tmp_path / "README.md").read_text()
+    assert read_json(tmp_path / "streaming.json")["video_look_ahead"] == 6
+    with pytest.raises(OmniForcingError, match=r"video look-ahead of streaming\.json: 6, but its codec has 0"):
+        Engine(tmp_path)
 
 
 def test_card_without_an_evaluation_says_so(parts: tuple[Path, Path], tmp_path: Path) -> None:
@@ -91,6 +102,7 @@ def test_altered_file_is_named(own_artifact: Path) -> None:
         ({"schema": None}, "schema None"),
         ({"layout": "halves"}, "layout 'halves'"),
         ({"fps": 25}, "25 fps"),
+        ({"sample_rate": 22050}, "22050 Hz; this version streams 8000, "),
         ({"colour": 1}, "unknown key 'colour'"),
         ({"window": 99}, "window of 99"),
     ],

@@ -30,7 +30,7 @@ def test_it_prints_one_object_of_exactly_these_figures(artifact: Artifact) -> No
 def test_sound_stamped_late_shows_as_offset(tmp_path: Path) -> None:
     def stream(late: int) -> float:
         path = tmp_path / f"{late}.mp4"
-        with path.open("wb") as file, Muxer(file, 16, 16) as muxer:
+        with path.open("wb") as file, Muxer(file, 16, 16, 16000) as muxer:
             muxer.write(np.zeros((25, 16, 16, 3), np.uint8), np.zeros((2, 16000), np.float32))
             muxer._audio_start += late
             muxer.write(np.zeros((24, 16, 16, 3), np.uint8), np.zeros((2, 16000), np.float32))

@@ -135,14 +135,16 @@ def check_pictures(shown: list[tuple[float, str]], folder: Path, block: int) -> 
     engine = Engine(folder)
     plain, steered = (frames_of(engine, block, switched) for switched in (False, True))
     first = 1 + 24 * (block - 1)
-    before, after = [], []
+    before, after, wrong = [], [], []
     for time, picture in shown:
         index, frame = round(time * 24), decoded(picture)
         if 0 < index < first:
             before.append(nearest(frame, [plain[index - 1], plain[index], plain[index + 1]]) == 1)
+            wrong += [] if before[-1] else [index - first]
         elif first + 8 <= index < len(plain) - 1:  # in the frames of the block's first latent the change only begins
             after.append(nearest(frame, [steered[index - 1], steered[index], steered[index + 1], plain[index]]) == 1)
-    print("frames compared:", len(before), "before,", len(after), "after; right:", np.mean(before), np.mean(after))
+            wrong += [] if after[-1] else [index - first]
+    print("frames compared:", len(before), "before,", len(after), "after; wrong, counted from the switch:", wrong)
     assert len(before) > 48 and len(after) > 36
     # Where little moves, a picture that x264 and the browser have changed may be nearest to its neighbour.
     assert np.mean(before) > 0.98, "before the switch, something else than the stream was shown"

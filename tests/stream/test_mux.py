@@ -37,7 +37,7 @@ def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 def whole_stream() -> bytes:
     pieces = Pieces()
-    with Muxer(pieces, 64, 96) as muxer:
+    with Muxer(pieces, 64, 96, 16000) as muxer:
         for frames, samples in blocks():
             muxer.write(frames, samples)
     return pieces.take()
@@ -81,7 +81,7 @@ def test_other_reader_agrees_on_the_frames(tmp_path: Path) -> None:
 
 def test_pieces_play_as_they_come() -> None:
     pieces, received, playable = Pieces(), b"", []
-    muxer = Muxer(pieces, 64, 96)
+    muxer = Muxer(pieces, 64, 96, 16000)
     for frames, samples in blocks():
         muxer.write(frames, samples)
         received += pieces.take()
@@ -103,7 +103,7 @@ def boxes_of(data: bytes) -> list[bytes]:
 
 def test_every_block_is_one_fragment_behind_one_header() -> None:
     pieces, kinds = Pieces(), []
-    muxer = Muxer(pieces, 64, 96)
+    muxer = Muxer(pieces, 64, 96, 16000)
     for frames, samples in blocks():
         muxer.write(frames, samples)
         kinds.append(boxes_of(pieces.take()))
@@ -122,7 +122,7 @@ def test_sound_has_no_gap_at_any_block_border() -> None:
     count, rng = 12, np.random.default_rng(0)
     tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(16000 * count) / 16000).astype(np.float32)
     pieces, sent = Pieces(), 0
-    with Muxer(pieces, 64, 96) as muxer:
+    with Muxer(pieces, 64, 96, 16000) as muxer:
         for index in range(count):
             until = 16000 * count if index == count - 1 else 16000 * index + int(rng.integers(1, 16000))
             muxer.write(np.zeros((25 if index == 0 else 24, 64, 96, 3), np.uint8), np.stack([tone[sent:until]] * 2))
@@ -142,7 +142,7 @@ def test_picture_and_sound_stay_together_for_ten_minutes() -> None:
     click = np.zeros((2, 16000), np.float32)
     click[:, :160] = 0.9
     pieces, received = Pieces(), []
-    with Muxer(pieces, 16, 16) as muxer:
+    with Muxer(pieces, 16, 16, 16000) as muxer:
         muxer.write(flash[:1], click[:, :0])
         for second in range(count):
             # Frames 1 to 24 of a second; the flash of the next second is its last.
@@ -163,7 +163,7 @@ def test_picture_and_sound_stay_together_for_ten_minutes() -> None:
 
 
 def test_the_browsers_name_of_the_stream_tells_its_profile() -> None:
-    assert Muxer(Pieces(), 64, 96).mime == 'video/mp4; codecs="avc1.64000a, mp4a.40.2"'
+    assert Muxer(Pieces(), 64, 96, 16000).mime == 'video/mp4; codecs="avc1.64000a, mp4a.40.2"'
 
 
 def test_same_media_same_bytes() -> None:
@@ -183,7 +183,7 @@ def test_file_appears_when_it_is_whole(tmp_path: Path) -> None:
 def test_failed_stream_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     target = tmp_path / "clip.mp4"
     target.write_bytes(b"the old one")
-    with pytest.raises(KeyboardInterrupt), new_file(target) as file, Muxer(file, 64, 96) as muxer:
+    with pytest.raises(KeyboardInterrupt), new_file(target) as file, Muxer(file, 64, 96, 16000) as muxer:
         muxer.write(*next(blocks()))
         raise KeyboardInterrupt
     assert target.read_bytes() == b"the old one"
@@ -194,7 +194,7 @@ def test_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (24, 64, 96, 3), np.uint8)
     full = pytest.raises(OmniForcingError, match=r"disk is full while writing .*clip\.mp4")
     with full, files_of_at_most(8192):  # noqa: SIM117
-        with new_file(tmp_path / "clip.mp4") as file, Muxer(file, 64, 96) as muxer:
+        with new_file(tmp_path / "clip.mp4") as file, Muxer(file, 64, 96, 16000) as muxer:
             for _ in range(8):
                 muxer.write(noise, np.zeros((2, 16000), np.float32))
     assert list(tmp_path.iterdir()) == []

@@ -7,18 +7,19 @@ folder: ``video_vae/``, ``audio_vae/`` and ``vocoder/`` as diffusers saves them,
 from __future__ import annotations
 
 from dataclasses import asdict
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from omniforcing.codec.reach import Reach, video_reach, vocoder_reach
+from omniforcing.codec.reach import Reach, described_reach, video_reach, vocoder_reach
 from omniforcing.config import AudioCodecConfig, CodecConfig, VideoCodecConfig, VocoderConfig
 from omniforcing.errors import OmniForcingError
 from omniforcing.files import read_json, write_json
 from omniforcing.latents import Latents, Pair
-from omniforcing.layout import Counts, LayoutError, clip_frames, clip_samples, clip_seconds
+from omniforcing.layout import MEL_RATE, Counts, LayoutError, clip_frames, clip_samples, clip_seconds
 
 Media = Pair[Tensor]
 
@@ -106,12 +107,20 @@ class Codec(nn.Module):
         """``height`` and ``width`` are the pixels of the clips that the codec was trained or is used for.
 
         ``reach`` is how a non-causal video decoder is to be streamed; None: as ``codec/reach.py`` says.
+
+        Raises:
+            CodecError: if the picture does not divide into tokens, or the vocoder makes sound of another rate than it says.
         """
         super().__init__()
         self.video_reach = reach or video_reach(video_vae.config)
         self.video_vae, self.audio_vae, self.vocoder = video_vae, audio_vae, vocoder
         self.height, self.width = height, width
         self.spatial(height, width)
+        if (made := MEL_RATE * prod(vocoder.config.upsample_factors)) != self.sample_rate:
+            raise CodecError(
+                f"the vocoder's upsample_factors make {made} samples a second, but its output_sampling_rate is "
+                f"{self.sample_rate}; one of them is wrong"
+            )
         self.requires_grad_(False).eval()
         # Plain layout makes small 3-D convolutions several times slower on a CPU.
         self.video_vae.to(memory_format=torch.channels_last_3d)
@@ -132,10 +141,8 @@ class Codec(nn.Module):
         description = read_json(folder / DESCRIPTION)
         if description.get("schema") != SCHEMA:
             raise CodecError(f"{folder / DESCRIPTION} has schema {description.get('schema')}; this version reads {SCHEMA}")
-        reach = description.get("video_reach")  # codecs of before have none
-        return cls(
-            *load_parts(folder), description["height"], description["width"], None if reach is None else Reach(**reach)
-        ).to(device)
+        reach = described_reach(description)
+        return cls(*load_parts(folder), description["height"], description["width"], reach).to(device)
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
         """Write the codec into ``folder``; ``dtype`` is that of the stored weights. This object keeps its own."""

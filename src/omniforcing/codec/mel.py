@@ -37,6 +37,16 @@ def _transform(device: torch.device) -> Any:
     ).to(device)
 
 
+def resample(samples: Tensor, rate: int) -> Tensor:
+    """Waveforms ``[..., N]`` of ``rate`` Hz at 16 kHz, in place: sample i of the result is the sound at i / 16000 s."""
+    if rate == SAMPLE_RATE:
+        return samples
+    from torchaudio.functional import resample as at_rate
+
+    result: Tensor = at_rate(samples, rate, SAMPLE_RATE)
+    return result
+
+
 def log_mel(samples: Tensor) -> Tensor:
     """Natural log-mel magnitude ``[B, 2, 1 + N/160, 64]`` of waveforms ``[B, 2, N]`` at 16 kHz; differentiable."""
     return _transform(samples.device)(samples).clamp(min=FLOOR).log().transpose(-1, -2)

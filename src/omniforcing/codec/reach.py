@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,14 @@ NON_CAUSAL = Reach(ahead=6)
 def video_reach(config: Any) -> Reach:
     """What a video VAE's decoder gets unless its codec declares otherwise."""
     return Reach() if config.decoder_causal else NON_CAUSAL
+
+
+def described_reach(description: Mapping[str, Any]) -> Reach:
+    """What a ``codec.json`` declares for its video decoder; those of before say only whether it is causal."""
+    declared = description.get("video_reach")
+    if declared is not None:
+        return Reach(**declared)
+    return Reach() if description["video_decoder_causal"] else NON_CAUSAL
 
 
 def refuse(part: str, settings: dict[str, tuple[Any, Any]]) -> None:

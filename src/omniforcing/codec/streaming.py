@@ -297,7 +297,7 @@ class SoundStream:
 
     def __init__(self, vocoder: Any) -> None:
         self.reach = vocoder_reach(vocoder.config)
-        self._vocoder = vocoder
+        self._vocoder, self._rate = vocoder, int(vocoder.config.output_sampling_rate)
         self._held: Tensor | None = None  # mel frames from index self._first on
         self._first = 0
         self._done = 0
@@ -331,8 +331,8 @@ class SoundStream:
         if stop <= self._done:
             return self._held.new_zeros(self._held.shape[0], 2, 0)
         window = self._held[:, :, : stop + self.reach - self._first]
-        # The vocoder turns mel frame m into samples from 160 m on, one frame later than the frame that completes them.
-        local = samples_of(Span(self._done - self._first + 1, stop - self._first + 1))
+        # The vocoder turns mel frame m into samples from m hops on, one frame later than the frame that completes them.
+        local = samples_of(Span(self._done - self._first + 1, stop - self._first + 1), self._rate)
         samples = self._vocoder(window)[..., local.slice]
         keep = max(0, stop - self.reach)
         self._held, self._first, self._done = self._held[:, :, keep - self._first :].clone(), keep, stop

@@ -65,7 +65,14 @@ class Recording:
     @cached_property
     def _sound(self) -> Samples:
         samples, rate = read_audio(self._source, self._origin)
-        return resample(samples, rate)
+        if rate == SAMPLE_RATE:
+            return samples
+        import torch
+
+        from omniforcing.codec.mel import resample
+
+        result: Samples = resample(torch.from_numpy(samples), rate).numpy()
+        return result
 
     def _frames(self, start: float) -> Frames:
         wanted = start + np.arange(clip_frames(self.form.seconds)) / FPS
@@ -124,15 +131,4 @@ def resize(frames: Frames, box: tuple[int, int, int, int], form: Form) -> Frames
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
     small = interpolate(pixels, (form.height, form.width), mode="bilinear", antialias=True, align_corners=False)
     result: Frames = small.permute(0, 2, 3, 1).contiguous().numpy()
-    return result
-
-
-def resample(samples: Samples, rate: int) -> Samples:
-    """Samples [2, N] at ``rate`` Hz to 16 kHz, in place: sample i of the result is the sound at i / 16000 s."""
-    if rate == SAMPLE_RATE:
-        return samples
-    import torch
-    from torchaudio.functional import resample as at_rate
-
-    result: Samples = at_rate(torch.from_numpy(samples), rate, SAMPLE_RATE).numpy()
     return result

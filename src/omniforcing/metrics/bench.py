@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from omniforcing.codec.codec import Codec
+from omniforcing.codec.mel import resample
 from omniforcing.config import Config
 from omniforcing.data.shards import decode_media, read_raw, shard_form
 from omniforcing.data.tars import require_kind
@@ -18,7 +19,6 @@ from omniforcing.data.tensors import TextTable
 from omniforcing.distill.sampling import WholeClip, rollout_config, sample_rollout
 from omniforcing.files import atomic_dir, read_json
 from omniforcing.latents import Latents, Pair, TextFeatures
-from omniforcing.layout import SAMPLE_RATE
 from omniforcing.metrics.evaluate import Sampler
 from omniforcing.metrics.events import Media
 from omniforcing.metrics.observe import Clips
@@ -114,10 +114,7 @@ class Bench:
 
     def _decoded(self, latents: Latents) -> Iterator[Media]:
         media = self.codec.decode(latents, self.grid).map(torch.Tensor.cpu)
-        if self.codec.sample_rate != SAMPLE_RATE:
-            from torchaudio.functional import resample
-
-            media = Pair(media.video, resample(media.audio, self.codec.sample_rate, SAMPLE_RATE))
+        media = Pair(media.video, resample(media.audio, self.codec.sample_rate))
         for video, audio in zip(*media, strict=True):
             yield Pair(video.numpy(), audio.numpy())
 

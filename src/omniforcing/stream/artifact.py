@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omniforcing.codec.reach import described_reach
 from omniforcing.config import Stabiliser
 from omniforcing.errors import OmniForcingError
 from omniforcing.files import read_json, verify_manifest, write_json, write_manifest
-from omniforcing.layout import FPS, LAYOUTS, SAMPLE_RATE, LayoutError
+from omniforcing.layout import FPS, LAYOUTS, LayoutError
+from omniforcing.stream.boxes import SAMPLE_RATES
 from omniforcing.stream.card import model_card
 
 if TYPE_CHECKING:
@@ -54,9 +56,10 @@ class StreamSettings:
         context_noise: sigma of the forward that fills the cache.
         sinks: number of sink tokens.
         stabiliser: what keeps the first audio tokens in bounds.
-        look_ahead: mel frames (10 ms) by which the sound comes after the picture.
+        look_ahead: mel frames (10 ms) after its own that must be known before sound comes out: the vocoder's reach.
+        sample_rate: samples per second of the sound, the vocoder's.
+        video_look_ahead: video latents (8 frames) after its own that must be known before a picture comes out.
         fps: frames per second.
-        sample_rate: samples per second.
     """
 
     preset: str
@@ -71,8 +74,9 @@ class StreamSettings:
     sinks: int
     stabiliser: str
     look_ahead: int
+    sample_rate: int
+    video_look_ahead: int = 0  # artifacts of before declare none
     fps: int = FPS
-    sample_rate: int = SAMPLE_RATE
 
     @classmethod
     def of(cls, config: Config, codec: Mapping[str, Any]) -> StreamSettings:
@@ -91,6 +95,8 @@ class StreamSettings:
             sinks=student.sinks,
             stabiliser=student.stabiliser.value,
             look_ahead=codec["vocoder_look_ahead_mel"],
+            sample_rate=codec["sample_rate"],
+            video_look_ahead=described_reach(codec).ahead,
         )
 
     @classmethod
@@ -105,17 +111,18 @@ class StreamSettings:
         schema = values.pop("schema", None) if isinstance(values, dict) else None
         if schema != SCHEMA:
             raise ArtifactError(f"{path} has schema {schema}, this version reads schema {SCHEMA}; export the artifact again")
-        names = {field.name for field in dataclasses.fields(cls)}
-        for problem, keys in (("lacks", names - values.keys()), ("has the unknown key", values.keys() - names)):
+        fields = dataclasses.fields(cls)
+        names, needed = {f.name for f in fields}, {f.name for f in fields if f.default is dataclasses.MISSING}
+        for problem, keys in (("lacks", needed - values.keys()), ("has the unknown key", values.keys() - names)):
             if keys:
                 raise ArtifactError(f"{path} {problem} {min(keys)!r}; export the artifact again")
         if values["layout"] not in LAYOUTS:
             raise ArtifactError(f"{path} names layout {values['layout']!r}; this version knows {', '.join(LAYOUTS)}")
         if values["stabiliser"] not in (known := [stabiliser.value for stabiliser in Stabiliser]):
             raise ArtifactError(f"{path} names stabiliser {values['stabiliser']!r}; this version knows {', '.join(known)}")
-        if (values["fps"], values["sample_rate"]) != (FPS, SAMPLE_RATE):
-            found = f"{values['fps']} fps and {values['sample_rate']} Hz"
-            raise ArtifactError(f"{path} asks for {found}; this version streams {FPS} fps and {SAMPLE_RATE} Hz")
+        for unit, value, able in (("fps", values.get("fps", FPS), (FPS,)), ("Hz", values["sample_rate"], SAMPLE_RATES)):
+            if value not in able:
+                raise ArtifactError(f"{path} asks for {value} {unit}; this version streams {', '.join(map(str, able))}")
         try:
             LAYOUTS[values["layout"]].check_window(values["window"], values["horizon"])
         except LayoutError as error:

@@ -9,9 +9,11 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from omniforcing.layout import FPS, SAMPLE_RATE
+from omniforcing.layout import FPS
 
 VIDEO, AUDIO = 1, 2  # track numbers
+# Those of AAC that an MP4's 16 bits hold and that give a mel frame of 10 ms whole samples.
+SAMPLE_RATES = (8_000, 12_000, 16_000, 24_000, 32_000, 44_100, 48_000)
 _KEYFRAME, _OTHER_FRAME = 0x02000000, 0x01010000  # sample flags: depends on nothing; depends on others, is no sync sample
 _MATRIX = struct.pack(">9I", 0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)
 
@@ -40,14 +42,15 @@ def _full(kind: bytes, version: int, flags: int, *parts: bytes) -> bytes:
     return _box(kind, struct.pack(">I", version << 24 | flags), *parts)
 
 
-def header(height: int, width: int, parameter_sets: tuple[bytes, bytes], aac: bytes, priming: int) -> bytes:
+def header(height: int, width: int, parameter_sets: tuple[bytes, bytes], aac: bytes, sample_rate: int, priming: int) -> bytes:
     """``ftyp`` and ``moov``.
 
     Args:
         height: of the picture.
         width: of the picture.
         parameter_sets: SPS and PPS of the H.264 stream.
-        aac: its AudioSpecificConfig.
+        aac: the sound's AudioSpecificConfig.
+        sample_rate: of the sound, the clock of its track.
         priming: audio samples that the AAC encoder put before the sound, which the edit list cuts off.
     """
     clock = struct.pack(">4I I H 10x", 0, 0, 1000, 0, 0x10000, 0x100)
@@ -55,7 +58,7 @@ def header(height: int, width: int, parameter_sets: tuple[bytes, bytes], aac: by
     size = struct.pack(">2I", width << 16, height << 16)
     video = _track(VIDEO, FPS, b"vide", _full(b"vmhd", 0, 1, bytes(8)), _avc1(height, width, *parameter_sets), size)
     edit = _box(b"edts", _full(b"elst", 0, 0, struct.pack(">I I i I", 1, 0, priming, 0x10000)))
-    audio = _track(AUDIO, SAMPLE_RATE, b"soun", _full(b"smhd", 0, 0, bytes(4)), _mp4a(aac), bytes(8), edit)
+    audio = _track(AUDIO, sample_rate, b"soun", _full(b"smhd", 0, 0, bytes(4)), _mp4a(aac, sample_rate), bytes(8), edit)
     defaults = (_full(b"trex", 0, 0, struct.pack(">5I", track, 1, 0, 0, 0)) for track in (VIDEO, AUDIO))
     kind = _box(b"ftyp", b"iso5", struct.pack(">I", 512), b"iso5iso6mp41")
     return kind + _box(b"moov", mvhd, video, audio, _box(b"mvex", *defaults))
@@ -79,14 +82,14 @@ def _avc1(height: int, width: int, sps: bytes, pps: bytes) -> bytes:
     return _box(b"avc1", shape, _box(b"avcC", sets, fine))
 
 
-def _mp4a(config: bytes) -> bytes:
+def _mp4a(config: bytes, sample_rate: int) -> bytes:
     def descriptor(tag: int, *parts: bytes) -> bytes:
         body = b"".join(parts)
         return bytes((tag, len(body))) + body
 
     decoder = descriptor(4, struct.pack(">BB3xII", 0x40, 0x15, 0, 0), descriptor(5, config))  # MPEG-4 audio, an audio stream
     stream = descriptor(3, struct.pack(">HB", AUDIO, 0), decoder, descriptor(6, b"\x02"))
-    shape = struct.pack(">6x H 8x 2H 4x I", 1, 2, 16, SAMPLE_RATE << 16)
+    shape = struct.pack(">6x H 8x 2H 4x I", 1, 2, 16, sample_rate << 16)
     return _box(b"mp4a", shape, _full(b"esds", 0, 0, stream))
 
 

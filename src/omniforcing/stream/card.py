@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from omniforcing.layout import MEL_RATE, VIDEO_LATENTS_PER_SECOND
+
 if TYPE_CHECKING:
     from omniforcing.stream.artifact import StreamSettings
 
@@ -12,18 +14,20 @@ _CARD = """---
 library_name: diffusers
 tags: [text-to-audio-video, streaming, ltx-2]
 ---
-# omniforcing, preset {preset}
+# omniforcing, preset {settings.preset}
 
-A block-causal student of an LTX-2 teacher that streams picture and sound together from a text prompt: {width}x{height} at
-{fps} fps with {sample_rate} Hz stereo, {steps} denoising steps a block, {window} past blocks visible beside the first.
-It was trained on {trained:g} s at a time; longer streams roll on with the same window.
+A block-causal student of an LTX-2 teacher that streams picture and sound together from a text prompt:
+{settings.width}x{settings.height} at {settings.fps} fps with {settings.sample_rate} Hz stereo,
+{steps} denoising steps a block, {settings.window} past blocks visible beside the first.
+It was trained on {settings.trained_seconds:g} s at a time; longer streams roll on with the same window.
 
 ```
 omniforcing stream --artifact . --prompt TEXT --seconds 8 --seed 0 --out clip.mp4
 ```
 
 `transformer/` opens with `diffusers.LTX2VideoTransformer3DModel.from_pretrained`; `streaming.json` says how to run it.
-The sound of a block follows its picture by {look_ahead} ms, the reach of the vocoder.
+The picture waits {picture_ms:.0f} ms ({settings.video_look_ahead} video latents) and the sound {sound_ms} ms
+({settings.look_ahead} mel frames) for what their decoders must know of the future; 0 is a causal decoder.
 
 ## Measured
 
@@ -63,14 +67,9 @@ def _measured(metrics: Mapping[str, Any]) -> str:
 def model_card(settings: StreamSettings, metrics: Mapping[str, Any]) -> str:
     """README.md of an artifact: how to run it and what ``metrics`` (the schema of ``metrics.json``) says about it."""
     return _CARD.format(
-        preset=settings.preset,
-        width=settings.width,
-        height=settings.height,
-        fps=settings.fps,
-        sample_rate=settings.sample_rate,
+        settings=settings,
         steps=len(settings.sigmas),
-        window=settings.window,
-        trained=settings.trained_seconds,
-        look_ahead=10 * settings.look_ahead,
+        picture_ms=1000 * settings.video_look_ahead / VIDEO_LATENTS_PER_SECOND,
+        sound_ms=1000 * settings.look_ahead // MEL_RATE,
         measured=_measured(metrics),
     )

@@ -96,7 +96,7 @@ def _encode(chunks: Iterable[Chunk], file: BinaryIO, settings: StreamSettings) -
 
     timings = []
     try:
-        with Muxer(file, settings.height, settings.width) as muxer:
+        with Muxer(file, settings.height, settings.width, settings.sample_rate) as muxer:
             for chunk in chunks:
                 muxer.add(chunk)
                 file.flush()

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from omniforcing.codec.codec import Codec
+from omniforcing.codec.reach import vocoder_reach
 from omniforcing.codec.streaming import StreamingDecoder
 from omniforcing.config import Stabiliser
 from omniforcing.files import folder_digest
@@ -67,6 +68,9 @@ class Engine:
             ("the grid of streaming.json", rows * columns, tokens),
             ("the student's video channels", core.in_channels, channels[0]),
             ("the student's audio channels", core.audio_in_channels, channels[1]),
+            ("the sample rate of streaming.json", settings.sample_rate, self._codec.sample_rate),
+            ("the look-ahead of streaming.json", settings.look_ahead, vocoder_reach(self._codec.vocoder.config)),
+            ("the video look-ahead of streaming.json", settings.video_look_ahead, self._codec.video_reach.ahead),
         ):
             if found != needed:
                 place = self.artifact.folder
@@ -91,7 +95,7 @@ class Engine:
         """
         asked, request = time.perf_counter(), Request(prompt, seconds, seed)
         generation = Generation(self._starter(seed), self._encode(prompt), opening)
-        return self._open(asked, request, generation, Decoding(self._decoder(), request.limits), 0)
+        return self._open(asked, request, generation, Decoding(self._decoder(), request.limits(self.settings.sample_rate)), 0)
 
     def resume(self, state: StreamState, seconds: float | None) -> Stream:
         """Go on for so many seconds where a state was taken, in the very chunks that would have followed there.
@@ -104,7 +108,7 @@ class Engine:
         total = None if seconds is None else (state.frames - 1) / FPS + seconds
         request = Request(state.prompt, total, state.seed)
         generation = Generation.restore(self._starter(state.seed), state.generation)
-        decoding = Decoding.restore(self._decoder(), request.limits, state.decoding)
+        decoding = Decoding.restore(self._decoder(), request.limits(self.settings.sample_rate), state.decoding)
         return self._open(asked, request, generation, decoding, state.frames)
 
     def block_at(self, seconds: float) -> int:
@@ -134,7 +138,7 @@ class Engine:
                 decoding=decoding,
                 encode=self._encode,
                 table=self._rollout.table,
-                stop=request.block_count(self._rollout.table),
+                stop=request.block_count(self._rollout.table, self.settings.sample_rate),
                 frames=None if request.frames is None else request.frames - before,
                 prompt=request.prompt,
                 seed=request.seed,

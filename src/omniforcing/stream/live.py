@@ -39,7 +39,7 @@ class Chunk:
     Attributes:
         block: its index.
         frames: uint8 ``[T, H, W, 3]``; chunks follow each other without gap or overlap.
-        samples: float32 ``[2, N]``; behind the picture by the codec's look-ahead, level with it at the end.
+        samples: float32 ``[2, N]``. Either is late by what its decoder looks ahead; they are level at the end.
         first_frame: frames before this chunk.
         first_sample: samples before this chunk.
         timing: what it cost.

@@ -1,7 +1,7 @@
 """One muxer, one x264 and one AAC encoder for the whole of a stream: a fragmented MP4 that plays while it grows.
 
 Every block is a fragment of its own and begins with a keyframe. Time stamps are counts of frames and samples, so they
-cannot drift. Sound may lag the picture (the vocoder looks ahead); a fragment holds what has come of either.
+cannot drift. Either may lag the other by what its decoder looks ahead; a fragment holds what has come of either.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from av.codec.context import Flags
 from av.video.frame import PictureType
 
-from omniforcing.layout import FPS, SAMPLE_RATE
+from omniforcing.layout import FPS
 from omniforcing.stream.boxes import Samples, fragment, header
 
 if TYPE_CHECKING:
@@ -56,12 +56,14 @@ class Muxer:
         target: a binary file, or anything with ``write``.
         height: of the frames, even.
         width: of the frames, even.
+        sample_rate: of the sound, one of ``boxes.SAMPLE_RATES``.
         crf: x264's quality, lower is better.
     """
 
-    def __init__(self, target: Writable, height: int, width: int, crf: int = 18) -> None:
+    def __init__(self, target: Writable, height: int, width: int, sample_rate: int, crf: int = 18) -> None:
         self._target = target
-        self._video, self._audio = _video_encoder(height, width, crf), _audio_encoder()
+        self._video, self._audio = _video_encoder(height, width, crf), _audio_encoder(sample_rate)
+        self._sample_rate = sample_rate
         self._fragments = self._video_start = self._audio_start = self._first_sample = 0
         self.frames = 0
         self.samples = 0
@@ -77,7 +79,7 @@ class Muxer:
     def add(self, chunk: Chunk) -> None:
         """Append a chunk; of a stream that was resumed, sound from before its first picture is left out."""
         if self.frames == 0:
-            self._first_sample = round(chunk.first_frame * SAMPLE_RATE / FPS)
+            self._first_sample = round(chunk.first_frame * self._sample_rate / FPS)
         early = max(0, self._first_sample - chunk.first_sample)
         self.write(chunk.frames, chunk.samples[:, early:])
 
@@ -93,8 +95,8 @@ class Muxer:
         audio: list[Any] = []
         if samples.shape[1]:
             sound = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples.clip(-1, 1)), format="fltp", layout="stereo")
-            sound.sample_rate = SAMPLE_RATE
-            sound.pts, sound.time_base = self.samples, Fraction(1, SAMPLE_RATE)
+            sound.sample_rate = self._sample_rate
+            sound.pts, sound.time_base = self.samples, Fraction(1, self._sample_rate)
             audio = self._audio.encode(sound)
             self.samples += samples.shape[1]
         self._write(video, audio)
@@ -105,7 +107,8 @@ class Muxer:
             return
         if self._fragments == 0:
             sps, pps = self._parameters
-            self._target.write(header(*self._size, (sps, pps), self._audio.extradata, priming=AAC_FRAME))
+            sound = self._audio.extradata, self._sample_rate
+            self._target.write(header(*self._size, (sps, pps), *sound, priming=AAC_FRAME))
         pictures = Samples(self._video_start, 1, [_length_prefixed(bytes(packet)) for packet in video])
         sounds = Samples(self._audio_start, AAC_FRAME, [bytes(packet) for packet in audio])
         self._fragments += 1
@@ -138,10 +141,10 @@ def _video_encoder(height: int, width: int, crf: int) -> Any:
     return _opened(encoder)
 
 
-def _audio_encoder() -> Any:
+def _audio_encoder(sample_rate: int) -> Any:
     encoder: Any = av.CodecContext.create("aac", "w")
-    encoder.sample_rate, encoder.layout, encoder.format = SAMPLE_RATE, "stereo", "fltp"
-    encoder.time_base = Fraction(1, SAMPLE_RATE)
+    encoder.sample_rate, encoder.layout, encoder.format = sample_rate, "stereo", "fltp"
+    encoder.time_base = Fraction(1, sample_rate)
     return _opened(encoder)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def clip_opening(path: Path, codec: Codec, table: BlockTable) -> Opening:
     """The last whole seconds of a clip, as the first blocks of a stream; sound is cut or filled up with silence to fit.
 
     Raises:
-        OpeningError: if it is no readable clip of the codec's size and 24 fps with 16 kHz sound, or is below one second.
+        OpeningError: if it is no readable clip of the codec's size and 24 fps with sound, or is below one second.
     """
     frames, samples = _read_clip(path, codec)
     seconds = (len(frames) - 1) // FPS
@@ -92,24 +93,24 @@ def _normalised(means: Tensor, vae: Any) -> Tensor:
 
 
 def _read_clip(path: Path, codec: Codec) -> tuple[np.ndarray, np.ndarray]:
-    """All frames uint8 ``[T, H, W, 3]`` and samples float32 ``[2, N]`` of a clip that needs no conversion."""
+    """All frames uint8 ``[T, H, W, 3]`` and samples float32 ``[2, N]`` at 16 kHz of a clip of the codec's size."""
     try:
         with av.open(str(path)) as container:
             video, audio = container.streams.video[0], container.streams.audio[0]
-            found = f"{video.width}x{video.height} at {float(video.average_rate or 0):g} fps, {audio.rate} Hz"
-            wanted = f"{codec.width}x{codec.height} at {FPS} fps, {SAMPLE_RATE} Hz"
+            found = f"{video.width}x{video.height} at {float(video.average_rate or 0):g} fps"
+            wanted = f"{codec.width}x{codec.height} at {FPS} fps"
             if found != wanted:
                 raise OpeningError(f"{path} has {found}; a stream goes on from {wanted}: convert it first")
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video)]
             container.seek(0)
-            sound = [frame.to_ndarray() for frame in _stereo(container.decode(audio))]
+            sound = [frame.to_ndarray() for frame in _as_encoded(container.decode(audio))]
     except (OSError, IndexError, ValueError) as error:
         raise OpeningError(f"{path} is no readable clip with picture and sound ({error}); give an MP4") from error
     return np.stack(frames), np.concatenate(sound, 1)
 
 
-def _stereo(frames: Any) -> Any:
-    """Decoded sound as planar float stereo."""
-    resampler = av.AudioResampler(format="fltp", layout="stereo")
-    for frame in frames:
+def _as_encoded(frames: Any) -> Any:
+    """Decoded sound as planar float stereo of 16 kHz; streams may have another rate, the vocoder's."""
+    resampler = av.AudioResampler(format="fltp", layout="stereo", rate=SAMPLE_RATE)
+    for frame in chain(frames, [None]):
         yield from resampler.resample(frame)

@@ -84,7 +84,7 @@ class StreamingModel(PythonModel):
         from omniforcing.stream.mux import Muxer, Pieces
 
         sink, settings = Pieces(), self.engine.settings
-        muxer = Muxer(sink, settings.height, settings.width)
+        muxer = Muxer(sink, settings.height, settings.width, settings.sample_rate)
 
         def piece(block: int, frames: int, samples: int) -> dict[str, Any]:
             counts = {"first_frame": muxer.frames - frames, "frames": frames}

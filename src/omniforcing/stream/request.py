@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from omniforcing.errors import OmniForcingError
-from omniforcing.layout import FPS, SAMPLE_RATE, BlockTable
+from omniforcing.layout import FPS, BlockTable, samples_of
 
 MAX_SEED = 2**63 - 1
 
@@ -40,22 +40,19 @@ class Request:
         """``1 + 24 K``, to the nearest frame; None without end."""
         return None if self.seconds is None else 1 + round(FPS * self.seconds)
 
-    @property
-    def samples(self) -> int | None:
-        """``16000 K``, to the nearest sample; None without end."""
-        return None if self.seconds is None else round(SAMPLE_RATE * self.seconds)
-
-    @property
-    def limits(self) -> tuple[int, int] | None:
-        """Both counts; None without end."""
-        return None if self.frames is None or self.samples is None else (self.frames, self.samples)
-
-    def block_count(self, table: BlockTable) -> int | None:
-        """The fewest blocks that hold all frames and all samples; None without end."""
-        if self.limits is None:
+    def limits(self, sample_rate: int) -> tuple[int, int] | None:
+        """Frames, and samples at the rate of the sound, to the nearest one; None without end."""
+        if self.seconds is None or self.frames is None:
             return None
-        frames, samples = self.limits
-        return 1 + next(b.index for b in table if b.frames.stop >= frames and b.samples.stop >= samples)
+        return self.frames, round(sample_rate * self.seconds)
+
+    def block_count(self, table: BlockTable, sample_rate: int) -> int | None:
+        """The fewest blocks that hold all frames and all samples; None without end."""
+        limits = self.limits(sample_rate)
+        if limits is None:
+            return None
+        frames, samples = limits
+        return 1 + next(b.index for b in table if b.frames.stop >= frames and samples_of(b.mel, sample_rate).stop >= samples)
 
 
 def check_prompt(prompt: str) -> None:

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from omniforcing.errors import OmniForcingError
-from omniforcing.layout import FPS, SAMPLE_RATE
+from omniforcing.layout import FPS
 from omniforcing.stream.engine import Engine
 from omniforcing.stream.gauges import Gauges
 from omniforcing.stream.protocol import SUBPROTOCOL, VERSION, Limits
@@ -104,7 +104,7 @@ class Service:
             "width": settings.width,
             "height": settings.height,
             "fps": FPS,
-            "sample_rate": SAMPLE_RATE,
+            "sample_rate": settings.sample_rate,
             "preset": settings.preset,
         }
 

@@ -47,7 +47,7 @@ class Session:
         self._socket, self._service = socket, service
         settings = service.engine.settings
         self._pieces = Pieces()
-        self._muxer = Muxer(self._pieces, settings.height, settings.width)
+        self._muxer = Muxer(self._pieces, settings.height, settings.width, settings.sample_rate)
         self._stream: Stream | None = None
         self._image: bytes | None = None
         self._asked = 0.0
@@ -263,9 +263,15 @@ async def _first_of(*parts: Coroutine[Any, Any, None]) -> None:
     tasks = [asyncio.create_task(part) for part in parts]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for over in done:
-            over.result()
+        error = next(filter(None, (task.exception() for task in done)), None)
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+    try:
+        if error is not None:
+            raise error
+    finally:
+        # What is raised holds this frame. If the frame held it too, a stream would outlive its session: decoder, caches and
+        # encoders, until the garbage collector looks at its oldest generation.
+        del tasks, done, error
