@@ -163,6 +163,25 @@ def test_closing_wakes_a_consumer_that_waits(engine: Engine) -> None:
     assert not consumer.is_alive()
 
 
+def test_a_stream_may_be_closed_while_it_begins(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    beginning = threading.Event()
+
+    class Slow(threading.Thread):
+        def start(self) -> None:
+            super().start()
+            beginning.set()
+            time.sleep(0.1)
+
+    monkeypatch.setattr(live, "Thread", Slow)
+    stream = engine.stream(PROMPT, None, 0)
+    consumer = threading.Thread(target=lambda: list(stream))
+    consumer.start()
+    assert beginning.wait(10)
+    stream.close()
+    consumer.join(10)
+    assert not consumer.is_alive() and not streaming_threads()
+
+
 def test_a_forgotten_stream_closes_itself(engine: Engine) -> None:
     stream = engine.stream(PROMPT, None)
     next(stream)

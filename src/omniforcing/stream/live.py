@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from threading import Thread, current_thread
+from threading import Lock, Thread, current_thread
 from types import TracebackType
 
 import numpy as np
@@ -208,26 +208,28 @@ class _Work:
         self.controls = Controls()
         self.latents: Channel[_Generated | _Saved] = Channel(1)
         self.chunks: Channel[Chunk] = Channel(ahead)
-        self._begun = False
+        self._begun, self._starting = False, Lock()
         # Daemons, for the interpreter waits for other threads before it would close a forgotten stream.
         bodies = (self.generate, self.decode)
         self._threads = [Thread(target=body, name=f"omniforcing-{body.__name__}", daemon=True) for body in bodies]
 
     def begin(self) -> None:
-        """Start the threads, once."""
-        if not self._begun:
-            self._begun = True
-            for thread in self._threads:
-                thread.start()
+        """Start the threads, once, and never after ``close``."""
+        with self._starting:
+            if not self._begun:
+                self._begun = True
+                for thread in self._threads:
+                    thread.start()
 
     def close(self) -> None:
         self.controls.end()
         self.latents.close()
         self.chunks.close()
+        with self._starting:  # whoever asks for the first chunk may be starting them just now
+            started, self._begun = self._begun, True
         for thread in self._threads:
-            if self._begun and thread is not current_thread():
+            if started and thread.ident is not None and thread is not current_thread():
                 thread.join()
-        self._begun = True
 
     def generate(self) -> None:
         """The first thread: latents, block by block, with what is due at each border."""
