@@ -30,7 +30,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project in which every stage of preset pocket counts as run."""
     root = tmp_path_factory.mktemp("finished")
     for name in ("conf", "pipelines", "src"):
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "optional"))
     for name in ("dvc.yaml", ".dvcignore"):
         shutil.copy(ROOT / name, root / name)
     for stage in safe_load((root / "dvc.yaml").read_text())["stages"].values():
