@@ -8,6 +8,7 @@ import itertools
 import threading
 import time
 import tracemalloc
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -180,6 +181,20 @@ def test_a_stream_may_be_closed_while_it_begins(engine: Engine, monkeypatch: pyt
     stream.close()
     consumer.join(10)
     assert not consumer.is_alive() and not streaming_threads()
+
+
+@pytest.mark.parametrize("chunks", [0, 1])
+def test_a_closed_stream_is_freed_without_the_garbage_collector(engine: Engine, chunks: int) -> None:
+    stream = engine.stream(PROMPT, None)
+    work = weakref.ref(stream._work)
+    gc.disable()
+    try:
+        list(itertools.islice(stream, chunks))
+        stream.close()
+        del stream
+        assert settled(lambda: work() is None)
+    finally:
+        gc.enable()
 
 
 def test_a_forgotten_stream_closes_itself(engine: Engine) -> None:

@@ -208,27 +208,29 @@ class _Work:
         self.controls = Controls()
         self.latents: Channel[_Generated | _Saved] = Channel(1)
         self.chunks: Channel[Chunk] = Channel(ahead)
+        self._threads: list[Thread] = []
         self._begun, self._starting = False, Lock()
-        # Daemons, for the interpreter waits for other threads before it would close a forgotten stream.
-        bodies = (self.generate, self.decode)
-        self._threads = [Thread(target=body, name=f"omniforcing-{body.__name__}", daemon=True) for body in bodies]
 
     def begin(self) -> None:
         """Start the threads, once, and never after ``close``."""
         with self._starting:
             if not self._begun:
                 self._begun = True
-                for thread in self._threads:
+                # Made here, for a thread that is never started keeps this object, in a circle. Daemons, for the interpreter
+                # waits for other threads before it would close a forgotten stream.
+                for body in (self.generate, self.decode):
+                    thread = Thread(target=body, name=f"omniforcing-{body.__name__}", daemon=True)
                     thread.start()
+                    self._threads.append(thread)
 
     def close(self) -> None:
         self.controls.end()
         self.latents.close()
         self.chunks.close()
         with self._starting:  # whoever asks for the first chunk may be starting them just now
-            started, self._begun = self._begun, True
+            self._begun = True
         for thread in self._threads:
-            if started and thread.ident is not None and thread is not current_thread():
+            if thread is not current_thread():
                 thread.join()
 
     def generate(self) -> None:
