@@ -151,7 +151,7 @@ def test_a_saved_stream_is_resumed(artifact: Artifact, tmp_path: Path) -> None:
 
 
 def test_prompts_change_on_the_way(artifact: Artifact, tmp_path: Path) -> None:
-    for name, extra in (("plain.mp4", []), ("changed.mp4", ["--then", "2", "a blue ball rolls", "--recache"])):
+    for name, extra in (("plain.mp4", []), ("changed.mp4", ["--then", "2", "a blue ball rolls", "--rewrite"])):
         assert stream(*options_for(artifact.folder, tmp_path / name, seconds="3"), *extra) == 0
     plain, changed = pictures(tmp_path / "plain.mp4"), pictures(tmp_path / "changed.mp4")
     # To the bit: neither encoder knows of the change before it comes.

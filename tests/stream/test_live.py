@@ -21,9 +21,10 @@ from PIL import Image
 
 from omniforcing.codec.codec import to_frames
 from omniforcing.errors import OmniForcingError
-from omniforcing.latents import Pair
+from omniforcing.latents import Pair, noise_like
 from omniforcing.layout import LAYOUTS
-from omniforcing.model.rollout import Rollout, RolloutConfig
+from omniforcing.model.rollout import Rollout, RolloutConfig, predict_x0
+from omniforcing.schedule import add_noise
 from omniforcing.seeding import step_generator
 from omniforcing.stream import live
 from omniforcing.stream.command import write_stream
@@ -264,7 +265,7 @@ def test_steered_streams_repeat_whatever_the_consumers_speed(engine: Engine) -> 
     runs = []
     for pause in (0.0, 0.1):
         stream = engine.stream(PROMPT, 4, seed=2)
-        stream.steer(OTHER, at=2, recache=True)
+        stream.steer(OTHER, at=2, rewrite=True)
         stream.steer(PROMPT, at=4)
         run = []
         for chunk in stream:
@@ -308,20 +309,26 @@ def generation_of(engine: Engine, config: RolloutConfig, seed: int = 0) -> Gener
 
 @pytest.mark.parametrize("layout", list(LAYOUTS))
 @pytest.mark.parametrize("before", [1, 2, 13])
-def test_recaching_is_beginning_anew_with_the_same_blocks(engine: Engine, layout: str, before: int) -> None:
+def test_rewriting_is_beginning_anew_with_rewritten_blocks(engine: Engine, layout: str, before: int) -> None:
     config, other = rollout_config(layout), engine._text.encode([OTHER])
     generation = generation_of(engine, config)
     for _ in range(before):
         generation.next()
     random, kept = generation._rollout.generator.get_state(), list(generation._kept)
-    generation.switch(other, recache=True)
+    generation.switch(other, rewrite=True)
     got = generation.next()
 
     generator = torch.Generator()
     generator.set_state(random)
     oracle = Rollout(engine._student, other, config, generator)
-    for latents in kept:
-        oracle.follow(latents)
+    sigma, *later = config.sigmas[1:]
+    assert not later
+    for index, latents in enumerate(kept):
+        oracle._refresh()
+        x = latents.map(lambda a, n: add_noise(a, n, sigma), noise_like(latents, generator))
+        text, view = oracle.model.cache_text(other), oracle._cache.view(index)
+        with torch.no_grad():
+            oracle.follow(predict_x0(oracle.model, x, sigma, text, view))
     expected = next(oracle)
     assert torch.equal(got.video, expected.video) and torch.equal(got.audio, expected.audio)
     assert got.video.shape[1] == LAYOUTS[layout].counts(before).video
@@ -461,12 +468,12 @@ def test_a_restored_stream_goes_on_bit_for_bit(engine: Engine, tmp_path: Path, b
     assert (rest[0].first_frame, rest[0].first_sample) == (1 + 24 * (block - 1), heard)
 
 
-def test_a_state_after_recaching_goes_on_bit_for_bit(engine: Engine, tmp_path: Path) -> None:
+def test_a_state_after_rewriting_goes_on_bit_for_bit(engine: Engine, tmp_path: Path) -> None:
     path, stream = tmp_path / "state.safetensors", engine.stream(PROMPT, 8, seed=5)
-    stream.steer(OTHER, at=6, recache=True)
+    stream.steer(OTHER, at=6, rewrite=True)
     whole = saved_at(stream, 7, path)
     with engine.resume(StreamState.load(path, engine.digest), 2) as resumed:
-        resumed.steer(PROMPT, at=8, recache=True)
+        resumed.steer(PROMPT, at=8, rewrite=True)
         rest = list(resumed)
     assert same(whole[7:8], rest[:1])
 

@@ -22,7 +22,7 @@ LIMITS = Limits(seconds=60)
             '{"type": "start", "prompt": "a", "seconds": 2, "seed": 3, "image": true, "paced": false}',
             Start(Request("a", 2.0, 3), image=True, paced=False),
         ),
-        ('{"type": "prompt", "id": 7, "prompt": "b"}', Steer(7, "b", recache=False)),
+        ('{"type": "prompt", "id": 7, "prompt": "b"}', Steer(7, "b", rewrite=False)),
         ('{"type": "position", "seconds": 1}', Position(1.0, 0)),
         ('{"type": "stop"}', Command("stop")),
     ],

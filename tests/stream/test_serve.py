@@ -100,7 +100,7 @@ def test_prompts_are_acknowledged_twice_and_shown_where_they_say(serving: Server
         hear(client, "hello")
         say(client, "start", prompt=PROMPT, seconds=600)
         hear(client, "block")
-        say(client, "prompt", id=3, prompt="a blue ball rolls", recache=True)
+        say(client, "prompt", id=3, prompt="a blue ball rolls", rewrite=True)
         hear(client, "received")
         say(client, "position", seconds=4)
         applied = hear(client, "applied")

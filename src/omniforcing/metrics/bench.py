@@ -71,7 +71,7 @@ class Bench:
     def reconstruct(self, clip: Media) -> Media:
         """One real clip through the codec and back."""
         batch = clip.map(lambda x: torch.as_tensor(x)[None])
-        return next(self._decoded(self.codec.encode(batch)))
+        return next(self.decoded(self.codec.encode(batch)))
 
     def sampler(self, name: str, folder: Path, seconds: int) -> Sampler:
         """The model ``name``, one of ``MODELS``, kept in ``folder``, as a sampler of clips of ``seconds``.
@@ -90,7 +90,7 @@ class Bench:
         for start in range(0, len(captions), size):
             text = self.text.of(captions[start : start + size]).map(lambda x: x.to(self.device))
             generator = torch.Generator(self.device).manual_seed(seeds[start])
-            yield from self._decoded(draw(text, generator))
+            yield from self.decoded(draw(text, generator))
 
     def draw(self, name: str, folder: Path, seconds: int) -> Draw:
         """Load a model and bind its sampler."""
@@ -112,7 +112,7 @@ class Bench:
             return lambda text, generator: clip.sample_guided(text, unconditional, config.teacher.sampler, generator)
         return lambda text, generator: clip.sample_few_step(text, config.student.sigmas, generator)
 
-    def _decoded(self, latents: Latents) -> Iterator[Media]:
+    def decoded(self, latents: Latents) -> Iterator[Media]:
         media = self.codec.decode(latents, self.grid).map(torch.Tensor.cpu)
         media = Pair(media.video, resample(media.audio, self.codec.sample_rate))
         for video, audio in zip(*media, strict=True):

@@ -175,6 +175,16 @@ class Rollout:
         self._refresh()
         return self._take(x0)
 
+    @torch.no_grad()
+    def rewrite(self, x0: Latents) -> Latents:
+        """Take as the next block what the student makes of ``x0`` under its prompt, from the second of its sigmas on.
+
+        Noise of that level hides colours and details, not where things are (SDEdit, Meng et al. 2022).
+        """
+        self._refresh()
+        step = min(1, len(self.config.sigmas) - 1)
+        return self._take(self._denoise(noised(x0, self.config.sigmas[step], self.generator), step))
+
     def _take(self, x0: Latents) -> Latents:
         self._finished = (x0, self._text)
         self.index += 1
@@ -195,8 +205,12 @@ class Rollout:
     def _separate(self) -> Latents:
         """The last block's refresh, then all steps of this one."""
         self._refresh()
-        noise, view = self._noise(), self._cache.view(self.index)
-        return few_step(self._student, noise, self.config.sigmas, self._text, view, self.generator)
+        return self._denoise(self._noise(), 0)
+
+    def _denoise(self, x: Latents, step: int) -> Latents:
+        """The present block out of ``x``, its latents at ``step``'s sigma."""
+        view = self._cache.view(self.index)
+        return few_step(self._student, x, self.config.sigmas[step:], self._text, view, self.generator)
 
     def _refresh(self) -> None:
         # Only now, so that a block can be decoded and shown before its K/V are written, and the last one's never are.
@@ -219,8 +233,7 @@ class Rollout:
         x0 = noise.map(lambda a, b: to_x0(a, b, sigmas[0]), v)
         if len(sigmas) == 1:
             return x0
-        x, view = noised(x0, sigmas[1], self.generator), self._cache.view(self.index)
-        return few_step(self._student, x, sigmas[1:], self._text, view, self.generator)
+        return self._denoise(noised(x0, sigmas[1], self.generator), 1)
 
     def _noise(self) -> Latents:
         """Where the present block starts."""
@@ -243,14 +256,25 @@ class _Known:
 
 
 def train_rollout(
-    model: DualStream, text: TextCache, config: RolloutConfig, batch: int, blocks: int, step: int, generator: torch.Generator
+    model: DualStream,
+    texts: Sequence[TextCache],
+    config: RolloutConfig,
+    batch: int,
+    step: int,
+    generator: torch.Generator,
 ) -> list[Latents]:
-    """Blocks of a self-forcing rollout with gradient through each block's exit forward and a detached history."""
+    """A self-forcing rollout with gradient through each block's exit forward and a detached history.
+
+    Args:
+        texts: of every block; a block's K/V are written under its own text, as when a stream switches.
+        batch: rollouts beside each other.
+        step: the step of every block whose clean estimate is the block.
+    """
     cache = new_cache(model, config, static=False)
-    output = []
-    for index in range(blocks):
+    output: list[Latents] = []
+    for index, text in enumerate(texts):
         noise = gaussian(model, config.table.counts(index), config.grid, batch, generator)
         output.append(few_step(model, noise, config.sigmas, text, cache.view(index), generator, step))
-        if index + 1 < blocks:
+        if index + 1 < len(texts):
             refresh(model, config, cache, text, index, output[-1], generator)
     return output

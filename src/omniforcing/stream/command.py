@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the MP4 to write, replaced when it is whole; - for a player")
     changes = parser.add_argument_group("changes on the way")
     changes.add_argument("--then", nargs=2, action="append", default=[], metavar=("SECONDS", "PROMPT"), help="another prompt")
-    changes.add_argument("--recache", action="store_true", help="also rewrite what the student remembers: sharper changes")
+    changes.add_argument("--rewrite", action="store_true", help="also write anew what the student remembers: sharper changes")
     parser.add_argument("--image", type=Path, help="begin with this picture (PNG, JPEG or WebP)")
     parser.add_argument("--continue", type=Path, dest="clip", help="go on from this clip, an MP4 of the stream's size")
     parser.add_argument("--save", type=Path, help="write the stream's state at its end to this file")
@@ -216,7 +216,7 @@ def _begin(engine: Engine, args: argparse.Namespace) -> Stream:
 
         stream = engine.resume(StreamState.load(args.resume, engine.digest, args.device), seconds)
         if args.prompt is not None:
-            stream.steer(args.prompt, recache=args.recache)
+            stream.steer(args.prompt, rewrite=args.rewrite)
         return stream
     opening = None
     if args.image:
@@ -243,7 +243,7 @@ def run(args: argparse.Namespace) -> int:
     engine = open_engine(args)
     with _begin(engine, args) as stream:
         for seconds, prompt in changes:
-            stream.steer(prompt, at=engine.block_at(seconds), recache=args.recache)
+            stream.steer(prompt, at=engine.block_at(seconds), rewrite=args.rewrite)
         saved = stream.snapshot(at=stream.blocks) if args.save else None
         chunks = _with_progress(stream, stream.frames)
         with _until_interrupted(chunks) if args.endless else nullcontext(chunks) as wanted:

@@ -61,21 +61,22 @@ class Generation:
         if len(self._kept) - 1 >= window + cycle:
             del self._kept[1 : 1 + cycle]
 
-    def switch(self, text: TextFeatures, recache: bool = False) -> None:
+    def switch(self, text: TextFeatures, rewrite: bool = False) -> None:
         """Follow another prompt from the next block on.
 
         Args:
             text: its features.
-            recache: also write the K/V of the prefix and the window anew, as if the stream had begun with these blocks under
-                this prompt: the change is sharper, and costs one forward per block of the window.
+            rewrite: also write anew what the student remembers, the prefix and the window, as if the stream had begun with
+                such blocks under this prompt (``Rollout.rewrite``). The change comes at once, and costs as much as
+                generating those blocks. K/V alone, of the old blocks under the new prompt, hardly make a difference.
         """
         self._text = text
-        if not recache:
+        if not rewrite:
             self._rollout.switch(text)
             return
         self._rollout = self._start(text)
-        for latents in self._kept:
-            self._rollout.follow(latents)
+        with torch.no_grad():
+            self._kept = [self._rollout.rewrite(latents) for latents in self._kept]
 
     @property
     def can_be_saved(self) -> bool:

@@ -138,13 +138,13 @@ class Stream:
             self.close()
             raise
 
-    def steer(self, prompt: str, at: int | None = None, recache: bool = False) -> Future[Applied]:
+    def steer(self, prompt: str, at: int | None = None, rewrite: bool = False) -> Future[Applied]:
         """Follow another prompt from the next block that is not yet generated, or from block ``at`` if that comes later.
 
         Args:
             prompt: what to show and hear.
             at: for a switch at an exact place.
-            recache: also write the window's K/V anew under the prompt (``Generation.switch``).
+            rewrite: also write anew what the student remembers, under the prompt (``Generation.switch``).
 
         Returns:
             When and where it took effect. It fails with ``NotApplied`` if a later prompt overtakes it or the stream ends.
@@ -153,7 +153,7 @@ class Stream:
             RequestError: for an empty prompt.
         """
         check_prompt(prompt)
-        wish = Switch(at, prompt=prompt, text=self._work.plan.encode(prompt), recache=recache)
+        wish = Switch(at, prompt=prompt, text=self._work.plan.encode(prompt), rewrite=rewrite)
         self._work.controls.ask(wish)
         return wish.done
 
@@ -250,7 +250,7 @@ class _Work:
                     if over:
                         break
                     if switch is not None and switch.text is not None:
-                        generation.switch(switch.text, switch.recache)
+                        generation.switch(switch.text, switch.rewrite)
                         prompt = switch.prompt
                         switch.done.set_result(Applied(block.index, start))
                     began = time.perf_counter()

@@ -58,7 +58,7 @@ class Steer:
 
     id: int
     prompt: str
-    recache: bool
+    rewrite: bool
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def _start(fields: _Fields, limits: Limits) -> Start:
 
 
 def _steer(fields: _Fields, limits: Limits) -> Steer:
-    return Steer(fields.take("id", int), _prompt(fields, limits), fields.take("recache", bool, False))
+    return Steer(fields.take("id", int), _prompt(fields, limits), fields.take("rewrite", bool, False))
 
 
 def _position(fields: _Fields, _: Limits) -> Position:

@@ -124,7 +124,7 @@ class Session:
                 self._allow(stream)
             elif isinstance(message, Steer):
                 await self._say("received", id=message.id)
-                self._watch(message.id, await self._call(stream.steer, message.prompt, None, message.recache))
+                self._watch(message.id, await self._call(stream.steer, message.prompt, None, message.rewrite))
             elif isinstance(message, Command):
                 await self._obey(stream, message.name)
             elif message is not None:

@@ -41,11 +41,11 @@ class Wish(Generic[T]):
 
 @dataclass(frozen=True)
 class Switch(Wish[Applied]):
-    """Another prompt, its features, and whether the window's K/V are written anew under it."""
+    """Another prompt, its features, and whether what the student remembers is written anew under it."""
 
     prompt: str = ""
     text: TextFeatures | None = None
-    recache: bool = False
+    rewrite: bool = False
 
 
 class Controls:
