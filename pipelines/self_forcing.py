@@ -33,6 +33,7 @@ def run(stage: Stage) -> None:
         unconditional=data.text.unconditional,
         rollout=rollout_config(config, data.grid),
         blocks=config.horizon + 1,
+        captions=data.text.features,
         seed=config.seed,
     )
     train_and_publish(stage, module, data, config.self_forcing.optim)

@@ -285,6 +285,7 @@ class DmdConfig:
 @dataclass
 class SelfForcingConfig(DmdConfig):
     init: SelfForcingInit = SelfForcingInit.causal_ode
+    steered: float = 0.0
 
 
 @dataclass

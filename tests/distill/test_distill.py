@@ -16,6 +16,7 @@ from omniforcing.config import (
     OdeTarget,
     OptimiserConfig,
     SamplerConfig,
+    SelfForcingConfig,
     TeacherConfig,
     TrainerConfig,
     Weights,
@@ -29,6 +30,7 @@ from omniforcing.distill.sampling import WholeClip, full_view, ode_states, sampl
 from omniforcing.distill.self_forcing import SelfForcing
 from omniforcing.distill.teacher import Teacher
 from omniforcing.distill.trajectories import refine
+from omniforcing.errors import OmniForcingError
 from omniforcing.latents import Batch, Pair
 from omniforcing.layout import LAYOUTS, clip_latents
 from omniforcing.model.attention import Masked
@@ -107,9 +109,12 @@ def test_ema_follows_and_lags() -> None:
 
 
 def test_refined_sigmas_hold_the_students_own() -> None:
-    fine = refine(SIGMAS, 4)
+    fine = refine(SIGMAS, 8)
     assert fine[::4] == [*SIGMAS, 0.0]
     assert all(a > b for a, b in pairwise(fine))
+    for steps in (0, 3):
+        with pytest.raises(OmniForcingError, match="multiple of the 2 student"):
+            refine(SIGMAS, steps)
 
 
 def test_a_point_per_block_is_picked_from_the_trajectory_and_its_perfect_velocity_costs_nothing() -> None:
@@ -160,11 +165,11 @@ def stage_causal_ode() -> CausalOde:
     return CausalOde(model, CausalOdeConfig(optim=OPTIM), SIGMAS, TABLE, view, seed=0)
 
 
-def stage_self_forcing() -> SelfForcing:
+def stage_self_forcing(steered: float = 0.5) -> SelfForcing:
     three = models(3)
-    config = DmdConfig(optim=OPTIM, critic_steps=2)
-    view, none = full_view(three[1], COUNTS, GRID), features(1, seed=9)
-    return SelfForcing(*three, config=config, view=view, unconditional=none, rollout=ROLLOUT, blocks=3, seed=0)
+    config = SelfForcingConfig(optim=OPTIM, critic_steps=2, steered=steered)
+    rest = {"view": full_view(three[1], COUNTS, GRID), "unconditional": features(1, seed=9), "captions": features(5, seed=3)}
+    return SelfForcing(*three, config=config, rollout=ROLLOUT, blocks=3, seed=0, **rest)
 
 
 def stage_with_muon() -> BidirectionalDmd:
@@ -263,6 +268,17 @@ def test_self_forcing_reaches_the_sinks_and_the_text_path_and_never_the_teacher(
     assert all(torch.equal(v, teacher[k]) for k, v in module.frozen[0].state_dict().items())
 
 
+@pytest.mark.parametrize("steered", [0.0, 1.0])
+def test_rollouts_that_switch_learn_from_the_switch_on(steered: float) -> None:
+    module, text, learning = stage_self_forcing(steered), features(), set()
+    weights = [p for p in module.model.parameters() if p.requires_grad]
+    for seed in range(8):
+        blocks = module.generate(module.model, text, step_generator(seed, 0)).video.split([1, 3, 3], 1)
+        found = (torch.autograd.grad(b.sum(), weights, retain_graph=True, allow_unused=True) for b in blocks)
+        learning.add(tuple(any(g is not None and bool(g.any()) for g in grads) for grads in found))
+    assert learning == ({(False, True, True), (False, False, True)} if steered else {(True, True, True)})
+
+
 @torch.no_grad()
 def test_a_rollout_in_training_equals_the_stream_for_the_same_noise() -> None:
     """Functional caches and static buffers give the same blocks when the last step is the exit."""
@@ -270,7 +286,7 @@ def test_a_rollout_in_training_equals_the_stream_for_the_same_noise() -> None:
     from omniforcing.model.rollout import train_rollout
 
     model, text = tiny_model(3), features()
-    trained = concatenate(train_rollout(model, model.cache_text(text), ROLLOUT, 2, 3, len(SIGMAS) - 1, step_generator(0, 7)))
+    trained = concatenate(train_rollout(model, 3 * [model.cache_text(text)], ROLLOUT, 2, len(SIGMAS) - 1, step_generator(0, 7)))
     streamed = sample_rollout(model, text, ROLLOUT, 3, step_generator(0, 7))
     for a, b in zip(trained, streamed, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

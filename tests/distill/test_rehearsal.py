@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from omniforcing import world
-from omniforcing.config import CausalOdeConfig, DmdConfig, OptimiserConfig, Stabiliser, TrainerConfig
+from omniforcing.config import CausalOdeConfig, OptimiserConfig, SelfForcingConfig, Stabiliser, TrainerConfig
 from omniforcing.distill.bidirectional_dmd import BidirectionalDmd
 from omniforcing.distill.causal_ode import CausalOde
 from omniforcing.distill.common import StageModule
@@ -35,7 +35,7 @@ def open_model(folder: Path, sinks: int = 0) -> DualStream:
 
 def stages(teacher: Path) -> dict[str, Callable[[], StageModule]]:
     """Stages I to III as the pipeline builds them on a cluster: no model has memory yet."""
-    dmd = DmdConfig(optim=OPTIM, critic_steps=1)
+    dmd = SelfForcingConfig(optim=OPTIM, critic_steps=1, steered=0.5)
 
     def scores() -> tuple[DualStream, DualStream]:
         return open_model(teacher), open_model(teacher)
@@ -54,9 +54,8 @@ def stages(teacher: Path) -> dict[str, Callable[[], StageModule]]:
     def third() -> StageModule:
         real, fake = scores()
         none, view = features(1, seed=9), full_view(real, COUNTS, GRID)
-        return SelfForcing(
-            open_model(teacher, 3), real, fake, config=dmd, view=view, unconditional=none, rollout=ROLLOUT, blocks=3, seed=0
-        )
+        rest = {"view": view, "unconditional": none, "rollout": ROLLOUT, "captions": features(5, seed=3)}
+        return SelfForcing(open_model(teacher, 3), real, fake, config=dmd, blocks=3, seed=0, **rest)
 
     return {"I": first, "II": second, "III": third}
 

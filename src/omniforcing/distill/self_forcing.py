@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from omniforcing.config import SelfForcingConfig
 from omniforcing.distill.dmd import DistributionMatching
 from omniforcing.latents import Latents, TextFeatures, concatenate
 from omniforcing.model.rollout import RolloutConfig, train_rollout
 from omniforcing.model.transformer import DualStream
+from omniforcing.world import draw
 
 
 class SelfForcing(DistributionMatching):
@@ -18,17 +21,41 @@ class SelfForcing(DistributionMatching):
     One random exit step per iteration serves all blocks. Gradient flows through each block's exit forward and through the
     text path; history is detached and the refresh forward has none.
 
+    A share of the rollouts (``steered``) begins under another caption and switches to its own at a random block, as a stream
+    does that is steered (LongLive, Yang et al. 2025; the paper has no such rollouts). They too are scored with their own
+    caption, but blocks before the switch carry no gradient: the student learns to follow its text against its history.
+
     Args:
+        config: with the share of rollouts that switch.
         rollout: block table, sigmas, window, horizon and context noise.
         blocks: blocks of the training clip.
+        captions: features ``[N, L, D]`` of which the other captions are drawn.
     """
 
-    def __init__(self, *models: DualStream, rollout: RolloutConfig, blocks: int, **rest: Any) -> None:
+    config: SelfForcingConfig
+
+    def __init__(self, *models: DualStream, rollout: RolloutConfig, blocks: int, captions: TextFeatures, **rest: Any) -> None:
         super().__init__(*models, **rest)
-        self.rollout, self.blocks = rollout, blocks
+        self.rollout, self.blocks, self.captions = rollout, blocks, captions
 
     def generate(self, student: DualStream, text: TextFeatures, generator: torch.Generator) -> Latents:
         """A whole rollout, ``[B, T, ...]``."""
-        exit_step = int(torch.randint(len(self.rollout.sigmas), (), generator=generator, device=generator.device))
-        cache = student.cache_text(text)
-        return concatenate(train_rollout(student, cache, self.rollout, text.video.shape[0], self.blocks, exit_step, generator))
+        batch, device = len(text.video), generator.device
+        exit_step = int(torch.randint(len(self.rollout.sigmas), (), generator=generator, device=device))
+        own = student.cache_text(text)
+        if not self.config.steered:
+            return concatenate(train_rollout(student, self.blocks * [own], self.rollout, batch, exit_step, generator))
+        steered = draw(torch.rand, (batch,), generator, device=device) < self.config.steered
+        switch = int(torch.randint(1, self.blocks, (), generator=generator, device=device))
+        other = (draw(torch.rand, (batch,), generator, device=device) * len(self.captions.video)).long()
+        others = self.captions.map(lambda f: f[other.to(f.device)])
+        former = text.map(lambda mine, theirs: torch.where(_rows(steered, mine), theirs.to(mine), mine), others)
+        texts = switch * [student.cache_text(former)] + (self.blocks - switch) * [own]
+        blocks = train_rollout(student, texts, self.rollout, batch, exit_step, generator)
+        before = [block.map(lambda x: torch.where(_rows(steered, x), x.detach(), x)) for block in blocks[:switch]]
+        return concatenate(before + blocks[switch:])
+
+
+def _rows(mask: Tensor, like: Tensor) -> Tensor:
+    """``[B]`` to be broadcast against ``like``."""
+    return mask.reshape(-1, *[1] * (like.ndim - 1))

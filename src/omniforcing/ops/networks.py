@@ -138,6 +138,7 @@ def _self_forcing(config: Config, sizes: Sizes, dtype: torch.dtype) -> StageModu
         unconditional=sizes.text(1),
         rollout=rollout_config(config, sizes.grid),
         blocks=config.horizon + 1,
+        captions=sizes.text(1),
         seed=config.seed,
     )
 
