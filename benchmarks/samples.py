@@ -106,16 +106,12 @@ def samplers(bench: Bench, asked: Asked) -> Iterator[tuple[str, Draw]]:
 
 def ode(bench: Bench, asked: Asked, config: Config, steps: int) -> Draw:
     """Ends of the model's ODE in so many Euler steps, which are shared out over the intervals of the student's sigmas."""
-    substeps, rest = divmod(steps, len(config.student.sigmas))
-    if rest or not substeps:
-        raise OmniForcingError(f"--ode {steps}: must be a multiple of the {len(config.student.sigmas)} student.sigmas")
-    sigmas = refine(config.student.sigmas, substeps)
+    sigmas = refine(config.student.sigmas, steps)
     clip = WholeClip(load_model(asked.folder, device=bench.device, sinks=0).eval(), config.latent_counts, bench.grid)
     unconditional = bench.text.unconditional.map(lambda x: x.to(bench.device))
 
     def draw(text: TextFeatures, generator: torch.Generator) -> Latents:
-        teacher = asked.name == "teacher"
-        denoise = clip.guided(text, unconditional, config.teacher.sampler.guidance) if teacher else clip.plain(text)
+        denoise = clip.denoiser(text, unconditional, config.teacher.sampler.guidance if asked.name == "teacher" else None)
         *_, last = ode_states(denoise, clip.noise(len(text.video), generator), sigmas)
         return last
 

@@ -92,12 +92,14 @@ class DistributionMatching(StageModule):
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         lr, muon_lr = self.config.critic_lr, self.config.critic_muon_lr
         muon = None if muon_lr is None else Weights(muon_lr, muon_lr)
-        return [*super().configure_optimizers(), *self.optimisers_of(self.critic, Weights(lr, lr), muon)]
+        for_student = super().configure_optimizers()
+        self.of_student = len(for_student)
+        return [*for_student, *self.optimisers_of(self.critic, Weights(lr, lr), muon)]
 
     def training_step(self, batch: tuple[int, Batch], _index: int) -> None:
         step, data = batch
-        count, optimisers = 1 if self.muon_lr is None else 2, self.optimizers()
-        for_student, for_critic = optimisers[:count], optimisers[count:]
+        optimisers = self.optimizers()
+        for_student, for_critic = optimisers[: self.of_student], optimisers[self.of_student :]
         parts, samples = self.parts(data, step), []
 
         def of_student(part: Part) -> Pair[Tensor]:

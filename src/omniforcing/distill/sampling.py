@@ -56,6 +56,10 @@ class WholeClip:
         scale = Pair(*(like.new_full((len(like),), w) for w in (guidance.video, guidance.audio)))
         return lambda x, sigma: guided_x0(self.model, x, like.new_full((len(like),), sigma), cache, scale, self.view)
 
+    def denoiser(self, text: TextFeatures, unconditional: TextFeatures, guidance: Weights | None) -> Denoiser:
+        """The model with guidance, or without (None)."""
+        return self.plain(text) if guidance is None else self.guided(text, unconditional, guidance)
+
     def sample_guided(
         self, text: TextFeatures, unconditional: TextFeatures, sampler: SamplerConfig, generator: torch.Generator
     ) -> Latents:

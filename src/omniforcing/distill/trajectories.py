@@ -41,37 +41,30 @@ class Recipe:
     source: str
     seed: int
 
-    @property
-    def refinement(self) -> int:
-        """Euler steps between two kept sigmas.
 
-        Raises:
-            OmniForcingError: if the steps do not divide evenly.
-        """
-        substeps, rest = divmod(self.config.steps, len(self.sigmas))
-        if rest or not substeps:
-            raise OmniForcingError(
-                f"trajectories.steps is {self.config.steps}; it must be a multiple of the {len(self.sigmas)} student.sigmas"
-            )
-        return substeps
+def refine(sigmas: Sequence[float], steps: int) -> list[float]:
+    """``[*sigmas, 0]`` in so many Euler steps, each interval split into as many equal ones.
 
-
-def refine(sigmas: Sequence[float], substeps: int) -> list[float]:
-    """Split every interval of ``[*sigmas, 0]`` into equal substeps; every ``substeps``-th value is one of the sigmas."""
+    Raises:
+        OmniForcingError: if the steps cannot be shared out evenly.
+    """
+    substeps, rest = divmod(steps, len(sigmas))
+    if rest or not substeps:
+        raise OmniForcingError(f"{steps} steps (trajectories.steps): must be a multiple of the {len(sigmas)} student.sigmas")
     fine = [high + (low - high) * i / substeps for high, low in pairwise([*sigmas, 0.0]) for i in range(substeps)]
     return [*fine, 0.0]
 
 
 def trajectory(model: DualStream, recipe: Recipe, data: TensorShards, captions: list[str], number: int) -> Latents:
     """States at the student's sigmas and at 0 for a batch of captions: ``[B, K, T, ...]``, on the CPU."""
-    substeps = recipe.refinement
-    sigmas, device = refine(recipe.sigmas, substeps), model.sinks.device
+    sigmas, device = refine(recipe.sigmas, recipe.config.steps), model.sinks.device
     text = data.text.of(captions).to(device)
     generator = step_generator(recipe.seed, number, "trajectories", device)
     clip = WholeClip(model, recipe.counts, data.grid)
-    guided = recipe.sampler and clip.guided(text, data.text.unconditional, recipe.sampler.guidance)
-    states = ode_states(guided or clip.plain(text), clip.noise(len(captions), generator), sigmas)
-    kept = [state.to("cpu") for i, state in enumerate(states) if i % substeps == 0]
+    denoise = clip.denoiser(text, data.text.unconditional, recipe.sampler.guidance if recipe.sampler else None)
+    states = ode_states(denoise, clip.noise(len(captions), generator), sigmas)
+    every = recipe.config.steps // len(recipe.sigmas)
+    kept = [state.to("cpu") for i, state in enumerate(states) if i % every == 0]
     return kept[0].map(lambda *parts: torch.stack(parts, 1), *kept[1:])
 
 

@@ -18,6 +18,7 @@ REFERENCES = ("real", "chance", "teacher", "baseline")
 PANELS = {
     "sync_margin": "sync_margin_error",
     "drift_margin": "drift_margin_error",
+    "ball_present": "",
     "colour_accuracy": "",
     "pitch_accuracy": "",
     "frechet_video": "",

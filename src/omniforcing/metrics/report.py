@@ -124,7 +124,9 @@ def _is_number(value: Any) -> bool:
 
 
 def format_number(value: Any) -> str:
-    """Three digits, or a dash for what does not apply."""
+    """Three digits, or a dash for what does not apply; what rounding leaves of zero is zero."""
     if not _is_number(value):
         return "–"
+    if abs(value) < 1e-9:
+        return "0"
     return str(value) if isinstance(value, int) else f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"

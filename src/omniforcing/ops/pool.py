@@ -50,7 +50,6 @@ class Pool:
 
     def __init__(self, cluster: ClusterConfig, reads: list[Path], work: Path, threads: int) -> None:
         self.cluster, self.reads, self.work, self.threads = cluster, reads, work, threads
-
         self._connected = False
 
     def __enter__(self) -> Pool:
