@@ -159,7 +159,7 @@ def frames_of(engine: Engine, block: int, switched: bool) -> np.ndarray:
     """Frames of the stream up to two blocks past the switch."""
     with engine.stream(BEFORE, block + 2, SEED) as stream:
         if switched:
-            stream.steer(AFTER, at=block)
+            stream.steer(AFTER, at=block, rewrite=True)
         return np.concatenate([chunk.frames for chunk in stream])
 
 
