@@ -89,7 +89,7 @@ def test_a_student_starts_from_the_weights_that_init_names_and_from_sinks(
     config.student.sinks, config.clips.seconds, config.student.window = 3, 2, 1
     getattr(config, stage).init = init
     trained = []
-    data = SimpleNamespace(grid=GRID, text=SimpleNamespace(unconditional=features(1)))
+    data = SimpleNamespace(grid=GRID, text=SimpleNamespace(unconditional=features(1), features=features(5)))
     monkeypatch.setattr(script, "open_shards", lambda *_: data)
     monkeypatch.setattr(script, "train_and_publish", lambda _stage, module, *_: trained.append(module.model))
     script.run(SimpleNamespace(config=config, input=students.__getitem__))
