@@ -502,6 +502,10 @@ class Config:
                 self.clips.height % 32 == 0 and self.clips.width % 32 == 0 and min(self.clips.height, self.clips.width) > 0,
                 f"clips are {self.clips.width}x{self.clips.height}; both sides must be positive multiples of 32",
             ),
+            (
+                0 <= self.self_forcing.steered <= 1,
+                f"self_forcing.steered is {self.self_forcing.steered}; it is a share from 0 to 1",
+            ),
             (0 <= self.clips.duets <= 1, f"clips.duets is {self.clips.duets}; it is a share from 0 to 1"),
             (self.clips.heldout_duets >= 0, f"clips.heldout_duets is {self.clips.heldout_duets}; it cannot be negative"),
             (self.clips.heldout >= 0, f"clips.heldout is {self.clips.heldout}; it cannot be negative"),

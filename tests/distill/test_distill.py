@@ -26,7 +26,7 @@ from omniforcing.distill.causal_ode import CausalOde, pick
 from omniforcing.distill.common import Ema, StageModule, by_modality, modality_of
 from omniforcing.distill.dmd import cache_guided, dmd_gradient, dmd_loss, guided_x0
 from omniforcing.distill.muon import Muon
-from omniforcing.distill.sampling import WholeClip, full_view, ode_states, sample_rollout
+from omniforcing.distill.sampling import WholeClip, full_view, ode_states
 from omniforcing.distill.self_forcing import SelfForcing
 from omniforcing.distill.teacher import Teacher
 from omniforcing.distill.trajectories import refine
@@ -34,7 +34,7 @@ from omniforcing.errors import OmniForcingError
 from omniforcing.latents import Batch, Pair
 from omniforcing.layout import LAYOUTS, clip_latents
 from omniforcing.model.attention import Masked
-from omniforcing.model.rollout import RolloutConfig, predict_x0
+from omniforcing.model.rollout import Rollout, RolloutConfig, predict_x0
 from omniforcing.model.student import positions_for
 from omniforcing.ops.training import CURVES, fit
 from omniforcing.seeding import step_generator
@@ -280,14 +280,31 @@ def test_rollouts_that_switch_learn_from_the_switch_on(steered: float) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("seed", range(6))
+def test_only_rollouts_that_switch_begin_as_the_other_caption_says(seed: int) -> None:
+    module, text = stage_self_forcing(0.5), features()
+    one = module.generate(module.model, text, step_generator(seed, 0)).video
+    module.captions = features(5, seed=8)
+    other = module.generate(module.model, text, step_generator(seed, 0)).video
+    generator = step_generator(seed, 0)
+    torch.randint(len(SIGMAS), (), generator=generator)
+    switches = torch.rand((2,), generator=generator) < 0.5
+    assert [bool((a[0] != b[0]).any()) for a, b in zip(one, other, strict=True)] == switches.tolist()
+
+
+@torch.no_grad()
 def test_a_rollout_in_training_equals_the_stream_for_the_same_noise() -> None:
-    """Functional caches and static buffers give the same blocks when the last step is the exit."""
+    """Functional caches and static buffers give the same blocks when the last step is the exit, across a switch too."""
     from omniforcing.latents import concatenate
     from omniforcing.model.rollout import train_rollout
 
-    model, text = tiny_model(3), features()
-    trained = concatenate(train_rollout(model, 3 * [model.cache_text(text)], ROLLOUT, 2, len(SIGMAS) - 1, step_generator(0, 7)))
-    streamed = sample_rollout(model, text, ROLLOUT, 3, step_generator(0, 7))
+    model, text, other = tiny_model(3), features(), features(seed=5)
+    texts = [model.cache_text(text), *2 * [model.cache_text(other)]]
+    trained = concatenate(train_rollout(model, texts, ROLLOUT, 2, len(SIGMAS) - 1, step_generator(0, 7)))
+    stream = Rollout(model, text, ROLLOUT, step_generator(0, 7))
+    blocks = [next(stream)]
+    stream.switch(other)
+    streamed = concatenate([*blocks, next(stream), next(stream)])
     for a, b in zip(trained, streamed, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 

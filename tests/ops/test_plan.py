@@ -75,7 +75,7 @@ OTHERS = [
 
 @pytest.mark.parametrize(("name", "recompute", "batch"), [*QUICK, *(pytest.param(*c, marks=pytest.mark.slow) for c in OTHERS)])
 def test_planned_memory_is_that_of_a_real_training_step(name: str, recompute: bool, batch: int, tmp_path: Path) -> None:
-    config = small("trainer.checkpoint_every=2", "trainer.accelerator=cpu")
+    config = small("trainer.checkpoint_every=2", "trainer.accelerator=cpu", "self_forcing.steered=0.5")
     sizes = Sizes.of(config, ROOT)
     planned = Stage(name, config, sizes).bytes(Setting("none", recompute, batch), 1, foreach=False)
     real = dataclasses.replace(sizes, device="cpu")

@@ -11,6 +11,7 @@ import tracemalloc
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -302,9 +303,9 @@ def rollout_config(layout: str) -> RolloutConfig:
     return RolloutConfig(LAYOUTS[layout], (4, 4), (1.0, 0.5), window=3, horizon=7)
 
 
-def generation_of(engine: Engine, config: RolloutConfig, seed: int = 0) -> Generation:
+def generation_of(engine: Engine, config: RolloutConfig, seed: int = 0, opening: Opening | None = None) -> Generation:
     generator = step_generator(seed, 0, "test")
-    return Generation(lambda text: Rollout(engine._student, text, config, generator), engine._text.encode([PROMPT]))
+    return Generation(lambda text: Rollout(engine._student, text, config, generator), engine._text.encode([PROMPT]), opening)
 
 
 @pytest.mark.parametrize("layout", list(LAYOUTS))
@@ -333,6 +334,38 @@ def test_rewriting_is_beginning_anew_with_rewritten_blocks(engine: Engine, layou
     assert torch.equal(got.video, expected.video) and torch.equal(got.audio, expected.audio)
     assert got.video.shape[1] == LAYOUTS[layout].counts(before).video
     assert len(kept) - 1 >= min(before - 1, config.window), "the window is not whole"
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "repeated", "rewritten"), [((1.0, 0.5), 0, True), ((1.0,), 0, False), ((1.0, 0.5), 4, False)]
+)
+def test_only_what_can_be_rewritten_is(engine: Engine, sigmas: tuple[float, ...], repeated: int, rewritten: bool) -> None:
+    """Not by a student of one sigma, and not a clip that is still being repeated."""
+    config = replace(rollout_config("prefix"), sigmas=sigmas)
+    blocks = list(
+        itertools.islice(Rollout(engine._student, engine._text.encode([PROMPT]), config, torch.Generator()), repeated)
+    )
+    generation = generation_of(engine, config, opening=Opening(blocks=blocks))
+    for _ in range(2):
+        generation.next()
+    kept = list(generation._kept)
+    generation.switch(engine._text.encode([OTHER]), rewrite=True)
+    assert [a is not b for a, b in zip(kept, generation._kept, strict=True)] == [rewritten] * 2
+
+
+def test_a_switch_that_fails_is_told_to_whoever_asked_and_to_the_consumer(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(Generation, "switch", fail)
+    stream = engine.stream(PROMPT, 3)
+    asked = stream.steer(OTHER, at=1)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(stream)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        asked.result(1)
 
 
 # --- pausing ------------------------------------------------------------------------------------------------------------

@@ -29,7 +29,8 @@ class SelfForcing(DistributionMatching):
         config: with the share of rollouts that switch.
         rollout: block table, sigmas, window, horizon and context noise.
         blocks: blocks of the training clip.
-        captions: features ``[N, L, D]`` of which the other captions are drawn.
+        captions: features ``[N, L, D]`` of which the other captions are drawn: all that the data has, the empty one and those
+            of held-out clips too, for no gradient reaches them.
     """
 
     config: SelfForcingConfig
@@ -46,7 +47,7 @@ class SelfForcing(DistributionMatching):
         if not self.config.steered:
             return concatenate(train_rollout(student, self.blocks * [own], self.rollout, batch, exit_step, generator))
         steered = draw(torch.rand, (batch,), generator, device=device) < self.config.steered
-        switch = int(torch.randint(1, self.blocks, (), generator=generator, device=device))
+        switch = 1 + int(torch.randint(self.blocks - 1, (), generator=generator, device=device))
         other = (draw(torch.rand, (batch,), generator, device=device) * len(self.captions.video)).long()
         others = self.captions.map(lambda f: f[other.to(f.device)])
         former = text.map(lambda mine, theirs: torch.where(_rows(steered, mine), theirs.to(mine), mine), others)

@@ -68,10 +68,12 @@ class Generation:
             text: its features.
             rewrite: also write anew what the student remembers, the prefix and the window, as if the stream had begun with
                 such blocks under this prompt (``Rollout.rewrite``). The change comes at once, and costs as much as
-                generating those blocks. K/V alone, of the old blocks under the new prompt, hardly make a difference.
+                generating those blocks. K/V alone, of the old blocks under the new prompt, hardly make a difference. A first
+                frame is repainted with the rest. Nothing is rewritten while a clip that opens the stream is repeated, and by
+                a student of one sigma, which would begin again from noise.
         """
-        self._text = text
-        if not rewrite:
+        self._text, config = text, self._rollout.config
+        if not rewrite or self.index < len(self._opening.blocks) or len(config.sigmas) == 1:
             self._rollout.switch(text)
             return
         self._rollout = self._start(text)

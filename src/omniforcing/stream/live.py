@@ -190,7 +190,7 @@ class Stream:
         return len(self._work.chunks)
 
     def close(self) -> None:
-        """Stop, wait for both threads (a block's forward at most) and drop everything; more than once is harmless."""
+        """Stop, wait for both threads (for a forward, or a rewrite's, at most) and drop everything; twice is harmless."""
         self._closing()
 
     def __enter__(self) -> Stream:
@@ -249,11 +249,15 @@ class _Work:
                         continue  # it may be paused
                     if over:
                         break
+                    began = time.perf_counter()
                     if switch is not None and switch.text is not None:
-                        generation.switch(switch.text, switch.rewrite)
+                        try:
+                            generation.switch(switch.text, switch.rewrite)
+                        except BaseException as error:
+                            switch.done.set_exception(error)
+                            raise
                         prompt = switch.prompt
                         switch.done.set_result(Applied(block.index, start))
-                    began = time.perf_counter()
                     latents = generation.next()
                     finish_queue(plan.device)
                     self.latents.put(_Generated(block, latents, began - arrived, time.perf_counter() - began, prompt))

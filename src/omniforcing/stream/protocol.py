@@ -12,7 +12,7 @@ from omniforcing.errors import OmniForcingError
 from omniforcing.stream.opening import IMAGE_BYTES
 from omniforcing.stream.request import Request, RequestError, check_prompt
 
-VERSION = 1
+VERSION = 2
 SUBPROTOCOL = f"omniforcing.v{VERSION}"
 
 
