@@ -31,8 +31,7 @@ from omniforcing.model.student import load_model
 from omniforcing.ops.training import set_threads
 from omniforcing.stream.generation import Generation
 
-WAYS = {"switch": {"rewrite": False}, "rewrite": {"rewrite": True}}
-BATCH = 16
+WAYS = {"switch": False, "rewrite": True}  # whether what the student remembers is rewritten
 
 
 def main() -> None:
@@ -72,20 +71,20 @@ def measure(preset: str, folder: Path | None, count: int, before: int, after: in
     def text(captions: list[str]) -> TextFeatures:
         return bench.text.of(captions).map(lambda x: x.to(bench.device))
 
-    def roll(old: list[str], new: list[str], seed: int, way: dict[str, Any]) -> list[Media]:
+    def roll(old: list[str], new: list[str], seed: int, rewrite: bool) -> list[Media]:
         generator = torch.Generator(bench.device).manual_seed(seed)
         generation = Generation(lambda features: Rollout(model, features, rollout, generator), text(old))
         blocks = [generation.next() for _ in range(before)]
-        generation.switch(text(new), **way)
+        generation.switch(text(new), rewrite)
         return list(bench.decoded(concatenate(blocks + [generation.next() for _ in range(after)])))
 
     result: dict[str, Any] = {"rollouts": len(pairs), "switch at block": before}
-    for name, way in WAYS.items():
+    colours, size = [colours_in(new)[0] for _, new in pairs], config.evaluate.batch
+    for name, rewrite in WAYS.items():
         media: list[Media] = []
-        for start in trange(0, len(pairs), BATCH, desc=name, leave=False):
-            befores, afters = ([pair[side] for pair in pairs[start : start + BATCH]] for side in (0, 1))
-            media += roll(befores, afters, config.seed + 1 + start, way)
-        colours = [colours_in(new)[0] for _, new in pairs]
+        for start in trange(0, len(pairs), size, desc=name, leave=False):
+            befores, afters = ([pair[side] for pair in pairs[start : start + size]] for side in (0, 1))
+            media += roll(befores, afters, config.seed + 1 + start, rewrite)
         result[name] = _figures(media, colours, [(span.frames.start, span.frames.stop) for span in spans], before)
     return result
 
