@@ -1,28 +1,15 @@
 """Stage I: distil the teacher into a few-step student, still bidirectional (paper section 3.2)."""
 
-from omniforcing.distill.bidirectional_dmd import BidirectionalDmd
-from omniforcing.distill.sampling import full_view
-from omniforcing.model.student import load_model
 from omniforcing.ops.stage import Stage, stage_main
-from omniforcing.ops.train_stage import open_shards, train_and_publish
 
 
 def run(stage: Stage) -> None:
     """Student, teacher and critic all start from the teacher's weights."""
+    from omniforcing.distill.bidirectional_dmd import BidirectionalDmd
+    from omniforcing.ops.train_stage import open_models, open_shards, train_and_publish
+
     config, data = stage.config, open_shards(stage, "latents")
-    student, teacher, critic = (load_model(stage.input("teacher"), sinks=0, meta=config.cluster.sharded) for _ in range(3))
-    module = BidirectionalDmd(
-        student,
-        teacher,
-        critic,
-        config=config.bidirectional_dmd,
-        view=full_view(teacher, config.latent_counts, data.grid),
-        unconditional=data.text.unconditional,
-        sigmas=config.student.sigmas,
-        counts=config.latent_counts,
-        grid=data.grid,
-        seed=config.seed,
-    )
+    module = BidirectionalDmd.of(config, open_models(stage, 3), data.text.unconditional, data.grid)
     train_and_publish(stage, module, data, config.bidirectional_dmd.optim)
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from omniforcing.config import Source
-from omniforcing.distill.sampling import WholeClip, full_view
+from omniforcing.distill.sampling import WholeClip
 from omniforcing.distill.teacher import Teacher
 from omniforcing.files import atomic_write, read_json
 from omniforcing.model.checkpoint import open_checkpoint
@@ -55,8 +55,7 @@ def train(stage: Stage) -> None:
     unconditional = data.text.unconditional
     core = build_core(core_config(config.model, description, unconditional.video.shape[-1]), stage.config.seed)
     model = DualStream(core)
-    view = full_view(model, stage.config.latent_counts, data.grid)
-    train_and_publish(stage, Teacher(model, config, view, unconditional, stage.config.seed), data, config.optim)
+    train_and_publish(stage, Teacher.of(stage.config, model, unconditional, data.grid), data, config.optim)
 
 
 def sample(stage: Stage) -> None:

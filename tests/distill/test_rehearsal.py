@@ -1,75 +1,93 @@
-"""All 48 layers of LTX-2's config at a small width: each stage one step on two sharded workers, a checkpoint, and on."""
+"""LTX-2 as preset ltx2 trains it, but narrow and of a small picture: each stage one step on Ray's workers, and on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from omniforcing import world
-from omniforcing.config import CausalOdeConfig, OptimiserConfig, SelfForcingConfig, Stabiliser, TrainerConfig
+from omniforcing.config import ClusterConfig, Config, load_config
 from omniforcing.distill.bidirectional_dmd import BidirectionalDmd
 from omniforcing.distill.causal_ode import CausalOde
 from omniforcing.distill.common import StageModule
-from omniforcing.distill.sampling import full_view
 from omniforcing.distill.self_forcing import SelfForcing
-from omniforcing.model.attention import Masked
-from omniforcing.model.sharding import Sharding, is_sharded, save_sharded
-from omniforcing.model.student import build_core, load_model, positions_for, save_model
+from omniforcing.latents import Batch, Pair, TextFeatures
+from omniforcing.model.sharding import is_sharded, save_sharded
+from omniforcing.model.student import build_core, load_model, save_model
 from omniforcing.model.transformer import DualStream
 from omniforcing.ops import checkpoints
+from omniforcing.ops.launch import launch
+from omniforcing.ops.networks import Sizes
+from omniforcing.ops.train_stage import sharding
 from omniforcing.ops.training import CURVES, fit
-from tests.distill.group import read_rows, run_group
-from tests.distill.test_distill import COUNTS, ROLLOUT, SIGMAS, TABLE
-from tests.distill.test_workers import batches
-from tests.model.conftest import GRID, features, tiny_config
+from tests.distill.group import read_rows
+from tests.ops.ray_cluster import ROOT, cluster_of_ours
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-LAYERS = 48
-OPTIM = OptimiserConfig(steps=2, batch=4, warmup=1)
-
-
-def open_model(folder: Path, sinks: int = 0) -> DualStream:
-    return load_model(folder, sinks, stabiliser=Stabiliser.sinks, fresh=True, meta=True)
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
+# What is small: the width of each head (of 32), a caption's, and the picture; and the batch is one clip of each worker.
+NARROW = ["teacher.model.heads=2", "teacher.model.video_head_dim=16", "teacher.model.audio_head_dim=8"]
+SMALL = [*NARROW, "clips.height=64", "clips.width=64", "student.sinks=4", "self_forcing.steered=0.5"]
+STEPS = [f"{stage}.{key}" for stage in ("bidirectional_dmd", "self_forcing") for key in ("critic_steps=1", "optim.batch=2")]
+ON_CPU = ["trainer.accelerator=cpu", "trainer.checkpoint_activations=true", "cluster.strategy=fsdp"]
+CAPTIONS = 3
 
 
-def stages(teacher: Path) -> dict[str, Callable[[], StageModule]]:
+def rehearsed() -> tuple[Config, Sizes]:
+    config = load_config([*SMALL, *STEPS, "causal_ode.optim.batch=2", *ON_CPU], ROOT, "ltx2")
+    sizes = Sizes.of(config, Path("/no/weights"))
+    return config, replace(sizes, length=8, core={**sizes.core, "caption_channels": 24}, caption=Pair(24, 24))
+
+
+def text(sizes: Sizes, count: int, seed: int) -> TextFeatures:
+    generator = torch.Generator().manual_seed(seed)
+    return sizes.caption.map(lambda width: torch.randn(count, sizes.length, width, generator=generator))
+
+
+def batches(config: Config, sizes: Sizes, states: int) -> Callable[[int], Iterator[Batch]]:
+    """The same whole batches wherever they are asked for, of which each worker takes its rows."""
+
+    def of_epoch(epoch: int) -> Iterator[Batch]:
+        own, like = world.own_rows(2), replace(sizes, device="cpu").batch(config, 2, states)
+        generator = torch.Generator().manual_seed(epoch)
+        x = like.latents.map(lambda t: torch.randn(t.shape, generator=generator))
+        yield Batch(x, text(sizes, 2, epoch)).rows(own.first, own.last)
+
+    return of_epoch
+
+
+def stages(config: Config, sizes: Sizes, teacher: Path) -> dict[str, Callable[[], StageModule]]:
     """Stages I to III as the pipeline builds them on a cluster: no model has memory yet."""
-    dmd = SelfForcingConfig(optim=OPTIM, critic_steps=1, steered=0.5)
 
-    def scores() -> tuple[DualStream, DualStream]:
-        return open_model(teacher), open_model(teacher)
+    def networks(count: int) -> list[DualStream]:
+        return [load_model(teacher, 0, meta=True) for _ in range(count)]
 
-    def first() -> StageModule:
-        real, fake = scores()
-        none, view = features(1, seed=9), full_view(real, COUNTS, GRID)
-        rest = {"view": view, "unconditional": none, "sigmas": SIGMAS, "counts": COUNTS, "grid": GRID}
-        return BidirectionalDmd(open_model(teacher), real, fake, config=dmd, seed=0, **rest)
+    def student() -> DualStream:
+        return load_model(teacher, config.student.sinks, stabiliser=config.student.stabiliser, fresh=True, meta=True)
 
-    def second() -> StageModule:
-        student = open_model(teacher, 3)
-        view = Masked(positions_for(student, COUNTS, GRID, sinks=True), TABLE, 3, None, 2)
-        return CausalOde(student, CausalOdeConfig(optim=OPTIM), SIGMAS, TABLE, view, seed=0)
-
-    def third() -> StageModule:
-        real, fake = scores()
-        none, view = features(1, seed=9), full_view(real, COUNTS, GRID)
-        rest = {"view": view, "unconditional": none, "rollout": ROLLOUT, "captions": features(5, seed=3)}
-        return SelfForcing(open_model(teacher, 3), real, fake, config=dmd, blocks=3, seed=0, **rest)
-
-    return {"I": first, "II": second, "III": third}
+    none, captions = text(sizes, 1, 9), text(sizes, CAPTIONS, 8)
+    return {
+        "I": lambda: BidirectionalDmd.of(config, networks(3), none, sizes.grid),
+        "II": lambda: CausalOde.of(config, student(), sizes.grid),
+        "III": lambda: SelfForcing.of(config, [student(), *networks(2)], none, captions, sizes.grid),
+    }
 
 
 def rehearse(teacher: Path, work: Path, steps: int) -> None:
     """Train every stage for ``steps`` steps in all, going on from what is there, and publish what it learnt."""
-    for name, build in stages(teacher).items():
+    torch.set_num_threads(1)
+    config, sizes = rehearsed()
+    trainer = replace(config.trainer, checkpoint_every=1, log_every=1, precision="32-true")
+    for name, build in stages(config, sizes, teacher).items():
         module = build()
         module.optim = replace(module.optim, steps=steps)
-        module.sharding = Sharding()
+        module.sharding = sharding(config)
         module.recompute()
         assert all(p.is_meta for p in module.model.core.parameters())
-        trainer = TrainerConfig(checkpoint_every=1, log_every=1, accelerator="cpu")
-        fit(module, batches(module), steps=steps, work=work / name, trainer=trainer, sharded=True)
+        data = batches(config, sizes, states=len(config.student.sigmas) + 1 if name == "II" else 0)
+        fit(module, data, steps=steps, work=work / name, trainer=trainer, sharded=True)
         assert is_sharded(module.model)
         largest = max(p.to_local().numel() for p in module.model.core.parameters())
         assert world.size() == 1 or largest < max(p.numel() for p in module.model.core.parameters())
@@ -79,21 +97,23 @@ def rehearse(teacher: Path, work: Path, steps: int) -> None:
 
 
 def test_every_stage_of_48_layers_takes_a_step_and_goes_on_from_its_checkpoint_on_other_workers(tmp_path: Path) -> None:
-    teacher = tmp_path / "teacher"
-    core = build_core(tiny_config(num_layers=LAYERS, attention_head_dim=16, cross_attention_dim=32), seed=1)
+    config, sizes = rehearsed()
+    assert config.teacher.model.layers == 48 and len(config.student.sigmas) == 4 and config.student.window == 3
+    teacher, work = tmp_path / "teacher", tmp_path / "work"
+    core = build_core(sizes.core, seed=1)
     save_model(DualStream(core), teacher)
-    run_group(rehearse, 2, teacher, tmp_path / "work", 1)
+    with cluster_of_ours() as cluster:
+        launch(partial(rehearse, teacher, work, 1), ClusterConfig(cluster.address, workers=2), tmp_path)
+        for name in ("I", "II", "III"):
+            first = checkpoints.latest(work / name, sharded=True)
+            assert first is not None and first.name == "epoch-000001.shards"
+            published = load_model(work / name / "published-0")
+            assert len(published.core.transformer_blocks) == 48
+            learnt = [bool((a != b).any()) for a, b in zip(published.core.parameters(), core.parameters(), strict=True)]
+            assert sum(learnt) > 0.9 * len(learnt)
+        # Two workers wrote it; one goes on.
+        launch(partial(rehearse, teacher, work, 2), ClusterConfig(cluster.address, workers=1), tmp_path)
     for name in ("I", "II", "III"):
-        work = tmp_path / "work" / name
-        first = checkpoints.latest(work, sharded=True)
-        assert first is not None and first.name == "epoch-000001.shards"
-        published = load_model(work / "published-0")
-        assert len(published.core.transformer_blocks) == LAYERS
-        learnt = [bool((a != b).any()) for a, b in zip(published.core.parameters(), core.parameters(), strict=True)]
-        assert sum(learnt) > 0.9 * len(learnt)
-    # Two workers wrote it; one goes on.
-    run_group(rehearse, 1, teacher, tmp_path / "work", 2)
-    for name in ("I", "II", "III"):
-        last = checkpoints.latest(tmp_path / "work" / name, sharded=True)
+        last = checkpoints.latest(work / name, sharded=True)
         assert last is not None and last.name == "epoch-000002.shards"
-        assert [row["step"] for row in read_rows(tmp_path / "work" / name / CURVES)] == [0, 1]
+        assert [row["step"] for row in read_rows(work / name / CURVES)] == [0, 1]

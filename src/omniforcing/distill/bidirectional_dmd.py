@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
+from omniforcing.config import Config
 from omniforcing.distill.dmd import DistributionMatching
+from omniforcing.distill.sampling import full_view
 from omniforcing.latents import Latents, TextFeatures
 from omniforcing.layout import Counts
 from omniforcing.model.rollout import few_step, gaussian
@@ -28,6 +30,22 @@ class BidirectionalDmd(DistributionMatching):
     ) -> None:
         super().__init__(*models, **rest)
         self.sigmas, self.counts, self.grid = tuple(sigmas), counts, grid
+
+    @classmethod
+    def of(
+        cls, config: Config, models: Sequence[DualStream], unconditional: TextFeatures, grid: tuple[int, int]
+    ) -> BidirectionalDmd:
+        """As a preset trains student, teacher and critic."""
+        return cls(
+            *models,
+            config=config.bidirectional_dmd,
+            view=full_view(models[1], config.latent_counts, grid),
+            unconditional=unconditional,
+            sigmas=config.student.sigmas,
+            counts=config.latent_counts,
+            grid=grid,
+            seed=config.seed,
+        )
 
     def generate(self, student: DualStream, text: TextFeatures, generator: torch.Generator) -> Latents:
         """Backward simulation: noise to the clean estimate of a random exit step."""

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from omniforcing.config import CausalOdeConfig, OdeTarget
+from omniforcing.config import CausalOdeConfig, Config, OdeTarget
 from omniforcing.distill.common import Part, StageModule
 from omniforcing.latents import Batch, Pair
 from omniforcing.layout import BlockTable
 from omniforcing.model.attention import Masked
+from omniforcing.model.student import positions_for
 from omniforcing.model.transformer import DualStream
 
 
@@ -32,6 +33,13 @@ class CausalOde(StageModule):
         super().__init__(model, config.optim, seed, config.muon_lr)
         self.config, self.table, self.view = config, table, view
         self.register_buffer("sigmas", torch.tensor([*sigmas, 0.0]), persistent=False)
+
+    @classmethod
+    def of(cls, config: Config, student: DualStream, grid: tuple[int, int]) -> CausalOde:
+        """As a preset trains a student with sinks."""
+        positions = positions_for(student, config.latent_counts, grid, sinks=True)
+        view = Masked(positions, config.table, config.horizon + 1, config.student.window, config.horizon)
+        return cls(student, config.causal_ode, config.student.sigmas, config.table, view, config.seed)
 
     def training_step(self, batch: tuple[int, Batch], _index: int) -> None:
         step, data = batch

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from omniforcing.config import OptimiserConfig, Weights
 from omniforcing.distill.muon import Muon
 from omniforcing.latents import Batch, Latents, Pair
-from omniforcing.model.sharding import Sharding, is_sharded
+from omniforcing.model.sharding import Sharding, is_shard, is_sharded, norm_of_shards, own_part
 from omniforcing.model.transformer import DualStream
 from omniforcing.seeding import step_seed
 from omniforcing.world import RowGenerator, Rows, own_rows, size
@@ -54,11 +53,18 @@ def _with_rates(groups: Pair[list[nn.Parameter]], lr: Weights) -> list[dict[str,
     return [{"params": group, "lr": getattr(lr, name), "peak": getattr(lr, name)} for name, group in groups.items()]
 
 
-def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
     """Euclidean norm of the gradients, 0 where there are none."""
-    norms = [p.grad.norm() for p in parameters if p.grad is not None]
-    total = torch.stack(norms).norm() if norms else torch.zeros(())
-    return total.full_tensor() if isinstance(total, DTensor) else total
+    grads = [p.grad for p in parameters if p.grad is not None]
+    return norm_of_shards(grads) if any(map(is_shard, grads)) else torch.nn.utils.get_total_norm(grads)
+
+
+@torch.no_grad()
+def clip(parameters: Sequence[nn.Parameter], largest: float) -> None:
+    """Scale gradients whose norm is above ``largest`` down to it."""
+    factor = (largest / (gradient_norm(parameters) + 1e-6)).clamp(max=1.0)
+    # Of the shards themselves: through DTensor the bookkeeping of thousands takes longer than all else.
+    torch._foreach_mul_([own_part(p.grad) for p in parameters if p.grad is not None], factor)
 
 
 class Ema(nn.Module):
@@ -190,7 +196,7 @@ class StageModule(L.LightningModule):
             self.manual_backward(weighted(loss, weights) / self.accumulate)
             means.append(loss.map(Tensor.detach))
         norms = by_modality(model).map(gradient_norm)
-        torch.nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], self.optim.clip)
+        clip([p for group in groups for p in group["params"]], self.optim.clip)
         scale = factor * min(1.0, (step + 1) / max(1, self.optim.warmup))
         for group in groups:
             group["lr"] = group["peak"] * scale

@@ -93,13 +93,13 @@ class DistributionMatching(StageModule):
         lr, muon_lr = self.config.critic_lr, self.config.critic_muon_lr
         muon = None if muon_lr is None else Weights(muon_lr, muon_lr)
         for_student = super().configure_optimizers()
-        self.of_student = len(for_student)
+        self.student_optimisers = len(for_student)
         return [*for_student, *self.optimisers_of(self.critic, Weights(lr, lr), muon)]
 
     def training_step(self, batch: tuple[int, Batch], _index: int) -> None:
         step, data = batch
         optimisers = self.optimizers()
-        for_student, for_critic = optimisers[: self.of_student], optimisers[self.of_student :]
+        for_student, for_critic = optimisers[: self.student_optimisers], optimisers[self.student_optimisers :]
         parts, samples = self.parts(data, step), []
 
         def of_student(part: Part) -> Pair[Tensor]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from omniforcing.config import SelfForcingConfig
+from omniforcing.config import Config, ScoreMask, SelfForcingConfig
 from omniforcing.distill.dmd import DistributionMatching
+from omniforcing.distill.sampling import full_view, rollout_config
 from omniforcing.latents import Latents, TextFeatures, concatenate
+from omniforcing.model.attention import Masked, View
 from omniforcing.model.rollout import RolloutConfig, train_rollout
+from omniforcing.model.student import positions_for
 from omniforcing.model.transformer import DualStream
 from omniforcing.world import draw
 
@@ -38,6 +42,31 @@ class SelfForcing(DistributionMatching):
     def __init__(self, *models: DualStream, rollout: RolloutConfig, blocks: int, captions: TextFeatures, **rest: Any) -> None:
         super().__init__(*models, **rest)
         self.rollout, self.blocks, self.captions = rollout, blocks, captions
+
+    @classmethod
+    def of(
+        cls,
+        config: Config,
+        models: Sequence[DualStream],
+        unconditional: TextFeatures,
+        captions: TextFeatures,
+        grid: tuple[int, int],
+    ) -> SelfForcing:
+        """As a preset trains a student with sinks, beside teacher and critic."""
+        view: View = full_view(models[1], config.latent_counts, grid)
+        if config.self_forcing.scores is ScoreMask.causal:
+            positions = positions_for(models[1], config.latent_counts, grid, sinks=True)
+            view = Masked(positions, config.table, config.horizon + 1, None, config.horizon)
+        return cls(
+            *models,
+            config=config.self_forcing,
+            view=view,
+            unconditional=unconditional,
+            rollout=rollout_config(config, grid),
+            blocks=config.horizon + 1,
+            captions=captions,
+            seed=config.seed,
+        )
 
     def generate(self, student: DualStream, text: TextFeatures, generator: torch.Generator) -> Latents:
         """A whole rollout, ``[B, T, ...]``."""

@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from omniforcing.config import TeacherConfig
+from omniforcing.config import Config, TeacherConfig
 from omniforcing.distill.common import Part, StageModule, mean_square
+from omniforcing.distill.sampling import full_view
 from omniforcing.latents import Batch, Pair, TextFeatures, noise_like
 from omniforcing.model.attention import View
 from omniforcing.model.transformer import DualStream
@@ -22,6 +23,11 @@ class Teacher(StageModule):
     def __init__(self, model: DualStream, config: TeacherConfig, view: View, unconditional: TextFeatures, seed: int) -> None:
         super().__init__(model, config.optim, seed, config.muon_lr)
         self.config, self.view, self.unconditional = config, view, unconditional
+
+    @classmethod
+    def of(cls, config: Config, model: DualStream, unconditional: TextFeatures, grid: tuple[int, int]) -> Teacher:
+        """As a preset trains it."""
+        return cls(model, config.teacher, full_view(model, config.latent_counts, grid), unconditional, config.seed)
 
     def training_step(self, batch: tuple[int, Batch], _index: int) -> None:
         step, data = batch

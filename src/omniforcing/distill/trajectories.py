@@ -50,7 +50,7 @@ def refine(sigmas: Sequence[float], steps: int) -> list[float]:
     """
     substeps, rest = divmod(steps, len(sigmas))
     if rest or not substeps:
-        raise OmniForcingError(f"{steps} steps (trajectories.steps): must be a multiple of the {len(sigmas)} student.sigmas")
+        raise OmniForcingError(f"{steps} Euler steps, not a multiple of the {len(sigmas)} student.sigmas (trajectories.steps)")
     fine = [high + (low - high) * i / substeps for high, low in pairwise([*sigmas, 0.0]) for i in range(substeps)]
     return [*fine, 0.0]
 
@@ -63,8 +63,7 @@ def trajectory(model: DualStream, recipe: Recipe, data: TensorShards, captions: 
     clip = WholeClip(model, recipe.counts, data.grid)
     denoise = clip.denoiser(text, data.text.unconditional, recipe.sampler.guidance if recipe.sampler else None)
     states = ode_states(denoise, clip.noise(len(captions), generator), sigmas)
-    every = recipe.config.steps // len(recipe.sigmas)
-    kept = [state.to("cpu") for i, state in enumerate(states) if i % every == 0]
+    kept = [state.to("cpu") for sigma, state in zip(sigmas, states, strict=True) if sigma in (*recipe.sigmas, 0.0)]
     return kept[0].map(lambda *parts: torch.stack(parts, 1), *kept[1:])
 
 

@@ -182,8 +182,7 @@ class Rollout:
         Noise of that level hides colours and details, not where things are (SDEdit, Meng et al. 2022).
         """
         self._refresh()
-        step = min(1, len(self.config.sigmas) - 1)
-        return self._take(self._denoise(noised(x0, self.config.sigmas[step], self.generator), step))
+        return self._take(self._denoise(noised(x0, self.config.sigmas[1], self.generator), 1))
 
     def _take(self, x0: Latents) -> Latents:
         self._finished = (x0, self._text)

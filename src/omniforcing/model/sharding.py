@@ -6,7 +6,7 @@ layers around ``forward`` and ``cache_text``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MethodType
@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, distribute_tensor
 from torch.utils._pytree import register_pytree_node
 
 from omniforcing.latents import Pair
@@ -106,10 +106,31 @@ def fill(model: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> None:
             parameter.copy_(whole)
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor whole; of one in shards all workers ask together."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def is_shard(tensor: Tensor) -> bool:
+    """Whether other workers have other parts of a tensor."""
+    return isinstance(tensor, DTensor)
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What this worker has of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def norm_of_shards(tensors: Sequence[DTensor]) -> Tensor:
+    """Euclidean norm of tensors that are all sharded alike, over all workers."""
+    own = torch.nn.utils.get_total_norm([tensor.to_local() for tensor in tensors])
+    summed = [Partial() if placement.is_shard() else placement for placement in tensors[0].placements]
+    return DTensor.from_local(own.square(), tensors[0].device_mesh, summed).full_tensor().sqrt()
+
+
 def gathered(tensor: Tensor) -> Tensor:
-    """A tensor whole, on the CPU; all workers ask together."""
-    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return whole.detach().cpu()
+    """A tensor whole, on the CPU."""
+    return whole(tensor).detach().cpu()
 
 
 class _Live(Checkpoint):

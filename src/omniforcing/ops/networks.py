@@ -12,17 +12,15 @@ import torch
 from diffusers import LTX2VideoTransformer3DModel
 
 from omniforcing.codec.codec import Codec
-from omniforcing.config import Config, ScoreMask, Source
+from omniforcing.config import Config, Source
 from omniforcing.distill.bidirectional_dmd import BidirectionalDmd
 from omniforcing.distill.causal_ode import CausalOde
 from omniforcing.distill.common import StageModule
-from omniforcing.distill.sampling import full_view, rollout_config
 from omniforcing.distill.self_forcing import SelfForcing
 from omniforcing.distill.teacher import Teacher
 from omniforcing.latents import Batch, Pair, TextFeatures
-from omniforcing.model.attention import Masked, View
 from omniforcing.model.checkpoint import open_checkpoint
-from omniforcing.model.student import core_config, positions_for
+from omniforcing.model.student import core_config
 from omniforcing.model.transformer import DualStream
 
 # LTX-2.0 as released, for a plan made before its weights are fetched: channels of its latents, 32 pixels to a token, width and
@@ -97,60 +95,32 @@ class Sizes:
 
 
 def _teacher(config: Config, sizes: Sizes, dtype: torch.dtype) -> StageModule:
-    model = sizes.network(dtype=dtype)
-    view = full_view(model, config.latent_counts, sizes.grid)
-    return Teacher(model, config.teacher, view, sizes.text(1), config.seed)
+    return Teacher.of(config, sizes.network(dtype=dtype), sizes.text(1), sizes.grid)
 
 
 def _bidirectional_dmd(config: Config, sizes: Sizes, dtype: torch.dtype) -> StageModule:
     networks = [sizes.network(dtype=dtype) for _ in range(3)]
-    return BidirectionalDmd(
-        *networks,
-        config=_few_critic_steps(config.bidirectional_dmd),
-        view=full_view(networks[0], config.latent_counts, sizes.grid),
-        unconditional=sizes.text(1),
-        sigmas=config.student.sigmas,
-        counts=config.latent_counts,
-        grid=sizes.grid,
-        seed=config.seed,
-    )
+    return BidirectionalDmd.of(_few_critic_steps(config), networks, sizes.text(1), sizes.grid)
 
 
 def _causal_ode(config: Config, sizes: Sizes, dtype: torch.dtype) -> StageModule:
-    student = _student(config, sizes, dtype)
-    positions = positions_for(student, config.latent_counts, sizes.grid, sinks=True)
-    view = Masked(positions, config.table, config.horizon + 1, config.student.window, config.horizon)
-    return CausalOde(student, config.causal_ode, config.student.sigmas, config.table, view, config.seed)
+    return CausalOde.of(config, _student(config, sizes, dtype), sizes.grid)
 
 
 def _self_forcing(config: Config, sizes: Sizes, dtype: torch.dtype) -> StageModule:
-    teacher = sizes.network(dtype=dtype)
-    view: View = full_view(teacher, config.latent_counts, sizes.grid)
-    if config.self_forcing.scores is ScoreMask.causal:
-        positions = positions_for(teacher, config.latent_counts, sizes.grid, sinks=True)
-        view = Masked(positions, config.table, config.horizon + 1, None, config.horizon)
-    return SelfForcing(
-        _student(config, sizes, dtype),
-        teacher,
-        sizes.network(dtype=dtype),
-        config=_few_critic_steps(config.self_forcing),
-        view=view,
-        unconditional=sizes.text(1),
-        rollout=rollout_config(config, sizes.grid),
-        blocks=config.horizon + 1,
-        captions=sizes.text(1),
-        seed=config.seed,
-    )
+    networks = [_student(config, sizes, dtype), *(sizes.network(dtype=dtype) for _ in range(2))]
+    return SelfForcing.of(_few_critic_steps(config), networks, sizes.text(1), sizes.text(1), sizes.grid)
 
 
 def _student(config: Config, sizes: Sizes, dtype: torch.dtype) -> DualStream:
     return sizes.network(config.student.sinks, dtype, stabiliser=config.student.stabiliser)
 
 
-def _few_critic_steps(dmd: Any) -> Any:
+def _few_critic_steps(config: Config) -> Config:
     """The third critic step holds what the second one does: two are enough to trace."""
-    few = copy.deepcopy(dmd)
-    few.critic_steps = min(TRACED_CRITIC_STEPS, dmd.critic_steps)
+    few = copy.deepcopy(config)
+    for dmd in (few.bidirectional_dmd, few.self_forcing):
+        dmd.critic_steps = min(TRACED_CRITIC_STEPS, dmd.critic_steps)
     return few
 
 

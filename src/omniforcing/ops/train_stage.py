@@ -13,7 +13,8 @@ from omniforcing.distill.common import StageModule
 from omniforcing.files import atomic_write
 from omniforcing.latents import Batch
 from omniforcing.model.sharding import Sharding, is_sharded, save_sharded
-from omniforcing.model.student import save_model
+from omniforcing.model.student import load_model, save_model
+from omniforcing.model.transformer import DualStream
 from omniforcing.ops.probe import training_probe
 from omniforcing.ops.stage import Stage
 from omniforcing.ops.training import CURVES, fit
@@ -22,6 +23,23 @@ from omniforcing.ops.training import CURVES, fit
 def open_shards(stage: Stage, folder: str, split: str = "train") -> TensorShards:
     """Latents or trajectories of the preset's clip length."""
     return TensorShards(stage.input(folder), split, stage.config.latent_counts)
+
+
+def open_student(stage: Stage, source: str) -> DualStream:
+    """The student as a stage left it, with fresh sinks if that one had none; without memory if it is to be sharded."""
+    config = stage.config
+    return load_model(
+        stage.input(source),
+        config.student.sinks,
+        stabiliser=config.student.stabiliser,
+        fresh=True,
+        meta=config.cluster.sharded,
+    )
+
+
+def open_models(stage: Stage, count: int) -> list[DualStream]:
+    """So many models of the teacher's weights, likewise."""
+    return [load_model(stage.input("teacher"), sinks=0, meta=stage.config.cluster.sharded) for _ in range(count)]
 
 
 def train_and_publish(stage: Stage, module: StageModule, data: TensorShards, optim: OptimiserConfig) -> None:

@@ -77,8 +77,7 @@ class Generation:
             self._rollout.switch(text)
             return
         self._rollout = self._start(text)
-        with torch.no_grad():
-            self._kept = [self._rollout.rewrite(latents) for latents in self._kept]
+        self._kept = [self._rollout.rewrite(latents) for latents in self._kept]
 
     @property
     def can_be_saved(self) -> bool:
