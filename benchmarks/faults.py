@@ -1,4 +1,4 @@
-"""What a training on a Ray cluster loses to each fault: `python -m benchmarks.faults [fault ...]`.
+"""What a training on a Ray cluster loses to each fault: `python -m benchmarks.faults [fault ...] [--strategy fsdp]`.
 
 Stage III of a preset (smoke) trains on two workers of a cluster that this command starts on this machine; then a worker or a
 node is killed, the command itself, the head, or the disk fills up. Needs the preset's outputs: `python pipelines/main.py
@@ -10,10 +10,7 @@ from __future__ import annotations
 import argparse
 import csv
 import os
-import secrets
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,77 +21,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omniforcing.config import project_root
+from benchmarks.local_cluster import Cluster, kill, own_cluster
+from omniforcing.config import Strategy, project_root
 from omniforcing.console import run_command
 from omniforcing.errors import OmniForcingError
+from omniforcing.ops import checkpoints
 
 STAGE, STEPS, EVERY = "self_forcing", 24, 4
 SETTINGS = [f"{STAGE}.optim.steps={STEPS}", f"trainer.checkpoint_every={EVERY}", "trainer.log_every=1", "trainer.probes=0"]
 WORKER, RAYLET = "RayTrainWorker", "raylet/raylet"
 DEADLINE = 420.0  # seconds for one training, fault included
-
-
-class Cluster:
-    """A Ray cluster of our own on this machine, told from others by its token."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.token, self.nodes = folder, secrets.token_hex(24), 0
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.environment = {
-            **os.environ,
-            **{"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "RAY_USAGE_STATS_ENABLED": "0"},
-            **{"MLFLOW_DISABLE_TELEMETRY": "true", "DVC_NO_ANALYTICS": "1", "OMP_NUM_THREADS": "1"},
-        }
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    def start(self, *words: str) -> None:
-        """Start a node: with ``--head`` the head, else one that joins it."""
-        ray = str(Path(sys.executable).parent / "ray")
-        command = [ray, "start", *words, "--disable-usage-stats", "--object-store-memory=100000000"]
-        with (self.folder / "ray.log").open("a") as log:
-            answer = subprocess.run(command, env=self.environment, stdout=log, stderr=log)
-        if answer.returncode:
-            raise OmniForcingError(f"`{' '.join(command)}` failed, see {log.name}")
-
-    def head(self, cpus: int) -> None:
-        self.start(
-            "--head", f"--port={self.port}", f"--num-cpus={cpus}", f"--temp-dir={self.folder / 'r'}", "--dashboard-port=0"
-        )
-
-    def processes(self, part: str = "") -> set[int]:
-        """Processes of this cluster whose command line holds ``part``."""
-        found = set()
-        for process in Path("/proc").iterdir():
-            try:
-                if process.name.isdigit() and int(process.name) != os.getpid():
-                    ours = f"RAY_AUTH_TOKEN={self.token}".encode() in (process / "environ").read_bytes()
-                    words = (process / "cmdline").read_bytes().decode(errors="replace")
-                    found |= {int(process.name)} if ours and part in words and "pipelines/" not in words else set()
-            except OSError:
-                continue
-        return found
-
-    def kill(self, processes: set[int]) -> None:
-        for process in processes:
-            try:
-                os.kill(process, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-
-    def stop(self) -> None:
-        self.kill({p for p in self.processes() if "omniforcing.ops.launch" not in _words(p)})
-
-
-def _words(process: int) -> str:
-    try:
-        return Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace")
-    except OSError:
-        return ""
 
 
 @dataclass
@@ -103,11 +39,12 @@ class Training:
 
     root: Path
     cluster: Cluster
+    strategy: Strategy
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """The command that a user gives, and gives again."""
-        named = [f"cluster.address={self.cluster.address}", "cluster.workers=2"]
+        named = [f"cluster.address={self.cluster.address}", "cluster.workers=2", f"cluster.strategy={self.strategy.value}"]
         command = [sys.executable, f"pipelines/{STAGE}.py", "preset=smoke", "trainer.threads=1", *SETTINGS, *named]
         with self.log.open("a") as log:
             self.process = subprocess.Popen(command, cwd=self.root, env=self.cluster.environment, stdout=log, stderr=log)
@@ -127,9 +64,15 @@ class Training:
                 raise OmniForcingError(f"{name} did not come; see {self.log}")
             time.sleep(0.2)
 
+    def checkpoint(self) -> Path | None:
+        """The last that is whole."""
+        sharded = self.strategy is not Strategy.ddp
+        found = [checkpoints.latest(folder, sharded) for folder in self.work.glob("*/")]
+        return next(filter(None, found), None)
+
     def reach_the_middle(self) -> None:
         """Wait for a checkpoint, and then for some of the steps after it."""
-        self.wait_for(lambda: list(self.work.glob("*/last.ckpt")), "a checkpoint")
+        self.wait_for(self.checkpoint, "a checkpoint")
         time.sleep(1.5)
 
     def finish(self) -> None:
@@ -146,7 +89,7 @@ class Training:
 def kill_a_worker(training: Training) -> None:
     """SIGKILL to one of the two workers."""
     training.reach_the_middle()
-    training.cluster.kill(set(sorted(training.cluster.processes(WORKER))[-1:]))
+    kill(set(sorted(training.cluster.processes(WORKER))[-1:]))
 
 
 def lose_a_node(training: Training) -> None:
@@ -155,7 +98,7 @@ def lose_a_node(training: Training) -> None:
     worker = max(training.cluster.processes(WORKER))
     parent = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
     assert parent in training.cluster.processes(RAYLET)
-    training.cluster.kill({parent})
+    kill({parent})
 
 
 def kill_the_driver(training: Training) -> None:
@@ -177,7 +120,7 @@ def restart_the_head(training: Training) -> None:
 
 def fill_the_disk(training: Training) -> None:
     """The disk of the work folder is full at a checkpoint; space is made only afterwards."""
-    training.wait_for(lambda: list(training.work.glob("*/last.ckpt")), "a checkpoint")
+    training.wait_for(training.checkpoint, "a checkpoint")
     ballast = training.work / "ballast"
     with ballast.open("wb") as file:
         try:
@@ -238,15 +181,15 @@ def repeated(root: Path) -> tuple[int, int]:
     return len(runs), len(steps) - len(set(steps))
 
 
-def measure(root: Path, name: str, folder: Path, expected: list[dict[str, float]] | None) -> tuple[str, list[dict[str, float]]]:
+def measure(
+    root: Path, name: str, strategy: Strategy, folder: Path, expected: list[dict[str, float]] | None
+) -> tuple[str, list[dict[str, float]]]:
     """A row of the table, and the curves; without a fault the unbroken run."""
     fault, sizes = FAULTS.get(name, (lambda _: None, [2]))
     with copied_project(root, folder):
-        # Sockets below it must have short names.
-        with tempfile.TemporaryDirectory(prefix="of", ignore_cleanup_errors=True) as short:
-            cluster = Cluster(Path(short))
-            training = Training(folder, cluster)
-            began = time.monotonic()
+        began = time.monotonic()
+        with own_cluster() as cluster:
+            training = Training(folder, cluster, strategy)
             mounted = name == "disk" and _mount(training.work)
             try:
                 cluster.head(sizes[0])
@@ -282,16 +225,18 @@ def main() -> None:
     """Parse the command line and print the table."""
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n\n")[0])
     parser.add_argument("faults", nargs="*", choices=[*FAULTS, []], help=f"which (default: all): {', '.join(FAULTS)}")
-    chosen = parser.parse_args().faults or list(FAULTS)
+    parser.add_argument("--strategy", choices=["ddp", "fsdp"], default="ddp", help="of the workers (default: ddp)")
+    arguments = parser.parse_args()
+    chosen = arguments.faults or list(FAULTS)
 
     def run() -> None:
         root = project_root()
-        print(f"{STAGE}, {STEPS} steps on 2 workers, a checkpoint every {EVERY} steps")
+        print(f"{STAGE}, {STEPS} steps on 2 workers ({arguments.strategy}), a checkpoint every {EVERY} steps")
         print(f"{'fault':<12}{'seconds':>9}{'repeated':>10}{'losses apart':>14}{'MLflow runs':>13}", flush=True)
         expected = None
         for name in ("none", *chosen):
             folder = Path(tempfile.mkdtemp(prefix=f"omniforcing-faults-{name}-"))
-            row, found = measure(root, name, folder, expected)
+            row, found = measure(root, name, Strategy(arguments.strategy), folder, expected)
             expected = expected or found
             print(row, flush=True)
             shutil.rmtree(folder)
