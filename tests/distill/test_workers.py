@@ -49,6 +49,7 @@ def train(
     sharding: Sharding | None = None,
     precision: str = "32-true",
     stages: Sequence[Stage] = STAGES,
+    steps: int = STEPS,
 ) -> None:
     for build in stages:
         module = build()
@@ -56,7 +57,7 @@ def train(
         if recompute:
             module.recompute()
         trainer = TrainerConfig(checkpoint_every=2, log_every=1, accelerator="cpu", precision=precision)
-        fit(module, batches(module), steps=STEPS, work=work / build.__name__, trainer=trainer, sharded=bool(sharding))
+        fit(module, batches(module), steps=steps, work=work / build.__name__, trainer=trainer, sharded=bool(sharding))
         state = {name: gathered(value) for name, value in module.ema.model.state_dict().items()}
         if world.rank() == 0:
             torch.save(state, work / build.__name__ / "ema.pt")
@@ -122,4 +123,10 @@ def test_two_workers_with_a_shard_each_learn_it_too(alone: Path, tmp_path: Path)
 
 def test_four_workers_with_two_copies_in_two_shards_learn_it_too(alone: Path, tmp_path: Path) -> None:
     run_group(partial(train, sharding=Sharding(group=2), stages=CAUSAL), 4, tmp_path)
+    compare(tmp_path, alone, stages=CAUSAL)
+
+
+def test_one_worker_goes_on_from_the_checkpoint_that_two_left_in_shards(alone: Path, tmp_path: Path) -> None:
+    run_group(partial(train, sharding=Sharding(), stages=CAUSAL, steps=STEPS // 2), 2, tmp_path)
+    run_group(partial(train, sharding=Sharding(), stages=CAUSAL), 1, tmp_path)
     compare(tmp_path, alone, stages=CAUSAL)

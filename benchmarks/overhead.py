@@ -1,0 +1,168 @@
+"""What Ray, MLflow and DVC take of a stage's time: `python -m benchmarks.overhead [STAGE ...] [--preset pocket]`.
+
+Each stage is trained twice by `dvc repro` in a clone of this checkout: in process, and as a job on two workers of a cluster
+that this command starts. `training` is the time of the training loop, by what the run logged; `DVC` what the command took
+beside the stage; `MLflow` importing it and logging again all that the stage's run holds; `rest` all else: imports, loading,
+publishing and, on the cluster, DVC and Ray. Needs the preset's outputs: `python pipelines/main.py --preset pocket`. Only what
+is committed is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.local_cluster import Cluster, own_cluster
+from omniforcing.config import CLUSTER_VARIABLE, load_config, project_root
+from omniforcing.console import run_command
+from omniforcing.errors import OmniForcingError
+from omniforcing.files import read_json
+from omniforcing.ops.presets import set_preset
+
+STAGES = ["causal_ode", "self_forcing"]
+WORKERS = 2
+PARTS = ["seconds", "training", "DVC", "MLflow", "rest"]
+# In a process of its own, which imports what a stage imports: all that a run holds, logged again into a store of its own.
+AGAIN = """
+import json, sys, time
+from pathlib import Path
+import torch, diffusers, lightning
+began = time.monotonic()
+from omniforcing.ops import tracking
+root, held = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
+(root / ".work").mkdir()
+run = tracking.open_run(tracking.connect(root), "again", root / "run.json", held["tags"], held["params"])
+with tracking.closing(run):
+    for step, values in held["metrics"]:
+        run.metrics(values, step)
+    run.artifact(Path(held["artifacts"]))
+print(time.monotonic() - began)
+"""
+
+
+def clone_of(root: Path, preset: str, folder: Path) -> Path:
+    """The checkout as it is committed, with the preset's outputs."""
+    clone = folder / "clone"
+    subprocess.run(["git", "clone", "--quiet", str(root), str(clone)], check=True)
+    if not (root / "data" / preset).is_dir():
+        raise OmniForcingError(f"{root / 'data' / preset} is not there; run `python pipelines/main.py --preset {preset}` first")
+    shutil.copytree(root / "data" / preset, clone / "data" / preset)
+    set_preset(clone, preset)
+    return clone
+
+
+def timed(command: list[str], clone: Path, environment: Mapping[str, str], log: Path) -> float:
+    """Seconds that a command takes in the clone."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    own = {**os.environ, **environment, "PATH": path, "PYTHONPATH": str(clone / "src"), "DVC_NO_ANALYTICS": "1"}
+    began = time.monotonic()
+    with log.open("a") as file:
+        answer = subprocess.run([sys.executable, *command], cwd=clone, env=own, stdout=file, stderr=file)
+    if answer.returncode:
+        raise OmniForcingError(f"`{' '.join(command)}` ended with {answer.returncode}; see {log}")
+    return time.monotonic() - began
+
+
+def last_run(clone: Path) -> tuple[Any, Any]:
+    """The client of the clone's store, and its latest run."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{clone / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("omniforcing")
+    return client, client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"], max_results=1)[0]
+
+
+def logged(clone: Path) -> tuple[list[tuple[int, dict[str, float]]], float]:
+    """What the latest run logged at each step, and the seconds of its training loop."""
+    client, run = last_run(clone)
+    steps: dict[int, dict[str, float]] = {}
+    times: dict[int, int] = {}
+    for name in run.data.metrics:
+        for metric in client.get_metric_history(run.info.run_id, name):
+            steps.setdefault(metric.step, {})[name] = metric.value
+            if name == "loss_video":
+                times[metric.step] = metric.timestamp
+    first, last = min(times), max(times)
+    # From the end of the first logged step to that of the last.
+    return sorted(steps.items()), (times[last] - times[first]) / 1000 * (last + 1 - first) / (last - first)
+
+
+def logging_again(clone: Path, folder: Path) -> float:
+    """Seconds that MLflow takes for all that the latest run holds, its import included."""
+    client, run = last_run(clone)
+    metrics, _ = logged(clone)
+    store = Path(tempfile.mkdtemp(dir=folder))
+    artifacts = client.download_artifacts(run.info.run_id, "", str(store))
+    held = {"tags": {}, "params": dict(run.data.params), "metrics": metrics, "artifacts": artifacts}
+    (store / "held.json").write_text(json.dumps(held))
+    root = store / "root"
+    root.mkdir()
+    own = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    own |= {"PYTHONPATH": str(clone / "src"), "OMNIFORCING_DATA_ROOT": str(root), "MLFLOW_DISABLE_TELEMETRY": "true"}
+    answer = subprocess.run(
+        [sys.executable, "-c", AGAIN, str(root), str(store / "held.json")], env=own, check=True, capture_output=True, text=True
+    )
+    return float(answer.stdout.split()[-1])
+
+
+def measure(clone: Path, preset: str, stage: str, cluster: Cluster | None, folder: Path) -> dict[str, Any]:
+    """A row of the table."""
+    environment = {CLUSTER_VARIABLE: "local"} if cluster is None else {**cluster.environment, CLUSTER_VARIABLE: "measured"}
+    wall = timed(["-m", "dvc", "repro", "-f", "-s", stage], clone, environment, folder / "log.txt")
+    way = "in process" if cluster is None else f"job, {WORKERS} workers"
+    parts = {"training": logged(clone)[1], "MLflow": logging_again(clone, folder)}
+    if cluster is None:
+        # A job's own clock begins long after the submitter's.
+        parts["DVC"] = wall - float(read_json(clone / ".work" / preset / "timings.json")[stage]["seconds"])
+    return {"stage": stage, "way": way, "seconds": wall, **parts, "rest": wall - sum(parts.values())}
+
+
+def shown(row: Mapping[str, Any]) -> str:
+    """A row in words."""
+    numbers = "".join(f"{row[part]:>10.1f}" if part in row else f"{'-':>10}" for part in PARTS)
+    return f"{row['stage']:<20}{row['way']:<18}{numbers}{1 - row['training'] / row['seconds']:>10.1%}"
+
+
+def main() -> None:
+    """Parse the command line and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stages", nargs="*", default=STAGES, help=f"default: {' '.join(STAGES)}")
+    parser.add_argument("--preset", default="pocket", help="whose stages (default: pocket)")
+    parser.add_argument("--json", action="store_true", help="print json")
+    arguments = parser.parse_args()
+
+    def run() -> None:
+        root, rows = project_root(), []
+        load_config(root=root, preset=arguments.preset)
+        with tempfile.TemporaryDirectory(prefix="omniforcing-overhead-") as name, own_cluster() as cluster:
+            folder = Path(name)
+            clone = clone_of(root, arguments.preset, folder)
+            named = f"address: {cluster.address}\njobs: {cluster.jobs}\nworkers: {WORKERS}\n"
+            (clone / "conf" / "cluster" / "measured.yaml").write_text(named)
+            if not arguments.json:
+                heads = "".join(f"{head:>10}" for head in (*PARTS, "not loop"))
+                print(f"{'stage':<20}{'way':<18}{heads}", flush=True)
+            for where in (None, cluster):
+                if where is not None:
+                    where.head(WORKERS)
+                for stage in arguments.stages:
+                    rows.append(measure(clone, arguments.preset, stage, where, folder))
+                    if not arguments.json:
+                        print(shown(rows[-1]), flush=True)
+        if arguments.json:
+            print(json.dumps(rows, indent=2))
+
+    sys.exit(run_command(run))
+
+
+if __name__ == "__main__":
+    main()
