@@ -49,12 +49,13 @@ print(time.monotonic() - began)
 """
 
 
-def clone_of(root: Path, preset: str, folder: Path) -> Path:
+def clone_of(root: Path, preset: str, clone: Path) -> Path:
     """The checkout as it is committed, with the preset's outputs."""
-    clone = folder / "clone"
-    subprocess.run(["git", "clone", "--quiet", str(root), str(clone)], check=True)
     if not (root / "data" / preset).is_dir():
         raise OmniForcingError(f"{root / 'data' / preset} is not there; run `python pipelines/main.py --preset {preset}` first")
+    if clone.exists():
+        raise OmniForcingError(f"--keep {clone} is there already; name a new folder")
+    subprocess.run(["git", "clone", "--quiet", str(root), str(clone)], check=True)
     shutil.copytree(root / "data" / preset, clone / "data" / preset)
     set_preset(clone, preset)
     return clone
@@ -137,6 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stages", nargs="*", default=STAGES, help=f"default: {' '.join(STAGES)}")
     parser.add_argument("--preset", default="pocket", help="whose stages (default: pocket)")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="clone into this new folder and leave it there")
     parser.add_argument("--json", action="store_true", help="print json")
     arguments = parser.parse_args()
 
@@ -145,7 +147,7 @@ def main() -> None:
         load_config(root=root, preset=arguments.preset)
         with tempfile.TemporaryDirectory(prefix="omniforcing-overhead-") as name, own_cluster() as cluster:
             folder = Path(name)
-            clone = clone_of(root, arguments.preset, folder)
+            clone = clone_of(root, arguments.preset, arguments.keep or folder / "clone")
             named = f"address: {cluster.address}\njobs: {cluster.jobs}\nworkers: {WORKERS}\n"
             (clone / "conf" / "cluster" / "measured.yaml").write_text(named)
             if not arguments.json:
