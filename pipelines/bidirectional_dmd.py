@@ -6,10 +6,10 @@ from omniforcing.ops.stage import Stage, stage_main
 def run(stage: Stage) -> None:
     """Student, teacher and critic all start from the teacher's weights."""
     from omniforcing.distill.bidirectional_dmd import BidirectionalDmd
-    from omniforcing.ops.train_stage import open_models, open_shards, train_and_publish
+    from omniforcing.ops.train_stage import open_shards, open_teachers, train_and_publish
 
     config, data = stage.config, open_shards(stage, "latents")
-    module = BidirectionalDmd.of(config, open_models(stage, 3), data.text.unconditional, data.grid)
+    module = BidirectionalDmd.of(config, open_teachers(stage, 3), data.text.unconditional, data.grid)
     train_and_publish(stage, module, data, config.bidirectional_dmd.optim)
 
 

@@ -6,10 +6,10 @@ from omniforcing.ops.stage import Stage, stage_main
 def run(stage: Stage) -> None:
     """The student starts from Stage II (default) or, with fresh sink tokens, from Stage I; the critic from the teacher."""
     from omniforcing.distill.self_forcing import SelfForcing
-    from omniforcing.ops.train_stage import open_models, open_shards, open_student, train_and_publish
+    from omniforcing.ops.train_stage import open_shards, open_student, open_teachers, train_and_publish
 
     config, data = stage.config, open_shards(stage, "latents")
-    models = [open_student(stage, config.self_forcing.init.value), *open_models(stage, 2)]
+    models = [open_student(stage, config.self_forcing.init.value), *open_teachers(stage, 2)]
     module = SelfForcing.of(config, models, data.text.unconditional, data.text.features, data.grid)
     train_and_publish(stage, module, data, config.self_forcing.optim)
 

@@ -35,7 +35,7 @@ class BidirectionalDmd(DistributionMatching):
     def of(
         cls, config: Config, models: Sequence[DualStream], unconditional: TextFeatures, grid: tuple[int, int]
     ) -> BidirectionalDmd:
-        """As a preset trains student, teacher and critic."""
+        """As a preset trains it; ``models``: student, teacher, critic."""
         return cls(
             *models,
             config=config.bidirectional_dmd,

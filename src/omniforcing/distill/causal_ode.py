@@ -36,7 +36,7 @@ class CausalOde(StageModule):
 
     @classmethod
     def of(cls, config: Config, student: DualStream, grid: tuple[int, int]) -> CausalOde:
-        """As a preset trains a student with sinks."""
+        """As a preset trains it; the student has its sinks."""
         positions = positions_for(student, config.latent_counts, grid, sinks=True)
         view = Masked(positions, config.table, config.horizon + 1, config.student.window, config.horizon)
         return cls(student, config.causal_ode, config.student.sigmas, config.table, view, config.seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from omniforcing.config import OptimiserConfig, Weights
 from omniforcing.distill.muon import Muon
 from omniforcing.latents import Batch, Latents, Pair
-from omniforcing.model.sharding import Sharding, is_shard, is_sharded, norm_of_shards, own_part
+from omniforcing.model.sharding import Sharding, global_norm, is_sharded, own_part
 from omniforcing.model.transformer import DualStream
 from omniforcing.seeding import step_seed
 from omniforcing.world import RowGenerator, Rows, own_rows, size
@@ -53,18 +53,18 @@ def _with_rates(groups: Pair[list[nn.Parameter]], lr: Weights) -> list[dict[str,
     return [{"params": group, "lr": getattr(lr, name), "peak": getattr(lr, name)} for name, group in groups.items()]
 
 
-def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Euclidean norm of the gradients, 0 where there are none."""
-    grads = [p.grad for p in parameters if p.grad is not None]
-    return norm_of_shards(grads) if any(map(is_shard, grads)) else torch.nn.utils.get_total_norm(grads)
+def gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """Those that there are."""
+    return [p.grad for p in parameters if p.grad is not None]
 
 
 @torch.no_grad()
-def clip(parameters: Sequence[nn.Parameter], largest: float) -> None:
-    """Scale gradients whose norm is above ``largest`` down to it."""
-    factor = (largest / (gradient_norm(parameters) + 1e-6)).clamp(max=1.0)
-    # Of the shards themselves: through DTensor the bookkeeping of thousands takes longer than all else.
-    torch._foreach_mul_([own_part(p.grad) for p in parameters if p.grad is not None], factor)
+def clip(grads: Sequence[Tensor], largest: float) -> None:
+    """Scale gradients whose norm together is above ``largest`` down to it."""
+    if grads:
+        factor = (largest / (global_norm(grads) + 1e-6)).clamp(max=1.0)
+        # Of the shards themselves: torch's own clipping lets DTensor plan each of thousands, slower than the step.
+        torch._foreach_mul_([own_part(grad) for grad in grads], factor)
 
 
 class Ema(nn.Module):
@@ -195,8 +195,8 @@ class StageModule(L.LightningModule):
         for loss in losses:
             self.manual_backward(weighted(loss, weights) / self.accumulate)
             means.append(loss.map(Tensor.detach))
-        norms = by_modality(model).map(gradient_norm)
-        clip([p for group in groups for p in group["params"]], self.optim.clip)
+        norms = by_modality(model).map(lambda mine: global_norm(gradients(mine)))
+        clip(gradients(p for group in groups for p in group["params"]), self.optim.clip)
         scale = factor * min(1.0, (step + 1) / max(1, self.optim.warmup))
         for group in groups:
             group["lr"] = group["peak"] * scale

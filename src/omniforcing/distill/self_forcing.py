@@ -52,7 +52,7 @@ class SelfForcing(DistributionMatching):
         captions: TextFeatures,
         grid: tuple[int, int],
     ) -> SelfForcing:
-        """As a preset trains a student with sinks, beside teacher and critic."""
+        """As a preset trains it; ``models``: the student, with its sinks, then teacher and critic, without."""
         view: View = full_view(models[1], config.latent_counts, grid)
         if config.self_forcing.scores is ScoreMask.causal:
             positions = positions_for(models[1], config.latent_counts, grid, sinks=True)

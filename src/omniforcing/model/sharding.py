@@ -106,14 +106,10 @@ def fill(model: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> None:
             parameter.copy_(whole)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor whole; of one in shards all workers ask together."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def is_shard(tensor: Tensor) -> bool:
-    """Whether other workers have other parts of a tensor."""
-    return isinstance(tensor, DTensor)
+def gathered(tensor: Tensor) -> Tensor:
+    """A tensor whole, on the CPU; all workers ask together."""
+    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return whole.detach().cpu()
 
 
 def own_part(tensor: Tensor) -> Tensor:
@@ -121,16 +117,13 @@ def own_part(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def norm_of_shards(tensors: Sequence[DTensor]) -> Tensor:
-    """Euclidean norm of tensors that are all sharded alike, over all workers."""
-    own = torch.nn.utils.get_total_norm([tensor.to_local() for tensor in tensors])
+def global_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Euclidean norm of tensors together, over all workers if they are sharded; then they are all sharded alike."""
+    norm = torch.nn.utils.get_total_norm([own_part(tensor) for tensor in tensors])
+    if not tensors or not isinstance(tensors[0], DTensor):
+        return norm
     summed = [Partial() if placement.is_shard() else placement for placement in tensors[0].placements]
-    return DTensor.from_local(own.square(), tensors[0].device_mesh, summed).full_tensor().sqrt()
-
-
-def gathered(tensor: Tensor) -> Tensor:
-    """A tensor whole, on the CPU."""
-    return whole(tensor).detach().cpu()
+    return DTensor.from_local(norm.square(), tensors[0].device_mesh, summed).full_tensor().sqrt()
 
 
 class _Live(Checkpoint):

@@ -37,8 +37,8 @@ def open_student(stage: Stage, source: str) -> DualStream:
     )
 
 
-def open_models(stage: Stage, count: int) -> list[DualStream]:
-    """So many models of the teacher's weights, likewise."""
+def open_teachers(stage: Stage, count: int) -> list[DualStream]:
+    """So many models of the teacher's weights; without memory if they are to be sharded."""
     return [load_model(stage.input("teacher"), sinks=0, meta=stage.config.cluster.sharded) for _ in range(count)]
 
 
