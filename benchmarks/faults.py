@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,7 +87,7 @@ class Training:
 def kill_a_worker(training: Training) -> None:
     """SIGKILL to one of the two workers."""
     training.reach_the_middle()
-    kill(set(sorted(training.cluster.processes(WORKER))[-1:]))
+    kill({max(training.cluster.processes(WORKER))})
 
 
 def lose_a_node(training: Training) -> None:
@@ -143,8 +141,7 @@ FAULTS: dict[str, tuple[Callable[[Training], None], list[int]]] = {
 }
 
 
-@contextmanager
-def copied_project(root: Path, folder: Path) -> Any:
+def copy_project(root: Path, folder: Path) -> None:
     """The project's code, config and smoke outputs in a folder of their own."""
     for name in ("conf", "pipelines", "src", "dvc.yaml"):
         copy = shutil.copytree if (root / name).is_dir() else shutil.copy
@@ -152,8 +149,6 @@ def copied_project(root: Path, folder: Path) -> Any:
     if not (root / "data" / "smoke" / "causal_ode").is_dir():
         raise OmniForcingError(f"{root / 'data' / 'smoke'} is not there; run `python pipelines/main.py --preset smoke` first")
     shutil.copytree(root / "data" / "smoke", folder / "data" / "smoke")
-    os.environ["PYTHONPATH"] = str(folder / "src")
-    yield folder
 
 
 def curves(root: Path) -> list[dict[str, float]]:
@@ -186,26 +181,25 @@ def measure(
 ) -> tuple[str, list[dict[str, float]]]:
     """A row of the table, and the curves; without a fault the unbroken run."""
     fault, sizes = FAULTS.get(name, (lambda _: None, [2]))
-    with copied_project(root, folder):
-        began = time.monotonic()
-        with own_cluster() as cluster:
-            training = Training(folder, cluster, strategy)
-            mounted = name == "disk" and _mount(training.work)
-            try:
-                cluster.head(sizes[0])
-                for cpus in sizes[1:]:
-                    cluster.start(f"--address={cluster.address}", f"--num-cpus={cpus}")
-                training.start()
-                fault(training)
-                training.finish()
-            finally:
-                training.stop()
-                cluster.stop()
-                if mounted:
-                    subprocess.run(["umount", "-l", training.work], check=False)
-        found = curves(folder)
-        runs, again = repeated(folder)
-        apart = difference(found, expected or found)
+    copy_project(root, folder)
+    began = time.monotonic()
+    with own_cluster(PYTHONPATH=str(folder / "src")) as cluster:
+        training = Training(folder, cluster, strategy)
+        mounted = name == "disk" and _mount(training.work)
+        try:
+            cluster.head(sizes[0])
+            for cpus in sizes[1:]:
+                cluster.start(f"--address={cluster.address}", f"--num-cpus={cpus}")
+            training.start()
+            fault(training)
+            training.finish()
+        finally:
+            training.stop()
+            if mounted:
+                subprocess.run(["umount", "-l", training.work], check=False)
+    found = curves(folder)
+    runs, again = repeated(folder)
+    apart = difference(found, expected or found)
     text = f"{name:<12}{time.monotonic() - began:>9.0f}{again:>10}{apart:>14.1e}{runs:>13}"
     return text, found
 

@@ -1,4 +1,4 @@
-"""A Ray cluster of a benchmark's own on this machine, told from others by its token, which ends with the benchmark."""
+"""A Ray cluster of one's own on this machine, for a benchmark or a test: it ends with who started it, however that comes."""
 
 from __future__ import annotations
 
@@ -9,31 +9,51 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from omniforcing.errors import OmniForcingError
 
-DRIVER = "omniforcing.ops.launch"
-# Waits for the end of the benchmark, however that comes, and ends the cluster and all that it began.
+# Names a cluster in the environment of its nodes, and so of all that they begin: workers, jobs and what those start.
+MARK = "OWN_RAY_CLUSTER"
+PATIENCE = 240.0  # seconds for a head to answer, on a busy machine
+# Waits for the end of who started the cluster, and ends what bears its mark; twice, for what was being born.
 REAPER = """
-import sys
+import sys, time
 from benchmarks.local_cluster import kill, processes
 sys.stdin.read()
-kill(processes(sys.argv[1]))
+while found := processes(sys.argv[1]):
+    kill(found)
+    time.sleep(0.1)
 """
 
 
-def processes(token: str, part: str = "") -> set[int]:
-    """Processes of a cluster, its jobs and workers included, whose command line holds ``part``."""
+def environment(token: str) -> dict[str, str]:
+    """What head, workers and drivers of a cluster need: ours, without what is meant for another cluster, store or project."""
+    foreign = ("RAY_", "MLFLOW_", "OMNIFORCING_")
+    return {
+        **{name: value for name, value in os.environ.items() if not name.startswith(foreign)},
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        **{"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0"},
+        **{"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "DVC_NO_ANALYTICS": "1"},
+        "OMP_NUM_THREADS": "1",
+        # A busy machine is no fault.
+        **{"RAY_DASHBOARD_STARTUP_TIMEOUT_S": "200", "RAY_worker_register_timeout_seconds": "200"},
+        # Ray's agents would else overwrite the environment that tells them from others.
+        "SPT_NOENV": "1",
+    }
+
+
+def processes(mark: str, part: str = "") -> set[int]:
+    """Processes of the cluster of that mark whose command line holds ``part``."""
     found = set()
     for process in Path("/proc").iterdir():
         try:
-            if process.name.isdigit() and int(process.name) != os.getpid():
-                ours = f"RAY_AUTH_TOKEN={token}".encode() in (process / "environ").read_bytes()
+            if process.name.isdigit() and f"{MARK}={mark}".encode() in (process / "environ").read_bytes():
                 words = (process / "cmdline").read_bytes().decode(errors="replace")
-                found |= {int(process.name)} if ours and part in words else set()
+                found |= {int(process.name)} if part in words else set()
         except OSError:
             continue
     return found
@@ -49,16 +69,11 @@ def kill(found: Iterable[int]) -> None:
 
 
 class Cluster:
-    """Nodes of one head at a free port; jobs at another."""
+    """Nodes of one head, which listens at a free port and takes jobs at another; ``start`` and ``head`` begin them."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.token = folder, secrets.token_hex(24)
-        self.port, self.board = _free_port(), _free_port()
-        self.environment = {
-            **os.environ,
-            **{"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "RAY_USAGE_STATS_ENABLED": "0"},
-            **{"MLFLOW_DISABLE_TELEMETRY": "true", "DVC_NO_ANALYTICS": "1", "OMP_NUM_THREADS": "1"},
-        }
+    def __init__(self, folder: Path, variables: Mapping[str, str]) -> None:
+        self.folder, self.environment, self.mark = folder, dict(variables), secrets.token_hex(8)
+        self.port, self.board = free_port(), free_port()
 
     @property
     def address(self) -> str:
@@ -68,45 +83,66 @@ class Cluster:
     def jobs(self) -> str:
         return f"http://127.0.0.1:{self.board}"
 
+    def head(self, cpus: int) -> None:
+        """Start the head, also again; returns when it takes jobs."""
+        ports = (f"--port={self.port}", f"--dashboard-port={self.board}", f"--ray-client-server-port={free_port()}")
+        self.start("--head", *ports, f"--num-cpus={cpus}", f"--temp-dir={self.folder / 'r'}")
+        deadline = time.monotonic() + PATIENCE
+        while not _listens(self.board):
+            if time.monotonic() > deadline:
+                raise OmniForcingError(f"the head does not take jobs after {PATIENCE:.0f} s: {self._log()}")
+            time.sleep(0.2)
+
     def start(self, *words: str) -> None:
         """Start a node: with ``--head`` the head, else one that joins it."""
-        ray = str(Path(sys.executable).parent / "ray")
-        command = [ray, "start", *words, "--disable-usage-stats", "--object-store-memory=100000000"]
+        ray = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--dashboard-agent-listen-port={free_port()}"]
+        command = [*ray, *words, "--disable-usage-stats", "--object-store-memory=100000000"]
         with (self.folder / "ray.log").open("a") as log:
-            answer = subprocess.run(command, env=self.environment, stdout=log, stderr=log)
+            answer = subprocess.run(command, env={**self.environment, MARK: self.mark}, stdout=log, stderr=log)
         if answer.returncode:
-            raise OmniForcingError(f"`{' '.join(command)}` failed, see {log.name}")
+            raise OmniForcingError(f"`{' '.join(command)}` failed: {self._log()}")
 
-    def head(self, cpus: int) -> None:
-        """Start the head, also again."""
-        ports = (f"--port={self.port}", f"--dashboard-port={self.board}", f"--dashboard-agent-listen-port={_free_port()}")
-        self.start("--head", *ports, f"--num-cpus={cpus}", f"--temp-dir={self.folder / 'r'}")
+    def _log(self) -> str:
+        return (self.folder / "ray.log").read_text(errors="replace")[-2000:]
 
     def processes(self, part: str = "") -> set[int]:
-        """Those of the cluster whose command line holds ``part``; not the stage that trains on it."""
-        return processes(self.token, part) - processes(self.token, "pipelines/")
+        """Those whose command line holds ``part``."""
+        return processes(self.mark, part)
 
     def stop(self) -> None:
-        """End all nodes; a training's driver sees that for itself."""
-        kill(self.processes() - processes(self.token, DRIVER))
+        """End all nodes, and what runs on them."""
+        while found := self.processes():
+            kill(found)
+            time.sleep(0.1)
 
 
 @contextmanager
-def own_cluster() -> Iterator[Cluster]:
-    """A cluster without nodes as yet, all of whose processes end with the body, or with us."""
+def own_cluster(token: str | None = None, **changed: str) -> Iterator[Cluster]:
+    """A cluster without nodes as yet, which are ended with the body.
+
+    Args:
+        token: default: one of its own.
+        changed: what differs in the environment of its nodes and drivers.
+    """
     # Sockets below it must have short names.
-    with tempfile.TemporaryDirectory(prefix="of", ignore_cleanup_errors=True) as folder:
-        cluster = Cluster(Path(folder))
-        command = [sys.executable, "-c", REAPER, cluster.token]
-        root = Path(__file__).parents[1]
+    with tempfile.TemporaryDirectory(prefix="of-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        cluster = Cluster(Path(folder), environment(token or secrets.token_hex(24)) | changed)
+        command, root = [sys.executable, "-c", REAPER, cluster.mark], Path(__file__).parents[1]
         reaper = subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, start_new_session=True)
         try:
             yield cluster
         finally:
             reaper.communicate()
+            assert reaper.returncode == 0
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens at."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

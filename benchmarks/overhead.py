@@ -1,17 +1,20 @@
 """What Ray, MLflow and DVC take of a stage's time: `python -m benchmarks.overhead [STAGE ...] [--preset pocket]`.
 
 Each stage is trained twice by `dvc repro` in a clone of this checkout: in process, and as a job on two workers of a cluster
-that this command starts. `training` is the time of the training loop, by what the run logged; `DVC` what the command took
-beside the stage; `MLflow` importing it and logging again all that the stage's run holds; `rest` all else: imports, loading,
-publishing and, on the cluster, DVC and Ray. Needs the preset's outputs: `python pipelines/main.py --preset pocket`. Only what
-is committed is measured.
+that this command starts. Of the seconds from command to end
+
+    training   are those of the training loop, by what the run logged, without the logging;
+    MLflow     importing it, and logging again all that the stage's run holds;
+    DVC        what `dvc repro` took beside the stage's own clock: its start, hashing what went in and came out;
+    rest       all else: imports, loading, publishing and, on the cluster, DVC and Ray.
+
+Needs the preset's outputs: `python pipelines/main.py --preset pocket`. Only what is committed is measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -25,13 +28,14 @@ from benchmarks.local_cluster import Cluster, own_cluster
 from omniforcing.config import CLUSTER_VARIABLE, load_config, project_root
 from omniforcing.console import run_command
 from omniforcing.errors import OmniForcingError
-from omniforcing.files import read_json
+from omniforcing.files import read_json, remove
 from omniforcing.ops.presets import set_preset
 
 STAGES = ["causal_ode", "self_forcing"]
 WORKERS = 2
 PARTS = ["seconds", "training", "DVC", "MLflow", "rest"]
-# In a process of its own, which imports what a stage imports: all that a run holds, logged again into a store of its own.
+# In a process of its own, which has imported what a stage imports: all that a run holds, logged again. Prints the seconds of
+# the metrics, and of the rest.
 AGAIN = """
 import json, sys, time
 from pathlib import Path
@@ -39,13 +43,14 @@ import torch, diffusers, lightning
 began = time.monotonic()
 from omniforcing.ops import tracking
 root, held = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
-(root / ".work").mkdir()
-run = tracking.open_run(tracking.connect(root), "again", root / "run.json", held["tags"], held["params"])
+run = tracking.open_run(tracking.connect(root), "again", root / "run.json", {}, held["params"])
 with tracking.closing(run):
+    run.artifact(Path(held["artifacts"]))
+    steps = time.monotonic()
     for step, values in held["metrics"]:
         run.metrics(values, step)
-    run.artifact(Path(held["artifacts"]))
-print(time.monotonic() - began)
+    steps = time.monotonic() - steps
+print(steps, time.monotonic() - began - steps)
 """
 
 
@@ -61,15 +66,13 @@ def clone_of(root: Path, preset: str, clone: Path) -> Path:
     return clone
 
 
-def timed(command: list[str], clone: Path, environment: Mapping[str, str], log: Path) -> float:
+def timed(command: list[str], clone: Path, variables: Mapping[str, str], log: Path) -> float:
     """Seconds that a command takes in the clone."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    own = {**os.environ, **environment, "PATH": path, "PYTHONPATH": str(clone / "src"), "DVC_NO_ANALYTICS": "1"}
     began = time.monotonic()
     with log.open("a") as file:
-        answer = subprocess.run([sys.executable, *command], cwd=clone, env=own, stdout=file, stderr=file)
+        answer = subprocess.run([sys.executable, *command], cwd=clone, env=variables, stdout=file, stderr=file)
     if answer.returncode:
-        raise OmniForcingError(f"`{' '.join(command)}` ended with {answer.returncode}; see {log}")
+        raise OmniForcingError(f"`{' '.join(command)}` ended with {answer.returncode}: {log.read_text()[-2000:]}")
     return time.monotonic() - began
 
 
@@ -92,38 +95,43 @@ def logged(clone: Path) -> tuple[list[tuple[int, dict[str, float]]], float]:
             steps.setdefault(metric.step, {})[name] = metric.value
             if name == "loss_video":
                 times[metric.step] = metric.timestamp
-    first, last = min(times), max(times)
+    first, last = min(times, default=0), max(times, default=0)
+    if first == last:
+        raise OmniForcingError("the stage logged fewer than two steps; name a preset that trains longer")
     # From the end of the first logged step to that of the last.
     return sorted(steps.items()), (times[last] - times[first]) / 1000 * (last + 1 - first) / (last - first)
 
 
-def logging_again(clone: Path, folder: Path) -> float:
-    """Seconds that MLflow takes for all that the latest run holds, its import included."""
+def logging_again(clone: Path, folder: Path, variables: Mapping[str, str]) -> tuple[float, float]:
+    """Seconds that MLflow takes for the metrics of the latest run, and for its import and all else that the run holds."""
     client, run = last_run(clone)
-    metrics, _ = logged(clone)
     store = Path(tempfile.mkdtemp(dir=folder))
     artifacts = client.download_artifacts(run.info.run_id, "", str(store))
-    held = {"tags": {}, "params": dict(run.data.params), "metrics": metrics, "artifacts": artifacts}
+    held = {"params": dict(run.data.params), "metrics": logged(clone)[0], "artifacts": artifacts}
     (store / "held.json").write_text(json.dumps(held))
-    root = store / "root"
-    root.mkdir()
-    own = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    own |= {"PYTHONPATH": str(clone / "src"), "OMNIFORCING_DATA_ROOT": str(root), "MLFLOW_DISABLE_TELEMETRY": "true"}
-    answer = subprocess.run(
-        [sys.executable, "-c", AGAIN, str(root), str(store / "held.json")], env=own, check=True, capture_output=True, text=True
-    )
-    return float(answer.stdout.split()[-1])
+    (store / ".work").mkdir()
+    command = [sys.executable, "-c", AGAIN, str(store), str(store / "held.json")]
+    for _ in range(2):  # the first makes the store
+        (store / "run.json").unlink(missing_ok=True)
+        own = {**variables, "OMNIFORCING_DATA_ROOT": str(store)}
+        answer = subprocess.run(command, env=own, check=True, capture_output=True, text=True)
+    metrics, rest = map(float, answer.stdout.split()[-2:])
+    return metrics, rest
 
 
-def measure(clone: Path, preset: str, stage: str, cluster: Cluster | None, folder: Path) -> dict[str, Any]:
+def measure(clone: Path, preset: str, stage: str, cluster: Cluster, job: bool, folder: Path) -> dict[str, Any]:
     """A row of the table."""
-    environment = {CLUSTER_VARIABLE: "local"} if cluster is None else {**cluster.environment, CLUSTER_VARIABLE: "measured"}
-    wall = timed(["-m", "dvc", "repro", "-f", "-s", stage], clone, environment, folder / "log.txt")
-    way = "in process" if cluster is None else f"job, {WORKERS} workers"
-    parts = {"training": logged(clone)[1], "MLflow": logging_again(clone, folder)}
-    if cluster is None:
+    variables = {**cluster.environment, CLUSTER_VARIABLE: "measured" if job else "local"}
+    # A training that ended would be found and not done again.
+    remove(clone / ".work" / preset / stage)
+    timed(["-m", "dvc", "status", stage], clone, variables, folder / "log.txt")  # hashes what is new to a clone
+    wall = timed(["-m", "dvc", "repro", "-f", "-s", stage], clone, variables, folder / "log.txt")
+    metrics, rest = logging_again(clone, folder, variables)
+    parts = {"training": logged(clone)[1] - metrics, "MLflow": metrics + rest}
+    if not job:
         # A job's own clock begins long after the submitter's.
         parts["DVC"] = wall - float(read_json(clone / ".work" / preset / "timings.json")[stage]["seconds"])
+    way = f"job, {WORKERS} workers" if job else "in process"
     return {"stage": stage, "way": way, "seconds": wall, **parts, "rest": wall - sum(parts.values())}
 
 
@@ -145,21 +153,22 @@ def main() -> None:
     def run() -> None:
         root, rows = project_root(), []
         load_config(root=root, preset=arguments.preset)
-        with tempfile.TemporaryDirectory(prefix="omniforcing-overhead-") as name, own_cluster() as cluster:
+        with tempfile.TemporaryDirectory(prefix="omniforcing-overhead-") as name:
             folder = Path(name)
-            clone = clone_of(root, arguments.preset, arguments.keep or folder / "clone")
-            named = f"address: {cluster.address}\njobs: {cluster.jobs}\nworkers: {WORKERS}\n"
-            (clone / "conf" / "cluster" / "measured.yaml").write_text(named)
+            clone = clone_of(root, arguments.preset, (arguments.keep or folder / "clone").absolute())
             if not arguments.json:
                 heads = "".join(f"{head:>10}" for head in (*PARTS, "not loop"))
                 print(f"{'stage':<20}{'way':<18}{heads}", flush=True)
-            for where in (None, cluster):
-                if where is not None:
-                    where.head(WORKERS)
-                for stage in arguments.stages:
-                    rows.append(measure(clone, arguments.preset, stage, where, folder))
-                    if not arguments.json:
-                        print(shown(rows[-1]), flush=True)
+            with own_cluster(PYTHONPATH=str(clone / "src")) as cluster:
+                named = f"address: {cluster.address}\njobs: {cluster.jobs}\nworkers: {WORKERS}\n"
+                (clone / "conf" / "cluster" / "measured.yaml").write_text(named)
+                for job in (False, True):
+                    if job:
+                        cluster.head(WORKERS)
+                    for stage in arguments.stages:
+                        rows.append(measure(clone, arguments.preset, stage, cluster, job, folder))
+                        if not arguments.json:
+                            print(shown(rows[-1]), flush=True)
         if arguments.json:
             print(json.dumps(rows, indent=2))
 

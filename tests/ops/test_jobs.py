@@ -13,26 +13,27 @@ import jsonschema
 import pytest
 from yaml import safe_load
 
+from benchmarks.local_cluster import Cluster
 from omniforcing.config import Config, ConfigError, load_config
 from omniforcing.errors import OmniForcingError
 from omniforcing.ops import tracking
 from omniforcing.ops.declaration import stage_names
 from omniforcing.ops.jobs import HEAVY, JOB_VARIABLE, goes_to_cluster, job_variables, submit_stage
 from omniforcing.ops.kuberay import manifest
-from tests.ops.ray_cluster import ROOT, LocalCluster, environment, local_cluster
+from tests.ops.ray_cluster import ROOT, environment, local_cluster
 
 ray_test = pytest.mark.ray
 SCHEMA = Path(__file__).parent / "data" / "rayjob.schema.json"
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[LocalCluster]:
+def cluster() -> Iterator[Cluster]:
     with local_cluster() as started:
         yield started
 
 
 @pytest.fixture
-def checkout(repository: Path, cluster: LocalCluster) -> Path:
+def checkout(repository: Path, cluster: Cluster) -> Path:
     """The toy project with the cluster as ``ray``."""
     (repository / "conf" / "cluster" / "ray.yaml").write_text(f"address: auto\njobs: {cluster.jobs}\nworkers: 2\n")
     (repository / ".rayignore").write_text("data/\n.work/\nmlflow.db\nmlruns/\n")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.local_cluster import Cluster, processes
 from omniforcing.config import ClipsConfig, ClusterConfig
 from omniforcing.data.conform import Form
 from omniforcing.data.shards import plan_shards, write_shards
@@ -21,18 +22,18 @@ from omniforcing.errors import OmniForcingError
 from omniforcing.ops.cluster import Installed, difference, problem_with, room
 from omniforcing.ops.pool import Pool
 from tests.ops.pool_workers import Slow, die
-from tests.ops.ray_cluster import ROOT, LocalCluster, cluster_of_ours, environment, session
+from tests.ops.ray_cluster import ROOT, cluster_of_ours, environment
 
 ray_test = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[LocalCluster]:
+def cluster() -> Iterator[Cluster]:
     with cluster_of_ours() as started:
         yield started
 
 
-def started(cluster: LocalCluster, work: Path, reads: Sequence[Path] = (), workers: int = 2, restarts: int = 3) -> Pool:
+def started(cluster: Cluster, work: Path, reads: Sequence[Path] = (), workers: int = 2, restarts: int = 3) -> Pool:
     """A pool on the cluster, to be entered."""
     return Pool(ClusterConfig(cluster.address, workers=workers, restarts=restarts), list(reads), work, 1)
 
@@ -42,7 +43,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 @ray_test
-def test_shards_of_two_workers_are_those_of_one_process(cluster: LocalCluster, tmp_path: Path) -> None:
+def test_shards_of_two_workers_are_those_of_one_process(cluster: Cluster, tmp_path: Path) -> None:
     clips = tmp_path / "clips"
     clips.mkdir()
     write_clips(ClipsConfig(count=11, heldout=3, heldout_duets=0, seconds=1, height=32, width=32), 0, clips)
@@ -59,7 +60,7 @@ NAMES = [f"train-{n:06d}" for n in range(6)]
 
 
 @ray_test
-def test_a_killed_workers_shard_is_made_again_and_no_other(cluster: LocalCluster, tmp_path: Path) -> None:
+def test_a_killed_workers_shard_is_made_again_and_no_other(cluster: Cluster, tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
     there.mkdir()
@@ -77,7 +78,7 @@ def test_a_killed_workers_shard_is_made_again_and_no_other(cluster: LocalCluster
 
 
 @ray_test
-def test_a_shard_that_always_kills_its_worker_ends_in_a_sentence(cluster: LocalCluster, tmp_path: Path) -> None:
+def test_a_shard_that_always_kills_its_worker_ends_in_a_sentence(cluster: Cluster, tmp_path: Path) -> None:
     sentence = r"a worker died 2 times on one shard, and cluster\.restarts is 1"
     with pytest.raises(OmniForcingError, match=sentence), started(cluster, tmp_path, workers=1, restarts=1) as pool:
         pool(die, ["train-000000"], lambda _: None)
@@ -85,7 +86,7 @@ def test_a_shard_that_always_kills_its_worker_ends_in_a_sentence(cluster: LocalC
 
 @ray_test
 def test_what_a_worker_refuses_is_told_in_its_sentence_and_what_ran_before_used_the_same_connection(
-    cluster: LocalCluster, tmp_path: Path
+    cluster: Cluster, tmp_path: Path
 ) -> None:
     import ray
 
@@ -99,7 +100,7 @@ def test_what_a_worker_refuses_is_told_in_its_sentence_and_what_ran_before_used_
 
 
 @ray_test
-def test_more_workers_than_fit_are_refused_at_once(cluster: LocalCluster, tmp_path: Path) -> None:
+def test_more_workers_than_fit_are_refused_at_once(cluster: Cluster, tmp_path: Path) -> None:
     began = time.monotonic()
     sentence = r"room for 2 workers of 1 CPU, but cluster\.workers is 5; lower it"
     with pytest.raises(OmniForcingError, match=sentence), started(cluster, tmp_path, workers=5) as pool:
@@ -108,7 +109,7 @@ def test_more_workers_than_fit_are_refused_at_once(cluster: LocalCluster, tmp_pa
 
 
 @ray_test
-def test_a_node_that_does_not_see_the_data_is_named(cluster: LocalCluster, tmp_path: Path) -> None:
+def test_a_node_that_does_not_see_the_data_is_named(cluster: Cluster, tmp_path: Path) -> None:
     sentence = r"node [\d.]+ .* does not see .*/shards; the data must lie on storage"
     with pytest.raises(OmniForcingError, match=sentence), started(cluster, tmp_path, [tmp_path / "shards"]) as pool:
         pool(partial(Slow, tmp_path), NAMES, lambda _: None)
@@ -121,23 +122,23 @@ def test_a_cluster_of_a_killed_test_run_ends_with_it() -> None:
 import time
 from tests.ops.ray_cluster import local_cluster
 with local_cluster() as cluster:
-    print(*cluster.processes, flush=True)
+    print(cluster.mark, flush=True)
     time.sleep(300)
 """
     run = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
     assert run.stdout is not None
-    head = int(run.stdout.readline())
-    assert len(session(head)) > 3
+    mark = run.stdout.readline().strip()
+    assert len(processes(mark)) > 3
     run.kill()
     run.communicate()
     deadline = time.monotonic() + 30
-    while alive := session(head):
+    while alive := processes(mark):
         assert time.monotonic() < deadline, alive
         time.sleep(0.2)
 
 
 @ray_test
-def test_another_token_is_refused(cluster: LocalCluster, tmp_path: Path) -> None:
+def test_another_token_is_refused(cluster: Cluster, tmp_path: Path) -> None:
     # Ray reads its token once per process.
     script = f"""
 from pathlib import Path

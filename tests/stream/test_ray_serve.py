@@ -13,9 +13,10 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
+from benchmarks.local_cluster import free_port
 from omniforcing.stream.artifact import Artifact
 from omniforcing.stream.protocol import SUBPROTOCOL
-from tests.ops.ray_cluster import environment, free_port, local_cluster
+from tests.ops.ray_cluster import environment, local_cluster
 from tests.stream.serving import hear, say
 from tests.stream.test_live import settled
 from tests.stream.test_serve import PROMPT, frames_in, play, take
