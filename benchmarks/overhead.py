@@ -106,16 +106,16 @@ def logging_again(clone: Path, folder: Path, variables: Mapping[str, str]) -> tu
     """Seconds that MLflow takes for the metrics of the latest run, and for its import and all else that the run holds."""
     client, run = last_run(clone)
     store = Path(tempfile.mkdtemp(dir=folder))
-    artifacts = client.download_artifacts(run.info.run_id, "", str(store))
+    (store / "artifacts").mkdir()
+    artifacts = client.download_artifacts(run.info.run_id, "", str(store / "artifacts"))
     held = {"params": dict(run.data.params), "metrics": logged(clone)[0], "artifacts": artifacts}
     (store / "held.json").write_text(json.dumps(held))
     (store / ".work").mkdir()
-    command = [sys.executable, "-c", AGAIN, str(store), str(store / "held.json")]
+    command, log = ["-c", AGAIN, str(store), str(store / "held.json")], store / "log.txt"
     for _ in range(2):  # the first makes the store
         (store / "run.json").unlink(missing_ok=True)
-        own = {**variables, "OMNIFORCING_DATA_ROOT": str(store)}
-        answer = subprocess.run(command, env=own, check=True, capture_output=True, text=True)
-    metrics, rest = map(float, answer.stdout.split()[-2:])
+        timed(command, clone, {**variables, "OMNIFORCING_DATA_ROOT": str(store)}, log)
+    metrics, rest = map(float, log.read_text().split()[-2:])
     return metrics, rest
 
 
