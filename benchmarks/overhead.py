@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -78,6 +79,7 @@ def timed(command: list[str], clone: Path, variables: Mapping[str, str], log: Pa
 
 def last_run(clone: Path) -> tuple[Any, Any]:
     """The client of the clone's store, and its latest run."""
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{clone / 'mlflow.db'}")
