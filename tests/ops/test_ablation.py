@@ -90,8 +90,8 @@ def test_a_student_starts_from_the_weights_that_init_names_and_from_sinks(
     getattr(config, stage).init = init
     trained = []
     data = SimpleNamespace(grid=GRID, text=SimpleNamespace(unconditional=features(1), features=features(5)))
-    monkeypatch.setattr(script, "open_shards", lambda *_: data)
-    monkeypatch.setattr(script, "train_and_publish", lambda _stage, module, *_: trained.append(module.model))
+    monkeypatch.setattr(train_stage, "open_shards", lambda *_: data)
+    monkeypatch.setattr(train_stage, "train_and_publish", lambda _stage, module, *_: trained.append(module.model))
     script.run(SimpleNamespace(config=config, input=students.__getitem__))
     expected = load_model(students[init.value])
     assert all(torch.equal(a, b) for a, b in zip(trained[0].core.parameters(), expected.core.parameters(), strict=True))

@@ -18,13 +18,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 from omniforcing.config import CLUSTER_VARIABLE, DATA_ROOT_VARIABLE, Config, digest, load_config, project_root
 from omniforcing.console import run_command
 from omniforcing.errors import OmniForcingError
 from omniforcing.files import read_json, write_json
 from omniforcing.ops import tracking
-from omniforcing.ops.cluster import ClusterError, refused_token
+from omniforcing.ops.cluster import ClusterError, answers, refused_token
 from omniforcing.ops.declaration import read_declaration
 
 # Set in a job: its stage runs there and is not submitted again.
@@ -81,6 +82,11 @@ def _client(place: str) -> Any:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
+    nobody = f"no Ray cluster answers at cluster.jobs={place}; start one with `ray start --head`, or name another"
+    url = urlsplit(place)
+    # Without a token Ray would complain of that before it looks.
+    if not answers(str(url.hostname), url.port or (443 if url.scheme == "https" else 80)):
+        raise ClusterError(nobody)
     try:
         return JobSubmissionClient(place)
     except AuthenticationError as error:
@@ -88,9 +94,7 @@ def _client(place: str) -> Any:
     except (ConnectionError, RuntimeError) as error:
         if "401" in str(error) or "403" in str(error):
             raise ClusterError(refused_token(place)) from error
-        raise ClusterError(
-            f"no Ray cluster answers at cluster.jobs={place}; start one with `ray start --head`, or name another"
-        ) from error
+        raise ClusterError(nobody) from error
 
 
 def _under_way(client: Any, memory: Path, ordered: str) -> str | None:
