@@ -112,8 +112,8 @@ def test_every_stage_of_48_layers_takes_a_step_and_goes_on_from_its_checkpoint_o
         assert len(published.core.transformer_blocks) == 48
         learnt = [bool((a != b).any()) for a, b in zip(published.core.parameters(), core.parameters(), strict=True)]
         assert sum(learnt) > 0.9 * len(learnt)
-    # Two workers wrote it; one goes on, with the stage whose checkpoint holds most.
-    run_group(rehearse, 1, teacher, work, 2, ["III"])
-    last = checkpoints.latest(work / "III", sharded=True)
+    # Two workers wrote it; one goes on. That it learns what they would have, test_workers holds at two layers.
+    run_group(rehearse, 1, teacher, work, 2, ["II"])
+    last = checkpoints.latest(work / "II", sharded=True)
     assert last is not None and last.name == "epoch-000002.shards"
-    assert [row["step"] for row in read_rows(work / "III" / CURVES)] == [0, 1]
+    assert [row["step"] for row in read_rows(work / "II" / CURVES)] == [0, 1]
