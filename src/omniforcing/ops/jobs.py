@@ -83,14 +83,13 @@ def _client(place: str) -> Any:
     from ray.job_submission import JobSubmissionClient
 
     nobody = f"no Ray cluster answers at cluster.jobs={place}; start one with `ray start --head`, or name another"
-    url = urlsplit(place)
-    # Without a token Ray would complain of that before it looks.
-    if not answers(str(url.hostname), url.port or (443 if url.scheme == "https" else 80)):
-        raise ClusterError(nobody)
     try:
         return JobSubmissionClient(place)
     except AuthenticationError as error:
-        raise ClusterError(refused_token(place)) from error
+        # Ray wants a token before it looks whether anybody is there.
+        url = urlsplit(place)
+        there = answers(str(url.hostname), url.port or (443 if url.scheme == "https" else 80))
+        raise ClusterError(refused_token(place) if there else nobody) from error
     except (ConnectionError, RuntimeError) as error:
         if "401" in str(error) or "403" in str(error):
             raise ClusterError(refused_token(place)) from error
