@@ -19,14 +19,12 @@ from omniforcing.errors import OmniForcingError
 # Names a cluster in the environment of its nodes, and so of all that they begin: workers, jobs and what those start.
 MARK = "OWN_RAY_CLUSTER"
 PATIENCE = 240.0  # seconds for a head to answer, on a busy machine
-# Waits for the end of who started the cluster, and ends what bears its mark; twice, for what was being born.
+# Waits for the end of who started the cluster.
 REAPER = """
-import sys, time
-from benchmarks.local_cluster import kill, processes
+import sys
+from benchmarks.local_cluster import end
 sys.stdin.read()
-while found := processes(sys.argv[1]):
-    kill(found)
-    time.sleep(0.1)
+end(sys.argv[1])
 """
 
 
@@ -66,6 +64,13 @@ def kill(found: Iterable[int]) -> None:
             os.kill(process, signal.SIGKILL)
         except ProcessLookupError:
             continue
+
+
+def end(mark: str) -> None:
+    """Kill all processes of a cluster, until none is left: some were being born meanwhile."""
+    while found := processes(mark):
+        kill(found)
+        time.sleep(0.1)
 
 
 class Cluster:
@@ -111,9 +116,7 @@ class Cluster:
 
     def stop(self) -> None:
         """End all nodes, and what runs on them."""
-        while found := self.processes():
-            kill(found)
-            time.sleep(0.1)
+        end(self.mark)
 
 
 @contextmanager
