@@ -1,6 +1,6 @@
 """LTX-2 as preset ltx2 trains it, but narrow and of a small picture: each stage one step on Ray's workers, and on."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -76,13 +76,13 @@ def stages(config: Config, sizes: Sizes, teacher: Path) -> dict[str, Callable[[]
     }
 
 
-def rehearse(teacher: Path, work: Path, steps: int, names: Sequence[str] = ALL) -> None:
-    """Train stages for ``steps`` steps in all, going on from what is there, and publish what they learnt."""
+def rehearse(teacher: Path, work: Path, steps: int) -> None:
+    """Train every stage for ``steps`` steps in all, going on from what is there, and publish what it learnt."""
     torch.set_num_threads(1)
     config, sizes = rehearsed()
     trainer = replace(config.trainer, checkpoint_every=1, log_every=1, precision="32-true")
-    for name in names:
-        module = stages(config, sizes, teacher)[name]()
+    for name, build in stages(config, sizes, teacher).items():
+        module = build()
         module.optim = replace(module.optim, steps=steps)
         module.sharding = sharding(config)
         module.recompute()
@@ -113,7 +113,8 @@ def test_every_stage_of_48_layers_takes_a_step_and_goes_on_from_its_checkpoint_o
         learnt = [bool((a != b).any()) for a, b in zip(published.core.parameters(), core.parameters(), strict=True)]
         assert sum(learnt) > 0.9 * len(learnt)
     # Two workers wrote it; one goes on. That it learns what they would have, test_workers holds at two layers.
-    run_group(rehearse, 1, teacher, work, 2, ["II"])
-    last = checkpoints.latest(work / "II", sharded=True)
-    assert last is not None and last.name == "epoch-000002.shards"
-    assert [row["step"] for row in read_rows(work / "II" / CURVES)] == [0, 1]
+    run_group(rehearse, 1, teacher, work, 2)
+    for name in ALL:
+        last = checkpoints.latest(work / name, sharded=True)
+        assert last is not None and last.name == "epoch-000002.shards"
+        assert [row["step"] for row in read_rows(work / name / CURVES)] == [0, 1]
