@@ -252,7 +252,7 @@ class Codec(nn.Module):
         return torch.cat([to_frames(self.video_vae.decode(one.to(self._device)).sample).cpu() for one in z.split(1)])
 
     def denormalise(self, latents: Latents, grid: tuple[int, int] | None = None) -> Latents:
-        """The decoders' own inputs: video ``[B, Cv, Tv, H, W]``, audio ``[B, c, Ta, f]``.
+        """The decoders' own inputs in their own precision: video ``[B, Cv, Tv, H, W]``, audio ``[B, c, Ta, f]``.
 
         Raises:
             CodecError: if the tokens do not fill the grid.
@@ -263,7 +263,7 @@ class Codec(nn.Module):
                 f"video latents have {latents.video.shape[2]} tokens, a grid of {rows}x{columns} has {rows * columns}; "
                 "give the grid of the picture they were encoded from"
             )
-        raw = latents.map(lambda z, vae: z * vae.latents_std + vae.latents_mean, self._vaes)
+        raw = latents.map(lambda z, vae: (z * vae.latents_std + vae.latents_mean).to(vae.dtype), self._vaes)
         video = raw.video.permute(0, 3, 1, 2).unflatten(3, (rows, columns))
         audio = raw.audio.unflatten(2, (self.audio_vae.config.latent_channels, -1)).transpose(1, 2)
         return Pair(video.contiguous(memory_format=torch.channels_last_3d), audio)

@@ -53,7 +53,8 @@ class Engine:
         self.device, self.speed = device, speed
         self._rollout = self.settings.rollout
         stabiliser = Stabiliser(self.settings.stabiliser)
-        self._student = accelerate(load_model(folder, self.settings.sinks, device, stabiliser=stabiliser), speed)
+        student = load_model(folder, self.settings.sinks, device, stabiliser=stabiliser)
+        self._student = accelerate(student, speed, release=True)
         self._codec = Codec.load(folder / "codec", device=device)
         self._text = TextEncoder.load(folder / "text", device=device)
         self._refuse_misfit()

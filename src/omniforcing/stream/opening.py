@@ -8,7 +8,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import torch
 from torch import Tensor
@@ -94,6 +93,8 @@ def _normalised(means: Tensor, vae: Any) -> Tensor:
 
 def _read_clip(path: Path, codec: Codec) -> tuple[np.ndarray, np.ndarray]:
     """All frames uint8 ``[T, H, W, 3]`` and samples float32 ``[2, N]`` at 16 kHz of a clip of the codec's size."""
+    import av  # an engine that opens no clip does without
+
     try:
         with av.open(str(path)) as container:
             video, audio = container.streams.video[0], container.streams.audio[0]
@@ -111,6 +112,8 @@ def _read_clip(path: Path, codec: Codec) -> tuple[np.ndarray, np.ndarray]:
 
 def _as_encoded(frames: Any) -> Any:
     """Decoded sound as planar float stereo of 16 kHz; streams may have another rate, the vocoder's."""
+    import av
+
     resampler = av.AudioResampler(format="fltp", layout="stereo", rate=SAMPLE_RATE)
     for frame in chain(frames, [None]):
         yield from resampler.resample(frame)
