@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,11 @@ import torch
 from diffusers import LTX2VideoTransformer3DModel
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.gpu.setup import preset
 from benchmarks.plain import PlainStudent
 from omniforcing.codec.codec import Codec
 from omniforcing.codec.streaming import StreamingDecoder
-from omniforcing.config import ConfigError, load_config, project_root
+from omniforcing.config import ConfigError, project_root
 from omniforcing.console import run_command
 from omniforcing.errors import OmniForcingError
 from omniforcing.files import read_json
@@ -40,7 +41,6 @@ from omniforcing.model.transformer import DualStream
 
 SIGMAS = (1.0, 0.909375, 0.725, 0.421875)
 CLIP_BLOCKS = 5  # merged layout: 16 video latents
-WARM = 6  # the first block of which time is taken: the window is full
 PEAK_SIZE = 4096
 
 
@@ -93,9 +93,8 @@ def ltx2() -> Case:
 
 def pocket() -> Case:
     """The architecture and the codec of preset pocket, on the merged layout like the others."""
-    root = project_root()
-    config = load_config(root=root, preset="pocket")
-    folder = root / "src" / "omniforcing" / "assets" / "pocket" / "codec"
+    config = preset("pocket")
+    folder = project_root() / "src" / "omniforcing" / "assets" / "pocket" / "codec"
     codec = read_json(folder / "codec.json")
     features = read_json(folder / "text" / "connectors" / "config.json")["caption_channels"]
     rollout = RolloutConfig(LAYOUTS["merged"], tuple(codec["grid"]), SIGMAS, window=5, horizon=6)
@@ -174,12 +173,24 @@ def memory_mb(device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class Bench:
-    """A case on a device."""
+    """A case on a device.
+
+    Attributes:
+        model: random weights.
+        speed: the speed-ups of what is streamed.
+        release: give up the model's weights that fast layers copy: less memory, and streams are all that it is good for then.
+    """
 
     case: Case
     model: DualStream
     device: torch.device
     speed: Speed
+    release: bool = False
+
+    @cached_property
+    def student(self) -> DualStream:
+        """The model with its speed-ups."""
+        return accelerate(self.model, self.speed, self.release)
 
     def prompt(self) -> TextFeatures:
         """Text features ``[1, L, D]``, the same in every run."""
@@ -199,11 +210,22 @@ class Bench:
     @property
     def first(self) -> int:
         """The first block of which time is taken: the window is full, and what is replayed was recorded."""
+        window, cycle = self.case.rollout.window, len(self.case.rollout.table.cycle)
+        ring = -(-(window + 1) // cycle) * cycle
         recorded = self.speed.compiled and self.device.type == "cuda"
-        return WARM + (2 * (self.case.rollout.window + 1) if recorded else 0)
+        return window + 1 + (2 * ring if recorded else 0)
+
+    def rollout(self) -> TimedRollout:
+        """A stream's latents from the start."""
+        return TimedRollout(self.student, self.prompt(), self.case.rollout, self.noise(), self.speed)
+
+    def warm_up(self) -> None:
+        """Stream until the window is full: for what happens once per process, such as compilation and handles."""
+        for _ in islice(self.rollout(), self.first + 3):
+            pass
 
     def blocks(self, speed: Speed) -> Iterator[float]:
-        """Seconds of one block after the other, from ``first`` on."""
+        """Seconds of one block after the other, from ``first`` on, with other speed-ups."""
         fast = accelerate(self.model, speed)
         rollout = Rollout(fast, self.prompt(), self.case.rollout, self.noise(), speed)
         for _ in range(self.first):
@@ -211,14 +233,14 @@ class Bench:
         while True:
             yield self.seconds(partial(next, rollout))
 
-    def stream(self, seconds: float) -> Iterator[BlockCost]:
+    def stream(self, blocks: int) -> Iterator[BlockCost]:
         """Cost of every block of a stream; elapsed counts from the prompt's features."""
-        fast, table = accelerate(self.model, self.speed), self.case.rollout.table
+        self.student  # made before the clock starts  # noqa: B018
         codec = None if self.case.codec is None else Codec.load(self.case.codec, device=self.device)
         decoder = None if codec is None else StreamingDecoder(codec, self.case.rollout.grid)
-        clock = Clock(self.device)
-        rollout = TimedRollout(fast, self.prompt(), self.case.rollout, self.noise(), self.speed)
-        for index in range(table.blocks_for_seconds(seconds)):
+        clock, table = Clock(self.device), self.case.rollout.table
+        rollout = self.rollout()
+        for index in range(blocks):
             began = clock.now()
             latents = next(rollout)
             made = clock.now()
@@ -334,8 +356,9 @@ def block_operations(bench: Bench) -> float:
         bench.clip(Speed(layers=False), bench.model)
         first = counter.get_flop_counts()["Global"]
     linear = sum(count for name, count in first.items() if "attention" not in str(name)) / table.total(CLIP_BLOCKS).video
-    block = table.counts(WARM)
-    seen = [table.counts(i) for i in table.visible(WARM, rollout.window)]
+    full = rollout.window + 1
+    block = table.counts(full)
+    seen = [table.counts(i) for i in table.visible(full, rollout.window)]
     keys = Pair(sum(c.video for c in seen) * spatial, sum(c.audio for c in seen))
     own = Pair(block.video * spatial, block.audio)
     widths = Pair(core.num_attention_heads * core.attention_head_dim, core.audio_cross_attention_dim)
@@ -349,9 +372,8 @@ def block_operations(bench: Bench) -> float:
 
 def measure(bench: Bench, seconds: float, rounds: int) -> dict[str, Any]:
     """All figures of one case."""
-    for _ in islice(bench.blocks(bench.speed), 3):  # past the horizon, for what happens once per process: compilation, handles
-        pass
-    blocks, first = list(bench.stream(seconds)), bench.first
+    bench.warm_up()
+    blocks, first = list(bench.stream(bench.case.rollout.table.blocks_for_seconds(seconds))), bench.first
     steady = blocks[first:] or blocks[-1:]
     work = np.array([block.total for block in steady])
     early, late = blocks[first : first + 11] or steady, blocks[-10:]

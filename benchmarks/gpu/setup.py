@@ -1,0 +1,213 @@
+"""What every part is told: device, size, time, and what earlier rows found; and what the machine is."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.gpu.rows import Figures
+from omniforcing.config import Config, project_root
+from omniforcing.files import tree_digest
+
+if TYPE_CHECKING:
+    import torch
+
+_CLOCKS = ("clocks.sm", "clocks.mem", "clocks.max.sm", "temperature.gpu", "power.draw")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One part's settings, as they travel to its process.
+
+    Attributes:
+        device: ``cuda`` or ``cpu``.
+        small: tiny sizes everywhere, for a check that the parts run.
+        deadline: seconds since the epoch at which the part's time is up.
+        known: figures of earlier rows, by part and name.
+    """
+
+    device: str
+    small: bool
+    deadline: float
+    known: dict[str, dict[str, Figures]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, text: str) -> Setup:
+        """What ``write`` wrote."""
+        return cls(**json.loads(text))
+
+    def write(self) -> str:
+        """These settings as one line of JSON."""
+        return json.dumps(asdict(self))
+
+    @property
+    def left(self) -> float:
+        """Seconds of the part's time that are left."""
+        return self.deadline - time.time()
+
+    @property
+    def cuda(self) -> bool:
+        """Whether it runs on a GPU."""
+        return self.device == "cuda"
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device with its index, as tensors on it report theirs."""
+        import torch
+
+        return torch.device("cuda", torch.cuda.current_device()) if self.cuda else torch.device("cpu")
+
+    def figure(self, part: str, row: str, name: str) -> Any:
+        """A figure of an earlier row, or None."""
+        return self.known.get(part, {}).get(row, {}).get(name)
+
+
+def run_identity(device: str, small: bool, commit: str | None) -> dict[str, Any]:
+    """What makes two runs comparable: code, device, versions and size."""
+    import torch
+
+    root = project_root()
+    code = [tree_digest(root / folder)[:12] for folder in ("src", "benchmarks")]
+    name, driver = _device(device)
+    return {
+        "device": name,
+        "driver": driver,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": commit or _commit(root),
+        "code": "-".join(code),
+        "small": small,
+    }
+
+
+def _device(device: str) -> tuple[str, str | None]:
+    import torch
+
+    if device != "cuda":
+        return f"CPU, {torch.get_num_threads()} threads, {_processor()}", None
+    if cuda_problem():
+        return "no CUDA device", None
+    return torch.cuda.get_device_name(), _smi("driver_version")
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def cuda_problem() -> str | None:
+    """Why torch cannot use a CUDA device here, in one sentence; None if it can."""
+    import torch
+
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a build without CUDA; install a CUDA build, or give --device cpu --small"
+    try:
+        torch.zeros(1, device="cuda")
+    except Exception as error:  # what CUDA raises depends on how it is broken
+        reason = str(error).strip().splitlines()[0]
+        return f"torch {torch.__version__} (CUDA {torch.version.cuda}) can use no device here: {reason}"
+    return None
+
+
+def _smi(query: str) -> str | None:
+    """An answer of nvidia-smi for the current device, or None where it is not at hand."""
+    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits", f"--id={_visible()}"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip().splitlines()[0] if answer.returncode == 0 and answer.stdout.strip() else None
+
+
+def _visible() -> str:
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] or "0"
+
+
+def clocks(device: str) -> str | None:
+    """SM and memory clock in MHz, temperature and power, as nvidia-smi says them now; None without it."""
+    answer = _smi(",".join(_CLOCKS)) if device == "cuda" else None
+    if answer is None:
+        return None
+    sm, memory, most, celsius, watts = (part.strip() for part in answer.split(","))
+    return f"SM {sm} of {most} MHz, memory {memory} MHz, {celsius} C, {watts} W"
+
+
+def _commit(root: Path) -> str:
+    """The commit of the checkout, with a mark if tracked files differ; ``unknown`` in a copy without git."""
+    def git(*words: str) -> str | None:
+        try:
+            answer = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=20)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return answer.stdout.strip() if answer.returncode == 0 else None
+
+    commit = git("rev-parse", "--short=10", "HEAD")
+    if not commit:
+        return "unknown"
+    return commit + (" with changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def preset(name: str) -> Config:
+    """A preset's configuration; read without OmegaConf where that is missing.
+
+    Raises:
+        OmniForcingError: if it cannot be read.
+    """
+    from importlib.util import find_spec
+
+    if find_spec("omegaconf"):
+        from omniforcing.config import load_config
+
+        return load_config(root=project_root(), preset=name)
+    return plain_preset(name)
+
+
+def plain_preset(name: str) -> Config:
+    """The same with PyYAML alone, which comes with transformers; unknown keys are not looked for."""
+    from yaml import safe_load
+
+    folder = project_root() / "conf"
+    config = Config()
+    for path in (folder / "config.yaml", folder / "preset" / f"{name}.yaml"):
+        values = safe_load(path.read_text(encoding="utf-8"))
+        values.pop("cluster", None)
+        config = _merged(config, values)
+    return _merged(config, {"preset": name})
+
+
+def _merged(section: Any, values: dict[str, Any]) -> Any:
+    """A config section, a dataclass, with some of its fields replaced, each turned into the field's own type."""
+    import dataclasses
+    import typing
+    from enum import Enum
+
+    hints = typing.get_type_hints(type(section))
+    changes: dict[str, Any] = {}
+    for key, value in values.items():
+        kind, now = hints[key], getattr(section, key)
+        options = typing.get_args(kind)
+        inner = next((option for option in (kind, *options) if dataclasses.is_dataclass(option)), None)
+        if value is None:
+            changes[key] = None
+        elif typing.get_origin(kind) is list:
+            element = options[0]
+            changes[key] = [_merged(element(), v) if dataclasses.is_dataclass(element) else element(v) for v in value]
+        elif inner is not None:
+            changes[key] = _merged(inner() if now is None else now, value)
+        elif isinstance(now, Enum):
+            changes[key] = type(now)(value)
+        else:
+            changes[key] = type(now)(value) if isinstance(now, float) else value
+    return dataclasses.replace(section, **changes)
+
+
+def python_command(*words: str) -> list[str]:
+    """A command of this interpreter."""
+    return [sys.executable, *words]
