@@ -80,10 +80,10 @@ class Diverged(OmniForcingError):
 class Watched(CausalOde):
     """Stage II that stops at the first gradient that is not finite."""
 
-    def record(self, norms: Pair[Tensor], losses: dict[str, Pair[Tensor]]) -> None:
+    def record(self, norms: Pair[Tensor], losses: dict[str, Pair[Tensor]]) -> dict[str, Tensor]:
         if not all(torch.isfinite(norm) for norm in norms):
             raise Diverged("a gradient norm is not finite")
-        super().record(norms, losses)
+        return super().record(norms, losses)
 
 
 class Entropies(Masked):

@@ -21,8 +21,10 @@ LAYERS = [
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-# Doors that nothing else imports: MLflow and Ray Serve load the first two, stages codec and causal_decoder the others.
-DOORS = {"stream/pyfunc.py", "stream/ray_serve.py", "codec/training.py", "codec/causal.py"}
+# Doors that nothing else imports: MLflow and Ray Serve load them.
+DOORS = {"stream/pyfunc.py", "stream/ray_serve.py"}
+# What only trains: streaming does not load it, so that editing it changes no artifact.
+TRAINS = {"codec/training.py", "codec/causal.py"}
 
 
 def layer(path: Path) -> str:
@@ -53,15 +55,16 @@ def test_a_module_imports_only_from_its_own_layer_or_below(path: Path) -> None:
     above = sorted(name for name in ours if LEVEL[name] > own)
     if layer(path) != "cli":
         assert not above
-    if layer(path) in LAYERS[3] | {"stream"} and path.relative_to(PACKAGE).as_posix() not in DOORS:
+    if layer(path) in LAYERS[3] | {"stream", "distill"} and path.relative_to(PACKAGE).as_posix() not in DOORS:
         # Mel spectrograms are for encoding; the module says so and imports torchaudio within its function.
         allowed = {"torchaudio"} if path.name == "mel.py" else set()
         assert not ({name.split(".")[0] for name in imports(path)} & TRAINING_ONLY) - allowed
 
 
 def test_nothing_but_the_training_side_uses_a_door() -> None:
-    modules = {f"omniforcing.{door[:-3].replace('/', '.')}" for door in DOORS}
-    inside = {path for path in MODULES if layer(path) in LAYERS[3] | {"stream", "cli"}} - {PACKAGE / door for door in DOORS}
+    doors = DOORS | TRAINS
+    modules = {f"omniforcing.{door[:-3].replace('/', '.')}" for door in doors}
+    inside = {path for path in MODULES if layer(path) in LAYERS[3] | {"stream", "cli"}} - {PACKAGE / door for door in doors}
     assert not {path for path in inside if imports(path) & modules}
 
 
@@ -84,6 +87,21 @@ def test_streaming_needs_no_training_tools(module: str) -> None:
     # Transformers looks for torchaudio of its own accord, so what counts is that nothing is missed.
     barred = f"import sys; sys.modules.update(dict.fromkeys({sorted(TRAINING_ONLY)!r}))"
     subprocess.run([sys.executable, "-c", f"{barred}; import omniforcing.{module}"], check=True)
+
+
+# A machine that only measures updates has torch, diffusers, transformers, safetensors, numpy.
+NOT_FOR_UPDATES = TRAINING_ONLY | {"omegaconf", "av", "scipy", "matplotlib"}
+
+
+def test_training_methods_and_the_planner_need_no_training_tools() -> None:
+    folders = [PACKAGE / "distill", PACKAGE / "codec"]
+    files = [path for path in MODULES if path.parent in folders and path.stem != "__init__"]
+    names = [".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in files]
+    assert {"distill.self_forcing", "codec.training"} <= set(names)
+    names += ["ops.plan", "ops.trace", "ops.networks"]
+    wanted = ", ".join(f"omniforcing.{name}" for name in names)
+    barred = f"import sys; sys.modules.update(dict.fromkeys({sorted(NOT_FOR_UPDATES)!r}))"
+    subprocess.run([sys.executable, "-c", f"{barred}; import {wanted}"], check=True)
 
 
 def test_command_line_and_configuration_load_nothing_heavy() -> None:

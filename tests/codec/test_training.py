@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,27 @@ def test_a_run_that_was_stopped_ends_in_the_weights_of_one_that_was_not(frames: 
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     curves = [(tmp_path / run / "curves.csv").read_text() for run in ("whole", "stopped")]
     assert curves[0] == curves[1]
+
+
+def test_a_plain_loop_gives_the_weights_of_lightning(frames: torch.Tensor, tmp_path: Path) -> None:
+    whole = train_video(frames, tmp_path)
+    torch.manual_seed(0)
+    vae = build_video_vae(VIDEO)
+    training.initialise_video(vae, to_pixels(frames[:, 4:21]))
+    module = training.VideoVaeTraining(vae, VIDEO, seed=3)
+    draw = training.video_crops(frames, VIDEO, seed=3)
+    optimiser, schedule = module.configure_optimizers()
+    for step in range(VIDEO.steps):
+        optimiser.zero_grad()
+        loss, logged = module.training_step(step, draw(step))
+        loss.backward()
+        logged["gradient"] = module.clip()
+        optimiser.step()
+        schedule.step()
+    assert all(torch.equal(whole[name], value) for name, value in vae.state_dict().items())
+    row = list(csv.DictReader((tmp_path / "curves.csv").open()))[-1]
+    assert row.pop("step") == str(VIDEO.steps - 1)
+    assert row == {name: f"{float(value):.6g}" for name, value in logged.items()}
 
 
 def explained(latents: torch.Tensor, targets: torch.Tensor) -> float:

@@ -36,6 +36,7 @@ from omniforcing.layout import LAYOUTS, clip_latents
 from omniforcing.model.attention import Masked
 from omniforcing.model.rollout import Rollout, RolloutConfig, predict_x0
 from omniforcing.model.student import positions_for
+from omniforcing.ops import checkpoints
 from omniforcing.ops.training import CURVES, fit
 from omniforcing.seeding import step_generator
 from tests.model.conftest import GRID, features, latents, tiny_model
@@ -195,8 +196,9 @@ def batches(module: StageModule) -> Callable[[int], Iterator[Batch]]:
 @torch.no_grad()
 def test_all_that_a_stage_was_built_with_follows_its_model_to_another_device(build: Callable[[], StageModule]) -> None:
     """No numbers are computed on the meta device, but tensors of two devices still do not meet."""
-    module = build().to("meta")
-    module.on_fit_start()
+    module = build()
+    module.place(torch.device("meta"))
+    assert module.device.type == "meta"
     x, text = latents(COUNTS).to("meta"), features().to("meta")
     for sigma in (torch.rand(2, device="meta"), torch.rand(2, 3, device="meta")):
         for model in (module.model, *getattr(module, "frozen", ())):
@@ -249,6 +251,31 @@ def test_a_stage_broken_off_and_resumed_ends_in_the_same_weights(build: Callable
     assert [bool(row["sync_margin"]) for row in rows] == [False, True] * 3
     start = build().state_dict()
     assert any(not torch.equal(value, start[name]) for name, value in unbroken.state_dict().items())
+
+
+@pytest.mark.parametrize("build", STAGES)
+def test_a_plain_loop_trains_a_stage_to_the_weights_that_lightning_does(
+    build: Callable[[], StageModule], tmp_path: Path
+) -> None:
+    fitted, plain = build(), build()
+    trainer = TrainerConfig(checkpoint_every=3, accelerator="cpu")
+    fit(fitted, batches(fitted), steps=3, work=tmp_path, trainer=trainer)
+    plain.place(torch.device("cpu"))
+    optimisers = plain.configure_optimizers()
+    for step, batch in enumerate(batches(plain)(0)):
+        logged = plain.training_step(step, batch, optimisers, torch.Tensor.backward)
+    for name, value in fitted.state_dict().items():
+        assert torch.equal(value, plain.state_dict()[name]), name
+    row = list(csv.DictReader((tmp_path / CURVES).open()))[-1]
+    assert row == {"step": "2", **{name: f"{float(value):.6g}" for name, value in logged.items()}}
+
+
+def test_the_frozen_teacher_is_no_part_of_a_checkpoint(tmp_path: Path) -> None:
+    module, trainer = stage_self_forcing(), TrainerConfig(checkpoint_every=1, accelerator="cpu")
+    fit(module, batches(module), steps=1, work=tmp_path, trainer=trainer)
+    saved = torch.load(tmp_path / checkpoints.WHOLE, weights_only=False)["state_dict"]
+    assert {name.removeprefix("stage.") for name in saved} == set(module.state_dict())
+    assert {name.split(".")[1] for name in saved} == {"model", "ema", "critic", "largest_norm"}
 
 
 def test_self_forcing_reaches_the_sinks_and_the_text_path_and_never_the_teacher(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omniforcing.codec.training import SHARPNESS, Part, foreground
+from omniforcing.codec.training import SHARPNESS, LossAndLog, Part, foreground
 from omniforcing.config import DecoderConfig
 from omniforcing.seeding import step_generator
 
@@ -58,15 +58,15 @@ class DecoderTraining(Part):
         self.target = target
         decoder.gradient_checkpointing = config.recompute
 
-    def training_step(self, batch: tuple[int, tuple[Tensor, Tensor, tuple[int, int]]], _index: int) -> Tensor:
-        _, (z, known, (first, stop)) = batch
+    def training_step(self, step: int, batch: tuple[Tensor, Tensor, tuple[int, int]]) -> LossAndLog:
+        del step  # nothing here is random or scheduled
+        z, known, (first, stop) = batch
         pixels = self.target(z, known)
         others = pixels[:, :, torch.linspace(0, pixels.shape[2] - 1, 8).round().long()]
         weight = 1 + self.config.foreground_weight * foreground(pixels, others)
         error, weight = (x[:, :, first:stop] for x in (self.net(z).float() - pixels, weight))
         loss = (weight * (error.square() + SHARPNESS * error.abs())).mean() / weight.mean()
-        self.log_dict({"loss": loss.detach(), "mse": error.square().mean().detach()})
-        return loss
+        return loss, {"loss": loss.detach(), "mse": error.square().mean().detach()}
 
 
 def latent_crops(

@@ -1,4 +1,4 @@
-"""Training of the codec's three parts, one Lightning module each.
+"""Training of the codec's three parts, one module each.
 
 What decides whether so small a video VAE learns at all is where it starts (``initialise_video``): its encoder begins as a
 linear projection on the principal components of its own inputs, with every residual branch silent. Crops grow from single
@@ -11,9 +11,10 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from omniforcing.codec.codec import to_pixels
 from omniforcing.config import AudioCodecConfig, CropConfig, VideoCodecConfig, VocoderConfig
@@ -30,27 +31,37 @@ FIRST_FLOOR, LAST_FLOOR = 0.1, 0.01  # of a magnitude: 55 and 75 dB below a full
 SPACING = 200  # Hz between the oscillators that a vocoder starts with
 QUIET = 0.03  # of the loudness that the oscillators would have
 Batches = Callable[[int], Iterator[Any]]
+LossAndLog = tuple[Tensor, dict[str, Tensor]]  # the loss to minimise, and values to log by name
 
 
-class Part(L.LightningModule):
-    """One network of the codec: AdamW, a short warm-up, then a cosine to zero."""
+class Part(nn.Module):
+    """One network of the codec: AdamW, a short warm-up, then a cosine to zero.
+
+    In each step the training loop calls ``training_step``, the loss's backward and ``clip``, then
+    steps the optimiser and the schedule. For mixed precision, ``training_step`` runs under autocast.
+    """
 
     def __init__(self, net: Any, config: Any, seed: int) -> None:
         super().__init__()
         self.net, self.config, self.seed = net, config, seed
         self.net.requires_grad_(True).train()
 
-    def configure_optimizers(self) -> Any:
+    def training_step(self, step: int, batch: Any) -> LossAndLog:
+        """Compute the loss of a batch, and what is to be logged of it."""
+        raise NotImplementedError
+
+    def configure_optimizers(self) -> tuple[Optimizer, LRScheduler]:
+        """Build the optimiser and its learning-rate schedule, to be stepped once per step."""
         optimiser = torch.optim.AdamW(self.net.parameters(), lr=self.config.lr, betas=(0.9, 0.99), weight_decay=1e-4)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, self._rate)
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return optimiser, LambdaLR(optimiser, self._rate)
 
     def _rate(self, step: int) -> float:
         done = step / self.config.steps
         return min(1.0, (step + 1) / WARMUP) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
-    def on_before_optimizer_step(self, _optimiser: Any) -> None:
-        self.log("gradient", nn.utils.clip_grad_norm_(self.net.parameters(), 1.0))
+    def clip(self) -> Tensor:
+        """Clip the gradients to a norm of 1 together; return their norm before."""
+        return nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
 
     def _latents(self, posterior: Any, step: int) -> tuple[Tensor, float]:
         """Posterior means and no KL at first; samples and a little KL once the latents carry something."""
@@ -68,8 +79,8 @@ class VideoVaeTraining(Part):
         # Plain layout makes small 3-D convolutions several times slower on a CPU.
         super().__init__(net.to(memory_format=torch.channels_last_3d), config, seed)
 
-    def training_step(self, batch: tuple[int, tuple[Tensor, Tensor]], _index: int) -> Tensor:
-        step, (frames, others) = batch
+    def training_step(self, step: int, batch: tuple[Tensor, Tensor]) -> LossAndLog:
+        frames, others = batch
         pixels = to_pixels(frames)
         posterior = self.net.encode(pixels).latent_dist
         z, kl_weight = self._latents(posterior, step)
@@ -77,8 +88,7 @@ class VideoVaeTraining(Part):
         weight = 1 + self.config.foreground_weight * foreground(pixels, to_pixels(others))
         loss = (weight * (error.square() + SHARPNESS * error.abs())).mean() / weight.mean()
         kl = divergence(posterior)
-        self.log_dict({"reconstruction": loss.detach(), "kl": kl.detach()})
-        return loss + kl_weight * kl
+        return loss + kl_weight * kl, {"reconstruction": loss.detach(), "kl": kl.detach()}
 
 
 class AudioVaeTraining(Part):
@@ -86,8 +96,8 @@ class AudioVaeTraining(Part):
 
     config: AudioCodecConfig
 
-    def training_step(self, batch: tuple[int, Tensor], _index: int) -> Tensor:
-        step, mel = batch
+    def training_step(self, step: int, batch: Tensor) -> LossAndLog:
+        mel = batch
         posterior = self.net.encode(mel).latent_dist
         z, kl_weight = self._latents(posterior, step)
         error = (self.net.decode(z).sample.float() - mel).abs()
@@ -95,8 +105,7 @@ class AudioVaeTraining(Part):
         weight = 1 + self.config.foreground_weight * (mel - quiet) / (loud - quiet).clamp(min=1)
         loss = (weight * error).mean() / weight.mean()
         kl = divergence(posterior)
-        self.log_dict({"reconstruction": loss.detach(), "kl": kl.detach()})
-        return loss + kl_weight * kl
+        return loss + kl_weight * kl, {"reconstruction": loss.detach(), "kl": kl.detach()}
 
 
 class VocoderTraining(Part):
@@ -104,13 +113,13 @@ class VocoderTraining(Part):
 
     config: VocoderConfig
 
-    def training_step(self, batch: tuple[int, tuple[Tensor, Tensor]], _index: int) -> Tensor:
-        step, (mel, samples) = batch
+    def training_step(self, step: int, batch: tuple[Tensor, Tensor]) -> LossAndLog:
+        mel, samples = batch
         found = self.net(mel).float()
         floor = FIRST_FLOOR * (LAST_FLOOR / FIRST_FLOOR) ** (step / self.config.steps)
         loss = spectral_distance(found, samples, floor)
-        self.log_dict({"spectra": loss.detach(), "loudness": (found.std() / samples.std().clamp(min=1e-4)).detach()})
-        return loss
+        loudness = found.std() / samples.std().clamp(min=1e-4)
+        return loss, {"spectra": loss.detach(), "loudness": loudness.detach()}
 
 
 # --- losses ---------------------------------------------------------------------------------------------------------------

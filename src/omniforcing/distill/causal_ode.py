@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from omniforcing.config import CausalOdeConfig, Config, OdeTarget
-from omniforcing.distill.common import Part, StageModule
+from omniforcing.distill.common import Backward, Part, StageModule
 from omniforcing.latents import Batch, Pair
 from omniforcing.layout import BlockTable
 from omniforcing.model.attention import Masked
@@ -41,18 +41,20 @@ class CausalOde(StageModule):
         view = Masked(positions, config.table, config.horizon + 1, config.student.window, config.horizon)
         return cls(student, config.causal_ode, config.student.sigmas, config.table, view, config.seed)
 
-    def training_step(self, batch: tuple[int, Batch], _index: int) -> None:
-        step, data = batch
+    def training_step(
+        self, step: int, data: Batch, optimisers: list[torch.optim.Optimizer], backward: Backward
+    ) -> dict[str, Tensor]:
         losses = map(self.loss, self.parts(data, step))
-        found, norms = self.update(self.optimizers(), self.model, losses, self.config.loss, step)
+        found, norms = self.update(optimisers, backward, self.model, losses, self.config.loss, step)
         self.ema.update(self.model, step)
-        self.record(norms, {"loss": found})
+        return self.record(norms, {"loss": found})
 
     def loss(self, part: Part) -> Pair[Tensor]:
         """The regression of one micro-batch, weighed so that the mean over all is that of the whole batch."""
         data, generator = part.data, part.generator()
         states, rows = data.latents, generator.rows
-        points = torch.randint(len(self.sigmas), (rows.total, self.view.count), generator=generator, device=self.device)
+        shape, device = (rows.total, self.view.count), generator.device
+        points = torch.randint(len(self.sigmas), shape, generator=generator, device=device)
         point = rows.of(points)
         x = states.map(pick, self.spread(point))
         v = self.model(x, self.sigmas[point], self.model.cache_text(data.text), self.view)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +17,8 @@ from omniforcing.model.sharding import Sharding, global_norm, is_sharded, own_pa
 from omniforcing.model.transformer import DualStream
 from omniforcing.seeding import step_seed
 from omniforcing.world import RowGenerator, Rows, own_rows, size
+
+Backward = Callable[[Tensor], None]
 
 # What students have beside LTX-2's parameters: all of it acts on audio.
 ADDED = ("sinks", "qk_gain", "tanh_gate")
@@ -107,29 +108,39 @@ class Part(NamedTuple):
     generator: Randomness
 
 
-class StageModule(L.LightningModule):
+class StageModule(nn.Module):
     """Base of the trained stages: fp32 master weights, AdamW or Muon per modality, clipping, EMA, randomness per step.
 
-    Subclasses write ``training_step``; batches arrive as ``(step, Batch)``.
+    The training loop calls ``shard``, ``place`` and ``configure_optimizers`` in this order, then
+    ``training_step`` once per step. For mixed precision, it runs under autocast.
     """
 
     largest_norm: Tensor
 
     def __init__(self, model: DualStream, optim: OptimiserConfig, seed: int, muon_lr: Weights | None = None) -> None:
         super().__init__()
-        self.automatic_optimization = False
         self.model, self.optim, self.seed, self.muon_lr = model, optim, seed, muon_lr
         self.accumulate = 1  # micro-batches per step
+        # Device of the random generators; None: that of the model.
+        self.generator_device: torch.device | None = None
         self.sharding: Sharding | None = None
         self.ema = Ema(model, optim.ema)
         self.register_buffer("largest_norm", torch.zeros(2))
 
-    def configure_model(self) -> None:
-        """Shard all models, if they are to be sharded and are not yet."""
+    @property
+    def device(self) -> torch.device:
+        """Device of the model's parameters."""
+        return next(self.model.parameters()).device
+
+    def shard(self, device: torch.device) -> None:
+        """Shard all models over the process group, if ``sharding`` is set and they are whole."""
         if self.sharding and not is_sharded(self.model):
-            device = self.trainer.strategy.root_device
             self.sharding.apply(self.models(), device)
             self.sharding.apply([self.ema.model], device)
+
+    def place(self, device: torch.device) -> None:
+        """Move all models, also a frozen teacher, to a device; call it before making optimisers."""
+        self.to(device)
 
     def models(self) -> list[DualStream]:
         """All models but the averaged one."""
@@ -140,7 +151,24 @@ class StageModule(L.LightningModule):
         for model in self.models():
             model.core.gradient_checkpointing = True
 
+    def training_step(
+        self, step: int, data: Batch, optimisers: list[torch.optim.Optimizer], backward: Backward
+    ) -> dict[str, Tensor]:
+        """Take one training step, optimiser steps included.
+
+        Args:
+            step: number of the step, which decides its randomness and learning rates.
+            data: this process's rows of the batch, on the module's device.
+            optimisers: those of ``configure_optimizers``, in its order.
+            backward: called with each loss in turn; leaves its gradients in the parameters.
+
+        Returns:
+            Values to log, by name.
+        """
+        raise NotImplementedError
+
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Build the optimisers that ``training_step`` steps."""
         return self.optimisers_of(self.model, self.optim.lr, self.muon_lr)
 
     def optimisers_of(self, model: nn.Module, lr: Weights, muon_lr: Weights | None) -> list[torch.optim.Optimizer]:
@@ -165,51 +193,56 @@ class StageModule(L.LightningModule):
         local = len(data.text.video)
         rows = own_rows(local * size(), self.accumulate).split(self.accumulate)
         stage, count = f"{type(self).__name__}/", local // self.accumulate
+        device = self.generator_device or self.device
 
         def part(index: int, mine: Rows) -> Part:
             own = data.rows(index * count, (index + 1) * count)
-            return Part(own, Randomness(self.seed, step, stage, mine, self.device))
+            return Part(own, Randomness(self.seed, step, stage, mine, device))
 
         return [part(index, mine) for index, mine in enumerate(rows)]
 
     def update(
         self,
-        optimisers: Any,
+        optimisers: list[torch.optim.Optimizer],
+        backward: Backward,
         model: nn.Module,
         losses: Iterator[Pair[Tensor]],
         weights: Weights,
         step: int,
         factor: float = 1.0,
     ) -> tuple[Pair[Tensor], Pair[Tensor]]:
-        """One step of a model's optimiser, or of a list of them, on the mean of the micro-batches' losses, each made when the
-        one before has left its gradient.
+        """Step a model's optimisers on the mean of the micro-batches' losses.
+
+        Each loss is computed after the backward of the one before: only one graph lives at a time.
 
         Returns:
             The mean losses, and the gradient norms before clipping, per modality.
         """
-        together = optimisers if isinstance(optimisers, list) else [optimisers]
-        groups = [group for optimiser in together for group in optimiser.param_groups]
-        for optimiser in together:
+        groups = [group for optimiser in optimisers for group in optimiser.param_groups]
+        for optimiser in optimisers:
             optimiser.zero_grad()
         means = []
         for loss in losses:
-            self.manual_backward(weighted(loss, weights) / self.accumulate)
+            backward(weighted(loss, weights) / self.accumulate)
             means.append(loss.map(Tensor.detach))
         norms = by_modality(model).map(lambda mine: global_norm(gradients(mine)))
         clip(gradients(p for group in groups for p in group["params"]), self.optim.clip)
         scale = factor * min(1.0, (step + 1) / max(1, self.optim.warmup))
         for group in groups:
             group["lr"] = group["peak"] * scale
-        for optimiser in together:
+        for optimiser in optimisers:
             optimiser.step()
         return mean(means), norms
 
-    def record(self, norms: Pair[Tensor], losses: dict[str, Pair[Tensor]]) -> None:
-        """Log pairs as ``name_video`` and ``name_audio``, and remember the largest gradient norms."""
+    def record(self, norms: Pair[Tensor], losses: dict[str, Pair[Tensor]]) -> dict[str, Tensor]:
+        """Remember the largest gradient norms; return the values to log.
+
+        Returns:
+            Each pair as ``name_video`` and ``name_audio``.
+        """
         self.largest_norm = torch.maximum(self.largest_norm, torch.stack([*norms]).detach().to(self.largest_norm))
         pairs = {**losses, "gradient_norm": norms}
-        flat = {f"{name}_{m}": value.detach() for name, pair in pairs.items() for m, value in pair.items()}
-        self.log_dict(flat, prog_bar=True, batch_size=1, sync_dist=size() > 1)
+        return {f"{name}_{m}": value.detach() for name, pair in pairs.items() for m, value in pair.items()}
 
     def summary(self) -> dict[str, float]:
         """Largest gradient norm of each modality over the whole training, before clipping."""

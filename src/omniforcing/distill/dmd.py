@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from omniforcing.config import DmdConfig, Weights
-from omniforcing.distill.common import Part, StageModule, mean_square
+from omniforcing.distill.common import Backward, Part, StageModule, mean_square
 from omniforcing.latents import Batch, Latents, Pair, TextFeatures, noise_like
 from omniforcing.model.attention import View
 from omniforcing.model.conditioning import TextCache
@@ -85,9 +85,10 @@ class DistributionMatching(StageModule):
     def models(self) -> list[DualStream]:
         return [self.model, self.critic, *self.frozen]
 
-    def on_fit_start(self) -> None:
-        # Lightning moves what it knows, and the teacher is hidden from it.
-        self.frozen[0].to(self.device)
+    def place(self, device: torch.device) -> None:
+        super().place(device)
+        # The list hides the teacher from ``to``, as from checkpoints.
+        self.frozen[0].to(device)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         lr, muon_lr = self.config.critic_lr, self.config.critic_muon_lr
@@ -96,9 +97,9 @@ class DistributionMatching(StageModule):
         self.student_optimisers = len(for_student)
         return [*for_student, *self.optimisers_of(self.critic, Weights(lr, lr), muon)]
 
-    def training_step(self, batch: tuple[int, Batch], _index: int) -> None:
-        step, data = batch
-        optimisers = self.optimizers()
+    def training_step(
+        self, step: int, data: Batch, optimisers: list[torch.optim.Optimizer], backward: Backward
+    ) -> dict[str, Tensor]:
         for_student, for_critic = optimisers[: self.student_optimisers], optimisers[self.student_optimisers :]
         parts, samples = self.parts(data, step), []
 
@@ -107,13 +108,14 @@ class DistributionMatching(StageModule):
             samples.append(x.map(Tensor.detach))
             return dmd_loss(x, self.score(x, part.data.text, part.generator("score")))
 
-        losses, norms = self.update(for_student, self.model, map(of_student, parts), self.config.loss, step)
+        student_losses = map(of_student, parts)
+        losses, norms = self.update(for_student, backward, self.model, student_losses, self.config.loss, step)
         self.ema.update(self.model, step)
         generators = [part.generator("critic") for part in parts]
         for _ in range(self.config.critic_steps):
             of_critic = (self.critic_loss(x, p.data.text, g) for x, p, g in zip(samples, parts, generators, strict=True))
-            critic, _ = self.update(for_critic, self.critic, of_critic, Weights(), step)
-        self.record(norms, {"loss": losses, "critic_loss": critic})
+            critic, _ = self.update(for_critic, backward, self.critic, of_critic, Weights(), step)
+        return self.record(norms, {"loss": losses, "critic_loss": critic})
 
     @torch.no_grad()
     def score(self, x: Latents, text: TextFeatures, generator: torch.Generator) -> Latents:

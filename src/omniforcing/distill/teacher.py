@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from omniforcing.config import Config, TeacherConfig
-from omniforcing.distill.common import Part, StageModule, mean_square
+from omniforcing.distill.common import Backward, Part, StageModule, mean_square
 from omniforcing.distill.sampling import full_view
 from omniforcing.latents import Batch, Pair, TextFeatures, noise_like
 from omniforcing.model.attention import View
@@ -29,19 +29,20 @@ class Teacher(StageModule):
         """As a preset trains it."""
         return cls(model, config.teacher, full_view(model, config.latent_counts, grid), unconditional, config.seed)
 
-    def training_step(self, batch: tuple[int, Batch], _index: int) -> None:
-        step, data = batch
+    def training_step(
+        self, step: int, data: Batch, optimisers: list[torch.optim.Optimizer], backward: Backward
+    ) -> dict[str, Tensor]:
         decay = max(0.5 * (1 + math.cos(math.pi * step / self.optim.steps)), 0.02)
         losses = map(self.loss, self.parts(data, step))
-        found, norms = self.update(self.optimizers(), self.model, losses, self.config.loss, step, decay)
+        found, norms = self.update(optimisers, backward, self.model, losses, self.config.loss, step, decay)
         self.ema.update(self.model, step)
-        self.record(norms, {"loss": found})
+        return self.record(norms, {"loss": found})
 
     def loss(self, part: Part) -> Pair[Tensor]:
         """Flow matching of one micro-batch."""
         data, generator = part.data, part.generator()
-        x0, size = data.latents, len(data.text.video)
-        dropped = draw(torch.rand, (size,), generator, device=self.device) < self.config.text_dropout
+        x0, size, device = data.latents, len(data.text.video), generator.device
+        dropped = draw(torch.rand, (size,), generator, device=device) < self.config.text_dropout
         text = data.text.map(lambda t, u: torch.where(dropped[:, None, None], u.to(t), t), self.unconditional)
         s = self.config.sigma
         sigma = sample_sigma(size, s.low, s.high, s.shift, generator)

@@ -183,46 +183,30 @@ def trace_step(module: StageModule, batch: Batch, *, exit_step: int = 0, recompu
         exit_step: at which step of the student's few the gradient flows; more steps before it only cost time.
         recompute: whether layers keep their inputs alone (activation checkpointing).
     """
-    module.to(META)
-    # There are no generators on the meta device; what is asked for on a CPU is made on the meta device all the same.
-    module._device = torch.device("cpu")
+    module.place(META)
+    # The meta device has no generators; what is drawn on the CPU is put on the meta device.
+    module.generator_device = torch.device("cpu")
     networks = {name: child for name, child in module.named_children() if isinstance(child, DualStream)}
     for teacher in getattr(module, "frozen", ()):
-        networks["teacher"] = teacher.to(META)
+        networks["teacher"] = teacher
     optimisers = module.configure_optimizers()
+    for optimiser in optimisers:
+        # Moments are no part of a trace: an optimiser only drops gradients here.
+        optimiser.step = lambda *_: None  # type: ignore[method-assign]
     live = _Live(exit_step)
+
+    def backward(loss: Tensor) -> None:
+        live.trace.phases.append({})
+        loss.backward()
+        live.trace.phases.append({})
+
     if recompute:
         module.recompute()
     # Not as a mode: those are off where a backward recomputes.
     flash = patch.object(F, "scaled_dot_product_attention", _flash)
-    with _without_trainer(module, optimisers, live.trace), _watched(live, networks), live, flash:
-        module.training_step((0, batch.to(META)), 0)
+    with _watched(live, networks), live, flash:
+        module.training_step(0, batch.to(META), optimisers, backward)
     return live.trace
-
-
-@contextmanager
-def _without_trainer(module: StageModule, optimisers: list[torch.optim.Optimizer], trace: Trace) -> Iterator[None]:
-    """Lightning's part of a step, as far as it takes memory: ``backward``. Optimisers do not step, they only forget."""
-    for optimiser in optimisers:
-        optimiser.step = lambda *_: None  # type: ignore[method-assign]
-
-    def backward(loss: Tensor) -> None:
-        trace.phases.append({})
-        loss.backward()
-        trace.phases.append({})
-
-    stand_in = {
-        "manual_backward": backward,
-        "optimizers": lambda: optimisers if len(optimisers) > 1 else optimisers[0],
-        "log_dict": lambda *_, **__: None,
-    }
-    for name, function in stand_in.items():
-        object.__setattr__(module, name, function)
-    try:
-        yield
-    finally:
-        for name in stand_in:
-            object.__delattr__(module, name)
 
 
 @contextmanager

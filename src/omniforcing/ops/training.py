@@ -17,6 +17,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
@@ -25,6 +26,7 @@ from omniforcing.config import TrainerConfig
 from omniforcing.errors import OmniForcingError
 from omniforcing.files import atomic_write
 from omniforcing.ops import checkpoints, parallel
+from omniforcing.ops.lightning_modules import adapt
 
 CURVES = "curves.csv"
 Log = Callable[[dict[str, float], int], None]
@@ -118,7 +120,7 @@ def _finite(value: float) -> bool:
 
 
 def fit(
-    module: L.LightningModule,
+    module: nn.Module,
     batches: Callable[[int], Iterator[Any]],
     *,
     steps: int,
@@ -134,12 +136,12 @@ def fit(
     In a process group every process calls it alike, with its own rows of the batches.
 
     Args:
-        module: its ``training_step(batch, batch_idx)`` receives ``(step, batch)`` and logs what the curves show.
+        module: a ``StageModule`` or a ``Part`` of the codec, whose logged values the curves show.
         batches: the batches of an epoch of ``trainer.checkpoint_every`` steps, a function of the epoch alone.
         work: folder for checkpoints and curves; belongs to one process, or to one process group whose members all see it.
         log: called with logged values and step every ``trainer.log_every`` steps.
         probe: measures the module ``trainer.probes`` times, evenly spaced, the last time after the last step.
-        sharded: the module shards itself over the process group in ``configure_model``.
+        sharded: the module shards itself over the process group in ``shard``.
 
     Raises:
         OmniForcingError: if a logged value is not finite, the data runs out, or the checkpoint is of another model.
@@ -173,7 +175,7 @@ def fit(
     )
     try:
         runner.fit(
-            module,
+            adapt(module),
             datamodule=_Data(batches, steps, every),
             ckpt_path=str(checkpoint) if checkpoint else None,
             weights_only=False,  # our own file, under our own work folder
