@@ -93,6 +93,12 @@ def test_streaming_needs_no_training_tools(module: str) -> None:
 NOT_FOR_UPDATES = TRAINING_ONLY | {"omegaconf", "av", "scipy", "matplotlib"}
 
 
+def test_an_engine_that_opens_no_clip_needs_no_pyav() -> None:
+    barred = f"import sys; sys.modules.update(dict.fromkeys({sorted(NOT_FOR_UPDATES)!r}))"
+    wanted = "omniforcing.stream.engine, benchmarks.student, benchmarks.gpu.pocket"
+    subprocess.run([sys.executable, "-c", f"{barred}; import {wanted}"], check=True, cwd=PACKAGE.parents[1])
+
+
 def test_training_methods_and_the_planner_need_no_training_tools() -> None:
     folders = [PACKAGE / "distill", PACKAGE / "codec"]
     files = [path for path in MODULES if path.parent in folders and path.stem != "__init__"]

@@ -16,7 +16,9 @@ from pathlib import Path
 SOURCES = str(Path(__file__).parents[2] / "src")
 if SOURCES not in sys.path:  # a checkout that is not installed
     sys.path.insert(0, SOURCES)
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (SOURCES, os.environ.get("PYTHONPATH", ""))))
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, (SOURCES, os.environ.get("PYTHONPATH", "")))
+    )
 
 
 def parser() -> argparse.ArgumentParser:
@@ -24,15 +26,34 @@ def parser() -> argparse.ArgumentParser:
     from benchmarks.gpu.part import PARTS
 
     made = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.gpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--minutes", type=float, default=9.0, help="time for all parts together (default: 9)")
-    made.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="these parts alone, in this order")
-    made.add_argument("--json", type=Path, metavar="FILE", help="also keep the rows in this file, and go on from what it holds")
-    made.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="where to compute (default: cuda)")
-    made.add_argument("--small", action="store_true", help="tiny sizes: whether every part runs, in three minutes")
+    made.add_argument(
+        "--minutes", type=float, help="time for all parts together (default: 9, with --small 3)"
+    )
+    made.add_argument(
+        "--parts",
+        nargs="+",
+        choices=list(PARTS),
+        default=list(PARTS),
+        help="these parts alone, in this order",
+    )
+    made.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="also keep the rows in this file, and go on from what it holds",
+    )
+    made.add_argument(
+        "--device", choices=("cuda", "cpu"), default="cuda", help="where to compute (default: cuda)"
+    )
+    made.add_argument(
+        "--small", action="store_true", help="tiny sizes: whether every part runs, in three minutes"
+    )
     made.add_argument("--commit", help="the commit to state where the checkout has no git")
-    made.add_argument("--child", help=argparse.SUPPRESS)
+    made.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     made.add_argument("--done", default="[]", help=argparse.SUPPRESS)
     return made
 
@@ -43,25 +64,30 @@ def main() -> None:
     from benchmarks.gpu.rows import FAILED, Results, Row, markdown
     from benchmarks.gpu.runner import run
     from benchmarks.gpu.setup import Setup, clocks, cuda_problem, run_identity
-    from omniforcing.console import FAILED as BAD_INPUT
     from omniforcing.console import run_command
 
     options = parser()
     arguments = options.parse_args()
     if arguments.child:
-        serve(arguments.child, Setup.read(sys.stdin.read()), set(json.loads(arguments.done)))
+        part, module = arguments.child
+        serve(part, module, Setup.read(sys.stdin.read()), set(json.loads(arguments.done)))
         return
-    if not arguments.minutes > 0:
-        options.error(f"--minutes is {arguments.minutes:g}; give a number above 0")
+    minutes = (
+        arguments.minutes if arguments.minutes is not None else 3.0 if arguments.small else 9.0
+    )
+    if not 0 < minutes < float("inf"):
+        options.error(f"--minutes is {minutes:g}; give a number above 0")
     code = 0
 
     def measure() -> None:
         nonlocal code
-        results = Results(run_identity(arguments.device, arguments.small, arguments.commit), arguments.json)
+        results = Results(
+            run_identity(arguments.device, arguments.small, arguments.commit), arguments.json
+        )
         problem = cuda_problem() if arguments.device == "cuda" else None
         if problem is None:
             results.note(clocks_before=clocks(arguments.device))
-            run(results, arguments.parts, arguments.minutes, arguments.device, arguments.small)
+            run(results, arguments.parts, minutes, arguments.device, arguments.small)
             results.note(clocks_after=clocks(arguments.device))
         else:
             for part in arguments.parts:
@@ -70,7 +96,7 @@ def main() -> None:
         code = 0 if results.measured else 1
 
     ended = run_command(measure)
-    sys.exit(ended if ended in (BAD_INPUT,) or ended else code)
+    sys.exit(ended or code)
 
 
 if __name__ == "__main__":

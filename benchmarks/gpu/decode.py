@@ -28,12 +28,23 @@ def measurements(setup: Setup) -> list[Measurement]:
     nvenc = "encode blocks with h264_nvenc"
     return [
         *(
-            Measurement(f"{generation}, {way}", partial(decoder, setup, way == "causal", generation), "decode blocks of one second")
+            Measurement(
+                f"{generation}, {way}",
+                partial(decoder, setup, way == "causal", generation),
+                "decode blocks of one second",
+            )
             for generation in DECODERS
             for way in ("causal", "look-ahead")
         ),
-        Measurement("pocket codec", partial(pocket_codec, setup), "decode a clip on the card and on the CPU"),
-        Measurement("mux, x264", partial(mux, setup), "encode and mux blocks of one second", packages=("av",)),
+        Measurement(
+            "pocket codec", partial(pocket_codec, setup), "decode a clip on the card and on the CPU"
+        ),
+        Measurement(
+            "mux, x264",
+            partial(mux, setup),
+            "encode and mux blocks of one second",
+            packages=("av",),
+        ),
         Measurement("mux, NVENC", partial(nvenc_encode, setup), nvenc, cuda=True, packages=("av",)),
     ]
 
@@ -48,7 +59,9 @@ def decoder(setup: Setup, causal: bool, generation: str) -> Figures:
         torch.cuda.reset_peak_memory_stats()
     for index in range(WARM + BLOCKS):
         counts = table.counts(index)
-        video = random_like((1, counts.video, grid[0] * grid[1], codec.video_channels), setup, index)
+        video = random_like(
+            (1, counts.video, grid[0] * grid[1], codec.video_channels), setup, index
+        )
         block = Pair(video, random_like((1, counts.audio, codec.audio_channels), setup, index))
         began = _now(setup)
         media = stream.push(block)
@@ -77,14 +90,19 @@ def pocket_codec(setup: Setup) -> Figures:
     codec = Codec.load(kept("codec"))
     grid, counts = codec.spatial(codec.height, codec.width), clip_latents(1 if setup.small else 4)
     generator = torch.Generator().manual_seed(0)
-    video = torch.randn(1, counts.video, grid[0] * grid[1], codec.video_channels, generator=generator)
+    video = torch.randn(
+        1, counts.video, grid[0] * grid[1], codec.video_channels, generator=generator
+    )
     latents = Pair(video, torch.randn(1, counts.audio, codec.audio_channels, generator=generator))
     here = codec.decode(latents, grid)
     card = Codec.load(kept("codec"), device=setup.device)
     there = card.decode(latents.to(setup.device), grid).map(torch.Tensor.cpu)
     error = float((here.video.double() - there.video.double()).square().mean())
     sound = float((here.audio - there.audio).abs().max() / here.audio.abs().max())
-    found: Figures = {"picture_psnr_db": 10 * np.log10(255**2 / error) if error else 99.0, "sound_error": sound}
+    found: Figures = {
+        "picture_psnr_db": 10 * np.log10(255**2 / error) if error else 99.0,
+        "sound_error": sound,
+    }
     if not found["picture_psnr_db"] >= ENOUGH_DB:
         raise Wrong(found, f"the picture is below {ENOUGH_DB:g} dB of the CPU's")
     return found
@@ -112,7 +130,9 @@ def nvenc_encode(setup: Setup) -> Figures:
         encoder.options = {"preset": "p1", "tune": "ull"}
         encoder.open()
     except (av.FFmpegError, ValueError, OSError) as error:
-        raise OmniForcingError(f"PyAV {av.__version__} opens no h264_nvenc here ({error})") from error
+        raise OmniForcingError(
+            f"PyAV {av.__version__} opens no h264_nvenc here ({error})"
+        ) from error
 
     def encode(frames: np.ndarray) -> None:
         for image in frames:
@@ -144,7 +164,10 @@ def _picture(second: int, height: int, width: int) -> np.ndarray:
     frames = []
     for frame in range(FPS):
         shift = (second * FPS + frame) / 40
-        waves = [np.sin(6 * rows + shift * (c + 1)) + np.cos(5 * columns - shift * (2 - c)) for c in range(3)]
+        waves = [
+            np.sin(6 * rows + shift * (c + 1)) + np.cos(5 * columns - shift * (2 - c))
+            for c in range(3)
+        ]
         grain = random.standard_normal((height, width, 1)) * 2
         frames.append(np.clip(128 + 55 * np.stack(waves, -1) + grain, 0, 255).astype(np.uint8))
     return np.stack(frames)

@@ -37,7 +37,9 @@ def matmul(setup: Setup) -> Figures:
         (a, a_scale), (b, b_scale) = (to_fp8(x) for x in bf16)
 
         def product() -> Tensor:
-            return torch._scaled_mm(a, b.t(), a_scale, b_scale.t(), out_dtype=torch.bfloat16, use_fast_accum=True)
+            return torch._scaled_mm(
+                a, b.t(), a_scale, b_scale.t(), out_dtype=torch.bfloat16, use_fast_accum=True
+            )
 
         found["fp8_tflops"] = work / _median(setup, product)
     return {**found, "size": size}
@@ -48,7 +50,10 @@ def copy(setup: Setup) -> Figures:
     count = 2**22 if setup.small else 2**30
     source = torch.randn(count, device=setup.device, dtype=torch.bfloat16)
     target = torch.empty_like(source)
-    return {"copy_gb_per_s": 2 * source.nbytes / _median(setup, lambda: target.copy_(source)) / 1e9, "megabytes": source.nbytes / 1e6}
+    return {
+        "copy_gb_per_s": 2 * source.nbytes / _median(setup, lambda: target.copy_(source)) / 1e9,
+        "megabytes": source.nbytes / 1e6,
+    }
 
 
 def memory(setup: Setup) -> Figures:

@@ -18,7 +18,9 @@ from omniforcing.latents import Pair, TextFeatures
 from omniforcing.model.transformer import DualStream
 
 _PROMPT_MODULATION = {
-    **dict.fromkeys(("gated_attn", "audio_gated_attn", "cross_attn_mod", "audio_cross_attn_mod"), True),
+    **dict.fromkeys(
+        ("gated_attn", "audio_gated_attn", "cross_attn_mod", "audio_cross_attn_mod"), True
+    ),
     "use_prompt_embeddings": False,
 }
 # What sets the architectures of the releases apart; the last is 2.5's other, cacheable kind.
@@ -60,7 +62,9 @@ def tiny_student(generation: str, sinks: int = 4) -> DualStream:
     with torch.no_grad():
         for parameter in student.parameters():
             if parameter.numel():
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5)
+                parameter.copy_(
+                    torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5
+                )
     return student
 
 
@@ -76,8 +80,12 @@ def features(student: DualStream, length: int = 8) -> TextFeatures:
 
 
 def student_case(setup: Setup) -> Case:
-    """The student to be timed: LTX-2.0 at 512x768 in bf16; small: the pocket student's architecture with its codec's grid."""
-    return replace(pocket() if setup.small else ltx2(), codec=None)
+    """The student to be timed: LTX-2.0 at 512x768 in bf16; small: two layers of the pocket student's architecture."""
+    if not setup.small:
+        return ltx2()
+    case = pocket()
+    rollout = replace(case.rollout, window=2, horizon=3)
+    return replace(case, core={**case.core, "num_layers": 2}, rollout=rollout, codec=None)
 
 
 # What sets LTX-2.3's and 2.5's convolutional decoder apart from 2.0's, which is diffusers' default.

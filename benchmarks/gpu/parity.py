@@ -26,7 +26,9 @@ from omniforcing.model.student import positions_for
 from omniforcing.model.transformer import DualStream
 
 BLOCKS = 7
-ROLLOUT = RolloutConfig(LAYOUTS["prefix"], (2, 3), (1.0, 0.725), window=2, horizon=4, context_noise=0.1)
+ROLLOUT = RolloutConfig(
+    LAYOUTS["prefix"], (2, 3), (1.0, 0.725), window=2, horizon=4, context_noise=0.1
+)
 PLAIN = Speed(layers=False, conditions=False, ring=False)
 # Bounds of the relative error. fp32 sums in another order (1.8e-7 on a CPU); bf16 gives 0.006 and fp8 0.02 there, and a window
 # that is a block too narrow 0.03.
@@ -42,9 +44,21 @@ def measurements(setup: Setup) -> list[Measurement]:
         ("bf16 fast, ring", torch.bfloat16, Speed(), BF16, False),
         ("fp32 compiled, graphs", torch.float32, Speed(compiled=True), FP32, True),
         ("fp32 concurrent", torch.float32, Speed(concurrent=True), FP32, True),
-        ("fp32 compiled, concurrent", torch.float32, Speed(compiled=True, concurrent=True), FP32, True),
+        (
+            "fp32 compiled, concurrent",
+            torch.float32,
+            Speed(compiled=True, concurrent=True),
+            FP32,
+            True,
+        ),
         ("bf16 fp8", torch.bfloat16, Speed(fp8=True), FP8, True),
-        ("bf16 everything", torch.bfloat16, Speed(compiled=True, concurrent=True, fp8=True), FP8, True),
+        (
+            "bf16 everything",
+            torch.bfloat16,
+            Speed(compiled=True, concurrent=True, fp8=True),
+            FP8,
+            True,
+        ),
     ]
     streams = [
         Measurement(
@@ -60,12 +74,27 @@ def measurements(setup: Setup) -> list[Measurement]:
         ("cached equals masked", cached_against_masked),
         ("blocks are causal", causality),
     ]
-    checks = [Measurement(name, partial(check, setup), "hold the oracle in fp32 on the card") for name, check in oracle]
+    checks = [
+        Measurement(name, partial(check, setup), "hold the oracle in fp32 on the card")
+        for name, check in oracle
+    ]
     waits = Measurement(
-        "no wait in the hot path", partial(waiting, setup), "run a block with torch's check for synchronisation", cuda=True
+        "no wait in the hot path",
+        partial(waiting, setup),
+        "run a block with torch's check for synchronisation",
+        cuda=True,
     )
     # What needs a compiler comes last: it may take its time.
-    return [*streams[:4], *checks, waits, *streams[5:6], *streams[7:8], *streams[4:5], *streams[6:7], *streams[8:]]
+    return [
+        *streams[:4],
+        *checks,
+        waits,
+        *streams[5:6],
+        *streams[7:8],
+        *streams[4:5],
+        *streams[6:7],
+        *streams[8:],
+    ]
 
 
 @cache
@@ -77,7 +106,9 @@ def oracle(generation: str) -> list[Latents]:
 def stream(student: DualStream, speed: Speed) -> list[Latents]:
     """Seven blocks from the same noise on any device, in fp32 on the CPU."""
     text = features(student).map(lambda t: t.to(student.sinks.device, student.sinks.dtype))
-    rollout = Rollout(accelerate(student, speed), text, ROLLOUT, torch.Generator().manual_seed(3), speed)
+    rollout = Rollout(
+        accelerate(student, speed), text, ROLLOUT, torch.Generator().manual_seed(3), speed
+    )
     return [block.map(lambda x: x.float().cpu()) for block in islice(rollout, BLOCKS)]
 
 
@@ -109,7 +140,11 @@ def judged(found: Figures, bound: float) -> Figures:
 
 def relative_error(found: list[Latents], oracle: list[Latents]) -> float:
     """Root mean square of the difference over that of the oracle, of all blocks and both streams."""
-    pairs = [(a, b) for one, other in zip(found, oracle, strict=True) for a, b in zip(one, other, strict=True)]
+    pairs = [
+        (a, b)
+        for one, other in zip(found, oracle, strict=True)
+        for a, b in zip(one, other, strict=True)
+    ]
     error = sum(float((a - b).double().square().sum()) for a, b in pairs)
     return (error / sum(float(b.double().square().sum()) for _, b in pairs)) ** 0.5
 
@@ -147,10 +182,19 @@ def cached_against_masked(setup: Setup) -> Figures:
     found: Figures = {}
     for generation in GENERATIONS:
         student = tiny_student(generation).to(setup.device)
-        x, sigma = clip(student, BLOCKS), torch.linspace(0.1, 0.9, BLOCKS, device=setup.device)[None]
+        x, sigma = (
+            clip(student, BLOCKS),
+            torch.linspace(0.1, 0.9, BLOCKS, device=setup.device)[None],
+        )
         whole = masked_clip(student, x, sigma)
-        text, cache = student.cache_text(features(student).to(setup.device)), new_cache(student, ROLLOUT, static=True)
-        blocks = [student(part_of(x, i), sigma[:, i], text, cache.view(i, write=True)) for i in range(BLOCKS)]
+        text, cache = (
+            student.cache_text(features(student).to(setup.device)),
+            new_cache(student, ROLLOUT, static=True),
+        )
+        blocks = [
+            student(part_of(x, i), sigma[:, i], text, cache.view(i, write=True))
+            for i in range(BLOCKS)
+        ]
         found[generation] = relative_error(blocks, [part_of(whole, i) for i in range(BLOCKS)])
     return judged(found, FP32)
 
@@ -193,7 +237,9 @@ def waiting(setup: Setup) -> Figures:
         for _ in range(3):
             next(rollout)
     except RuntimeError as error:
-        raise Wrong({"blocks": 3}, f"a block waits for the device: {str(error).splitlines()[0]}") from error
+        raise Wrong(
+            {"blocks": 3}, f"a block waits for the device: {str(error).splitlines()[0]}"
+        ) from error
     finally:
         torch.cuda.set_sync_debug_mode("default")
     return {"blocks": 3}

@@ -31,8 +31,8 @@ PARTS = {
 }
 
 
-def serve(part: str, setup: Setup, done: set[str]) -> None:
-    """Run the measurements of a part that are not ``done`` and send their rows."""
+def serve(part: str, module: str, setup: Setup, done: set[str]) -> None:
+    """Run the measurements of a part, of a module, that are not ``done`` and send their rows."""
     lines = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no row
 
@@ -45,8 +45,7 @@ def serve(part: str, setup: Setup, done: set[str]) -> None:
 
         torch.set_num_threads(1)  # what runs beside it has the other cores
     try:
-        module = importlib.import_module(PARTS[part][0])
-        measurements: list[Measurement] = module.measurements(setup)
+        measurements: list[Measurement] = importlib.import_module(module).measurements(setup)
     except ImportError as error:
         send({"row": asdict(Row(part, part, SKIPPED, why=_missing(error)))})
         return
@@ -64,7 +63,12 @@ def _measure(part: str, measurement: Measurement, setup: Setup) -> Row:
         return Row(part, name, SKIPPED, why=f"needs a CUDA device; would {does}")
     for package in measurement.packages:
         if find_spec(package) is None:
-            return Row(part, name, SKIPPED, why=f"needs the package {package} (pip install {package}); would {does}")
+            return Row(
+                part,
+                name,
+                SKIPPED,
+                why=f"needs the package {package} (pip install {package}); would {does}",
+            )
     if setup.left < LEAST:
         return Row(part, name, STOPPED, why=f"the part's time was up; would {does}")
     began = time.perf_counter()
@@ -86,7 +90,9 @@ def sentence(error: BaseException) -> str:
     import torch
 
     if isinstance(error, torch.OutOfMemoryError):
-        free, total = (x / 1e9 for x in torch.cuda.mem_get_info()) if torch.cuda.is_available() else (0, 0)
+        free, total = (
+            (x / 1e9 for x in torch.cuda.mem_get_info()) if torch.cuda.is_available() else (0, 0)
+        )
         return f"out of memory: {free:.0f} of {total:.0f} GB were free when it was told"
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:300] if lines else 'without a word'}"

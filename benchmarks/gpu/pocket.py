@@ -1,7 +1,8 @@
-"""The pocket student through the engine: first chunk and real-time factor, from a prompt's words to frames and samples.
+"""The pocket student through the engine, from a prompt's words to frames and samples.
 
-With ``data/pocket/artifact``, where the pipeline has run; else the kept foundation's teacher stands in, driven as a student: the
-same network without sinks, so its times are the student's and its pictures mean nothing.
+With ``data/pocket/artifact``, where the pipeline has run; else the kept foundation's teacher stands in,
+driven as a student: the same network without sinks, so its times are the student's and its pictures
+mean nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +29,13 @@ def measurements(setup: Setup) -> list[Measurement]:
     """The usual stream, and with compiled layers and CUDA graphs."""
     return [
         Measurement("eager", partial(stream, setup, Speed()), "stream the pocket student"),
-        Measurement("compiled", partial(stream, setup, Speed(compiled=True)), "stream it with CUDA graphs", cuda=True, limit=120),
+        Measurement(
+            "compiled",
+            partial(stream, setup, Speed(compiled=True)),
+            "stream it with CUDA graphs",
+            cuda=True,
+            limit=120,
+        ),
     ]
 
 
@@ -39,7 +46,10 @@ def stream(setup: Setup, speed: Speed) -> Figures:
         artifact = made if made.is_dir() else stand_in(Path(folder, "artifact"))
         engine = Engine(artifact, setup.device, speed)
         seconds = 2.0 if setup.small else 12.0
-        found = measure_stream(lambda: (chunk.timing for chunk in engine.stream(PROMPT, seconds)), 1 if setup.small else 3)
+        found = measure_stream(
+            lambda: (chunk.timing for chunk in engine.stream(PROMPT, seconds)),
+            1 if setup.small else 3,
+        )
     shown = ("ttfc_s", "real_time_factor", "fps", "block_p50_s", "block_p95_s", "stalls")
     weights = "artifact" if made.is_dir() else "kept teacher as stand-in"
     return {**{name: found[name] for name in shown}, "weights": weights}
@@ -48,7 +58,9 @@ def stream(setup: Setup, speed: Speed) -> Figures:
 def stand_in(folder: Path) -> Path:
     """An artifact of the kept codec and the kept teacher's weights."""
     codec = kept("codec")
-    settings = replace(StreamSettings.of(preset("pocket"), read_json(codec / "codec.json")), sinks=0)
+    settings = replace(
+        StreamSettings.of(preset("pocket"), read_json(codec / "codec.json")), sinks=0
+    )
     with atomic_dir(folder) as temporary:
         write_artifact(temporary, kept("teacher"), codec, settings, {})
     return folder

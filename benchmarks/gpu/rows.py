@@ -38,8 +38,14 @@ class Row:
     seconds: float = 0.0
 
     def __str__(self) -> str:
-        shown = "  ".join(f"{key} {show(value)}" for key, value in self.figures.items() if value is not None)
-        return "  ".join(part for part in (f"{self.part:<9}{self.name:<26}{self.state:<8}", shown, self.why) if part)
+        shown = "  ".join(
+            f"{key} {show(value)}" for key, value in self.figures.items() if value is not None
+        )
+        return "  ".join(
+            part
+            for part in (f"{self.part:<9}{self.name:<26}{self.state:<8}", shown, self.why)
+            if part
+        )
 
 
 class Wrong(Exception):
@@ -93,14 +99,18 @@ class Results:
         if path is None:
             return
         if not path.parent.is_dir():
-            raise OmniForcingError(f"--json {path}: the folder {path.parent} does not exist; make it or name another file")
+            raise OmniForcingError(
+                f"--json {path}: the folder {path.parent} does not exist; make it or name another file"
+            )
         if path.exists():
             self._take(read_json(path))
 
     def _take(self, kept: Any) -> None:
         """Go on from what an earlier run with the same settings on the same code measured."""
         if not isinstance(kept, dict) or kept.get("schema") != SCHEMA:
-            raise OmniForcingError(f"--json {self.path} exists and holds no results of schema {SCHEMA}; name another file")
+            raise OmniForcingError(
+                f"--json {self.path} exists and holds no results of schema {SCHEMA}; name another file"
+            )
         found = {key: kept["about"].get(key) for key in self.about}
         for key, value in self.about.items():
             if found[key] != value:
@@ -109,7 +119,9 @@ class Results:
                     "name another file, or remove that one"
                 )
         self.about = kept["about"]
-        self.rows = [row for row in (Row(**values) for values in kept["rows"]) if row.state in FINAL]
+        self.rows = [
+            row for row in (Row(**values) for values in kept["rows"]) if row.state in FINAL
+        ]
 
     def done(self, part: str) -> set[str]:
         """Names of a part's measurements that need not run again."""
@@ -129,7 +141,10 @@ class Results:
     def save(self) -> None:
         """Write the file, whole or not at all."""
         if self.path is not None:
-            write_json(self.path, {"schema": SCHEMA, "about": self.about, "rows": [asdict(row) for row in self.rows]})
+            write_json(
+                self.path,
+                {"schema": SCHEMA, "about": self.about, "rows": [asdict(row) for row in self.rows]},
+            )
 
     @property
     def measured(self) -> bool:
@@ -146,7 +161,11 @@ def show(value: Any) -> str:
 
 def markdown(results: Results, titles: dict[str, str]) -> str:
     """The run as Markdown: what it ran on, then a table per part with a column per figure."""
-    about = "\n".join(f"- {key.replace('_', ' ')}: {show(value)}" for key, value in results.about.items() if value is not None)
+    about = "\n".join(
+        f"- {key.replace('_', ' ')}: {show(value)}"
+        for key, value in results.about.items()
+        if value is not None
+    )
     parts = [about]
     for part, title in titles.items():
         rows = [row for row in results.rows if row.part == part]
@@ -168,12 +187,18 @@ def table(rows: Iterable[Row]) -> str:
 
 def _grid(rows: list[Row]) -> str:
     """A table with a column per figure, and one for remarks where there are any."""
-    names = list(dict.fromkeys(name for row in rows for name, value in row.figures.items() if value is not None))
+    names = list(
+        dict.fromkeys(
+            name for row in rows for name, value in row.figures.items() if value is not None
+        )
+    )
     remarks = any(row.why for row in rows)
     head = ["", *names, *(["remark"] if remarks else [])]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in rows:
-        cells = [show(value) if (value := row.figures.get(name)) is not None else "" for name in names]
+        cells = [
+            show(value) if (value := row.figures.get(name)) is not None else "" for name in names
+        ]
         why = [f"**{row.state}**: {row.why}" if row.state != OK else row.why] if remarks else []
         lines.append("| " + " | ".join([row.name, *cells, *why]) + " |")
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
 import signal
 import subprocess
@@ -30,17 +31,17 @@ def run(results: Results, parts: list[str], minutes: float, device: str, small: 
         shares = [PARTS[name][1] for name in parts[index:]]
         left = max(0.0, end - time.time())
         setup = Setup(device, small, time.time() + left * shares[0] / sum(shares))
-        run_part(results, part, setup)
+        run_part(results, part, PARTS[part][0], setup)
 
 
-def run_part(results: Results, part: str, setup: Setup) -> None:
-    """Run one part; after a crash or a hang its other measurements go on in a new process."""
+def run_part(results: Results, part: str, module: str, setup: Setup) -> None:
+    """Run one part, of a module; after a crash or a hang its other measurements go on in a new process."""
     tried = results.done(part)
     while True:
         known: dict[str, dict[str, Any]] = {}
         for row in results.rows:
             known.setdefault(row.part, {})[row.name] = row.figures
-        with _child(part, replace(setup, known=known), tried) as child:
+        with _child(part, module, replace(setup, known=known), tried) as child:
             if _attend(results, part, setup, child, tried):
                 return
 
@@ -70,10 +71,24 @@ def _attend(results: Results, part: str, setup: Setup, child: _Child, tried: set
     if ended == 0 and current is None:
         return True
     if current is None and names is None:
-        results.add(Row(part, part, STOPPED if over else FAILED, why=_fate(ended, "before its first measurement", over)))
+        results.add(
+            Row(
+                part,
+                part,
+                STOPPED if over else FAILED,
+                why=_fate(ended, "before its first measurement", over),
+            )
+        )
         return True
     if current is not None:
-        results.add(Row(part, current, STOPPED if over else FAILED, why=_fate(ended, "in this measurement", over)))
+        results.add(
+            Row(
+                part,
+                current,
+                STOPPED if over else FAILED,
+                why=_fate(ended, "in this measurement", over),
+            )
+        )
         tried.add(current)
     left = [name for name in names or () if name not in tried]
     if over:
@@ -85,7 +100,11 @@ def _attend(results: Results, part: str, setup: Setup, child: _Child, tried: set
 def _fate(ended: int | None, where: str, over: bool) -> str:
     """How a process ended that gave no row, in one sentence."""
     if ended is None:
-        return f"stopped {where}: the part's time was up" if over else f"gave no answer {where} in its time and was killed"
+        return (
+            f"stopped {where}: the part's time was up"
+            if over
+            else f"gave no answer {where} in its time and was killed"
+        )
     if ended < 0:
         return f"its process died of {signal.Signals(-ended).name} {where}; the lines above the table say more"
     return f"its process ended with exit code {ended} {where}; the lines above the table say more"
@@ -122,11 +141,19 @@ class _Child:
 
 
 @contextmanager
-def _child(part: str, setup: Setup, done: set[str]) -> Iterator[_Child]:
-    command = python_command("-m", "benchmarks.gpu", "--child", part, "--done", json.dumps(sorted(done)))
+def _child(part: str, module: str, setup: Setup, done: set[str]) -> Iterator[_Child]:
+    command = python_command(
+        "-m", "benchmarks.gpu", "--child", part, module, "--done", json.dumps(sorted(done))
+    )
     root = project_root()
     process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=sys.stderr, text=True, cwd=root, start_new_session=True
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=sys.stderr,
+        text=True,
+        cwd=root,
+        start_new_session=True,
     )
     try:
         assert process.stdin is not None
@@ -140,8 +167,6 @@ def _child(part: str, setup: Setup, done: set[str]) -> Iterator[_Child]:
 
 def _kill(process: subprocess.Popen[str]) -> None:
     """End a process and what it started, gently and then not."""
-    import os
-
     for sent, patience in ((signal.SIGTERM, 3), (signal.SIGKILL, 20)):
         try:
             os.killpg(process.pid, sent)

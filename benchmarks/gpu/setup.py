@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import platform
 import subprocess
 import sys
 import time
+import typing
 from dataclasses import asdict, dataclass, field
+from enum import Enum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +66,9 @@ class Setup:
         """The device with its index, as tensors on it report theirs."""
         import torch
 
-        return torch.device("cuda", torch.cuda.current_device()) if self.cuda else torch.device("cpu")
+        return (
+            torch.device("cuda", torch.cuda.current_device()) if self.cuda else torch.device("cpu")
+        )
 
     def figure(self, part: str, row: str, name: str) -> Any:
         """A figure of an earlier row, or None."""
@@ -98,8 +104,13 @@ def _device(device: str) -> tuple[str, str | None]:
 
 
 def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    lines = (
+        Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    )
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
 
 
 def cuda_problem() -> str | None:
@@ -118,12 +129,21 @@ def cuda_problem() -> str | None:
 
 def _smi(query: str) -> str | None:
     """An answer of nvidia-smi for the current device, or None where it is not at hand."""
-    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits", f"--id={_visible()}"]
+    command = [
+        "nvidia-smi",
+        f"--query-gpu={query}",
+        "--format=csv,noheader,nounits",
+        f"--id={_visible()}",
+    ]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return answer.stdout.strip().splitlines()[0] if answer.returncode == 0 and answer.stdout.strip() else None
+    return (
+        answer.stdout.strip().splitlines()[0]
+        if answer.returncode == 0 and answer.stdout.strip()
+        else None
+    )
 
 
 def _visible() -> str:
@@ -141,9 +161,12 @@ def clocks(device: str) -> str | None:
 
 def _commit(root: Path) -> str:
     """The commit of the checkout, with a mark if tracked files differ; ``unknown`` in a copy without git."""
+
     def git(*words: str) -> str | None:
         try:
-            answer = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=20)
+            answer = subprocess.run(
+                ["git", *words], cwd=root, capture_output=True, text=True, timeout=20
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
         return answer.stdout.strip() if answer.returncode == 0 else None
@@ -151,7 +174,9 @@ def _commit(root: Path) -> str:
     commit = git("rev-parse", "--short=10", "HEAD")
     if not commit:
         return "unknown"
-    return commit + (" with changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    return commit + (
+        " with changes" if git("status", "--porcelain", "--untracked-files=no") else ""
+    )
 
 
 def preset(name: str) -> Config:
@@ -160,8 +185,6 @@ def preset(name: str) -> Config:
     Raises:
         OmniForcingError: if it cannot be read.
     """
-    from importlib.util import find_spec
-
     if find_spec("omegaconf"):
         from omniforcing.config import load_config
 
@@ -183,22 +206,19 @@ def plain_preset(name: str) -> Config:
 
 
 def _merged(section: Any, values: dict[str, Any]) -> Any:
-    """A config section, a dataclass, with some of its fields replaced, each turned into the field's own type."""
-    import dataclasses
-    import typing
-    from enum import Enum
-
+    """A config section, a dataclass, with some fields replaced, each turned into the field's own type."""
     hints = typing.get_type_hints(type(section))
     changes: dict[str, Any] = {}
     for key, value in values.items():
         kind, now = hints[key], getattr(section, key)
         options = typing.get_args(kind)
-        inner = next((option for option in (kind, *options) if dataclasses.is_dataclass(option)), None)
+        inner: Any = next((o for o in (kind, *options) if dataclasses.is_dataclass(o)), None)
         if value is None:
             changes[key] = None
         elif typing.get_origin(kind) is list:
-            element = options[0]
-            changes[key] = [_merged(element(), v) if dataclasses.is_dataclass(element) else element(v) for v in value]
+            element: Any = options[0]
+            nested = dataclasses.is_dataclass(element)
+            changes[key] = [_merged(element(), v) if nested else element(v) for v in value]
         elif inner is not None:
             changes[key] = _merged(inner() if now is None else now, value)
         elif isinstance(now, Enum):

@@ -1,7 +1,8 @@
-"""One update of Stages I, II and III at LTX-2's width, with as many layers as the card holds, against the planner's memory.
+"""One update of Stages I, II and III at LTX-2's width, with as many layers as the card holds.
 
-Every update is the stage's own training step under bf16 autocast with fp32 master weights, AdamW and EMA, layers recomputed, one
-clip of 5 s at 512x768. Latents and text are random.
+Every update is the stage's own training step under bf16 autocast, with fp32 master weights, AdamW and
+EMA, layers recomputed, one clip of 5 s at 512x768. Latents and text are random. The peak memory stands
+beside what the planner says.
 """
 
 from __future__ import annotations
@@ -46,14 +47,20 @@ def one_update(setup: Setup, name: str) -> Figures:
         per_layer = planned(2) - planned(1)
         fitting = min(layers, 1 + int((room - planned(1)) / per_layer))
         if fitting < 1:
-            raise OmniForcingError(f"one layer is planned at {planned(1) / 1e9:.0f} GB, {room / 1e9:.0f} are usable")
+            raise OmniForcingError(
+                f"one layer is planned at {planned(1) / 1e9:.0f} GB, {room / 1e9:.0f} are usable"
+            )
     here = replace(sizes.with_layers(fitting), device=setup.device)
     module = BUILDERS[name](config, here, torch.float32)
     module.recompute()
     updates = Updates(setup, config, module, random_batch(config, here, name))
     updates.run(WARM_UP)
     seconds = updates.run(MEASURED) / MEASURED
-    found: Figures = {"layers": f"{fitting} of {layers}", "s_per_update": seconds, "planned_gb": planned(fitting) / 1e9}
+    found: Figures = {
+        "layers": f"{fitting} of {layers}",
+        "s_per_update": seconds,
+        "planned_gb": planned(fitting) / 1e9,
+    }
     if setup.cuda:
         peak = torch.cuda.max_memory_allocated()
         found |= {"peak_gb": peak / 1e9, "peak_of_planned": peak / planned(fitting)}
@@ -64,7 +71,8 @@ def one_update(setup: Setup, name: str) -> Figures:
 def plan_by_layers(name: str, config: Config, sizes: Sizes) -> Callable[[int], float]:
     """The planner's bytes for one GPU as a function of the layers, of which they are linear."""
     one, two = (
-        sum(Stage(name, config, sizes.with_layers(n), depths=None).bytes(SETTING, 1).values()) for n in (1, 2)
+        sum(Stage(name, config, sizes.with_layers(n), depths=None).bytes(SETTING, 1).values())
+        for n in (1, 2)
     )
     return lambda layers: one + (two - one) * (layers - 1)
 
@@ -98,7 +106,9 @@ class Updates:
         began = self._now()
         for _ in range(count):
             with torch.autocast(self.setup.device, torch.bfloat16, enabled=self.mixed):
-                logged = self.module.training_step(self.step, self.batch, self.optimisers, Tensor.backward)
+                logged = self.module.training_step(
+                    self.step, self.batch, self.optimisers, Tensor.backward
+                )
             self.step += 1
         seconds = self._now() - began
         broken = [name for name, value in logged.items() if not torch.isfinite(value)]

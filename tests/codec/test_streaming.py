@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
 from typing import Any
 
@@ -186,6 +187,20 @@ def test_look_ahead_stream_goes_on_from_a_saved_state_bit_for_bit(both_ways: Any
     for piece in (z[:, :, at : at + 3], z[:, :, at + 3 : at + 6]):
         assert torch.equal(stream.push(piece), again.push(piece))
     assert torch.equal(stream.flush(), again.flush())
+
+
+def test_decoders_get_latents_in_their_own_precision(codec: Codec) -> None:
+    """A video decoder in bf16 beside sound in fp32, as a GPU streams; the picture is that of fp32 to bf16's rounding."""
+    grid = codec.spatial(codec.height, codec.width)
+    counts = clip_latents(1)
+    video = torch.randn(1, counts.video, grid[0] * grid[1], codec.video_channels)
+    latents = Pair(video, torch.randn(1, counts.audio, codec.audio_channels))
+    half = copy.deepcopy(codec)
+    half.video_vae.to(torch.bfloat16)
+    assert [z.dtype for z in half.denormalise(latents, grid)] == [torch.bfloat16, torch.float32]
+    ours, theirs = (StreamingDecoder(c, grid).push(latents) for c in (half, codec))
+    assert torch.equal(ours.audio, theirs.audio)
+    assert (ours.video.float() - theirs.video.float()).abs().mean() < 3
 
 
 def test_interleaved_streams_do_not_disturb_each_other(codec: Codec) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.gpu.networks import GENERATIONS
 from omniforcing.config import Stabiliser
 from omniforcing.latents import Latents, Pair, TextFeatures
 from omniforcing.layout import Counts
@@ -12,17 +13,6 @@ from omniforcing.model.student import build_core
 from omniforcing.model.transformer import DualStream
 
 GRID = (2, 3)
-_PROMPT_MODULATION = {
-    **{"gated_attn": True, "audio_gated_attn": True, "cross_attn_mod": True, "audio_cross_attn_mod": True},
-    "use_prompt_embeddings": False,
-}
-# What sets the architectures of the releases apart; the last is 2.5's other, cacheable kind.
-GENERATIONS: dict[str, dict[str, Any]] = {
-    "2.0": {},
-    "2.3": _PROMPT_MODULATION,
-    "2.5": {**_PROMPT_MODULATION, "ff_bias": False, "use_keyframes_abs_pos_embedding": True},
-    "2.5-fixed-text": {**_PROMPT_MODULATION, "ff_bias": False, "use_prompt_adaln_single": False},
-}
 
 
 def tiny_config(**changes: Any) -> dict[str, Any]:

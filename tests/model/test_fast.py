@@ -11,11 +11,11 @@ from omniforcing.config import Stabiliser
 from omniforcing.latents import Pair
 from omniforcing.layout import LAYOUTS, Counts
 from omniforcing.model.cache import RingCache
-from omniforcing.model.fast import FastStudent
+from omniforcing.model.fast import FastStudent, PackedGelu
 from omniforcing.model.rollout import Rollout, RolloutConfig, new_cache
 from omniforcing.model.stabiliser import WITH_SINKS
 from omniforcing.model.transformer import DualStream
-from tests.model.conftest import GRID, features, latents, tiny_model
+from tests.model.conftest import GENERATIONS, GRID, features, latents, tiny_model
 from tests.model.test_transformer import TOLERANCE, difference
 
 CONFIG = RolloutConfig(LAYOUTS["prefix"], GRID, (1.0, 0.6), window=2, horizon=3, context_noise=0.1)
@@ -47,6 +47,23 @@ def test_a_fast_student_leaves_the_weights_it_is_made_of_alone() -> None:
     stream(fast, features())
     assert fast.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in fast.state_dict().items())
+
+
+@pytest.mark.parametrize("generation", ["2.0", "2.5"])
+def test_a_student_that_releases_what_it_copied_streams_the_same_from_less_memory(generation: str) -> None:
+    """What only the fast layers use is gone from the model, and nothing that the stream still needs."""
+    kept, given_up = (tiny_model(3, **GENERATIONS[generation]) for _ in range(2))
+    text = features(model=kept)
+    whole = sum(p.numel() for p in given_up.parameters())
+    fast = FastStudent(given_up, release=True)
+    block = kept.core.transformer_blocks[0]
+    attentions = [block.attn1, block.audio_attn1, block.audio_to_video_attn, block.video_to_audio_attn]
+    copied = sum(p.weight.numel() for a in attentions for p in (a.to_q, a.to_k, a.to_v))
+    if PackedGelu.fits(block.ff.net[0]):
+        copied += block.ff.net[0].proj.weight.numel() + block.audio_ff.net[0].proj.weight.numel()
+    assert whole - sum(p.numel() for p in given_up.parameters()) == 2 * copied > whole // 5
+    for ours, theirs in zip(stream(FastStudent(kept), text), stream(fast, text), strict=True):
+        assert difference(ours, theirs) == 0
 
 
 class Watch(TorchDispatchMode):

@@ -100,6 +100,31 @@ def test_a_chunk_leaves_as_soon_as_it_is_decoded(engine: Engine, monkeypatch: py
             taken.set()
 
 
+def test_queues_are_finished_before_another_thread_reads_what_they_made(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU each thread has a queue of its own: text is waited for before the threads begin, and latents after their use."""
+    events: list[str] = []
+    push, begin = live.Decoding.push, live._Work.begin
+
+    def pushing(self: Any, latents: Any, last: bool) -> Any:
+        part = push(self, latents, last)
+        events.append("pushed")
+        return part
+
+    def finishing(_device: str) -> None:
+        events.append(f"finished in {threading.current_thread().name}")
+
+    monkeypatch.setattr(live.Decoding, "push", pushing)
+    monkeypatch.setattr(live, "finish_queue", finishing)
+    monkeypatch.setattr(live._Work, "begin", lambda self: (events.append("begun"), begin(self))[1])
+    list(engine.stream(PROMPT, 1))
+    here = f"finished in {threading.current_thread().name}"
+    assert here in events[: events.index("begun")]
+    decoding = [event for event in events if event in ("pushed", "finished in omniforcing-decode")]
+    assert decoding == 2 * ["pushed", "finished in omniforcing-decode"]
+
+
 def test_a_slow_consumer_holds_generation_back_and_changes_nothing(engine: Engine) -> None:
     fast = list(engine.stream(PROMPT, 6, seed=3))
     with engine.stream(PROMPT, 6, seed=3) as stream:

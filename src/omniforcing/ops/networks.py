@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -100,7 +99,7 @@ def _teacher(config: Config, sizes: Sizes, dtype: torch.dtype) -> StageModule:
 
 def _bidirectional_dmd(config: Config, sizes: Sizes, dtype: torch.dtype) -> StageModule:
     networks = [sizes.network(dtype=dtype) for _ in range(3)]
-    return BidirectionalDmd.of(_few_critic_steps(config), networks, sizes.text(1), sizes.grid)
+    return BidirectionalDmd.of(config, networks, sizes.text(1), sizes.grid)
 
 
 def _causal_ode(config: Config, sizes: Sizes, dtype: torch.dtype) -> StageModule:
@@ -109,22 +108,13 @@ def _causal_ode(config: Config, sizes: Sizes, dtype: torch.dtype) -> StageModule
 
 def _self_forcing(config: Config, sizes: Sizes, dtype: torch.dtype) -> StageModule:
     networks = [_student(config, sizes, dtype), *(sizes.network(dtype=dtype) for _ in range(2))]
-    return SelfForcing.of(_few_critic_steps(config), networks, sizes.text(1), sizes.text(1), sizes.grid)
+    return SelfForcing.of(config, networks, sizes.text(1), sizes.text(1), sizes.grid)
 
 
 def _student(config: Config, sizes: Sizes, dtype: torch.dtype) -> DualStream:
     return sizes.network(config.student.sinks, dtype, stabiliser=config.student.stabiliser)
 
 
-def _few_critic_steps(config: Config) -> Config:
-    """The third critic step holds what the second one does: two are enough to trace."""
-    few = copy.deepcopy(config)
-    for dmd in (few.bidirectional_dmd, few.self_forcing):
-        dmd.critic_steps = min(TRACED_CRITIC_STEPS, dmd.critic_steps)
-    return few
-
-
-TRACED_CRITIC_STEPS = 2
 BUILDERS: dict[str, Callable[[Config, Sizes, torch.dtype], StageModule]] = {
     "teacher": _teacher,
     "bidirectional_dmd": _bidirectional_dmd,

@@ -9,6 +9,7 @@ are estimates.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import re
 from collections.abc import Mapping
@@ -29,6 +30,7 @@ from omniforcing.ops.trace import Trace, deepened, trace_step
 MASTER = 4  # bytes of a weight, gradient, moment or mean as it is kept
 USABLE = 0.92  # of a GPU's memory; the rest is CUDA's own and lost between allocations
 DEPTHS = (1, 2)  # layers of the traced networks
+TRACED_CRITIC_STEPS = 2
 PREFETCHED = 2  # layers whose weights are gathered at a time
 COLUMNS = ("weights", "critic", "teacher", "ema", "moments", "gradients", "activations", "caches", "gathered")
 SHARDINGS = ("none", "node", "all")
@@ -119,7 +121,7 @@ class Stage:
         """The step of ``batch`` clips with so many layers."""
         sizes = self.sizes.with_layers(layers)
         states = len(self.config.student.sigmas) + 1 if self.name == "causal_ode" else 0
-        module = BUILDERS[self.name](self.config, sizes, self.dtype)
+        module = BUILDERS[self.name](_few_critic_steps(self.config), sizes, self.dtype)
         # Whatever a mask or a count asks for is answered with this; the earliest exit holds what the latest one does.
         answer = 1 if self.name == "causal_ode" else 0
         return trace_step(module, sizes.batch(self.config, batch, states), exit_step=answer, recompute=recompute)
@@ -214,6 +216,14 @@ class Stage:
                 between = cluster.network if shards * copies > cluster.node else cluster.link
                 seconds += 2 * MASTER * count / shards * (copies - 1) / copies / between
         return seconds
+
+
+def _few_critic_steps(config: Config) -> Config:
+    """The config with as many critic steps as a trace needs: the third one holds what the second one does."""
+    few = copy.deepcopy(config)
+    for dmd in (few.bidirectional_dmd, few.self_forcing):
+        dmd.critic_steps = min(TRACED_CRITIC_STEPS, dmd.critic_steps)
+    return few
 
 
 _WIDTHS = (("video", ""), ("audio", "audio_"))

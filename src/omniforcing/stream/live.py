@@ -119,6 +119,8 @@ class Stream:
     """
 
     def __init__(self, plan: Plan, ahead: int = AHEAD) -> None:
+        # Text keys and values, or a restored state, were computed in the maker's queue, and each thread has its own.
+        finish_queue(plan.device)
         self._work = _Work(plan, ahead)
         self.blocks, self.frames = plan.stop, plan.frames
         # The threads know the work alone, so that a stream nobody holds any more is closed.
@@ -289,6 +291,8 @@ class _Work:
     def _chunk(self, item: _Generated, waited: float) -> Chunk:
         began = time.perf_counter()
         part = self.plan.decoding.push(item.latents, item.block.index + 1 == self.plan.stop)
+        # Even where nothing came out that was copied to the CPU: the generation's queue gets the latents' memory back.
+        finish_queue(self.plan.device)
         decoded = time.perf_counter()
         timing = BlockTiming(len(part.frames), item.seconds, decoded - began, decoded - self.plan.asked, item.waited + waited)
         return Chunk(item.block.index, part.frames, part.samples, part.first_frame, part.first_sample, timing, item.prompt)

@@ -1,0 +1,165 @@
+"""The GPU check: its runner when parts go wrong, its oracles on a CPU, and all of it at tiny size."""
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.gpu import parity
+from benchmarks.gpu.networks import GENERATIONS
+from benchmarks.gpu.part import PARTS
+from benchmarks.gpu.rows import Results, Row, Wrong, markdown
+from benchmarks.gpu.runner import run_part
+from benchmarks.gpu.setup import Setup, plain_preset
+from benchmarks.gpu.student import kind_of, needed
+from benchmarks.student import ltx2
+from omniforcing.config import load_config, project_root, to_dict
+from omniforcing.errors import OmniForcingError
+
+ABOUT = {"device": "CPU", "commit": "abc", "small": True}
+
+
+def on_cpu(seconds: float = 60.0) -> Setup:
+    return Setup("cpu", True, time.time() + seconds)
+
+
+def test_a_part_in_which_everything_goes_wrong_still_gives_every_row(tmp_path: Path) -> None:
+    """A crash and a hang cost their own row; the others go on in a new process and see earlier figures."""
+    results = Results(ABOUT, tmp_path / "out.json")
+    run_part(results, "faulty", "tests.benchmarks.faulty", on_cpu())
+    found = {row.name: (row.state, row.why) for row in results.rows}
+    assert found["fine"] == ("ok", "")
+    assert found["raising"] == ("failed", "ValueError: a sentence")
+    assert found["wrong"] == ("wrong", "above 2")
+    assert found["dying"][0] == "failed" and "died of SIGKILL" in found["dying"][1]
+    assert found["hanging"][0] == "failed" and "gave no answer" in found["hanging"][1]
+    needs = "needs the package no_such_package (pip install no_such_package); would be without a package"
+    assert found["without a package"] == ("skipped", needs)
+    assert found["without a card"] == ("skipped", "needs a CUDA device; would be without a card")
+    assert results.rows[-1] == replace(results.rows[-1], name="last", state="ok", figures={"figure": 2.0})
+    kept = json.loads((tmp_path / "out.json").read_text())
+    assert [row["name"] for row in kept["rows"]] == [row.name for row in results.rows]
+
+
+def test_a_part_that_has_no_time_left_says_so_for_each_measurement() -> None:
+    results = Results(ABOUT)
+    run_part(results, "faulty", "tests.benchmarks.faulty", on_cpu(seconds=0.0))
+    assert {row.state for row in results.rows} <= {"stopped", "skipped"}
+    assert all(row.why for row in results.rows)
+
+
+def test_a_file_goes_on_where_it_stopped_and_another_runs_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    first = Results(ABOUT, path)
+    first.add(Row("parity", "good", "ok", {"figure": 1.0}))
+    first.add(Row("parity", "late", "stopped", why="out of time"))
+    again = Results(ABOUT, path)
+    assert again.done("parity") == {"good"} and [row.name for row in again.rows] == ["good"]
+    with pytest.raises(OmniForcingError, match="its commit is 'abc', this one's is 'def'; name another file"):
+        Results({**ABOUT, "commit": "def"}, path)
+    path.write_text("[]")
+    with pytest.raises(OmniForcingError, match="holds no results"):
+        Results(ABOUT, path)
+    with pytest.raises(OmniForcingError, match=r"the folder .* does not exist"):
+        Results(ABOUT, tmp_path / "missing" / "out.json")
+
+
+def test_tables_have_a_column_per_figure_and_say_why_where_there_is_none() -> None:
+    results = Results(ABOUT)
+    results.add(Row("student", "eager", "ok", {"fps": 51.234, "blocks": 62}))
+    results.add(Row("student", "fp8", "wrong", {"fps": 80.0}, "too far"))
+    results.add(Row("student", "compiled", "failed", why="out of memory"))
+    shown = markdown(results, {"student": "The student"})
+    assert "| eager | 51.2 | 62 |  |" in shown
+    assert "| fp8 | 80 |  | **wrong**: too far |" in shown
+    assert "- compiled: failed, out of memory" in shown
+
+
+@pytest.mark.parametrize("check", [parity.cached_against_masked, parity.causality])
+def test_the_oracles_hold_on_a_cpu_in_every_generation(check: object) -> None:
+    torch.set_num_threads(1)
+    found = check(on_cpu())  # type: ignore[operator]
+    assert set(found) == {*GENERATIONS, "bound"}
+
+
+def test_a_cache_with_a_narrower_window_than_the_mask_is_called_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow = replace(parity.ROLLOUT, window=1)
+    new_cache = parity.new_cache
+    monkeypatch.setattr(parity, "new_cache", lambda model, _, static: new_cache(model, narrow, static))
+    with pytest.raises(Wrong, match=r"further from the oracle than 1e-05: 2\.0, 2\.3, 2\.5"):
+        parity.cached_against_masked(on_cpu())
+
+
+def test_a_stream_that_is_not_a_number_is_called_wrong() -> None:
+    with pytest.raises(Wrong, match=r"2\.3"):
+        parity.judged({"2.0": 0.0, "2.3": float("nan")}, 0.1)
+
+
+def test_presets_read_without_omegaconf_are_those_that_it_reads() -> None:
+    root = project_root()
+    for name in (path.stem for path in (root / "conf" / "preset").glob("*.yaml")):
+        assert to_dict(plain_preset(name)) == to_dict(load_config(root=root, preset=name)), name
+
+
+def test_memory_of_the_19b_stream_is_its_weights_and_what_stands_beside_them() -> None:
+    """18.88 B parameters in bf16; released originals save the joined projections of all but the text attentions."""
+    case = ltx2()
+    released, kept = needed(case, release=True) / 1e9, needed(case, release=False) / 1e9
+    assert 37.75 + 14 < released < 60 and 9 < kept - released < 11
+
+
+@pytest.mark.parametrize(
+    ("operation", "shapes", "kind"),
+    [
+        ("aten::_flash_attention_forward", [[1, 32, 1152, 128]], "attention"),
+        ("aten::addmm", [[16384], [1152, 4096], [4096, 16384]], "feed_forward"),
+        ("aten::addmm", [[12288], [1152, 4096], [4096, 12288]], "projections"),
+        ("aten::gelu", [[1, 1152, 16384]], "feed_forward"),
+        ("aten::copy_", [[1, 32, 1152, 128]], "copies"),
+        ("aten::addcmul", [[1, 1152, 4096]], "adaln_norms_rope"),
+    ],
+)
+def test_operations_are_told_apart(operation: str, shapes: list[list[int]], kind: str) -> None:
+    assert kind_of(operation, shapes) == kind
+
+
+def check(*options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks.gpu", *options]
+    return subprocess.run(command, cwd=project_root(), capture_output=True, text=True, timeout=900)
+
+
+def test_without_a_card_each_part_is_a_row_and_the_exit_code_is_1() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a card")
+    answer = check("--parts", "parity", "pocket")
+    assert answer.returncode == 1
+    rows = [line for line in answer.stdout.splitlines() if line.startswith(("parity", "pocket"))]
+    assert len(rows) == 2 and all("failed" in row and "torch" in row for row in rows)
+
+
+@pytest.mark.parametrize(("options", "says"), [(("--minutes", "0"), "above 0"), (("--parts", "nothing"), "invalid choice")])
+def test_bad_options_are_refused_in_a_sentence(options: tuple[str, ...], says: str) -> None:
+    answer = check(*options)
+    assert answer.returncode == 2 and says in answer.stderr and "Traceback" not in answer.stderr
+
+
+@pytest.mark.slow
+def test_every_part_runs_at_tiny_size_on_a_cpu(tmp_path: Path) -> None:
+    """Every measurement has its row: figures, or what it would have done on a card. A second call has nothing to do."""
+    options = ("--device", "cpu", "--small", "--minutes", "12", "--json", str(tmp_path / "out.json"))
+    answer = check(*options)
+    assert answer.returncode == 0, answer.stderr
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    for part in PARTS:
+        own = [row for row in rows if row["part"] == part]
+        assert any(row["figures"] for row in own), part
+        assert {row["state"] for row in own} <= {"ok", "skipped"}, own
+        assert all("would" in row["why"] for row in own if row["state"] == "skipped")
+    began = time.monotonic()
+    assert check(*options).returncode == 0 and time.monotonic() - began < 300
+    assert json.loads((tmp_path / "out.json").read_text())["rows"] == rows
