@@ -28,7 +28,7 @@ from omniforcing.metrics.events import colours_in
 from omniforcing.metrics.observe import observe
 from omniforcing.metrics.report import format_number
 from omniforcing.metrics.summary import pocket_world
-from omniforcing.model.student import load_model
+from omniforcing.model.student_files import load_model
 from omniforcing.ops.training import set_threads
 
 SHOWN = {

@@ -25,7 +25,8 @@ from omniforcing.latents import Batch, Latents, Pair, noise_like
 from omniforcing.metrics.plots import BAR, CHANCE, new_figure, save_figure
 from omniforcing.model.attention import Masked
 from omniforcing.model.rollout import predict_x0
-from omniforcing.model.student import load_model, positions_for
+from omniforcing.model.student import positions_for
+from omniforcing.model.student_files import load_model
 from omniforcing.model.transformer import DualStream
 from omniforcing.ops import tracking
 from omniforcing.ops.training import fit, set_threads

@@ -27,7 +27,7 @@ from omniforcing.metrics.bench import Bench, split_clips
 from omniforcing.metrics.events import Media, colours_in, hear, see
 from omniforcing.metrics.report import format_number
 from omniforcing.model.rollout import Rollout
-from omniforcing.model.student import load_model
+from omniforcing.model.student_files import load_model
 from omniforcing.ops.training import set_threads
 from omniforcing.stream.generation import Generation
 

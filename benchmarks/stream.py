@@ -12,6 +12,7 @@ from pathlib import Path
 from omniforcing.config import load_config, project_root
 from omniforcing.console import run_command
 from omniforcing.metrics.bench import MODELS, Bench
+from omniforcing.ops.stream_speed import against_the_teacher
 from omniforcing.ops.training import set_threads
 
 
@@ -30,7 +31,7 @@ def main() -> None:
         bench = Bench.open(config, data / "codec", data / "latents")
         with tempfile.TemporaryDirectory() as work:
             folders, artifact = {name: data / name for name in MODELS}, Path(work, "artifact")
-            figures = bench.speed(folders, data / "codec", artifact, config.export.prompt)
+            figures = against_the_teacher(bench, folders, data / "codec", artifact, config.export.prompt)
         print(json.dumps(figures, indent=2))
 
     sys.exit(run_command(measure))

@@ -20,6 +20,7 @@ from omniforcing.metrics.observe import Clips
 from omniforcing.metrics.report import DUETS_FOLDER, publish
 from omniforcing.ops.processes import run_side_by_side
 from omniforcing.ops.stage import Stage, stage_main
+from omniforcing.ops.stream_speed import against_the_teacher
 
 ON_DUETS = (MODELS[0], MODELS[-1])  # the harder split compares the teacher with what is left of it after all stages
 NORM = "largest_gradient_norm_"
@@ -88,7 +89,8 @@ def run(stage: Stage) -> None:
     training = work.training()
     found, harder = evaluate(main, training), evaluate(duets, training) if duets else None
     folders = {name: work.inputs[name] for name in MODELS}
-    speed = work.bench().speed(folders, work.inputs["codec"], stage.work / "artifact", main.heldout.captions[0])
+    codec, artifact, prompt = work.inputs["codec"], stage.work / "artifact", main.heldout.captions[0]
+    speed = against_the_teacher(work.bench(), folders, codec, artifact, prompt)
     described = {
         "preset": config.preset,
         "seed": config.seed,

@@ -7,7 +7,8 @@ from omniforcing.distill.sampling import WholeClip
 from omniforcing.distill.teacher import Teacher
 from omniforcing.files import atomic_write, read_json
 from omniforcing.model.checkpoint import open_checkpoint
-from omniforcing.model.student import build_core, core_config, load_model
+from omniforcing.model.student import build_core, core_config
+from omniforcing.model.student_files import load_model
 from omniforcing.model.tensor_file import WeightsError
 from omniforcing.model.transformer import DualStream
 from omniforcing.model.writing import write_diffusers

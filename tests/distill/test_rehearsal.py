@@ -16,7 +16,8 @@ from omniforcing.distill.common import StageModule
 from omniforcing.distill.self_forcing import SelfForcing
 from omniforcing.latents import Batch, Pair, TextFeatures
 from omniforcing.model.sharding import is_sharded, save_sharded
-from omniforcing.model.student import build_core, load_model, save_model
+from omniforcing.model.student import build_core
+from omniforcing.model.student_files import load_model, save_model
 from omniforcing.model.transformer import DualStream
 from omniforcing.ops import checkpoints
 from omniforcing.ops.launch import launch

@@ -14,7 +14,7 @@ from omniforcing.errors import OmniForcingError
 from omniforcing.model.architecture import to_metadata
 from omniforcing.model.checkpoint import SINKS_FILE, open_checkpoint
 from omniforcing.model.names import TRANSFORMER
-from omniforcing.model.student import load_model
+from omniforcing.model.student_files import load_model
 from omniforcing.model.writing import write_diffusers
 from tests.model.tiny_checkpoints import (
     FACTS,

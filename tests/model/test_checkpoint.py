@@ -11,7 +11,7 @@ from diffusers import LTX2VideoTransformer3DModel
 from torch import Tensor
 
 from omniforcing.model.checkpoint import Checkpoint, open_checkpoint
-from omniforcing.model.student import load_model, save_model
+from omniforcing.model.student_files import load_model, save_model
 from omniforcing.model.transformer import DualStream
 from omniforcing.model.writing import ORIGINAL_FILE, write_diffusers, write_original
 from tests.model.tiny_checkpoints import RELEASES, config_of, save_authors, save_original, tiny_authors_core, tiny_core

@@ -17,7 +17,7 @@ import torch
 from omniforcing.config import CausalOdeInit, Config, ConfigError, OptimiserConfig, SelfForcingInit, load_config, to_dict
 from omniforcing.errors import OmniForcingError
 from omniforcing.files import folder_digest, read_json
-from omniforcing.model.student import load_model, save_model
+from omniforcing.model.student_files import load_model, save_model
 from omniforcing.ops import tracking, train_stage
 from omniforcing.ops.ablation import VARIANTS, chosen_variants, variants_of
 from omniforcing.ops.experiments import Laboratory

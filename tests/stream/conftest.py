@@ -10,7 +10,8 @@ import torch
 
 from omniforcing.codec.codec import Codec
 from omniforcing.config import AudioCodecConfig, CodecConfig, TextConfig, VideoCodecConfig, VocoderConfig
-from omniforcing.model.student import build_core, save_model
+from omniforcing.model.student import build_core
+from omniforcing.model.student_files import save_model
 from omniforcing.model.transformer import DualStream
 from omniforcing.stream.artifact import Artifact, StreamSettings, write_artifact
 from omniforcing.stream.engine import Engine

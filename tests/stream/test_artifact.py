@@ -11,6 +11,7 @@ from omniforcing.config import load_config
 from omniforcing.errors import OmniForcingError
 from omniforcing.files import read_json, tree_digest, write_json, write_manifest
 from omniforcing.layout import FPS
+from omniforcing.model.student_files import load_model
 from omniforcing.stream.artifact import Artifact, StreamSettings, write_artifact
 from omniforcing.stream.engine import Engine
 from tests.stream.conftest import METRICS, make_settings
@@ -22,11 +23,11 @@ def test_artifact_holds_what_the_design_names(artifact: Artifact) -> None:
     assert {p.name for p in (artifact.folder / "codec").iterdir()} == {"video_vae", "audio_vae", "vocoder", "codec.json"}
 
 
-def test_transformer_opens_with_diffusers(artifact: Artifact, engine: Engine) -> None:
+def test_transformer_opens_with_diffusers(artifact: Artifact) -> None:
     from diffusers import LTX2VideoTransformer3DModel
 
     core = LTX2VideoTransformer3DModel.from_pretrained(artifact.folder / "transformer")
-    ours = dict(engine._student.core.named_parameters())
+    ours = dict(load_model(artifact.folder).core.named_parameters())
     assert all(torch.equal(value, ours[name]) for name, value in core.named_parameters())
 
 

@@ -20,7 +20,7 @@ import torch
 
 from omniforcing.files import write_manifest
 from omniforcing.metrics.events import see
-from omniforcing.model.student import load_model, save_model
+from omniforcing.model.student_files import load_model, save_model
 from omniforcing.stream.artifact import Artifact
 from omniforcing.stream.engine import Engine
 from tests.stream.serving import Server, server

@@ -19,7 +19,7 @@ from omniforcing.distill.sampling import WholeClip, ode_states
 from omniforcing.errors import OmniForcingError
 from omniforcing.latents import Latents
 from omniforcing.layout import Counts
-from omniforcing.model.student import load_model
+from omniforcing.model.student_files import load_model
 from omniforcing.model.transformer import DualStream
 from omniforcing.seeding import step_generator
 

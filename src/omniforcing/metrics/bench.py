@@ -1,12 +1,11 @@
-"""The trained models as samplers of media, all on the same prompts and seeds, and the speed of the last against the first."""
+"""The trained models as samplers of media, all on the same prompts and seeds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -17,13 +16,11 @@ from omniforcing.data.shards import decode_media, read_raw, shard_form
 from omniforcing.data.tars import require_kind
 from omniforcing.data.tensors import TextTable
 from omniforcing.distill.sampling import WholeClip, rollout_config, sample_rollout
-from omniforcing.files import atomic_dir, read_json
 from omniforcing.latents import Latents, Pair, TextFeatures
 from omniforcing.metrics.evaluate import Sampler
 from omniforcing.metrics.events import Media
 from omniforcing.metrics.observe import Clips
-from omniforcing.metrics.speed import against_teacher, measure_offline, measure_stream
-from omniforcing.model.student import load_model
+from omniforcing.model.student_files import load_model
 from omniforcing.model.transformer import DualStream
 
 # In the order of training; the causal ones can go on for ever.
@@ -117,30 +114,3 @@ class Bench:
         media = Pair(media.video, resample(media.audio, self.codec.sample_rate))
         for video, audio in zip(*media, strict=True):
             yield Pair(video.numpy(), audio.numpy())
-
-    def speed(self, folders: Mapping[str, Path], codec: Path, work: Path, prompt: str) -> dict[str, Any]:
-        """The last model streamed by the engine from an artifact in ``work``, against the teacher's offline sampler.
-
-        Both make the same length for one prompt, decoding included. The codec's folder is copied into the artifact.
-        """
-        from omniforcing.stream.artifact import StreamSettings, write_artifact
-        from omniforcing.stream.engine import Engine
-
-        config, seconds = self.config, self.config.clips.seconds
-        settings = StreamSettings.of(config, read_json(codec / "codec.json"))
-        with atomic_dir(work) as folder:
-            write_artifact(folder, folders["self_forcing"], codec, settings, {})
-        engine = Engine(work, self.device)
-        stream = measure_stream(lambda: (chunk.timing for chunk in engine.stream(prompt, seconds)))
-        draw = self.draw("teacher", folders["teacher"], seconds)
-        teacher = measure_offline(lambda: list(self.media(draw, [prompt], [0])))
-        text, generator = self.text.of([prompt]).map(lambda x: x.to(self.device)), torch.Generator(self.device)
-        latents = measure_offline(lambda: draw(text, generator).video.cpu())
-        steps, threads = len(config.student.sigmas), torch.get_num_threads()
-        device = torch.cuda.get_device_name() if self.device == "cuda" else f"CPU, {threads} threads"
-        measured = (
-            f"{device}; {settings.width}x{settings.height}, {seconds} s; student {steps} steps a block, window "
-            f"{settings.window}, generating and decoding on a thread each; teacher {config.teacher.sampler.steps} guided "
-            "steps; decoding included"
-        )
-        return {**against_teacher(stream, teacher, latents), "measured_on": measured}

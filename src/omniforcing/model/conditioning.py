@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
 from diffusers import LTX2VideoTransformer3DModel
 from torch import Tensor, nn
 
 from omniforcing.latents import Pair, TextFeatures
-
-if TYPE_CHECKING:
-    from omniforcing.model.layers import Layer
 
 KeyValue = tuple[Tensor, Tensor]
 # One noise level for all, one per sample, or one per group of tokens.
@@ -145,6 +142,18 @@ def _head(table: Tensor, embedded: Tensor) -> Row:
     return Row(1 + scale, shift)
 
 
+class Conditioned(Protocol):
+    """What a layer makes of sigmas and prompts (``layers.Layer``)."""
+
+    def rows(self, at: Pair[Embedded]) -> Pair[Modulation]:
+        """Modulation of both streams for embedded sigmas."""
+        ...
+
+    def text(self, features: TextFeatures, prompt: Pair[Tensor | None]) -> Pair[KeyValue]:
+        """Keys and values of a prompt in both streams."""
+        ...
+
+
 class TextCache:
     """A prompt as the layers see it, and with it all else that a sigma decides.
 
@@ -158,7 +167,7 @@ class TextCache:
         features: of the prompts, ``[B, L, D]`` per stream.
     """
 
-    def __init__(self, core: LTX2VideoTransformer3DModel, layers: list[Layer], features: TextFeatures) -> None:
+    def __init__(self, core: LTX2VideoTransformer3DModel, layers: Sequence[Conditioned], features: TextFeatures) -> None:
         self._core, self._layers = core, layers
         features = features.map(lambda t: t.to(core.proj_in.weight.dtype))
         if core.config.use_prompt_embeddings:

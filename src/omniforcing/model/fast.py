@@ -20,7 +20,7 @@ from omniforcing.latents import Latents, Pair
 from omniforcing.layout import Span
 from omniforcing.model.attention import Positions, View
 from omniforcing.model.conditioning import KeyValue, Row, Sigma, TextCache
-from omniforcing.model.gpu import Fp8Linear, Lanes, attention_backend
+from omniforcing.model.gpu import Fp8Linear, Graphs, Lanes, attention_backend
 from omniforcing.model.layers import NONE, Attention, Bounds, Layer
 from omniforcing.model.rope_layout import rope_rows
 from omniforcing.model.speed import DEFAULT, Speed
@@ -277,6 +277,10 @@ class FastStudent(DualStream):
 
     def layers(self) -> list[Layer]:
         return list(self._layers)
+
+    def replayed(self) -> Callable[..., Latents]:
+        """CUDA graphs of this student's forwards, if it is compiled and on a GPU."""
+        return Graphs(self) if self.speed.compiled and self.sinks.is_cuda else self
 
 
 def accelerate(model: DualStream, speed: Speed = DEFAULT, release: bool = False) -> DualStream:

@@ -14,7 +14,6 @@ from omniforcing.layout import BlockTable, Counts
 from omniforcing.model.attention import View
 from omniforcing.model.cache import Cache, FunctionalCache, RingCache
 from omniforcing.model.conditioning import Sigma, TextCache
-from omniforcing.model.gpu import Graphs
 from omniforcing.model.speed import DEFAULT, Speed
 from omniforcing.model.student import positions_for
 from omniforcing.model.transformer import DualStream
@@ -136,7 +135,7 @@ class Rollout:
     ) -> None:
         speed.check(model.sinks.device)
         self.model, self.config, self.generator, self.speed = model, config, generator, speed
-        self._student: Student = Graphs(model) if speed.compiled and model.sinks.is_cuda else model
+        self._student: Student = model.replayed()
         self.index = 0
         self.batch = text.video.shape[0]
         self.switch(text)

@@ -5,10 +5,10 @@ The paper (table 3) names four ways and defines the first; our reading of the ot
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +18,6 @@ from torch import Tensor, nn
 
 from omniforcing.config import Stabiliser
 from omniforcing.errors import OmniForcingError
-
-if TYPE_CHECKING:
-    from omniforcing.model.transformer import DualStream
 
 WITH_SINKS = (Stabiliser.sinks, Stabiliser.sinks_rope_growing)
 
@@ -74,7 +71,17 @@ def load_added(path: Path) -> Added:
     return Added(tensors, kept if any(t.numel() for t in tensors.values()) else None)
 
 
-def adopt(model: DualStream, added: Added, path: Path) -> None:
+class Stabilised(Protocol):
+    """A model with a stabiliser and its parameters (``transformer.DualStream``)."""
+
+    stabiliser: Stabiliser
+
+    def named_parameters(self, *, recurse: bool) -> Iterable[tuple[str, nn.Parameter]]:
+        """Parameters by name."""
+        ...
+
+
+def adopt(model: Stabilised, added: Added, path: Path) -> None:
     """Give a model the parameters of a file; where the file has none, they stay at their start.
 
     Raises:

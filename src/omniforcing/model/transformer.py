@@ -73,6 +73,10 @@ class DualStream(nn.Module):
         """What the stabiliser adds to the audio's self-attention of a layer."""
         return Bounds(*(None if p is None else p[index] for p in (self.qk_gain, self.tanh_gate)))
 
+    def replayed(self) -> Callable[..., Latents]:
+        """What a stream calls for a forward: the model, or what replays its recorded forwards."""
+        return self
+
     def cache_text(self, text: TextFeatures) -> TextCache:
         """The prompt as every layer sees it; with gradient, so that the text path learns in rollouts."""
         return TextCache(self.core, self.layers(), text)

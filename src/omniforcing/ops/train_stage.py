@@ -13,7 +13,7 @@ from omniforcing.distill.common import StageModule
 from omniforcing.files import atomic_write
 from omniforcing.latents import Batch
 from omniforcing.model.sharding import Sharding, is_sharded, save_sharded
-from omniforcing.model.student import load_model, save_model
+from omniforcing.model.student_files import load_model, save_model
 from omniforcing.model.transformer import DualStream
 from omniforcing.ops.probe import training_probe
 from omniforcing.ops.stage import Stage

@@ -19,7 +19,7 @@ from omniforcing.layout import FPS
 from omniforcing.model.fast import accelerate
 from omniforcing.model.rollout import Rollout
 from omniforcing.model.speed import DEFAULT, Speed
-from omniforcing.model.student import load_model
+from omniforcing.model.student_files import load_model
 from omniforcing.seeding import step_generator
 from omniforcing.stream.artifact import Artifact, ArtifactError
 from omniforcing.stream.decoding import Decoding

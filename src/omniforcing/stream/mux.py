@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fractions import Fraction
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import av
 import numpy as np
@@ -19,9 +19,6 @@ from av.video.frame import PictureType
 from omniforcing.layout import FPS
 from omniforcing.stream.boxes import Samples, fragment, header
 
-if TYPE_CHECKING:
-    from omniforcing.stream.live import Chunk
-
 AAC_FRAME = 1024  # samples
 _PICTURE = {"tune": "zerolatency", "preset": "veryfast", "forced-idr": "1", "x264-params": "keyint=infinite:scenecut=0"}
 
@@ -30,6 +27,22 @@ class Writable(Protocol):
     """All that a muxer asks of its target."""
 
     def write(self, data: bytes, /) -> int: ...
+
+
+class Media(Protocol):
+    """A piece of a stream (``live.Chunk``): frames uint8 ``[T, H, W, 3]``, samples float32 ``[2, N]``, and their places."""
+
+    @property
+    def frames(self) -> np.ndarray: ...
+
+    @property
+    def samples(self) -> np.ndarray: ...
+
+    @property
+    def first_frame(self) -> int: ...
+
+    @property
+    def first_sample(self) -> int: ...
 
 
 class Pieces:
@@ -76,7 +89,7 @@ class Muxer:
         sps = self._parameters[0]
         return f'video/mp4; codecs="avc1.{sps[1:4].hex()}, mp4a.40.2"'
 
-    def add(self, chunk: Chunk) -> None:
+    def add(self, chunk: Media) -> None:
         """Append a chunk; of a stream that was resumed, sound from before its first picture is left out."""
         if self.frames == 0:
             self._first_sample = round(chunk.first_frame * self._sample_rate / FPS)
