@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 def wait_for_step(repository: Path, preset: str, step: int) -> int:
     """Wait until the toy teacher has passed ``step``; return its process id."""
     work = repository / ".work" / preset / "teacher"
-    for _ in range(600):
+    for _ in range(1800):
         found = [int(p.read_text()) for p in work.glob("*/step")]
         if found and max(found) >= step:
             return int((work / "lock").read_text())
