@@ -143,9 +143,8 @@ FAULTS: dict[str, tuple[Callable[[Training], None], list[int]]] = {
 
 def copy_project(root: Path, folder: Path) -> None:
     """The project's code, config and smoke outputs in a folder of their own."""
-    for name in ("conf", "pipelines", "src", "dvc.yaml"):
-        copy = shutil.copytree if (root / name).is_dir() else shutil.copy
-        copy(root / name, folder / name)
+    for name in ("conf", "pipelines", "src"):
+        shutil.copytree(root / name, folder / name)
     if not (root / "data" / "smoke" / "causal_ode").is_dir():
         raise OmniForcingError(f"{root / 'data' / 'smoke'} is not there; run `python pipelines/main.py --preset smoke` first")
     shutil.copytree(root / "data" / "smoke", folder / "data" / "smoke")

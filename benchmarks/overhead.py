@@ -30,7 +30,8 @@ from omniforcing.config import CLUSTER_VARIABLE, load_config, project_root
 from omniforcing.console import run_command
 from omniforcing.errors import OmniForcingError
 from omniforcing.files import read_json, remove
-from omniforcing.ops.presets import set_preset
+from omniforcing.ops.declaration import dvc_target
+from omniforcing.ops.generate import CODE
 
 STAGES = ["causal_ode", "self_forcing"]
 WORKERS = 2
@@ -63,7 +64,6 @@ def clone_of(root: Path, preset: str, clone: Path) -> Path:
         raise OmniForcingError(f"--keep {clone} is there already; name a new folder")
     subprocess.run(["git", "clone", "--quiet", str(root), str(clone)], check=True)
     shutil.copytree(root / "data" / preset, clone / "data" / preset)
-    set_preset(clone, preset)
     return clone
 
 
@@ -126,8 +126,10 @@ def measure(clone: Path, preset: str, stage: str, cluster: Cluster, job: bool, f
     variables = {**cluster.environment, CLUSTER_VARIABLE: "measured" if job else "local"}
     # A training that ended would be found and not done again.
     remove(clone / ".work" / preset / stage)
-    timed(["-m", "dvc", "status", stage], clone, variables, folder / "log.txt")  # hashes what is new to a clone
-    wall = timed(["-m", "dvc", "repro", "-f", "-s", stage], clone, variables, folder / "log.txt")
+    code, target = (dvc_target(clone, preset, name) for name in (CODE, stage))
+    timed(["-m", "dvc", "repro", code], clone, variables, folder / "log.txt")
+    timed(["-m", "dvc", "status", target], clone, variables, folder / "log.txt")  # hashes what is new to a clone
+    wall = timed(["-m", "dvc", "repro", "-f", "-s", target], clone, variables, folder / "log.txt")
     metrics, rest = logging_again(clone, folder, variables)
     parts = {"training": logged(clone)[1] - metrics, "MLflow": metrics + rest}
     if not job:

@@ -1,52 +1,35 @@
-"""``dvc.yaml`` against the code: each stage declares exactly the modules it uses, and keys that exist."""
+"""The declared stages against the code and the generated files: keys exist, and nothing is stale."""
 
-import ast
+import shutil
 from pathlib import Path
 
 import pytest
 from yaml import safe_load
 
-from omniforcing.ops.declaration import OPTIONAL, check_preset, optional_stages, read_declaration, stage_names
+from omniforcing.errors import OmniForcingError
+from omniforcing.ops.code import SOURCES, CodeBase
+from omniforcing.ops.declaration import (
+    check_preset,
+    known_presets,
+    optional_stages,
+    read_declaration,
+    read_specs,
+    stage_names,
+)
+from omniforcing.ops.generate import (
+    CODE,
+    check_pipelines,
+    ensure_pipeline,
+    pipelines_of,
+    write_pipelines,
+)
 
 ROOT = Path(__file__).parents[1]
-PACKAGE = ROOT / "src" / "omniforcing"
 STAGES = (
     *("clips", "shards", "codec", "latents", "teacher", "bidirectional_dmd"),
     *("trajectories", "causal_ode", "self_forcing", "evaluate", "export"),
 )
 OPTIONAL_STAGES = ("causal_decoder",)
-# What no result depends on: the frame of a stage, checks, and what is only logged.
-FRAME = {"__init__", "cli", "config", "console", "errors", "files"} | {
-    f"ops/{name}"
-    for name in (
-        *("checkpoints", "declaration", "foundation", "launch", "parallel", "pipeline", "presets", "probe", "samples"),
-        *("cluster", "jobs", "pool", "stage", "tracking"),
-    )
-}
-
-
-def imported(path: Path) -> set[Path]:
-    """Modules of ours that a file imports, at its top or within a function."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    files = {ROOT / "src" / f"{name.replace('.', '/')}.py" for name in names if name.startswith("omniforcing.")}
-    return {file for file in files if file.is_file()}
-
-
-def used(path: Path) -> set[str]:
-    """Everything a file needs of ours, the frame left out."""
-    seen: set[Path] = set()
-    waiting = [path]
-    while waiting:
-        for file in imported(waiting.pop()) - seen:
-            if file.relative_to(PACKAGE).with_suffix("").as_posix() not in FRAME:
-                seen.add(file)
-                waiting.append(file)
-    return {str(file.relative_to(ROOT)) for file in seen}
 
 
 def test_the_eleven_stages_stand_in_order() -> None:
@@ -54,24 +37,64 @@ def test_the_eleven_stages_stand_in_order() -> None:
     assert tuple(optional_stages(ROOT)) == OPTIONAL_STAGES
 
 
-@pytest.mark.parametrize("stage", STAGES + OPTIONAL_STAGES)
-def test_a_stage_declares_exactly_the_modules_it_uses(stage: str) -> None:
-    script = f"pipelines/{stage}.py"
-    declared = {path for path in read_declaration(stage, ROOT, "pocket").code if path != "src/omniforcing/assets/pocket"}
-    # A template is read, not imported.
-    declared = {path for path in declared if not path.endswith(".html")}
-    assert script in declared
-    needed = used(ROOT / script) | {script}
-    folders = {path for path in declared if (ROOT / path).is_dir()}
-    covered = {path for path in needed if any(path.startswith(f"{folder}/") for folder in folders)}
-    assert sorted(needed - declared - covered) == [], "add these to the deps of dvc.yaml"
-    assert sorted(declared - needed - folders) == [], "these are not used: take them off the deps of dvc.yaml"
-    assert all(any(path.startswith(f"{folder}/") for path in needed) for folder in folders)
+def test_the_generated_pipelines_are_fresh() -> None:
+    check_pipelines(ROOT)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """Configuration and declaration of the project, with its generated pipeline."""
+    for name in ("conf", "pipelines"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("presets", "optional"))
+    write_pipelines(tmp_path)
+    return tmp_path
+
+
+def test_a_stale_pipeline_is_named_with_the_command_that_renews_it(checkout: Path) -> None:
+    check_pipelines(checkout)
+    assert write_pipelines(checkout, ["smoke"]) == ["pipelines/presets/smoke/dvc.yaml"]
+    for path in ("dvc.yaml", "pipelines/presets/smoke/dvc.yaml"):
+        (checkout / path).write_text("stages: {}\n")
+        with pytest.raises(OmniForcingError, match=rf"{path} is stale; run `omniforcing pipeline --write`$"):
+            check_pipelines(checkout)
+        assert write_pipelines(checkout) == [path]
+    (checkout / "conf" / "preset" / "smoke.yaml").unlink()
+    assert write_pipelines(checkout) == ["pipelines/presets/smoke/dvc.yaml"]
+    assert not (checkout / "pipelines" / "presets" / "smoke" / "dvc.yaml").exists()
+
+
+def test_an_optional_stage_gets_its_own_pipeline_when_it_is_named(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ensure_pipeline(checkout, "pocket", ["codec"])
+    assert not (checkout / "pipelines" / "optional").exists()
+    ensure_pipeline(checkout, "pocket", ["causal_decoder"])
+    assert "written: pipelines/optional/dvc.yaml, the pipeline of preset pocket" in capsys.readouterr().out
+    check_pipelines(checkout)
+
+
+def test_a_preset_that_lacks_a_section_or_does_not_exist_is_one_sentence(checkout: Path) -> None:
+    mine = checkout / "conf" / "preset" / "mine.yaml"
+    mine.write_text("clips: {}\n")
+    with pytest.raises(OmniForcingError, match=r"mine\.yaml lacks 'shards', which DVC tracks; name it there"):
+        write_pipelines(checkout, ["mine"])
+    with pytest.raises(OmniForcingError, match=r"unknown preset 'smok': .*; did you mean 'smoke'\?"):
+        write_pipelines(checkout, ["smok"])
+    mine.unlink()
+    config = checkout / "conf" / "config.yaml"
+    config.write_text(config.read_text().replace("preset: pocket", "preset: poket"))
+    with pytest.raises(OmniForcingError, match=r"unknown preset 'poket': .*; did you mean 'pocket'\?"):
+        write_pipelines(checkout)
+    assert (checkout / "dvc.yaml").is_file()
+
+
+def test_every_package_file_that_a_stage_reads_is_declared_and_there() -> None:
+    files = [file for spec in read_specs(ROOT) for file in spec.files]
+    assert files and all((ROOT / file).is_file() for file in files)
 
 
 @pytest.mark.parametrize("stage", ["clips", "shards", "codec", "latents", "teacher", "bidirectional_dmd", "self_forcing"])
 def test_editing_the_streaming_code_retrains_nothing(stage: str) -> None:
-    assert not [path for path in read_declaration(stage, ROOT, "pocket").code if path.startswith("src/omniforcing/stream")]
+    used = CodeBase(ROOT).closure(f"pipelines/{stage}.py")
+    assert not [path for path in used if path.is_relative_to(ROOT / SOURCES / "stream")]
 
 
 def test_inputs_come_from_stages_before() -> None:
@@ -82,7 +105,7 @@ def test_inputs_come_from_stages_before() -> None:
         made.add(declared.folder)
 
 
-@pytest.mark.parametrize("preset", sorted(path.stem for path in (ROOT / "conf" / "preset").glob("*.yaml")))
+@pytest.mark.parametrize("preset", known_presets(ROOT))
 def test_every_tracked_key_stands_in_config_and_preset(preset: str) -> None:
     check_preset(ROOT, preset)
     config = safe_load((ROOT / "conf" / "config.yaml").read_text())
@@ -93,12 +116,18 @@ def test_every_tracked_key_stands_in_config_and_preset(preset: str) -> None:
                 value = value[part]
 
 
-def test_every_stage_tracks_its_own_section_and_the_preset() -> None:
-    stages = {k: v for file in ("dvc.yaml", OPTIONAL) for k, v in safe_load((ROOT / file).read_text())["stages"].items()}
+@pytest.mark.parametrize("preset", known_presets(ROOT))
+def test_every_stage_tracks_its_own_section_its_preset_and_one_digest_of_code(preset: str) -> None:
+    texts = pipelines_of(ROOT, preset)
+    stages = {name: stage for text in texts.values() for name, stage in safe_load(text)["stages"].items()}
+    del stages[CODE]
+    assert set(stages) == {*STAGES, *OPTIONAL_STAGES}
     for name, stage in stages.items():
-        assert name in read_declaration(name, ROOT, "pocket").keys
-        assert stage["cmd"] == f"exec python pipelines/{name}.py preset=${{preset}}"
-        assert stage["metrics"] == [f"data/${{preset}}/{name}.metrics.json"]
+        assert name in read_declaration(name, ROOT, preset).keys
+        assert stage["cmd"] == f"exec python pipelines/{name}.py preset={preset}"
+        assert stage["metrics"] == [f"data/{preset}/{name}.metrics.json"]
+        assert [dep for dep in stage["deps"] if "/code/" in dep] == [f"data/{preset}/code/{name}"]
+        assert all(dep.startswith(f"data/{preset}/") for dep in stage["deps"])
 
 
 def test_mlproject_has_an_entry_point_for_main_and_every_stage() -> None:

@@ -18,6 +18,7 @@ COMMANDS = {
     "inspect": ("omniforcing.data.inspect", "show what a folder of shards or latents holds, with a contact sheet"),
     "weights": ("omniforcing.ops.weights", "inspect LTX-2 weights, or convert them between formats"),
     "plan": ("omniforcing.ops.plan", "say what training a preset takes of a cluster's GPUs, and which settings fit"),
+    "pipeline": ("omniforcing.ops.generate", "make every preset's dvc.yaml of pipelines/stages.py, or check them"),
     "config": ("omniforcing.cli", "print the resolved configuration"),
 }
 EXAMPLES = """examples:
@@ -26,6 +27,7 @@ EXAMPLES = """examples:
   omniforcing inspect data/pocket/shards
   omniforcing weights import ltx-2-19b-dev.safetensors weights/LTX-2
   omniforcing plan --preset ltx2 --gpus 32 --memory 80GB
+  omniforcing pipeline --write
   omniforcing config --preset smoke clips.count=16
   omniforcing COMMAND --help"""
 

@@ -7,7 +7,6 @@ Precedence: schema defaults < conf/config.yaml < conf/preset/<preset>.yaml < con
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import os
@@ -17,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from omniforcing.errors import OmniForcingError
+from omniforcing.errors import OmniForcingError, did_you_mean
 from omniforcing.layout import LAYOUTS, BlockTable, Counts, clip_frames, clip_latents, clip_samples
 
 DATA_ROOT_VARIABLE = "OMNIFORCING_DATA_ROOT"
@@ -598,9 +597,7 @@ def _refuse(error: Exception, where: str) -> ConfigError:
 
     if isinstance(error, ConfigKeyError):
         key = str(error.full_key or error.key)
-        near = difflib.get_close_matches(key, _keys(Config()), n=1, cutoff=0.3)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        return ConfigError(f"unknown key {key!r} in {where}{hint}")
+        return ConfigError(f"unknown key {key!r} in {where}{did_you_mean(key, _keys(Config()))}")
     named = getattr(error, "full_key", None)
     return ConfigError(f"{where}: {f'{named}: ' if named else ''}{str(error).splitlines()[0]}")
 
@@ -648,8 +645,9 @@ def load_config(overrides: list[str] | None = None, root: Path | None = None, pr
             continue
         path = folder / kind / f"{name}.yaml"
         if not path.is_file():
-            known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
-            raise ConfigError(f"unknown {kind} {name!r}: {path} does not exist; known: {known}")
+            known = sorted(p.stem for p in path.parent.glob("*.yaml"))
+            listed = f"known: {', '.join(known)}{did_you_mean(name, known)}"
+            raise ConfigError(f"unknown {kind} {name!r}: {path} does not exist; {listed}")
         content = read(path)
         merge(OmegaConf.create({"cluster": content}) if kind == "cluster" else content, str(path.relative_to(folder.parent)))
     merge(dotlist, "the command line")

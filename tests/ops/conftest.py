@@ -1,4 +1,4 @@
-"""A toy project on disk: real config, real dvc.yaml, two tiny stages."""
+"""A toy project on disk: real config, generated dvc.yaml, two tiny stages."""
 
 import shutil
 from pathlib import Path
@@ -6,30 +6,19 @@ from pathlib import Path
 import pytest
 
 from omniforcing.ops import tracking
+from omniforcing.ops.generate import write_pipelines
 from tests.ops.checkout import make_repository
 
-DVC_YAML = """
-vars: [conf/config.yaml]
-stages:
-  clips:
-    desc: Write some numbers.
-    cmd: exec python pipelines/clips.py preset=${preset}
-    deps: [pipelines/clips.py]
-    params:
-    - conf/config.yaml: [seed, clips.count]
-    - conf/preset/${preset}.yaml: [clips]
-    outs: ["data/${preset}/clips"]
-    metrics: ["data/${preset}/clips.metrics.json"]
-  teacher:
-    desc: Add them up.
-    cmd: exec python pipelines/teacher.py preset=${preset}
-    deps: [pipelines/teacher.py, "data/${preset}/clips"]
-    params:
-    - conf/config.yaml: [teacher.text_dropout]
-    - conf/preset/${preset}.yaml: [teacher]
-    outs: ["data/${preset}/teacher"]
-    metrics: ["data/${preset}/teacher.metrics.json"]
+STAGES = """
+from omniforcing.ops.declaration import StageSpec
+
+STAGES = (
+    StageSpec("clips", "Write some numbers.", keys=("seed", "clips")),
+    StageSpec("teacher", "Add them up.", reads=("clips",), keys=("teacher",)),
+)
 """
+# Lowest module of the toy's own sources, which only the teacher imports.
+LAYOUT = '"""The table."""\n\n\ndef steps() -> int:\n    """Steps of a training."""\n    return 20\n'
 CLIPS = """
 from omniforcing.ops.stage import stage_main
 
@@ -44,6 +33,7 @@ if __name__ == "__main__":
 # Counts to 20 slowly with a checkpoint in its work folder, as a training stage does.
 TEACHER = """
 import os, time
+import omniforcing.layout
 from omniforcing.files import atomic_write
 from omniforcing.ops.stage import stage_main
 
@@ -88,7 +78,8 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def project(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkout of two stages, the current folder of the test; MLflow goes into it."""
     files = {
-        "dvc.yaml": DVC_YAML,
+        "pipelines/stages.py": STAGES,
+        "src/omniforcing/layout.py": LAYOUT,
         "conf/config.yaml": CONFIG,
         "conf/cluster/local.yaml": "address: null\n",
         "conf/preset/pocket.yaml": "clips: {}\nteacher: {}\n",
@@ -100,6 +91,7 @@ def project(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
+    write_pipelines(tmp_path)
     shutil.copy(database, tmp_path / "mlflow.db")
     monkeypatch.chdir(tmp_path)
     ours = (tracking.PARENT_VARIABLE, tracking.COMMIT_VARIABLE)

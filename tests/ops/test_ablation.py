@@ -21,10 +21,11 @@ from omniforcing.model.student_files import load_model, save_model
 from omniforcing.ops import tracking, train_stage
 from omniforcing.ops.ablation import VARIANTS, chosen_variants, variants_of
 from omniforcing.ops.experiments import Laboratory
+from omniforcing.ops.generate import write_pipelines
 from pipelines import causal_ode, self_forcing
 from tests.model.conftest import GRID, features, tiny_model
 from tests.ops.checkout import ENVIRONMENT, alive, changed_files, commit, finish, start, status
-from tests.ops.conftest import CLIPS, DVC_YAML, TEACHER
+from tests.ops.conftest import CLIPS, STAGES, TEACHER
 
 ROOT = Path(__file__).parents[2]
 CHANGED = {
@@ -118,26 +119,20 @@ def test_a_stage_of_no_steps_publishes_the_weights_it_starts_from(tmp_path: Path
     assert written == ["step\n", {"steps": 0}]
 
 
-STAGES = """
-  self_forcing:
-    desc: Count slowly.
-    cmd: exec python pipelines/self_forcing.py preset=${preset}
-    deps: [pipelines/self_forcing.py, "data/${preset}/clips"]
-    params:
-    - conf/config.yaml: [self_forcing]
-    - conf/preset/${preset}.yaml: [self_forcing]
-    outs: ["data/${preset}/self_forcing"]
-    metrics: ["data/${preset}/self_forcing.metrics.json"]
-  evaluate:
-    desc: Measure.
-    cmd: exec python pipelines/evaluate.py preset=${preset}
-    deps: [pipelines/evaluate.py, "data/${preset}/clips", "data/${preset}/self_forcing"]
-    params:
-    - conf/config.yaml: [evaluate]
-    - conf/preset/${preset}.yaml: [evaluate]
-    outs: ["data/${preset}/evaluation"]
-    metrics: ["data/${preset}/evaluate.metrics.json"]
+ABLATED = (
+    STAGES.removesuffix(")\n")
+    + """\
+    StageSpec("self_forcing", "Count slowly.", reads=("clips",), keys=("self_forcing",)),
+    StageSpec(
+        "evaluate",
+        "Measure.",
+        reads=("clips", "self_forcing"),
+        keys=("evaluate",),
+        writes="evaluation",
+    ),
+)
 """
+)
 # The toy's weights are the name of what they started from.
 COUNTING = TEACHER.replace('"teacher"', '"self_forcing"').replace("str(total)", "stage.config.self_forcing.init.value")
 EVALUATE = """
@@ -178,13 +173,14 @@ CHOSEN = ("without-II", "causal-scores")
 @pytest.fixture
 def ablated(repository: Path) -> Path:
     """The toy project with the stages that an ablation runs, committed and not yet run."""
-    (repository / "dvc.yaml").write_text(DVC_YAML + STAGES)
-    for script, text in (("clips", GROWING), ("self_forcing", COUNTING), ("evaluate", EVALUATE), ("ablation", ABLATION)):
+    scripts = {"stages": ABLATED, "clips": GROWING, "self_forcing": COUNTING, "evaluate": EVALUATE, "ablation": ABLATION}
+    for script, text in scripts.items():
         (repository / "pipelines" / f"{script}.py").write_text(text)
     config = repository / "conf" / "config.yaml"
     config.write_text(config.read_text() + SECTIONS)
     for preset in (repository / "conf" / "preset").glob("*.yaml"):
         preset.write_text(preset.read_text() + "self_forcing: {}\nevaluate: {}\n")
+    write_pipelines(repository)
     commit(repository)
     return repository
 

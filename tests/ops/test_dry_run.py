@@ -92,7 +92,6 @@ def test_it_is_of_all_stages() -> None:
 
 @pytest.mark.slow
 def test_a_stage_that_does_not_fit_is_named_after_its_own_error(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (project / "src").mkdir()
     teacher = project / "pipelines" / "teacher.py"
     sentence = "from omniforcing.errors import OmniForcingError\ndef run(stage):\n    raise OmniForcingError('too wide')\n"
     teacher.write_text(sentence)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -38,6 +39,7 @@ def checkout(repository: Path, cluster: Cluster) -> Path:
     (repository / "conf" / "cluster" / "ray.yaml").write_text(f"address: auto\njobs: {cluster.jobs}\nworkers: 2\n")
     (repository / ".rayignore").write_text("data/\n.work/\nmlflow.db\nmlruns/\n")
     # The code that a job takes along: the package, as the project's own checkout has it.
+    shutil.rmtree(repository / "src")
     (repository / "src").symlink_to(ROOT / "src")
     return repository
 

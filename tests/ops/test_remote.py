@@ -73,4 +73,4 @@ def test_a_stages_output_comes_from_a_url_and_is_not_made_again(repository: Path
     assert (other / "data" / "pocket" / "clips" / "numbers.txt").read_text() == "1 1 1 "
     assert not (other / "data" / "pocket" / "teacher").exists()
     run(other, "dvc", "pull")
-    assert run(other, "dvc", "repro").count("didn't change, skipping") == 2
+    assert run(other, "dvc", "repro").count("didn't change, skipping") == 3

@@ -11,7 +11,8 @@ from omniforcing.config import load_config
 from omniforcing.errors import OmniForcingError
 from omniforcing.files import read_json, write_json
 from omniforcing.ops import tracking
-from omniforcing.ops.declaration import PRESENTS, read_declaration
+from omniforcing.ops.code import CodeBase
+from omniforcing.ops.declaration import MEASURES, PRESENTS, read_declaration
 from omniforcing.ops.stage import Stage, exclusive, run_stage, split_overrides
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +43,9 @@ def test_fingerprint_follows_config_inputs_and_code_and_nothing_else(project: Pa
     (project / "conf" / "config.yaml").write_text("# a comment\n" + (project / "conf" / "config.yaml").read_text())
     assert fingerprint(project) == before
     code = project / "pipelines" / "teacher.py"
-    code.write_text(code.read_text() + "# changed\n")
+    code.write_text(code.read_text() + "# a comment\n")
+    assert fingerprint(project) == before
+    code.write_text(code.read_text() + "CHANGED = True\n")
     changed = fingerprint(project)
     assert changed != before
     run_clips(project, "clips.count=9")
@@ -50,14 +53,15 @@ def test_fingerprint_follows_config_inputs_and_code_and_nothing_else(project: Pa
 
 
 def test_an_evaluation_counts_code_that_measures_and_not_what_only_presents() -> None:
-    counted = read_declaration("evaluate", ROOT, "pocket").code_digests(ROOT)
-    measures = {Path(path).name for path in counted if path.startswith("src/omniforcing/metrics/")}
+    counted = CodeBase(ROOT).closure("pipelines/evaluate.py", PRESENTS)
+    measures = {path.name for path in counted if path.parent.name == "metrics"}
     assert measures >= {"bench.py", "drift.py", "evaluate.py", "events.py", "nearest.py", "observe.py", "plots.py"}
     assert measures >= {"quality.py", "summary.py", "sync.py"}
-    assert not measures & {"page.html", "report.py", "curves.py", "ablation.html", "ablation.py"}
-    assert all((ROOT / path).is_file() for path in PRESENTS)
+    assert not measures & {"report.py", "curves.py", "ablation.py"}
+    assert all(list(ROOT.glob(f"{path}*")) for path in PRESENTS)
     # Where something is trained, neither counts.
-    assert not any("/metrics/" in path for path in read_declaration("codec", ROOT, "pocket").code_digests(ROOT))
+    trained = CodeBase(ROOT).closure("pipelines/codec.py", (MEASURES,))
+    assert not any(path.parent.name == "metrics" for path in trained)
 
 
 def test_a_stage_publishes_a_manifest_metrics_and_a_finished_run(project: Path) -> None:
@@ -99,7 +103,7 @@ def test_a_missing_input_names_the_stage_to_run(project: Path) -> None:
 
 
 def test_reading_an_undeclared_input_is_refused(project: Path) -> None:
-    with pytest.raises(OmniForcingError, match=r"which dvc\.yaml does not list among its deps"):
+    with pytest.raises(OmniForcingError, match=r"which pipelines/stages\.py does not list; add 'teacher' there"):
         run_stage("clips", lambda stage: print(stage.input("teacher")), load_config(root=project), project)
 
 
@@ -125,7 +129,7 @@ def script(project: Path, body: str, *words: str) -> subprocess.CompletedProcess
 def test_help_says_what_a_stage_reads_and_writes_without_running_it(project: Path) -> None:
     answer = script(project, "raise RuntimeError", "--help", "preset=smoke")
     assert answer.returncode == 0
-    for part in ("Write some numbers.", "data/smoke/clips", "clips.count", "example:"):
+    for part in ("Write some numbers.", "data/smoke/clips", "seed", "example:"):
         assert part in answer.stdout
 
 

@@ -15,9 +15,9 @@ from omniforcing.config import Config, ConfigError, digest, load_config
 from omniforcing.errors import OmniForcingError
 from omniforcing.files import folder_digest, read_json
 from omniforcing.ops import tracking
-from omniforcing.ops.declaration import check_preset, read_declaration
+from omniforcing.ops.declaration import read_declaration
 from omniforcing.ops.experiments import Laboratory
-from omniforcing.ops.presets import restore_preset, tracked_preset
+from omniforcing.ops.generate import ensure_pipeline
 from omniforcing.ops.stage import exclusive
 
 FINAL = "self_forcing"
@@ -122,11 +122,10 @@ def run_ablation(root: Path, preset: str | None, names: Sequence[str], measure: 
         OmniForcingError: for an unknown preset or variant, uncommitted changes, a baseline that has not run, another ablation
             of the preset in this checkout, or a variant that fails.
     """
-    # A pipeline run of another preset borrows the files that are read here.
+    # A pipeline run of the preset writes the lock that is read here.
     with exclusive(root / ".work" / "pipeline.lock", "a pipeline run in this checkout"):
-        restore_preset(root)
-        config = load_config(root=root, preset=preset or tracked_preset(root))
-        check_preset(root, config.preset)
+        config = load_config(root=root, preset=preset)
+        ensure_pipeline(root, config.preset)
         chosen = chosen_variants(root, config, names)
         work = root / ".work" / config.preset / "ablation"
         lab = Laboratory.open(root, work / "checkout", config.preset)
@@ -171,7 +170,7 @@ def _measured_with(lab: Laboratory) -> str:
     declared = read_declaration(EVALUATION, lab.folder, lab.preset)
     values = declared.config_values(load_config(root=lab.folder, preset=lab.preset))
     inputs = {name: folder_digest(lab.data / name) for name in READ if (lab.data / name).exists()}
-    return digest({"config": values, "inputs": inputs, "code": declared.code_digests(lab.folder)})
+    return digest({"config": values, "inputs": inputs, "code": declared.work_digest(lab.folder)})
 
 
 def _parent_run(lab: Laboratory, work: Path, variants: Mapping[str, Variant]) -> tracking.Run:

@@ -29,12 +29,11 @@ from omniforcing.errors import OmniForcingError
 from omniforcing.files import read_json, remove
 from omniforcing.ops import tracking
 from omniforcing.ops.declaration import check_preset, read_declaration, stage_names
-from omniforcing.ops.presets import tracked_preset
 from omniforcing.ops.stage import die_with_parent, run_stage
 
 BATCH = 2
 SAMPLED = 0.1  # seconds between two looks at the GPU
-COPIED = ("conf", "pipelines", "src", "dvc.yaml")
+COPIED = ("conf", "pipelines", "src")
 # Loaded once, before the stages' processes fork: each would otherwise spend most of its time on imports.
 PRELOADED = ["omniforcing.ops.dry_run", "omniforcing.metrics.bench", "omniforcing.ops.train_stage", "mlflow", "torchaudio"]
 # Whatever surrounds the dry run must not receive its MLflow runs.
@@ -102,7 +101,7 @@ def dry_run(root: Path, preset: str | None) -> None:
     Raises:
         OmniForcingError: if weights that the preset loads are missing, or naming the stage that does not fit together.
     """
-    config = load_config(root=root, preset=preset or tracked_preset(root))
+    config = load_config(root=root, preset=preset)
     check_preset(root, config.preset)
     changed = [f"preset={config.preset}", *overrides(config), *_weights(root, config)]
     with tempfile.TemporaryDirectory(prefix="omniforcing-dry-run-") as folder:
@@ -132,8 +131,7 @@ def _weights(root: Path, config: Config) -> list[str]:
 
 def _copy_project(root: Path, folder: Path) -> Path:
     for name in COPIED:
-        copy = shutil.copytree if (root / name).is_dir() else shutil.copy2
-        copy(root / name, folder / name)
+        shutil.copytree(root / name, folder / name)
     return folder
 
 

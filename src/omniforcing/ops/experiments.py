@@ -17,11 +17,14 @@ from typing import Any
 
 from omniforcing.errors import OmniForcingError
 from omniforcing.files import atomic_dir, atomic_write, remove
+from omniforcing.ops.declaration import PRESETS, dvc_target, lock_file, pipeline_file
+from omniforcing.ops.generate import CODE, write_pipelines
 from omniforcing.ops.pipeline import call_python, start_python
-from omniforcing.ops.presets import lock_path, set_preset, tracked_preset
 
 # What decides a result; other files may differ from the commit.
 _SOURCES = ("conf", "pipelines", "src", "dvc.yaml")
+# Pipelines of presets that are not committed; the clone makes its own.
+_GENERATED = f":(exclude){PRESETS}"
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,22 @@ class Laboratory:
             OmniForcingError: outside git, if configuration or code is not committed, or if the preset has never been run.
         """
         _refuse_uncommitted(root)
-        lock = lock_path(root, preset)
+        lock = root / lock_file(root, preset)
         if not lock.is_file():
-            raise OmniForcingError(_no_baseline(preset, f"{lock.name} is missing"))
+            raise OmniForcingError(_no_baseline(preset, f"{lock_file(root, preset)} is missing"))
         if not folder.exists():
             with atomic_dir(folder) as partial:
                 _git(root, "clone", "--quiet", "--shared", "--no-checkout", str(root), str(partial))
         return cls(root, folder, preset, _git(root, "rev-parse", "HEAD"), lock.read_bytes())
+
+    @property
+    def lock_file(self) -> str:
+        """The preset's lock, relative to the checkout and to the clone."""
+        return lock_file(self.root, self.preset)
+
+    def target(self, stage: str) -> str:
+        """A stage of the preset as DVC's commands take it."""
+        return dvc_target(self.root, self.preset, stage)
 
     @property
     def data(self) -> Path:
@@ -64,16 +76,17 @@ class Laboratory:
         return self.folder / "data" / self.preset
 
     def reset(self) -> None:
-        """Put the clone on the commit and the preset, with nothing left of an experiment that was killed."""
+        """Put the clone on the commit and the lock, with nothing left of an experiment that was killed."""
         _git(self.folder, "checkout", "--quiet", "--force", "--detach", self.commit)
         # DVC would take up a half-done experiment that it finds among its refs, and its locks may name dead processes.
         for ref in _git(self.folder, "for-each-ref", "--format=%(refname)", "refs/exps").splitlines():
             _git(self.folder, "update-ref", "--no-deref", "-d", ref)
         remove(self.folder / ".dvc" / "tmp")
         self._share_cache()
-        if tracked_preset(self.folder) != self.preset:
-            set_preset(self.folder, self.preset)
-        atomic_write(self.folder / "dvc.lock", self.lock)
+        write_pipelines(self.folder, [self.preset])
+        atomic_write(self.folder / self.lock_file, self.lock)
+        # DVC takes into an experiment only what git knows.
+        _git(self.folder, "add", "--force", pipeline_file(self.root, self.preset), self.lock_file)
 
     def _share_cache(self) -> None:
         cache = _dvc(self.root, "cache", "dir")
@@ -91,9 +104,12 @@ class Laboratory:
             OmniForcingError: if one of them has not run or is out of date.
         """
         self.reset()
-        if _dvc(self.folder, "checkout", "--with-deps", target).returncode:
+        address = self.target(target)
+        if _dvc(self.folder, "checkout", "--with-deps", address).returncode:
             raise OmniForcingError(_no_baseline(self.preset, "outputs are missing from DVC's cache"))
-        status = _dvc(self.folder, "status", "--json", "--with-deps", target)
+        # Edited prose is no change of a stage; the digests tell.
+        call_python(["-m", "dvc", "repro", "--quiet", self.target(CODE)], self.folder)
+        status = _dvc(self.folder, "status", "--json", "--with-deps", address)
         if status.returncode:
             raise OmniForcingError(f"`dvc status` failed in {self.folder}: {status.stderr.strip()}")
         changed = list(json.loads(status.stdout))
@@ -107,7 +123,10 @@ class Laboratory:
         that has changed, or of a stage that was run again and came out otherwise.
         """
         found = self._newest(name)
-        return found if found and _same_outputs(self.lock, _git(self.root, "show", f"{found}:dvc.lock"), target) else None
+        return found if found and _same_outputs(self.lock, self._lock_of(found), target) else None
+
+    def _lock_of(self, commit: str) -> str:
+        return _git(self.root, "show", f"{commit}:{self.lock_file}")
 
     def _newest(self, name: str) -> str | None:
         ref = f"refs/exps/{self.commit[:2]}/{self.commit[2:]}/{name}"
@@ -127,7 +146,8 @@ class Laboratory:
         changes = [word for o in overrides for word in ("--set-param", f"conf/preset/{self.preset}.yaml:++{o}")]
         # The commit's code, not the checkout's, which may be edited meanwhile.
         code = os.pathsep.join(filter(None, [str(self.folder / "src"), os.environ.get("PYTHONPATH")]))
-        call_python(["-m", "dvc", "exp", "run", "--name", name, *changes, target], self.folder, PYTHONPATH=code, **environment)
+        words = ["exp", "run", "--name", name, *changes, self.target(target)]
+        call_python(["-m", "dvc", *words], self.folder, PYTHONPATH=code, **environment)
         call_python(["-m", "dvc", "exp", "push", "--quiet", "--force", "--no-cache", "origin", name], self.folder)
         commit = self._newest(name)
         if commit is None:
@@ -183,7 +203,7 @@ def _same_output(ours: Mapping[str, Any], theirs: Mapping[str, Any], path: str) 
 
 
 def _refuse_uncommitted(root: Path) -> None:
-    changed = _git(root, "status", "--porcelain", "--", *(path for path in _SOURCES if (root / path).exists()))
+    changed = _git(root, "status", "--porcelain", "--", *(path for path in _SOURCES if (root / path).exists()), _GENERATED)
     if changed:
         # The first line may have lost its leading blank.
         first = changed.splitlines()[0].split(maxsplit=1)[1]

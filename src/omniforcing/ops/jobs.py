@@ -55,7 +55,7 @@ def submit_stage(name: str, config: Config, root: Path, overrides: Sequence[str]
     place = str(config.cluster.jobs)
     client = _client(place)
     memory = Path(config.cluster.data_root or root) / ".work" / config.preset / name / "job.json"
-    ordered = digest({"words": [name, *overrides], "place": place, "code": declared.code_digests(root)})
+    ordered = digest({"words": [name, *overrides], "place": place, "code": declared.work_digest(root)})
     job = _under_way(client, memory, ordered)
     if job is None:
         job = _submit(client, name, config, root, overrides)

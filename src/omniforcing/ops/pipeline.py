@@ -15,8 +15,8 @@ from omniforcing.config import Config, load_config
 from omniforcing.errors import OmniForcingError
 from omniforcing.files import read_json
 from omniforcing.ops import foundation, tracking
-from omniforcing.ops.declaration import check_preset, read_declaration, stage_names
-from omniforcing.ops.presets import restore_preset, tracked_preset, using_preset
+from omniforcing.ops.declaration import dvc_target, pipeline_file, read_declaration, stage_names
+from omniforcing.ops.generate import CODE, ensure_pipeline
 from omniforcing.ops.stage import die_with_parent, exclusive
 
 
@@ -42,14 +42,18 @@ def call_python(command: Sequence[str], root: Path, **environment: str) -> None:
 
 
 def _reproduce(root: Path, config: Config, stages: Sequence[str]) -> None:
+    targets = [dvc_target(root, config.preset, stage) for stage in stages]
     if config.clips.source == "folder":
-        # DVC cannot watch a folder outside the project: list it anew; if it is as it was, the rest is up to date.
-        call_python(["-m", "dvc", "repro", "--force", "--single-item", "clips"], root)
-    call_python(["-m", "dvc", "repro", *stages], root)
+        # DVC does not watch a folder outside the project, so list it anew; if it is as it was, the
+        # stages that follow are up to date. The listing depends on the digest of its code.
+        clips = [dvc_target(root, config.preset, name) for name in (CODE, "clips")]
+        call_python(["-m", "dvc", "repro", "--force", "--single-item", *clips], root)
+    whole = [pipeline_file(root, config.preset)]
+    call_python(["-m", "dvc", "repro", *(targets or whole)], root)
 
 
 def _train_foundation(root: Path, preset: str) -> None:
-    call_python(["-m", "dvc", "repro", "shards"], root)
+    call_python(["-m", "dvc", "repro", dvc_target(root, preset, "shards")], root)
     for stage in ("codec", "latents", "teacher"):
         call_python([f"pipelines/{stage}.py", f"preset={preset}", "codec.source=train", "teacher.source=train"], root)
     foundation.publish(root, preset)
@@ -82,17 +86,17 @@ def run_pipeline(root: Path, preset: str | None, stages: Sequence[str] = (), *, 
     """Bring ``stages`` (default: all) of a preset (default: the tracked one) up to date.
 
     Raises:
-        OmniForcingError: for an unknown preset or stage, another pipeline run in this checkout, or a stage that fails.
+        OmniForcingError: for an unknown preset or stage, a preset that lacks a section, a stale ``dvc.yaml``, an old
+            ``dvc.lock``, another pipeline run in this checkout, or a stage that fails.
     """
     began = time.time()
     for stage in stages:
         read_declaration(stage, root, "")
     with exclusive(root / ".work" / "pipeline.lock", "a pipeline run in this checkout"):
-        restore_preset(root)
         os.environ[tracking.COMMIT_VARIABLE] = tracking.git_commit(root)
-        config = load_config(root=root, preset=preset or tracked_preset(root))
-        check_preset(root, config.preset)
-        with using_preset(root, config.preset), tracking.closing(_parent_run(root, config.preset)) as parent:
+        config = load_config(root=root, preset=preset)
+        ensure_pipeline(root, config.preset, stages)
+        with tracking.closing(_parent_run(root, config.preset)) as parent:
             os.environ[tracking.PARENT_VARIABLE] = parent.id
             if train_foundation:
                 _train_foundation(root, config.preset)

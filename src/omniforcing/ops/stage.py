@@ -26,7 +26,8 @@ from omniforcing.console import run_command
 from omniforcing.errors import OmniForcingError
 from omniforcing.files import MANIFEST, atomic_dir, atomic_write, forget_origins, read_json, write_json, write_manifest
 from omniforcing.ops import tracking
-from omniforcing.ops.declaration import Declaration, read_declaration
+from omniforcing.ops.declaration import DECLARATION, Declaration, read_declaration
+from omniforcing.ops.generate import WRITE
 from omniforcing.ops.jobs import announce_run, goes_to_cluster, submit_stage
 from omniforcing.ops.launch import launch
 
@@ -63,11 +64,13 @@ class Stage:
         """The output folder of another stage.
 
         Raises:
-            OmniForcingError: if it is not there, or if ``dvc.yaml`` does not list it as read by this stage.
+            OmniForcingError: if ``pipelines/stages.py`` does not list it as read by this stage.
         """
         folder = read_declaration(stage, self.root, self.config.preset).folder
         if folder not in self.declaration.inputs:
-            raise OmniForcingError(f"stage {self.name} reads {folder}, which dvc.yaml does not list among its deps; add it")
+            raise OmniForcingError(
+                f"stage {self.name} reads {folder}, which {DECLARATION} does not list; add {stage!r} there and run `{WRITE}`"
+            )
         return self.data_root / folder
 
     @contextlib.contextmanager
@@ -168,7 +171,8 @@ def help_text(name: str, root: Path, preset: str) -> str:
 preset:      {preset}
 reads:       {", ".join(declared.inputs) or "nothing"}
 writes:      {declared.folder} and {name}.metrics.json beside it
-depends on:  {", ".join(declared.keys)} (conf/config.yaml documents each key)
+depends on:  {", ".join(declared.keys)} (conf/config.yaml documents each key),
+             and on the code that pipelines/{name}.py imports, comments and docstrings left out
 example:     python pipelines/{name}.py preset=smoke seed=1
 
 Overrides are for trials: the pipeline itself runs through DVC, `dvc repro` or `python pipelines/main.py --preset NAME`."""

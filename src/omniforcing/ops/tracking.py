@@ -41,7 +41,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def git_commit(root: Path) -> str:
     """The checkout's commit, with ``-dirty`` if tracked files differ from it; ``unknown`` outside git.
 
-    A pipeline run fixes it in the environment at its start: a borrowed preset is no change of the checkout.
+    A pipeline run fixes it in the environment at its start: DVC writes the tracked ``dvc.lock`` as it goes.
     """
     if COMMIT_VARIABLE in os.environ:
         return os.environ[COMMIT_VARIABLE]
