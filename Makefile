@@ -33,7 +33,7 @@ foundation: $(STAMP)  ## train pocket's codec and teacher and keep them in the p
 
 ray-job: $(STAMP)  ## one stage as a job on a named cluster: make ray-job STAGE=self_forcing [CLUSTER=ray] [PRESET=pocket]
 	@test -n "$(STAGE)" || { echo "error: name a stage: make ray-job STAGE=self_forcing" >&2; exit 2; }
-	$(RUN) -m omniforcing.ops.jobs $(STAGE) cluster=$(or $(CLUSTER),ray) $(if $(PRESET),preset=$(PRESET)) $(OVERRIDES)
+	$(RUN) -m omniforcing.pipeline.cluster.jobs $(STAGE) cluster=$(or $(CLUSTER),ray) $(if $(PRESET),preset=$(PRESET)) $(OVERRIDES)
 
 ui: $(STAMP)  ## MLflow at http://127.0.0.1:5000
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(VENV)/bin/mlflow server --workers 1 --host 127.0.0.1 --port 5000 \

@@ -9,11 +9,11 @@ import shutil
 import sys
 from pathlib import Path
 
-from omniforcing.config import project_root
-from omniforcing.console import run_command
-from omniforcing.errors import OmniForcingError
-from omniforcing.metrics.bench import MODELS
-from omniforcing.metrics.curves import REFERENCES, draw_training, stage_curves
+from omniforcing.core.config import project_root
+from omniforcing.core.console import run_command
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.evaluation.bench import MODELS
+from omniforcing.evaluation.curves import REFERENCES, draw_training, stage_curves
 
 
 def main() -> None:

@@ -15,15 +15,15 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 
-from omniforcing.config import ClipsConfig, ClusterConfig, project_root
-from omniforcing.data.conform import Form
+from omniforcing.core.config import ClipsConfig, ClusterConfig, project_root
 from omniforcing.data.encode import Encoder, Task
 from omniforcing.data.shards import plan_shards, publish_shards, write_shards
 from omniforcing.data.sources import read_clips, write_clips
 from omniforcing.data.tars import indices
 from omniforcing.data.work import Runner, in_process
-from omniforcing.ops.foundation import KEPT
-from omniforcing.ops.pool import Pool
+from omniforcing.media.conform import Form
+from omniforcing.pipeline.cluster.pool import Pool
+from omniforcing.pocket.foundation import KEPT
 
 FORM, PER_SHARD, BATCH = Form(64, 64, 4), 8, 8
 

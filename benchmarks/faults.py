@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.local_cluster import Cluster, kill, own_cluster
-from omniforcing.config import Strategy, project_root
-from omniforcing.console import run_command
-from omniforcing.errors import OmniForcingError
-from omniforcing.ops import checkpoints
+from omniforcing.core.config import Strategy, project_root
+from omniforcing.core.console import run_command
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.training import checkpoints
 
 STAGE, STEPS, EVERY = "self_forcing", 24, 4
 SETTINGS = [f"{STAGE}.optim.steps={STEPS}", f"trainer.checkpoint_every={EVERY}", "trainer.log_every=1", "trainer.probes=0"]

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from omniforcing.errors import OmniForcingError
+from omniforcing.core.errors import OmniForcingError
 
 # Names a cluster in the environment of its nodes, and so of all that they begin: workers, jobs and what those start.
 MARK = "OWN_RAY_CLUSTER"

@@ -21,13 +21,13 @@ from torch import Tensor
 from omniforcing.codec.codec import Codec
 from omniforcing.codec.reach import Reach, vocoder_reach
 from omniforcing.codec.streaming import SoundStream, VideoStream
-from omniforcing.console import run_command
+from omniforcing.core.console import run_command
+from omniforcing.core.files import MANIFEST, read_json
+from omniforcing.core.latents import Pair
+from omniforcing.core.layout import clip_latents
 from omniforcing.data.sources import HELDOUT
 from omniforcing.data.tensors import TensorShards
-from omniforcing.files import MANIFEST, read_json
-from omniforcing.latents import Pair
-from omniforcing.layout import clip_latents
-from omniforcing.ops.training import set_threads
+from omniforcing.training.loop import set_threads
 
 BLOCK = 3  # video latents
 SECONDS = 4

@@ -26,12 +26,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.local_cluster import Cluster, own_cluster
-from omniforcing.config import CLUSTER_VARIABLE, load_config, project_root
-from omniforcing.console import run_command
-from omniforcing.errors import OmniForcingError
-from omniforcing.files import read_json, remove
-from omniforcing.ops.declaration import dvc_target
-from omniforcing.ops.generate import CODE
+from omniforcing.core.config import load_config, project_root
+from omniforcing.core.console import run_command
+from omniforcing.core.environment import CLUSTER_VARIABLE
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.files import read_json, remove
+from omniforcing.pipeline.declaration import dvc_target
+from omniforcing.pipeline.generate import CODE
 
 STAGES = ["causal_ode", "self_forcing"]
 WORKERS = 2

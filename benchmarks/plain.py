@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from diffusers.models.transformers.transformer_ltx2 import apply_interleaved_rotary_emb, apply_split_rotary_emb
 from torch import Tensor, nn
 
-from omniforcing.errors import OmniForcingError
-from omniforcing.latents import Latents, Pair, TextFeatures
-from omniforcing.layout import Span
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.latents import Latents, Pair, TextFeatures
+from omniforcing.core.layout import Span
 from omniforcing.model.attention import SITES
 from omniforcing.model.conditioning import prompt_follows_sigma
 from omniforcing.model.rollout import RolloutConfig, few_step, gaussian, refresh

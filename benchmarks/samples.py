@@ -15,21 +15,21 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from omniforcing.config import Config, Weights, load_config, project_root
-from omniforcing.console import run_command
+from omniforcing.core.config import Config, Weights, load_config, project_root
+from omniforcing.core.console import run_command
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.latents import Latents, TextFeatures
 from omniforcing.data.sources import HELDOUT
 from omniforcing.distill.sampling import WholeClip, ode_states
 from omniforcing.distill.trajectories import refine
-from omniforcing.errors import OmniForcingError
-from omniforcing.latents import Latents, TextFeatures
-from omniforcing.metrics.bench import CAUSAL, MODELS, Bench, Draw, split_clips
-from omniforcing.metrics.evaluate import plan
-from omniforcing.metrics.events import colours_in
-from omniforcing.metrics.observe import observe
-from omniforcing.metrics.report import format_number
-from omniforcing.metrics.summary import pocket_world
-from omniforcing.model.student_files import load_model
-from omniforcing.ops.training import set_threads
+from omniforcing.evaluation.bench import CAUSAL, MODELS, Bench, Draw, split_clips
+from omniforcing.evaluation.evaluate import plan
+from omniforcing.evaluation.report import format_number
+from omniforcing.evaluation.summary import pocket_world
+from omniforcing.model.weights.student import load_model
+from omniforcing.pocket.events import colours_in
+from omniforcing.pocket.observe import observe
+from omniforcing.training.loop import set_threads
 
 SHOWN = {
     **{"sync_margin": "margin", "sync_margin_error": "+-", "sync_offset_ms": "offset ms"},

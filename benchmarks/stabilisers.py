@@ -15,23 +15,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omniforcing.config import Config, Stabiliser, load_config, project_root
-from omniforcing.console import run_command
+from omniforcing.core.config import Config, Stabiliser, load_config, project_root
+from omniforcing.core.console import run_command
+from omniforcing.core.environment import git_commit
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.files import read_json, write_json
+from omniforcing.core.latents import Batch, Latents, Pair, noise_like
+from omniforcing.core.random import step_generator
+from omniforcing.core.schedule import add_noise
 from omniforcing.data.tensors import TensorShards
 from omniforcing.distill.causal_ode import CausalOde
-from omniforcing.errors import OmniForcingError
-from omniforcing.files import read_json, write_json
-from omniforcing.latents import Batch, Latents, Pair, noise_like
-from omniforcing.metrics.plots import BAR, CHANCE, new_figure, save_figure
+from omniforcing.evaluation.plots import BAR, CHANCE, new_figure, save_figure
 from omniforcing.model.attention import Masked
 from omniforcing.model.rollout import predict_x0
 from omniforcing.model.student import positions_for
-from omniforcing.model.student_files import load_model
 from omniforcing.model.transformer import DualStream
-from omniforcing.ops import tracking
-from omniforcing.ops.training import fit, set_threads
-from omniforcing.schedule import add_noise
-from omniforcing.seeding import step_generator
+from omniforcing.model.weights.student import load_model
+from omniforcing.pipeline import tracking
+from omniforcing.training.loop import fit, set_threads
 
 SIGMA = 0.5
 # The paper's table 3: largest gradient norm and one-step loss at sigma 0.5; None for NaN and for what it leaves out.
@@ -221,7 +222,7 @@ def run(preset: str, updates: int, rows: list[str], precisions: list[str]) -> No
     bench = Bench(config, data, root / ".work" / preset / "stabilisers" / f"{updates}-updates", updates)
     bench.work.mkdir(parents=True, exist_ok=True)
     client = tracking.connect(root)
-    tags = {"experiment": "stabilisers", "preset": preset, "git_commit": tracking.git_commit(root)}
+    tags = {"experiment": "stabilisers", "preset": preset, "git_commit": git_commit(root)}
     whole = tracking.open_run(client, f"stabilisers {preset}", bench.work / "run.json", tags, {"updates": updates})
     with tracking.closing(whole):
         variants = [Variant.of(row, precision) for row in rows for precision in precisions]

@@ -16,20 +16,20 @@ import numpy as np
 import torch
 from tqdm import trange
 
-from omniforcing.config import load_config, project_root
-from omniforcing.console import run_command
+from omniforcing.core.config import load_config, project_root
+from omniforcing.core.console import run_command
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.latents import TextFeatures, concatenate
+from omniforcing.core.layout import FPS
 from omniforcing.data.sources import HELDOUT
 from omniforcing.distill.sampling import rollout_config
-from omniforcing.errors import OmniForcingError
-from omniforcing.latents import TextFeatures, concatenate
-from omniforcing.layout import FPS
-from omniforcing.metrics.bench import Bench, split_clips
-from omniforcing.metrics.events import Media, colours_in, hear, see
-from omniforcing.metrics.report import format_number
+from omniforcing.evaluation.bench import Bench, split_clips
+from omniforcing.evaluation.report import format_number
 from omniforcing.model.rollout import Rollout
-from omniforcing.model.student_files import load_model
-from omniforcing.ops.training import set_threads
-from omniforcing.stream.generation import Generation
+from omniforcing.model.weights.student import load_model
+from omniforcing.pocket.events import Media, colours_in, hear, see
+from omniforcing.streaming.generation import Generation
+from omniforcing.training.loop import set_threads
 
 WAYS = {"switch": False, "rewrite": True}  # whether what the student remembers is rewritten
 

@@ -9,11 +9,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from omniforcing.config import load_config, project_root
-from omniforcing.console import run_command
-from omniforcing.metrics.bench import MODELS, Bench
-from omniforcing.ops.stream_speed import against_the_teacher
-from omniforcing.ops.training import set_threads
+from omniforcing.core.config import load_config, project_root
+from omniforcing.core.console import run_command
+from omniforcing.evaluation.bench import MODELS, Bench
+from omniforcing.pipeline.stages.speed import against_the_teacher
+from omniforcing.training.loop import set_threads
 
 
 def main() -> None:

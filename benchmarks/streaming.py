@@ -20,18 +20,18 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from omniforcing.codec.mel import resample
-from omniforcing.console import run_command
-from omniforcing.errors import OmniForcingError
-from omniforcing.layout import FPS
-from omniforcing.metrics.events import hear, see
-from omniforcing.metrics.speed import stalls
-from omniforcing.metrics.sync import match
-from omniforcing.ops.training import set_threads
-from omniforcing.stream.command import write_stream
-from omniforcing.stream.engine import Engine
-from omniforcing.stream.live import Chunk, Stream
-from omniforcing.stream.speed import BlockTiming, block_seconds
+from omniforcing.core.console import run_command
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.layout import FPS
+from omniforcing.evaluation.speed import stalls
+from omniforcing.evaluation.timing import BlockTiming, block_seconds
+from omniforcing.media.mel import resample
+from omniforcing.pocket.events import hear, see
+from omniforcing.pocket.sync import match
+from omniforcing.streaming.command import write_stream
+from omniforcing.streaming.engine import Engine
+from omniforcing.streaming.live import Chunk, Stream
+from omniforcing.training.loop import set_threads
 
 TOLERANCE = 0.080
 

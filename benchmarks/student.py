@@ -27,15 +27,15 @@ from benchmarks.gpu.setup import preset
 from benchmarks.plain import PlainStudent
 from omniforcing.codec.codec import Codec
 from omniforcing.codec.streaming import StreamingDecoder
-from omniforcing.config import ConfigError, project_root
-from omniforcing.console import run_command
-from omniforcing.errors import OmniForcingError
-from omniforcing.files import read_json
-from omniforcing.latents import Latents, Pair, TextFeatures
-from omniforcing.layout import LAYOUTS
-from omniforcing.model.fast import accelerate
+from omniforcing.core.config import ConfigError, project_root
+from omniforcing.core.console import run_command
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.files import read_json
+from omniforcing.core.latents import Latents, Pair, TextFeatures
+from omniforcing.core.layout import LAYOUTS
+from omniforcing.model.inference.fast import accelerate
+from omniforcing.model.options import Speed
 from omniforcing.model.rollout import Rollout, RolloutConfig, gaussian
-from omniforcing.model.speed import Speed
 from omniforcing.model.student import core_config
 from omniforcing.model.transformer import DualStream
 

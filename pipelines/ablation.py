@@ -5,19 +5,19 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from omniforcing.config import project_root
-from omniforcing.console import run_command
-from omniforcing.ops.ablation import FINAL, VARIANTS, Trial, run_ablation
+from omniforcing.core.config import project_root
+from omniforcing.core.console import run_command
+from omniforcing.pipeline.experiments.ablation import FINAL, VARIANTS, Trial, run_ablation
 
 
 def measure(trial: Trial) -> Mapping[str, Any]:
     """The figures of a variant's final student, taken as stage evaluate takes them."""
     # Here, so that a mistake on the command line need not wait for torch.
     from omniforcing.data.sources import HELDOUT, TRAIN
-    from omniforcing.metrics.bench import Bench, split_clips
-    from omniforcing.metrics.evaluate import Subject, evaluate
-    from omniforcing.metrics.nearest import Training
-    from omniforcing.ops.training import set_threads
+    from omniforcing.evaluation.bench import Bench, split_clips
+    from omniforcing.evaluation.evaluate import Subject, evaluate
+    from omniforcing.evaluation.nearest import Training
+    from omniforcing.training.loop import set_threads
 
     set_threads(trial.config.trainer.threads)
     config, settings, seconds = trial.config, trial.config.evaluate, trial.config.clips.seconds

@@ -1,12 +1,12 @@
 """Stage I: distil the teacher into a few-step student, still bidirectional (paper section 3.2)."""
 
-from omniforcing.ops.stage import Stage, stage_main
+from omniforcing.pipeline.stage import Stage, stage_main
 
 
 def run(stage: Stage) -> None:
     """Student, teacher and critic all start from the teacher's weights."""
     from omniforcing.distill.bidirectional_dmd import BidirectionalDmd
-    from omniforcing.ops.train_stage import open_shards, open_teachers, train_and_publish
+    from omniforcing.pipeline.stages.training import open_shards, open_teachers, train_and_publish
 
     config, data = stage.config, open_shards(stage, "latents")
     module = BidirectionalDmd.of(config, open_teachers(stage, 3), data.text.unconditional, data.grid)

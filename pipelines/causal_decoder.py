@@ -9,21 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omniforcing.codec import causal, training
 from omniforcing.codec.codec import DESCRIPTION, Codec, to_pixels, video_folder
 from omniforcing.codec.streaming import VideoStream
-from omniforcing.config import DecoderConfig, DecoderSource
+from omniforcing.core.config import DecoderConfig, DecoderSource
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.files import MANIFEST, write_json
+from omniforcing.core.latents import Pair
+from omniforcing.core.layout import LAYOUTS
+from omniforcing.core.random import step_seed
 from omniforcing.data.memory import clips_of, stack
 from omniforcing.data.sources import HELDOUT, TRAIN
 from omniforcing.data.tensors import TensorShards
-from omniforcing.errors import OmniForcingError
-from omniforcing.files import MANIFEST, write_json
-from omniforcing.latents import Pair
-from omniforcing.layout import LAYOUTS
-from omniforcing.metrics.reconstruction import measure
-from omniforcing.ops.stage import Stage, stage_main
-from omniforcing.ops.training import CURVES, fit
-from omniforcing.seeding import step_seed
+from omniforcing.evaluation.reconstruction import measure
+from omniforcing.pipeline.stage import Stage, stage_main
+from omniforcing.training.codec import causal, training
+from omniforcing.training.loop import CURVES, fit
 
 TEACHER, STUDENT = "non_causal", "causal"
 

@@ -1,12 +1,12 @@
 """Stage II: make the student block-causal by ODE regression, with sinks (paper section 3.3)."""
 
-from omniforcing.ops.stage import Stage, stage_main
+from omniforcing.pipeline.stage import Stage, stage_main
 
 
 def run(stage: Stage) -> None:
     """The student starts from Stage I's weights (default) or the teacher's, and fresh sink tokens."""
     from omniforcing.distill.causal_ode import CausalOde
-    from omniforcing.ops.train_stage import open_shards, open_student, train_and_publish
+    from omniforcing.pipeline.stages.training import open_shards, open_student, train_and_publish
 
     config, data = stage.config, open_shards(stage, "trajectories")
     module = CausalOde.of(config, open_student(stage, config.causal_ode.init.value), data.grid)

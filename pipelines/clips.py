@@ -1,7 +1,7 @@
 """Stage clips: synthetic clips, or a folder of videos with captions, listed in ``clips.jsonl``."""
 
 from omniforcing.data.sources import write_clips
-from omniforcing.ops.stage import Stage, stage_main
+from omniforcing.pipeline.stage import Stage, stage_main
 
 
 def run(stage: Stage) -> None:

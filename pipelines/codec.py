@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omniforcing.codec import training
 from omniforcing.codec.codec import (
     DESCRIPTION,
     Codec,
@@ -20,22 +19,23 @@ from omniforcing.codec.codec import (
     load_parts,
     video_folder,
 )
-from omniforcing.codec.mel import log_mel, resample
-from omniforcing.config import Config, Source
-from omniforcing.data.media import write_mp4
+from omniforcing.codec.text import build_tiny
+from omniforcing.core.config import Config, Source
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.files import atomic_dir, atomic_write, write_json
+from omniforcing.core.latents import Pair
+from omniforcing.core.random import step_seed
 from omniforcing.data.memory import LARGEST_BYTES, clips_in, clips_of, stack
 from omniforcing.data.shards import read_raw
 from omniforcing.data.sources import HELDOUT, TRAIN
-from omniforcing.errors import OmniForcingError
-from omniforcing.files import atomic_dir, atomic_write, write_json
-from omniforcing.latents import Pair
-from omniforcing.metrics.reconstruction import draw, measure
-from omniforcing.ops.foundation import KEPT, take_kept
-from omniforcing.ops.processes import run_side_by_side
-from omniforcing.ops.stage import Stage, stage_main
-from omniforcing.ops.training import CURVES, fit
-from omniforcing.seeding import step_seed
-from omniforcing.text.encoder import build_tiny
+from omniforcing.evaluation.reconstruction import draw, measure
+from omniforcing.media.files import write_mp4
+from omniforcing.media.mel import log_mel, resample
+from omniforcing.pipeline.processes import run_side_by_side
+from omniforcing.pipeline.stage import Stage, stage_main
+from omniforcing.pocket.foundation import KEPT, take_kept
+from omniforcing.training.codec import training
+from omniforcing.training.loop import CURVES, fit
 
 PARTS = ("video_vae", "audio_vae", "vocoder")
 STATISTICS_CLIPS = 256

@@ -9,18 +9,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from omniforcing.config import Config
+from omniforcing.core.config import Config
+from omniforcing.core.files import read_json
 from omniforcing.data.sources import DUETS, HELDOUT, TRAIN
-from omniforcing.files import read_json
-from omniforcing.metrics.bench import CAUSAL, MODELS, Bench, split_clips
-from omniforcing.metrics.curves import REFERENCES, Curves, stage_curves
-from omniforcing.metrics.evaluate import Sampler, Subject, evaluate
-from omniforcing.metrics.nearest import Training
-from omniforcing.metrics.observe import Clips
-from omniforcing.metrics.report import DUETS_FOLDER, publish
-from omniforcing.ops.processes import run_side_by_side
-from omniforcing.ops.stage import Stage, stage_main
-from omniforcing.ops.stream_speed import against_the_teacher
+from omniforcing.evaluation.bench import CAUSAL, MODELS, Bench, split_clips
+from omniforcing.evaluation.curves import REFERENCES, Curves, stage_curves
+from omniforcing.evaluation.evaluate import Sampler, Subject, evaluate
+from omniforcing.evaluation.nearest import Training
+from omniforcing.evaluation.report import DUETS_FOLDER, publish
+from omniforcing.pipeline.processes import run_side_by_side
+from omniforcing.pipeline.stage import Stage, stage_main
+from omniforcing.pipeline.stages.speed import against_the_teacher
+from omniforcing.pocket.observe import Clips
 
 ON_DUETS = (MODELS[0], MODELS[-1])  # the harder split compares the teacher with what is left of it after all stages
 NORM = "largest_gradient_norm_"

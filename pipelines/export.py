@@ -9,15 +9,15 @@ import numpy as np
 import torch
 
 import omniforcing
-from omniforcing.codec.mel import resample
-from omniforcing.files import read_json, write_manifest
-from omniforcing.latents import Pair
-from omniforcing.metrics.observe import observe
-from omniforcing.metrics.plots import draw_media
-from omniforcing.ops.stage import Stage, stage_main
-from omniforcing.stream.artifact import Artifact, StreamSettings, write_artifact
-from omniforcing.stream.command import figures, write_stream
-from omniforcing.stream.engine import Engine
+from omniforcing.core.files import read_json, write_manifest
+from omniforcing.core.latents import Pair
+from omniforcing.evaluation.plots import draw_media
+from omniforcing.media.mel import resample
+from omniforcing.pipeline.stage import Stage, stage_main
+from omniforcing.pocket.observe import observe
+from omniforcing.streaming.artifact import Artifact, StreamSettings, write_artifact
+from omniforcing.streaming.command import figures, write_stream
+from omniforcing.streaming.engine import Engine
 
 
 def stream_sample(artifact: Artifact, prompt: str, seconds: float, seed: int, device: str) -> dict[str, object]:
@@ -35,7 +35,7 @@ def log_model(stage: Stage) -> None:
     """Log the published artifact to the stage's run as a pyfunc model with ``predict`` and ``predict_stream``."""
     import mlflow
 
-    from omniforcing.stream import pyfunc
+    from omniforcing.serving import pyfunc
 
     names = [line for line in requires("omniforcing") or [] if "extra ==" not in line]
     with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=stage.run_id):

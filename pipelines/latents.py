@@ -1,8 +1,8 @@
 """Stage latents: every clip as normalised latents, every caption as text features. A killed run keeps its finished shards."""
 
 from omniforcing.data.encode import encode_shards
-from omniforcing.ops.pool import shard_runner, worker_device
-from omniforcing.ops.stage import Stage, stage_main
+from omniforcing.pipeline.cluster.pool import shard_runner, worker_device
+from omniforcing.pipeline.stage import Stage, stage_main
 
 
 def run(stage: Stage) -> None:

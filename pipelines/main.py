@@ -3,10 +3,10 @@
 import argparse
 import sys
 
-from omniforcing.config import project_root
-from omniforcing.console import run_command
-from omniforcing.ops.dry_run import dry_run
-from omniforcing.ops.pipeline import run_pipeline
+from omniforcing.core.config import project_root
+from omniforcing.core.console import run_command
+from omniforcing.pipeline.dry_run import dry_run
+from omniforcing.pipeline.runner import run_pipeline
 
 
 def main() -> None:

@@ -1,10 +1,10 @@
 """Stage shards: clips conformed to one size, length and rate, in WebDataset tars. A killed run keeps its finished shards."""
 
-from omniforcing.data.conform import Form
 from omniforcing.data.shards import plan_shards, publish_shards, write_shards
 from omniforcing.data.sources import read_clips
-from omniforcing.ops.pool import shard_runner
-from omniforcing.ops.stage import Stage, stage_main
+from omniforcing.media.conform import Form
+from omniforcing.pipeline.cluster.pool import shard_runner
+from omniforcing.pipeline.stage import Stage, stage_main
 
 
 def run(stage: Stage) -> None:

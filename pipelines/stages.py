@@ -1,10 +1,10 @@
 """The stages of the pipeline, in order: what each reads, what its result depends on, what it writes.
 
 `omniforcing pipeline --write` makes dvc.yaml, and that of every preset, of this list. Code is not
-listed: each stage depends on a digest of what its script imports (omniforcing.ops.code).
+listed: each stage depends on a digest of what its script imports (omniforcing.pipeline.code).
 """
 
-from omniforcing.ops.declaration import StageSpec
+from omniforcing.pipeline.declaration import StageSpec
 
 FOUNDATION = "src/omniforcing/assets/pocket"
 
@@ -85,7 +85,7 @@ STAGES = (
         ),
         keys=("seed", "clips", "teacher", "student", "evaluate"),
         writes="evaluation",
-        files=("src/omniforcing/metrics/page.html",),
+        files=("src/omniforcing/evaluation/page.html",),
     ),
     StageSpec(
         "export",

@@ -2,22 +2,22 @@
 
 from pathlib import Path
 
-from omniforcing.config import Source
+from omniforcing.core.config import Source
+from omniforcing.core.files import atomic_write, read_json
+from omniforcing.core.random import step_generator
 from omniforcing.distill.sampling import WholeClip
 from omniforcing.distill.teacher import Teacher
-from omniforcing.files import atomic_write, read_json
-from omniforcing.model.checkpoint import open_checkpoint
 from omniforcing.model.student import build_core, core_config
-from omniforcing.model.student_files import load_model
-from omniforcing.model.tensor_file import WeightsError
 from omniforcing.model.transformer import DualStream
-from omniforcing.model.writing import write_diffusers
-from omniforcing.ops.foundation import KEPT, take_kept
-from omniforcing.ops.samples import log_samples
-from omniforcing.ops.stage import Stage, stage_main
-from omniforcing.ops.train_stage import open_shards, train_and_publish
-from omniforcing.ops.training import CURVES
-from omniforcing.seeding import step_generator
+from omniforcing.model.weights.checkpoint import open_checkpoint
+from omniforcing.model.weights.student import load_model
+from omniforcing.model.weights.tensor_file import WeightsError
+from omniforcing.model.weights.writing import write_diffusers
+from omniforcing.pipeline.stage import Stage, stage_main
+from omniforcing.pipeline.stages.samples import log_samples
+from omniforcing.pipeline.stages.training import open_shards, train_and_publish
+from omniforcing.pocket.foundation import KEPT, take_kept
+from omniforcing.training.loop import CURVES
 
 
 def run(stage: Stage) -> None:

@@ -1,11 +1,11 @@
 """Stage trajectories: the ODE pairs that Stage II learns from. A killed run keeps its finished shards."""
 
-from omniforcing.config import OdeSource
+from omniforcing.core.config import OdeSource
+from omniforcing.core.files import folder_digest
 from omniforcing.distill.trajectories import Recipe, write_trajectories
-from omniforcing.files import folder_digest
-from omniforcing.ops.pool import shard_runner, worker_device
-from omniforcing.ops.stage import Stage, stage_main
-from omniforcing.ops.train_stage import open_shards
+from omniforcing.pipeline.cluster.pool import shard_runner, worker_device
+from omniforcing.pipeline.stage import Stage, stage_main
+from omniforcing.pipeline.stages.training import open_shards
 
 
 def run(stage: Stage) -> None:

@@ -9,7 +9,7 @@ from yaml import safe_load
 
 from omniforcing import __version__
 from omniforcing.cli import main
-from omniforcing.config import load_config, to_dict
+from omniforcing.core.config import load_config, to_dict
 
 ROOT = Path(__file__).parents[1]
 

@@ -8,17 +8,17 @@ import sys
 from collections.abc import Sequence
 
 from omniforcing import __version__
-from omniforcing.console import run_command
-from omniforcing.errors import OmniForcingError
+from omniforcing.core.console import run_command
+from omniforcing.core.errors import OmniForcingError
 
 # Name: module that offers add_arguments(parser) and run(arguments), and its one line of help.
 COMMANDS = {
-    "stream": ("omniforcing.stream.command", "generate a clip with sound from a prompt, block by block"),
-    "serve": ("omniforcing.stream.serve", "stream to browsers: a page with a player and a prompt that steers while it plays"),
+    "stream": ("omniforcing.streaming.command", "generate a clip with sound from a prompt, block by block"),
+    "serve": ("omniforcing.serving.serve", "stream to browsers: a page with a player and a prompt that steers while it plays"),
     "inspect": ("omniforcing.data.inspect", "show what a folder of shards or latents holds, with a contact sheet"),
-    "weights": ("omniforcing.ops.weights", "inspect LTX-2 weights, or convert them between formats"),
-    "plan": ("omniforcing.ops.plan", "say what training a preset takes of a cluster's GPUs, and which settings fit"),
-    "pipeline": ("omniforcing.ops.generate", "make every preset's dvc.yaml of pipelines/stages.py, or check them"),
+    "weights": ("omniforcing.model.weights.command", "inspect LTX-2 weights, or convert them between formats"),
+    "plan": ("omniforcing.pipeline.planner.plan", "say what GPUs a preset's training takes, and which settings fit"),
+    "pipeline": ("omniforcing.pipeline.generate", "make every preset's dvc.yaml of pipelines/stages.py, or check them"),
     "config": ("omniforcing.cli", "print the resolved configuration"),
 }
 EXAMPLES = """examples:
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Print the configuration that a stage would see, as YAML."""
     from yaml import safe_dump
 
-    from omniforcing.config import load_config, to_dict
+    from omniforcing.core.config import load_config, to_dict
 
     print(safe_dump(to_dict(load_config(arguments.overrides, preset=arguments.preset)), sort_keys=False), end="")
 

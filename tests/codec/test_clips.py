@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from omniforcing.config import ClipsConfig
-from omniforcing.data.conform import Form
+from omniforcing.core.config import ClipsConfig
 from omniforcing.data.memory import stack
 from omniforcing.data.shards import plan_shards, publish_shards, read_shards, write_shards
 from omniforcing.data.sources import TRAIN, read_clips, write_clips
+from omniforcing.media.conform import Form
 
 CLIPS = 7
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from omniforcing.codec.codec import Codec, CodecError, build_audio_vae, load_parts
-from omniforcing.codec.mel import log_mel
-from omniforcing.config import AudioCodecConfig, CodecConfig, VideoCodecConfig, VocoderConfig
-from omniforcing.errors import OmniForcingError
-from omniforcing.latents import Pair
-from omniforcing.layout import LayoutError, clip_frames, clip_samples
+from omniforcing.core.config import AudioCodecConfig, CodecConfig, VideoCodecConfig, VocoderConfig
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.latents import Pair
+from omniforcing.core.layout import LayoutError, clip_frames, clip_samples
+from omniforcing.media.mel import log_mel
 
 VIDEO = VideoCodecConfig(latent_channels=8, encoder_channels=[16, 32, 64], decoder_channels=[16, 32, 64])
 AUDIO = AudioCodecConfig(channel_multipliers=[1, 1, 2])
@@ -152,7 +152,7 @@ def test_sizes_that_cannot_work_are_refused() -> None:
 
 
 def test_a_report_leaves_out_what_silent_or_single_clips_do_not_allow() -> None:
-    from omniforcing.metrics.reconstruction import measure
+    from omniforcing.evaluation.reconstruction import measure
 
     still = Pair(torch.zeros(2, 25, 32, 32, 3, dtype=torch.uint8), torch.zeros(2, 2, 16000))
     figures = measure(still, still)

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from omniforcing.codec.causal import with_decoder
 from omniforcing.codec.codec import Codec, build_video_vae
 from omniforcing.codec.reach import Reach, StreamingError, vocoder_reach
 from omniforcing.codec.streaming import MelStream, SoundStream, StreamingDecoder, VideoStream, _Remembering
-from omniforcing.config import AudioCodecConfig, CodecConfig, VideoCodecConfig, VocoderConfig
-from omniforcing.latents import Latents, Pair
-from omniforcing.layout import LAYOUTS, SAMPLE_RATE, clip_latents
+from omniforcing.core.config import AudioCodecConfig, CodecConfig, VideoCodecConfig, VocoderConfig
+from omniforcing.core.latents import Latents, Pair
+from omniforcing.core.layout import LAYOUTS, SAMPLE_RATE, clip_latents
+from omniforcing.training.codec.causal import with_decoder
 
 SECONDS = 2
 COUNTS = clip_latents(SECONDS)

@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
-from omniforcing.config import ClipsConfig
-from omniforcing.data.conform import Form
+from omniforcing.core.config import ClipsConfig
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.files import write_manifest
 from omniforcing.data.inspect import add_arguments, inspect_folder, run
 from omniforcing.data.shards import plan_shards, publish_shards, write_shards
 from omniforcing.data.sources import read_clips, write_clips
 from omniforcing.data.tars import write_tar
-from omniforcing.errors import OmniForcingError
-from omniforcing.files import write_manifest
+from omniforcing.media.conform import Form
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from omniforcing.config import ClipsConfig
-from omniforcing.data.conform import Form
+from omniforcing.core.config import ClipsConfig
+from omniforcing.core.errors import OmniForcingError
 from omniforcing.data.rejects import writing
 from omniforcing.data.shards import plan_shards, publish_shards, read_shards, write_shards
 from omniforcing.data.sources import read_clips, write_clips
-from omniforcing.errors import OmniForcingError
-from tests.limits import files_of_at_most
+from omniforcing.media.conform import Form
+from tests.support.limits import files_of_at_most
 
 FORM = Form(32, 32, 1)
 

@@ -5,10 +5,10 @@ import unicodedata
 
 import pytest
 
-from omniforcing.config import ClipsConfig, ConfigError, load_config
+from omniforcing.core.config import ClipsConfig, ConfigError, load_config
+from omniforcing.core.errors import OmniForcingError
 from omniforcing.data.captions import read_captions
 from omniforcing.data.sources import read_clips, write_clips
-from omniforcing.errors import OmniForcingError
 
 
 @pytest.fixture

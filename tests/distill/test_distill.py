@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from omniforcing.config import (
+from omniforcing.core.config import (
     CausalOdeConfig,
     DmdConfig,
     OdeTarget,
@@ -21,24 +21,24 @@ from omniforcing.config import (
     TrainerConfig,
     Weights,
 )
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.latents import Batch, Pair
+from omniforcing.core.layout import LAYOUTS, clip_latents
+from omniforcing.core.random import step_generator
 from omniforcing.distill.bidirectional_dmd import BidirectionalDmd
 from omniforcing.distill.causal_ode import CausalOde, pick
-from omniforcing.distill.common import Ema, StageModule, by_modality, modality_of
 from omniforcing.distill.dmd import cache_guided, dmd_gradient, dmd_loss, guided_x0
-from omniforcing.distill.muon import Muon
 from omniforcing.distill.sampling import WholeClip, full_view, ode_states
 from omniforcing.distill.self_forcing import SelfForcing
 from omniforcing.distill.teacher import Teacher
 from omniforcing.distill.trajectories import refine
-from omniforcing.errors import OmniForcingError
-from omniforcing.latents import Batch, Pair
-from omniforcing.layout import LAYOUTS, clip_latents
 from omniforcing.model.attention import Masked
 from omniforcing.model.rollout import Rollout, RolloutConfig, predict_x0
 from omniforcing.model.student import positions_for
-from omniforcing.ops import checkpoints
-from omniforcing.ops.training import CURVES, fit
-from omniforcing.seeding import step_generator
+from omniforcing.training import checkpoints
+from omniforcing.training.loop import CURVES, fit
+from omniforcing.training.muon import Muon
+from omniforcing.training.stages import Ema, StageModule, by_modality, modality_of
 from tests.model.conftest import GRID, features, latents, tiny_model
 
 COUNTS, TABLE, SIGMAS = clip_latents(2), LAYOUTS["prefix"], (1.0, 0.6)
@@ -322,7 +322,7 @@ def test_only_rollouts_that_switch_begin_as_the_other_caption_says(seed: int) ->
 @torch.no_grad()
 def test_a_rollout_in_training_equals_the_stream_for_the_same_noise() -> None:
     """Functional caches and static buffers give the same blocks when the last step is the exit, across a switch too."""
-    from omniforcing.latents import concatenate
+    from omniforcing.core.latents import concatenate
     from omniforcing.model.rollout import train_rollout
 
     model, text, other = tiny_model(3), features(), features(seed=5)

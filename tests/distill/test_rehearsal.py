@@ -8,24 +8,24 @@ from pathlib import Path
 import pytest
 import torch
 
-from omniforcing import world
-from omniforcing.config import ClusterConfig, Config, load_config
+from omniforcing.core import distributed
+from omniforcing.core.config import ClusterConfig, Config, load_config
+from omniforcing.core.latents import Batch, Pair, TextFeatures
 from omniforcing.distill.bidirectional_dmd import BidirectionalDmd
 from omniforcing.distill.causal_ode import CausalOde
-from omniforcing.distill.common import StageModule
 from omniforcing.distill.self_forcing import SelfForcing
-from omniforcing.latents import Batch, Pair, TextFeatures
-from omniforcing.model.sharding import is_sharded, save_sharded
 from omniforcing.model.student import build_core
-from omniforcing.model.student_files import load_model, save_model
 from omniforcing.model.transformer import DualStream
-from omniforcing.ops import checkpoints
-from omniforcing.ops.launch import launch
-from omniforcing.ops.networks import Sizes
-from omniforcing.ops.train_stage import sharding
-from omniforcing.ops.training import CURVES, fit
-from tests.distill.group import read_rows, run_group
-from tests.ops.ray_cluster import ROOT, cluster_of_ours
+from omniforcing.model.weights.student import load_model, save_model
+from omniforcing.pipeline.cluster.launch import launch
+from omniforcing.pipeline.planner.networks import Sizes
+from omniforcing.pipeline.stages.training import sharding
+from omniforcing.training import checkpoints
+from omniforcing.training.loop import CURVES, fit
+from omniforcing.training.sharding import is_sharded, save_sharded
+from omniforcing.training.stages import StageModule
+from tests.support.group import read_rows, run_group
+from tests.support.ray_cluster import ROOT, cluster_of_ours
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
 # What is small: the width of each head (of 32), a caption's, and the picture; and the batch is one clip of each worker.
@@ -52,7 +52,7 @@ def batches(config: Config, sizes: Sizes, states: int) -> Callable[[int], Iterat
     """The same whole batches wherever they are asked for, of which each worker takes its rows."""
 
     def of_epoch(epoch: int) -> Iterator[Batch]:
-        own, like = world.own_rows(2), replace(sizes, device="cpu").batch(config, 2, states)
+        own, like = distributed.own_rows(2), replace(sizes, device="cpu").batch(config, 2, states)
         generator = torch.Generator().manual_seed(epoch)
         x = like.latents.map(lambda t: torch.randn(t.shape, generator=generator))
         yield Batch(x, text(sizes, 2, epoch)).rows(own.first, own.last)
@@ -92,8 +92,8 @@ def rehearse(teacher: Path, work: Path, steps: int) -> None:
         fit(module, data, steps=steps, work=work / name, trainer=trainer, sharded=True)
         assert is_sharded(module.model)
         largest = max(p.to_local().numel() for p in module.model.core.parameters())
-        assert world.size() == 1 or largest < max(p.numel() for p in module.model.core.parameters())
-        folder = work / name / f"published-{world.rank()}"
+        assert distributed.size() == 1 or largest < max(p.numel() for p in module.model.core.parameters())
+        folder = work / name / f"published-{distributed.rank()}"
         folder.mkdir(exist_ok=True)
         save_sharded(module.ema.model, folder)
 

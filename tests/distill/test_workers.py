@@ -7,19 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from omniforcing import world
-from omniforcing.config import ClusterConfig, TrainerConfig, load_config
+from omniforcing.core import distributed
+from omniforcing.core.config import ClusterConfig, TrainerConfig, load_config
+from omniforcing.core.latents import Batch
 from omniforcing.distill.causal_ode import CausalOde
-from omniforcing.distill.common import StageModule
-from omniforcing.latents import Batch
-from omniforcing.model.sharding import Sharding, gathered
-from omniforcing.ops.launch import launch
-from omniforcing.ops.train_stage import sharding as configured
-from omniforcing.ops.training import CURVES, fit
-from tests.distill.group import read_rows, run_group
+from omniforcing.pipeline.cluster.launch import launch
+from omniforcing.pipeline.stages.training import sharding as configured
+from omniforcing.training.loop import CURVES, fit
+from omniforcing.training.sharding import Sharding, gathered
+from omniforcing.training.stages import StageModule
 from tests.distill.test_distill import COUNTS, STAGES, stage_causal_ode, stage_self_forcing
 from tests.model.conftest import features, latents
-from tests.ops.ray_cluster import ROOT, cluster_of_ours
+from tests.support.group import read_rows, run_group
+from tests.support.ray_cluster import ROOT, cluster_of_ours
 
 BATCH, STEPS = 4, 4
 BF16 = "bf16-mixed"
@@ -32,7 +32,7 @@ def batches(module: StageModule) -> Callable[[int], Iterator[Batch]]:
     """Global batches of which each process takes its rows."""
 
     def of_epoch(epoch: int) -> Iterator[Batch]:
-        own = world.own_rows(BATCH)
+        own = distributed.own_rows(BATCH)
         for i in range(2):
             x = latents(COUNTS, BATCH, seed=epoch * 2 + i)
             if isinstance(module, CausalOde):
@@ -59,7 +59,7 @@ def train(
         trainer = TrainerConfig(checkpoint_every=2, log_every=1, accelerator="cpu", precision=precision)
         fit(module, batches(module), steps=steps, work=work / build.__name__, trainer=trainer, sharded=bool(sharding))
         state = {name: gathered(value) for name, value in module.ema.model.state_dict().items()}
-        if world.rank() == 0:
+        if distributed.rank() == 0:
             torch.save(state, work / build.__name__ / "ema.pt")
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from diffusers import LTX2VideoTransformer3DModel
 
-from omniforcing.config import Stabiliser
-from omniforcing.errors import OmniForcingError
+from omniforcing.core.config import Stabiliser
+from omniforcing.core.errors import OmniForcingError
 from omniforcing.model.stabiliser import WITH_SINKS
-from omniforcing.model.student_files import load_model, save_model
+from omniforcing.model.weights.student import load_model, save_model
 from tests.model.conftest import tiny_config, tiny_model
 
 

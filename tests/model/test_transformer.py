@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from omniforcing.config import Stabiliser
+from omniforcing.core.config import Stabiliser
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.latents import Latents, Pair
+from omniforcing.core.layout import LAYOUTS, BlockTable, Counts, LayoutError, clip_latents
 from omniforcing.distill.sampling import full_view
-from omniforcing.errors import OmniForcingError
-from omniforcing.latents import Latents, Pair
-from omniforcing.layout import LAYOUTS, BlockTable, Counts, LayoutError, clip_latents
 from omniforcing.model.attention import Masked
 from omniforcing.model.cache import Cache, FunctionalCache, RingCache
 from omniforcing.model.conditioning import prompt_follows_sigma

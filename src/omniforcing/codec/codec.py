@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from omniforcing.codec.reach import Reach, described_reach, video_reach, vocoder_reach
-from omniforcing.config import AudioCodecConfig, CodecConfig, VideoCodecConfig, VocoderConfig
-from omniforcing.errors import OmniForcingError
-from omniforcing.files import read_json, write_json
-from omniforcing.latents import Latents, Pair
-from omniforcing.layout import MEL_RATE, Counts, LayoutError, clip_frames, clip_samples, clip_seconds
+from omniforcing.core.config import AudioCodecConfig, CodecConfig, VideoCodecConfig, VocoderConfig
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.files import read_json, write_json
+from omniforcing.core.latents import Latents, Pair
+from omniforcing.core.layout import MEL_RATE, Counts, LayoutError, clip_frames, clip_samples, clip_seconds
 
 Media = Pair[Tensor]
 
@@ -222,7 +222,7 @@ class Codec(nn.Module):
 
     def audio_means(self, samples: Tensor) -> Tensor:
         """Posterior means, not normalised, ``[B, Ta, Ca]`` of samples ``[B, 2, N]``; channel-major as LTX-2 packs them."""
-        from omniforcing.codec.mel import log_mel
+        from omniforcing.media.mel import log_mel
 
         means = self.audio_vae.encode(log_mel(samples.to(self._device))).latent_dist.mode()
         return means.transpose(1, 2).flatten(2)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from omniforcing.errors import OmniForcingError
+from omniforcing.core.errors import OmniForcingError
 
 
 class StreamingError(OmniForcingError):

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from omniforcing.codec.codec import Codec, to_frames
 from omniforcing.codec.reach import Reach, refuse, video_reach, vocoder_reach
-from omniforcing.latents import Latents, Pair
-from omniforcing.layout import Span, samples_of
-from omniforcing.states import State, joined, part_of
+from omniforcing.core.latents import Latents, Pair
+from omniforcing.core.layout import Span, samples_of
+from omniforcing.core.states import State, joined, part_of
 
 # --- decoders: every convolution remembers -------------------------------------------------------------------------------
 

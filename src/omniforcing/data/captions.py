@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omniforcing.data.media import Rejected
-from omniforcing.errors import OmniForcingError
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.media.files import Rejected
 
 FORMATS = (".json", ".jsonl", ".csv")
 

@@ -13,14 +13,14 @@ import torch
 from tqdm import tqdm
 
 from omniforcing.codec.codec import DESCRIPTION, Codec
+from omniforcing.codec.text import TextEncoder
+from omniforcing.core.files import read_json
+from omniforcing.core.latents import Pair
+from omniforcing.core.layout import Counts, clip_seconds
 from omniforcing.data.shards import MEMBERS, decode_media, shard_form
 from omniforcing.data.tars import indices, read_tar
 from omniforcing.data.tensors import commit_shards, from_tokens, is_done, to_sample, write_shard, write_text
 from omniforcing.data.work import Done, Runner, in_process
-from omniforcing.files import read_json
-from omniforcing.latents import Pair
-from omniforcing.layout import Counts, clip_seconds
-from omniforcing.text.encoder import TextEncoder
 
 
 @dataclass(frozen=True)

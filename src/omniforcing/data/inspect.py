@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.files import MANIFEST, read_json
 from omniforcing.data.tars import indices, read_tar
-from omniforcing.errors import OmniForcingError
-from omniforcing.files import MANIFEST, read_json
 
 MEMBERS = {
     "shards": frozenset({"mp4", "txt", "json"}),
@@ -123,8 +123,8 @@ def _media(folder: Path, path: Path, raw: dict[str, Any]) -> tuple[Image, Image]
     """Frames over the log-mel spectrogram: each frame stands at the middle of the time that it stands for."""
     import torch
 
-    from omniforcing.codec.mel import FLOOR, log_mel
     from omniforcing.data.shards import decode_media, shard_form
+    from omniforcing.media.mel import FLOOR, log_mel
 
     media = decode_media(shard_form(folder), path, raw)
     height, width = media.video.shape[1:3]

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.latents import Pair
 from omniforcing.data.shards import decode_media, read_raw, shard_form
 from omniforcing.data.tars import indices
-from omniforcing.errors import OmniForcingError
-from omniforcing.latents import Pair
 
 # Frames that a training holds in memory: of clips of 4 s, 7200 of 64x64 pixels, 1800 of 128x128.
 LARGEST_BYTES = 8 * 2**30

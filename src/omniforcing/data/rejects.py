@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from omniforcing.errors import OmniForcingError
+from omniforcing.core.errors import OmniForcingError
 
 
 @dataclass(frozen=True)

@@ -16,16 +16,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from omniforcing.config import digest
-from omniforcing.data.conform import Form, Recording
-from omniforcing.data.media import Rejected, encode_mp4, read_mp4
+from omniforcing.core.config import digest
+from omniforcing.core.files import FileError, write_manifest
+from omniforcing.core.latents import Pair
+from omniforcing.core.layout import clip_frames, clip_samples
 from omniforcing.data.rejects import Reject, refuse_share, summary, writing
 from omniforcing.data.sources import SPLITS, Entry
 from omniforcing.data.tars import SCHEMA, indices, read_index, read_tar, require_kind, write_tar
 from omniforcing.data.work import Done, Runner, in_process
-from omniforcing.files import FileError, write_manifest
-from omniforcing.latents import Pair
-from omniforcing.layout import clip_frames, clip_samples
+from omniforcing.media.conform import Form, Recording
+from omniforcing.media.files import Rejected, encode_mp4, read_mp4
 
 MEMBERS = frozenset({"mp4", "txt", "json"})
 

@@ -15,15 +15,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from omniforcing.config import ClipsConfig
+from omniforcing.core.config import ClipsConfig
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.files import write_manifest
+from omniforcing.core.latents import Pair
 from omniforcing.data.captions import Captions, find_captions, missing_videos, same_name
-from omniforcing.data.conform import Form, Recording
-from omniforcing.data.media import Rejected, encode_mp4
 from omniforcing.data.rejects import Reject, refuse_share, summary, writing
-from omniforcing.data.synthetic import make_clip
-from omniforcing.errors import OmniForcingError
-from omniforcing.files import write_manifest
-from omniforcing.latents import Pair
+from omniforcing.media.conform import Form, Recording
+from omniforcing.media.files import Rejected, encode_mp4
+from omniforcing.pocket.synthetic import make_clip
 
 CLIPS = "clips.jsonl"
 TRAIN, HELDOUT, DUETS = SPLITS = ("train", "heldout", "duets")  # the last: clips of two balls, held out as well

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 from typing import Any
 
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.files import MANIFEST, FileError, read_json, sha256_file, write_json
 from omniforcing.data.rejects import writing
-from omniforcing.errors import OmniForcingError
-from omniforcing.files import MANIFEST, FileError, read_json, sha256_file, write_json
 
 SCHEMA = 1
 _AGAIN = "make the folder again with its stage, or copy it again"

@@ -18,14 +18,14 @@ import torch
 from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor
 
+from omniforcing.codec.text import TextEncoder
+from omniforcing.core.distributed import own_rows
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.files import MANIFEST, read_json, write_json, write_manifest
+from omniforcing.core.latents import Batch, Latents, Pair, TextFeatures
+from omniforcing.core.layout import Counts
+from omniforcing.core.random import step_seed
 from omniforcing.data.tars import indices, read_tar, write_tar
-from omniforcing.errors import OmniForcingError
-from omniforcing.files import MANIFEST, read_json, write_json, write_manifest
-from omniforcing.latents import Batch, Latents, Pair, TextFeatures
-from omniforcing.layout import Counts
-from omniforcing.seeding import step_seed
-from omniforcing.text.encoder import TextEncoder
-from omniforcing.world import own_rows
 
 MEMBERS = frozenset({"safetensors", "txt", "json"})
 TEXT_FILE, CAPTIONS_FILE = "text.safetensors", "captions.json"

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from omniforcing.config import Config
+from omniforcing.core.config import Config
+from omniforcing.core.latents import Latents, TextFeatures
+from omniforcing.core.layout import Counts
 from omniforcing.distill.dmd import DistributionMatching
 from omniforcing.distill.sampling import full_view
-from omniforcing.latents import Latents, TextFeatures
-from omniforcing.layout import Counts
 from omniforcing.model.rollout import few_step, gaussian
 from omniforcing.model.transformer import DualStream
 

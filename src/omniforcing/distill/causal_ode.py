@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from omniforcing.config import CausalOdeConfig, Config, OdeTarget
-from omniforcing.distill.common import Backward, Part, StageModule
-from omniforcing.latents import Batch, Pair
-from omniforcing.layout import BlockTable
+from omniforcing.core.config import CausalOdeConfig, Config, OdeTarget
+from omniforcing.core.latents import Batch, Pair
+from omniforcing.core.layout import BlockTable
 from omniforcing.model.attention import Masked
 from omniforcing.model.student import positions_for
 from omniforcing.model.transformer import DualStream
+from omniforcing.training.stages import Backward, Part, StageModule
 
 
 class CausalOde(StageModule):

@@ -8,15 +8,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from omniforcing.config import DmdConfig, Weights
-from omniforcing.distill.common import Backward, Part, StageModule, mean_square
-from omniforcing.latents import Batch, Latents, Pair, TextFeatures, noise_like
+from omniforcing.core.config import DmdConfig, Weights
+from omniforcing.core.distributed import draw
+from omniforcing.core.latents import Batch, Latents, Pair, TextFeatures, noise_like
+from omniforcing.core.schedule import add_noise, guide, sample_sigma, velocity
 from omniforcing.model.attention import View
 from omniforcing.model.conditioning import TextCache
 from omniforcing.model.rollout import predict_x0
 from omniforcing.model.transformer import DualStream
-from omniforcing.schedule import add_noise, guide, sample_sigma, velocity
-from omniforcing.world import draw
+from omniforcing.training.stages import Backward, Part, StageModule, mean_square
 
 
 def cache_guided(teacher: DualStream, text: TextFeatures, unconditional: TextFeatures) -> TextCache:

@@ -7,15 +7,15 @@ from itertools import islice, pairwise
 
 import torch
 
-from omniforcing.config import Config, SamplerConfig, Weights
+from omniforcing.core.config import Config, SamplerConfig, Weights
+from omniforcing.core.latents import Latents, Pair, TextFeatures, concatenate
+from omniforcing.core.layout import Counts
+from omniforcing.core.schedule import euler, sampling_sigmas
 from omniforcing.distill.dmd import cache_guided, guided_x0
-from omniforcing.latents import Latents, Pair, TextFeatures, concatenate
-from omniforcing.layout import Counts
 from omniforcing.model.attention import Full
 from omniforcing.model.rollout import Rollout, RolloutConfig, few_step, gaussian, predict_x0
 from omniforcing.model.student import positions_for
 from omniforcing.model.transformer import DualStream
-from omniforcing.schedule import euler, sampling_sigmas
 
 # The clean estimate of latents at a sigma that the whole batch shares.
 Denoiser = Callable[[Latents, float], Latents]

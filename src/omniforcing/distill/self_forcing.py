@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omniforcing.config import Config, ScoreMask, SelfForcingConfig
+from omniforcing.core.config import Config, ScoreMask, SelfForcingConfig
+from omniforcing.core.distributed import draw
+from omniforcing.core.latents import Latents, TextFeatures, concatenate
 from omniforcing.distill.dmd import DistributionMatching
 from omniforcing.distill.sampling import full_view, rollout_config
-from omniforcing.latents import Latents, TextFeatures, concatenate
 from omniforcing.model.attention import Masked, View
 from omniforcing.model.rollout import RolloutConfig, train_rollout
 from omniforcing.model.student import positions_for
 from omniforcing.model.transformer import DualStream
-from omniforcing.world import draw
 
 
 class SelfForcing(DistributionMatching):

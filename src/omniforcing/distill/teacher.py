@@ -7,14 +7,14 @@ import math
 import torch
 from torch import Tensor
 
-from omniforcing.config import Config, TeacherConfig
-from omniforcing.distill.common import Backward, Part, StageModule, mean_square
+from omniforcing.core.config import Config, TeacherConfig
+from omniforcing.core.distributed import draw
+from omniforcing.core.latents import Batch, Pair, TextFeatures, noise_like
+from omniforcing.core.schedule import add_noise, sample_sigma, velocity
 from omniforcing.distill.sampling import full_view
-from omniforcing.latents import Batch, Pair, TextFeatures, noise_like
 from omniforcing.model.attention import View
 from omniforcing.model.transformer import DualStream
-from omniforcing.schedule import add_noise, sample_sigma, velocity
-from omniforcing.world import draw
+from omniforcing.training.stages import Backward, Part, StageModule, mean_square
 
 
 class Teacher(StageModule):

@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from omniforcing.config import SamplerConfig, TrajectoriesConfig
+from omniforcing.core.config import SamplerConfig, TrajectoriesConfig
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.latents import Latents
+from omniforcing.core.layout import Counts
+from omniforcing.core.random import step_generator
 from omniforcing.data.tensors import TensorShards, commit_shards, copy_text, from_tokens, is_done, to_sample, write_shard
 from omniforcing.data.work import Done, Runner, in_process
 from omniforcing.distill.sampling import WholeClip, ode_states
-from omniforcing.errors import OmniForcingError
-from omniforcing.latents import Latents
-from omniforcing.layout import Counts
-from omniforcing.model.student_files import load_model
 from omniforcing.model.transformer import DualStream
-from omniforcing.seeding import step_generator
+from omniforcing.model.weights.student import load_model
 
 
 @dataclass(frozen=True)

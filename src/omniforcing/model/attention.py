@@ -21,8 +21,8 @@ from diffusers.models.transformers.transformer_ltx2 import (
 )
 from torch import Tensor
 
-from omniforcing.latents import Pair
-from omniforcing.layout import BlockTable, Counts, Span
+from omniforcing.core.latents import Pair
+from omniforcing.core.layout import BlockTable, Counts, Span
 
 Rope = tuple[Tensor, Tensor]
 # site: (stream of the queries, stream of the keys, whether RoPE has all axes or time alone)

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from omniforcing.latents import Pair
-from omniforcing.layout import BlockTable, Span
+from omniforcing.core.latents import Pair
+from omniforcing.core.layout import BlockTable, Span
+from omniforcing.core.states import State
 from omniforcing.model.attention import SITES, Positions, View, sdpa
-from omniforcing.states import State
 
 Key = tuple[int, str]  # layer, site
 

@@ -10,7 +10,7 @@ import torch
 from diffusers import LTX2VideoTransformer3DModel
 from torch import Tensor, nn
 
-from omniforcing.latents import Pair, TextFeatures
+from omniforcing.core.latents import Pair, TextFeatures
 
 KeyValue = tuple[Tensor, Tensor]
 # One noise level for all, one per sample, or one per group of tokens.

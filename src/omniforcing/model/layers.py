@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from omniforcing.latents import Latents, Pair
+from omniforcing.core.latents import Latents, Pair
 from omniforcing.model.attention import View, sdpa
 from omniforcing.model.conditioning import Embedded, KeyValue, Modulation, Row, modulated, modulation
 from omniforcing.model.stabiliser import gate_heads, normalise_heads

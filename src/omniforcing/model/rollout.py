@@ -9,16 +9,16 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from omniforcing.latents import Latents, Pair, TextFeatures, concatenate, noise_like
-from omniforcing.layout import BlockTable, Counts
+from omniforcing.core.latents import Latents, Pair, TextFeatures, concatenate, noise_like
+from omniforcing.core.layout import BlockTable, Counts
+from omniforcing.core.schedule import add_noise, to_x0
+from omniforcing.core.states import State, joined, part_of
 from omniforcing.model.attention import View
 from omniforcing.model.cache import Cache, FunctionalCache, RingCache
 from omniforcing.model.conditioning import Sigma, TextCache
-from omniforcing.model.speed import DEFAULT, Speed
+from omniforcing.model.options import DEFAULT, Speed
 from omniforcing.model.student import positions_for
 from omniforcing.model.transformer import DualStream
-from omniforcing.schedule import add_noise, to_x0
-from omniforcing.states import State, joined, part_of
 
 # The velocity of latents: a ``DualStream``, or what stands for it.
 Student = Callable[[Latents, Sigma, TextCache, View], Latents]

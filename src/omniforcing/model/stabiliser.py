@@ -16,8 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from omniforcing.config import Stabiliser
-from omniforcing.errors import OmniForcingError
+from omniforcing.core.config import Stabiliser
+from omniforcing.core.errors import OmniForcingError
 
 WITH_SINKS = (Stabiliser.sinks, Stabiliser.sinks_rope_growing)
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from diffusers import LTX2VideoTransformer3DModel
 
-from omniforcing.config import Stabiliser, TransformerConfig
-from omniforcing.layout import Counts
+from omniforcing.core.config import Stabiliser, TransformerConfig
+from omniforcing.core.layout import Counts
 from omniforcing.model.attention import Positions
 from omniforcing.model.transformer import DualStream
 

@@ -14,10 +14,10 @@ import torch
 from diffusers import LTX2VideoTransformer3DModel
 from torch import Tensor, nn
 
-from omniforcing.config import Stabiliser
-from omniforcing.errors import OmniForcingError
-from omniforcing.latents import Latents, Pair, TextFeatures
-from omniforcing.layout import FRAMES_PER_LATENT, HOP, MEL_PER_LATENT, SAMPLE_RATE
+from omniforcing.core.config import Stabiliser
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.latents import Latents, Pair, TextFeatures
+from omniforcing.core.layout import FRAMES_PER_LATENT, HOP, MEL_PER_LATENT, SAMPLE_RATE
 from omniforcing.model.attention import Positions, View
 from omniforcing.model.conditioning import Conditions, Row, Sigma, TextCache
 from omniforcing.model.layers import Bounds, Layer

@@ -1,0 +1,136 @@
+"""Gemma features and LTX-2's connectors: a prompt becomes one feature sequence per stream.
+
+Folder: ``tokenizer/``, ``encoder/`` (Gemma) and ``connectors/``, each as its library saves it. All of it is frozen; features
+are computed once per caption and stored. Hidden states of every Gemma layer are packed as in LTX-2 (``[B, L, D, layers + 1]``).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from omniforcing.core.config import TextConfig
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.latents import TextFeatures
+
+VOCABULARY = 512
+
+
+class TextEncoder(nn.Module):
+    """Prompts to ``TextFeatures`` ``[B, L, D]``; the connectors fill padding with registers, so no mask is needed."""
+
+    def __init__(self, tokenizer: Any, encoder: nn.Module, connectors: nn.Module, length: int) -> None:
+        super().__init__()
+        self.tokenizer, self.encoder, self.connectors, self.length = tokenizer, encoder, connectors, length
+        self.requires_grad_(False)
+        self.eval()
+
+    @classmethod
+    def load(cls, folder: Path, device: str = "cpu") -> TextEncoder:
+        """Read a folder that ``build_tiny`` wrote, or LTX-2's own ``tokenizer``, ``text_encoder`` and ``connectors``.
+
+        Raises:
+            OmniForcingError: if a part is missing or unreadable.
+        """
+        from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
+        from transformers import AutoModel, AutoTokenizer
+
+        encoder = folder / ("encoder" if (folder / "encoder").is_dir() else "text_encoder")
+        for part in (folder / "tokenizer", encoder, folder / "connectors"):
+            if not part.is_dir():
+                raise OmniForcingError(f"{part} is missing: a text encoder folder holds tokenizer, encoder and connectors")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+            gemma = AutoModel.from_pretrained(encoder, local_files_only=True, dtype=torch.float32, use_safetensors=True)
+            connectors = LTX2TextConnectors.from_pretrained(
+                folder / "connectors", local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
+            )
+        except (OSError, ValueError) as error:
+            raise OmniForcingError(f"{folder} is not a readable text encoder: {str(error).splitlines()[0]}") from error
+        tokenizer.padding_side = "left"
+        return cls(tokenizer, gemma, connectors, tokenizer.model_max_length).to(device)
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str]) -> TextFeatures:
+        """Features of prompts, each ``[B, L, D]``; the empty prompt is the unconditional one."""
+        device = next(self.encoder.parameters()).device
+        tokens = self.tokenizer(
+            [p.strip() for p in prompts], padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
+        ).to(device)
+        states: tuple[Tensor, ...] = self.encoder(
+            input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, output_hidden_states=True
+        ).hidden_states
+        packed = torch.stack(states, -1).flatten(2, 3)
+        video, audio, _ = self.connectors(packed, tokens.attention_mask, padding_side="left")
+        return TextFeatures(video, audio)
+
+
+def _tiny_tokenizer(captions: list[str], length: int) -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    # Byte level, so that any caption in any script has tokens.
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<pad>", "<eos>", "<bos>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(sorted(set(captions)), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        bos_token="<bos>",
+        model_max_length=length,
+        padding_side="left",
+    )
+
+
+def build_tiny(folder: Path, config: TextConfig, captions: list[str], seed: int) -> None:
+    """Write a small frozen Gemma, its connectors and a tokenizer learnt from the captions; random weights from the seed."""
+    from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
+    from transformers import Gemma3TextConfig, Gemma3TextModel
+
+    head = config.hidden // config.heads
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        gemma = Gemma3TextModel(
+            Gemma3TextConfig(
+                vocab_size=VOCABULARY,
+                hidden_size=config.hidden,
+                intermediate_size=4 * config.hidden,
+                num_hidden_layers=config.layers,
+                num_attention_heads=config.heads,
+                num_key_value_heads=config.heads,
+                head_dim=head,
+                max_position_embeddings=config.length,
+                pad_token_id=0,
+                eos_token_id=1,
+                bos_token_id=2,
+                # Wider than Gemma's 0.02: an untrained model must still tell words apart.
+                initializer_range=0.2,
+            )
+        )
+        connector = {"num_attention_heads": config.heads, "attention_head_dim": head, "num_layers": 1}
+        connectors = LTX2TextConnectors(
+            caption_channels=config.hidden,
+            text_proj_in_factor=config.layers + 1,
+            connector_rope_base_seq_len=config.length,
+            rope_type="split",
+            **{
+                f"{stream}_connector_{key}": value
+                for stream in ("video", "audio")
+                for key, value in {**connector, "num_learnable_registers": config.registers}.items()
+            },
+        )
+    _tiny_tokenizer(captions, config.length).save_pretrained(folder / "tokenizer")
+    gemma.save_pretrained(folder / "encoder")
+    connectors.save_pretrained(folder / "connectors")

@@ -1,0 +1,46 @@
+"""How every command of ours ends: a sentence and an exit code, never a traceback for what the user can mend."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.layout import LayoutError
+
+FAILED, INTERRUPTED, TERMINATED = 2, 130, 143
+
+
+def explain(error: BaseException) -> str | None:
+    """The sentence for an error that the user can mend; None for a fault of ours, which deserves its traceback."""
+    if isinstance(error, OmniForcingError | LayoutError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        where = f" while writing {error.filename}" if error.filename else ""
+        return f"the disk is full{where}; free some space and run the same command again, it continues where it stopped"
+    return None
+
+
+def run_command(command: Callable[[], None]) -> int:
+    """Run ``command`` and return its exit code: 0, 2 after an explained error, 130 after Ctrl-C, 143 after SIGTERM."""
+    # SIGTERM unwinds like an exception, so that temporary folders go and the MLflow run is closed.
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        command()
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to continue", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        sentence = explain(error)
+        if sentence is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
+        return FAILED
+    return 0
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise SystemExit(TERMINATED)

@@ -1,0 +1,116 @@
+"""The trained models as samplers of media, all on the same prompts and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from omniforcing.codec.codec import Codec
+from omniforcing.core.config import Config
+from omniforcing.core.latents import Latents, Pair, TextFeatures
+from omniforcing.data.shards import decode_media, read_raw, shard_form
+from omniforcing.data.tars import require_kind
+from omniforcing.data.tensors import TextTable
+from omniforcing.distill.sampling import WholeClip, rollout_config, sample_rollout
+from omniforcing.evaluation.evaluate import Sampler
+from omniforcing.media.mel import resample
+from omniforcing.model.transformer import DualStream
+from omniforcing.model.weights.student import load_model
+from omniforcing.pocket.events import Media
+from omniforcing.pocket.observe import Clips
+
+# In the order of training; the causal ones can go on for ever.
+CAUSAL = ("causal_ode", "self_forcing")
+MODELS = ("teacher", "bidirectional_dmd", *CAUSAL)
+
+Draw = Callable[[TextFeatures, torch.Generator], Latents]
+
+
+def split_clips(shards: Path, split: str, count: int) -> Clips:
+    """The first ``count`` clips of a split of a shard folder: none if there is no such split."""
+    if not require_kind(shards, "shards")["clips"].get(split):
+        return Clips([], lambda: iter(()))
+    form = shard_form(shards)
+
+    def read(chosen: Container[int] = range(count)) -> Iterator[Media]:
+        stored = enumerate(islice(read_raw(shards, split), count))
+        return (decode_media(form, path, raw) for index, (path, raw) in stored if index in chosen)
+
+    return Clips([raw["txt"].decode() for _, raw in islice(read_raw(shards, split), count)], read)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What turns a model's folder into media: the codec, stored text features, and the preset's sampling settings."""
+
+    config: Config
+    codec: Codec
+    text: TextTable
+    grid: tuple[int, int]
+    device: str
+
+    @classmethod
+    def open(cls, config: Config, codec: Path, latents: Path) -> Bench:
+        """Read the codec and the captions' features; on a GPU if there is one and the config does not ask for the CPU.
+
+        Raises:
+            OmniForcingError: if one of them is missing or unreadable.
+        """
+        device = config.trainer.device
+        loaded = Codec.load(codec, device=device)
+        grid = loaded.spatial(config.clips.height, config.clips.width)
+        return cls(config, loaded, TextTable.load(latents), grid, device)
+
+    def reconstruct(self, clip: Media) -> Media:
+        """One real clip through the codec and back."""
+        batch = clip.map(lambda x: torch.as_tensor(x)[None])
+        return next(self.decoded(self.codec.encode(batch)))
+
+    def sampler(self, name: str, folder: Path, seconds: int) -> Sampler:
+        """The model ``name``, one of ``MODELS``, kept in ``folder``, as a sampler of clips of ``seconds``.
+
+        The model is loaded when clips are drawn and freed after the last, so that one at a time is in memory.
+        """
+
+        def sample(captions: list[str], seeds: list[int]) -> Iterator[Media]:
+            return self.media(self.draw(name, folder, seconds), captions, seeds)
+
+        return sample
+
+    def media(self, draw: Draw, captions: list[str], seeds: list[int]) -> Iterator[Media]:
+        """One clip per caption, drawn in batches; the first seed of a batch gives the noise of all of it."""
+        size = self.config.evaluate.batch
+        for start in range(0, len(captions), size):
+            text = self.text.of(captions[start : start + size]).map(lambda x: x.to(self.device))
+            generator = torch.Generator(self.device).manual_seed(seeds[start])
+            yield from self.decoded(draw(text, generator))
+
+    def draw(self, name: str, folder: Path, seconds: int) -> Draw:
+        """Load a model and bind its sampler."""
+        config = self.config
+        student, causal = config.student, name in CAUSAL
+        added = {"sinks": student.sinks, "stabiliser": student.stabiliser} if causal else {"sinks": 0}
+        model = load_model(folder, device=self.device, **added).eval()
+        return self.bind(name, model, seconds)
+
+    def bind(self, name: str, model: DualStream, seconds: int) -> Draw:
+        """The sampler of ``model`` as ``name``, one of ``MODELS``; only causal ones make other than training lengths."""
+        config = self.config
+        if name in CAUSAL:
+            rollout, blocks = rollout_config(config, self.grid), config.table.blocks_for_seconds(seconds)
+            return lambda text, generator: sample_rollout(model, text, rollout, blocks, generator)
+        clip = WholeClip(model, config.latent_counts, self.grid)
+        if name == "teacher":
+            unconditional = self.text.unconditional.map(lambda x: x.to(self.device))
+            return lambda text, generator: clip.sample_guided(text, unconditional, config.teacher.sampler, generator)
+        return lambda text, generator: clip.sample_few_step(text, config.student.sigmas, generator)
+
+    def decoded(self, latents: Latents) -> Iterator[Media]:
+        media = self.codec.decode(latents, self.grid).map(torch.Tensor.cpu)
+        media = Pair(media.video, resample(media.audio, self.codec.sample_rate))
+        for video, audio in zip(*media, strict=True):
+            yield Pair(video.numpy(), audio.numpy())

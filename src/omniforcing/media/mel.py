@@ -1,0 +1,52 @@
+"""LTX-2's mel front end: 16 kHz stereo, windows of 1024 samples every 160, 64 Slaney bands up to 8 kHz, log magnitude.
+
+Mel frame m is centred on sample 160 m, so K seconds give 1+100K frames. Decoding does not need this module.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from omniforcing.core.layout import HOP, SAMPLE_RATE
+
+MEL_BINS = 64
+WINDOW = 1024
+FLOOR = 1e-5  # digital silence is ln(1e-5) = -11.51
+
+
+@cache
+def _transform(device: torch.device) -> Any:
+    from torchaudio.transforms import MelSpectrogram
+
+    return MelSpectrogram(
+        sample_rate=SAMPLE_RATE,
+        n_fft=WINDOW,
+        hop_length=HOP,
+        n_mels=MEL_BINS,
+        f_min=0.0,
+        f_max=SAMPLE_RATE / 2,
+        power=1.0,
+        center=True,
+        pad_mode="reflect",
+        norm="slaney",
+        mel_scale="slaney",
+    ).to(device)
+
+
+def resample(samples: Tensor, rate: int) -> Tensor:
+    """Waveforms ``[..., N]`` of ``rate`` Hz at 16 kHz, in place: sample i of the result is the sound at i / 16000 s."""
+    if rate == SAMPLE_RATE:
+        return samples
+    from torchaudio.functional import resample as at_rate
+
+    result: Tensor = at_rate(samples, rate, SAMPLE_RATE)
+    return result
+
+
+def log_mel(samples: Tensor) -> Tensor:
+    """Natural log-mel magnitude ``[B, 2, 1 + N/160, 64]`` of waveforms ``[B, 2, N]`` at 16 kHz; differentiable."""
+    return _transform(samples.device)(samples).clamp(min=FLOOR).log().transpose(-1, -2)

@@ -1,0 +1,257 @@
+"""LTX-2 transformer weights on disk, in any of three formats, verified by name and shape and read one tensor at a time.
+
+- ``diffusers``: a folder of ``config.json`` and safetensors, single or sharded with an index.
+- ``original``: Lightricks' file, its config in the metadata, its other parts (codecs, connectors) left alone.
+- ``omniforcing``: the student that OmniForcing's authors published, shards with an index and no config.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import LTX2VideoTransformer3DModel
+from torch import Tensor
+
+from omniforcing.core.files import read_json
+from omniforcing.model.weights.architecture import checked, expected_shapes, from_metadata, of_the_authors, on_meta
+from omniforcing.model.weights.names import OTHER_PARTS, TRANSFORMER, generation, to_diffusers, to_original
+from omniforcing.model.weights.tensor_file import DTYPES, Entry, WeightsError, read_header, read_tensor
+
+SINKS_FILE = "sinks.safetensors"
+_INDEX = ".safetensors.index.json"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_AUTHORS_PREFIX, _AUTHORS_SINKS = "model.", "model.audio_sink_tokens"
+
+
+def _as_stored(name: str, tensor: Tensor) -> Tensor:  # noqa: ARG001
+    return tensor
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A transformer's weights, verified but not read.
+
+    Attributes:
+        source: what was opened, for messages.
+        format: ``diffusers``, ``original`` or ``omniforcing``.
+        config: arguments of diffusers' ``LTX2VideoTransformer3DModel``.
+        entries: every tensor by diffusers name, in the model's order.
+        sinks: the sink tokens, if there are any.
+        others: tensors of other parts in the same file, counted by prefix.
+        turn: what happens to a tensor on its way, by name (``rope_layout.with_rope``).
+    """
+
+    source: Path
+    format: str
+    config: dict[str, Any]
+    entries: dict[str, Entry]
+    sinks: Entry | None = None
+    others: Counter[str] = field(default_factory=Counter)
+    turn: Callable[[str, Tensor], Tensor] = _as_stored
+
+    def names(self) -> list[str]:
+        """Names in the order in which reading them never goes back and forth between files."""
+        return sorted(self.entries, key=lambda name: str(self.entries[name].file))
+
+    def tensors(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Read tensors one after the other, in the order of ``names`` (default: all).
+
+        Raises:
+            WeightsError: naming the first tensor that holds a NaN or an infinity.
+        """
+        wanted = self.names() if names is None else list(names)
+        for file, group in groupby(wanted, key=lambda name: self.entries[name].file):
+            with file.open("rb") as opened:
+                for name in group:
+                    yield name, self.turn(name, read_tensor(opened, self.entries[name]))
+
+    def read_sinks(self) -> Tensor | None:
+        """The sink tokens ``[S, audio width]``, if the checkpoint has any."""
+        if self.sinks is None:
+            return None
+        with self.sinks.file.open("rb") as opened:
+            return read_tensor(opened, self.sinks).flatten(0, -2)
+
+    def core(self, dtype: torch.dtype | None = None) -> LTX2VideoTransformer3DModel:
+        """The transformer, its weights read into memory once, as stored or in ``dtype``."""
+        core = on_meta(self.config)
+        state = {name: tensor.to(dtype or tensor.dtype) for name, tensor in self.tensors()}
+        core.load_state_dict(state, assign=True)
+        return core.eval()
+
+
+def open_checkpoint(source: Path) -> Checkpoint:
+    """Open weights of any format and verify every name, shape and dtype from the headers alone.
+
+    Args:
+        source: a folder (with ``transformer/``, or of safetensors files), a ``.safetensors`` file, or its index.
+
+    Raises:
+        WeightsError: naming the file and the tensor or key that does not fit, what was expected, and what to do.
+    """
+    source = Path(source)
+    place = source / "transformer" if (source / "transformer").is_dir() else source
+    tensors, metadata = _headers(place)
+    if "proj_in.weight" in tensors:
+        found = _diffusers(place, tensors)
+    elif f"{TRANSFORMER}patchify_proj.weight" in tensors:
+        found = _original(place, tensors, metadata)
+    elif f"{_AUTHORS_PREFIX}patchify_proj.weight" in tensors:
+        found = _omniforcing(place, tensors)
+    else:
+        raise WeightsError(
+            f"{place} holds no LTX-2 transformer: it begins with {min(tensors, default='nothing')!r}; name a diffusers folder, "
+            f"Lightricks' file or OmniForcing's index"
+        )
+    return _verified(replace(found, sinks=found.sinks or _sinks_beside(source)))
+
+
+def _sinks_beside(source: Path) -> Entry | None:
+    file = source / SINKS_FILE
+    if not file.is_file():
+        return None
+    kept = _headers(file)[0]
+    if "sinks" not in kept or len(kept["sinks"].shape) != 2:
+        raise WeightsError(f"{file} must hold sinks [S, audio width], but holds {sorted(kept)}; export it again")
+    return kept["sinks"] if kept["sinks"].shape[0] else None
+
+
+def _headers(place: Path) -> tuple[dict[str, Entry], dict[str, str]]:
+    """Entries by the files' own keys, and the metadata of the file if it is one."""
+    if place.name.endswith(_INDEX):
+        return _indexed(place), {}
+    if place.is_dir():
+        return _headers(_inside(place))
+    if place.suffix in _PICKLES:
+        raise WeightsError(f"{place} is a pickle, which can run code when it is opened; get the weights as safetensors")
+    if place.suffix != ".safetensors":
+        state = "is not a safetensors file" if place.exists() else "does not exist"
+        raise WeightsError(f"{place} {state}; name a folder, a .safetensors file or a {_INDEX} file of LTX-2 weights")
+    return read_header(place)
+
+
+def _inside(folder: Path) -> Path:
+    """The one index or safetensors file that a folder's weights are read from."""
+    indices, files = sorted(folder.glob(f"*{_INDEX}")), sorted(folder.glob("*.safetensors"))
+    found = indices or [file for file in files if file.name != SINKS_FILE]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(file.name for file in found[:3])
+        raise WeightsError(f"{folder} holds several checkpoints ({names}) and nothing says which; name one of the files")
+    # A folder of pickles alone is refused as such, by name, rather than as an empty one.
+    pickles = sorted(file for file in folder.iterdir() if file.suffix in _PICKLES)
+    if pickles:
+        return pickles[0]
+    raise WeightsError(f"{folder} holds no transformer: there is no .safetensors file in it; download or export one there")
+
+
+def _indexed(index: Path) -> dict[str, Entry]:
+    values = read_json(index)
+    places = values.get("weight_map") if isinstance(values, dict) else None
+    if not isinstance(places, dict) or not places:
+        raise WeightsError(f"{index} has no weight_map; it is not an index of safetensors: download it again")
+    shards: dict[str, dict[str, Entry]] = {}
+    for name in sorted(set(map(str, places.values()))):
+        file = index.parent / name
+        # An index comes from elsewhere: it must not lead out of its folder.
+        if Path(name).name != name or not file.is_file():
+            raise WeightsError(f"{index} names the shard {name}, which is not beside it; copy or download that file too")
+        shards[name] = _headers(file)[0]
+    lost = [key for key, name in places.items() if key not in shards[name]]
+    if lost:
+        raise WeightsError(
+            f"{index.parent / places[lost[0]]} lacks {lost[0]}, which the index says it holds; download both again"
+        )
+    return {key: shards[name][key] for key, name in places.items()}
+
+
+def _diffusers(place: Path, tensors: dict[str, Entry]) -> Checkpoint:
+    file = (place if place.is_dir() else place.parent) / "config.json"
+    config = read_json(file)
+    if not isinstance(config, dict):
+        raise WeightsError(f"{file} is no config of a model; take the file that was published with the weights")
+    return Checkpoint(place, "diffusers", checked(config, str(file)), tensors)
+
+
+def _original(file: Path, tensors: dict[str, Entry], metadata: dict[str, str]) -> Checkpoint:
+    if f"{TRANSFORMER}audio_patchify_proj.weight" not in tensors:
+        raise WeightsError(
+            f"{file} holds a transformer without sound (audio_patchify_proj is missing); LTX-2 weights are needed"
+        )
+    others = Counter({part: sum(key.startswith(part) for key in tensors) for part in OTHER_PARTS})
+    entries = _renamed({k: e for k, e in tensors.items() if not k.startswith(OTHER_PARTS)}, TRANSFORMER)
+    try:
+        values = dict(json.loads(metadata.get("config", "{}"))["transformer"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise WeightsError(
+            f"{file} carries no transformer config in its metadata, and the architecture is never guessed; take the file as "
+            f"Lightricks published it"
+        ) from error
+    config = from_metadata(values, {name: entry.shape for name, entry in entries.items()}, str(file))
+    return Checkpoint(file, "original", config, entries, others=+others)
+
+
+def _omniforcing(place: Path, tensors: dict[str, Entry]) -> Checkpoint:
+    entries = _renamed({key: entry for key, entry in tensors.items() if key != _AUTHORS_SINKS}, _AUTHORS_PREFIX)
+    shapes = {name: entry.shape for name, entry in entries.items()}
+    return Checkpoint(place, "omniforcing", of_the_authors(shapes, str(place)), entries, tensors.get(_AUTHORS_SINKS))
+
+
+def _renamed(tensors: dict[str, Entry], prefix: str) -> dict[str, Entry]:
+    """Entries by diffusers name; keys outside the prefix, or in diffusers' spelling, belong to nothing that we know."""
+    entries = {}
+    for key, entry in tensors.items():
+        name = to_diffusers(key.removeprefix(prefix))
+        if prefix + to_original(name) != key:
+            raise WeightsError(
+                f"{entry.file} holds {key}, which is no part of an LTX-2 model that this version knows; "
+                f"take the file as its authors published it"
+            )
+        entries[name] = entry
+    return entries
+
+
+def _verified(found: Checkpoint) -> Checkpoint:
+    """The checkpoint with its entries in the model's order, if they are exactly the tensors that its config describes."""
+    expected = expected_shapes(found.config, str(found.source))
+    missing = [name for name in expected if name not in found.entries]
+    extra = [name for name in found.entries if name not in expected]
+    if missing or extra:
+        # Between releases hundreds of names differ; the first of them would tell nobody what happened.
+        releases = generation(expected), generation(found.entries)
+        if releases[0] != releases[1]:
+            raise WeightsError(
+                f"{found.source}: the config describes LTX-{releases[0]} but the tensors are LTX-{releases[1]}'s "
+                f"({(missing + extra)[0]} is {'missing' if missing else 'unexpected'}); use config and weights of one release"
+            )
+        name = (missing or extra)[0]
+        told = f"lacks {name} {list(expected[name])}" if missing else f"holds {name}, which its config has no place for"
+        raise WeightsError(
+            f"{found.source} {told} ({len(missing)} missing, {len(extra)} unexpected, of {len(expected)} tensors); "
+            f"download it again or use the config that belongs to it"
+        )
+    for name, shape in expected.items():
+        _fits(found.entries[name], shape)
+    if found.sinks is not None:
+        _fits(found.sinks, (*found.sinks.shape[:-1], expected["audio_proj_in.weight"][0]))
+    return replace(found, entries={name: found.entries[name] for name in expected})
+
+
+def _fits(entry: Entry, shape: tuple[int, ...]) -> None:
+    if entry.shape != shape:
+        raise WeightsError(
+            f"{entry.file}: tensor {entry.key} has shape {list(entry.shape)}, its config expects {list(shape)}; "
+            f"use the config that belongs to these weights"
+        )
+    if entry.dtype not in DTYPES:
+        raise WeightsError(
+            f"{entry.file}: tensor {entry.key} is stored as {entry.dtype}; quantised weights are not read: take the bf16 file"
+        )

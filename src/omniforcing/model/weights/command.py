@@ -1,0 +1,153 @@
+"""``omniforcing weights``: what LTX-2 weights hold, and the same weights in another format."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shutil
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.files import atomic_dir
+
+if TYPE_CHECKING:
+    from omniforcing.model.weights.checkpoint import Checkpoint
+
+STREAMS = ("video", "audio", "cross-modal")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the actions of ``omniforcing weights`` and their options."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="inspect | import | export")
+    source = argparse.ArgumentParser(add_help=False)
+    source.add_argument(
+        "source", type=Path, help="a diffusers folder, Lightricks' .safetensors, or OmniForcing's index or folder"
+    )
+    show = actions.add_parser("inspect", parents=[source], help="show what the weights are, from their headers alone")
+    show.add_argument("--values", action="store_true", help="also read every tensor, and stop at the first NaN or infinity")
+    show.add_argument("--json", action="store_true", help="print json")
+    for action, target in (("import", "diffusers format"), ("export", "Lightricks' format")):
+        convert = actions.add_parser(action, parents=[source], help=f"write the weights in {target}, bit for bit")
+        convert.add_argument("destination", type=Path, help="the folder to write, a new one")
+        convert.add_argument("--rope", choices=("split", "interleaved"), help="exchange the RoPE convention on the way")
+
+
+def summary(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the headers tell of a checkpoint: generation, architecture, parameters per stream, dtypes."""
+    from omniforcing.model.weights.names import generation, stream
+
+    config, entries = checkpoint.config, checkpoint.entries
+    parameters = Counter({name: 0 for name in STREAMS})
+    for name, entry in entries.items():
+        parameters[stream(name)] += math.prod(entry.shape)
+    return {
+        "source": str(checkpoint.source),
+        "format": checkpoint.format,
+        "generation": generation(entries),
+        "layers": config["num_layers"],
+        "heads": config["num_attention_heads"],
+        "head_dim": {"video": config["attention_head_dim"], "audio": config["audio_attention_head_dim"]},
+        "rope": config["rope_type"],
+        "rope_frequencies": "fp64" if config["rope_double_precision"] else "fp32",
+        "timestep_scale": config["timestep_scale_multiplier"],
+        "gate_timestep_scale": config["cross_attn_timestep_scale_multiplier"],
+        "tensors": len(entries),
+        "bytes": _size(checkpoint),
+        "dtypes": dict(Counter(entry.dtype for entry in entries.values())),
+        "parameters": {**parameters, "total": parameters.total()},
+        "sinks": checkpoint.sinks.shape[-2] if checkpoint.sinks else 0,
+        "other_parts": dict(checkpoint.others),
+    }
+
+
+def _size(checkpoint: Checkpoint) -> int:
+    return sum(entry.size for entry in checkpoint.entries.values())
+
+
+def table(values: dict[str, Any]) -> str:
+    """The summary for people, a line per fact."""
+    dims, counts = values["head_dim"], values["parameters"]
+    dtypes = ", ".join(f"{count} {name}" for name, count in values["dtypes"].items())
+    rows = {
+        "source": f"{values['source']} ({values['format']} format)",
+        "generation": f"LTX-{values['generation']}",
+        "architecture": f"{values['layers']} layers, {values['heads']} heads x {dims['video']} video, x {dims['audio']} audio",
+        "RoPE": f"{values['rope']}, {values['rope_frequencies']} frequencies",
+        "timesteps": f"sigma x {values['timestep_scale']:g}, cross-modal gates x {values['gate_timestep_scale']:g}",
+        "tensors": f"{dtypes}; {values['bytes'] / 1e9:.2f} GB",
+        "parameters": ", ".join(f"{name} {count / 1e6:,.2f} M" for name, count in counts.items()),
+        "sinks": str(values["sinks"] or "none"),
+        "other parts": ", ".join(f"{name} {count}" for name, count in values["other_parts"].items()) or "none",
+    }
+    return "\n".join(f"{name:<14}{text}" for name, text in rows.items())
+
+
+def convert(source: Path, destination: Path, action: str, rope: str | None) -> None:
+    """Write a checkpoint as a new folder, which appears when it is whole.
+
+    Raises:
+        OmniForcingError: if the weights are unfit, the folder exists already, or there is no room for it.
+    """
+    from tqdm import tqdm
+
+    from omniforcing.model.weights.checkpoint import open_checkpoint
+    from omniforcing.model.weights.rope_layout import with_rope
+    from omniforcing.model.weights.writing import write_diffusers, write_original
+
+    checkpoint = open_checkpoint(source)
+    if rope is not None:
+        checkpoint = with_rope(checkpoint, rope)
+    size = _size(checkpoint)
+    check_destination(destination, size)
+    write = write_diffusers if action == "import" else write_original
+    with (
+        atomic_dir(destination) as folder,
+        tqdm(total=size, unit="B", unit_scale=True, desc="writing", file=sys.stderr) as bar,
+    ):
+        write(checkpoint, folder, watch=bar.update)
+
+
+def check_destination(destination: Path, size: int) -> None:
+    """Refuse a folder that exists, and one whose disk has less than ``size`` bytes free."""
+    if destination.exists():
+        raise OmniForcingError(f"{destination} exists already, and weights are never written over; name a new folder")
+    parent = next(folder for folder in destination.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise OmniForcingError(f"{destination} cannot be made: {parent} is not a folder that you may write; name another place")
+    free = shutil.disk_usage(parent).free
+    if free < size:
+        raise OmniForcingError(
+            f"{destination} needs {size / 1e9:.1f} GB and its disk has {free / 1e9:.1f} GB free; free some or name another disk"
+        )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do one action as the parsed arguments say.
+
+    Raises:
+        OmniForcingError: for anything in the arguments or the weights that the user can mend.
+    """
+    if args.action == "inspect":
+        inspect(args.source, args.values, args.json)
+    else:
+        convert(args.source, args.destination, args.action, args.rope)
+        print(f"{args.destination}: written whole, every value finite")
+
+
+def inspect(source: Path, values: bool, as_json: bool) -> None:
+    """Print a checkpoint's summary, after reading all of it if ``values``."""
+    from tqdm import tqdm
+
+    from omniforcing.model.weights.checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(source)
+    if values:
+        for _ in tqdm(checkpoint.tensors(), total=len(checkpoint.entries), unit="tensor", desc="reading", file=sys.stderr):
+            pass
+    found = summary(checkpoint)
+    print(json.dumps(found) if as_json else table(found))

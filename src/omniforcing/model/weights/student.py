@@ -1,0 +1,70 @@
+"""Models on disk: LTX-2's modules in any format that is read, and beside them what stabilises a student."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from omniforcing.core.config import Stabiliser
+from omniforcing.model.stabiliser import Added, adopt, load_added, save_added
+from omniforcing.model.transformer import DualStream
+from omniforcing.model.weights.architecture import on_meta
+from omniforcing.model.weights.checkpoint import SINKS_FILE, Checkpoint, open_checkpoint
+from omniforcing.model.weights.tensor_file import WeightsError
+
+
+def save_model(model: DualStream, folder: Path, max_shard_size: str = "5GB") -> None:
+    """Write ``transformer/`` in diffusers format, sharded above ``max_shard_size``, and what stabilises it beside that."""
+    model.core.save_pretrained(folder / "transformer", max_shard_size=max_shard_size)
+    save_added(dict(model.named_parameters(recurse=False)), model.stabiliser, folder / SINKS_FILE)
+
+
+def load_model(
+    source: Path,
+    sinks: int | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype | None = torch.float32,
+    stabiliser: Stabiliser | None = None,
+    fresh: bool = False,
+    meta: bool = False,
+) -> DualStream:
+    """Read what ``save_model``, diffusers, Lightricks or OmniForcing's authors wrote (``checkpoint.open_checkpoint``).
+
+    Args:
+        source: a folder or file of weights.
+        sinks: how many sink tokens the model must have; None takes what there is.
+        device: where the model goes.
+        dtype: of the weights in memory; None keeps what the file has.
+        stabiliser: what the model must be stabilised by; None takes what there is.
+        meta: without memory for the weights, which ``sharding`` reads when each worker has its part of them to keep.
+        fresh: where the file has no sinks and no other stabiliser, they start afresh: a student's first stage.
+
+    Raises:
+        OmniForcingError: if the weights cannot be read, do not fit their config, or are stabilised otherwise than asked for.
+    """
+    checkpoint = open_checkpoint(source)
+    added = _added(checkpoint, source, dtype)
+    held = len(added.tensors.get("sinks", ()))
+    wanted = held if sinks is None else sinks
+    begins = fresh and added.stabiliser is None
+    if held != wanted and not begins:
+        raise WeightsError(f"{source} holds {held} sinks, expected {wanted}; set student.sinks to what it was trained with")
+    core = on_meta(checkpoint.config).to(dtype or torch.float32).eval() if meta else checkpoint.core(dtype)
+    model = DualStream(core, wanted, stabiliser or added.stabiliser or Stabiliser.sinks)
+    if added.stabiliser is None and not begins and any(p.numel() for p in model.parameters(recurse=False)):
+        name = model.stabiliser.value
+        raise WeightsError(f"{source} holds nothing of {name}; set student.stabiliser to what it was trained with")
+    adopt(model, added, source / SINKS_FILE)
+    if meta:
+        model.weights = lambda: ((f"core.{name}", tensor) for name, tensor in checkpoint.tensors())
+        return model
+    return model.to(device)
+
+
+def _added(checkpoint: Checkpoint, source: Path, dtype: torch.dtype | None) -> Added:
+    """What the weights hold beside LTX-2's own: in a file of ours, or as sinks among the authors' tensors."""
+    beside, sinks = load_added(source / SINKS_FILE), checkpoint.read_sinks()
+    tensors = beside.tensors if sinks is None else {**beside.tensors, "sinks": sinks}
+    stabiliser = beside.stabiliser if sinks is None else beside.stabiliser or Stabiliser.sinks
+    return Added({name: tensor.to(dtype or tensor.dtype) for name, tensor in tensors.items()}, stabiliser)

@@ -1,0 +1,73 @@
+"""Weights out: a diffusers folder or Lightricks' own format, written one tensor at a time and bit for bit as they were read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from huggingface_hub.serialization import StateDictSplit
+from safetensors.torch import save_file
+
+from omniforcing.core.files import write_json
+from omniforcing.model.weights.architecture import on_meta, to_metadata
+from omniforcing.model.weights.checkpoint import SINKS_FILE, Checkpoint
+from omniforcing.model.weights.names import TRANSFORMER, to_original
+from omniforcing.model.weights.tensor_file import DTYPES, Watch, ignore, write_safetensors
+
+SHARD_SIZE = "5GB"
+_PATTERN = "diffusion_pytorch_model{suffix}.safetensors"  # diffusers' name of the weights
+ORIGINAL_FILE = "transformer.safetensors"
+
+
+def write_diffusers(checkpoint: Checkpoint, folder: Path, max_shard_size: str = SHARD_SIZE, watch: Watch = ignore) -> None:
+    """Write ``transformer/``, which diffusers' ``from_pretrained`` opens, and the sinks beside it if there are any.
+
+    Args:
+        checkpoint: the weights, in any format.
+        folder: an existing folder.
+        max_shard_size: above it the weights are sharded, with an index.
+        watch: called with the bytes of every tensor written.
+
+    Raises:
+        WeightsError: if a tensor holds NaN or infinity.
+    """
+    target = folder / "transformer"
+    on_meta(checkpoint.config).save_config(target)
+    shards = planned(checkpoint, max_shard_size)
+    for file, names in shards.filename_to_tensors.items():
+        layout = {name: checkpoint.entries[name] for name in names}
+        write_safetensors(target / file, layout, checkpoint.tensors(names), {"format": "pt"}, watch)
+    if shards.is_sharded:
+        index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
+        write_json(target / f"{_PATTERN.format(suffix='')}.index.json", index)
+    _write_sinks(checkpoint, folder)
+
+
+def planned(checkpoint: Checkpoint, max_shard_size: str = SHARD_SIZE) -> StateDictSplit:
+    """Which tensors go into which file."""
+    plan = {
+        name: torch.empty(checkpoint.entries[name].shape, dtype=DTYPES[checkpoint.entries[name].dtype], device="meta")
+        for name in checkpoint.names()
+    }
+    return split_torch_state_dict_into_shards(plan, filename_pattern=_PATTERN, max_shard_size=max_shard_size)
+
+
+def _write_sinks(checkpoint: Checkpoint, folder: Path) -> None:
+    sinks = checkpoint.read_sinks()
+    if sinks is not None:
+        save_file({"sinks": sinks}, folder / SINKS_FILE)
+
+
+def write_original(checkpoint: Checkpoint, folder: Path, watch: Watch = ignore) -> None:
+    """Write ``transformer.safetensors`` as Lightricks name and describe it; sinks, for which it has no place, go beside it.
+
+    Raises:
+        WeightsError: if a tensor holds NaN or infinity, or the config has values that Lightricks' format cannot say.
+    """
+    config = {"transformer": to_metadata(checkpoint.config, str(checkpoint.source))}
+    layout = {TRANSFORMER + to_original(name): checkpoint.entries[name] for name in checkpoint.names()}
+    tensors = ((TRANSFORMER + to_original(name), tensor) for name, tensor in checkpoint.tensors())
+    write_safetensors(folder / ORIGINAL_FILE, layout, tensors, {"config": json.dumps(config)}, watch)
+    _write_sinks(checkpoint, folder)

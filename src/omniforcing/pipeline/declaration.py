@@ -1,0 +1,261 @@
+"""Declaration of the stages: ``pipelines/stages.py`` of a checkout, read for one preset.
+
+It is the only place that says what a stage reads, which configuration keys its result depends on
+and where it writes. ``omniforcing.pipeline.generate`` makes every ``dvc.yaml`` of it.
+"""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omniforcing.core.config import Config, data_root, digest, to_dict
+from omniforcing.core.errors import OmniForcingError, did_you_mean
+from omniforcing.core.files import folder_digest
+from omniforcing.pipeline.code import SOURCES, CodeBase
+
+DECLARATION = "pipelines/stages.py"
+PRESETS = "pipelines/presets"
+# Keys that conf/config.yaml sets for every preset.
+COMMON_KEYS = ("seed",)
+# Code that measures, in stages that train: a training is not begun anew when it changes.
+MEASURES = (
+    f"{SOURCES}/evaluation/",
+    *(f"{SOURCES}/pocket/{name}.py" for name in ("drift", "events", "observe", "sync")),
+)
+# Code and templates that present figures: no figure and no kept clip depends on them.
+PRESENTS = tuple(f"{SOURCES}/evaluation/{name}" for name in ("page.html", "report.py", "curves.py", "ablation"))
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One stage as ``pipelines/stages.py`` declares it, for every preset.
+
+    Attributes:
+        name: name in DVC; the script is ``pipelines/<name>.py``.
+        about: one sentence for ``--help`` and ``dvc.yaml``.
+        reads: stages whose outputs it reads.
+        keys: configuration keys that its result depends on.
+        writes: folder below ``data/<preset>``; the stage's name if None.
+        files: files other than Python that its result depends on, relative to the checkout.
+        curves: whether it writes a training curve.
+        optional: whether `dvc repro` leaves it alone unless it is named.
+    """
+
+    name: str
+    about: str
+    reads: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    writes: str | None = None
+    files: tuple[str, ...] = ()
+    curves: bool = False
+    optional: bool = False
+
+    @property
+    def script(self) -> str:
+        """Entry point of the stage, relative to the checkout."""
+        return f"pipelines/{self.name}.py"
+
+    def folder(self, preset: str) -> str:
+        """Output folder, relative to the checkout."""
+        return f"data/{preset}/{self.writes or self.name}"
+
+    def metrics(self, preset: str) -> str:
+        """Metrics file, relative to the checkout."""
+        return f"data/{preset}/{self.name}.metrics.json"
+
+    def curve(self, preset: str) -> str:
+        """Training curve, relative to the checkout."""
+        return f"data/{preset}/{self.name}.curves.csv"
+
+    def code(self, preset: str) -> str:
+        """File that holds the digest of the stage's code, relative to the checkout."""
+        return f"data/{preset}/code/{self.name}"
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """One stage under one preset.
+
+    Attributes:
+        spec: the stage's declaration.
+        folder: its output folder, relative to the checkout.
+        inputs: output folders that it reads, relative to the checkout.
+    """
+
+    spec: StageSpec
+    folder: str
+    inputs: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The stage's name."""
+        return self.spec.name
+
+    @property
+    def about(self) -> str:
+        """What the stage does."""
+        return self.spec.about
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The configuration keys that the result depends on, sorted."""
+        return tuple(sorted(self.spec.keys))
+
+    def config_values(self, config: Config) -> dict[str, Any]:
+        """The resolved values of ``keys``."""
+        plain = to_dict(config)
+        return {key: _lookup(plain, key) for key in self.keys}
+
+    def input_digests(self, root: Path) -> dict[str, str]:
+        """The digest of each input folder.
+
+        Raises:
+            OmniForcingError: naming the stage to run first, if one is missing.
+        """
+        for path in self.inputs:
+            if not (data_root(root) / path).exists():
+                raise OmniForcingError(f"{path} is missing, which {self.name} reads; run `dvc repro {self.name}`")
+        return {path: folder_digest(data_root(root) / path) for path in self.inputs}
+
+    def fingerprint(self, config: Config, root: Path) -> str:
+        """sha256 of everything the result depends on: config values, inputs and code.
+
+        The checkpoint interval counts too: an old checkpoint counts its steps in it.
+        """
+        values = self.config_values(config) | {"checkpoint_every": config.trainer.checkpoint_every}
+        inputs = self.input_digests(root)
+        return digest({"config": values, "inputs": inputs, "code": self.work_digest(root)})
+
+    def work_digest(self, root: Path) -> str:
+        """Digest of the code that half-done work depends on.
+
+        It leaves out code that only presents and, where something is trained, code that only
+        measures: DVC runs the stage again when that changes, which continues from its work.
+        """
+        left_out = self._left_out
+        files = [file for file in self.spec.files if not file.startswith(left_out)]
+        return CodeBase(root).digest(self.spec.script, files, left_out)
+
+    @property
+    def _left_out(self) -> tuple[str, ...]:
+        return PRESENTS if self.name == "evaluate" else MEASURES
+
+
+def read_specs(root: Path) -> tuple[StageSpec, ...]:
+    """All stages of a checkout, in the order in which they run; optional ones last.
+
+    Raises:
+        OmniForcingError: if the checkout declares none that can be read.
+    """
+    path = root / DECLARATION
+    if not path.is_file():
+        raise OmniForcingError(f"{path} is missing; run inside a checkout of the project")
+    try:
+        specs: tuple[StageSpec, ...] = runpy.run_path(str(path))["STAGES"]
+    except (SyntaxError, NameError, TypeError, KeyError) as error:
+        raise OmniForcingError(f"{path} does not declare STAGES: {error}") from error
+    return tuple(sorted(specs, key=lambda spec: spec.optional))
+
+
+def stage_names(root: Path) -> list[str]:
+    """The stages that `dvc repro` runs, in order."""
+    return [spec.name for spec in read_specs(root) if not spec.optional]
+
+
+def optional_stages(root: Path) -> list[str]:
+    """The stages that run only when they are named."""
+    return [spec.name for spec in read_specs(root) if spec.optional]
+
+
+def read_declaration(name: str, root: Path, preset: str) -> Declaration:
+    """One stage under a preset.
+
+    Raises:
+        OmniForcingError: if there is no such stage.
+    """
+    specs = {spec.name: spec for spec in read_specs(root)}
+    if name not in specs:
+        known = ", ".join(specs)
+        hint = did_you_mean(name, specs)
+        raise OmniForcingError(f"the pipeline has no stage {name!r}; it has: {known}{hint}")
+    spec = specs[name]
+    inputs = tuple(specs[read].folder(preset) for read in spec.reads)
+    return Declaration(spec, spec.folder(preset), inputs)
+
+
+def check_preset(root: Path, preset: str) -> None:
+    """Check that a preset's file names every key that DVC tracks in it; DVC cannot run without.
+
+    Raises:
+        OmniForcingError: naming the first key that is missing.
+    """
+    from yaml import safe_load
+
+    path = root / "conf" / "preset" / f"{preset}.yaml"
+    named = safe_load(path.read_text(encoding="utf-8")) or {}
+    for spec in read_specs(root):
+        for key in preset_keys(spec.keys):
+            if not _has(named, key):
+                raise OmniForcingError(f"{path} lacks {key!r}, which DVC tracks; name it there, if nothing differs with {{}}")
+
+
+def preset_keys(keys: Iterable[str]) -> list[str]:
+    """The keys that a preset's file names, without those that are common to all presets."""
+    return [key for key in keys if key not in COMMON_KEYS]
+
+
+def known_presets(root: Path) -> list[str]:
+    """Names of the files in ``conf/preset``."""
+    return sorted(path.stem for path in (root / "conf" / "preset").glob("*.yaml"))
+
+
+def tracked_preset(root: Path) -> str:
+    """The preset whose pipeline stands at the top: the key ``preset`` of ``conf/config.yaml``."""
+    from yaml import safe_load
+
+    path = root / "conf" / "config.yaml"
+    named = (safe_load(path.read_text(encoding="utf-8")) or {}).get("preset")
+    if not isinstance(named, str):
+        raise OmniForcingError(f"{path} has no line `preset: NAME`; add one, such as `preset: pocket`")
+    return named
+
+
+def pipeline_file(root: Path, preset: str) -> str:
+    """A preset's ``dvc.yaml``, relative to the checkout."""
+    return "dvc.yaml" if preset == tracked_preset(root) else f"{PRESETS}/{preset}/dvc.yaml"
+
+
+def optional_file(root: Path, preset: str) -> str:
+    """The ``dvc.yaml`` of a preset's optional stages, relative to the checkout."""
+    tracked = preset == tracked_preset(root)
+    return f"{'pipelines' if tracked else f'{PRESETS}/{preset}'}/optional/dvc.yaml"
+
+
+def lock_file(root: Path, preset: str) -> str:
+    """A preset's ``dvc.lock``, relative to the checkout."""
+    return str(Path(pipeline_file(root, preset)).with_suffix(".lock"))
+
+
+def dvc_target(root: Path, preset: str, stage: str) -> str:
+    """A stage of a preset as DVC's commands take it."""
+    optional = stage in optional_stages(root)
+    file = (optional_file if optional else pipeline_file)(root, preset)
+    return stage if file == "dvc.yaml" else f"{file}:{stage}"
+
+
+def _lookup(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        values = values[part]
+    return values
+
+
+def _has(values: Any, key: str) -> bool:
+    try:
+        _lookup(values, key)
+    except (KeyError, TypeError):
+        return False
+    return True

@@ -1,0 +1,4 @@
+"""The ablation and the DVC experiments it runs in.
+
+`make ablation`.
+"""

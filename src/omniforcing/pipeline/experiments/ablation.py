@@ -1,0 +1,197 @@
+"""The stage ablation: each variant of the distillation a DVC experiment, its final student measured beside the baseline.
+
+A finished variant is one whose experiment the checkout holds, made of what the baseline reads now; a command that was killed
+goes on with the first that is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omniforcing.core.config import Config, ConfigError, digest, load_config
+from omniforcing.core.environment import COMMIT_VARIABLE, PARENT_VARIABLE
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.files import folder_digest, read_json
+from omniforcing.pipeline import tracking
+from omniforcing.pipeline.declaration import read_declaration
+from omniforcing.pipeline.experiments.experiments import Laboratory
+from omniforcing.pipeline.generate import ensure_pipeline
+from omniforcing.pipeline.stage import exclusive
+
+FINAL = "self_forcing"
+EVALUATION = "evaluate"
+# What a measurement reads of the baseline.
+READ = ("shards", "latents", "codec")
+# Rows of the table that are the evaluation's, and their names there.
+BESIDE = {"real": "real", "chance": "shuffled", "teacher": "teacher", "baseline": FINAL}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A change of the preset: what it asks, and the keys it sets."""
+
+    about: str
+    overrides: tuple[str, ...]
+
+
+def variants_of(config: Config) -> dict[str, Variant]:
+    """The variants of a preset's configuration, in the table's order."""
+    return {
+        "without-I": Variant(
+            "Stage I skipped: trajectories and Stage II start from the teacher",
+            ("trajectories.source=teacher", "causal_ode.init=teacher"),
+        ),
+        "without-II": Variant(
+            "Stage II skipped: Stage III starts from Stage I's weights", ("self_forcing.init=bidirectional_dmd",)
+        ),
+        "without-III": Variant("Stage III skipped: Stage II's student is the final one", ("self_forcing.optim.steps=0",)),
+        # The merged first block is pinned and a second longer: with a window one block shorter as much of the past is seen.
+        "merged-layout": Variant(
+            "the prefix merged into the first block, as much of the past seen",
+            ("student.layout=merged", f"student.window={config.student.window - 1}"),
+        ),
+        "teacher-pairs": Variant(
+            "ODE pairs of the guided teacher, Stage II still initialised from Stage I", ("trajectories.source=teacher",)
+        ),
+        "causal-scores": Variant(
+            "teacher and critic of Stage III score with causal attention", ("self_forcing.scores=causal",)
+        ),
+    }
+
+
+VARIANTS = tuple(variants_of(Config()))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a variant is measured with.
+
+    Attributes:
+        label: unique to the weights and the variant's configuration.
+        config: the variant's.
+        data: the baseline's output folders.
+        weights: the final student's folder.
+        work: scratch folder, shared by all variants that are measured in the same way.
+    """
+
+    label: str
+    config: Config
+    data: Path
+    weights: Path
+    work: Path
+
+
+# The figures of one model, as in ``models`` of the evaluation's metrics.
+Measure = Callable[[Trial], Mapping[str, Any]]
+
+
+def chosen_variants(root: Path, config: Config, names: Sequence[str]) -> dict[str, Variant]:
+    """The named variants in the table's order; without names all, but for those that do not fit the preset, which are told.
+
+    Raises:
+        OmniForcingError: for a name that is none, or a named variant that does not fit.
+    """
+    unknown = [name for name in names if name not in VARIANTS]
+    if unknown:
+        raise OmniForcingError(f"unknown variant {unknown[0]!r}; known: {', '.join(VARIANTS)}")
+    chosen = {name: variant for name, variant in variants_of(config).items() if not names or name in names}
+    misfits = {name: error for name, variant in chosen.items() if (error := _misfit(root, config, variant))}
+    if names and misfits:
+        raise next(iter(misfits.values()))
+    for name, error in misfits.items():
+        print(f"left out: {name} does not fit, {error}")
+    return {name: variant for name, variant in chosen.items() if name not in misfits}
+
+
+def _misfit(root: Path, config: Config, variant: Variant) -> ConfigError | None:
+    try:
+        load_config(list(variant.overrides), root, config.preset)
+    except ConfigError as error:
+        return error
+    return None
+
+
+def run_ablation(root: Path, preset: str | None, names: Sequence[str], measure: Measure) -> Path:
+    """Run and measure variants (default: all) of a preset (default: the tracked one); returns the folder of the result.
+
+    The result also has the variants that were trained for this baseline before.
+
+    Raises:
+        OmniForcingError: for an unknown preset or variant, uncommitted changes, a baseline that has not run, another ablation
+            of the preset in this checkout, or a variant that fails.
+    """
+    # A pipeline run of the preset writes the lock that is read here.
+    with exclusive(root / ".work" / "pipeline.lock", "a pipeline run in this checkout"):
+        config = load_config(root=root, preset=preset)
+        ensure_pipeline(root, config.preset)
+        chosen = chosen_variants(root, config, names)
+        work = root / ".work" / config.preset / "ablation"
+        lab = Laboratory.open(root, work / "checkout", config.preset)
+    with exclusive(work / "lock", f"an ablation of preset {config.preset}"):
+        return _run(lab, work, _with_trained(lab, config, chosen), measure)
+
+
+def _with_trained(lab: Laboratory, config: Config, chosen: Mapping[str, Variant]) -> dict[str, Variant]:
+    """The chosen variants and those that are trained for this baseline, in the table's order."""
+    known = variants_of(config).items()
+    return {name: variant for name, variant in known if name in chosen or lab.find(_experiment(lab, name), FINAL)}
+
+
+def _run(lab: Laboratory, work: Path, variants: Mapping[str, Variant], measure: Measure) -> Path:
+    print(f"checking the baseline of preset {lab.preset}", flush=True)
+    lab.check_out_baseline(EVALUATION)
+    baseline = lab.folder / read_declaration(EVALUATION, lab.folder, lab.preset).folder
+    evaluation = read_json(baseline / "metrics.json")
+    measured_at = {"git_commit": lab.commit, "evaluation": folder_digest(baseline)}
+    rows = {row: evaluation["models"][model] for row, model in BESIDE.items() if model in evaluation["models"]}
+    # Read now, while the clone stands as the baseline left it.
+    configs = {name: load_config(list(variant.overrides), lab.folder, lab.preset) for name, variant in variants.items()}
+    measured = work / "measured" / _measured_with(lab)[:16]
+    with tracking.closing(_parent_run(lab, work, variants)) as parent:
+        for number, (name, variant) in enumerate(variants.items(), 1):
+            print(f"\n=== {name} ({number} of {len(variants)}): {variant.about}", flush=True)
+            weights = _train(lab, work, name, variant, parent)
+            label = f"{name}.{digest([folder_digest(weights), variant.overrides])[:8]}"
+            rows[name] = measure(Trial(label, configs[name], lab.data, weights, measured))
+        from omniforcing.evaluation.ablation import write_ablation
+
+        folder = lab.root / "data" / lab.preset / "ablation"
+        about = {name: {"about": v.about, "overrides": list(v.overrides)} for name, v in variants.items()}
+        write_ablation(folder, rows, about, {**evaluation["settings"], **measured_at})
+        parent.metrics(rows)
+        parent.artifact(folder)
+    return folder
+
+
+def _measured_with(lab: Laboratory) -> str:
+    """The digest of what decides a variant's figures beside its weights and its own keys."""
+    declared = read_declaration(EVALUATION, lab.folder, lab.preset)
+    values = declared.config_values(load_config(root=lab.folder, preset=lab.preset))
+    inputs = {name: folder_digest(lab.data / name) for name in READ if (lab.data / name).exists()}
+    return digest({"config": values, "inputs": inputs, "code": declared.work_digest(lab.folder)})
+
+
+def _parent_run(lab: Laboratory, work: Path, variants: Mapping[str, Variant]) -> tracking.Run:
+    tags = {"preset": lab.preset, "git_commit": lab.commit}
+    changes = {name: " ".join(variant.overrides) for name, variant in variants.items()}
+    return tracking.open_run(tracking.connect(lab.root), f"ablation {lab.preset}", work / "parent.json", tags, changes)
+
+
+def _experiment(lab: Laboratory, name: str) -> str:
+    return f"{lab.preset}-{name}"
+
+
+def _train(lab: Laboratory, work: Path, name: str, variant: Variant, parent: tracking.Run) -> Path:
+    """Run the variant's experiment, unless the checkout holds it of this baseline, and fetch its final student."""
+    experiment = _experiment(lab, name)
+    commit = lab.find(experiment, FINAL)
+    if commit:
+        print(f"trained already, in DVC's experiment {experiment}", flush=True)
+    else:
+        ours = {PARENT_VARIABLE: parent.id, COMMIT_VARIABLE: lab.commit}
+        commit = lab.run(experiment, variant.overrides, FINAL, ours)
+    student = read_declaration(FINAL, lab.folder, lab.preset).folder
+    return lab.fetch(commit, student, work / "students" / f"{name}-{commit[:12]}")

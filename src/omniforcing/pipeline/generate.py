@@ -1,0 +1,237 @@
+"""Command ``omniforcing pipeline``: make ``dvc.yaml`` of the stages that are declared.
+
+Each preset has a pipeline of its own, with its lock beside it: the tracked preset at the top of the
+checkout, any other in ``pipelines/presets/<name>``. The first stage of each writes the digests of
+the code on which the other stages depend (``omniforcing.pipeline.code``).
+
+The pipelines of other presets, and optional stages, are made when they are first run and are not
+committed. DVC's commands without a target look at every ``dvc.yaml`` of a checkout: pipelines that
+have never run would make `dvc pull` fail and fill `dvc status` and `dvc metrics show`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from omniforcing.core.config import load_config, project_root
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.files import atomic_write, remove
+from omniforcing.pipeline.code import SOURCES, CodeBase
+from omniforcing.pipeline.declaration import (
+    DECLARATION,
+    PRESETS,
+    StageSpec,
+    check_preset,
+    known_presets,
+    lock_file,
+    optional_file,
+    optional_stages,
+    pipeline_file,
+    preset_keys,
+    read_specs,
+    tracked_preset,
+)
+
+CODE = "code"
+WRITE = "omniforcing pipeline --write"
+_HEAD = f"# Made by `{WRITE}` of {DECLARATION}; edit that file, not this one.\n"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``omniforcing pipeline``."""
+    chosen = parser.add_mutually_exclusive_group(required=True)
+    chosen.add_argument(
+        "--write",
+        nargs="*",
+        metavar="PRESET",
+        help="make dvc.yaml, and renew or make the pipelines of other presets that are there or named",
+    )
+    chosen.add_argument("--check", action="store_true", help="fail if a generated file is stale")
+    chosen.add_argument("--digests", metavar="PRESET", help="write what stage `code` writes")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write or check the generated files, or write a preset's digests."""
+    root = project_root()
+    if arguments.digests is not None:
+        write_digests(root, arguments.digests)
+    elif arguments.check:
+        check_pipelines(root)
+    else:
+        for path in write_pipelines(root, arguments.write):
+            print(f"written: {path}")
+
+
+def write_digests(root: Path, preset: str) -> None:
+    """Write the digest of each stage's code below ``data/<preset>/code``."""
+    base = CodeBase(root)
+    for spec in read_specs(root):
+        path = root / spec.code(preset)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(base.digest(spec.script, spec.files) + "\n", encoding="utf-8")
+
+
+def write_pipelines(root: Path, presets: Iterable[str] = ()) -> list[str]:
+    """Renew the generated files of a checkout, make those of ``presets``, and return what changed.
+
+    Raises:
+        OmniForcingError: if a preset is unknown or lacks a section.
+    """
+    for preset in presets:
+        load_config(root=root, preset=preset)
+    wanted = _wanted(root)
+    for preset in presets:
+        file = pipeline_file(root, preset)
+        wanted[file] = pipelines_of(root, preset)[file]
+    changed = [path for path, text in wanted.items() if _content(root / path) != text]
+    for path in changed:
+        _replace(root / path, wanted[path])
+    return changed
+
+
+def check_pipelines(root: Path) -> None:
+    """Check that the generated files of a checkout are what would be written.
+
+    Raises:
+        OmniForcingError: naming the first that is not, and the command that renews it.
+    """
+    for path, text in _wanted(root).items():
+        if _content(root / path) != text:
+            raise _stale_error(root, path)
+
+
+def ensure_pipeline(root: Path, preset: str, stages: Iterable[str] = ()) -> None:
+    """Make the ``dvc.yaml`` of a preset and of optional ``stages`` if there is none, and say so.
+
+    Raises:
+        OmniForcingError: if one is stale, if the preset lacks a section, or if the lock was written
+            for an older ``dvc.yaml``.
+    """
+    texts = pipelines_of(root, preset)
+    optional = set(stages) & set(optional_stages(root))
+    files = [pipeline_file(root, preset)] + [optional_file(root, preset)] * bool(optional)
+    for path in files:
+        present = _content(root / path)
+        if present is None:
+            _replace(root / path, texts[path])
+            print(f"written: {path}, the pipeline of preset {preset}", flush=True)
+        elif present != texts[path]:
+            raise _stale_error(root, path)
+    refuse_old_lock(root, preset)
+
+
+def pipelines_of(root: Path, preset: str) -> dict[str, str]:
+    """The generated files of a preset: path relative to the checkout, and text.
+
+    Raises:
+        OmniForcingError: if the preset lacks a section.
+    """
+    check_preset(root, preset)
+    specs = read_specs(root)
+    file, optional = pipeline_file(root, preset), optional_file(root, preset)
+    stages = {CODE: _code_stage(specs, preset)}
+    extra: dict[str, Any] = {}
+    for spec in specs:
+        (extra if spec.optional else stages)[spec.name] = _stage(spec, specs, preset)
+    about = f"# Pipeline of preset {preset}.\n"
+    asked = f"# Stages that preset {preset} runs only when asked: `dvc repro {optional}`.\n"
+    return {file: _text(about, stages, file), optional: _text(asked, extra, optional)}
+
+
+def refuse_old_lock(root: Path, preset: str) -> None:
+    """Refuse a lock from before stages depended on digests of their code.
+
+    Raises:
+        OmniForcingError: with the two ways to go on.
+    """
+    from yaml import safe_load
+
+    path = root / lock_file(root, preset)
+    locked = (safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+    for name, entry in (locked.get("stages") or {}).items():
+        modules = [dep["path"] for dep in entry.get("deps", []) if dep["path"].startswith("src/")]
+        if modules and name != CODE:
+            raise OmniForcingError(
+                f"{path} was written for an older dvc.yaml: its stage {name} depends on "
+                f"{modules[0]}; `git checkout` a newer one, or delete it to run every stage again"
+            )
+
+
+def _stale_error(root: Path, path: str) -> OmniForcingError:
+    return OmniForcingError(f"{root / path} is stale; run `{WRITE}`")
+
+
+def _wanted(root: Path) -> dict[str, str | None]:
+    """What the generated files of a checkout should hold; None for those of presets that are gone."""
+    load_config(root=root)  # refuses an unknown tracked preset
+    texts: dict[str, str] = {}
+    for preset in known_presets(root):
+        if _is_used(root, preset):
+            texts |= pipelines_of(root, preset)
+    top = pipeline_file(root, tracked_preset(root))
+    found = [root / "pipelines" / "optional" / "dvc.yaml", *(root / PRESETS).rglob("dvc.yaml")]
+    present = [path.relative_to(root).as_posix() for path in found if path.is_file()]
+    return {path: texts.get(path) for path in [top, *sorted(present)]}
+
+
+def _is_used(root: Path, preset: str) -> bool:
+    """Whether a checkout holds generated files of a preset; those of the tracked one it always does."""
+    tracked = preset == tracked_preset(root)
+    return tracked or (root / pipeline_file(root, preset)).parent.is_dir()
+
+
+def _content(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def _replace(path: Path, text: str | None) -> None:
+    if text is None:
+        remove(path)
+    else:
+        atomic_write(path, text)
+
+
+def _text(about: str, stages: dict[str, Any], file: str) -> str:
+    from yaml import safe_dump
+
+    depth = len(Path(file).parents) - 1
+    if depth:
+        up = "/".join([".."] * depth)
+        stages = {name: {"wdir": up, **stage} for name, stage in stages.items()}
+    return _HEAD + about + safe_dump({"stages": stages}, sort_keys=False, width=100)
+
+
+def _code_stage(specs: tuple[StageSpec, ...], preset: str) -> dict[str, Any]:
+    files = [file for spec in specs for file in spec.files if not file.startswith(SOURCES)]
+    return {
+        "desc": "Write one digest per stage of the code that it uses, without comments.",
+        "cmd": f"exec python -m omniforcing.cli pipeline --digests {preset}",
+        "deps": [DECLARATION, *(spec.script for spec in specs), SOURCES, *files],
+        "outs": [f"data/{preset}/{CODE}"],
+    }
+
+
+def _stage(spec: StageSpec, specs: tuple[StageSpec, ...], preset: str) -> dict[str, Any]:
+    """One stage of a preset as DVC reads it.
+
+    ``exec`` makes the stage DVC's own child under every shell, so that it dies with a DVC that is
+    killed.
+    """
+    named = {other.name: other for other in specs}
+    params: list[dict[str, list[str]]] = [{"conf/config.yaml": list(spec.keys)}]
+    if keys := preset_keys(spec.keys):
+        params.append({f"conf/preset/{preset}.yaml": keys})
+    stage: dict[str, Any] = {
+        "desc": spec.about,
+        "cmd": f"exec python {spec.script} preset={preset}",
+        "deps": [*(named[read].folder(preset) for read in spec.reads), spec.code(preset)],
+        "params": params,
+        "outs": [spec.folder(preset)],
+        "metrics": [spec.metrics(preset)],
+    }
+    if spec.curves:
+        stage["plots"] = [{spec.curve(preset): {"x": "step", "title": spec.name}}]
+    return stage

@@ -1,0 +1,246 @@
+"""What a training step takes, without taking it: the stage's own code on tensors that have sizes and no memory.
+
+The step runs on torch's meta device, so a network of any size is traced on any machine. What lives when and what is multiplied
+follows from the code and from autograd, not from a formula of ours; a test holds it against the bytes that torch's allocator
+hands out in the same step.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from omniforcing.core.latents import Batch
+from omniforcing.model.transformer import DualStream
+from omniforcing.training.stages import StageModule
+
+META = torch.device("meta")
+_aten = torch.ops.aten
+_FLASH = _aten._scaled_dot_product_flash_attention_for_cpu
+_FLOPS = {
+    **flop_registry,
+    _FLASH: flop_registry[_aten._scaled_dot_product_flash_attention],
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+        _aten._scaled_dot_product_flash_attention_backward
+    ],
+}
+
+
+Moments = dict[int, int]
+
+
+@dataclass
+class Trace:
+    """One step of one process.
+
+    Attributes:
+        phases: the step in order, cut where a network's forward ends and where a backward begins. Of each phase, for each
+            number of bytes of gradients held, the most bytes of anything else meanwhile; weights, EMA, optimiser and batch
+            are left out.
+        flops: floating point operations, a multiplication with its addition counted as two.
+        forwards: forwards of each network, without those that recompute for a backward.
+        backwards: backwards of each network.
+        learning: of each network, the operations of its forwards that carry gradient.
+    """
+
+    phases: list[Moments] = field(default_factory=lambda: [{}])
+    flops: float = 0
+    forwards: dict[str, int] = field(default_factory=dict)
+    backwards: dict[str, int] = field(default_factory=dict)
+    learning: dict[str, float] = field(default_factory=dict)
+
+    def peaks(self, share: float) -> list[tuple[float, float]]:
+        """Of each phase, bytes of gradients and of all else when both together are most.
+
+        A process keeps ``share`` of the gradients.
+        """
+        return [
+            max(((gradients * share, rest) for gradients, rest in phase.items()), key=sum) for phase in self.phases if phase
+        ]
+
+
+def deepened(few: Trace, more: Trace, layers: tuple[int, int, int], share: float) -> tuple[list[tuple[float, float]], Trace]:
+    """What a network of ``layers[2]`` layers takes, from traces at ``layers[0]`` and ``layers[1]``: all layers are alike.
+
+    Returns the peaks of each phase, and a trace whose counts are those of the deep network.
+    """
+    by = (layers[2] - layers[0]) / (layers[1] - layers[0])
+
+    def reach(a: float, b: float) -> float:
+        return a + by * (b - a)
+
+    peaks = []
+    for a, b in zip(few.peaks(share), more.peaks(share), strict=True):
+        # The sum is carried on; the fullest moment may be another one in the deeper network, so its parts are only bounded.
+        whole = reach(sum(a), sum(b))
+        gradients = min(max(reach(a[0], b[0]), 0.0), whole)
+        peaks.append((gradients, whole - gradients))
+    learning = {name: reach(few.learning[name], more.learning[name]) for name in few.learning}
+    counts = Trace([], reach(few.flops, more.flops), few.forwards, few.backwards, learning)
+    return peaks, counts
+
+
+class _Live(TorchDispatchMode):
+    """Puts every new tensor on the meta device, and counts the bytes of those that live and the operations."""
+
+    def __init__(self, answer: int) -> None:
+        super().__init__()
+        self.trace, self.answer = Trace(), answer
+        self.kinds: dict[int, str] = {}
+        self.live = {"gradient": 0, "other": 0}
+        self.placed: dict[Any, bool] = {}
+
+    def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is _aten._local_scalar_dense.default and args[0].device == META:
+            return self.answer
+        if func not in self.placed:
+            self.placed[func] = any(argument.name == "device" for argument in func._schema.arguments)
+        if self.placed[func]:
+            kwargs["device"] = META
+        if kwargs.get("generator") is not None:
+            kwargs["generator"] = None
+        for tensor in _tensors((args, kwargs)):
+            self._meet(tensor)
+        out = _masked(func, args) if _picks_by_mask(func, args) else func(*args, **kwargs)
+        count = _FLOPS.get(func._overloadpacket)
+        if count is not None:
+            self.trace.flops += count(*args, **kwargs, out_val=out)
+        for tensor in _tensors(out):
+            self._begin(tensor)
+        gradients, rest, phase = self.live["gradient"], self.live["other"], self.trace.phases[-1]
+        phase[gradients] = max(rest, phase.get(gradients, 0))
+        return out
+
+    def _meet(self, tensor: Tensor) -> None:
+        """What was made elsewhere is not counted, for as long as it lives: its address is another tensor's afterwards."""
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.kinds:
+            self.kinds[storage._cdata] = "outside"
+            weakref.finalize(storage, self.kinds.pop, storage._cdata, None)
+
+    def _begin(self, tensor: Tensor, kind: str = "other") -> None:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.kinds:
+            self.kinds[storage._cdata] = kind
+            self.live[kind] += storage.nbytes()
+            weakref.finalize(storage, self._end, storage._cdata, storage.nbytes())
+
+    def _end(self, key: int, size: int) -> None:
+        self.live[self.kinds.pop(key)] -= size
+
+    def accumulated(self, parameter: Tensor) -> None:
+        """The gradient of a parameter is there: from now on its bytes are those of a gradient."""
+        assert parameter.grad is not None
+        storage = parameter.grad.untyped_storage()
+        self._begin(parameter.grad, "gradient")
+        if self.kinds[storage._cdata] == "other":
+            self.kinds[storage._cdata] = "gradient"
+            self.live["other"] -= storage.nbytes()
+            self.live["gradient"] += storage.nbytes()
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, dict):
+        yield from _tensors(list(values.values()))
+    elif isinstance(values, list | tuple):
+        for value in values:
+            yield from _tensors(value)
+
+
+def _picks_by_mask(func: Any, args: Any) -> bool:
+    """Whether what comes out depends on a mask's values, which nobody knows here."""
+    indexing = (_aten.index, _aten.index_put_, _aten.index_put, _aten._index_put_impl_)
+    return func._overloadpacket in indexing and any(t.dtype == torch.bool for t in _tensors(args[1]))
+
+
+def _masked(func: Any, args: Any) -> Tensor:
+    """As if the mask left everything: the most that there can be."""
+    return args[0].new_empty(args[0].numel()) if func._overloadpacket is _aten.index else args[0]
+
+
+def _flash(*args: Any, **kwargs: Any) -> Tensor:
+    """Attention as the fused kernels keep it: inputs, output and one number per query, never a matrix of scores."""
+    return _FLASH(*args, **kwargs)[0]
+
+
+def trace_step(module: StageModule, batch: Batch, *, exit_step: int = 0, recompute: bool = False) -> Trace:
+    """Trace ``module.training_step`` on a batch; module and batch move to the meta device and are of no use afterwards.
+
+    Args:
+        exit_step: at which step of the student's few the gradient flows; more steps before it only cost time.
+        recompute: whether layers keep their inputs alone (activation checkpointing).
+    """
+    module.place(META)
+    # The meta device has no generators; what is drawn on the CPU is put on the meta device.
+    module.generator_device = torch.device("cpu")
+    networks = {name: child for name, child in module.named_children() if isinstance(child, DualStream)}
+    for teacher in getattr(module, "frozen", ()):
+        networks["teacher"] = teacher
+    optimisers = module.configure_optimizers()
+    for optimiser in optimisers:
+        # Moments are no part of a trace: an optimiser only drops gradients here.
+        optimiser.step = lambda *_: None  # type: ignore[method-assign]
+    live = _Live(exit_step)
+
+    def backward(loss: Tensor) -> None:
+        live.trace.phases.append({})
+        loss.backward()
+        live.trace.phases.append({})
+
+    if recompute:
+        module.recompute()
+    # Not as a mode: those are off where a backward recomputes.
+    flash = patch.object(F, "scaled_dot_product_attention", _flash)
+    with _watched(live, networks), live, flash:
+        module.training_step(0, batch.to(META), optimisers, backward)
+    return live.trace
+
+
+@contextmanager
+def _watched(live: _Live, networks: dict[str, nn.Module]) -> Iterator[None]:
+    handles = []
+    for name, network in networks.items():
+        assert isinstance(network, DualStream)
+        handles += _counting(live.trace, name, network)
+        for parameter in network.parameters():
+            if parameter.requires_grad:
+                # Of the step before: gradients are kept until the next backward begins.
+                parameter.grad = torch.empty_like(parameter)
+                live.accumulated(parameter)
+                handles.append(parameter.register_post_accumulate_grad_hook(live.accumulated))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _counting(trace: Trace, name: str, network: nn.Module) -> list[Any]:
+    """Hooks that count a network's passes and end a phase after each."""
+    begun = [0.0]
+
+    def before(_module: nn.Module, _in: Any) -> None:
+        begun[0] = trace.flops
+
+    def after(_module: nn.Module, _in: Any, _out: Any) -> None:
+        learns = torch.is_grad_enabled() and name != "teacher"
+        trace.forwards[name] = trace.forwards.get(name, 0) + 1
+        trace.backwards[name] = trace.backwards.get(name, 0) + learns
+        if learns:
+            trace.learning[name] = trace.learning.get(name, 0.0) + trace.flops - begun[0]
+        trace.phases.append({})
+
+    return [network.register_forward_pre_hook(before), network.register_forward_hook(after)]

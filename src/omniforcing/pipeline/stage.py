@@ -1,0 +1,234 @@
+"""What every pipeline stage shares: its config, folders, lock, MLflow run, clock and way to end.
+
+A stage works in ``.work/<preset>/<stage>/<fingerprint>`` and publishes whole folders only. The fingerprint covers config,
+inputs and code, so a killed stage continues exactly its own work, and a changed parameter begins anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from omniforcing.core.config import ClusterConfig, Config, data_root, load_config, project_root
+from omniforcing.core.console import run_command
+from omniforcing.core.environment import die_with_parent, git_commit
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.files import MANIFEST, atomic_dir, atomic_write, forget_origins, read_json, write_json, write_manifest
+from omniforcing.pipeline import tracking
+from omniforcing.pipeline.cluster.jobs import announce_run, goes_to_cluster, submit_stage
+from omniforcing.pipeline.cluster.launch import launch
+from omniforcing.pipeline.declaration import DECLARATION, Declaration, read_declaration
+from omniforcing.pipeline.generate import WRITE
+
+_HELP = ("-h", "--help")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A running stage, as its ``run`` function sees it."""
+
+    name: str
+    config: Config
+    root: Path
+    declaration: Declaration
+    work: Path
+    tracked: tracking.Run
+
+    @property
+    def folder(self) -> Path:
+        """Where the stage's output appears: ``data/<preset>/<folder>``."""
+        return self.data_root / self.declaration.folder
+
+    @property
+    def data_root(self) -> Path:
+        """What ``data`` and ``.work`` lie below: the checkout, except in a job on a cluster."""
+        return data_root(self.root)
+
+    @property
+    def run_id(self) -> str:
+        """The MLflow run."""
+        return self.tracked.id
+
+    def input(self, stage: str) -> Path:
+        """The output folder of another stage.
+
+        Raises:
+            OmniForcingError: if ``pipelines/stages.py`` does not list it as read by this stage.
+        """
+        folder = read_declaration(stage, self.root, self.config.preset).folder
+        if folder not in self.declaration.inputs:
+            raise OmniForcingError(
+                f"stage {self.name} reads {folder}, which {DECLARATION} does not list; add {stage!r} there and run `{WRITE}`"
+            )
+        return self.data_root / folder
+
+    @contextlib.contextmanager
+    def publish(self) -> Iterator[Path]:
+        """Yield an empty folder that becomes ``folder`` on success; it gets a plain manifest if the body wrote none.
+
+        Of several workers the first one's folder is kept, and all wait until it is there.
+        """
+        if self.first:
+            with atomic_dir(self.folder) as folder:
+                yield folder
+                if not (folder / MANIFEST).exists():
+                    forget_origins(folder)
+                    write_manifest(folder)
+        else:
+            with tempfile.TemporaryDirectory() as scratch:
+                yield Path(scratch)
+        if "torch" in sys.modules:
+            from omniforcing.core.distributed import barrier
+
+            barrier()
+
+    def metrics(self, values: Mapping[str, Any]) -> None:
+        """Write the stage's DVC metrics file, ``data/<preset>/<stage>.metrics.json``, and log the numbers to MLflow."""
+        if self.first:
+            write_json(self._beside("metrics.json"), values)
+            self.tracked.metrics(values)
+
+    def curves(self, csv: Path) -> None:
+        """Keep a training curve as the stage's DVC plot, ``data/<preset>/<stage>.curves.csv``, and in MLflow."""
+        if self.first:
+            kept = self._beside("curves.csv")
+            atomic_write(kept, csv.read_bytes())
+            self.tracked.artifact(kept, "curves")
+
+    def log_metrics(self, values: Mapping[str, Any], step: int | None = None) -> None:
+        """Log numbers to the MLflow run."""
+        if self.first:
+            self.tracked.metrics(values, step)
+
+    def log_artifact(self, path: Path, folder: str = "") -> None:
+        """Log a file or a folder's content to the MLflow run."""
+        if self.first:
+            self.tracked.artifact(path, folder)
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes: the only one, or the first of several workers."""
+        if "torch" not in sys.modules:
+            return True
+        from omniforcing.core.distributed import rank
+
+        return rank() == 0
+
+    def _beside(self, suffix: str) -> Path:
+        return self.data_root / "data" / self.config.preset / f"{self.name}.{suffix}"
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, what: str) -> Iterator[None]:
+    """Hold a lock file while the body runs; the kernel frees it however the process ends.
+
+    Raises:
+        OmniForcingError: naming the process that holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise OmniForcingError(f"{what} is already running (process {file.read()}); wait for it or stop it") from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def help_text(name: str, root: Path, preset: str) -> str:
+    """What ``--help`` prints: what the stage does, reads, writes and depends on, and how to run it."""
+    declared = read_declaration(name, root, preset)
+    return f"""usage: python pipelines/{name}.py [key.subkey=value ...]
+
+{declared.about}
+
+preset:      {preset}
+reads:       {", ".join(declared.inputs) or "nothing"}
+writes:      {declared.folder} and {name}.metrics.json beside it
+depends on:  {", ".join(declared.keys)} (conf/config.yaml documents each key),
+             and on the code that pipelines/{name}.py imports, comments and docstrings left out
+example:     python pipelines/{name}.py preset=smoke seed=1
+
+Overrides are for trials: the pipeline itself runs through DVC, `dvc repro` or `python pipelines/main.py --preset NAME`."""
+
+
+def split_overrides(arguments: list[str]) -> list[str]:
+    """Overrides one per item; an MLproject parameter arrives with all of them in one string."""
+    return [item for argument in arguments for item in shlex.split(argument)]
+
+
+def _limit_threads(count: int) -> None:
+    # Read by OpenMP and BLAS when they load; torch may have loaded before.
+    os.environ["OMP_NUM_THREADS"] = str(count)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(count)
+
+
+def record_minutes(root: Path, preset: str, name: str, seconds: float) -> None:
+    """Remember how long a stage took, for the table of ``pipelines/main.py``."""
+    path = data_root(root) / ".work" / preset / "timings.json"
+    timings = read_json(path) if path.is_file() else {}
+    write_json(path, {**timings, name: {"seconds": round(seconds, 1), "ended": time.time()}})
+
+
+def open_stage(name: str, config: Config, root: Path) -> Stage:
+    """The stage with its work folder and its MLflow run, continued if an earlier process was killed."""
+    declared = read_declaration(name, root, config.preset)
+    fingerprint = declared.fingerprint(config, root)
+    work = data_root(root) / ".work" / config.preset / name / fingerprint[:16]
+    work.mkdir(parents=True, exist_ok=True)
+    tags = {"stage": name, "preset": config.preset, "git_commit": git_commit(root), "fingerprint": fingerprint}
+    tags |= {f"input.{Path(path).name}": digest for path, digest in declared.input_digests(root).items()}
+    if "DVC_EXP_NAME" in os.environ:
+        tags["experiment"] = os.environ["DVC_EXP_NAME"]
+    client = tracking.connect(root)
+    run = tracking.open_run(client, name, work / "run.json", tags, declared.config_values(config))
+    return Stage(name, config, root, declared, work, run)
+
+
+def run_stage(name: str, run: Callable[[Stage], None], config: Config, root: Path, trains: bool = False) -> None:
+    """Run one stage under its lock, within its MLflow run, and record its minutes; one that trains on the cluster, if named."""
+    _limit_threads(config.trainer.threads)
+    began = time.monotonic()
+    with exclusive(data_root(root) / ".work" / config.preset / name / "lock", f"stage {name} of preset {config.preset}"):
+        stage = open_stage(name, config, root)
+        announce_run(stage.run_id)
+        with tracking.closing(stage.tracked):
+            launch(partial(run, stage), config.cluster if trains else ClusterConfig(), stage.work)
+    record_minutes(root, config.preset, name, time.monotonic() - began)
+
+
+def stage_main(name: str, run: Callable[[Stage], None], trains: Callable[[Config], bool] = lambda _: False) -> None:
+    """The command line of ``pipelines/<name>.py``: load the config, run the stage, exit with 0, 2, 130 or 143.
+
+    ``trains`` says of a config whether the stage trains a transformer, which a cluster's workers do together.
+    """
+
+    def command() -> None:
+        root = project_root()
+        config = load_config(split_overrides([given for given in sys.argv[1:] if given not in _HELP]), root)
+        if set(_HELP) & set(sys.argv[1:]):
+            print(help_text(name, root, config.preset))
+        elif goes_to_cluster(name, config):
+            words = split_overrides(sys.argv[1:])
+            if code := submit_stage(name, config, root, words):
+                raise SystemExit(code)
+        else:
+            run_stage(name, run, config, root, trains(config))
+
+    if "DVC_STAGE" in os.environ:
+        die_with_parent()
+    sys.exit(run_command(command))

@@ -1,0 +1,23 @@
+"""A few decoded samples of a model, for people to look at and hear in MLflow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from omniforcing.codec.codec import Codec
+from omniforcing.core.latents import Latents
+from omniforcing.media.files import write_mp4
+from omniforcing.pipeline.stage import Stage
+
+
+def log_samples(stage: Stage, latents: Latents, captions: list[str], codec: Path, grid: tuple[int, int]) -> None:
+    """Decode a few samples and log them to MLflow as mp4."""
+    media = Codec.load(codec, stage.config.trainer.device).decode(latents, grid).map(Tensor.cpu)
+    folder = stage.work / "samples"
+    folder.mkdir(exist_ok=True)
+    for index, caption in enumerate(captions):
+        clip = media.map(lambda x, i=index: x[i].numpy())
+        write_mp4(folder / f"{index}_{caption.replace(' ', '_')[:60]}.mp4", clip)
+    stage.log_artifact(folder, "samples")

@@ -1,0 +1,50 @@
+"""Speed of the streamed student against the teacher's offline sampler, as an artifact's users have it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from omniforcing.core.files import atomic_dir, read_json
+from omniforcing.evaluation.bench import Bench
+from omniforcing.evaluation.speed import against_teacher, measure_offline, measure_stream
+from omniforcing.streaming.artifact import StreamSettings, write_artifact
+from omniforcing.streaming.engine import Engine
+
+
+def against_the_teacher(
+    bench: Bench, folders: Mapping[str, Path], codec: Path, work: Path, prompt: str
+) -> dict[str, Any]:
+    """Stream the last model from an artifact made in ``work``, and sample the teacher offline.
+
+    Both make the same length for one prompt, decoding included.
+
+    Args:
+        bench: samples the teacher.
+        folders: of the models, by stage.
+        codec: folder of the codec, copied into the artifact.
+        work: folder of the artifact.
+        prompt: what both make.
+    """
+    config, seconds = bench.config, bench.config.clips.seconds
+    settings = StreamSettings.of(config, read_json(codec / "codec.json"))
+    with atomic_dir(work) as folder:
+        write_artifact(folder, folders["self_forcing"], codec, settings, {})
+    engine = Engine(work, bench.device)
+    stream = measure_stream(lambda: (chunk.timing for chunk in engine.stream(prompt, seconds)))
+    draw = bench.draw("teacher", folders["teacher"], seconds)
+    teacher = measure_offline(lambda: list(bench.media(draw, [prompt], [0])))
+    text = bench.text.of([prompt]).map(lambda x: x.to(bench.device))
+    generator = torch.Generator(bench.device)
+    latents = measure_offline(lambda: draw(text, generator).video.cpu())
+    steps, threads = len(config.student.sigmas), torch.get_num_threads()
+    device = torch.cuda.get_device_name() if bench.device == "cuda" else f"CPU, {threads} threads"
+    measured = (
+        f"{device}; {settings.width}x{settings.height}, {seconds} s; student {steps} steps a block, "
+        f"window {settings.window}, generating and decoding on a thread each; teacher "
+        f"{config.teacher.sampler.steps} guided steps; decoding included"
+    )
+    return {**against_teacher(stream, teacher, latents), "measured_on": measured}

@@ -1,0 +1,245 @@
+"""The pocket world: coloured balls that bounce, each impact a decaying tone whose pitch follows the colour.
+
+Frame n shows the instant n / 24 s and sample n is heard at n / 16000 s, so an impact at time t is seen and heard at t
+without rounding to a frame. Every clip follows from (seed, index) alone. Size, speed, start, walls, floor, restitution and
+background differ from clip to clip and are not in the caption.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.layout import FPS, SAMPLE_RATE, clip_frames, clip_samples
+
+Array = NDArray[np.floating[Any]]
+
+# Colour name -> (RGB 0..255, fundamental in Hz).
+COLOURS: dict[str, tuple[tuple[int, int, int], float]] = {
+    "red": ((224, 48, 40), 330.0),
+    "green": ((40, 184, 72), 494.0),
+    "blue": ((48, 88, 232), 740.0),
+    "yellow": ((236, 204, 40), 1109.0),
+}
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How a ball moves: what captions say, the range of its first flight, and the flight at which it loses no more energy.
+
+    Flights are in seconds, from impact to impact. On the floor they shorten towards ``last``, between the walls they lengthen.
+    """
+
+    caption: str
+    first: tuple[float, float]
+    last: float
+
+
+MODES = {
+    "high": Mode("high on the floor", (0.90, 1.10), 0.78),
+    "low": Mode("low on the floor", (0.60, 0.75), 0.48),
+    "walls": Mode("between the walls", (0.55, 1.00), 1.05),
+}
+RESTITUTION = (0.88, 1.0)  # speed after an impact, of the speed before
+GRAVITY = 3.6  # heights per square second: the highest bounce, 1.10 s long, rises 0.54 heights
+RADII = (5 / 64, 9 / 64)  # of the height
+FLOORS = (55 / 64, 59 / 64)  # top of the floor strip, of the height
+WALL = 8 / 64  # widest wall, of the width
+SKY, GROUND = (150, 225), (60, 110)  # grey at the top, and of the floor and the walls
+FALL = (15, 60)  # by how much the grey darkens down to the bottom of the picture
+TINT = 8  # of 255, the most that a channel of the background differs from grey
+
+DECAY = 0.080  # seconds
+CLICK = 0.004  # seconds
+TONE_SECONDS = 0.8  # the tone has fallen by 87 dB
+PARTIALS = (0.30, 0.15, 0.075)  # the fundamental and two harmonics
+CLICK_LEVEL = 0.15
+PAN = 0.25  # the mean of the channels does not depend on it
+
+
+@dataclass(frozen=True)
+class Room:
+    """What is around the balls: the floor's top as a share of the height, walls as shares of the width, colours of 255.
+
+    ``left`` and ``right`` are where the inner faces of the walls stand; ``sky`` are the RGB values at the top and at the bottom
+    of the picture, where the floor hides them; ``ground`` are those of floor and walls.
+    """
+
+    floor: float
+    left: float
+    right: float
+    sky: tuple[Array, Array]
+    ground: Array
+
+
+@dataclass(frozen=True)
+class Ball:
+    """One ball's motion, on the floor (drifting sideways) or between the walls (rising or sinking).
+
+    ``radius`` is a share of the height, ``flight`` the seconds of the first flight, ``phase`` in [0, 1) the share of it that
+    lies before the first impact, ``restitution`` the speed after an impact over that before. ``start`` and ``drift`` say
+    where the centre is across that motion: a share of the room it has, and that share's change per second.
+    """
+
+    colour: str
+    mode: str
+    radius: float
+    flight: float
+    phase: float
+    restitution: float
+    start: float
+    drift: float
+
+    @property
+    def caption(self) -> str:
+        return f"a {self.colour} ball bounces {MODES[self.mode].caption}"
+
+    def flights(self, seconds: float) -> tuple[Array, Array]:
+        """Start times and lengths in seconds of the flights that cover [0, seconds), the one under way at 0 first."""
+        walls, last = self.mode == "walls", MODES[self.mode].last
+        lengths, end = [self.flight], self.flight * self.phase
+        while end < seconds:
+            length = lengths[-1] / self.restitution if walls else lengths[-1] * self.restitution
+            lengths.append(min(length, last) if walls else max(length, last))
+            end += lengths[-1]
+        starts = np.cumsum([self.flight * (self.phase - 1), *lengths[:-1]])
+        return starts, np.array(lengths)
+
+    def impacts(self, seconds: float) -> Array:
+        """Impact times in [0, seconds), ascending."""
+        starts, lengths = self.flights(seconds)
+        ends = starts + lengths
+        return ends[ends < seconds]
+
+    def centres(self, times: Array, room: Room, height: int, width: int) -> tuple[Array, Array]:
+        """x and y of the centre in pixels at ``times`` (seconds), each of their shape; pixel (0, 0) covers [0, 1) squared."""
+        radius = self.radius * height
+        left, right = room.left * width + radius, room.right * width - radius
+        top, bottom = radius, room.floor * height - radius
+        starts, lengths = self.flights(float(np.max(times, initial=0)) + 1e-9)
+        number = np.searchsorted(starts, times, side="right") - 1
+        done = (times - starts[number]) / lengths[number]
+        across = self.start + self.drift * times
+        if self.mode == "walls":
+            forth = number % 2 == 0
+            return left + (right - left) * np.where(forth, done, 1 - done), top + (bottom - top) * across
+        rise = GRAVITY * height / 2 * lengths[number] ** 2 * done * (1 - done)
+        return left + (right - left) * across, bottom - rise
+
+
+@dataclass(frozen=True)
+class SyntheticClip:
+    """A rendered clip: frames uint8 [1+24K, H, W, 3], samples float32 [2, 16000K], and the truth (times in seconds)."""
+
+    frames: NDArray[np.uint8]
+    samples: NDArray[np.float32]
+    caption: str
+    impacts: list[float]
+    colours: list[str]
+    modes: list[str]
+
+    @property
+    def colour(self) -> str:
+        """The first ball's colour."""
+        return self.colours[0]
+
+    @property
+    def mode(self) -> str:
+        """The first ball's mode: high, low or walls."""
+        return self.modes[0]
+
+
+def make_clip(seed: int, index: int, seconds: int, height: int, width: int, balls: int = 1) -> SyntheticClip:
+    """Render clip ``index`` of the world ``seed``: ``seconds`` whole seconds of ``balls`` balls of different colours.
+
+    Raises:
+        OmniForcingError: if there are fewer than 1 or more than 4 balls, or no second.
+    """
+    if not 1 <= balls <= len(COLOURS):
+        raise OmniForcingError(f"a synthetic clip has 1 to {len(COLOURS)} balls, not {balls}")
+    if seconds < 1:
+        raise OmniForcingError(f"a synthetic clip lasts at least 1 s, not {seconds}; change clips.seconds")
+    rng = np.random.default_rng([seed, index])
+    room = _draw_room(rng)
+    chosen = [_draw_ball(rng, str(colour), seconds) for colour in rng.permutation(list(COLOURS))[:balls]]
+    return SyntheticClip(
+        frames=_render(chosen, room, seconds, height, width),
+        samples=_sound(chosen, room, seconds, height, width, rng),
+        caption=" and ".join(ball.caption for ball in chosen),
+        impacts=sorted(float(time) for ball in chosen for time in ball.impacts(seconds)),
+        colours=[ball.colour for ball in chosen],
+        modes=[ball.mode for ball in chosen],
+    )
+
+
+def _draw_room(rng: np.random.Generator) -> Room:
+    tint = rng.uniform(-TINT, TINT, 3)
+    top, fall, ground = (rng.uniform(*span) for span in (SKY, FALL, GROUND))
+    left, right = rng.uniform(0, WALL, 2)
+    return Room(rng.uniform(*FLOORS), left, 1 - right, (top + tint, top - fall + tint), ground + tint)
+
+
+def _draw_ball(rng: np.random.Generator, colour: str, seconds: int) -> Ball:
+    mode = list(MODES)[rng.integers(len(MODES))]
+    start, stop = rng.uniform(0.0, 1.0, 2)
+    return Ball(
+        colour,
+        mode,
+        radius=rng.uniform(*RADII),
+        flight=rng.uniform(*MODES[mode].first),
+        phase=rng.uniform(),
+        restitution=rng.uniform(*RESTITUTION),
+        start=start,
+        drift=(stop - start) / seconds,  # ends at `stop`, and so never touches what it does not bounce from
+    )
+
+
+def _render(balls: list[Ball], room: Room, seconds: int, height: int, width: int) -> NDArray[np.uint8]:
+    times = np.arange(clip_frames(seconds)) / FPS
+    frames = np.broadcast_to(_background(room, height, width), (len(times), height, width, 3)).copy()
+    rows, columns = np.arange(height) + 0.5, np.arange(width) + 0.5
+    for ball in reversed(balls):
+        x, y = ball.centres(times, room, height, width)
+        square = (rows - y[:, None])[:, :, None] ** 2 + (columns - x[:, None])[:, None, :] ** 2
+        # A pixel that the edge crosses is covered in part: that is what carries motion finer than a pixel.
+        cover = np.clip(ball.radius * height + 0.5 - np.sqrt(square.astype(np.float32)), 0, 1)[..., None]
+        frames += cover * (np.array(COLOURS[ball.colour][0], np.float32) - frames)
+    return np.rint(frames).astype(np.uint8)
+
+
+def _background(room: Room, height: int, width: int) -> NDArray[np.float32]:
+    """A sky that darkens downwards, behind a floor strip and two walls, ``[H, W, 3]``; edges are not rounded to pixels."""
+    down = np.linspace(0, 1, height)[:, None, None]
+    sky = (1 - down) * room.sky[0] + down * room.sky[1]
+    rows, columns = np.arange(height)[:, None], np.arange(width)[None]
+    floor = np.clip(rows + 1 - room.floor * height, 0, 1)
+    walls = np.clip(room.left * width - columns, 0, 1) + np.clip(columns + 1 - room.right * width, 0, 1)
+    solid = np.maximum(floor, walls)[..., None]
+    return (sky + solid * (room.ground - sky)).astype(np.float32)
+
+
+def _sound(
+    balls: list[Ball], room: Room, seconds: int, height: int, width: int, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    samples = np.zeros((2, clip_samples(seconds)))
+    for ball in balls:
+        times = ball.impacts(seconds)
+        places = ball.centres(times, room, height, width)[0] / width
+        for time, place in zip(times, places, strict=True):
+            first = int(np.ceil(time * SAMPLE_RATE))
+            heard = _impact(COLOURS[ball.colour][1], first / SAMPLE_RATE - time, rng)[: samples.shape[1] - first]
+            side = PAN * (2 * place - 1)
+            samples[:, first : first + len(heard)] += np.array([[1 - side], [1 + side]]) * heard
+    return np.clip(samples, -1, 1).astype(np.float32)
+
+
+def _impact(hertz: float, late: float, rng: np.random.Generator) -> Array:
+    """The sound of one impact from its first sample, ``late`` seconds (under one sample) after the impact itself."""
+    time = late + np.arange(int(TONE_SECONDS * SAMPLE_RATE)) / SAMPLE_RATE
+    tone = sum(level * np.sin(2 * np.pi * hertz * n * time) for n, level in enumerate(PARTIALS, start=1))
+    click = CLICK_LEVEL * rng.uniform(-1, 1, len(time)) * np.clip(1 - time / CLICK, 0, 1)
+    return tone * np.exp(-time / DECAY) + click

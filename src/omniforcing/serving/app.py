@@ -1,0 +1,82 @@
+"""The ASGI app: the page, the WebSocket, health, readiness and metrics. Runs under uvicorn or Ray Serve."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.resources import files
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket
+
+from omniforcing.serving.protocol import SUBPROTOCOL
+from omniforcing.serving.service import Refused, Service
+from omniforcing.serving.session import Session
+
+
+def build_app(service: Service) -> Starlette:
+    """The app over a service."""
+    page = files("omniforcing.serving").joinpath("page.html").read_text(encoding="utf-8")
+    headers = _page_headers(page)
+
+    async def show(_: Request) -> Response:
+        return HTMLResponse(page, headers=headers)
+
+    async def health(_: Request) -> Response:
+        return JSONResponse({"alive": True})
+
+    async def ready(_: Request) -> Response:
+        reason = service.not_ready()
+        answer = {"ready": reason is None, "reason": reason, **service.about()}
+        return JSONResponse(answer, 200 if reason is None else 503)
+
+    async def metrics(request: Request) -> Response:
+        service.authorise(request.headers)
+        service.gauges.ready.set(service.not_ready() is None)
+        return Response(service.gauges.text(), media_type="text/plain; version=0.0.4")
+
+    async def stream(socket: WebSocket) -> None:
+        try:
+            service.admit(socket.headers)
+        except Refused as refused:
+            await socket.send_denial_response(_refusal(service, refused))
+            return
+        with service:
+            await socket.accept(SUBPROTOCOL)
+            await Session(socket, service).run()
+
+    async def refuse(_: Request, refused: Exception) -> Response:
+        assert isinstance(refused, Refused)
+        return _refusal(service, refused)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        service.close()
+
+    routes = [Route("/", show), Route("/health", health), Route("/ready", ready), Route("/metrics", metrics)]
+    return Starlette(
+        routes=[*routes, WebSocketRoute("/stream", stream)], exception_handlers={Refused: refuse}, lifespan=lifespan
+    )
+
+
+def _refusal(service: Service, refused: Refused) -> Response:
+    service.gauges.refused.labels(refused.reason).inc()
+    return JSONResponse({"error": str(refused)}, refused.status)
+
+
+def _page_headers(page: str) -> dict[str, str]:
+    """Nothing may run in the page but its own script, and no other site may frame it."""
+    script = re.search(r"<script>(.*?)</script>", page, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode() if script else ""
+    policy = (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; connect-src 'self'; "
+        "media-src blob:; img-src blob: data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+    )
+    return {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}

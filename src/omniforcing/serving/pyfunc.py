@@ -1,0 +1,102 @@
+"""The artifact as an MLflow model ("models from code"): MLflow runs this file, nothing is pickled.
+
+A row is ``prompt`` (text), ``seconds`` (8 if left out) and ``seed`` (0 if left out).
+
+``predict(rows)`` answers with a table of one column, ``mp4``: the whole clip of each row as bytes.
+``predict_stream(row)`` yields one dictionary per block as soon as it is decoded: ``block`` (its index), ``first_frame``,
+``frames``, ``first_sample``, ``samples`` (counts) and ``mp4`` (bytes). The ``mp4`` values, joined in order, are one
+fragmented MP4 that plays while it grows, a fragment per block; a last dictionary without frames brings the end of the sound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import mlflow.models
+from mlflow.pyfunc import PythonModel
+from mlflow.types import ColSpec, DataType, Schema
+
+from omniforcing.core.errors import OmniForcingError
+
+if TYPE_CHECKING:
+    import pandas
+
+    from omniforcing.streaming.engine import Engine
+
+DEFAULTS = {"seconds": 8.0, "seed": 0}
+INPUT_EXAMPLE = {"prompt": ["a red ball bounces high on the floor"], "seconds": [2.0], "seed": [0]}
+SIGNATURE = mlflow.models.ModelSignature(
+    inputs=Schema(
+        [
+            ColSpec(DataType.string, "prompt"),
+            ColSpec(DataType.double, "seconds", required=False),
+            ColSpec(DataType.long, "seed", required=False),
+        ]
+    ),
+    outputs=Schema([ColSpec(DataType.binary, "mp4")]),
+)
+
+
+def rows_of(model_input: Any) -> list[dict[str, Any]]:
+    """Requests from whatever MLflow hands over: a table, a dictionary, or a list of dictionaries.
+
+    Raises:
+        OmniForcingError: if there is no prompt column.
+    """
+    import pandas as pd
+
+    table = pd.DataFrame([model_input] if isinstance(model_input, dict) else model_input)
+    if "prompt" not in table:
+        raise OmniForcingError(f"the input has the columns {list(table)}; a row is prompt, and if you like seconds and seed")
+    for name, default in DEFAULTS.items():
+        table[name] = (table[name] if name in table else pd.Series(default, table.index)).fillna(default).astype(type(default))
+    return table[["prompt", *DEFAULTS]].to_dict(orient="records")
+
+
+class StreamingModel(PythonModel):
+    """Clips and streams from an artifact."""
+
+    # The signature is explicit; MLflow would else warn, at every load, that it cannot infer one from type hints.
+    _skip_type_hint_validation = True
+
+    def load_context(self, context: Any) -> None:
+        """Open the artifact that was logged with the model; checksums are verified."""
+        from pathlib import Path
+
+        from omniforcing.streaming.engine import Engine
+
+        self.engine: Engine = Engine(Path(context.artifacts["artifact"]))
+
+    def predict(self, model_input: Any) -> pandas.DataFrame:
+        """Whole clips: a table with the column ``mp4``, one row per row of the input."""
+        import pandas as pd
+
+        clips = [b"".join(piece["mp4"] for piece in self._pieces(row)) for row in rows_of(model_input)]
+        return pd.DataFrame({"mp4": clips})
+
+    def predict_stream(self, model_input: Any) -> Iterator[dict[str, Any]]:
+        """Pieces of one clip, block by block; MLflow refuses several rows before they come here."""
+        (row,) = rows_of(model_input)
+        return self._pieces(row)
+
+    def _pieces(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        from omniforcing.media.mux import Muxer, Pieces
+
+        sink, settings = Pieces(), self.engine.settings
+        muxer = Muxer(sink, settings.height, settings.width, settings.sample_rate)
+
+        def piece(block: int, frames: int, samples: int) -> dict[str, Any]:
+            counts = {"first_frame": muxer.frames - frames, "frames": frames}
+            counts |= {"first_sample": muxer.samples - samples, "samples": samples}
+            return {"block": block, **counts, "mp4": sink.take()}
+
+        with self.engine.stream(**row) as stream:
+            for chunk in stream:
+                muxer.add(chunk)
+                yield piece(chunk.block, len(chunk.frames), chunk.samples.shape[1])
+        muxer.close()
+        yield piece(chunk.block, 0, 0)
+
+
+mlflow.models.set_model(StreamingModel())

@@ -1,0 +1,122 @@
+"""The server's ASGI app as a Ray Serve deployment: ``serve run omniforcing.serving.ray_serve:app artifact=FOLDER``.
+
+Nothing else imports this module, for an inference machine needs no Ray. Arguments: ``artifact``, ``device`` (cpu),
+``replicas`` (1), ``speed_ups`` (with commas), ``drain`` (10 seconds that streams get when their replica is stopped), ``origin``
+(of the pages that may connect; http://localhost:8000 and http://127.0.0.1:8000 if left out). The limits are those of
+``omniforcing serve``; the token comes from the same variable.
+
+A replica that is stopped, because its application is deleted, replaced or scaled down, ends its streams as
+``omniforcing serve`` does after SIGTERM. Ray Serve itself would wait for them unsaid, then kill the replica. Shutting down all
+of Serve (Ctrl-C of ``serve run``, ``serve shutdown``) breaks connections at once, for it kills its proxies first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+from ray.serve.schema import ServeInstanceDetails
+from starlette.applications import Starlette
+
+from omniforcing.core.environment import TOKEN_VARIABLE
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.model.options import with_speed_ups
+from omniforcing.serving.app import build_app
+from omniforcing.serving.protocol import Limits
+from omniforcing.serving.service import Service
+from omniforcing.streaming.artifact import Artifact
+from omniforcing.streaming.engine import Engine
+
+_LOCAL = ("http://localhost:8000", "http://127.0.0.1:8000")
+_POLL = 0.5  # seconds between two questions whether this replica is being stopped
+_END = 30.0  # seconds for the last messages and the rounds of a busy controller
+logger = logging.getLogger("ray.serve")
+
+
+def app(arguments: Mapping[str, str]) -> serve.Application:
+    """What ``serve run`` runs.
+
+    Raises:
+        OmniForcingError: if the artifact is missing or altered, a speed-up unknown, or ``drain`` no number.
+    """
+    if "artifact" not in arguments:
+        raise OmniForcingError("name the artifact: serve run omniforcing.serving.ray_serve:app artifact=FOLDER")
+    folder = Path(arguments["artifact"]).resolve()  # replicas run elsewhere
+    Artifact.open(folder)
+    origins = [arguments["origin"]] if "origin" in arguments else list(_LOCAL)
+    device, token = arguments.get("device", "cpu"), os.environ.get(TOKEN_VARIABLE) or None
+    speed = with_speed_ups(arguments["speed_ups"].split(",") if "speed_ups" in arguments else [])
+    try:
+        drain = float(arguments.get("drain", "10"))
+    except ValueError as error:
+        raise OmniForcingError(f"drain={arguments['drain']} is no number of seconds") from error
+
+    def build() -> Starlette:
+        service = Service(Engine(folder, device, speed), Limits(), origins, token)
+        app = build_app(service)
+        app.router.lifespan_context = _drained(app.router.lifespan_context, service, drain)
+        return app
+
+    @serve.deployment(
+        num_replicas=int(arguments.get("replicas", "1")),
+        max_ongoing_requests=100,
+        graceful_shutdown_wait_loop_s=_POLL,
+        graceful_shutdown_timeout_s=2 * drain + _END,  # streams may end by themselves, then are ended
+    )
+    @serve.ingress(build)
+    class Streaming:
+        """The app, one per replica."""
+
+    deployment: Any = Streaming
+    return deployment.bind()
+
+
+def _drained(inner: Any, service: Service, seconds: float) -> Any:
+    """A lifespan in which the service is drained as soon as its replica is being stopped.
+
+    Ray Serve tells a replica's code that it is over once no request is left, but an endless stream is a request that never
+    ends. What the controller publishes for its dashboard is the one place that says so before.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with inner(app):
+            watching = asyncio.create_task(_drain_when_stopped(service, seconds))
+            try:
+                yield
+            finally:
+                watching.cancel()
+
+    return lifespan
+
+
+async def _drain_when_stopped(service: Service, seconds: float) -> None:
+    while not await _stopping():
+        await asyncio.sleep(_POLL)
+    logger.info("this replica is being stopped; its streams have %g seconds", seconds)
+    await service.drain(seconds)
+
+
+async def _stopping() -> bool:
+    """Whether the controller has begun to stop this replica."""
+    own = serve.get_replica_context()
+    try:
+        controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+        details = ServeInstanceDetails(**await controller.get_serve_instance_details.remote())
+    except (ray.exceptions.RayError, ValueError) as error:  # it is restarted when it dies, and replicas live on
+        logger.warning("the controller does not say whether this replica is stopped: %s", error)
+        return False
+    application = details.applications.get(own.app_name)
+    if application is None:
+        return False
+    deployment = application.deployments.get(own.deployment)
+    states = {replica.replica_id: replica.state for replica in (deployment.replicas if deployment else [])}
+    return application.status == "DELETING" or states.get(own.replica_id.unique_id) == "STOPPING"

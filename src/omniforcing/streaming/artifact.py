@@ -1,0 +1,272 @@
+"""The artifact: a folder that streams on a machine with torch, diffusers and PyAV alone.
+
+transformer/        the student in diffusers format (``LTX2VideoTransformer3DModel.from_pretrained`` opens it)
+sinks.safetensors   its sink tokens
+codec/              video_vae/, audio_vae/, vocoder/, codec.json
+text/               tokenizer, Gemma and connectors
+streaming.json      how to run it: ``StreamSettings``
+README.md           model card
+manifest.json       bytes and sha256 of all of these
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omniforcing.codec.reach import described_reach
+from omniforcing.core.config import Stabiliser
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.files import read_json, verify_manifest, write_json, write_manifest
+from omniforcing.core.layout import FPS, LAYOUTS, MEL_RATE, VIDEO_LATENTS_PER_SECOND, LayoutError
+from omniforcing.media.boxes import SAMPLE_RATES
+
+if TYPE_CHECKING:
+    from omniforcing.core.config import Config
+    from omniforcing.model.rollout import RolloutConfig
+
+SCHEMA = 1
+SETTINGS_FILE = "streaming.json"
+STUDENT_PARTS = ("transformer", "sinks.safetensors")
+CODEC_PARTS = ("video_vae", "audio_vae", "vocoder", "codec.json")
+
+
+class ArtifactError(OmniForcingError):
+    """An artifact folder that cannot be used; names the file and says what to do."""
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """What ``streaming.json`` holds beside its schema version.
+
+    Attributes:
+        preset: the preset it was trained with.
+        layout: name of the block table.
+        height: of the picture, pixels.
+        width: of the picture, pixels.
+        grid: spatial tokens of a video latent, [H, W].
+        window: past blocks visible beside the prefix.
+        horizon: index of the last block seen in training.
+        sigmas: the denoising steps.
+        context_noise: sigma of the forward that fills the cache.
+        sinks: number of sink tokens.
+        stabiliser: what keeps the first audio tokens in bounds.
+        look_ahead: mel frames (10 ms) after its own that must be known before sound comes out: the vocoder's reach.
+        sample_rate: samples per second of the sound, the vocoder's.
+        video_look_ahead: video latents (8 frames) after its own that must be known before a picture comes out.
+        fps: frames per second.
+    """
+
+    preset: str
+    layout: str
+    height: int
+    width: int
+    grid: list[int]
+    window: int
+    horizon: int
+    sigmas: list[float]
+    context_noise: float
+    sinks: int
+    stabiliser: str
+    look_ahead: int
+    sample_rate: int
+    video_look_ahead: int = 0  # artifacts of before declare none
+    fps: int = FPS
+
+    @classmethod
+    def of(cls, config: Config, codec: Mapping[str, Any]) -> StreamSettings:
+        """The settings of a student trained under ``config``, with what its codec declares in ``codec.json``."""
+        student = config.student
+        return cls(
+            preset=config.preset,
+            layout=student.layout,
+            height=codec["height"],
+            width=codec["width"],
+            grid=list(codec["grid"]),
+            window=student.window,
+            horizon=config.horizon,
+            sigmas=list(student.sigmas),
+            context_noise=student.context_noise,
+            sinks=student.sinks,
+            stabiliser=student.stabiliser.value,
+            look_ahead=codec["vocoder_look_ahead_mel"],
+            sample_rate=codec["sample_rate"],
+            video_look_ahead=described_reach(codec).ahead,
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> StreamSettings:
+        """Read ``streaming.json``.
+
+        Raises:
+            ArtifactError: if its schema is another one, a key is missing or unknown, or it asks for what this version
+                cannot do.
+        """
+        values = read_json(path)
+        schema = values.pop("schema", None) if isinstance(values, dict) else None
+        if schema != SCHEMA:
+            raise ArtifactError(f"{path} has schema {schema}, this version reads schema {SCHEMA}; export the artifact again")
+        fields = dataclasses.fields(cls)
+        names, needed = {f.name for f in fields}, {f.name for f in fields if f.default is dataclasses.MISSING}
+        for problem, keys in (("lacks", needed - values.keys()), ("has the unknown key", values.keys() - names)):
+            if keys:
+                raise ArtifactError(f"{path} {problem} {min(keys)!r}; export the artifact again")
+        if values["layout"] not in LAYOUTS:
+            raise ArtifactError(f"{path} names layout {values['layout']!r}; this version knows {', '.join(LAYOUTS)}")
+        if values["stabiliser"] not in (known := [stabiliser.value for stabiliser in Stabiliser]):
+            raise ArtifactError(f"{path} names stabiliser {values['stabiliser']!r}; this version knows {', '.join(known)}")
+        for unit, value, able in (("fps", values.get("fps", FPS), (FPS,)), ("Hz", values["sample_rate"], SAMPLE_RATES)):
+            if value not in able:
+                raise ArtifactError(f"{path} asks for {value} {unit}; this version streams {', '.join(map(str, able))}")
+        try:
+            LAYOUTS[values["layout"]].check_window(values["window"], values["horizon"])
+        except LayoutError as error:
+            raise ArtifactError(f"{path}: {error}") from error
+        return cls(**values)
+
+    @property
+    def rollout(self) -> RolloutConfig:
+        """What the rollout needs of it."""
+        from omniforcing.model.rollout import RolloutConfig
+
+        height, width = self.grid
+        return RolloutConfig(
+            table=LAYOUTS[self.layout],
+            grid=(height, width),
+            sigmas=tuple(self.sigmas),
+            window=self.window,
+            horizon=self.horizon,
+            context_noise=self.context_noise,
+        )
+
+    @property
+    def trained_seconds(self) -> float:
+        """How much media the student was trained on at once."""
+        return (LAYOUTS[self.layout].block(self.horizon).frames.stop - 1) / FPS
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A checked artifact folder."""
+
+    folder: Path
+    settings: StreamSettings
+
+    @classmethod
+    def open(cls, folder: Path, verify: bool = True) -> Artifact:
+        """Check the folder's checksums (unless told not to) and read its settings.
+
+        Raises:
+            OmniForcingError: naming the file that is missing, altered, or of another schema.
+        """
+        folder = Path(folder)
+        if not (folder / SETTINGS_FILE).is_file():
+            raise ArtifactError(f"{folder} is not an artifact, it has no {SETTINGS_FILE}; give the folder of an export stage")
+        if verify:
+            verify_manifest(folder)
+        return cls(folder, StreamSettings.read(folder / SETTINGS_FILE))
+
+
+def _copy(source: Path, parts: tuple[str, ...], target: Path) -> None:
+    target.mkdir(exist_ok=True)
+    for part in parts:
+        origin = source / part
+        if origin.is_dir():
+            shutil.copytree(origin, target / part, copy_function=shutil.copyfile)
+        elif origin.is_file():
+            shutil.copyfile(origin, target / part)
+        else:
+            raise ArtifactError(f"{origin} is missing, which an artifact needs; run the stage that writes it")
+
+
+def write_artifact(folder: Path, student: Path, codec: Path, settings: StreamSettings, metrics: Mapping[str, Any]) -> Artifact:
+    """Fill an empty folder, usually the temporary one of ``atomic_dir``; the same inputs give the same bytes.
+
+    Args:
+        folder: where to.
+        student: folder with ``transformer/`` and ``sinks.safetensors``.
+        codec: folder of the codec stage, with the text encoder in ``text/``.
+        settings: how to run it.
+        metrics: the evaluation's ``metrics.json``, for the model card.
+
+    Raises:
+        ArtifactError: naming a part that is missing.
+    """
+    _copy(student, STUDENT_PARTS, folder)
+    _copy(codec, CODEC_PARTS, folder / "codec")
+    _copy(codec, ("text",), folder)
+    write_json(folder / SETTINGS_FILE, {"schema": SCHEMA, **dataclasses.asdict(settings)})
+    (folder / "README.md").write_text(model_card(settings, metrics), encoding="utf-8")
+    write_manifest(folder)
+    return Artifact(folder, settings)
+
+
+# --- the model card ------------------------------------------------------------------------------------------------------
+
+_CARD = """---
+library_name: diffusers
+tags: [text-to-audio-video, streaming, ltx-2]
+---
+# omniforcing, preset {settings.preset}
+
+A block-causal student of an LTX-2 teacher that streams picture and sound together from a text prompt:
+{settings.width}x{settings.height} at {settings.fps} fps with {settings.sample_rate} Hz stereo,
+{steps} denoising steps a block, {settings.window} past blocks visible beside the first.
+It was trained on {settings.trained_seconds:g} s at a time; longer streams roll on with the same window.
+
+```
+omniforcing stream --artifact . --prompt TEXT --seconds 8 --seed 0 --out clip.mp4
+```
+
+`transformer/` opens with `diffusers.LTX2VideoTransformer3DModel.from_pretrained`; `streaming.json` says how to run it.
+The picture waits {picture_ms:.0f} ms ({settings.video_look_ahead} video latents) and the sound {sound_ms} ms
+({settings.look_ahead} mel frames) for what their decoders must know of the future; 0 is a causal decoder.
+
+## Measured
+
+{measured}
+
+`real` are clips of the data (the ceiling), `codec` their reconstructions, `shuffled` the same clips with another clip's sound
+(chance). `self_forcing` is the model in this folder.
+
+## Limits
+
+It has learnt what its training clips show and nothing else. The code is Apache-2.0; weights that come from LTX-2 stay under
+LTX-2's own licence.
+"""
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, int | float) and not isinstance(value, bool) else "-"
+
+
+def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown: one line per row, one column per metric that is a number in any row."""
+    names = sorted({name for row in rows.values() for name, value in row.items() if _number(value) != "-"})
+    lines = [["model", *names], ["---"] * (1 + len(names))]
+    lines += [[model, *(_number(row.get(name)) for name in names)] for model, row in rows.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _measured(metrics: Mapping[str, Any]) -> str:
+    parts = []
+    if models := metrics.get("models"):
+        parts.append(_table(models))
+    if speed := metrics.get("speed"):
+        parts.append("\n".join(f"- {name}: {_number(value)}" for name, value in sorted(speed.items()) if _number(value) != "-"))
+    return "\n\n".join(parts) or "Nothing: it was exported without an evaluation."
+
+
+def model_card(settings: StreamSettings, metrics: Mapping[str, Any]) -> str:
+    """README.md of an artifact: how to run it and what ``metrics`` (the schema of ``metrics.json``) says about it."""
+    return _CARD.format(
+        settings=settings,
+        steps=len(settings.sigmas),
+        picture_ms=1000 * settings.video_look_ahead / VIDEO_LATENTS_PER_SECOND,
+        sound_ms=1000 * settings.look_ahead // MEL_RATE,
+        measured=_measured(metrics),
+    )

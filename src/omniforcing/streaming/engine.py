@@ -1,0 +1,162 @@
+"""The engine: a loaded artifact that opens streams, each rolling the student out block by block and decoding as it goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from omniforcing.codec.codec import Codec
+from omniforcing.codec.reach import vocoder_reach
+from omniforcing.codec.streaming import StreamingDecoder
+from omniforcing.codec.text import TextEncoder
+from omniforcing.core.config import Stabiliser
+from omniforcing.core.files import folder_digest
+from omniforcing.core.latents import TextFeatures
+from omniforcing.core.layout import FPS
+from omniforcing.core.random import step_generator
+from omniforcing.model.inference.fast import accelerate
+from omniforcing.model.options import DEFAULT, Speed
+from omniforcing.model.rollout import Rollout
+from omniforcing.model.weights.student import load_model
+from omniforcing.streaming.artifact import Artifact, ArtifactError
+from omniforcing.streaming.decoding import Decoding
+from omniforcing.streaming.generation import Generation, Opening
+from omniforcing.streaming.live import Chunk, Plan, Stream, finish_queue
+from omniforcing.streaming.opening import clip_opening, image_opening
+from omniforcing.streaming.request import Request
+from omniforcing.streaming.state import StreamState
+
+__all__ = ["Chunk", "Engine"]
+
+
+class Engine:
+    """A loaded artifact; ``stream`` may be called any number of times, and streams do not disturb each other.
+
+    Args:
+        artifact: opened, or its folder.
+        device: where to compute.
+        speed: the student's speed-ups. A stream goes on bit for bit only with those it was saved with.
+
+    Raises:
+        OmniForcingError: if a part of the artifact is missing, does not fit, or its codec cannot be streamed, or the device
+            does not have a speed-up.
+    """
+
+    def __init__(self, artifact: Artifact | Path, device: str = "cpu", speed: Speed = DEFAULT) -> None:
+        speed.check(torch.device(device))
+        self.artifact = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
+        folder, self.settings = self.artifact.folder, self.artifact.settings
+        self.device, self.speed = device, speed
+        self._rollout = self.settings.rollout
+        stabiliser = Stabiliser(self.settings.stabiliser)
+        student = load_model(folder, self.settings.sinks, device, stabiliser=stabiliser)
+        self._student = accelerate(student, speed, release=True)
+        self._codec = Codec.load(folder / "codec", device=device)
+        self._text = TextEncoder.load(folder / "text", device=device)
+        self._refuse_misfit()
+        finish_queue(device)  # streams compute in queues of their own, which must find the weights in place
+
+    def _refuse_misfit(self) -> None:
+        """The parts came from one training, or they do not belong together."""
+        settings, core = self.settings, self._student.core.config
+        tokens, *channels = self._codec.latent_shape(settings.height, settings.width)
+        rows, columns = settings.grid
+        for what, found, needed in (
+            ("the grid of streaming.json", rows * columns, tokens),
+            ("the student's video channels", core.in_channels, channels[0]),
+            ("the student's audio channels", core.audio_in_channels, channels[1]),
+            ("the sample rate of streaming.json", settings.sample_rate, self._codec.sample_rate),
+            ("the look-ahead of streaming.json", settings.look_ahead, vocoder_reach(self._codec.vocoder.config)),
+            ("the video look-ahead of streaming.json", settings.video_look_ahead, self._codec.video_reach.ahead),
+        ):
+            if found != needed:
+                place = self.artifact.folder
+                raise ArtifactError(f"{what}: {found}, but its codec has {needed}; {place} mixes parts, export it again")
+
+    @cached_property
+    def digest(self) -> str:
+        """What identifies the artifact in saved states."""
+        return folder_digest(self.artifact.folder)
+
+    def stream(self, prompt: str, seconds: float | None, seed: int = 0, opening: Opening | None = None) -> Stream:
+        """Begin a stream; the same prompt, length, seed and opening give the same chunks.
+
+        Args:
+            prompt: what to show and hear.
+            seconds: its length; None: until it is closed.
+            seed: of all its noise.
+            opening: a first frame or a clip to begin with (``stream/opening.py``).
+
+        Raises:
+            RequestError: at once, for an empty prompt, a length that is not positive and finite, or a bad seed.
+        """
+        asked, request = time.perf_counter(), Request(prompt, seconds, seed)
+        generation = Generation(self._starter(seed), self._encode(prompt), opening)
+        return self._open(asked, request, generation, Decoding(self._decoder(), request.limits(self.settings.sample_rate)), 0)
+
+    def resume(self, state: StreamState, seconds: float | None) -> Stream:
+        """Go on for so many seconds where a state was taken, in the very chunks that would have followed there.
+
+        Raises:
+            RequestError: for a length that is not positive and finite.
+        """
+        asked = time.perf_counter()
+        Request(state.prompt, seconds, state.seed)
+        total = None if seconds is None else (state.frames - 1) / FPS + seconds
+        request = Request(state.prompt, total, state.seed)
+        generation = Generation.restore(self._starter(state.seed), state.generation)
+        decoding = Decoding.restore(self._decoder(), request.limits(self.settings.sample_rate), state.decoding)
+        return self._open(asked, request, generation, decoding, state.frames)
+
+    def block_at(self, seconds: float) -> int:
+        """The first block whose picture begins at or after ``seconds``, counted from the end of the first frame."""
+        return next(block.index for block in self._rollout.table if block.frames.start > seconds * FPS - 1e-9)
+
+    def image(self, data: bytes) -> Opening:
+        """A first frame from the content of an image file.
+
+        Raises:
+            OpeningError: if it is no image that can be read, or is too large.
+        """
+        return image_opening(data, self._codec)
+
+    def clip(self, path: Path) -> Opening:
+        """The last whole seconds of a clip, which the stream then repeats, as the codec makes them, and goes on from.
+
+        Raises:
+            OpeningError: if it is no clip of the stream's size and rates, or is below one second.
+        """
+        return clip_opening(path, self._codec, self._rollout.table)
+
+    def _open(self, asked: float, request: Request, generation: Generation, decoding: Decoding, before: int) -> Stream:
+        return Stream(
+            Plan(
+                generation=generation,
+                decoding=decoding,
+                encode=self._encode,
+                table=self._rollout.table,
+                stop=request.block_count(self._rollout.table, self.settings.sample_rate),
+                frames=None if request.frames is None else request.frames - before,
+                prompt=request.prompt,
+                seed=request.seed,
+                artifact=self.digest,
+                device=self.device,
+                asked=asked,
+            )
+        )
+
+    def _encode(self, prompt: str) -> TextFeatures:
+        text = self._text.encode([prompt])
+        finish_queue(self.device)
+        return text
+
+    def _decoder(self) -> StreamingDecoder:
+        return StreamingDecoder(self._codec, self._rollout.grid)
+
+    def _starter(self, seed: int) -> Callable[[TextFeatures], Rollout]:
+        generator = step_generator(seed, 0, "stream", self.device)
+        return lambda text: Rollout(self._student, text, self._rollout, generator, self.speed)

@@ -1,0 +1,119 @@
+"""What a stream may begin with: a first frame, or a clip to go on from, as the codec's encoders see them."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from omniforcing.codec.codec import Codec
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.latents import Latents, Pair
+from omniforcing.core.layout import FPS, SAMPLE_RATE, BlockTable, clip_frames, clip_latents, clip_samples
+from omniforcing.streaming.generation import Opening
+
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
+IMAGE_BYTES = 10_000_000
+IMAGE_PIXELS = 50_000_000
+
+
+class OpeningError(OmniForcingError):
+    """An image or a clip that no stream can begin with; says what was expected and what was found."""
+
+
+def image_opening(data: bytes, codec: Codec) -> Opening:
+    """A first frame from an image file's content, cropped in the middle to the codec's picture.
+
+    Raises:
+        OpeningError: if it is no PNG, JPEG or WebP, is damaged, or is too large.
+    """
+    frame = torch.from_numpy(read_image(data, codec.height, codec.width))
+    return Opening(image=_normalised(codec.video_means(frame[None, None]), codec.video_vae))
+
+
+def read_image(data: bytes, height: int, width: int) -> np.ndarray:
+    """An image file's content as uint8 ``[height, width, 3]``, upright, cropped in the middle.
+
+    Raises:
+        OpeningError: as ``image_opening``.
+    """
+    from PIL import Image, ImageOps
+
+    if len(data) > IMAGE_BYTES:
+        raise OpeningError(f"the image has {len(data):,} bytes, at most {IMAGE_BYTES:,} are taken; scale it down")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is ours
+            image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        if image.width * image.height > IMAGE_PIXELS:
+            raise OpeningError(f"the image has {image.width}x{image.height} pixels, too many; scale it down")
+        picture = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (width, height))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise OpeningError(f"the image cannot be read ({error}); give a {', '.join(IMAGE_FORMATS)} file") from error
+    return np.array(picture)
+
+
+def clip_opening(path: Path, codec: Codec, table: BlockTable) -> Opening:
+    """The last whole seconds of a clip, as the first blocks of a stream; sound is cut or filled up with silence to fit.
+
+    Raises:
+        OpeningError: if it is no readable clip of the codec's size and 24 fps with sound, or is below one second.
+    """
+    frames, samples = _read_clip(path, codec)
+    seconds = (len(frames) - 1) // FPS
+    if seconds < 1:
+        raise OpeningError(f"{path} has {len(frames)} frames; a stream can go on from {clip_frames(1)} or more, one second")
+    first = len(frames) - clip_frames(seconds)
+    start = round(first / FPS * SAMPLE_RATE)
+    sound = np.zeros((2, clip_samples(seconds)), np.float32)
+    heard = samples[:, start : start + sound.shape[1]]
+    sound[:, : heard.shape[1]] = heard
+    latents = _encode(codec, Pair(torch.from_numpy(frames[first:])[None], torch.from_numpy(sound)[None]))
+    blocks = table.blocks(table.count_for(clip_latents(seconds)))
+    return Opening(blocks=[Pair(latents.video[:, b.video.slice], latents.audio[:, b.audio.slice]) for b in blocks])
+
+
+def _encode(codec: Codec, media: Pair[Tensor]) -> Latents:
+    try:
+        return codec.encode(media)
+    except ModuleNotFoundError as error:  # mel spectrograms are of the training side
+        raise OpeningError(f"to go on from a clip, its sound must be encoded, which needs the package {error.name}") from error
+
+
+def _normalised(means: Tensor, vae: Any) -> Tensor:
+    normal: Tensor = (means - vae.latents_mean) / vae.latents_std
+    return normal
+
+
+def _read_clip(path: Path, codec: Codec) -> tuple[np.ndarray, np.ndarray]:
+    """All frames uint8 ``[T, H, W, 3]`` and samples float32 ``[2, N]`` at 16 kHz of a clip of the codec's size."""
+    import av  # an engine that opens no clip does without
+
+    try:
+        with av.open(str(path)) as container:
+            video, audio = container.streams.video[0], container.streams.audio[0]
+            found = f"{video.width}x{video.height} at {float(video.average_rate or 0):g} fps"
+            wanted = f"{codec.width}x{codec.height} at {FPS} fps"
+            if found != wanted:
+                raise OpeningError(f"{path} has {found}; a stream goes on from {wanted}: convert it first")
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video)]
+            container.seek(0)
+            sound = [frame.to_ndarray() for frame in _as_encoded(container.decode(audio))]
+    except (OSError, IndexError, ValueError) as error:
+        raise OpeningError(f"{path} is no readable clip with picture and sound ({error}); give an MP4") from error
+    return np.stack(frames), np.concatenate(sound, 1)
+
+
+def _as_encoded(frames: Any) -> Any:
+    """Decoded sound as planar float stereo of 16 kHz; streams may have another rate, the vocoder's."""
+    import av
+
+    resampler = av.AudioResampler(format="fltp", layout="stereo", rate=SAMPLE_RATE)
+    for frame in chain(frames, [None]):
+        yield from resampler.resample(frame)

@@ -1,0 +1,84 @@
+"""The whole state of a stream at a border between blocks, as one safetensors file that goes on where it was taken."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.new_file import new_file
+from omniforcing.core.states import State, joined, part_of
+
+SCHEMA = 1
+_KEY = "omniforcing"  # safetensors' metadata is text to text: ours is json under this key
+
+
+class StateError(OmniForcingError):
+    """A saved stream that cannot be continued; says why."""
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """Everything that the blocks to come depend on.
+
+    Attributes:
+        artifact: sha256 of the manifest of the artifact it belongs to.
+        prompt: the present one.
+        seed: of the stream.
+        generation: caches, random state, text features, block index.
+        decoding: decoder state and counts of frames and samples.
+    """
+
+    artifact: str
+    prompt: str
+    seed: int
+    generation: State
+    decoding: State
+
+    @property
+    def block(self) -> int:
+        """Index of the first block to come."""
+        return int(self.generation["index"])
+
+    @property
+    def frames(self) -> int:
+        """Frames before it."""
+        return int(self.decoding["counts"][0])
+
+    def save(self, path: Path) -> None:
+        """Write a file that appears when it is whole.
+
+        Raises:
+            OmniForcingError: if the disk is full or the place cannot be written.
+        """
+        facts = {"schema": SCHEMA, "artifact": self.artifact, "prompt": self.prompt, "seed": self.seed}
+        tensors = {name: x.contiguous() for name, x in joined(generation=self.generation, decoding=self.decoding).items()}
+        with new_file(path) as file:
+            file.write(save(tensors, {_KEY: json.dumps(facts)}))
+
+    @classmethod
+    def load(cls, path: Path, artifact: str, device: str = "cpu") -> StreamState:
+        """Read what ``save`` wrote for this artifact.
+
+        Raises:
+            StateError: if the file is missing, not ours, of another schema, or belongs to another artifact.
+        """
+        try:
+            data = path.read_bytes()
+            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+            facts, tensors = json.loads(header["__metadata__"][_KEY]), load(data)
+            schema, owner = facts["schema"], facts["artifact"]
+        except FileNotFoundError as error:
+            raise StateError(f"{path} does not exist; give a file that a stream's state was saved to") from error
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise StateError(f"{path} is not the state of a stream ({error}); give a file that one was saved to") from error
+        if schema != SCHEMA:
+            raise StateError(f"{path} has schema {schema}, this version reads schema {SCHEMA}; save the stream again")
+        if owner != artifact:
+            raise StateError(f"{path} belongs to another artifact (manifest {owner[:12]}, this one's is {artifact[:12]})")
+        on_device = {name: x if name.endswith("generator") else x.to(device) for name, x in tensors.items()}
+        return cls(owner, facts["prompt"], facts["seed"], part_of(on_device, "generation"), part_of(on_device, "decoding"))

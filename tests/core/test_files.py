@@ -1,0 +1,133 @@
+"""Files are whole or absent, whatever kills the writer; manifests notice any change."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from omniforcing.core.files import (
+    FileError,
+    atomic_dir,
+    atomic_write,
+    folder_digest,
+    forget_origins,
+    read_json,
+    tree_digest,
+    verify_manifest,
+    write_json,
+    write_manifest,
+)
+
+
+def leftovers(folder: Path) -> list[str]:
+    return [p.name for p in folder.iterdir() if ".tmp-" in p.name]
+
+
+def test_atomic_dir_appears_whole_and_replaces_the_old_one(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    for text in ("old", "new"):
+        with atomic_dir(target) as folder:
+            (folder / "sub").mkdir()
+            (folder / "sub" / "a.txt").write_text(text)
+    assert (target / "sub" / "a.txt").read_text() == "new"
+    assert leftovers(tmp_path) == []
+
+
+def test_failed_atomic_dir_keeps_the_old_content(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with atomic_dir(target) as folder:
+        (folder / "a").write_text("old")
+    with pytest.raises(RuntimeError, match="half-way"), atomic_dir(target) as folder:
+        (folder / "a").write_text("new")
+        raise RuntimeError("half-way")
+    assert (target / "a").read_text() == "old"
+    assert leftovers(tmp_path) == []
+
+
+def test_killed_writer_leaves_nothing_behind_for_long(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    code = (
+        "import sys, time; from pathlib import Path; from omniforcing.core.files import atomic_dir\n"
+        f"with atomic_dir(Path({str(target)!r})) as f:\n"
+        "    (f / 'a').write_text('part'); print('writing', flush=True); time.sleep(60)\n"
+    )
+    writer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert writer.stdout is not None
+    assert writer.stdout.readline().strip() == "writing"
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    assert not target.exists()
+    assert len(leftovers(tmp_path)) == 1
+    with atomic_dir(target) as folder:
+        (folder / "a").write_text("whole")
+    assert (target / "a").read_text() == "whole"
+    assert leftovers(tmp_path) == []
+
+
+def test_another_live_writer_is_left_alone(tmp_path: Path) -> None:
+    other = tmp_path / f".out.tmp-{os.getppid()}"
+    other.mkdir()
+    with atomic_dir(tmp_path / "out"):
+        pass
+    assert other.is_dir()
+
+
+def test_atomic_write_and_json_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.json"
+    write_json(path, {"b": 1, "a": "ü"})
+    assert path.read_text() == '{\n  "a": "ü",\n  "b": 1\n}\n'
+    assert read_json(path) == {"a": "ü", "b": 1}
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"a": float("nan")})
+    assert read_json(path) == {"a": "ü", "b": 1}
+    atomic_write(path, b"\x00")
+    assert path.read_bytes() == b"\x00"
+    with pytest.raises(FileError, match=r"a\.json is not readable json"):
+        read_json(path)
+
+
+def test_manifest_names_the_missing_and_the_altered_file(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "x.bin").write_bytes(b"12345")
+    (tmp_path / "y.bin").write_bytes(b"678")
+    write_manifest(tmp_path, {"kind": "test"})
+    assert verify_manifest(tmp_path)["kind"] == "test"
+    (tmp_path / "sub" / "x.bin").write_bytes(b"12349")
+    with pytest.raises(FileError, match=r"sub/x\.bin is not the file"):
+        verify_manifest(tmp_path)
+    (tmp_path / "sub" / "x.bin").unlink()
+    with pytest.raises(FileError, match=r"sub/x\.bin is missing"):
+        verify_manifest(tmp_path)
+    with pytest.raises(FileError, match="is not a folder"):
+        verify_manifest(tmp_path / "nowhere")
+
+
+def test_tree_digest_follows_names_and_contents_only(tmp_path: Path) -> None:
+    a = tmp_path / "a"
+    (a / "__pycache__").mkdir(parents=True)
+    (a / "m.py").write_text("1")
+    before = tree_digest(a)
+    (a / "__pycache__" / "m.pyc").write_text("compiled")
+    os.utime(a / "m.py", (0, 0))
+    assert tree_digest(a) == before
+    (a / "m.py").rename(a / "n.py")
+    assert tree_digest(a) != before
+    with pytest.raises(FileError, match="does not exist"):
+        tree_digest(tmp_path / "b")
+
+
+def test_folder_digest_changes_with_any_file(tmp_path: Path) -> None:
+    for text in ("1", "2"):
+        with atomic_dir(tmp_path / text) as folder:
+            (folder / "m").write_text(text)
+            write_manifest(folder)
+    assert folder_digest(tmp_path / "1") != folder_digest(tmp_path / "2")
+
+
+def test_a_models_config_forgets_where_it_was_loaded_from(tmp_path: Path) -> None:
+    write_json(tmp_path / "vae" / "config.json", {"_name_or_path": "/somewhere/else", "width": 3})
+    forget_origins(tmp_path)
+    assert read_json(tmp_path / "vae" / "config.json") == {"width": 3}

@@ -1,0 +1,211 @@
+"""The muxer: exact counts, aligned tracks, a keyframe per block, pieces that play as they come, failures that leave nothing."""
+
+from __future__ import annotations
+
+import errno
+import io
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.new_file import new_file
+from omniforcing.media.mux import Muxer, Pieces
+from tests.support.limits import files_of_at_most
+
+SECONDS = 3
+LOOK_AHEAD = 0.14
+
+
+def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """A prefix frame, then seconds of grey ramps; the sound lags by the look-ahead and clicks at every whole second."""
+    sound = np.zeros((2, 16000 * SECONDS), np.float32)
+    for second in range(SECONDS):
+        sound[:, 16000 * second : 16000 * second + 40] = 0.9
+    sent = 0
+    for index in range(1 + SECONDS):
+        first, count = (1 + 24 * (index - 1), 24) if index else (0, 1)
+        grey = np.arange(first, first + count, dtype=np.uint8).reshape(-1, 1, 1, 1) * 3
+        until = 16000 * SECONDS if index == SECONDS else max(0, int(16000 * (index - LOOK_AHEAD)))
+        yield np.broadcast_to(grey, (count, 64, 96, 3)), sound[:, sent:until]
+        sent = until
+
+
+def whole_stream() -> bytes:
+    pieces = Pieces()
+    with Muxer(pieces, 64, 96, 16000) as muxer:
+        for frames, samples in blocks():
+            muxer.write(frames, samples)
+    return pieces.take()
+
+
+def pictures(data: bytes) -> list[av.VideoFrame]:
+    with av.open(io.BytesIO(data)) as container:
+        return list(container.decode(video=0))
+
+
+def test_file_decodes_to_the_exact_frames_at_the_exact_times() -> None:
+    frames = pictures(whole_stream())
+    assert len(frames) == 1 + 24 * SECONDS
+    assert [frame.pts * frame.time_base for frame in frames] == [Fraction(n, 24) for n in range(len(frames))]
+    means = [frame.to_ndarray(format="rgb24").mean() for frame in frames]
+    assert np.abs(np.array(means) - 3 * np.arange(len(frames))).max() < 3
+
+
+def test_a_keyframe_begins_every_block() -> None:
+    keys = [index for index, frame in enumerate(pictures(whole_stream())) if frame.key_frame]
+    assert keys == [0, *(1 + 24 * second for second in range(SECONDS))]
+
+
+def test_sound_starts_with_the_picture_and_keeps_its_place() -> None:
+    with av.open(io.BytesIO(whole_stream())) as container:
+        assert container.streams.video[0].start_time == container.streams.audio[0].start_time == 0
+        sound = np.concatenate([frame.to_ndarray() for frame in container.decode(audio=0)], 1)
+    assert 0 <= sound.shape[1] - 16000 * SECONDS < 1024
+    for second in range(1, SECONDS):
+        start = 16000 * second - 2000
+        onset = start + int(np.argmax(np.abs(sound[0, start : start + 4000]) > 0.3))
+        assert abs(onset - 16000 * second) <= 16, "a click moved by more than a millisecond"
+
+
+def test_other_reader_agrees_on_the_frames(tmp_path: Path) -> None:
+    decord = pytest.importorskip("decord")
+    (tmp_path / "clip.mp4").write_bytes(whole_stream())
+    reader = decord.VideoReader(str(tmp_path / "clip.mp4"))
+    assert len(reader) == 1 + 24 * SECONDS
+
+
+def test_pieces_play_as_they_come() -> None:
+    pieces, received, playable = Pieces(), b"", []
+    muxer = Muxer(pieces, 64, 96, 16000)
+    for frames, samples in blocks():
+        muxer.write(frames, samples)
+        received += pieces.take()
+        playable.append(len(pictures(received)) if received else 0)
+    muxer.close()
+    received += pieces.take()
+    assert playable == [1 + 24 * index for index in range(1 + SECONDS)], "a picture waits for what comes after it"
+    assert len(pictures(received)) == 1 + 24 * SECONDS
+
+
+def boxes_of(data: bytes) -> list[bytes]:
+    """Kinds of the top-level boxes."""
+    kinds, at = [], 0
+    while at < len(data):
+        kinds.append(data[at + 4 : at + 8])
+        at += int.from_bytes(data[at : at + 4], "big")
+    return kinds
+
+
+def test_every_block_is_one_fragment_behind_one_header() -> None:
+    pieces, kinds = Pieces(), []
+    muxer = Muxer(pieces, 64, 96, 16000)
+    for frames, samples in blocks():
+        muxer.write(frames, samples)
+        kinds.append(boxes_of(pieces.take()))
+    assert kinds == [[b"ftyp", b"moov", b"moof", b"mdat"], *[[b"moof", b"mdat"]] * SECONDS]
+    muxer.close()
+    assert boxes_of(pieces.take()) == [b"moof", b"mdat"], "the end of the sound"
+
+
+def decoded_sound(data: bytes) -> np.ndarray:
+    with av.open(io.BytesIO(data)) as container:
+        return np.concatenate([frame.to_ndarray() for frame in container.decode(audio=0)], 1)
+
+
+def test_sound_has_no_gap_at_any_block_border() -> None:
+    """A steady tone through every border: level and phase never leave it, and no time stamp jumps."""
+    count, rng = 12, np.random.default_rng(0)
+    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(16000 * count) / 16000).astype(np.float32)
+    pieces, sent = Pieces(), 0
+    with Muxer(pieces, 64, 96, 16000) as muxer:
+        for index in range(count):
+            until = 16000 * count if index == count - 1 else 16000 * index + int(rng.integers(1, 16000))
+            muxer.write(np.zeros((25 if index == 0 else 24, 64, 96, 3), np.uint8), np.stack([tone[sent:until]] * 2))
+            sent = until
+    data = pieces.take()
+    with av.open(io.BytesIO(data)) as container:
+        stamps = [frame.pts for frame in container.decode(audio=0)]
+    assert set(np.diff(stamps)) == {1024} and stamps[0] == 0
+    assert np.abs(decoded_sound(data)[0, 1024 : 16000 * count - 1024] - tone[1024:-1024]).max() < 0.02
+
+
+def test_picture_and_sound_stay_together_for_ten_minutes() -> None:
+    """A click and a flash at every whole second, ten minutes long, in blocks whose sound lags by the look-ahead."""
+    count, lag = 600, 3840
+    flash = np.zeros((25, 16, 16, 3), np.uint8)
+    flash[0] = 255
+    click = np.zeros((2, 16000), np.float32)
+    click[:, :160] = 0.9
+    pieces, received = Pieces(), []
+    with Muxer(pieces, 16, 16, 16000) as muxer:
+        muxer.write(flash[:1], click[:, :0])
+        for second in range(count):
+            # Frames 1 to 24 of a second; the flash of the next second is its last.
+            sound = np.roll(click, lag, 1)[:, lag if second == 0 else 0 : 16000]
+            muxer.write(np.roll(flash[:24], -1, 0), sound if second else click[:, : 16000 - lag])
+            received.append(pieces.take())
+    data = b"".join(received) + pieces.take()
+    with av.open(io.BytesIO(data)) as container:
+        seen = [f.pts * f.time_base for f in container.decode(video=0) if f.to_ndarray(format="gray").mean() > 128]
+        assert len(seen) == count + 1
+    sound = np.abs(decoded_sound(data)[0])
+    loud = np.flatnonzero(sound > 0.3)
+    heard = loud[np.insert(np.diff(loud) > 8000, 0, True)] / 16000
+    assert len(heard) == count
+    offsets = np.abs(heard[1:] - np.array([float(time) for time in seen[1:count]]))
+    assert offsets.max() < 1024 / 16000, "more than one audio frame apart"
+    assert np.ptp(offsets) < 0.002, "they drift"
+
+
+def test_the_browsers_name_of_the_stream_tells_its_profile() -> None:
+    assert Muxer(Pieces(), 64, 96, 16000).mime == 'video/mp4; codecs="avc1.64000a, mp4a.40.2"'
+
+
+def test_same_media_same_bytes() -> None:
+    assert whole_stream() == whole_stream()
+
+
+def test_file_appears_when_it_is_whole(tmp_path: Path) -> None:
+    target = tmp_path / "clip.mp4"
+    target.write_bytes(b"the old one")
+    with new_file(target) as file:
+        file.write(b"the new one")
+        assert target.read_bytes() == b"the old one"
+    assert target.read_bytes() == b"the new one"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_failed_stream_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "clip.mp4"
+    target.write_bytes(b"the old one")
+    with pytest.raises(KeyboardInterrupt), new_file(target) as file, Muxer(file, 64, 96, 16000) as muxer:
+        muxer.write(*next(blocks()))
+        raise KeyboardInterrupt
+    assert target.read_bytes() == b"the old one"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (24, 64, 96, 3), np.uint8)
+    full = pytest.raises(OmniForcingError, match=r"disk is full while writing .*clip\.mp4")
+    with full, files_of_at_most(8192):  # noqa: SIM117
+        with new_file(tmp_path / "clip.mp4") as file, Muxer(file, 64, 96, 16000) as muxer:
+            for _ in range(8):
+                muxer.write(noise, np.zeros((2, 16000), np.float32))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_space_left_on_the_device_is_the_same_sentence(tmp_path: Path) -> None:
+    with pytest.raises(OmniForcingError, match="disk is full"), new_file(tmp_path / "clip.mp4"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("place", ["no/such/folder/clip.mp4", f"{'x' * 300}.mp4"])
+def test_unwritable_place_is_one_sentence(tmp_path: Path, place: str) -> None:
+    with pytest.raises(OmniForcingError, match="cannot be written"), new_file(tmp_path / place):
+        pass

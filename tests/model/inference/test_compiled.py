@@ -1,0 +1,51 @@
+"""The student compiled by ``torch.compile``: equal blocks, and compiled once for all layers, blocks and students."""
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from omniforcing.core.latents import Latents
+from omniforcing.core.layout import LAYOUTS
+from omniforcing.model.inference.fast import accelerate
+from omniforcing.model.options import Speed
+from omniforcing.model.rollout import Rollout, RolloutConfig
+from tests.model.conftest import GENERATIONS, GRID, features, tiny_model
+from tests.model.test_transformer import TOLERANCE, difference
+
+CONFIG = RolloutConfig(LAYOUTS["prefix"], GRID, (1.0, 0.6), window=2, horizon=3, context_noise=0.1)
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def _compile_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch._dynamo.reset()
+    counters.clear()
+
+
+def stream(speed: Speed, blocks: int = 6, **changes: Any) -> list[Latents]:
+    model = tiny_model(3, **changes)
+    text, noise = features(model=model), torch.Generator().manual_seed(3)
+    return list(islice(Rollout(accelerate(model, speed), text, CONFIG, noise, speed), blocks))
+
+
+@pytest.mark.parametrize("release", ["2.0", "2.5"])
+def test_a_compiled_stream_equals_the_students_own_past_window_and_horizon(release: str) -> None:
+    changes = GENERATIONS[release]
+    for ours, compiled in zip(stream(Speed(), **changes), stream(Speed(compiled=True), **changes), strict=True):
+        assert difference(ours, compiled) < 10 * TOLERANCE
+
+
+def test_layers_and_later_blocks_share_what_was_compiled() -> None:
+    """Otherwise 48 layers would take 48 times as long to begin, and a stream would stop to compile on its way."""
+    counts = []
+    torch.compiler.set_default_backend("eager")  # what is compiled is the same, and nobody waits for C++
+    for layers, blocks in ((2, 6), (3, 9)):
+        stream(Speed(compiled=True), blocks, num_layers=layers)
+        counts.append(counters["stats"]["unique_graphs"])
+    torch.compiler.set_default_backend(None)
+    assert counts[0] > 0 and counts[1] == counts[0]

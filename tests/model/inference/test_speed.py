@@ -1,0 +1,157 @@
+"""Speed-ups as switches: what each needs, and the parts of GPU ones that a CPU can hold to account."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+import torch
+from torch import nn
+
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.latents import Latents
+from omniforcing.core.layout import LAYOUTS
+from omniforcing.model.inference.fast import FastStudent, accelerate, turn
+from omniforcing.model.inference.gpu import Fp8Linear, Graphs, Record
+from omniforcing.model.options import GPU_ONLY, Speed
+from omniforcing.model.rollout import Rollout, RolloutConfig
+from tests.model.conftest import GRID, features, tiny_model
+from tests.model.test_transformer import TOLERANCE, difference
+
+CONFIG = RolloutConfig(LAYOUTS["prefix"], GRID, (1.0, 0.6), window=2, horizon=3)
+
+
+def stream(speed: Speed, blocks: int = 6, **changes: Any) -> list[Latents]:
+    model = accelerate(tiny_model(3, **changes), speed)
+    return list(islice(Rollout(model, features(), CONFIG, torch.Generator().manual_seed(3), speed), blocks))
+
+
+def test_every_speed_up_can_be_switched_off_alone_and_leaves_the_blocks_equal() -> None:
+    speeds = Speed().without_each()
+    assert set(speeds) == {"layers", "conditions", "ring"}
+    for speed in speeds.values():
+        for ours, other in zip(stream(Speed()), stream(speed), strict=True):
+            assert difference(ours, other) < 10 * TOLERANCE
+
+
+@pytest.mark.parametrize("layers", [False, True])
+def test_a_refresh_merged_with_the_next_blocks_first_step_leaves_the_blocks_equal(
+    generation: dict[str, Any], layers: bool
+) -> None:
+    """Past window and horizon, with context noise, over a change of prompt, and where the text follows sigma."""
+    model = accelerate(tiny_model(3, **generation), Speed(layers=layers))
+    config = replace(CONFIG, context_noise=0.1)
+    rollouts = [
+        Rollout(model, features(model=model), config, torch.Generator().manual_seed(3), Speed(merged=merged))
+        for merged in (False, True)
+    ]
+    for index in range(9):
+        if index == 5:
+            for rollout in rollouts:
+                rollout.switch(features(seed=1, model=model))
+        apart, merged = (next(rollout) for rollout in rollouts)
+        assert difference(apart, merged) < 10 * TOLERANCE
+
+
+@pytest.mark.parametrize("name", GPU_ONLY)
+def test_what_only_a_gpu_has_is_refused_on_a_cpu_in_a_sentence(name: str) -> None:
+    speed = Speed(**{name: True})
+    for build in (lambda: accelerate(tiny_model(), speed), lambda: stream(speed)):
+        with pytest.raises(OmniForcingError, match=f"speed-up {name} needs a CUDA device, found cpu"):
+            build()
+
+
+def test_a_speed_up_without_what_it_needs_is_refused_and_goes_with_it() -> None:
+    cuda = torch.device("cuda")
+    with pytest.raises(OmniForcingError, match="needs layers, conditions and ring"):
+        Speed(compiled=True, ring=False).check(cuda)
+    with pytest.raises(OmniForcingError, match="they need layers"):
+        Speed(fp8=True, layers=False).check(cuda)
+    with pytest.raises(OmniForcingError, match="switch it or compiled off"):
+        Speed(compiled=True, merged=True).check(cuda)
+    for speed in Speed(compiled=True, concurrent=True, fp8=True).without_each().values():
+        speed.check(cuda)
+
+
+@torch.no_grad()
+def test_an_fp8_layer_is_within_a_few_percent_of_its_bf16_one() -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(64, 32).to(torch.bfloat16)
+    x = torch.randn(2, 25, 64, dtype=torch.bfloat16) * torch.logspace(-2, 2, 25)[:, None]
+    found, expected = Fp8Linear(linear)(x.to(torch.bfloat16)).float(), linear(x.to(torch.bfloat16)).float()
+    assert found.shape == expected.shape
+    error = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
+    assert error.max() < 0.06
+
+
+def record(function: Callable[[], Latents]) -> tuple[Latents, Callable[[], None]]:
+    """Runs the function again on the same tensors, as a CUDA graph does."""
+    found = function().map(torch.zeros_like)
+
+    def replay() -> None:
+        found.map(lambda place, value: place.copy_(value), function())
+
+    return found, replay
+
+
+@torch.no_grad()
+def test_recorded_forwards_replay_what_the_student_computes_and_a_new_prompt_begins_anew() -> None:
+    """With a new prompt comes a new recorder, whose memory is not that of recordings which are gone."""
+    model, recorders = FastStudent(tiny_model(3)), []
+
+    def recorder() -> Record:
+        recorders.append(Mock(side_effect=record))
+        return recorders[-1]
+
+    noise = torch.Generator().manual_seed(3)
+    rollout = Rollout(model, features(), CONFIG, noise)
+    rollout._student = Graphs(model, recorder)
+    plain = Rollout(model, features(), CONFIG, torch.Generator().manual_seed(3))
+    for index in range(14):
+        if index == 10:
+            rollout.switch(features(seed=1))
+            plain.switch(features(seed=1))
+            assert recorders[-1].call_count == 9  # three slots of the ring, two steps and a refresh each
+        assert difference(next(rollout), next(plain)) == 0
+    assert len(recorders) == 3  # before any prompt, and of each
+
+
+@torch.no_grad()
+def test_recorded_forwards_go_on_from_a_restored_state() -> None:
+    """What is restored lies where recordings look for it."""
+    model = FastStudent(tiny_model(3))
+    rollout = Rollout(model, features(), CONFIG, torch.Generator().manual_seed(3))
+    rollout._student = Graphs(model, lambda: record)
+    for _ in range(12):
+        next(rollout)
+    state = rollout.state()
+    first = [next(rollout) for _ in range(3)]
+    rollout.restore(state)
+    for before, again in zip(first, [next(rollout) for _ in range(3)], strict=True):
+        assert difference(before, again) == 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("width", [1, 25])
+def test_a_turn_by_cosines_and_sines_is_the_complex_product(width: int) -> None:
+    x, table = torch.randn(2, width, 32), torch.polar(torch.ones(width, 16), torch.randn(width, 16))
+    expected = torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * table).flatten(-2)
+    torch.testing.assert_close(turn(x, torch.view_as_real(table)), expected)
+
+
+@torch.no_grad()
+def test_a_student_in_fp8_stays_within_a_tenth_of_the_bf16_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every layer in fp8, by the products that torch also has on a CPU."""
+    monkeypatch.setattr("omniforcing.model.options.GPU_ONLY", ())
+    wide = {
+        "attention_head_dim": 32,
+        "cross_attention_dim": 64,
+        "audio_attention_head_dim": 16,
+        "audio_cross_attention_dim": 32,
+    }
+    bf16, fp8 = (stream(speed, 4, **wide) for speed in (Speed(), Speed(fp8=True)))
+    for ours, other in zip(bf16, fp8, strict=True):
+        for a, b in zip(ours, other, strict=True):
+            assert 0 < (a - b).norm() / a.norm() < 0.1

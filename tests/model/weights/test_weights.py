@@ -1,0 +1,125 @@
+"""The command that inspects and converts weights."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import LTX2VideoTransformer3DModel
+
+from omniforcing.cli import main
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.model.weights.checkpoint import open_checkpoint
+from omniforcing.model.weights.command import check_destination
+from pipelines import teacher
+from tests.support.tiny_checkpoints import save_authors, save_original, tiny_authors_core, tiny_core
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A Lightricks file, tiny, in bf16."""
+    return save_original(tiny_core(dtype=torch.bfloat16), tmp_path / "ltx.safetensors")
+
+
+def run(*words: object) -> int:
+    with pytest.raises(SystemExit) as end:
+        main(["weights", *map(str, words)])
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
+def test_inspect_shows_the_generation_the_parameters_and_the_convention(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("inspect", file) == 0
+    shown = capsys.readouterr().out
+    for part in (f"{file} (original format)", "LTX-2.0", "2 layers, 2 heads x 24 video, x 16 audio", "split, fp64"):
+        assert part in shown
+    for part in ("sigma x 1000, cross-modal gates x 1000", "BF16", "video", "audio", "cross-modal", "vocoder. 1"):
+        assert part in shown
+
+
+def test_inspect_prints_json_that_adds_up(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("inspect", file, "--json", "--values") == 0
+    found = json.loads(capsys.readouterr().out)
+    counts = found["parameters"]
+    assert counts["total"] == counts["video"] + counts["audio"] + counts["cross-modal"]
+    assert counts["total"] == sum(p.numel() for p in tiny_core().parameters())
+    assert found["bytes"] == 2 * counts["total"]
+    assert found["sinks"] == 0
+
+
+def test_import_writes_a_folder_that_diffusers_opens_and_shows_progress(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = file.parent / "new" / "LTX-2"
+    assert run("import", file, target) == 0
+    printed = capsys.readouterr()
+    assert str(target) in printed.out
+    assert "writing: 100%" in printed.err
+    opened = LTX2VideoTransformer3DModel.from_pretrained(
+        target / "transformer", torch_dtype=torch.bfloat16, low_cpu_mem_usage=False
+    )
+    expected = tiny_core(dtype=torch.bfloat16).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in opened.state_dict().items())
+
+
+def test_export_is_the_way_back_and_rope_is_exchanged_on_request(file: Path) -> None:
+    folders = [file.parent / name for name in ("a", "b", "c")]
+    assert run("import", file, folders[0], "--rope", "interleaved") == 0
+    assert open_checkpoint(folders[0]).config["rope_type"] == "interleaved"
+    assert run("export", folders[0], folders[1], "--rope", "split") == 0
+    assert run("import", folders[1], folders[2]) == 0
+    expected = tiny_core(dtype=torch.bfloat16).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in open_checkpoint(folders[2]).tensors())
+
+
+def test_a_folder_that_exists_is_never_written_over(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (file.parent / "mine").mkdir()
+    (file.parent / "mine" / "notes.txt").write_text("dear")
+    assert run("import", file, file.parent / "mine") == 2
+    assert "exists already, and weights are never written over" in capsys.readouterr().err
+    assert (file.parent / "mine" / "notes.txt").read_text() == "dear"
+
+
+def test_a_failed_conversion_leaves_nothing_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    core = tiny_core()
+    core.audio_proj_out.bias.data[0] = torch.nan
+    file = save_original(core, tmp_path / "ltx.safetensors")
+    assert run("import", file, tmp_path / "out") == 2
+    assert "audio_proj_out.bias holds NaN or infinity" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [file]
+    assert run("inspect", file) == 0
+    assert run("inspect", file, "--values") == 2
+
+
+def test_a_disk_without_room_or_a_place_that_is_no_folder_is_named_first(tmp_path: Path) -> None:
+    with pytest.raises(OmniForcingError, match=r"needs 1000000\.0 GB and its disk has"):
+        check_destination(tmp_path / "new" / "weights", 10**15)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OmniForcingError, match="cannot be made"):
+        check_destination(tmp_path / "file" / "weights", 1)
+
+
+def loading_stage(path: Path, folder: Path) -> SimpleNamespace:
+    """As much of stage teacher as taking weights from ``path`` needs."""
+
+    @contextmanager
+    def publish() -> Iterator[Path]:
+        yield folder
+
+    config = SimpleNamespace(teacher=SimpleNamespace(path=str(path)))
+    return SimpleNamespace(config=config, publish=publish, work=folder, curves=lambda _: None, metrics=lambda _: None)
+
+
+def test_stage_teacher_takes_a_lightricks_file_bit_for_bit(file: Path) -> None:
+    folder = file.parent / "teacher"
+    folder.mkdir()
+    teacher.load(loading_stage(file, folder))
+    expected = tiny_core(dtype=torch.bfloat16).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in open_checkpoint(folder).tensors())
+
+
+def test_stage_teacher_refuses_a_student(tmp_path: Path) -> None:
+    index = save_authors(tiny_authors_core(), tmp_path, sinks=2)
+    with pytest.raises(OmniForcingError, match="has sink tokens, so it is a causal student"):
+        teacher.load(loading_stage(index, tmp_path))

@@ -1,0 +1,106 @@
+"""A toy project on disk: real config, generated dvc.yaml, two tiny stages."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from omniforcing.core.environment import COMMIT_VARIABLE, PARENT_VARIABLE
+from omniforcing.pipeline.generate import write_pipelines
+from tests.support.checkout import make_repository
+
+STAGES = """
+from omniforcing.pipeline.declaration import StageSpec
+
+STAGES = (
+    StageSpec("clips", "Write some numbers.", keys=("seed", "clips")),
+    StageSpec("teacher", "Add them up.", reads=("clips",), keys=("teacher",)),
+)
+"""
+# Lowest module of the toy's own sources, which only the teacher imports.
+LAYOUT = '"""The table."""\n\n\ndef steps() -> int:\n    """Steps of a training."""\n    return 20\n'
+CLIPS = """
+from omniforcing.pipeline.stage import stage_main
+
+def run(stage):
+    with stage.publish() as folder:
+        (folder / "numbers.txt").write_text("1 " * stage.config.clips.count)
+    stage.metrics({"count": stage.config.clips.count})
+
+if __name__ == "__main__":
+    stage_main("clips", run)
+"""
+# Counts to 20 slowly with a checkpoint in its work folder, as a training stage does.
+TEACHER = """
+import os, time
+import omniforcing.core.layout
+from omniforcing.core.files import atomic_write
+from omniforcing.pipeline.stage import stage_main
+
+def run(stage):
+    total = len((stage.input("clips") / "numbers.txt").read_text().split())
+    checkpoint = stage.work / "step"
+    first = int(checkpoint.read_text()) if checkpoint.exists() else 0
+    for step in range(first, 20):
+        time.sleep(float(os.environ.get("TOY_PAUSE", "0")))
+        atomic_write(checkpoint, str(step + 1))
+    stage.log_metrics({"first": first})
+    with stage.publish() as folder:
+        (folder / "sum.txt").write_text(str(total))
+    stage.metrics({"total": total})
+
+if __name__ == "__main__":
+    stage_main("teacher", run)
+"""
+CONFIG = """
+preset: pocket
+cluster: local
+seed: 0
+clips:
+  count: 3
+  heldout: 1
+teacher:
+  text_dropout: 0.1
+"""
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database with its tables, which take seconds to create, and no experiment of ours."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def project(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout of two stages, the current folder of the test; MLflow goes into it."""
+    files = {
+        "pipelines/stages.py": STAGES,
+        "src/omniforcing/core/layout.py": LAYOUT,
+        "conf/config.yaml": CONFIG,
+        "conf/cluster/local.yaml": "address: null\n",
+        "conf/preset/pocket.yaml": "clips: {}\nteacher: {}\n",
+        "conf/preset/smoke.yaml": "clips:\n  count: 2\nteacher: {}\n",
+        "conf/preset/mine.yaml": "clips: {source: folder, folder: videos}\nteacher: {}\n",
+        "pipelines/clips.py": CLIPS,
+        "pipelines/teacher.py": TEACHER,
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    write_pipelines(tmp_path)
+    shutil.copy(database, tmp_path / "mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    ours = (PARENT_VARIABLE, COMMIT_VARIABLE)
+    for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "DVC_STAGE", *ours):
+        monkeypatch.delenv(variable, raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def repository(project: Path) -> Path:
+    """The toy project as a git and DVC repository."""
+    return make_repository(project)

@@ -1,0 +1,254 @@
+"""A stage as a Ray job: its log, its MLflow run and its exit code come back, DVC runs it so, and refusals are sentences."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from yaml import safe_load
+
+from benchmarks.local_cluster import Cluster
+from omniforcing.core.config import Config, ConfigError, load_config
+from omniforcing.core.environment import JOB_VARIABLE
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.pipeline import tracking
+from omniforcing.pipeline.cluster.jobs import HEAVY, goes_to_cluster, job_variables, submit_stage
+from omniforcing.pipeline.cluster.kuberay import manifest
+from omniforcing.pipeline.declaration import stage_names
+from tests.support.ray_cluster import ROOT, environment, local_cluster
+
+ray_test = pytest.mark.ray
+SCHEMA = Path(__file__).parent / "data" / "rayjob.schema.json"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with local_cluster() as started:
+        yield started
+
+
+@pytest.fixture
+def checkout(repository: Path, cluster: Cluster) -> Path:
+    """The toy project with the cluster as ``ray``."""
+    (repository / "conf" / "cluster" / "ray.yaml").write_text(f"address: auto\njobs: {cluster.jobs}\nworkers: 2\n")
+    (repository / ".rayignore").write_text("data/\n.work/\nmlflow.db\nmlruns/\n")
+    # The code that a job takes along: the package, as the project's own checkout has it.
+    shutil.rmtree(repository / "src")
+    (repository / "src").symlink_to(ROOT / "src")
+    return repository
+
+
+def run(folder: Path, *words: str, **changed: str) -> tuple[int, str]:
+    """Run python on ``words`` in a checkout, as a user with the cluster's token does."""
+    variables = environment() | {"PYTHONPATH": str(ROOT / "src"), "SHELL": "/bin/sh"} | changed
+    answer = subprocess.run(
+        [sys.executable, *words], cwd=folder, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    return answer.returncode, answer.stdout
+
+
+@ray_test
+def test_a_job_brings_back_log_run_output_and_exit_code(checkout: Path) -> None:
+    code, said = run(checkout, "pipelines/clips.py")
+    assert code == 0, said
+    script = checkout / "pipelines" / "teacher.py"
+    script.write_text(script.read_text().replace("    total =", '    print("counting", flush=True)\n    total ='))
+    code, said = run(checkout, "-m", "omniforcing.pipeline.cluster.jobs", "teacher", "cluster=ray")
+    assert code == 0, said
+    assert "counting" in said and "succeeded, exit code 0; MLflow run" in said
+    # The output lies in the checkout, not in the copy that the job ran from, and so does the run.
+    assert (checkout / "data" / "pocket" / "teacher" / "sum.txt").read_text() == "3"
+    found = tracking.connect(checkout).get_run(said.split("MLflow run ")[1].split()[0])
+    assert (found.info.status, found.data.tags["stage"]) == ("FINISHED", "teacher")
+
+
+@ray_test
+def test_a_job_that_fails_fails_here_with_its_code_and_sentence(checkout: Path) -> None:
+    code, said = run(checkout, "-m", "omniforcing.pipeline.cluster.jobs", "teacher", "cluster=ray")
+    assert code == 2, said
+    assert "error: data/pocket/clips is missing, which teacher reads" in said
+    assert "failed, exit code 2" in said
+
+
+@ray_test
+def test_dvc_runs_heavy_stages_as_jobs_and_light_ones_here(checkout: Path) -> None:
+    code, said = run(checkout, "-m", "dvc", "repro", OMNIFORCING_CLUSTER="ray")
+    assert code == 0, said
+    assert said.count("at http://127.0.0.1") == 1 and "stage teacher, preset pocket" in said
+    assert (checkout / "data" / "pocket" / "teacher" / "sum.txt").read_text() == "3"
+    code, said = run(checkout, "-m", "dvc", "repro")
+    assert "Stage 'teacher' didn't change, skipping" in said
+
+
+@ray_test
+def test_a_submitter_that_is_killed_leaves_a_job_that_the_next_one_follows(checkout: Path) -> None:
+    assert run(checkout, "pipelines/clips.py")[0] == 0
+    script = checkout / "pipelines" / "teacher.py"
+    script.write_text(script.read_text().replace('os.environ.get("TOY_PAUSE", "0")', "0.7"))
+    variables = environment() | {"PYTHONPATH": str(ROOT / "src")}
+    words = [sys.executable, "-m", "omniforcing.pipeline.cluster.jobs", "teacher", "cluster=ray"]
+    first = subprocess.Popen(words, cwd=checkout, env=variables, text=True, stdout=subprocess.PIPE)
+    assert first.stdout is not None
+    for line in first.stdout:
+        if line.startswith("mlflow run: "):
+            break
+    first.kill()
+    first.wait()
+    code, said = run(checkout, *words[1:])
+    assert code == 0, said
+    assert "is under way from before: following it" in said
+    assert (checkout / "data" / "pocket" / "teacher" / "sum.txt").read_text() == "3"
+    assert len(tracking.connect(checkout).search_runs(["1"], "tags.stage = 'teacher'")) == 1
+
+
+@ray_test
+def test_another_token_is_refused(checkout: Path) -> None:
+    code, said = run(
+        checkout,
+        "-m",
+        "omniforcing.pipeline.cluster.jobs",
+        "clips",
+        "cluster=ray",
+        RAY_AUTH_TOKEN="another-token-0123456789abcdef0123456789",
+    )
+    assert code == 2
+    assert "refuses this token; set RAY_AUTH_MODE=token" in said and "Traceback" not in said
+
+
+def test_an_address_without_a_cluster_is_refused(project: Path) -> None:
+    config = load_config(["cluster.jobs=http://127.0.0.1:1"], project)
+    with pytest.raises(OmniForcingError, match=r"no Ray cluster answers at cluster\.jobs=http://127\.0\.0\.1:1; start one"):
+        submit_stage("clips", config, project, [])
+
+
+def test_jobs_need_an_address(project: Path) -> None:
+    code, said = run(project, "-m", "omniforcing.pipeline.cluster.jobs", "clips")
+    assert (code, said.strip()) == (2, "error: cluster.jobs is not set: name a cluster that takes jobs, such as cluster=ray")
+
+
+def test_heavy_stages_go_to_the_cluster_that_takes_jobs_but_not_from_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(JOB_VARIABLE, raising=False)
+    here, there = (load_config([f"cluster={name}"], ROOT) for name in ("local", "ray"))
+    assert set(stage_names(ROOT)) > HEAVY
+    assert [goes_to_cluster(name, there) for name in ("latents", "clips", "export")] == [True, False, False]
+    assert not goes_to_cluster("latents", here)
+    monkeypatch.setenv(JOB_VARIABLE, "1")
+    assert not goes_to_cluster("latents", there)
+
+
+def test_a_cluster_is_named_by_override_or_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_config(root=ROOT).cluster.address is None
+    assert load_config(["cluster=ray", "cluster.workers=5"], ROOT).cluster.workers == 5
+    monkeypatch.setenv("OMNIFORCING_CLUSTER", "ray")
+    assert load_config(root=ROOT).cluster.jobs == "http://127.0.0.1:8265"
+    assert load_config(["cluster=local"], ROOT).cluster.jobs is None
+    with pytest.raises(ConfigError, match=r"unknown cluster 'nowhere'.*known: kuberay, local, ray"):
+        load_config(["cluster=nowhere"], ROOT)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("cluster.data_root=data", "cluster.data_root is 'data'; it must be absolute"),
+        ("cluster.jobs=127.0.0.1:8265", "give the address of Ray's dashboard, such as http://"),
+    ],
+)
+def test_a_place_that_cannot_be_is_refused(override: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        load_config([override], ROOT)
+
+
+def test_a_job_has_absolute_data_and_no_token_in_its_environment(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
+    variables = job_variables(load_config(root=project), project)
+    assert variables["OMNIFORCING_DATA_ROOT"] == str(project)
+    assert variables["MLFLOW_TRACKING_URI"] == f"sqlite:///{project / 'mlflow.db'}"
+    assert "secret" not in variables.values()
+
+
+def test_a_job_takes_all_code_along_and_nothing_that_was_made(tmp_path: Path) -> None:
+    from ray._private.runtime_env.packaging import create_package
+
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    code = {name for name in listed.split("\0") if name.endswith((".py", ".yaml", ".toml", ".html"))}
+    made = {
+        "data/pocket/latents/0.tar",
+        ".work/last.ckpt",
+        ".venv/bin/python",
+        ".dvc/cache/x",
+        "mlruns/1",
+        "mlflow.db",
+        "weights/w",
+        "videos/a.mp4",
+    }
+    for name in (*code, *made, ".rayignore", ".gitignore"):
+        (tmp_path / "root" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "root" / name).write_bytes((ROOT / name).read_bytes() if name not in made else b"made")
+    create_package(str(tmp_path / "root"), tmp_path / "package.zip", include_gitignore=True)
+    with zipfile.ZipFile(tmp_path / "package.zip") as package:
+        taken = set(package.namelist())
+    assert code and not code - taken
+    assert not made & taken
+
+
+def rendered(*overrides: str) -> dict[str, Any]:
+    words = ["cluster=kuberay", "preset=ltx2", *overrides]
+    config: Config = load_config(words, ROOT)
+    return manifest("self_forcing", config, words)
+
+
+def test_the_manifest_fits_kuberays_schema() -> None:
+    found = rendered()
+    jsonschema.validate(found, json.loads(SCHEMA.read_text()))
+    spec = found["spec"]["rayClusterSpec"]
+    assert spec["authOptions"] == {"mode": "token"}
+    assert spec["workerGroupSpecs"][0]["replicas"] == 8
+    container = spec["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
+    assert container["resources"]["limits"] == {"cpu": "16", "memory": "128Gi", "nvidia.com/gpu": "1"}
+    assert "python pipelines/self_forcing.py cluster=kuberay preset=ltx2" in found["spec"]["entrypoint"]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda m: m["spec"].update(entryPoint="x"),
+        lambda m: m["spec"]["rayClusterSpec"]["workerGroupSpecs"][0].update(replicas="8"),
+        lambda m: m["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"].update({"num-cpus": 0}),
+        lambda m: m["spec"]["rayClusterSpec"].pop("headGroupSpec"),
+        lambda m: m["metadata"].update(name="with_underscore"),
+    ],
+)
+def test_the_schema_refuses_a_wrong_manifest(spoil: Any) -> None:
+    found = rendered()
+    spoil(found)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(found, json.loads(SCHEMA.read_text()))
+
+
+def test_the_manifest_is_yaml_that_the_command_prints() -> None:
+    code, said = run(ROOT, "-m", "omniforcing.pipeline.cluster.kuberay", "latents", "cluster=kuberay", "cluster.workers=3")
+    assert code == 0, said
+    assert safe_load(said)["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["replicas"] == 3
+
+
+def test_a_manifest_needs_a_data_root() -> None:
+    with pytest.raises(ConfigError, match=r"cluster\.data_root is not set"):
+        rendered("cluster.data_root=null")
+
+
+def test_make_names_the_stage_it_wants() -> None:
+    answer = subprocess.run(
+        ["make", "-n", "ray-job", "STAGE=self_forcing", "PRESET=smoke"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ,
+    )
+    assert "omniforcing.pipeline.cluster.jobs self_forcing cluster=ray preset=smoke" in answer.stdout

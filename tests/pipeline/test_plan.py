@@ -1,0 +1,204 @@
+"""The planner: its memory against what torch's allocator hands out, its sizes against LTX-2's, and what it prints."""
+
+import dataclasses
+import gc
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from omniforcing.cli import main
+from omniforcing.core.config import Config, load_config
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.latents import Batch
+from omniforcing.distill.sampling import rollout_config
+from omniforcing.model.cache import FunctionalCache
+from omniforcing.model.rollout import gaussian, new_cache, refresh
+from omniforcing.model.weights.architecture import expected_shapes
+from omniforcing.pipeline.planner.networks import BUILDERS, Sizes
+from omniforcing.pipeline.planner.plan import Cluster, Setting, Stage, advise, make_plans, parse_memory
+from omniforcing.training.loop import fit
+from omniforcing.training.stages import StageModule
+from tests.support.tiny_checkpoints import FACTS
+
+ROOT = Path(__file__).parents[2]
+SMALL = ["teacher.model={layers: 4, heads: 2, video_head_dim: 48, audio_head_dim: 32}", "clips.height=64", "clips.seconds=2"]
+
+
+def small(*overrides: str) -> Config:
+    return load_config([*SMALL, *overrides], ROOT, "smoke")
+
+
+def storages(*values: Any) -> int:
+    """Bytes of the storages behind tensors, each once."""
+    return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in values}.values())
+
+
+def tensors_of(module: StageModule) -> Iterator[Tensor]:
+    for part in (module, *getattr(module, "frozen", ())):
+        yield from part.parameters()
+        yield from part.buffers()
+
+
+def measured_bytes(module: StageModule, batch: Batch, config: Config, work: Path) -> int:
+    """The most bytes that the CPU allocator had handed out at once during two updates, the module's own included."""
+    gc.collect()  # what earlier tests left would be given back while we look
+    held = storages(*tensors_of(module))
+
+    def batches(_epoch: int) -> Iterator[Batch]:
+        yield from (batch, batch)
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        fit(module, batches, steps=2, work=work, trainer=config.trainer)
+    events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]" and e.device_index() < 0)
+    assert changes
+    most = 0
+    for _, change in changes:
+        held += change
+        most = max(most, held)
+    return most
+
+
+KEEP, RECOMPUTE = False, True
+QUICK = [("teacher", KEEP, 4), ("bidirectional_dmd", KEEP, 1), ("causal_ode", RECOMPUTE, 4), ("self_forcing", RECOMPUTE, 2)]
+OTHERS = [
+    case for case in itertools.product(BUILDERS, (KEEP, RECOMPUTE), (1, 4)) if case not in QUICK and case[1:] != (KEEP, 1)
+]
+
+
+@pytest.mark.parametrize(("name", "recompute", "batch"), [*QUICK, *(pytest.param(*c, marks=pytest.mark.slow) for c in OTHERS)])
+def test_planned_memory_is_that_of_a_real_training_step(name: str, recompute: bool, batch: int, tmp_path: Path) -> None:
+    config = small("trainer.checkpoint_every=2", "trainer.accelerator=cpu", "self_forcing.steered=0.5")
+    sizes = Sizes.of(config, ROOT)
+    planned = Stage(name, config, sizes).bytes(Setting("none", recompute, batch), 1, foreach=False)
+    real = dataclasses.replace(sizes, device="cpu")
+    module = BUILDERS[name](config, real, torch.float32)
+    if recompute:
+        module.recompute()
+    states = len(config.student.sigmas) + 1 if name == "causal_ode" else 0
+    found = measured_bytes(module, real.batch(config, batch, states), config, tmp_path)
+    assert sum(planned.values()) == pytest.approx(found, rel=0.1)
+
+
+def test_the_bytes_of_the_caches_are_those_of_a_rollout() -> None:
+    config = small()
+    sizes = dataclasses.replace(Sizes.of(config, ROOT), device="cpu")
+    planned = Stage("self_forcing", config, sizes).caches(2)
+    rollout, generator = rollout_config(config, sizes.grid), torch.Generator().manual_seed(0)
+    student = sizes.network(config.student.sinks)
+    text, cache = student.cache_text(sizes.text(2)), new_cache(student, rollout, static=False)
+    assert isinstance(cache, FunctionalCache)
+    for index in range(config.horizon):
+        refresh(
+            student,
+            rollout,
+            cache,
+            text,
+            index,
+            gaussian(student, config.table.counts(index), sizes.grid, 2, generator),
+            generator,
+        )
+    turned = cache.view(config.horizon).history  # type: ignore[attr-defined]
+    written = [site for block in cache.blocks.values() for site in block.values()]
+    assert planned == sum(t.numel() * 4 for pair in [*written, *turned.values()] for t in pair)
+
+
+@pytest.mark.parametrize("name", ["causal_ode", pytest.param("self_forcing", marks=pytest.mark.slow)])
+def test_depth_is_carried_on_from_two_small_networks(name: str) -> None:
+    config = small()
+    stages = [Stage(name, config, Sizes.of(config, ROOT), depths) for depths in ((1, 2), None)]
+    setting = Setting("all", True)
+    few, whole = (stage.bytes(setting, 8) for stage in stages)
+    assert sum(few.values()) == pytest.approx(sum(whole.values()), rel=0.03)
+    few_s, whole_s = (stage.seconds(setting, Cluster(8, 80e9)) for stage in stages)
+    assert few_s == pytest.approx(whole_s, rel=0.01)
+
+
+def test_a_plan_is_the_same_every_time_and_no_part_of_it_is_negative() -> None:
+    config, settings = small(), [Setting(way, recompute) for way in ("none", "all") for recompute in (False, True)]
+    plans = []
+    for _ in range(2):
+        stages = [Stage(name, config, Sizes.of(config, ROOT)) for name in ("causal_ode", "teacher")]
+        plans.append([stage.bytes(s, 1 if s.sharding == "none" else 8) for stage in stages for s in settings])
+    assert plans[0] == plans[1]
+    assert all(part >= 0 for plan in plans[0] for part in plan.values())
+
+
+def test_sizes_of_ltx2_are_those_of_the_release(tmp_path: Path) -> None:
+    sizes = Sizes.of(load_config(root=ROOT, preset="ltx2"), tmp_path)
+    released = dict(FACTS["diffusers"]["top"])
+    for layer in range(FACTS["layers"]):
+        released |= {f"transformer_blocks.{layer}.{name}": shape for name, shape in FACTS["diffusers"]["block"].items()}
+    assert expected_shapes(sizes.core, "ltx2") == {name: tuple(shape) for name, shape in released.items()}
+    assert sizes.grid == (16, 24)
+
+
+@pytest.fixture(scope="module")
+def stage() -> Stage:
+    config = small()
+    return Stage("causal_ode", config, Sizes.of(config, ROOT))
+
+
+def test_sharding_divides_states_and_recomputing_shrinks_activations(stage: Stage) -> None:
+    one, eight = (stage.bytes(Setting("all", False), shards) for shards in (1, 8))
+    for part in ("weights", "ema", "moments"):
+        assert one[part] == 8 * eight[part] > 0
+    assert one["moments"] == 2 * one["weights"]
+    assert one["gathered"] == 0 < eight["gathered"]
+    assert stage.bytes(Setting("all", True), 8)["activations"] < eight["activations"]
+
+
+def test_plans_keep_the_global_batch_and_say_what_fits(stage: Stage) -> None:
+    cluster = Cluster(16, 1e9)
+    plans = make_plans(stage, cluster, batch=32)
+    ways = {(p.setting.sharding, p.setting.recompute) for p in plans}
+    assert ways == set(itertools.product(("none", "node", "all"), (False, True)))
+    assert all(p.fits and (p.setting.batch, p.setting.accumulation) == (2, 1) for p in plans)
+    assert "2 per GPU x 1" in advise(stage, cluster, plans)
+    between = sum(sorted(p.total for p in plans)[-2:]) / 2 / 0.92
+    tight = make_plans(stage, Cluster(16, between), batch=32)
+    assert [p.setting.accumulation for p in tight if p.setting == Setting("none", False, 1, 2)] == [2]
+    least = min(p.total for p in make_plans(stage, Cluster(16, 1))) / 0.92
+    none, some = Cluster(16, 0.99 * least), Cluster(16, 1.01 * least)
+    assert "nothing fits" in advise(stage, none, make_plans(stage, none))
+    assert "1 per GPU" in advise(stage, some, make_plans(stage, some))
+
+
+def test_sharding_that_comes_to_the_same_is_planned_once(stage: Stage) -> None:
+    assert {p.setting.sharding for p in make_plans(stage, Cluster(8, 1e9))} == {"none", "node"}
+    assert {p.setting.sharding for p in make_plans(stage, Cluster(1, 1e9))} == {"none"}
+
+
+def test_the_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["plan", "--preset", "smoke", "--gpus", "2", "--stage", "causal_ode", "--json"])
+    assert end.value.code == 0
+    found = json.loads(capsys.readouterr().out)
+    plan = found["stages"]["causal_ode"]["plans"][0]
+    assert plan["total"] == pytest.approx(sum(plan["bytes"].values()))
+    assert found["cluster"]["gpus"] == 2
+
+
+@pytest.mark.parametrize("text", ["eighty", "0GB", "80TB", "-1"])
+def test_a_memory_that_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(OmniForcingError, match="give a size such as 80GB"):
+        parse_memory(text)
+
+
+def test_sizes_of_memory() -> None:
+    assert parse_memory("80GB") == parse_memory("80") == 80e9
+    assert parse_memory("1.5GiB") == 1.5 * 2**30
+
+
+def test_no_gpus_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["plan", "--preset", "smoke", "--gpus", "0"])
+    assert end.value.code == 2
+    assert "--gpus is 0; give 1 or more" in capsys.readouterr().err

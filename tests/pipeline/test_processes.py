@@ -1,0 +1,93 @@
+"""Jobs beside each other: all run, a failed one is told, and none outlives its parent."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.pipeline.processes import run_side_by_side
+
+
+def leave(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+def refuse(sentence: str) -> None:
+    raise OmniForcingError(sentence)
+
+
+def count(path: Path) -> None:
+    for number in range(10**6):
+        path.write_text(str(number))
+        time.sleep(0.01)
+
+
+def wait_for(path: Path) -> None:
+    for _ in range(1200):
+        if path.exists():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{path} never came")
+
+
+def test_all_jobs_run_and_a_failed_one_is_told(tmp_path: Path) -> None:
+    jobs = [(leave, (tmp_path / name, name)) for name in "ab"]
+    run_side_by_side(jobs, "never")
+    assert sorted(path.read_text() for path in tmp_path.iterdir()) == ["a", "b"]
+    with pytest.raises(OmniForcingError, match=r"half of it is missing \(see above\); run the stage again"):
+        run_side_by_side([(refuse, ("no",)), (leave, (tmp_path / "c", "c"))], "half of it is missing")
+    assert (tmp_path / "c").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent death signal is Linux's")
+def test_a_child_whose_parent_died_before_it_was_ready_ends_itself(tmp_path: Path) -> None:
+    """The parent is killed while its child still imports, before the child could ask for the death signal."""
+    code = """
+import os, sys, time
+parent, mark = os.getpid(), sys.argv[1]
+if os.fork() == 0:
+    open(mark + ".forked", "w").close()
+    while os.getppid() == parent:
+        time.sleep(0.02)
+    from omniforcing.core.environment import die_with_parent
+    die_with_parent(parent)
+    open(mark, "w").close()
+    os._exit(0)
+time.sleep(60)
+"""
+    mark = tmp_path / "survived"
+    parent = subprocess.Popen([sys.executable, "-c", code, str(mark)], stdout=subprocess.PIPE)
+    wait_for(mark.with_name("survived.forked"))
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.communicate(timeout=60)  # ends when the child, which has the pipe too, has ended
+    assert not mark.exists()
+
+
+def test_jobs_end_with_a_parent_that_is_told_to_stop(tmp_path: Path) -> None:
+    code = f"""
+import signal, sys
+from pathlib import Path
+from tests.pipeline.test_processes import count
+from omniforcing.pipeline.processes import run_side_by_side
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    run_side_by_side([(count, (Path({str(tmp_path)!r}, name),)) for name in "ab"], "stopped")
+"""
+    script = tmp_path / "parent.py"
+    script.write_text(code)
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *sys.path])}
+    parent = subprocess.Popen([sys.executable, str(script)], env=environment, stdout=subprocess.PIPE)
+    for name in "ab":
+        wait_for(tmp_path / name)
+    parent.terminate()
+    parent.communicate(timeout=60)
+    assert parent.returncode == 143
+    counted = [(tmp_path / name).read_text() for name in "ab"]
+    time.sleep(0.5)
+    assert [(tmp_path / name).read_text() for name in "ab"] == counted

@@ -1,0 +1,90 @@
+"""The same app under Ray Serve, by the one command that the module names, on a cluster of the test's own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
+from benchmarks.local_cluster import free_port
+from omniforcing.serving.protocol import SUBPROTOCOL
+from omniforcing.streaming.artifact import Artifact
+from tests.streaming.test_live import settled
+from tests.streaming.test_serve import PROMPT, frames_in, play, take
+from tests.support.ray_cluster import environment, local_cluster
+from tests.support.serving import hear, say
+
+pytestmark = pytest.mark.ray
+SERVE = str(Path(sys.executable).with_name("serve"))
+DELETE = "from ray import serve; import ray; ray.init(log_to_driver=False); serve.delete('default')"
+
+
+class Deployment:
+    """The app under Ray Serve; what its commands print lies in ``log``."""
+
+    def __init__(self, cluster: str, artifact: Path, log: Path) -> None:
+        self.artifact, self.log, self.address = artifact, log, f"127.0.0.1:{free_port()}"
+        self._environment = environment() | {"RAY_ADDRESS": cluster}
+
+    def do(self, *words: str) -> None:
+        """Run a command of the cluster's, with its interpreter."""
+        with self.log.open("a") as log:
+            done = subprocess.run([sys.executable, *words], stdout=log, stderr=log, env=self._environment, timeout=120)
+        assert done.returncode == 0, self.log.read_text()[-3000:]
+
+    def deploying(self, drain: int) -> list[str]:
+        """The words that run the app, or replace it if the drain is another one than before."""
+        app = "omniforcing.serving.ray_serve:app"
+        return [SERVE, "run", "--non-blocking", app, f"artifact={self.artifact}", f"drain={drain}"]
+
+    def answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://{self.address}/ready", timeout=2) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    def connect(self) -> ClientConnection:
+        return connect(f"ws://{self.address}/stream", subprotocols=[SUBPROTOCOL], proxy=None, compression=None)
+
+
+@pytest.fixture(scope="module")
+def deployment(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    with local_cluster() as cluster:
+        running = Deployment(cluster.address, artifact.folder, tmp_path_factory.mktemp("serve") / "log")
+        host, port = running.address.split(":")
+        running.do(SERVE, "start", "--http-host", host, "--http-port", port)
+        running.do(*running.deploying(drain=1))
+        assert settled(running.answers, 60), running.log.read_text()[-3000:]
+        yield running
+
+
+def test_a_stream_through_ray_serve_is_whole(deployment: Deployment) -> None:
+    with deployment.connect() as client:
+        media, messages = play(client, 3)
+    assert messages[-1]["reason"] == "ended" and frames_in(media) == 73
+
+
+@pytest.mark.parametrize("end", ["replaced", "deleted"])
+def test_streams_of_a_replica_that_is_stopped_go_on_for_a_while_and_end_in_order(deployment: Deployment, end: str) -> None:
+    words = deployment.deploying(drain=2) if end == "replaced" else ["-c", DELETE]
+    with deployment.connect() as client:
+        hear(client, "hello")
+        say(client, "start", prompt=PROMPT, seconds=600, paced=False)
+        hear(client, "block")
+        with ThreadPoolExecutor(1) as pool:
+            done = pool.submit(deployment.do, *words)
+            media, messages = take(client)
+            assert messages[-1]["reason"] == "draining" and frames_in(media) > 48
+            with pytest.raises(ConnectionClosed):
+                client.recv(timeout=10)
+            assert client.close_code == 1001
+            done.result()
+    assert deployment.answers() == (end == "replaced")

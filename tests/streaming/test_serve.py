@@ -1,0 +1,432 @@
+"""The server: ten clients at once of every kind, and one clear answer for whatever is wrong, while others play on."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import io
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+from starlette.websockets import WebSocketDisconnect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection
+
+from omniforcing.codec.streaming import StreamingDecoder
+from omniforcing.media.mux import Muxer
+from omniforcing.serving.protocol import SUBPROTOCOL, Limits
+from omniforcing.serving.service import Service
+from omniforcing.serving.session import Session
+from omniforcing.streaming.artifact import Artifact
+from omniforcing.streaming.engine import Engine
+from omniforcing.streaming.live import Stream
+from tests.streaming.test_live import image_file, settled
+from tests.support.serving import Server, hear, say, server
+
+PROMPT = "a red ball bounces"
+TOKEN = "a-token-for-tests"
+
+
+@pytest.fixture(scope="module")
+def serving(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    options = ("--max-sessions", "10", "--max-seconds", "600", "--max-idle-seconds", "5")
+    with server(artifact.folder, tmp_path_factory.mktemp("server"), *options) as running:
+        running.get("/health")
+        running.idle_threads = running.threads()
+        yield running
+
+
+def play(client: ClientConnection, seconds: float, **values: Any) -> tuple[bytes, list[dict[str, Any]]]:
+    """Start a stream and take all of it: the media and the control messages."""
+    hear(client, "hello")
+    say(client, "start", prompt=PROMPT, seconds=seconds, paced=False, **values)
+    return take(client)
+
+
+def take(client: ClientConnection) -> tuple[bytes, list[dict[str, Any]]]:
+    media, messages = b"", []
+    while True:
+        data = client.recv(timeout=60)
+        if isinstance(data, bytes):
+            media += data
+            continue
+        messages.append(json.loads(data))
+        if messages[-1]["type"] == "ended":
+            return media, messages
+
+
+def frames_in(media: bytes) -> int:
+    with av.open(io.BytesIO(media)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+# --- a stream -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_is_whole_and_tells_its_figures(serving: Server) -> None:
+    with serving.connect() as client:
+        media, messages = play(client, 3, seed=4)
+        with pytest.raises(ConnectionClosed):
+            client.recv(timeout=10)
+        assert client.close_code == 1000
+    assert frames_in(media) == 73
+    kinds = [message["type"] for message in messages]
+    assert kinds == ["started", *["block"] * 4, "ended"]
+    assert messages[0]["mime"].startswith('video/mp4; codecs="avc1.') and messages[0]["seed"] == 4
+    assert messages[-1] == {"type": "ended", "reason": "ended", "frames": 73, "seconds": 3.0}
+    assert [message["block"] for message in messages[1:-1]] == [0, 1, 2, 3]
+
+
+def test_the_same_seed_gives_the_same_bytes_to_every_client(serving: Server) -> None:
+    received = []
+    for _ in range(2):
+        with serving.connect() as client:
+            received.append(play(client, 2, seed=5)[0])
+    assert received[0] == received[1]
+
+
+def test_prompts_are_acknowledged_twice_and_shown_where_they_say(serving: Server) -> None:
+    with serving.connect() as client:
+        hear(client, "hello")
+        say(client, "start", prompt=PROMPT, seconds=600)
+        hear(client, "block")
+        say(client, "prompt", id=3, prompt="a blue ball rolls", rewrite=True)
+        hear(client, "received")
+        say(client, "position", seconds=4)
+        applied = hear(client, "applied")
+        assert applied["id"] == 3 and applied["seconds"] == (1 + 24 * (applied["block"] - 1)) / 24
+        block = hear(client, "block")
+        while block["block"] < applied["block"]:
+            assert block["prompt"] == PROMPT
+            block = hear(client, "block")
+        assert (block["block"], block["prompt"]) == (applied["block"], "a blue ball rolls")
+        say(client, "stop")
+        assert hear(client, "ended")["reason"] == "stopped"
+
+
+def test_a_stream_goes_no_further_than_its_player_allows(serving: Server) -> None:
+    with serving.connect() as client:
+        hear(client, "hello")
+        say(client, "start", prompt=PROMPT, seconds=600)
+        blocks = []
+        with pytest.raises(TimeoutError):
+            while True:
+                if isinstance(data := client.recv(timeout=1.5), str) and json.loads(data)["type"] == "block":
+                    blocks.append(json.loads(data)["block"])
+        assert blocks == [0, 1, 2, 3]  # three seconds of lead: block 3 begins at 2.04 s
+        say(client, "position", seconds=1)
+        assert hear(client, "block")["block"] == 4
+
+
+def test_pause_and_resume(serving: Server) -> None:
+    with serving.connect() as client:
+        hear(client, "hello")
+        say(client, "start", prompt=PROMPT, seconds=30, paced=False)
+        hear(client, "block")
+        say(client, "pause")
+        hear(client, "paused")
+        with pytest.raises(TimeoutError):
+            while True:
+                client.recv(timeout=1.5)
+        say(client, "resume")
+        hear(client, "resumed")
+        hear(client, "block")
+
+
+def test_a_stream_begins_with_an_image(serving: Server) -> None:
+    with serving.connect() as client:
+        hear(client, "hello")
+        client.send(image_file())
+        say(client, "start", prompt=PROMPT, seconds=1, image=True, paced=False)
+        assert frames_in(take(client)[0]) == 25
+
+
+# --- ten clients --------------------------------------------------------------------------------------------------------
+
+
+def test_ten_clients_of_every_kind(serving: Server) -> None:
+    """Three vanish, three read slowly, one sends garbage; the others play on, and nothing is left behind."""
+    crowd(serving)  # what is made once, such as buffers of as many threads as ever compute at a time, stays after the first one
+    before = (serving.threads(), serving.files(), serving.memory())
+    crowd(serving)
+    after = (serving.threads(), serving.files(), serving.memory())
+    print("threads, files, bytes of memory:", before, after)
+    assert settled(lambda: serving.threads() <= serving.idle_threads + 3 * 10), "more is left than the server's own workers"
+    assert settled(lambda: serving.files() <= before[1]), "sockets are left"
+    assert after[2] < 1.1 * before[2]  # the allocator's pools, one per thread; the next test counts what sessions leave
+
+
+class _Client:
+    """The least of a WebSocket that a session needs: it says what it is told to, then takes whatever comes."""
+
+    def __init__(self, *messages: dict[str, Any]) -> None:
+        self._messages = [{"type": "websocket.receive", "text": json.dumps(message)} for message in messages]
+        self.ended = ""
+
+    async def receive(self) -> dict[str, Any]:
+        if not self._messages:
+            await asyncio.Event().wait()
+        return self._messages.pop(0)
+
+    async def send_text(self, text: str) -> None:
+        self.ended = json.loads(text).get("reason", self.ended)
+
+    async def send_bytes(self, data: bytes) -> None:
+        if data and self.ended == "vanish":
+            raise WebSocketDisconnect
+
+    async def close(self, code: int) -> None:
+        pass
+
+
+@pytest.mark.parametrize("end", ["ended", "stopped", "vanish"])
+def test_a_session_that_is_over_is_freed_at_once(engine: Engine, end: str) -> None:
+    """Not by the garbage collector, for caches on a GPU would wait for its oldest generation."""
+
+    async def run() -> str:
+        service = Service(engine, Limits(), [])
+        start = {"type": "start", "prompt": PROMPT, "seconds": 1 if end == "ended" else 600, "paced": False}
+        client = _Client(start, *([{"type": "stop"}] if end == "stopped" else []))
+        client.ended = end if end == "vanish" else ""
+        await Session(client, service).run()  # type: ignore[arg-type]
+        service.close()
+        return client.ended
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert asyncio.run(run()) == end
+        kinds = (Session, Stream, StreamingDecoder, Muxer)
+        assert settled(lambda: not [thing for thing in gc.get_objects() if type(thing) in kinds], 5)
+    finally:
+        gc.enable()
+
+
+def crowd(serving: Server) -> None:
+    """Ten clients at once, until all are gone."""
+    clients = [serving.connect() for _ in range(10)]
+    assert settled(lambda: serving.get("/ready")[0] == 503), "ten of ten sessions are taken"
+    assert "all 10 sessions are taken" in serving.get("/ready")[1]
+    with pytest.raises(InvalidStatus) as refused:
+        serving.connect()
+    assert refused.value.response.status_code == 503
+    whole: dict[int, int] = {}
+    good = [threading.Thread(target=lambda n=n: whole.update({n: frames_in(play(clients[n], 8)[0])})) for n in (0, 1, 2)]
+    slow = [threading.Thread(target=lambda n=n: whole.update({n: slowly(clients[n])})) for n in (3, 4, 5)]
+    vanishing = [threading.Thread(target=vanish, args=(clients[n],)) for n in (6, 7, 8)]
+    everybody = [*good, *slow, *vanishing, threading.Thread(target=babble, args=(clients[9],))]
+    for thread in everybody:
+        thread.start()
+    while any(thread.is_alive() for thread in everybody):
+        assert serving.get("/health")[0] == 200
+        status, body = serving.get("/ready")
+        assert (status == 200) == json.loads(body)["ready"]
+        time.sleep(0.2)
+    assert whole == {0: 193, 1: 193, 2: 193, 3: 97, 4: 97, 5: 97}
+    for client in clients:
+        client.close()
+    assert settled(lambda: serving.figure("omniforcing_sessions") == 0)
+    assert serving.get("/ready")[0] == 200
+
+
+def slowly(client: ClientConnection) -> int:
+    """A player at a quarter of the pace of the others."""
+    hear(client, "hello")
+    say(client, "start", prompt=PROMPT, seconds=4)
+    media, position = b"", 0.0
+    while True:
+        try:
+            data = client.recv(timeout=0.4)
+        except TimeoutError:
+            position += 0.5
+            say(client, "position", seconds=position)
+            continue
+        if isinstance(data, bytes):
+            media += data
+            time.sleep(0.3)
+        elif json.loads(data)["type"] == "ended":
+            return frames_in(media)
+
+
+def vanish(client: ClientConnection) -> None:
+    """Begin, take something, and be gone without a word."""
+    hear(client, "hello")
+    say(client, "start", prompt=PROMPT, seconds=600, paced=False)
+    hear(client, "block")
+    client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # a reset, not a farewell
+    client.socket.shutdown(socket.SHUT_RDWR)
+
+
+def babble(client: ClientConnection) -> None:
+    """Nothing but nonsense, until the server has enough."""
+    hear(client, "hello")
+    for number in range(12):
+        try:
+            client.send(b"\x00\xff" * 40 if number % 2 else "nonsense")
+        except ConnectionClosed:
+            break
+    _, messages = take(client)
+    assert [message["type"] for message in messages] == [*["error"] * 10, "ended"] and messages[-1]["reason"] == "mistakes"
+
+
+# --- what is wrong is one answer, and others play on -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def neighbour(serving: Server) -> Iterator[None]:
+    """Somebody whose stream must not be touched by what the test does."""
+    with serving.connect() as client:
+        hear(client, "hello")
+        say(client, "start", prompt=PROMPT, seconds=5)
+        yield
+        say(client, "position", seconds=600)
+        end = take(client)[1][-1]
+        assert end["reason"] == "ended" and end["frames"] == 121
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (json.dumps({"type": "start", "prompt": "x" * 1_000_000}), "has 1,000,000 characters, at most 1,000"),
+        (json.dumps({"type": "start", "prompt": ""}), "the prompt is ''"),
+        (json.dumps({"type": "start", "prompt": PROMPT, "seconds": 1e6}), "this server allows 600"),
+        (json.dumps({"type": "start", "prompt": PROMPT, "image": True}), 'sent before "start"'),
+        (json.dumps({"type": "dance"}), "no message of type 'dance'"),
+        (json.dumps({"type": "pause"}), "has not begun"),
+        (b"GIF89a" + bytes(100), "the image cannot be read"),
+        (bytes(10_000_001), "at most 10,000,000 are taken"),
+        ("\x00", "is no json"),
+    ],
+    ids=["1 MB prompt", "empty prompt", "too long", "no image", "unknown", "too early", "no picture", "large image", "no json"],
+)
+@pytest.mark.usefixtures("neighbour")
+def test_a_bad_message_is_one_error_and_the_session_goes_on(serving: Server, data: str | bytes, sentence: str) -> None:
+    with serving.connect() as client:
+        hear(client, "hello")
+        client.send(data)
+        answer = json.loads(client.recv(timeout=20))
+        assert answer["type"] == "error" and sentence in answer["message"] and "\n" not in answer["message"]
+        say(client, "start", prompt=PROMPT, seconds=0.5, paced=False)
+        assert frames_in(take(client)[0]) == 13
+
+
+@pytest.mark.usefixtures("neighbour")
+def test_a_bad_message_while_streaming_is_one_error(serving: Server) -> None:
+    with serving.connect() as client:
+        hear(client, "hello")
+        say(client, "start", prompt=PROMPT, seconds=600)
+        hear(client, "block")
+        again, empty = {"type": "start", "prompt": PROMPT}, {"type": "prompt", "id": 1, "prompt": ""}
+        for data in (json.dumps(again), bytes(10), json.dumps(empty)):
+            client.send(data)
+            with pytest.raises(AssertionError, match=r"begun already|prompt is"):
+                hear(client, "nothing")
+        say(client, "stop")
+        hear(client, "ended")
+
+
+@pytest.mark.usefixtures("neighbour")
+def test_a_message_of_100_mb_closes_its_connection_alone(serving: Server) -> None:
+    with serving.connect() as client:
+        hear(client, "hello")
+        with pytest.raises(ConnectionClosed):
+            client.send(bytes(100_000_000))
+            client.recv(timeout=20)
+        assert client.close_code in (1009, 1006)
+
+
+@pytest.mark.usefixtures("neighbour")
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1.evil.example", "https://127.0.0.1"])
+def test_pages_of_other_origins_are_refused(serving: Server, origin: str) -> None:
+    with pytest.raises(InvalidStatus) as refused:
+        serving.connect(origin=origin)
+    assert refused.value.response.status_code == 403
+    assert f"pages of {origin} may not connect" in json.loads(refused.value.response.body)["error"]
+
+
+def test_the_own_page_may_connect(serving: Server) -> None:
+    for name in ("127.0.0.1", "localhost"):
+        serving.connect(origin=serving.address.replace("127.0.0.1", name)).close()
+
+
+def test_another_version_of_the_protocol_is_refused(serving: Server) -> None:
+    from websockets.sync.client import connect
+
+    with pytest.raises(InvalidStatus) as refused:
+        connect(serving.address.replace("http", "ws") + "/stream", subprotocols=["omniforcing.v9"], proxy=None, legacy=True)
+    assert refused.value.response.status_code == 400 and SUBPROTOCOL in refused.value.response.body.decode()
+
+
+def test_a_silent_client_is_let_go(serving: Server) -> None:
+    with serving.connect() as client:
+        hear(client, "hello")
+        media, messages = take(client)
+        assert messages[-1]["reason"] == "idle" and not media
+
+
+# --- token, port, SIGTERM -------------------------------------------------------------------------------------------------
+
+
+def test_a_token_is_wanted_where_there_is_one(artifact: Artifact, tmp_path: Path) -> None:
+    with server(artifact.folder, tmp_path, OMNIFORCING_TOKEN=TOKEN) as running:
+        for wrong in ({}, {"additional_headers": {"Authorization": "Bearer another-token"}}):
+            with pytest.raises(InvalidStatus) as refused:
+                running.connect(**wrong)
+            assert refused.value.response.status_code == 401
+        with pytest.raises(InvalidStatus):
+            running.connect("bearer.another-token")
+        shown = {"additional_headers": {"Authorization": f"Bearer {TOKEN}"}}
+        for right in (running.connect(f"bearer.{TOKEN}"), running.connect(**shown)):
+            assert hear(right, "hello")["token"]
+            right.close()
+        assert running.get("/metrics")[0] == 401 and running.get("/metrics", Authorization=f"Bearer {TOKEN}")[0] == 200
+        assert running.get("/health")[0] == running.get("/ready")[0] == running.get("/")[0] == 200
+        assert TOKEN not in running.log.read_text()
+
+
+def test_sigterm_lets_streams_go_on_for_a_while_and_ends_them_in_order(artifact: Artifact, tmp_path: Path) -> None:
+    with server(artifact.folder, tmp_path, "--drain-seconds", "3") as running, running.connect() as client:
+        hear(client, "hello")
+        say(client, "start", prompt=PROMPT, seconds=600, paced=False)
+        hear(client, "block")
+        running.process.send_signal(signal.SIGTERM)
+        assert settled(lambda: running.get("/ready")[0] == 503, 2) and "about to stop" in running.get("/ready")[1]
+        assert running.get("/health")[0] == 200
+        with pytest.raises(InvalidStatus):
+            running.connect()
+        media, messages = take(client)
+        assert messages[-1]["reason"] == "draining" and sum(m["type"] == "block" for m in messages) > 2
+        assert frames_in(media) == messages[-1]["frames"]
+        assert running.process.wait(20) == 0, running.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--port", "{port}"], "port {port} of 127.0.0.1 is in use; choose another one with --port"),
+        (["--port", "99999"], "cannot listen at 127.0.0.1, port 99999"),
+        (["--host", "203.0.113.7", "--port", "0"], "cannot listen at 203.0.113.7"),
+        (["--port", "0", "--artifact", "/nowhere"], "/nowhere is not an artifact"),
+    ],
+)
+def test_a_server_that_cannot_begin_says_why(serving: Server, artifact: Artifact, options: list[str], sentence: str) -> None:
+    port = serving.address.rpartition(":")[2]
+    words = ["serve", "--artifact", str(artifact.folder), *(word.format(port=port) for word in options)]
+    answer = subprocess.run([sys.executable, "-m", "omniforcing.cli", *words], capture_output=True, text=True, timeout=60)
+    assert answer.returncode == 2
+    assert sentence.format(port=port) in answer.stderr and answer.stderr.count("\n") == 1
+
+
+def test_a_token_that_browsers_cannot_send_is_refused(artifact: Artifact, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="the token must be"), server(artifact.folder, tmp_path, OMNIFORCING_TOKEN="a b"):
+        pass

@@ -1,0 +1,46 @@
+"""A checkpoint is whole or absent, on a full disk too."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.training import checkpoints
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_and_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / checkpoints.WHOLE
+    checkpoints.Atomic().save_checkpoint({"step": 1}, path)
+
+    def full(_written: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints, "sync", full)
+        checkpoints.Atomic().save_checkpoint({"step": 2}, path)
+    assert "the disk is full" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert checkpoints.Atomic().load_checkpoint(path) == {"step": 1}
+    checkpoints.Atomic().save_checkpoint({"step": 3}, path)
+    assert checkpoints.Atomic().load_checkpoint(path) == {"step": 3}
+
+
+def test_other_errors_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:
+    def broken() -> None:
+        raise OSError(errno.EACCES, "Permission denied")
+
+    with pytest.raises(PermissionError):
+        checkpoints.unless_full(broken, tmp_path / checkpoints.WHOLE)
+
+
+def test_the_last_whole_checkpoint_of_ones_own_kind_is_found(tmp_path: Path) -> None:
+    assert checkpoints.latest(tmp_path, sharded=True) is None
+    for name in ("epoch-000002.shards", "epoch-000010.shards", ".epoch-000011.shards.tmp"):
+        (tmp_path / name).mkdir()
+    found = checkpoints.latest(tmp_path, sharded=True)
+    assert found is not None and found.name == "epoch-000010.shards"
+    with pytest.raises(OmniForcingError, match=r"epoch-000010\.shards was written by a training that sharded"):
+        checkpoints.latest(tmp_path, sharded=False)
