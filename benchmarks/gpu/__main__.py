@@ -11,8 +11,10 @@ import argparse
 import json
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
+LONGEST = 1440.0  # minutes
 SOURCES = str(Path(__file__).parents[2] / "src")
 if SOURCES not in sys.path:  # a checkout that is not installed
     sys.path.insert(0, SOURCES)
@@ -64,8 +66,12 @@ def main() -> None:
     from benchmarks.gpu.rows import FAILED, Results, Row, markdown
     from benchmarks.gpu.runner import run
     from benchmarks.gpu.setup import Setup, clocks, cuda_problem, run_identity
-    from omniforcing.console import run_command
+    from omniforcing.core.console import run_command
 
+    if find_spec("torch") is None:
+        sys.exit(
+            "error: torch is not installed for this Python; pip install torch transformers safetensors numpy diffusers"
+        )
     options = parser()
     arguments = options.parse_args()
     if arguments.child:
@@ -75,8 +81,8 @@ def main() -> None:
     minutes = (
         arguments.minutes if arguments.minutes is not None else 3.0 if arguments.small else 9.0
     )
-    if not 0 < minutes < float("inf"):
-        options.error(f"--minutes is {minutes:g}; give a number above 0")
+    if not 0 < minutes <= LONGEST:
+        options.error(f"--minutes is {minutes:g}; give a number above 0, at most {LONGEST:g}")
     code = 0
 
     def measure() -> None:

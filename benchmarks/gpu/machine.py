@@ -32,7 +32,7 @@ def matmul(setup: Setup) -> Figures:
     found: Figures = {"bf16_tflops": work / _median(setup, lambda: torch.mm(*bf16))}
     found["fp32_tflops"] = work / _median(setup, lambda: torch.mm(*fp32))
     if setup.cuda and torch.cuda.get_device_capability() >= (8, 9):
-        from omniforcing.model.gpu import to_fp8
+        from omniforcing.model.inference.gpu import to_fp8
 
         (a, a_scale), (b, b_scale) = (to_fp8(x) for x in bf16)
 

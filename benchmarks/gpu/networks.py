@@ -13,8 +13,8 @@ from torch import Tensor
 from benchmarks.gpu.setup import Setup
 from benchmarks.student import Case, ltx2, ltx2_core, pocket
 from omniforcing.codec.codec import Codec
-from omniforcing.config import project_root
-from omniforcing.latents import Pair, TextFeatures
+from omniforcing.core.config import project_root
+from omniforcing.core.latents import Pair, TextFeatures
 from omniforcing.model.transformer import DualStream
 
 _PROMPT_MODULATION = {
@@ -131,7 +131,7 @@ def streaming_codec(setup: Setup, causal: bool, generation: str = "2.0") -> Code
 
 def small_codec(causal: bool) -> Codec:
     """The kept pocket codec, or the same with its video decoder looking both ways."""
-    from omniforcing.codec.causal import with_decoder
+    from omniforcing.training.codec.causal import with_decoder
 
     codec = Codec.load(kept("codec"))
     if causal:

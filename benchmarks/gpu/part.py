@@ -13,26 +13,42 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from typing import Any
 
-from benchmarks.gpu.rows import FAILED, OK, SKIPPED, STOPPED, WRONG, Measurement, Row, Wrong
+from benchmarks.gpu.rows import (
+    FAILED,
+    MISSING,
+    OK,
+    SKIPPED,
+    STOPPED,
+    WRONG,
+    Measurement,
+    Row,
+    Wrong,
+)
 from benchmarks.gpu.setup import Setup
+from omniforcing.core.environment import die_with_parent
 
 LEAST = 1.0  # seconds without which no measurement begins
+BROKEN = 3  # exit code of a process whose CUDA context is of no use any more
 Send = Callable[[dict[str, Any]], None]
 
 # Part: (module, share of the minutes, title). Most valuable first.
 PARTS = {
     "machine": ("benchmarks.gpu.machine", 0.03, "The machine in this run"),
-    "parity": ("benchmarks.gpu.parity", 0.12, "Parity with the fp32 oracle on the CPU"),
-    "student": ("benchmarks.gpu.student", 0.46, "The 19B student, random bf16 weights"),
-    "training": ("benchmarks.gpu.training", 0.15, "One update of each stage at LTX-2's width"),
-    "small": ("benchmarks.gpu.small", 0.12, "Preset small: its training stages"),
-    "decode": ("benchmarks.gpu.decode", 0.08, "Decoding and muxing"),
-    "pocket": ("benchmarks.gpu.pocket", 0.04, "The pocket student"),
+    "parity": ("benchmarks.gpu.parity", 0.14, "Parity with the fp32 oracle on the CPU"),
+    "student": ("benchmarks.gpu.student", 0.50, "The 19B student, random bf16 weights"),
+    "training": ("benchmarks.gpu.training", 0.14, "One update of each stage at LTX-2's width"),
+    "small": ("benchmarks.gpu.small", 0.10, "Preset small: its training stages"),
+    "decode": ("benchmarks.gpu.decode", 0.06, "Decoding and muxing"),
+    "pocket": ("benchmarks.gpu.pocket", 0.03, "The pocket student"),
 }
 
 
 def serve(part: str, module: str, setup: Setup, done: set[str]) -> None:
-    """Run the measurements of a part, of a module, that are not ``done`` and send their rows."""
+    """Run the measurements of a part, of a module, that are not ``done`` and send their rows.
+
+    A CUDA error spoils the process: it ends with ``BROKEN``, and the parent starts another.
+    """
+    die_with_parent()
     lines = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no row
 
@@ -47,13 +63,16 @@ def serve(part: str, module: str, setup: Setup, done: set[str]) -> None:
     try:
         measurements: list[Measurement] = importlib.import_module(module).measurements(setup)
     except ImportError as error:
-        send({"row": asdict(Row(part, part, SKIPPED, why=_missing(error)))})
+        send({"row": asdict(Row(part, part, MISSING, why=_missing(error)))})
         return
     send({"names": [m.name for m in measurements if m.name not in done]})
     for measurement in measurements:
         if measurement.name not in done:
             send({"begin": measurement.name, "limit": measurement.limit})
-            send({"row": asdict(_measure(part, measurement, setup))})
+            row = _measure(part, measurement, setup)
+            send({"row": asdict(row)})
+            if row.state == FAILED and ("CUDA error" in row.why or "AcceleratorError" in row.why):
+                sys.exit(BROKEN)
             _tidy(setup)
 
 
@@ -63,12 +82,8 @@ def _measure(part: str, measurement: Measurement, setup: Setup) -> Row:
         return Row(part, name, SKIPPED, why=f"needs a CUDA device; would {does}")
     for package in measurement.packages:
         if find_spec(package) is None:
-            return Row(
-                part,
-                name,
-                SKIPPED,
-                why=f"needs the package {package} (pip install {package}); would {does}",
-            )
+            why = f"needs the package {package} (pip install {package}); would {does}"
+            return Row(part, name, MISSING, why=why)
     if setup.left < LEAST:
         return Row(part, name, STOPPED, why=f"the part's time was up; would {does}")
     began = time.perf_counter()
@@ -77,7 +92,7 @@ def _measure(part: str, measurement: Measurement, setup: Setup) -> Row:
     except Wrong as error:
         figures, state, why = error.figures, WRONG, str(error)
     except ImportError as error:
-        figures, state, why = {}, SKIPPED, f"{_missing(error)}; would {does}"
+        figures, state, why = {}, MISSING, f"{_missing(error)}; would {does}"
     except Exception as error:  # whatever one measurement meets, the others go on
         figures, state, why = {}, FAILED, sentence(error)
         _trace(error)
@@ -105,8 +120,10 @@ def _trace(error: BaseException) -> None:
 
 
 def _missing(error: ImportError) -> str:
-    package = (error.name or str(error)).split(".")[0]
-    return f"needs the package {package} (pip install {package})"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        package = error.name.split(".")[0]
+        return f"needs the package {package} (pip install {package})"
+    return f"cannot import what it needs: {str(error).splitlines()[0]}"
 
 
 def _tidy(setup: Setup) -> None:

@@ -15,12 +15,12 @@ from pathlib import Path
 from benchmarks.gpu.networks import kept
 from benchmarks.gpu.rows import Figures, Measurement
 from benchmarks.gpu.setup import Setup, preset
-from omniforcing.config import project_root
-from omniforcing.files import atomic_dir, read_json
-from omniforcing.metrics.speed import measure_stream
-from omniforcing.model.speed import Speed
-from omniforcing.stream.artifact import StreamSettings, write_artifact
-from omniforcing.stream.engine import Engine
+from omniforcing.core.config import project_root
+from omniforcing.core.files import atomic_dir, read_json
+from omniforcing.evaluation.speed import measure_stream
+from omniforcing.model.options import Speed
+from omniforcing.streaming.artifact import StreamSettings, write_artifact
+from omniforcing.streaming.engine import Engine
 
 PROMPT = "a red ball bounces high on the floor"
 

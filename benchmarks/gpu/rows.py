@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from omniforcing.errors import OmniForcingError
-from omniforcing.files import read_json, write_json
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.files import read_json, write_json
 
 SCHEMA = 1
-OK, WRONG, SKIPPED, FAILED, STOPPED = "ok", "wrong", "skipped", "failed", "stopped"
+OK, WRONG, SKIPPED = "ok", "wrong", "skipped"
+MISSING, FAILED, STOPPED = "missing", "failed", "stopped"
 FINAL = (OK, WRONG, SKIPPED)  # states of rows that a later run does not measure again
 Figures = dict[str, Any]
 
@@ -23,8 +25,8 @@ class Row:
     Attributes:
         part: the part it belongs to.
         name: of the measurement, unique within the part.
-        state: ``ok`` (has figures), ``wrong`` (figures beyond their bound), ``skipped`` (needs what is not here),
-            ``failed`` (an error, a crash or a hang) or ``stopped`` (out of time).
+        state: ``ok`` (has figures), ``wrong`` (figures beyond their bound), ``skipped`` (needs a card),
+            ``missing`` (needs a package), ``failed`` (an error, a crash or a hang) or ``stopped`` (out of time).
         figures: measured values by name; units stand in the names.
         why: one sentence, for every state but ``ok``; a remark there.
         seconds: how long the measurement took.
@@ -102,12 +104,15 @@ class Results:
             raise OmniForcingError(
                 f"--json {path}: the folder {path.parent} does not exist; make it or name another file"
             )
+        if path.is_dir():
+            raise OmniForcingError(f"--json {path} is a folder; name a file")
         if path.exists():
             self._take(read_json(path))
 
     def _take(self, kept: Any) -> None:
         """Go on from what an earlier run with the same settings on the same code measured."""
-        if not isinstance(kept, dict) or kept.get("schema") != SCHEMA:
+        whole = isinstance(kept, dict) and {"about", "rows"} <= kept.keys()
+        if not whole or kept.get("schema") != SCHEMA:
             raise OmniForcingError(
                 f"--json {self.path} exists and holds no results of schema {SCHEMA}; name another file"
             )
@@ -129,6 +134,7 @@ class Results:
 
     def add(self, row: Row) -> None:
         """Print a row and write the file."""
+        row = replace(row, figures={name: finite(value) for name, value in row.figures.items()})
         print(row, flush=True)
         self.rows.append(row)
         self.save()
@@ -140,16 +146,26 @@ class Results:
 
     def save(self) -> None:
         """Write the file, whole or not at all."""
-        if self.path is not None:
-            write_json(
-                self.path,
-                {"schema": SCHEMA, "about": self.about, "rows": [asdict(row) for row in self.rows]},
-            )
+        if self.path is None:
+            return
+        rows = [asdict(row) for row in self.rows]
+        try:
+            write_json(self.path, {"schema": SCHEMA, "about": self.about, "rows": rows})
+        except OSError as error:
+            reason = error.strerror or error
+            raise OmniForcingError(
+                f"--json {self.path} cannot be written ({reason}); name another file"
+            ) from error
 
     @property
     def measured(self) -> bool:
         """Whether any part gave a figure."""
-        return any(row.figures and row.part != "machine" for row in self.rows)
+        return any(row.figures for row in self.rows)
+
+
+def finite(value: Any) -> Any:
+    """A figure as JSON knows it: what is no finite number becomes a word."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def show(value: Any) -> str:
@@ -200,5 +216,6 @@ def _grid(rows: list[Row]) -> str:
             show(value) if (value := row.figures.get(name)) is not None else "" for name in names
         ]
         why = [f"**{row.state}**: {row.why}" if row.state != OK else row.why] if remarks else []
-        lines.append("| " + " | ".join([row.name, *cells, *why]) + " |")
+        escaped = [cell.replace("|", "\\|") for cell in (row.name, *cells, *why)]
+        lines.append("| " + " | ".join(escaped) + " |")
     return "\n".join(lines)

@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.gpu.part import PARTS
 from benchmarks.gpu.rows import FAILED, STOPPED, Results, Row
 from benchmarks.gpu.setup import Setup, python_command
-from omniforcing.config import project_root
+from omniforcing.core.config import project_root
 
 START = 90.0  # seconds that a process may take until it names its measurements
 GRACE = 10.0  # seconds by which a measurement may overrun the part's time

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -12,13 +11,14 @@ import time
 import typing
 from dataclasses import asdict, dataclass, field
 from enum import Enum
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.gpu.rows import Figures
-from omniforcing.config import Config, project_root
-from omniforcing.files import tree_digest
+from omniforcing.core.config import Config, project_root
+from omniforcing.core.files import tree_digest
 
 if TYPE_CHECKING:
     import torch
@@ -98,9 +98,7 @@ def _device(device: str) -> tuple[str, str | None]:
 
     if device != "cuda":
         return f"CPU, {torch.get_num_threads()} threads, {_processor()}", None
-    if cuda_problem():
-        return "no CUDA device", None
-    return torch.cuda.get_device_name(), _smi("driver_version")
+    return probe().get("name", "no CUDA device"), _smi("driver_version", 1)
 
 
 def _processor() -> str:
@@ -115,44 +113,61 @@ def _processor() -> str:
 
 def cuda_problem() -> str | None:
     """Why torch cannot use a CUDA device here, in one sentence; None if it can."""
-    import torch
-
-    if torch.version.cuda is None:
-        return f"torch {torch.__version__} is a build without CUDA; install a CUDA build, or give --device cpu --small"
-    try:
-        torch.zeros(1, device="cuda")
-    except Exception as error:  # what CUDA raises depends on how it is broken
-        reason = str(error).strip().splitlines()[0]
-        return f"torch {torch.__version__} (CUDA {torch.version.cuda}) can use no device here: {reason}"
-    return None
+    return probe().get("problem")
 
 
-def _smi(query: str) -> str | None:
-    """An answer of nvidia-smi for the current device, or None where it is not at hand."""
+@cache
+def probe() -> dict[str, str]:
+    """The current device's name and uuid, or the problem with it; asked in another process.
+
+    This one must hold no context: on a card in exclusive mode the parts' processes would get none.
+    """
+    answer = subprocess.run(python_command("-c", _PROBE), capture_output=True, text=True)
+    lines = answer.stdout.strip().splitlines()
+    if answer.returncode or not lines:
+        return {"problem": f"torch cannot be tried here: {answer.stderr.strip()[-200:]}"}
+    found: dict[str, str] = json.loads(lines[-1])
+    return found
+
+
+_PROBE = """
+import json, torch
+built = torch.version.cuda
+try:
+    torch.zeros(1, device="cuda")
+    properties = torch.cuda.get_device_properties(0)
+    print(json.dumps({"name": properties.name, "uuid": f"GPU-{properties.uuid}"}))
+except Exception as error:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if built is None:
+        reason = "it is a build without CUDA; install a CUDA build, or give --device cpu --small"
+    print(json.dumps({"problem": f"torch {torch.__version__} (CUDA {built}): {reason}"}))
+"""
+
+
+def _smi(query: str, fields: int) -> str | None:
+    """An answer of nvidia-smi about the current device; None where it gives none of so many fields."""
+    name = probe().get("uuid")
+    if name is None:
+        return None
     command = [
         "nvidia-smi",
         f"--query-gpu={query}",
         "--format=csv,noheader,nounits",
-        f"--id={_visible()}",
+        f"--id={name}",
     ]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=20)
+        answer = subprocess.run(command, capture_output=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return (
-        answer.stdout.strip().splitlines()[0]
-        if answer.returncode == 0 and answer.stdout.strip()
-        else None
-    )
-
-
-def _visible() -> str:
-    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] or "0"
+    lines = answer.stdout.decode(errors="replace").strip().splitlines()
+    fine = answer.returncode == 0 and len(lines) == 1 and len(lines[0].split(",")) == fields
+    return lines[0].strip() if fine else None
 
 
 def clocks(device: str) -> str | None:
-    """SM and memory clock in MHz, temperature and power, as nvidia-smi says them now; None without it."""
-    answer = _smi(",".join(_CLOCKS)) if device == "cuda" else None
+    """SM and memory clock in MHz, temperature and power, as nvidia-smi says; None without it."""
+    answer = _smi(",".join(_CLOCKS), len(_CLOCKS)) if device == "cuda" else None
     if answer is None:
         return None
     sm, memory, most, celsius, watts = (part.strip() for part in answer.split(","))
@@ -186,7 +201,7 @@ def preset(name: str) -> Config:
         OmniForcingError: if it cannot be read.
     """
     if find_spec("omegaconf"):
-        from omniforcing.config import load_config
+        from omniforcing.core.config import load_config
 
         return load_config(root=project_root(), preset=name)
     return plain_preset(name)

@@ -18,12 +18,17 @@ from torch import Tensor
 from benchmarks.gpu.rows import Figures, Measurement
 from benchmarks.gpu.setup import Setup, preset
 from benchmarks.gpu.training import Updates, random_batch
-from omniforcing.codec import training
 from omniforcing.codec.codec import build_audio_vae, build_video_vae, build_vocoder
-from omniforcing.codec.training import AudioVaeTraining, Part, VideoVaeTraining, VocoderTraining
-from omniforcing.config import Config, project_root
-from omniforcing.layout import HOP, MEL_RATE
-from omniforcing.ops.networks import BUILDERS, Sizes
+from omniforcing.core.config import Config, project_root
+from omniforcing.core.layout import HOP, MEL_RATE
+from omniforcing.pipeline.planner.networks import BUILDERS, Sizes
+from omniforcing.training.codec import training
+from omniforcing.training.codec.training import (
+    AudioVaeTraining,
+    Part,
+    VideoVaeTraining,
+    VocoderTraining,
+)
 
 STAGES = ("self_forcing", "bidirectional_dmd", "causal_ode", "teacher")
 MINUTE = 60.0

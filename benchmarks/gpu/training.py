@@ -11,18 +11,19 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from math import floor
 
 import torch
 from torch import Tensor
 
 from benchmarks.gpu.rows import Figures, Measurement
 from benchmarks.gpu.setup import Setup, preset
-from omniforcing.config import Config, project_root
-from omniforcing.distill.common import StageModule
-from omniforcing.errors import OmniForcingError
-from omniforcing.latents import Batch
-from omniforcing.ops.networks import BUILDERS, Sizes
-from omniforcing.ops.plan import USABLE, Setting, Stage
+from omniforcing.core.config import Config, project_root
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.latents import Batch
+from omniforcing.pipeline.planner.networks import BUILDERS, Sizes
+from omniforcing.pipeline.planner.plan import USABLE, Setting, Stage
+from omniforcing.training.stages import StageModule
 
 STAGES = ("causal_ode", "self_forcing", "bidirectional_dmd")
 SETTING = Setting("none", recompute=True)
@@ -45,7 +46,7 @@ def one_update(setup: Setup, name: str) -> Figures:
     if setup.cuda:
         room = USABLE * torch.cuda.mem_get_info()[1]
         per_layer = planned(2) - planned(1)
-        fitting = min(layers, 1 + int((room - planned(1)) / per_layer))
+        fitting = min(layers, 1 + floor((room - planned(1)) / per_layer))
         if fitting < 1:
             raise OmniForcingError(
                 f"one layer is planned at {planned(1) / 1e9:.0f} GB, {room / 1e9:.0f} are usable"

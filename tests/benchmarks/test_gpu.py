@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.gpu import parity
+from benchmarks.gpu import parity, setup
 from benchmarks.gpu.networks import GENERATIONS
 from benchmarks.gpu.part import PARTS
 from benchmarks.gpu.rows import Results, Row, Wrong, markdown
@@ -18,8 +18,8 @@ from benchmarks.gpu.runner import run_part
 from benchmarks.gpu.setup import Setup, plain_preset
 from benchmarks.gpu.student import kind_of, needed
 from benchmarks.student import ltx2
-from omniforcing.config import load_config, project_root, to_dict
-from omniforcing.errors import OmniForcingError
+from omniforcing.core.config import load_config, project_root, to_dict
+from omniforcing.core.errors import OmniForcingError
 
 ABOUT = {"device": "CPU", "commit": "abc", "small": True}
 
@@ -31,7 +31,7 @@ def on_cpu(seconds: float = 60.0) -> Setup:
 def test_a_part_in_which_everything_goes_wrong_still_gives_every_row(tmp_path: Path) -> None:
     """A crash and a hang cost their own row; the others go on in a new process and see earlier figures."""
     results = Results(ABOUT, tmp_path / "out.json")
-    run_part(results, "faulty", "tests.benchmarks.faulty", on_cpu())
+    run_part(results, "faulty", "tests.support.faulty", on_cpu())
     found = {row.name: (row.state, row.why) for row in results.rows}
     assert found["fine"] == ("ok", "")
     assert found["raising"] == ("failed", "ValueError: a sentence")
@@ -39,7 +39,7 @@ def test_a_part_in_which_everything_goes_wrong_still_gives_every_row(tmp_path: P
     assert found["dying"][0] == "failed" and "died of SIGKILL" in found["dying"][1]
     assert found["hanging"][0] == "failed" and "gave no answer" in found["hanging"][1]
     needs = "needs the package no_such_package (pip install no_such_package); would be without a package"
-    assert found["without a package"] == ("skipped", needs)
+    assert found["without a package"] == ("missing", needs)
     assert found["without a card"] == ("skipped", "needs a CUDA device; would be without a card")
     assert results.rows[-1] == replace(results.rows[-1], name="last", state="ok", figures={"figure": 2.0})
     kept = json.loads((tmp_path / "out.json").read_text())
@@ -48,8 +48,8 @@ def test_a_part_in_which_everything_goes_wrong_still_gives_every_row(tmp_path: P
 
 def test_a_part_that_has_no_time_left_says_so_for_each_measurement() -> None:
     results = Results(ABOUT)
-    run_part(results, "faulty", "tests.benchmarks.faulty", on_cpu(seconds=0.0))
-    assert {row.state for row in results.rows} <= {"stopped", "skipped"}
+    run_part(results, "faulty", "tests.support.faulty", on_cpu(seconds=0.0))
+    assert {row.state for row in results.rows} <= {"stopped", "skipped", "missing"}
     assert all(row.why for row in results.rows)
 
 
@@ -62,9 +62,12 @@ def test_a_file_goes_on_where_it_stopped_and_another_runs_file_is_refused(tmp_pa
     assert again.done("parity") == {"good"} and [row.name for row in again.rows] == ["good"]
     with pytest.raises(OmniForcingError, match="its commit is 'abc', this one's is 'def'; name another file"):
         Results({**ABOUT, "commit": "def"}, path)
-    path.write_text("[]")
-    with pytest.raises(OmniForcingError, match="holds no results"):
-        Results(ABOUT, path)
+    for other in ("[]", '{"schema": 1}'):
+        path.write_text(other)
+        with pytest.raises(OmniForcingError, match="holds no results"):
+            Results(ABOUT, path)
+    with pytest.raises(OmniForcingError, match="is a folder; name a file"):
+        Results(ABOUT, tmp_path)
     with pytest.raises(OmniForcingError, match=r"the folder .* does not exist"):
         Results(ABOUT, tmp_path / "missing" / "out.json")
 
@@ -95,9 +98,30 @@ def test_a_cache_with_a_narrower_window_than_the_mask_is_called_wrong(monkeypatc
         parity.cached_against_masked(on_cpu())
 
 
-def test_a_stream_that_is_not_a_number_is_called_wrong() -> None:
-    with pytest.raises(Wrong, match=r"2\.3"):
+def test_a_stream_that_is_not_a_number_is_called_wrong_and_kept(tmp_path: Path) -> None:
+    """JSON knows no NaN; the row must reach the file all the same."""
+    with pytest.raises(Wrong, match=r"2\.3") as wrong:
         parity.judged({"2.0": 0.0, "2.3": float("nan")}, 0.1)
+    results = Results(ABOUT, tmp_path / "out.json")
+    results.add(Row("parity", "bf16", "wrong", {**wrong.value.figures, "largest": float("inf")}, str(wrong.value)))
+    (row,) = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert row["figures"] == {"2.0": 0.0, "2.3": "nan", "bound": 0.1, "largest": "inf"}
+    assert "| nan |" in markdown(results, {"parity": "Parity"})
+
+
+@pytest.mark.parametrize("answer", [b"garbage\n", b"No devices were found\n", b"1, 2, 3, 4, 5, 6\n", b"\xff\xfe\n", b""])
+def test_an_nvidia_smi_that_answers_something_else_is_left_out(
+    answer: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = tmp_path / "nvidia-smi"
+    (tmp_path / "answer").write_bytes(answer)
+    fake.write_text(f"#!/bin/sh\ncat {tmp_path}/answer\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(setup, "probe", lambda: {"name": "a card", "uuid": "GPU-1"})
+    assert setup.clocks("cuda") is None
+    (tmp_path / "answer").write_bytes(b"1980, 3201, 1980, 41, [N/A]\n")
+    assert setup.clocks("cuda") == "SM 1980 of 1980 MHz, memory 3201 MHz, 41 C, [N/A] W"
 
 
 def test_presets_read_without_omegaconf_are_those_that_it_reads() -> None:
@@ -126,6 +150,25 @@ def test_memory_of_the_19b_stream_is_its_weights_and_what_stands_beside_them() -
 )
 def test_operations_are_told_apart(operation: str, shapes: list[list[int]], kind: str) -> None:
     assert kind_of(operation, shapes) == kind
+
+
+def test_a_check_whose_parent_is_killed_ends_with_it() -> None:
+    """It would keep the card's memory for as long as its measurement lasts."""
+    options = ("--device", "cpu", "--small", "--parts", "student")
+    parent = subprocess.Popen([sys.executable, "-m", "benchmarks.gpu", *options], cwd=project_root(), stdout=subprocess.DEVNULL)
+    children: list[int] = []
+    until = time.monotonic() + 60
+    while not children and time.monotonic() < until:
+        time.sleep(0.2)
+        children = [int(pid) for pid in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()]
+        children = [pid for pid in children if "--child" in Path(f"/proc/{pid}/cmdline").read_text()]
+    time.sleep(3)  # its interpreter has begun
+    parent.kill()
+    parent.wait()
+    (child,) = children
+    while Path(f"/proc/{child}").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{child}").exists()
 
 
 def check(*options: str) -> subprocess.CompletedProcess[str]:
@@ -159,7 +202,7 @@ def test_every_part_runs_at_tiny_size_on_a_cpu(tmp_path: Path) -> None:
         own = [row for row in rows if row["part"] == part]
         assert any(row["figures"] for row in own), part
         assert {row["state"] for row in own} <= {"ok", "skipped"}, own
-        assert all("would" in row["why"] for row in own if row["state"] == "skipped")
+        assert all(row["why"].startswith("needs a CUDA device; would") for row in own if row["state"] == "skipped")
     began = time.monotonic()
     assert check(*options).returncode == 0 and time.monotonic() - began < 300
     assert json.loads((tmp_path / "out.json").read_text())["rows"] == rows

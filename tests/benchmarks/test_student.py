@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from omniforcing.config import project_root
+from omniforcing.core.config import project_root
 
 FIGURES = {
     *("fps", "ttfc_s", "block_p50_s", "block_p95_s", "flatness", "peak_mb_early", "peak_mb_late", "matmul_share"),
