@@ -3,19 +3,15 @@
 import ast
 import subprocess
 import sys
-from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
+from benchmarks.structure import circle, imports_upward, read_package
+
 PACKAGE = Path(__file__).parents[1] / "src" / "omniforcing"
 TRAINING_ONLY = {"ray", "mlflow", "dvc", "lightning", "pytorch_lightning", "webdataset", "torchaudio", "decord"}
 HEAVY = TRAINING_ONLY | {"torch", "diffusers", "transformers", "scipy", "matplotlib", "pandas"}
-# Rooms from the bottom up; a room imports its own and those before it. Rooms within a room count as that room.
-ROOMS = (
-    *("core", "media", "codec", "model", "pocket", "data", "training", "distill", "evaluation"),
-    *("streaming", "serving", "pipeline", "cli"),
-)
 # Rooms that know nothing of the training tools, but for the modules in DOORS.
 WITHOUT_TRAINING_TOOLS = {"core", "codec", "model", "distill", "streaming", "serving"}
 # Doors that nothing else imports: MLflow and Ray Serve load them.
@@ -45,31 +41,16 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
-def test_a_module_imports_only_from_its_own_room_or_below(path: Path) -> None:
-    if path == PACKAGE / "__init__.py":
-        assert not imports(path)
-        return
-    ours = {name.split(".")[1] for name in imports(path) if name.startswith("omniforcing.")} - {"__version__"}
-    above = [name for name in ours if ROOMS.index(name) > ROOMS.index(room(path))]
-    assert not above
+def test_a_module_imports_no_training_tool_where_none_may_be_needed(path: Path) -> None:
     if room(path) in WITHOUT_TRAINING_TOOLS and path.relative_to(PACKAGE).as_posix() not in DOORS:
         assert not {name.split(".")[0] for name in imports(path)} & TRAINING_ONLY
 
 
-def test_no_modules_import_one_another_in_a_circle() -> None:
+def test_imports_run_one_way_and_in_no_circle() -> None:
     """Within functions and for types too: what needs its own importer belongs elsewhere."""
-    names = {path: ".".join(("omniforcing", *path.relative_to(PACKAGE).with_suffix("").parts)) for path in MODULES}
-    graph = {name: {n for n in used(path) if n in names.values() and n != name} for path, name in names.items()}
-    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
-
-
-def used(path: Path) -> set[str]:
-    """Modules that a file imports: ``from package import module`` too."""
-    found = imports(path)
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom):
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+    modules = read_package(PACKAGE.parents[1])
+    assert imports_upward(modules) == []
+    assert circle(modules) == []
 
 
 def test_rooms_and_files_stay_small() -> None:
