@@ -44,7 +44,7 @@ import json, sys, time
 from pathlib import Path
 import torch, diffusers, lightning
 began = time.monotonic()
-from omniforcing.ops import tracking
+from omniforcing.pipeline import tracking
 root, held = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
 run = tracking.open_run(tracking.connect(root), "again", root / "run.json", {}, held["params"])
 with tracking.closing(run):

@@ -89,7 +89,7 @@ class Engine:
             prompt: what to show and hear.
             seconds: its length; None: until it is closed.
             seed: of all its noise.
-            opening: a first frame or a clip to begin with (``stream/opening.py``).
+            opening: a first frame or a clip to begin with (``opening.py``).
 
         Raises:
             RequestError: at once, for an empty prompt, a length that is not positive and finite, or a bad seed.
