@@ -128,7 +128,8 @@ def test_killed_run_continues_with_the_first_unfinished_shard(synthetic, shards,
     script = f"""
 import sys, time
 from pathlib import Path
-from omniforcing.data import shards, sources, conform
+from omniforcing.data import shards, sources
+from omniforcing.media import conform
 encode = shards.encode_mp4
 shards.encode_mp4 = lambda *how: (time.sleep(0.1), encode(*how))[1]
 plans = shards.plan_shards(sources.read_clips(Path({str(synthetic)!r})), conform.Form(32, 32, 1), 4, 14)
