@@ -76,7 +76,7 @@ def edit(root: Path, path: str, old: str, new: str) -> None:
 
 def test_nothing_changed_or_only_prose_runs_nothing(finished: Path) -> None:
     assert repro(finished) == set()
-    for path in ("layout.py", "ops/tracking.py", "data/inspect.py", "distill/self_forcing.py"):
+    for path in ("core/layout.py", "pipeline/tracking.py", "data/inspect.py", "distill/self_forcing.py"):
         edit(finished, f"{SOURCES}/{path}", r'\A"""', '# A comment.\n"""Prose. ')
     (finished / "README.md").write_text("read me")
     assert repro(finished) == set()
@@ -85,11 +85,11 @@ def test_nothing_changed_or_only_prose_runs_nothing(finished: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "stages"),
     [
-        ("layout.py", ALL),
-        ("stream/engine.py", {"evaluate", "export"}),
+        ("core/layout.py", ALL),
+        ("streaming/engine.py", {"evaluate", "export"}),
         ("distill/self_forcing.py", {"self_forcing"}),
         ("data/inspect.py", set()),
-        ("ops/tracking.py", set()),
+        ("pipeline/tracking.py", set()),
     ],
 )
 def test_one_line_of_code_runs_exactly_the_stages_that_use_it(finished: Path, path: str, stages: set[str]) -> None:
