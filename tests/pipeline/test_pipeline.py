@@ -69,7 +69,7 @@ def stages_run(output: str) -> list[str]:
 def test_plain_dvc_notices_edited_prose_and_runs_nothing_of_it_but_what_edited_code_changes(repository: Path) -> None:
     assert stages_run(dvc(repository, "repro")) == ["code", "clips", "teacher"]
     assert stages_run(dvc(repository, "repro")) == []
-    lowest = repository / "src" / "omniforcing" / "layout.py"
+    lowest = repository / "src" / "omniforcing" / "core" / "layout.py"
     text = lowest.read_text()
     lowest.write_text(text.replace("The table.", "The only table.").replace("def", "# Why.\ndef"))
     assert "modified:           src/omniforcing" in dvc(repository, "status")
