@@ -98,7 +98,8 @@ def main() -> None:
         else:
             for part in arguments.parts:
                 results.add(Row(part, part, FAILED, why=problem))
-        print("\n" + markdown(results, {name: PARTS[name][2] for name in PARTS}))
+        size = ", at tiny size" if arguments.small else ""
+        print("\n" + markdown(results, {name: PARTS[name][2] + size for name in PARTS}))
         code = 0 if results.measured else 1
 
     ended = run_command(measure)
