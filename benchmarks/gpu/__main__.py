@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
         "--small", action="store_true", help="tiny sizes: whether every part runs, in three minutes"
     )
     made.add_argument("--commit", help="the commit to state where the checkout has no git")
-    made.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    made.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     made.add_argument("--done", default="[]", help=argparse.SUPPRESS)
     return made
 
@@ -75,8 +75,8 @@ def main() -> None:
     options = parser()
     arguments = options.parse_args()
     if arguments.child:
-        part, module = arguments.child
-        serve(part, module, Setup.read(sys.stdin.read()), set(json.loads(arguments.done)))
+        part, module, parent = arguments.child
+        serve(part, module, int(parent), Setup.read(sys.stdin.read()), set(json.loads(arguments.done)))
         return
     minutes = (
         arguments.minutes if arguments.minutes is not None else 3.0 if arguments.small else 9.0

@@ -43,12 +43,15 @@ PARTS = {
 }
 
 
-def serve(part: str, module: str, setup: Setup, done: set[str]) -> None:
+def serve(part: str, module: str, parent: int, setup: Setup, done: set[str]) -> None:
     """Run the measurements of a part, of a module, that are not ``done`` and send their rows.
 
     A CUDA error spoils the process: it ends with ``BROKEN``, and the parent starts another.
+
+    Args:
+        parent: id of the process that started this one, which ends with it.
     """
-    die_with_parent()
+    die_with_parent(parent)
     lines = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no row
 

@@ -142,9 +142,8 @@ class _Child:
 
 @contextmanager
 def _child(part: str, module: str, setup: Setup, done: set[str]) -> Iterator[_Child]:
-    command = python_command(
-        "-m", "benchmarks.gpu", "--child", part, module, "--done", json.dumps(sorted(done))
-    )
+    words = ("--child", part, module, str(os.getpid()), "--done", json.dumps(sorted(done)))
+    command = python_command("-m", "benchmarks.gpu", *words)
     root = project_root()
     process = subprocess.Popen(
         command,
