@@ -202,6 +202,7 @@ def test_bad_options_are_refused_in_a_sentence(options: tuple[str, ...], says: s
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_every_part_runs_at_tiny_size_on_a_cpu(tmp_path: Path) -> None:
     """Every measurement has its row: figures, or what it would have done on a card. A second call has nothing to do."""
     options = ("--device", "cpu", "--small", "--minutes", "12", "--json", str(tmp_path / "out.json"))

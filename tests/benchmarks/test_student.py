@@ -15,7 +15,7 @@ FIGURES = {
 
 
 def python(*arguments: str) -> str:
-    done = subprocess.run([sys.executable, *arguments], cwd=project_root(), capture_output=True, text=True, timeout=900)
+    done = subprocess.run([sys.executable, *arguments], cwd=project_root(), capture_output=True, text=True, timeout=1700)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -27,6 +27,7 @@ def test_it_needs_nothing_of_the_training_tools() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("config", "on"), [("tiny", ["--on", "compiled"]), ("ltx2", [])])
 def test_one_json_object_has_every_figure_and_the_ratio_without_each_speed_up(config: str, on: list[str]) -> None:
     """Compiled too; and the 19B model in its real width, one layer of it."""
