@@ -424,6 +424,8 @@ def prepare(arguments: argparse.Namespace) -> Bench:
     case = CASES[arguments.config]()
     if arguments.layers:
         case = replace(case, core={**case.core, "num_layers": arguments.layers})
+    if arguments.text:
+        case = replace(case, text=arguments.text)
     if arguments.grid:
         case = replace(case, rollout=replace(case.rollout, grid=tuple(arguments.grid)), codec=None)
     speed = replace(Speed(), **dict.fromkeys(arguments.on, True), **dict.fromkeys(arguments.off, False))
@@ -449,6 +451,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--rounds", type=int, default=5, help="runs of each side of a ratio, interleaved (default: 5)")
     parser.add_argument("--layers", type=int, help="another number of layers, to try a large case")
+    parser.add_argument("--text", type=int, help="another number of tokens of a prompt, to try a large case")
     parser.add_argument("--grid", type=int, nargs=2, help="other spatial tokens of a video latent, to try a large case")
     parser.add_argument("--device", help="cuda or cpu (default: a GPU if there is one)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads (default: torch's own)")
