@@ -28,7 +28,7 @@ def test_it_needs_nothing_of_the_training_tools() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("config", "on"), [("tiny", ["--on", "compiled"]), ("ltx2", [])])
+@pytest.mark.parametrize(("config", "on"), [("tiny", ["--on", "compiled"]), ("ltx2", ["--off", "ring"])])
 def test_one_json_object_has_every_figure_and_the_ratio_without_each_speed_up(config: str, on: list[str]) -> None:
     """Compiled too; and the 19B model in its real width, one layer of it."""
     small = ["--layers", "1", "--device", "cpu", "--grid", "1", "1", "--text", "16"]
