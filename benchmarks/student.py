@@ -27,7 +27,7 @@ from benchmarks.gpu.setup import preset
 from benchmarks.plain import PlainStudent
 from omniforcing.codec.codec import Codec
 from omniforcing.codec.streaming import StreamingDecoder
-from omniforcing.core.config import ConfigError, project_root
+from omniforcing.core.config import ConfigError
 from omniforcing.core.console import run_command
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import read_json
@@ -38,6 +38,7 @@ from omniforcing.model.options import Speed
 from omniforcing.model.rollout import Rollout, RolloutConfig, gaussian
 from omniforcing.model.student import core_config
 from omniforcing.model.transformer import DualStream
+from omniforcing.pocket.foundation import KEPT
 
 SIGMAS = (1.0, 0.909375, 0.725, 0.421875)
 CLIP_BLOCKS = 5  # merged layout: 16 video latents
@@ -94,7 +95,7 @@ def ltx2() -> Case:
 def pocket() -> Case:
     """The architecture and the codec of preset pocket, on the merged layout like the others."""
     config = preset("pocket")
-    folder = project_root() / "src" / "omniforcing" / "assets" / "pocket" / "codec"
+    folder = KEPT / "codec"
     codec = read_json(folder / "codec.json")
     features = read_json(folder / "text" / "connectors" / "config.json")["caption_channels"]
     rollout = RolloutConfig(LAYOUTS["merged"], tuple(codec["grid"]), SIGMAS, window=5, horizon=6)
@@ -210,8 +211,8 @@ class Bench:
     @property
     def first(self) -> int:
         """The first block of which time is taken: the window is full, and what is replayed was recorded."""
-        window, cycle = self.case.rollout.window, len(self.case.rollout.table.cycle)
-        ring = -(-(window + 1) // cycle) * cycle
+        window = self.case.rollout.window
+        ring = self.case.rollout.table.ring(window)
         recorded = self.speed.compiled and self.device.type == "cuda"
         return window + 1 + (2 * ring if recorded else 0)
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from benchmarks.gpu.setup import Setup
 from benchmarks.student import Case, ltx2, ltx2_core, pocket
 from omniforcing.codec.codec import Codec
-from omniforcing.core.config import project_root
 from omniforcing.core.latents import Pair, TextFeatures
 from omniforcing.model.transformer import DualStream
+from omniforcing.pocket.foundation import KEPT
 
 _PROMPT_MODULATION = {
     **dict.fromkeys(
@@ -30,7 +30,6 @@ GENERATIONS: dict[str, dict[str, Any]] = {
     "2.5": {**_PROMPT_MODULATION, "ff_bias": False, "use_keyframes_abs_pos_embedding": True},
     "2.5-fixed-text": {**_PROMPT_MODULATION, "ff_bias": False, "use_prompt_adaln_single": False},
 }
-KEPT = ("src", "omniforcing", "assets", "pocket")
 
 
 def tiny_core(generation: str) -> dict[str, Any]:
@@ -142,7 +141,7 @@ def small_codec(causal: bool) -> Codec:
 
 def kept(part: str) -> Path:
     """A folder of the foundation that the package keeps."""
-    return project_root().joinpath(*KEPT, part)
+    return KEPT / part
 
 
 def random_like(shape: tuple[int, ...], setup: Setup, seed: int = 0) -> Tensor:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.gpu.rows import Figures
 from omniforcing.core.config import Config, project_root
+from omniforcing.core.environment import git_commit
 from omniforcing.core.files import tree_digest
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def run_identity(device: str, small: bool, commit: str | None) -> dict[str, Any]
         "driver": driver,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "commit": commit or _commit(root),
+        "commit": commit or git_commit(root),
         "code": "-".join(code),
         "small": small,
     }
@@ -172,26 +173,6 @@ def clocks(device: str) -> str | None:
         return None
     sm, memory, most, celsius, watts = (part.strip() for part in answer.split(","))
     return f"SM {sm} of {most} MHz, memory {memory} MHz, {celsius} C, {watts} W"
-
-
-def _commit(root: Path) -> str:
-    """The commit of the checkout, with a mark if tracked files differ; ``unknown`` in a copy without git."""
-
-    def git(*words: str) -> str | None:
-        try:
-            answer = subprocess.run(
-                ["git", *words], cwd=root, capture_output=True, text=True, timeout=20
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return answer.stdout.strip() if answer.returncode == 0 else None
-
-    commit = git("rev-parse", "--short=10", "HEAD")
-    if not commit:
-        return "unknown"
-    return commit + (
-        " with changes" if git("status", "--porcelain", "--untracked-files=no") else ""
-    )
 
 
 def preset(name: str) -> Config:

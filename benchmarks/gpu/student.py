@@ -214,9 +214,7 @@ def needed(case: Case, release: bool) -> float:
     )
     weights = sum(p.numel() for p in core.parameters()) + (0 if release else joined)
     table, window = case.rollout.table, case.rollout.window
-    cycle = len(table.cycle)
-    slots = -(-(window + 1) // cycle) * cycle
-    counts = table.total(slots + 1)
+    counts = table.total(table.ring(window) + 1)
     tokens = {
         "video": counts.video * case.rollout.grid[0] * case.rollout.grid[1],
         "audio": counts.audio,

@@ -28,7 +28,10 @@ def git_commit(root: Path) -> str:
     if COMMIT_VARIABLE in os.environ:
         return os.environ[COMMIT_VARIABLE]
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    answer = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    try:
+        answer = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    except FileNotFoundError:  # a machine without git
+        return "unknown"
     return answer.stdout.strip() if answer.returncode == 0 else "unknown"
 
 

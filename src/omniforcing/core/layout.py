@@ -272,6 +272,10 @@ class BlockTable:
                 "train on longer clips or narrow the window"
             )
 
+    def ring(self, window: int) -> int:
+        """Slots of a ring for ``window`` past blocks and the present one, rounded up to whole cycles."""
+        return -(-(window + 1) // len(self.cycle)) * len(self.cycle)
+
     def slot(self, index: int, slots: int) -> Block:
         """Where a cache of block 0 and a ring of ``slots`` blocks keeps block ``index``, as if the ring were the stream.
 

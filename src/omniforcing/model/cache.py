@@ -117,7 +117,7 @@ class RingCache:
 
     def __init__(self, positions: Positions, table: BlockTable, window: int, horizon: int) -> None:
         self.places = _Places(positions, table, window, horizon)
-        self.slots = -(-(window + 1) // len(table.cycle)) * len(table.cycle)
+        self.slots = table.ring(window)
         self.buffers: dict[Key, _Buffer] = {}
         self._turned = 0
 
