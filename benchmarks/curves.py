@@ -18,9 +18,13 @@ from omniforcing.evaluation.curves import REFERENCES, draw_training, stage_curve
 
 def main() -> None:
     """Parse the command line and draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--preset", default="pocket", help="whose curves (default: pocket)")
-    parser.add_argument("--out", type=Path, default=Path("curves.png"), help="the picture (default: curves.png)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("curves.png"), help="the picture (default: curves.png)"
+    )
     parser.add_argument("--keep", action="store_true", help="make this run the reference")
     arguments = parser.parse_args()
 
@@ -29,7 +33,9 @@ def main() -> None:
         data, reference = root / "data" / arguments.preset, root / REFERENCES / arguments.preset
         curves = stage_curves(data, MODELS)
         if not curves:
-            raise OmniForcingError(f"{data} holds no *.curves.csv; run `python pipelines/main.py --preset {arguments.preset}`")
+            raise OmniForcingError(
+                f"{data} holds no *.curves.csv; run `python pipelines/main.py --preset {arguments.preset}`"
+            )
         draw_training(arguments.out, curves, stage_curves(reference, MODELS))
         if arguments.keep:
             reference.mkdir(parents=True, exist_ok=True)

@@ -39,7 +39,9 @@ def make_clips(folder: Path, count: int) -> Path:
     return folder / "shards"
 
 
-def measure(shards: Path, work: Path, run: Callable[[Path], AbstractContextManager[Runner]], workers: int) -> dict[str, float]:
+def measure(
+    shards: Path, work: Path, run: Callable[[Path], AbstractContextManager[Runner]], workers: int
+) -> dict[str, float]:
     """Encode all shards into ``work``; clips per second over all, and once each of ``workers`` has finished a shard."""
     work.mkdir()
     tasks = [Task(path, index) for path, index in indices(shards, "shards").items()]
@@ -50,7 +52,12 @@ def measure(shards: Path, work: Path, run: Callable[[Path], AbstractContextManag
         runner(build, tasks, lambda count: times.append((time.monotonic(), count)))
     seconds, clips = time.monotonic() - began, sum(count for _, count in times)
     steady = sum(count for _, count in times[workers:]) / (times[-1][0] - times[workers - 1][0])
-    return {"clips": clips, "seconds": seconds, "clips_per_second": clips / seconds, "after_start": steady}
+    return {
+        "clips": clips,
+        "seconds": seconds,
+        "clips_per_second": clips / seconds,
+        "after_start": steady,
+    }
 
 
 def _pool(cluster: ClusterConfig, shards: Path, work: Path) -> Pool:
@@ -61,7 +68,9 @@ def main() -> None:
     """Measure, and print a table or json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--address", default="auto", help="of a Ray cluster, HOST:PORT (default: auto, the one of this machine)"
+        "--address",
+        default="auto",
+        help="of a Ray cluster, HOST:PORT (default: auto, the one of this machine)",
     )
     parser.add_argument("--clips", type=int, default=256)
     parser.add_argument("--json", action="store_true")
@@ -71,7 +80,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="omniforcing-encoding-", dir=work) as name:
         folder = Path(name)
         shards = make_clips(folder, arguments.clips)
-        found = {"in process": measure(shards, folder / "here", lambda _: nullcontext(in_process), 1)}
+        found = {
+            "in process": measure(shards, folder / "here", lambda _: nullcontext(in_process), 1)
+        }
         for workers, way in ((1, "1 worker"), (2, "2 workers")):
             cluster = ClusterConfig(arguments.address, workers=workers)
             run = partial(_pool, cluster, shards)
@@ -81,7 +92,9 @@ def main() -> None:
         return
     print(f"{'':<12}{'clips':>7}{'seconds':>9}{'clips/s':>9}{'after start':>13}")
     for way, row in found.items():
-        print(f"{way:<12}{row['clips']:>7.0f}{row['seconds']:>9.1f}{row['clips_per_second']:>9.2f}{row['after_start']:>13.2f}")
+        print(
+            f"{way:<12}{row['clips']:>7.0f}{row['seconds']:>9.1f}{row['clips_per_second']:>9.2f}{row['after_start']:>13.2f}"
+        )
 
 
 if __name__ == "__main__":

@@ -26,7 +26,12 @@ from omniforcing.core.errors import OmniForcingError
 from omniforcing.training import checkpoints
 
 STAGE, STEPS, EVERY = "self_forcing", 24, 4
-SETTINGS = [f"{STAGE}.optim.steps={STEPS}", f"trainer.checkpoint_every={EVERY}", "trainer.log_every=1", "trainer.probes=0"]
+SETTINGS = [
+    f"{STAGE}.optim.steps={STEPS}",
+    f"trainer.checkpoint_every={EVERY}",
+    "trainer.log_every=1",
+    "trainer.probes=0",
+]
 WORKER, RAYLET = "RayTrainWorker", "raylet/raylet"
 DEADLINE = 420.0  # seconds for one training, fault included
 
@@ -42,10 +47,23 @@ class Training:
 
     def start(self) -> None:
         """The command that a user gives, and gives again."""
-        named = [f"cluster.address={self.cluster.address}", "cluster.workers=2", f"cluster.strategy={self.strategy.value}"]
-        command = [sys.executable, f"pipelines/{STAGE}.py", "preset=smoke", "trainer.threads=1", *SETTINGS, *named]
+        named = [
+            f"cluster.address={self.cluster.address}",
+            "cluster.workers=2",
+            f"cluster.strategy={self.strategy.value}",
+        ]
+        command = [
+            sys.executable,
+            f"pipelines/{STAGE}.py",
+            "preset=smoke",
+            "trainer.threads=1",
+            *SETTINGS,
+            *named,
+        ]
         with self.log.open("a") as log:
-            self.process = subprocess.Popen(command, cwd=self.root, env=self.cluster.environment, stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                command, cwd=self.root, env=self.cluster.environment, stdout=log, stderr=log
+            )
 
     @property
     def log(self) -> Path:
@@ -58,7 +76,9 @@ class Training:
     def wait_for(self, what: Callable[[], Any], name: str) -> None:
         began = time.monotonic()
         while not what():
-            if time.monotonic() - began > DEADLINE or (self.process and self.process.poll() not in (None, 0)):
+            if time.monotonic() - began > DEADLINE or (
+                self.process and self.process.poll() not in (None, 0)
+            ):
                 raise OmniForcingError(f"{name} did not come; see {self.log}")
             time.sleep(0.2)
 
@@ -127,7 +147,9 @@ def fill_the_disk(training: Training) -> None:
                 file.flush()
         except OSError:
             pass
-    training.wait_for(lambda: "the disk is full" in training.log.read_text(errors="replace"), "the full disk")
+    training.wait_for(
+        lambda: "the disk is full" in training.log.read_text(errors="replace"), "the full disk"
+    )
     ballast.unlink()
 
 
@@ -146,14 +168,19 @@ def copy_project(root: Path, folder: Path) -> None:
     for name in ("conf", "pipelines", "src"):
         shutil.copytree(root / name, folder / name)
     if not (root / "data" / "smoke" / "causal_ode").is_dir():
-        raise OmniForcingError(f"{root / 'data' / 'smoke'} is not there; run `python pipelines/main.py --preset smoke` first")
+        raise OmniForcingError(
+            f"{root / 'data' / 'smoke'} is not there; run `python pipelines/main.py --preset smoke` first"
+        )
     shutil.copytree(root / "data" / "smoke", folder / "data" / "smoke")
 
 
 def curves(root: Path) -> list[dict[str, float]]:
     """The table that the stage left."""
     with (root / "data" / "smoke" / f"{STAGE}.curves.csv").open(newline="") as file:
-        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+        return [
+            {name: float(value) for name, value in row.items() if value}
+            for row in csv.DictReader(file)
+        ]
 
 
 def difference(found: list[dict[str, float]], expected: list[dict[str, float]]) -> float:
@@ -171,7 +198,11 @@ def repeated(root: Path) -> tuple[int, int]:
     client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("omniforcing")
     runs = client.search_runs([experiment.experiment_id])
-    steps = [metric.step for run in runs for metric in client.get_metric_history(run.info.run_id, "loss_video")]
+    steps = [
+        metric.step
+        for run in runs
+        for metric in client.get_metric_history(run.info.run_id, "loss_video")
+    ]
     return len(runs), len(steps) - len(set(steps))
 
 
@@ -206,7 +237,9 @@ def measure(
 def _mount(folder: Path) -> bool:
     """Put a small disk at ``folder``."""
     folder.mkdir(parents=True)
-    answer = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160m", "tmpfs", folder], capture_output=True, text=True)
+    answer = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=160m", "tmpfs", folder], capture_output=True, text=True
+    )
     if answer.returncode:
         raise OmniForcingError(
             f"a small disk could not be mounted ({answer.stderr.strip()}); run this as root, or leave out disk"
@@ -217,15 +250,27 @@ def _mount(folder: Path) -> bool:
 def main() -> None:
     """Parse the command line and print the table."""
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n\n")[0])
-    parser.add_argument("faults", nargs="*", choices=[*FAULTS, []], help=f"which (default: all): {', '.join(FAULTS)}")
-    parser.add_argument("--strategy", choices=["ddp", "fsdp"], default="ddp", help="of the workers (default: ddp)")
+    parser.add_argument(
+        "faults",
+        nargs="*",
+        choices=[*FAULTS, []],
+        help=f"which (default: all): {', '.join(FAULTS)}",
+    )
+    parser.add_argument(
+        "--strategy", choices=["ddp", "fsdp"], default="ddp", help="of the workers (default: ddp)"
+    )
     arguments = parser.parse_args()
     chosen = arguments.faults or list(FAULTS)
 
     def run() -> None:
         root = project_root()
-        print(f"{STAGE}, {STEPS} steps on 2 workers ({arguments.strategy}), a checkpoint every {EVERY} steps")
-        print(f"{'fault':<12}{'seconds':>9}{'repeated':>10}{'losses apart':>14}{'MLflow runs':>13}", flush=True)
+        print(
+            f"{STAGE}, {STEPS} steps on 2 workers ({arguments.strategy}), a checkpoint every {EVERY} steps"
+        )
+        print(
+            f"{'fault':<12}{'seconds':>9}{'repeated':>10}{'losses apart':>14}{'MLflow runs':>13}",
+            flush=True,
+        )
         expected = None
         for name in ("none", *chosen):
             folder = Path(tempfile.mkdtemp(prefix=f"omniforcing-faults-{name}-"))

@@ -35,7 +35,11 @@ def environment(token: str) -> dict[str, str]:
         **{name: value for name, value in os.environ.items() if not name.startswith(foreign)},
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         **{"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0"},
-        **{"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "DVC_NO_ANALYTICS": "1"},
+        **{
+            "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "DVC_NO_ANALYTICS": "1",
+        },
         "OMP_NUM_THREADS": "1",
         # A busy machine is no fault.
         **{"RAY_DASHBOARD_STARTUP_TIMEOUT_S": "200", "RAY_worker_register_timeout_seconds": "200"},
@@ -49,7 +53,10 @@ def processes(mark: str, part: str = "") -> set[int]:
     found = set()
     for process in Path("/proc").iterdir():
         try:
-            if process.name.isdigit() and f"{MARK}={mark}".encode() in (process / "environ").read_bytes():
+            if (
+                process.name.isdigit()
+                and f"{MARK}={mark}".encode() in (process / "environ").read_bytes()
+            ):
                 words = (process / "cmdline").read_bytes().decode(errors="replace")
                 found |= {int(process.name)} if part in words else set()
         except OSError:
@@ -90,20 +97,34 @@ class Cluster:
 
     def head(self, cpus: int) -> None:
         """Start the head, also again; returns when it takes jobs."""
-        ports = (f"--port={self.port}", f"--dashboard-port={self.board}", f"--ray-client-server-port={free_port()}")
+        ports = (
+            f"--port={self.port}",
+            f"--dashboard-port={self.board}",
+            f"--ray-client-server-port={free_port()}",
+        )
         self.start("--head", *ports, f"--num-cpus={cpus}", f"--temp-dir={self.folder / 'r'}")
         deadline = time.monotonic() + PATIENCE
         while not _listens(self.board):
             if time.monotonic() > deadline:
-                raise OmniForcingError(f"the head does not take jobs after {PATIENCE:.0f} s: {self._log()}")
+                raise OmniForcingError(
+                    f"the head does not take jobs after {PATIENCE:.0f} s: {self._log()}"
+                )
             time.sleep(0.2)
 
     def start(self, *words: str) -> None:
         """Start a node: with ``--head`` the head, else one that joins it."""
-        ray = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--dashboard-agent-listen-port={free_port()}"]
+        ray = [
+            sys.executable,
+            "-m",
+            "ray.scripts.scripts",
+            "start",
+            f"--dashboard-agent-listen-port={free_port()}",
+        ]
         command = [*ray, *words, "--disable-usage-stats", "--object-store-memory=100000000"]
         with (self.folder / "ray.log").open("a") as log:
-            answer = subprocess.run(command, env={**self.environment, MARK: self.mark}, stdout=log, stderr=log)
+            answer = subprocess.run(
+                command, env={**self.environment, MARK: self.mark}, stdout=log, stderr=log
+            )
         if answer.returncode:
             raise OmniForcingError(f"`{' '.join(command)}` failed: {self._log()}")
 
@@ -128,7 +149,9 @@ def own_cluster(token: str | None = None, **changed: str) -> Iterator[Cluster]:
         changed: what differs in the environment of its nodes and drivers.
     """
     # Sockets below it must have short names.
-    with tempfile.TemporaryDirectory(prefix="of-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="of-", dir="/tmp", ignore_cleanup_errors=True
+    ) as folder:
         cluster = Cluster(Path(folder), environment(token or secrets.token_hex(24)) | changed)
         command, root = [sys.executable, "-c", REAPER, cluster.mark], Path(__file__).parents[1]
         reaper = subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, start_new_session=True)

@@ -37,14 +37,27 @@ BLENDS = (0, 4, 8)
 
 def main() -> None:
     """Parse the command line and measure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--codec", type=Path, help="folder of a codec whose video decoder is not causal")
-    parser.add_argument("--latents", type=Path, help="folder of the latents stage; without, latents are random")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--codec", type=Path, help="folder of a codec whose video decoder is not causal"
+    )
+    parser.add_argument(
+        "--latents", type=Path, help="folder of the latents stage; without, latents are random"
+    )
     parser.add_argument("--clips", type=int, default=8, help="held-out clips of it (default: 8)")
-    parser.add_argument("--enough", type=float, default=45.0, help="dB to the whole's picture that are enough (default: 45)")
+    parser.add_argument(
+        "--enough",
+        type=float,
+        default=45.0,
+        help="dB to the whole's picture that are enough (default: 45)",
+    )
     parser.add_argument("--plot", type=Path, help="also draw the curves into this PNG")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object and nothing else"
+    )
     arguments = parser.parse_args()
 
     def run() -> None:
@@ -67,7 +80,9 @@ def measure(folder: Path | None, latents: Path | None, clips: int, enough: float
     scale = (lambda _: 1.0) if codec is not None else (lambda whole: 2 * whole.std())
     sounds: list[Tensor] = []
     if codec is not None and latents is not None:
-        pairs = [codec.denormalise(pair, shards_grid(latents)) for pair in islice(stored(latents), clips)]
+        pairs = [
+            codec.denormalise(pair, shards_grid(latents)) for pair in islice(stored(latents), clips)
+        ]
         z = [pair.video for pair in pairs]
         sounds = [codec.audio_vae.decode(pair.audio).sample for pair in pairs]
     picture = list(picture_curve(vae, z, scale))
@@ -80,7 +95,9 @@ def measure(folder: Path | None, latents: Path | None, clips: int, enough: float
         "enough_db": enough,
         "least_ahead": least,
         "picture": picture,
-        "blended": [picture_row(vae, z, Reach(int(least or 0), BLOCK, blend), scale) for blend in tried],
+        "blended": [
+            picture_row(vae, z, Reach(int(least or 0), BLOCK, blend), scale) for blend in tried
+        ],
         "sound": list(sound_curve(codec, sounds)) if codec is not None and sounds else [],
     }
 
@@ -102,7 +119,9 @@ def random_ltx2() -> Any:
 def latents_of(vae: Any, seed: int) -> Tensor:
     """Random latents of a clip, for a decoder whose inputs nobody knows."""
     shape = (1, vae.config.latent_channels, clip_latents(2 * SECONDS).video, 2, 3)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).contiguous(memory_format=torch.channels_last_3d)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).contiguous(
+        memory_format=torch.channels_last_3d
+    )
 
 
 def stored(folder: Path) -> Iterator[Pair[Tensor]]:
@@ -118,14 +137,18 @@ def shards_grid(folder: Path) -> tuple[int, int]:
     return rows, columns
 
 
-def picture_curve(vae: Any, z: list[Tensor], scale: Callable[[Tensor], Any]) -> Iterator[dict[str, float]]:
+def picture_curve(
+    vae: Any, z: list[Tensor], scale: Callable[[Tensor], Any]
+) -> Iterator[dict[str, float]]:
     """A row for each look-ahead, with a block decoded again and without."""
     for ahead in AHEAD:
         for again in (0, BLOCK) if ahead else (0,):
             yield picture_row(vae, z, Reach(ahead, again), scale)
 
 
-def picture_row(vae: Any, z: list[Tensor], reach: Reach, scale: Callable[[Tensor], Any]) -> dict[str, float]:
+def picture_row(
+    vae: Any, z: list[Tensor], reach: Reach, scale: Callable[[Tensor], Any]
+) -> dict[str, float]:
     """PSNR to the whole's picture (dB, pixels in [-1, 1]), largest error, error of the motion where pieces meet, time."""
     squares, largest, seams, spent, whole_spent = [], [], [], 0.0, 0.0
     for clip in z:
@@ -178,13 +201,18 @@ def table(found: dict[str, Any]) -> str:
     lines = [
         f"{found['decoder']}, {found['clips']} clips: least look-ahead for {found['enough_db']} dB: {found['least_ahead']}"
     ]
-    lines.append(f"{'ahead':>6}{'again':>6}{'blend':>6}{'PSNR dB':>9}{'largest':>9}{'at seams':>9}{'cost':>6}")
+    lines.append(
+        f"{'ahead':>6}{'again':>6}{'blend':>6}{'PSNR dB':>9}{'largest':>9}{'at seams':>9}{'cost':>6}"
+    )
     for row in found["picture"] + found["blended"]:
         lines.append(
             f"{row['ahead']:>6}{row['again']:>6}{row['blend']:>6}{row['psnr_db']:>9.1f}{row['largest']:>9.4f}"
             f"{row['seam_rms']:>9.4f}{row['cost']:>6.2f}"
         )
-    lines += [f"sound, {row['ahead_mel']} mel frames ahead: {row['largest']:.1e}" for row in found["sound"]]
+    lines += [
+        f"sound, {row['ahead_mel']} mel frames ahead: {row['largest']:.1e}"
+        for row in found["sound"]
+    ]
     return "\n".join(lines)
 
 
@@ -198,7 +226,12 @@ def draw(found: dict[str, Any], path: Path) -> None:
     figure, axis = pyplot.subplots(figsize=(6, 4))
     for again, label in ((0, "nothing decoded again"), (BLOCK, "one block decoded again")):
         rows = [row for row in found["picture"] if row["again"] == again]
-        axis.plot([row["ahead"] for row in rows], [row["psnr_db"] for row in rows], marker="o", label=label)
+        axis.plot(
+            [row["ahead"] for row in rows],
+            [row["psnr_db"] for row in rows],
+            marker="o",
+            label=label,
+        )
     axis.axhline(found["enough_db"], color="grey", linewidth=0.8, linestyle="--")
     axis.set_xlabel("look-ahead, video latents (3 a second)")
     axis.set_ylabel("streamed against whole decode, dB")

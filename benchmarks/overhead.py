@@ -60,7 +60,9 @@ print(steps, time.monotonic() - began - steps)
 def clone_of(root: Path, preset: str, clone: Path) -> Path:
     """The checkout as it is committed, with the preset's outputs."""
     if not (root / "data" / preset).is_dir():
-        raise OmniForcingError(f"{root / 'data' / preset} is not there; run `python pipelines/main.py --preset {preset}` first")
+        raise OmniForcingError(
+            f"{root / 'data' / preset} is not there; run `python pipelines/main.py --preset {preset}` first"
+        )
     if clone.exists():
         raise OmniForcingError(f"--keep {clone} is there already; name a new folder")
     subprocess.run(["git", "clone", "--quiet", str(root), str(clone)], check=True)
@@ -72,9 +74,13 @@ def timed(command: list[str], clone: Path, variables: Mapping[str, str], log: Pa
     """Seconds that a command takes in the clone."""
     began = time.monotonic()
     with log.open("a") as file:
-        answer = subprocess.run([sys.executable, *command], cwd=clone, env=variables, stdout=file, stderr=file)
+        answer = subprocess.run(
+            [sys.executable, *command], cwd=clone, env=variables, stdout=file, stderr=file
+        )
     if answer.returncode:
-        raise OmniForcingError(f"`{' '.join(command)}` ended with {answer.returncode}: {log.read_text()[-2000:]}")
+        raise OmniForcingError(
+            f"`{' '.join(command)}` ended with {answer.returncode}: {log.read_text()[-2000:]}"
+        )
     return time.monotonic() - began
 
 
@@ -85,7 +91,9 @@ def last_run(clone: Path) -> tuple[Any, Any]:
 
     client = MlflowClient(f"sqlite:///{clone / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("omniforcing")
-    return client, client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"], max_results=1)[0]
+    return client, client.search_runs(
+        [experiment.experiment_id], order_by=["attributes.start_time DESC"], max_results=1
+    )[0]
 
 
 def logged(clone: Path) -> tuple[list[tuple[int, dict[str, float]]], float]:
@@ -100,9 +108,13 @@ def logged(clone: Path) -> tuple[list[tuple[int, dict[str, float]]], float]:
                 times[metric.step] = metric.timestamp
     first, last = min(times, default=0), max(times, default=0)
     if first == last:
-        raise OmniForcingError("the stage logged fewer than two steps; name a preset that trains longer")
+        raise OmniForcingError(
+            "the stage logged fewer than two steps; name a preset that trains longer"
+        )
     # From the end of the first logged step to that of the last.
-    return sorted(steps.items()), (times[last] - times[first]) / 1000 * (last + 1 - first) / (last - first)
+    return sorted(steps.items()), (times[last] - times[first]) / 1000 * (last + 1 - first) / (
+        last - first
+    )
 
 
 def logging_again(clone: Path, folder: Path, variables: Mapping[str, str]) -> tuple[float, float]:
@@ -122,36 +134,54 @@ def logging_again(clone: Path, folder: Path, variables: Mapping[str, str]) -> tu
     return metrics, rest
 
 
-def measure(clone: Path, preset: str, stage: str, cluster: Cluster, job: bool, folder: Path) -> dict[str, Any]:
+def measure(
+    clone: Path, preset: str, stage: str, cluster: Cluster, job: bool, folder: Path
+) -> dict[str, Any]:
     """A row of the table."""
     variables = {**cluster.environment, CLUSTER_VARIABLE: "measured" if job else "local"}
     # A training that ended would be found and not done again.
     remove(clone / ".work" / preset / stage)
     code, target = (dvc_target(clone, preset, name) for name in (CODE, stage))
     timed(["-m", "dvc", "repro", code], clone, variables, folder / "log.txt")
-    timed(["-m", "dvc", "status", target], clone, variables, folder / "log.txt")  # hashes what is new to a clone
+    timed(
+        ["-m", "dvc", "status", target], clone, variables, folder / "log.txt"
+    )  # hashes what is new to a clone
     wall = timed(["-m", "dvc", "repro", "-f", "-s", target], clone, variables, folder / "log.txt")
     metrics, rest = logging_again(clone, folder, variables)
     parts = {"training": logged(clone)[1] - metrics, "MLflow": metrics + rest}
     if not job:
         # A job's own clock begins long after the submitter's.
-        parts["DVC"] = wall - float(read_json(clone / ".work" / preset / "timings.json")[stage]["seconds"])
+        parts["DVC"] = wall - float(
+            read_json(clone / ".work" / preset / "timings.json")[stage]["seconds"]
+        )
     way = f"job, {WORKERS} workers" if job else "in process"
-    return {"stage": stage, "way": way, "seconds": wall, **parts, "rest": wall - sum(parts.values())}
+    return {
+        "stage": stage,
+        "way": way,
+        "seconds": wall,
+        **parts,
+        "rest": wall - sum(parts.values()),
+    }
 
 
 def shown(row: Mapping[str, Any]) -> str:
     """A row in words."""
     numbers = "".join(f"{row[part]:>10.1f}" if part in row else f"{'-':>10}" for part in PARTS)
-    return f"{row['stage']:<20}{row['way']:<18}{numbers}{1 - row['training'] / row['seconds']:>10.1%}"
+    return (
+        f"{row['stage']:<20}{row['way']:<18}{numbers}{1 - row['training'] / row['seconds']:>10.1%}"
+    )
 
 
 def main() -> None:
     """Parse the command line and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("stages", nargs="*", default=STAGES, help=f"default: {' '.join(STAGES)}")
     parser.add_argument("--preset", default="pocket", help="whose stages (default: pocket)")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="clone into this new folder and leave it there")
+    parser.add_argument(
+        "--keep", type=Path, metavar="FOLDER", help="clone into this new folder and leave it there"
+    )
     parser.add_argument("--json", action="store_true", help="print json")
     arguments = parser.parse_args()
 
@@ -160,7 +190,9 @@ def main() -> None:
         load_config(root=root, preset=arguments.preset)
         with tempfile.TemporaryDirectory(prefix="omniforcing-overhead-") as name:
             folder = Path(name)
-            clone = clone_of(root, arguments.preset, (arguments.keep or folder / "clone").absolute())
+            clone = clone_of(
+                root, arguments.preset, (arguments.keep or folder / "clone").absolute()
+            )
             if not arguments.json:
                 heads = "".join(f"{head:>10}" for head in (*PARTS, "not loop"))
                 print(f"{'stage':<20}{'way':<18}{heads}", flush=True)

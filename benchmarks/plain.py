@@ -12,7 +12,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.transformers.transformer_ltx2 import apply_interleaved_rotary_emb, apply_split_rotary_emb
+from diffusers.models.transformers.transformer_ltx2 import (
+    apply_interleaved_rotary_emb,
+    apply_split_rotary_emb,
+)
 from torch import Tensor, nn
 
 from omniforcing.core.errors import OmniForcingError
@@ -51,10 +54,14 @@ class PlainCache:
 
     def span(self, index: int, stream: str) -> Span:
         grid = self.student.config.grid
-        video, audio = self.student.config.table.block(index).tokens(grid[0] * grid[1], self.student.sinks)
+        video, audio = self.student.config.table.block(index).tokens(
+            grid[0] * grid[1], self.student.sinks
+        )
         return video if stream == "video" else audio
 
-    def join(self, key: tuple[int, str], view: PlainView, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def join(
+        self, key: tuple[int, str], view: PlainView, k: Tensor, v: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Store the block's keys and values; return them behind a copy of the history's."""
         own, past = view.spans(SITES[key[1]][1])
         if key not in self.buffers:
@@ -76,11 +83,17 @@ class PlainStudent:
 
     def __init__(self, model: DualStream, config: RolloutConfig) -> None:
         if prompt_follows_sigma(model.core):
-            raise OmniForcingError("the plain forward knows LTX-2.0 alone; these weights modulate the prompt by sigma")
+            raise OmniForcingError(
+                "the plain forward knows LTX-2.0 alone; these weights modulate the prompt by sigma"
+            )
         self.model, self.core, self.config = model, model.core, config
         self.sinks = model.sinks.shape[0]
         self._masks: dict[tuple[int, ...], Tensor] = {}
-        self._rotate = apply_split_rotary_emb if self.core.config.rope_type == "split" else apply_interleaved_rotary_emb
+        self._rotate = (
+            apply_split_rotary_emb
+            if self.core.config.rope_type == "split"
+            else apply_interleaved_rotary_emb
+        )
 
     @torch.no_grad()
     def stream(self, text: TextFeatures, generator: torch.Generator, blocks: int) -> list[Latents]:
@@ -91,21 +104,34 @@ class PlainStudent:
         for index in range(blocks):
             if index:
                 refresh(self, self.config, cache, text, index - 1, output[-1], generator)  # type: ignore[arg-type]
-            noise = gaussian(self.model, self.config.table.counts(index), self.config.grid, batch, generator)
+            noise = gaussian(
+                self.model, self.config.table.counts(index), self.config.grid, batch, generator
+            )
             x0 = few_step(self, noise, self.config.sigmas, text, cache.view(index), generator)  # type: ignore[arg-type]
             output.append(x0)
         return output
 
     def __call__(self, x: Latents, sigma: float, text: TextFeatures, view: PlainView) -> Latents:
         core, dtype = self.core, self.core.proj_in.weight.dtype
-        hidden = Pair(core.proj_in(x.video.flatten(1, 2).to(dtype)), core.audio_proj_in(x.audio.to(dtype)))
+        hidden = Pair(
+            core.proj_in(x.video.flatten(1, 2).to(dtype)), core.audio_proj_in(x.audio.to(dtype))
+        )
         starting = self.sinks if view.index == 0 else 0
         if starting:
             sinks = self.model.sinks.expand(hidden.audio.shape[0], -1, -1)
             hidden = Pair(hidden.video, torch.cat([sinks, hidden.audio], 1))
-        prompt = Pair(core.caption_projection(text.video), core.audio_caption_projection(text.audio))
-        steps = hidden.map(lambda h: torch.full(h.shape[:2], sigma * core.config.timestep_scale_multiplier, device=h.device))
-        embedded = Pair(self._embed("", "video", "a2v", steps.video), self._embed("audio_", "audio", "v2a", steps.audio))
+        prompt = Pair(
+            core.caption_projection(text.video), core.audio_caption_projection(text.audio)
+        )
+        steps = hidden.map(
+            lambda h: torch.full(
+                h.shape[:2], sigma * core.config.timestep_scale_multiplier, device=h.device
+            )
+        )
+        embedded = Pair(
+            self._embed("", "video", "a2v", steps.video),
+            self._embed("audio_", "audio", "v2a", steps.audio),
+        )
         ropes = self._ropes(view)
         for index, layer in enumerate(core.transformer_blocks):
             hidden = self._layer(index, layer, hidden, prompt, embedded, ropes, view)
@@ -115,10 +141,14 @@ class PlainStudent:
 
     def _embed(self, prefix: str, stream: str, gate: str, steps: Tensor) -> dict[str, Tensor]:
         core = self.core
-        scale = core.config.cross_attn_timestep_scale_multiplier / core.config.timestep_scale_multiplier
+        scale = (
+            core.config.cross_attn_timestep_scale_multiplier / core.config.timestep_scale_multiplier
+        )
 
         def rows(module: Callable[..., tuple[Tensor, Tensor]], at: Tensor) -> tuple[Tensor, Tensor]:
-            made = module(at.flatten(), batch_size=at.shape[0], hidden_dtype=core.proj_in.weight.dtype)
+            made = module(
+                at.flatten(), batch_size=at.shape[0], hidden_dtype=core.proj_in.weight.dtype
+            )
             return made[0].view(*at.shape, -1), made[1].view(*at.shape, -1)
 
         main, head = rows(getattr(core, f"{prefix}time_embed"), steps)
@@ -170,7 +200,9 @@ class PlainStudent:
             q, k = module.norm_q(module.to_q(queries)), module.norm_k(module.to_k(context))
             asked, kept, axes = SITES[site]
             q, k = self._turn(q, ropes[axes, asked]), self._turn(k, ropes[axes, kept])
-            return self._attend(module, q, *view.cache.join((index, site), view, k, module.to_v(context)))
+            return self._attend(
+                module, q, *view.cache.join((index, site), view, k, module.to_v(context))
+            )
 
         def first(
             prefix: str, site: str, h: Tensor, features: Tensor, at: dict[str, Tensor]
@@ -186,7 +218,10 @@ class PlainStudent:
 
         video, rows_v = first("", "video", x.video, prompt.video, embedded.video)
         audio, rows_a = first("audio_", "audio", x.audio, prompt.audio, embedded.audio)
-        tables = layer.video_a2v_cross_attn_scale_shift_table, layer.audio_a2v_cross_attn_scale_shift_table
+        tables = (
+            layer.video_a2v_cross_attn_scale_shift_table,
+            layer.audio_a2v_cross_attn_scale_shift_table,
+        )
         cross_v, cross_a = (rows(t[:4], e["cross"]) for t, e in zip(tables, embedded, strict=True))
         gate_v, gate_a = (rows(t[4:], e["gate"])[0] for t, e in zip(tables, embedded, strict=True))
         seen, heard = layer.audio_to_video_norm(video), layer.video_to_audio_norm(audio)
@@ -195,7 +230,10 @@ class PlainStudent:
         video = video + gate_v * attend(layer.audio_to_video_attn, "a2v", for_a2v[0], for_a2v[1])
         audio = audio + gate_a * attend(layer.video_to_audio_attn, "v2a", for_v2a[1], for_v2a[0])
         video = video + layer.ff(layer.norm3(video) * (1 + rows_v[4]) + rows_v[3]) * rows_v[5]
-        audio = audio + layer.audio_ff(layer.audio_norm3(audio) * (1 + rows_a[4]) + rows_a[3]) * rows_a[5]
+        audio = (
+            audio
+            + layer.audio_ff(layer.audio_norm3(audio) * (1 + rows_a[4]) + rows_a[3]) * rows_a[5]
+        )
         return Pair(video, audio)
 
     def _turn(self, x: Tensor, table: Rope) -> Tensor:
@@ -208,12 +246,18 @@ class PlainStudent:
         shape = (q.shape[0], 1, q.shape[1], k.shape[1])
         if shape not in self._masks:
             self._masks[shape] = torch.ones(shape, dtype=torch.bool, device=q.device)
-        bias = torch.zeros(shape, dtype=q.dtype, device=q.device).masked_fill(~self._masks[shape], float("-inf"))
+        bias = torch.zeros(shape, dtype=q.dtype, device=q.device).masked_fill(
+            ~self._masks[shape], float("-inf")
+        )
         q, k, v = (t.unflatten(-1, (module.heads, -1)).transpose(1, 2) for t in (q, k, v))
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return module.to_out[0](mixed.transpose(1, 2).flatten(2))
 
     def _head(self, x: Tensor, embedded: Tensor, prefix: str) -> Tensor:
         core = self.core
-        shift, scale = (getattr(core, f"{prefix}scale_shift_table") + embedded.unsqueeze(2)).unbind(2)
-        return getattr(core, f"{prefix}proj_out")(getattr(core, f"{prefix}norm_out")(x) * (1 + scale) + shift)
+        shift, scale = (getattr(core, f"{prefix}scale_shift_table") + embedded.unsqueeze(2)).unbind(
+            2
+        )
+        return getattr(core, f"{prefix}proj_out")(
+            getattr(core, f"{prefix}norm_out")(x) * (1 + scale) + shift
+        )

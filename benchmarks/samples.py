@@ -51,12 +51,27 @@ class Asked:
 
 def main() -> None:
     """Parse the command line and measure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", metavar="MODEL[=FOLDER]", help="default: all of the preset's")
-    parser.add_argument("--preset", default="pocket", help="whose data to use (default: pocket)")
-    parser.add_argument("--guidance", type=float, nargs="+", default=[], help="scales of both streams for the teacher")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--ode", type=int, nargs="+", default=[], metavar="STEPS", help="integrate the ODE in so many steps too"
+        "models", nargs="*", metavar="MODEL[=FOLDER]", help="default: all of the preset's"
+    )
+    parser.add_argument("--preset", default="pocket", help="whose data to use (default: pocket)")
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        nargs="+",
+        default=[],
+        help="scales of both streams for the teacher",
+    )
+    parser.add_argument(
+        "--ode",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="STEPS",
+        help="integrate the ODE in so many steps too",
     )
     parser.add_argument("--clips", type=int, default=64, help="held-out captions (default: 64)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
@@ -70,13 +85,22 @@ def main() -> None:
         asked = [_asked(word, data, arguments.guidance, arguments.ode) for word in names]
         captions = split_clips(data / "shards", HELDOUT, arguments.clips).captions
         if not any(map(colours_in, captions)):
-            raise OmniForcingError(f"{data / 'shards'} holds no clips of the pocket world, which alone can be measured so")
+            raise OmniForcingError(
+                f"{data / 'shards'} holds no clips of the pocket world, which alone can be measured so"
+            )
         bench = Bench.open(config, data / "codec", data / "latents")
-        print(f"{'sampler':<40}" + "".join(f"{name:>11}" for name in (*SHOWN.values(), "std video", "std audio")))
+        print(
+            f"{'sampler':<40}"
+            + "".join(f"{name:>11}" for name in (*SHOWN.values(), "std video", "std audio"))
+        )
         for one in asked:
             for label, draw in samplers(bench, one):
                 print(
-                    f"{label:<40}" + "".join(f"{format_number(value):>11}" for value in row(bench, draw, captions)), flush=True
+                    f"{label:<40}"
+                    + "".join(
+                        f"{format_number(value):>11}" for value in row(bench, draw, captions)
+                    ),
+                    flush=True,
                 )
 
     sys.exit(run_command(measure))
@@ -95,8 +119,13 @@ def samplers(bench: Bench, asked: Asked) -> Iterator[tuple[str, Draw]]:
     if asked.name == "teacher" and asked.guidance:
         for scale in asked.guidance:
             sampler = replace(config.teacher.sampler, guidance=Weights(scale, scale))
-            guided = replace(bench, config=replace(config, teacher=replace(config.teacher, sampler=sampler)))
-            yield f"{asked.label}, guidance {scale:g}", guided.draw(asked.name, asked.folder, seconds)
+            guided = replace(
+                bench, config=replace(config, teacher=replace(config.teacher, sampler=sampler))
+            )
+            yield (
+                f"{asked.label}, guidance {scale:g}",
+                guided.draw(asked.name, asked.folder, seconds),
+            )
     else:
         yield asked.label, bench.draw(asked.name, asked.folder, seconds)
     if asked.name not in CAUSAL:
@@ -107,11 +136,19 @@ def samplers(bench: Bench, asked: Asked) -> Iterator[tuple[str, Draw]]:
 def ode(bench: Bench, asked: Asked, config: Config, steps: int) -> Draw:
     """Ends of the model's ODE in so many Euler steps, which are shared out over the intervals of the student's sigmas."""
     sigmas = refine(config.student.sigmas, steps)
-    clip = WholeClip(load_model(asked.folder, device=bench.device, sinks=0).eval(), config.latent_counts, bench.grid)
+    clip = WholeClip(
+        load_model(asked.folder, device=bench.device, sinks=0).eval(),
+        config.latent_counts,
+        bench.grid,
+    )
     unconditional = bench.text.unconditional.map(lambda x: x.to(bench.device))
 
     def draw(text: TextFeatures, generator: torch.Generator) -> Latents:
-        denoise = clip.denoiser(text, unconditional, config.teacher.sampler.guidance if asked.name == "teacher" else None)
+        denoise = clip.denoiser(
+            text,
+            unconditional,
+            config.teacher.sampler.guidance if asked.name == "teacher" else None,
+        )
         *_, last = ode_states(denoise, clip.noise(len(text.video), generator), sigmas)
         return last
 
@@ -127,8 +164,12 @@ def row(bench: Bench, draw: Draw, captions: list[str]) -> list[float | None]:
         return drawn[-1]
 
     media = bench.media(kept, *plan(captions, 1, bench.config.seed + 1))
-    shown = tqdm(zip(media, captions, strict=True), "sampling", len(captions), unit="clip", leave=False)
-    figures = pocket_world([observe(*both) for both in shown], bench.config.evaluate.tolerance_ms / 1000)
+    shown = tqdm(
+        zip(media, captions, strict=True), "sampling", len(captions), unit="clip", leave=False
+    )
+    figures = pocket_world(
+        [observe(*both) for both in shown], bench.config.evaluate.tolerance_ms / 1000
+    )
     deviations = drawn[0].map(lambda *parts: torch.cat(parts).std(), *drawn[1:])
     return [*(figures[name] for name in SHOWN), *map(float, deviations)]
 

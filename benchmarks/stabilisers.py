@@ -48,7 +48,14 @@ PAPER: dict[str, tuple[float | None, float | None]] = {
     "tanh_gate": (None, 1.258),
 }
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-SHOWN = ("largest_gradient_norm", "entropy_prefix", "entropy_first_second", "loss_video", "loss_audio", "loss")
+SHOWN = (
+    "largest_gradient_norm",
+    "entropy_prefix",
+    "entropy_first_second",
+    "loss_video",
+    "loss_audio",
+    "loss",
+)
 
 
 @dataclass(frozen=True)
@@ -106,7 +113,9 @@ class Entropies(Masked):
     def means(self) -> dict[str, float]:
         """Mean over layers, heads, latents and samples, of the prefix and of the first second after it."""
         names = {0: "entropy_prefix", 1: "entropy_first_second"}
-        return {names[block]: float(torch.stack(noted).mean()) for block, noted in self.noted.items()}
+        return {
+            names[block]: float(torch.stack(noted).mean()) for block, noted in self.noted.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -124,9 +133,19 @@ class Bench:
         if (work / "result.json").is_file():
             return read_json(work / "result.json")
         work.mkdir(parents=True, exist_ok=True)
-        tags = {"experiment": "stabilisers", "preset": self.config.preset, "mlflow.parentRunId": parent}
-        params = {"stabiliser": variant.stabiliser.value, "sinks": variant.sinks, "precision": variant.precision}
-        run = tracking.open_run(client, variant.name, work / "run.json", tags, params | {"updates": self.updates})
+        tags = {
+            "experiment": "stabilisers",
+            "preset": self.config.preset,
+            "mlflow.parentRunId": parent,
+        }
+        params = {
+            "stabiliser": variant.stabiliser.value,
+            "sinks": variant.sinks,
+            "precision": variant.precision,
+        }
+        run = tracking.open_run(
+            client, variant.name, work / "run.json", tags, params | {"updates": self.updates}
+        )
         with tracking.closing(run):
             found = self._train(variant, work, run)
             run.metrics({name: value for name, value in found.items() if value is not None})
@@ -137,7 +156,9 @@ class Bench:
         config, dtype = self.config, PRECISIONS[variant.precision]
         optim = replace(config.causal_ode.optim, steps=self.updates)
         source = self.data / config.causal_ode.init.value
-        student = load_model(source, variant.sinks, stabiliser=variant.stabiliser, fresh=True).to(dtype)
+        student = load_model(source, variant.sinks, stabiliser=variant.stabiliser, fresh=True).to(
+            dtype
+        )
         data = TensorShards(self.data / "trajectories", "train", config.latent_counts)
         view = self._view(Masked, student, data.grid)
         stage = replace(config.causal_ode, optim=optim)
@@ -149,7 +170,15 @@ class Bench:
             return data.batches(optim.batch, every, config.seed, epoch)
 
         try:
-            fit(module, batches, steps=self.updates, work=work, trainer=trainer, log=run.metrics, name=variant.name)
+            fit(
+                module,
+                batches,
+                steps=self.updates,
+                work=work,
+                trainer=trainer,
+                log=run.metrics,
+                name=variant.name,
+            )
         except Diverged:
             return dict.fromkeys(SHOWN)
         largest = max(module.summary().values())
@@ -158,7 +187,9 @@ class Bench:
     def _view(self, kind: type[Masked], student: DualStream, grid: tuple[int, int]) -> Masked:
         config = self.config
         positions = positions_for(student, config.latent_counts, grid, sinks=True)
-        return kind(positions, config.table, config.horizon + 1, config.student.window, config.horizon)
+        return kind(
+            positions, config.table, config.horizon + 1, config.student.window, config.horizon
+        )
 
     @torch.no_grad()
     def _measure(self, student: DualStream, grid: tuple[int, int]) -> dict[str, float]:
@@ -170,14 +201,23 @@ class Bench:
         x0 = predict_x0(student, x, SIGMA, student.cache_text(batch.text), view)
         losses = x0.map(lambda a, b: float((a - b).square().mean()), batch.latents)
         assert isinstance(view, Entropies)
-        return {**view.means(), **{f"loss_{m}": v for m, v in losses.items()}, "loss": (losses.video + losses.audio) / 2}
+        return {
+            **view.means(),
+            **{f"loss_{m}": v for m, v in losses.items()},
+            "loss": (losses.video + losses.audio) / 2,
+        }
 
 
 def held_out(folder: Path, config: Config) -> Iterator[Batch]:
     """Held-out clips, all of them (at most 64) as one batch."""
     shards = TensorShards(folder, "heldout", config.latent_counts)
-    samples = [(latents, caption) for (_, latents, caption, _), _ in zip(shards.samples(), range(64), strict=False)]
-    latents: Latents = samples[0][0].map(lambda *parts: torch.stack(parts), *(sample for sample, _ in samples[1:]))
+    samples = [
+        (latents, caption)
+        for (_, latents, caption, _), _ in zip(shards.samples(), range(64), strict=False)
+    ]
+    latents: Latents = samples[0][0].map(
+        lambda *parts: torch.stack(parts), *(sample for sample, _ in samples[1:])
+    )
     yield Batch(latents, shards.text.of([caption for _, caption in samples]))
 
 
@@ -186,15 +226,31 @@ def draw(path: Path, found: Mapping[str, Mapping[str, float | None]]) -> Path:
     figure, axes = new_figure(1, 3, width=12, height=4.2, sharey=True)
     rows, gap = list(PAPER), math.nan
     columns = {"fp32": (BAR, -0.25), "bf16": ("#edae49", 0.0)}
-    for axis, metric in zip(axes, ("largest_gradient_norm", "loss", "entropy_first_second"), strict=True):
+    for axis, metric in zip(
+        axes, ("largest_gradient_norm", "loss", "entropy_first_second"), strict=True
+    ):
         for precision, (colour, offset) in columns.items():
             values = [found.get(f"{row}-{precision}", {}).get(metric) for row in rows]
             places = [i + offset for i in range(len(rows))]
-            axis.barh(places, [gap if v is None else v for v in values], 0.25, color=colour, label=precision)
+            axis.barh(
+                places,
+                [gap if v is None else v for v in values],
+                0.25,
+                color=colour,
+                label=precision,
+            )
         if metric != "entropy_first_second":
             values = [PAPER[row][metric == "loss"] for row in rows]
-            axis.barh([i + 0.25 for i in range(len(rows))], [gap if v is None else v for v in values], 0.25, color=CHANCE)
-        axis.set_title({"loss": f"one-step loss at sigma {SIGMA}"}.get(metric, metric.replace("_", " ")), fontsize=10)
+            axis.barh(
+                [i + 0.25 for i in range(len(rows))],
+                [gap if v is None else v for v in values],
+                0.25,
+                color=CHANCE,
+            )
+        axis.set_title(
+            {"loss": f"one-step loss at sigma {SIGMA}"}.get(metric, metric.replace("_", " ")),
+            fontsize=10,
+        )
     axes[0].set_yticks(range(len(rows)), rows)
     axes[0].invert_yaxis()
     axes[0].plot([], color=CHANCE, lw=6, label="paper, at its own size")
@@ -204,10 +260,14 @@ def draw(path: Path, found: Mapping[str, Mapping[str, float | None]]) -> Path:
 
 def table(found: Mapping[str, Mapping[str, float | None]]) -> str:
     """A row per variant; the paper's two figures at its end, and a dash where training diverged or the paper is silent."""
-    lines = [f"{'variant':<30}" + "".join(f"{name:>23}" for name in (*SHOWN, "paper_norm", "paper_loss"))]
+    lines = [
+        f"{'variant':<30}" + "".join(f"{name:>23}" for name in (*SHOWN, "paper_norm", "paper_loss"))
+    ]
     for name, values in found.items():
         shown = [*(values[key] for key in SHOWN), *PAPER[name.rpartition("-")[0]]]
-        lines.append(f"{name:<30}" + "".join(f"{'-' if v is None else f'{v:.4g}':>23}" for v in shown))
+        lines.append(
+            f"{name:<30}" + "".join(f"{'-' if v is None else f'{v:.4g}':>23}" for v in shown)
+        )
     return "\n".join(lines)
 
 
@@ -218,12 +278,18 @@ def run(preset: str, updates: int, rows: list[str], precisions: list[str]) -> No
     data = root / "data" / config.preset
     for needed in ("latents", "trajectories", config.causal_ode.init.value):
         if not (data / needed).is_dir():
-            raise OmniForcingError(f"{data / needed} is missing; run `python pipelines/main.py --preset {preset}` first")
-    bench = Bench(config, data, root / ".work" / preset / "stabilisers" / f"{updates}-updates", updates)
+            raise OmniForcingError(
+                f"{data / needed} is missing; run `python pipelines/main.py --preset {preset}` first"
+            )
+    bench = Bench(
+        config, data, root / ".work" / preset / "stabilisers" / f"{updates}-updates", updates
+    )
     bench.work.mkdir(parents=True, exist_ok=True)
     client = tracking.connect(root)
     tags = {"experiment": "stabilisers", "preset": preset, "git_commit": git_commit(root)}
-    whole = tracking.open_run(client, f"stabilisers {preset}", bench.work / "run.json", tags, {"updates": updates})
+    whole = tracking.open_run(
+        client, f"stabilisers {preset}", bench.work / "run.json", tags, {"updates": updates}
+    )
     with tracking.closing(whole):
         variants = [Variant.of(row, precision) for row in rows for precision in precisions]
         found = {variant.name: bench.variant(variant, client, whole.id) for variant in variants}
@@ -236,11 +302,27 @@ def run(preset: str, updates: int, rows: list[str], precisions: list[str]) -> No
 
 def main() -> None:
     """Parse the command line and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--preset", default="pocket", help="whose data to use (default: pocket)")
-    parser.add_argument("--updates", type=int, default=240, help="updates of each variant (default: 240, pocket's)")
-    parser.add_argument("--rows", nargs="+", choices=list(PAPER), default=list(PAPER), help="rows of the table (default: all)")
-    parser.add_argument("--precisions", nargs="+", choices=list(PRECISIONS), default=list(PRECISIONS), help="default: both")
+    parser.add_argument(
+        "--updates", type=int, default=240, help="updates of each variant (default: 240, pocket's)"
+    )
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        choices=list(PAPER),
+        default=list(PAPER),
+        help="rows of the table (default: all)",
+    )
+    parser.add_argument(
+        "--precisions",
+        nargs="+",
+        choices=list(PRECISIONS),
+        default=list(PRECISIONS),
+        help="default: both",
+    )
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
     arguments = parser.parse_args()
 

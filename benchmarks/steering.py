@@ -36,32 +36,55 @@ WAYS = {"switch": False, "rewrite": True}  # whether what the student remembers 
 
 def main() -> None:
     """Parse the command line and measure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", type=Path, help="the student's weights (default: the preset's self_forcing)")
-    parser.add_argument("--preset", default="pocket", help="whose data and settings to use (default: pocket)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        type=Path,
+        help="the student's weights (default: the preset's self_forcing)",
+    )
+    parser.add_argument(
+        "--preset", default="pocket", help="whose data and settings to use (default: pocket)"
+    )
     parser.add_argument("--clips", type=int, default=64, help="rollouts (default: 64)")
-    parser.add_argument("--before", type=int, default=6, help="blocks before the switch (default: 6)")
+    parser.add_argument(
+        "--before", type=int, default=6, help="blocks before the switch (default: 6)"
+    )
     parser.add_argument("--after", type=int, default=6, help="blocks from it on (default: 6)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object and nothing else"
+    )
     arguments = parser.parse_args()
 
     def run() -> None:
         set_threads(arguments.threads)
-        found = measure(arguments.preset, arguments.folder, arguments.clips, arguments.before, arguments.after)
+        found = measure(
+            arguments.preset, arguments.folder, arguments.clips, arguments.before, arguments.after
+        )
         print(json.dumps(found) if arguments.json else table(found))
 
     sys.exit(run_command(run))
 
 
-def measure(preset: str, folder: Path | None, count: int, before: int, after: int) -> dict[str, Any]:
+def measure(
+    preset: str, folder: Path | None, count: int, before: int, after: int
+) -> dict[str, Any]:
     """Per way to switch and figure, a value for every block from the switch on."""
     config = load_config(root=project_root(), preset=preset)
     data = project_root() / "data" / config.preset
-    captions = [c for c in split_clips(data / "shards", HELDOUT, 10 * count).captions if len(colours_in(c)) == 1]
+    captions = [
+        c
+        for c in split_clips(data / "shards", HELDOUT, 10 * count).captions
+        if len(colours_in(c)) == 1
+    ]
     pairs = [(old, new) for n, old in enumerate(captions) if (new := _other(captions, n))][:count]
     if not pairs:
-        raise OmniForcingError(f"{data / 'shards'} holds no clips of the pocket world, which alone can be measured so")
+        raise OmniForcingError(
+            f"{data / 'shards'} holds no clips of the pocket world, which alone can be measured so"
+        )
     bench = Bench.open(config, data / "codec", data / "latents")
     student = config.student
     weights = folder or data / "self_forcing"
@@ -73,7 +96,9 @@ def measure(preset: str, folder: Path | None, count: int, before: int, after: in
 
     def roll(old: list[str], new: list[str], seed: int, rewrite: bool) -> list[Media]:
         generator = torch.Generator(bench.device).manual_seed(seed)
-        generation = Generation(lambda features: Rollout(model, features, rollout, generator), text(old))
+        generation = Generation(
+            lambda features: Rollout(model, features, rollout, generator), text(old)
+        )
         blocks = [generation.next() for _ in range(before)]
         generation.switch(text(new), rewrite)
         return list(bench.decoded(concatenate(blocks + [generation.next() for _ in range(after)])))
@@ -83,9 +108,13 @@ def measure(preset: str, folder: Path | None, count: int, before: int, after: in
     for name, rewrite in WAYS.items():
         media: list[Media] = []
         for start in trange(0, len(pairs), size, desc=name, leave=False):
-            befores, afters = ([pair[side] for pair in pairs[start : start + size]] for side in (0, 1))
+            befores, afters = (
+                [pair[side] for pair in pairs[start : start + size]] for side in (0, 1)
+            )
             media += roll(befores, afters, config.seed + 1 + start, rewrite)
-        result[name] = _figures(media, colours, [(span.frames.start, span.frames.stop) for span in spans], before)
+        result[name] = _figures(
+            media, colours, [(span.frames.start, span.frames.stop) for span in spans], before
+        )
     return result
 
 
@@ -111,7 +140,10 @@ def _figures(
                     block.append(tone == colour)
     each = range(len(spans) - before)
     return {
-        "colour": [float(np.mean([row[n].colours == [c] for row, c in zip(seen, colours, strict=True)])) for n in each],
+        "colour": [
+            float(np.mean([row[n].colours == [c] for row, c in zip(seen, colours, strict=True)]))
+            for n in each
+        ],
         "tone": [float(np.mean(block)) if block else None for block in right],
         "ball": [float(np.mean([row[n].present for row in seen])) for n in each],
         "jump": [float(np.mean(moved[:, spans[before + n][0] - 1]) / usual) for n in each],
@@ -124,7 +156,10 @@ def table(found: dict[str, Any]) -> str:
     count = len(next(iter(next(iter(ways.values())).values())))
     lines = [f"{'block after the switch':<24}" + "".join(f"{n + 1:>9}" for n in range(count))]
     for way, figures in ways.items():
-        lines += [f"{way + ', ' + name:<24}" + "".join(f"{format_number(v):>9}" for v in row) for name, row in figures.items()]
+        lines += [
+            f"{way + ', ' + name:<24}" + "".join(f"{format_number(v):>9}" for v in row)
+            for name, row in figures.items()
+        ]
     return "\n".join(lines)
 
 

@@ -31,7 +31,9 @@ def main() -> None:
         bench = Bench.open(config, data / "codec", data / "latents")
         with tempfile.TemporaryDirectory() as work:
             folders, artifact = {name: data / name for name in MODELS}, Path(work, "artifact")
-            figures = against_the_teacher(bench, folders, data / "codec", artifact, config.export.prompt)
+            figures = against_the_teacher(
+                bench, folders, data / "codec", artifact, config.export.prompt
+            )
         print(json.dumps(figures, indent=2))
 
     sys.exit(run_command(measure))

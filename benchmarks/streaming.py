@@ -38,22 +38,43 @@ TOLERANCE = 0.080
 
 def main() -> None:
     """Parse the command line and measure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--artifact", type=Path, required=True, help="folder that the export stage wrote")
-    parser.add_argument("--seconds", type=int, default=600, help="length of the stream (default: 600)")
-    parser.add_argument("--prompt", default="a red ball bounces high on the floor", help="what to show and hear")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--artifact", type=Path, required=True, help="folder that the export stage wrote"
+    )
+    parser.add_argument(
+        "--seconds", type=int, default=600, help="length of the stream (default: 600)"
+    )
+    parser.add_argument(
+        "--prompt", default="a red ball bounces high on the floor", help="what to show and hear"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the stream (default: 0)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
     parser.add_argument("--device", default="cpu", help="where to compute (default: cpu)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object and nothing else"
+    )
     arguments = parser.parse_args()
 
     def run() -> None:
         if arguments.seconds < 20:
-            raise OmniForcingError(f"--seconds is {arguments.seconds}; first and last tenth are compared, so give 20 or more")
+            raise OmniForcingError(
+                f"--seconds is {arguments.seconds}; first and last tenth are compared, so give 20 or more"
+            )
         set_threads(arguments.threads)
-        figures = measure(Engine(arguments.artifact, arguments.device), arguments.prompt, arguments.seconds, arguments.seed)
-        print(json.dumps(figures) if arguments.json else "\n".join(f"{name:<18}{value:.3f}" for name, value in figures.items()))
+        figures = measure(
+            Engine(arguments.artifact, arguments.device),
+            arguments.prompt,
+            arguments.seconds,
+            arguments.seed,
+        )
+        print(
+            json.dumps(figures)
+            if arguments.json
+            else "\n".join(f"{name:<18}{value:.3f}" for name, value in figures.items())
+        )
 
     sys.exit(run_command(run))
 
@@ -66,7 +87,9 @@ def measure(engine: Engine, prompt: str, seconds: int, seed: int) -> dict[str, f
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "stream.mp4")
         began = time.perf_counter()
-        write_stream(_watched(engine.stream(prompt, seconds, seed), memory, timings), file, engine.settings)
+        write_stream(
+            _watched(engine.stream(prompt, seconds, seed), memory, timings), file, engine.settings
+        )
         wall = time.perf_counter() - began
         first, last = (_event_f1(file, start, part) for start in (0, seconds - part))
         offset = 1000 * stamp_offset(file)
@@ -76,7 +99,9 @@ def measure(engine: Engine, prompt: str, seconds: int, seed: int) -> dict[str, f
     return {
         "ttfc_s": moving.elapsed,
         "realtime_factor": seconds / wall,
-        "block_p95_ratio": float(np.percentile(taken[-per_part:], 95) / np.percentile(taken[:per_part], 95)),
+        "block_p95_ratio": float(
+            np.percentile(taken[-per_part:], 95) / np.percentile(taken[:per_part], 95)
+        ),
         "memory_ratio": max(memory[-per_part:]) / max(memory[:per_part]),
         "av_offset_ms": offset,
         "stalls": stalls(timings),
@@ -88,7 +113,9 @@ def measure(engine: Engine, prompt: str, seconds: int, seed: int) -> dict[str, f
 def _watched(stream: Stream, memory: list[int], timings: list[BlockTiming]) -> Iterator[Chunk]:
     for chunk in tqdm(stream, "streaming", stream.blocks, file=sys.stderr):
         yield chunk
-        memory.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+        memory.append(
+            int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        )
         timings.append(chunk.timing)
 
 

@@ -66,8 +66,17 @@ class Case:
 
 def ltx2_core(**changes: Any) -> dict[str, Any]:
     """The released LTX-2.0 transformer."""
-    sizes = {"num_attention_heads": 32, "attention_head_dim": 128, "cross_attention_dim": 4096, "caption_channels": 3840}
-    audio = {"audio_num_attention_heads": 32, "audio_attention_head_dim": 64, "audio_cross_attention_dim": 2048}
+    sizes = {
+        "num_attention_heads": 32,
+        "attention_head_dim": 128,
+        "cross_attention_dim": 4096,
+        "caption_channels": 3840,
+    }
+    audio = {
+        "audio_num_attention_heads": 32,
+        "audio_attention_head_dim": 64,
+        "audio_cross_attention_dim": 2048,
+    }
     return {**sizes, **audio, "num_layers": 48, "rope_type": "split", **changes}
 
 
@@ -83,7 +92,12 @@ def tiny() -> Case:
         num_layers=4,
         caption_channels=256,
     )
-    return Case(core, RolloutConfig(LAYOUTS["merged"], (8, 8), SIGMAS, window=5, horizon=6), 128, torch.float32)
+    return Case(
+        core,
+        RolloutConfig(LAYOUTS["merged"], (8, 8), SIGMAS, window=5, horizon=6),
+        128,
+        torch.float32,
+    )
 
 
 def ltx2() -> Case:
@@ -99,7 +113,13 @@ def pocket() -> Case:
     codec = read_json(folder / "codec.json")
     features = read_json(folder / "text" / "connectors" / "config.json")["caption_channels"]
     rollout = RolloutConfig(LAYOUTS["merged"], tuple(codec["grid"]), SIGMAS, window=5, horizon=6)
-    return Case(core_config(config.teacher.model, codec, features), rollout, config.codec.text.length, torch.float32, folder)
+    return Case(
+        core_config(config.teacher.model, codec, features),
+        rollout,
+        config.codec.text.length,
+        torch.float32,
+        folder,
+    )
 
 
 CASES: dict[str, Callable[[], Case]] = {"tiny": tiny, "pocket": pocket, "ltx2": ltx2}
@@ -197,7 +217,9 @@ class Bench:
         """Text features ``[1, L, D]``, the same in every run."""
         generator = torch.Generator(self.device).manual_seed(1)
         shape = (1, self.case.text, self.case.core["caption_channels"])
-        video, audio = (torch.randn(shape, generator=generator, device=self.device) for _ in range(2))
+        video, audio = (
+            torch.randn(shape, generator=generator, device=self.device) for _ in range(2)
+        )
         return Pair(video, audio).map(lambda t: t.to(self.case.dtype))
 
     def noise(self) -> torch.Generator:
@@ -206,7 +228,11 @@ class Bench:
 
     def clip(self, speed: Speed, model: DualStream) -> list[Latents]:
         """The blocks of the clip that everything is compared on."""
-        return list(islice(Rollout(model, self.prompt(), self.case.rollout, self.noise(), speed), CLIP_BLOCKS))
+        return list(
+            islice(
+                Rollout(model, self.prompt(), self.case.rollout, self.noise(), speed), CLIP_BLOCKS
+            )
+        )
 
     @property
     def first(self) -> int:
@@ -218,7 +244,9 @@ class Bench:
 
     def rollout(self) -> TimedRollout:
         """A stream's latents from the start."""
-        return TimedRollout(self.student, self.prompt(), self.case.rollout, self.noise(), self.speed)
+        return TimedRollout(
+            self.student, self.prompt(), self.case.rollout, self.noise(), self.speed
+        )
 
     def warm_up(self) -> None:
         """Stream until the window is full: for what happens once per process, such as compilation and handles."""
@@ -249,14 +277,18 @@ class Bench:
                 decoder.push(latents)
             done, frames = clock.now(), len(table.block(index).frames)
             steps = made - began - rollout.refreshing
-            yield BlockCost(steps, rollout.refreshing, done - made, done, frames, memory_mb(self.device))
+            yield BlockCost(
+                steps, rollout.refreshing, done - made, done, frames, memory_mb(self.device)
+            )
 
     @torch.no_grad()
     def bidirectional(self) -> None:
         """The whole clip by diffusers' own forward, one per denoising step."""
         core, rollout = self.model.core, self.case.rollout
         counts, text = rollout.table.total(CLIP_BLOCKS), self.prompt()
-        x = gaussian(self.model, counts, rollout.grid, 1, self.noise()).map(lambda t: t.to(self.case.dtype))
+        x = gaussian(self.model, counts, rollout.grid, 1, self.noise()).map(
+            lambda t: t.to(self.case.dtype)
+        )
         for sigma in rollout.sigmas:
             core(
                 hidden_states=x.video.flatten(1, 2),
@@ -274,7 +306,9 @@ class Bench:
 
     def plain(self) -> list[Latents]:
         """The same clip by the forward of public code."""
-        return PlainStudent(self.model, self.case.rollout).stream(self.prompt(), self.noise(), CLIP_BLOCKS)
+        return PlainStudent(self.model, self.case.rollout).stream(
+            self.prompt(), self.noise(), CLIP_BLOCKS
+        )
 
     def seconds(self, run: Callable[[], object]) -> float:
         """How long one run takes."""
@@ -286,7 +320,11 @@ class Bench:
 def difference(a: list[Latents], b: list[Latents]) -> float:
     """The largest error of blocks relative to the largest value."""
     largest = max(float(t.abs().max()) for block in a for t in block)
-    errors = (float((s - t).abs().max()) for one, other in zip(a, b, strict=True) for s, t in zip(one, other, strict=True))
+    errors = (
+        float((s - t).abs().max())
+        for one, other in zip(a, b, strict=True)
+        for s, t in zip(one, other, strict=True)
+    )
     return max(errors) / largest
 
 
@@ -296,7 +334,10 @@ def ratios(bench: Bench, rounds: int) -> dict[str, float]:
     ``difference_plain`` is by how much the plain forward's blocks differ from ours, relative to the largest value.
     """
     fast = accelerate(bench.model, bench.speed)
-    runs: dict[str, Callable[[], Any]] = {"ours": partial(bench.clip, bench.speed, fast), "plain": bench.plain}
+    runs: dict[str, Callable[[], Any]] = {
+        "ours": partial(bench.clip, bench.speed, fast),
+        "plain": bench.plain,
+    }
     runs["bidirectional"] = bench.bidirectional
     apart = difference(runs["ours"](), runs["plain"]())
     times: dict[str, list[float]] = {name: [] for name in runs}
@@ -317,13 +358,18 @@ def ratios_without(bench: Bench, rounds: int) -> dict[str, float]:
     speeds = {"": bench.speed, **bench.speed.without_each()}
     ours = bench.clip(bench.speed, accelerate(bench.model, bench.speed))
     for name, speed in speeds.items():
-        check_equal(bench, difference(ours, bench.clip(speed, accelerate(bench.model, speed))), name)
+        check_equal(
+            bench, difference(ours, bench.clip(speed, accelerate(bench.model, speed))), name
+        )
     if bench.device.type == "cuda":  # the weights of one at a time
         times = {name: list(islice(bench.blocks(speed), rounds)) for name, speed in speeds.items()}
     else:
         streams = {name: bench.blocks(speed) for name, speed in speeds.items()}
         rows = [[next(stream) for stream in streams.values()] for _ in range(rounds)]
-        times = {name: list(column) for name, column in zip(streams, zip(*rows, strict=True), strict=True)}
+        times = {
+            name: list(column)
+            for name, column in zip(streams, zip(*rows, strict=True), strict=True)
+        }
     least = {name: min(found) for name, found in times.items()}
     return {name: least[name] / least[""] for name in speeds if name}
 
@@ -342,7 +388,9 @@ def check_equal(bench: Bench, apart: float, name: str) -> None:
         OmniForcingError: if it is further from the student than rounding explains.
     """
     if not apart <= allowed(bench):
-        raise OmniForcingError(f"the blocks of {name!r} differ from the student's by {apart:.2g} of their size")
+        raise OmniForcingError(
+            f"the blocks of {name!r} differ from the student's by {apart:.2g} of their size"
+        )
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
@@ -366,15 +414,21 @@ def block_operations(bench: Bench) -> float:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         bench.clip(Speed(layers=False), bench.model)
         first = counter.get_flop_counts()["Global"]
-    linear = sum(count for name, count in first.items() if "attention" not in str(name)) / table.total(CLIP_BLOCKS).video
+    linear = (
+        sum(count for name, count in first.items() if "attention" not in str(name))
+        / table.total(CLIP_BLOCKS).video
+    )
     full = rollout.window + 1
     block = table.counts(full)
     seen = [table.counts(i) for i in table.visible(full, rollout.window)]
     keys = Pair(sum(c.video for c in seen) * spatial, sum(c.audio for c in seen))
     own = Pair(block.video * spatial, block.audio)
-    widths = Pair(core.num_attention_heads * core.attention_head_dim, core.audio_cross_attention_dim)
+    widths = Pair(
+        core.num_attention_heads * core.attention_head_dim, core.audio_cross_attention_dim
+    )
     attention = (
-        own.video * (keys.video + bench.case.text) * widths.video + own.audio * (keys.audio + bench.case.text) * widths.audio
+        own.video * (keys.video + bench.case.text) * widths.video
+        + own.audio * (keys.audio + bench.case.text) * widths.audio
     )
     attention += (own.video * keys.audio + own.audio * keys.video) * widths.audio
     forwards = len(rollout.sigmas) + 1
@@ -384,7 +438,10 @@ def block_operations(bench: Bench) -> float:
 def measure(bench: Bench, seconds: float, rounds: int) -> dict[str, Any]:
     """All figures of one case."""
     bench.warm_up()
-    blocks, first = list(bench.stream(bench.case.rollout.table.blocks_for_seconds(seconds))), bench.first
+    blocks, first = (
+        list(bench.stream(bench.case.rollout.table.blocks_for_seconds(seconds))),
+        bench.first,
+    )
     steady = blocks[first:] or blocks[-1:]
     work = np.array([block.total for block in steady])
     early, late = blocks[first : first + 11] or steady, blocks[-10:]
@@ -409,7 +466,10 @@ def measure(bench: Bench, seconds: float, rounds: int) -> dict[str, Any]:
 
 def split(blocks: list[BlockCost], decoded: bool) -> dict[str, float | None]:
     """Median seconds of a block's steps, its predecessor's refresh and its decoding; None where nothing is decoded."""
-    found = {name: float(np.median([getattr(b, name) for b in blocks])) for name in ("steps", "refresh", "decode")}
+    found = {
+        name: float(np.median([getattr(b, name) for b in blocks]))
+        for name in ("steps", "refresh", "decode")
+    }
     return {**found, "decode": found["decode"] if decoded else None}
 
 
@@ -421,7 +481,9 @@ def prepare(arguments: argparse.Namespace) -> Bench:
     """
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device is cuda, but torch finds no CUDA device here; leave it out, or try --device cpu")
+        raise ConfigError(
+            "--device is cuda, but torch finds no CUDA device here; leave it out, or try --device cpu"
+        )
     case = CASES[arguments.config]()
     if arguments.layers:
         case = replace(case, core={**case.core, "num_layers": arguments.layers})
@@ -429,7 +491,9 @@ def prepare(arguments: argparse.Namespace) -> Bench:
         case = replace(case, text=arguments.text)
     if arguments.grid:
         case = replace(case, rollout=replace(case.rollout, grid=tuple(arguments.grid)), codec=None)
-    speed = replace(Speed(), **dict.fromkeys(arguments.on, True), **dict.fromkeys(arguments.off, False))
+    speed = replace(
+        Speed(), **dict.fromkeys(arguments.on, True), **dict.fromkeys(arguments.off, False)
+    )
     speed.check(device)
     return Bench(case, random_student(case, device), device, speed)
 
@@ -446,27 +510,63 @@ def report(found: dict[str, Any], as_json: bool) -> None:
 
 def main() -> None:
     """Parse the command line and measure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", choices=list(CASES), default="tiny", help="which student (default: tiny)")
-    parser.add_argument("--seconds", type=float, default=60, help="length of the stream (default: 60)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config", choices=list(CASES), default="tiny", help="which student (default: tiny)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=60, help="length of the stream (default: 60)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each side of a ratio, interleaved (default: 5)")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=5,
+        help="runs of each side of a ratio, interleaved (default: 5)",
+    )
     parser.add_argument("--layers", type=int, help="another number of layers, to try a large case")
-    parser.add_argument("--text", type=int, help="another number of tokens of a prompt, to try a large case")
-    parser.add_argument("--grid", type=int, nargs=2, help="other spatial tokens of a video latent, to try a large case")
+    parser.add_argument(
+        "--text", type=int, help="another number of tokens of a prompt, to try a large case"
+    )
+    parser.add_argument(
+        "--grid",
+        type=int,
+        nargs=2,
+        help="other spatial tokens of a video latent, to try a large case",
+    )
     parser.add_argument("--device", help="cuda or cpu (default: a GPU if there is one)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads (default: torch's own)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=torch.get_num_threads(),
+        help="torch threads (default: torch's own)",
+    )
     switches = list(asdict(Speed()))
-    parser.add_argument("--on", nargs="+", choices=switches, default=[], help="speed-ups to switch on")
-    parser.add_argument("--off", nargs="+", choices=switches, default=[], help="speed-ups to switch off")
+    parser.add_argument(
+        "--on", nargs="+", choices=switches, default=[], help="speed-ups to switch on"
+    )
+    parser.add_argument(
+        "--off", nargs="+", choices=switches, default=[], help="speed-ups to switch off"
+    )
     arguments = parser.parse_args()
 
     def run() -> None:
         torch.set_num_threads(arguments.threads)
         bench = prepare(arguments)
-        name = torch.cuda.get_device_name(bench.device) if bench.device.type == "cuda" else f"CPU, {arguments.threads} threads"
+        name = (
+            torch.cuda.get_device_name(bench.device)
+            if bench.device.type == "cuda"
+            else f"CPU, {arguments.threads} threads"
+        )
         parameters = sum(p.numel() for p in bench.model.parameters())
-        about = {"config": arguments.config, "measured_on": name, "parameters": parameters, "speed": asdict(bench.speed)}
+        about = {
+            "config": arguments.config,
+            "measured_on": name,
+            "parameters": parameters,
+            "speed": asdict(bench.speed),
+        }
         report({**about, **measure(bench, arguments.seconds, arguments.rounds)}, arguments.json)
 
     sys.exit(run_command(run))

@@ -23,12 +23,16 @@ def measure(trial: Trial) -> Mapping[str, Any]:
     config, settings, seconds = trial.config, trial.config.evaluate, trial.config.clips.seconds
     bench = Bench.open(config, trial.data / "codec", trial.data / "latents")
     shards = trial.data / "shards"
-    training = Training.collect(split_clips(shards, TRAIN, settings.train_clips), trial.work / "train")
+    training = Training.collect(
+        split_clips(shards, TRAIN, settings.train_clips), trial.work / "train"
+    )
     subject = Subject(
         split_clips(shards, HELDOUT, settings.clips),
         bench.reconstruct,
         models={trial.label: bench.sampler(FINAL, trial.weights, seconds)},
-        rollouts={trial.label: bench.sampler(FINAL, trial.weights, settings.drift_factor * seconds)},
+        rollouts={
+            trial.label: bench.sampler(FINAL, trial.weights, settings.drift_factor * seconds)
+        },
         work=trial.work,
         config=settings,
         seed=config.seed,
@@ -45,12 +49,17 @@ def main() -> None:
         epilog="examples: ablation.py   |   ablation.py --preset smoke without-I without-II",
     )
     parser.add_argument("variants", nargs="*", help=f"which (default: all): {', '.join(VARIANTS)}")
-    parser.add_argument("--preset", help="a name in conf/preset (default: the tracked key `preset` of conf/config.yaml)")
+    parser.add_argument(
+        "--preset",
+        help="a name in conf/preset (default: the tracked key `preset` of conf/config.yaml)",
+    )
     arguments = parser.parse_args()
 
     def command() -> None:
         folder = run_ablation(project_root(), arguments.preset, arguments.variants, measure)
-        print(f"\ntable and plot: {folder / 'index.html'}   experiments: dvc exp show   runs: make ui")
+        print(
+            f"\ntable and plot: {folder / 'index.html'}   experiments: dvc exp show   runs: make ui"
+        )
 
     sys.exit(run_command(command))
 

@@ -9,9 +9,13 @@ def run(stage: Stage) -> None:
     from omniforcing.pipeline.stages.training import open_shards, open_teachers, train_and_publish
 
     config, data = stage.config, open_shards(stage, "latents")
-    module = BidirectionalDmd.of(config, open_teachers(stage, 3), data.text.unconditional, data.grid)
+    module = BidirectionalDmd.of(
+        config, open_teachers(stage, 3), data.text.unconditional, data.grid
+    )
     train_and_publish(stage, module, data, config.bidirectional_dmd.optim)
 
 
 if __name__ == "__main__":
-    stage_main("bidirectional_dmd", run, trains=lambda config: config.bidirectional_dmd.optim.steps > 0)
+    stage_main(
+        "bidirectional_dmd", run, trains=lambda config: config.bidirectional_dmd.optim.steps > 0
+    )

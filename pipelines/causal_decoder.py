@@ -36,7 +36,13 @@ def decoder_inputs(stage: Stage, codec: Codec, split: str, count: int | None = N
 
 
 def train_decoder(
-    stage: Stage, name: str, vae: Any, config: DecoderConfig, z: Tensor, frames: Tensor | None, target: causal.Target
+    stage: Stage,
+    name: str,
+    vae: Any,
+    config: DecoderConfig,
+    z: Tensor,
+    frames: Tensor | None,
+    target: causal.Target,
 ) -> None:
     """Fit the decoder of ``vae``, in place, going on from what the stage's work folder holds."""
     trainer = replace(stage.config.trainer, precision=config.precision)
@@ -48,7 +54,15 @@ def train_decoder(
         stage.log_metrics({f"{name}.{key}": value for key, value in values.items()}, step)
 
     batches = training.batches_of(draw, config.steps, trainer.checkpoint_every)
-    fit(module, batches, steps=config.steps, work=stage.work / name, trainer=trainer, log=log, name=name)
+    fit(
+        module,
+        batches,
+        steps=config.steps,
+        work=stage.work / name,
+        trainer=trainer,
+        log=log,
+        name=name,
+    )
     vae.requires_grad_(False).eval()
 
 
@@ -105,7 +119,11 @@ def report(stage: Stage, codecs: dict[str, Codec]) -> dict[str, float]:
     original = clips_of(stage.input("shards"), HELDOUT, stage.config.causal_decoder.report_clips)
     z = decoder_inputs(stage, codecs[STUDENT], HELDOUT, len(original.video))
     found = {name: Pair(codec.frames_of(z), original.audio) for name, codec in codecs.items()}
-    figures = {f"{name}.{key}": value for name, media in found.items() for key, value in measure(original, media).items()}
+    figures = {
+        f"{name}.{key}": value
+        for name, media in found.items()
+        for key, value in measure(original, media).items()
+    }
     figures["causal.psnr_to_non_causal_db"] = measure(found[TEACHER], found[STUDENT])["psnr_db"]
     figures["lost_db"] = figures["non_causal.psnr_db"] - figures["causal.psnr_db"]
     figures["causal.streaming_error"] = streaming_error(codecs[STUDENT], z)
@@ -115,7 +133,11 @@ def report(stage: Stage, codecs: dict[str, Codec]) -> dict[str, float]:
 def publish(folder: Path, source: Path, codec: Codec) -> None:
     """Write a whole codec folder: the source's, with the video VAE of ``codec``."""
     ours = (video_folder(source), DESCRIPTION, MANIFEST)
-    shutil.copytree(source, folder, ignore=lambda at, names: [n for n in names if Path(at) == source and n in ours])
+    shutil.copytree(
+        source,
+        folder,
+        ignore=lambda at, names: [n for n in names if Path(at) == source and n in ours],
+    )
     codec.video_vae.save_pretrained(folder / "video_vae")
     write_json(folder / DESCRIPTION, codec.describe())
 

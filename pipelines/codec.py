@@ -73,7 +73,10 @@ def train_sound(config: Config, shards: Path, work: Path) -> None:
     vae = build_audio_vae(audio)
     training.initialise_audio(vae, mels[:16])
     vae = train_part(
-        training.AudioVaeTraining(vae, audio, config.seed), training.mel_crops(mels, audio, config.seed), config, work / "audio"
+        training.AudioVaeTraining(vae, audio, config.seed),
+        training.mel_crops(mels, audio, config.seed),
+        config,
+        work / "audio",
     )
     save(vae, work / "audio_vae")
     decoded = through(vae.to(config.trainer.device), mels)
@@ -81,7 +84,12 @@ def train_sound(config: Config, shards: Path, work: Path) -> None:
     vocoder = build_vocoder(voice, audio.mel_bins)
     training.initialise_vocoder(vocoder, mels[:16])
     crops = training.sound_crops(mels, decoded, samples, voice, config.seed)
-    save(train_part(training.VocoderTraining(vocoder, voice, config.seed), crops, config, work / "sound"), work / "vocoder")
+    save(
+        train_part(
+            training.VocoderTraining(vocoder, voice, config.seed), crops, config, work / "sound"
+        ),
+        work / "vocoder",
+    )
 
 
 @torch.no_grad()
@@ -89,7 +97,9 @@ def through(vae: Any, mels: Tensor) -> Tensor:
     """Log-mels as the audio VAE gives them back, on the CPU."""
     device = next(vae.parameters()).device
     batches = (some.to(device) for some in mels.split(BATCH))
-    return torch.cat([vae.decode(vae.encode(some).latent_dist.mode()).sample.cpu() for some in batches])
+    return torch.cat(
+        [vae.decode(vae.encode(some).latent_dist.mode()).sample.cpu() for some in batches]
+    )
 
 
 def save(net: Any, folder: Path) -> None:
@@ -100,8 +110,15 @@ def save(net: Any, folder: Path) -> None:
 
 def train_all(config: Config, shards: Path, work: Path) -> None:
     """Train picture and sound beside each other, what is not there yet."""
-    left = [job for job, part in ((train_video, "video_vae"), (train_sound, "vocoder")) if not (work / part).is_dir()]
-    run_side_by_side([(job, (config, shards, work)) for job in left], "the codec's training stopped before its end")
+    left = [
+        job
+        for job, part in ((train_video, "video_vae"), (train_sound, "vocoder"))
+        if not (work / part).is_dir()
+    ]
+    run_side_by_side(
+        [(job, (config, shards, work)) for job in left],
+        "the codec's training stopped before its end",
+    )
 
 
 def train(stage: Stage, folder: Path) -> Path:
@@ -136,7 +153,10 @@ def merge_curves(work: Path, path: Path) -> Path:
                 values = {f"{part}.{name}": value for name, value in row.items() if name != "step"}
                 rows.setdefault(int(row["step"]), {}).update(values)
     names = sorted({name for row in rows.values() for name in row})
-    lines = [",".join([str(step), *(rows[step].get(name, "") for name in names)]) for step in sorted(rows)]
+    lines = [
+        ",".join([str(step), *(rows[step].get(name, "") for name in names)])
+        for step in sorted(rows)
+    ]
     atomic_write(path, "\n".join([",".join(["step", *names]), *lines, ""]))
     return path
 
@@ -154,10 +174,21 @@ def load(stage: Stage, folder: Path) -> Path:
     codec = Codec(*load_parts(source), config.clips.height, config.clips.width)
     text = source / "text" if (source / "text").is_dir() else source
     parts = [source / name for name in (video_folder(source), "audio_vae", "vocoder")]
-    parts += [text / name for name in ("tokenizer", "encoder" if (text / "encoder").is_dir() else "text_encoder", "connectors")]
-    for part, name in zip(parts, (*PARTS, "text/tokenizer", "text/encoder", "text/connectors"), strict=True):
+    parts += [
+        text / name
+        for name in (
+            "tokenizer",
+            "encoder" if (text / "encoder").is_dir() else "text_encoder",
+            "connectors",
+        )
+    ]
+    for part, name in zip(
+        parts, (*PARTS, "text/tokenizer", "text/encoder", "text/connectors"), strict=True
+    ):
         if not part.is_dir():
-            raise OmniForcingError(f"{part} is missing; codec.path must hold {', '.join(p.name for p in parts)}")
+            raise OmniForcingError(
+                f"{part} is missing; codec.path must hold {', '.join(p.name for p in parts)}"
+            )
         shutil.copytree(part, folder / name)
     write_json(folder / DESCRIPTION, codec.describe())
     atomic_write(stage.work / CURVES, "step\n")
@@ -166,9 +197,13 @@ def load(stage: Stage, folder: Path) -> Path:
 
 def reconstruct(codec: Codec, original: Pair[Tensor]) -> Pair[Tensor]:
     """Clips through the codec and back, with sound at the clips' own rate."""
-    pieces = [codec.decode(codec.encode(Pair(v[None], a[None]))) for v, a in zip(*original, strict=True)]
+    pieces = [
+        codec.decode(codec.encode(Pair(v[None], a[None]))) for v, a in zip(*original, strict=True)
+    ]
     samples = torch.cat([piece.audio.cpu() for piece in pieces])
-    return Pair(torch.cat([piece.video.cpu() for piece in pieces]), resample(samples, codec.sample_rate))
+    return Pair(
+        torch.cat([piece.video.cpu() for piece in pieces]), resample(samples, codec.sample_rate)
+    )
 
 
 def report(stage: Stage) -> dict[str, float]:
@@ -180,7 +215,9 @@ def report(stage: Stage) -> dict[str, float]:
         draw(original, found, folder / "reconstructions.png")
         for index in range(min(4, len(found.video))):
             write_mp4(folder / f"{index}.mp4", found.map(lambda x, i=index: x[i].numpy()))
-            write_mp4(folder / f"{index}-original.mp4", original.map(lambda x, i=index: x[i].numpy()))
+            write_mp4(
+                folder / f"{index}-original.mp4", original.map(lambda x, i=index: x[i].numpy())
+            )
     stage.log_artifact(stage.work / "reconstructions", "reconstructions")
     return measure(original, found)
 

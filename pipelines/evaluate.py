@@ -22,7 +22,10 @@ from omniforcing.pipeline.stage import Stage, stage_main
 from omniforcing.pipeline.stages.speed import against_the_teacher
 from omniforcing.pocket.observe import Clips
 
-ON_DUETS = (MODELS[0], MODELS[-1])  # the harder split compares the teacher with what is left of it after all stages
+ON_DUETS = (
+    MODELS[0],
+    MODELS[-1],
+)  # the harder split compares the teacher with what is left of it after all stages
 NORM = "largest_gradient_norm_"
 
 
@@ -43,7 +46,9 @@ class Work:
     def clips(self, split: str) -> Clips:
         """The clips of a split that are evaluated."""
         settings = self.config.evaluate
-        return split_clips(self.inputs["shards"], split, settings.train_clips if split == TRAIN else settings.clips)
+        return split_clips(
+            self.inputs["shards"], split, settings.train_clips if split == TRAIN else settings.clips
+        )
 
     def bench(self) -> Bench:
         """The models as samplers."""
@@ -74,7 +79,15 @@ class Work:
 
 def collect_share(work: Work, share: int, shares: int) -> None:
     """Observe every ``shares``-th set of clips from the ``share``-th on that is not there yet."""
-    sets = [work.training, *(observed for subject in work.subjects() if subject for observed in subject.sets().values())]
+    sets = [
+        work.training,
+        *(
+            observed
+            for subject in work.subjects()
+            if subject
+            for observed in subject.sets().values()
+        ),
+    ]
     for observed in sets[share::shares]:
         observed()
 
@@ -84,12 +97,19 @@ def run(stage: Stage) -> None:
     config, work = stage.config, Work.of(stage)
     shares = config.trainer.processes if config.trainer.device == "cpu" else 1
     if shares > 1:
-        run_side_by_side([(collect_share, (work, share, shares)) for share in range(shares)], "the evaluation is not complete")
+        run_side_by_side(
+            [(collect_share, (work, share, shares)) for share in range(shares)],
+            "the evaluation is not complete",
+        )
     main, duets = work.subjects()
     training = work.training()
     found, harder = evaluate(main, training), evaluate(duets, training) if duets else None
     folders = {name: work.inputs[name] for name in MODELS}
-    codec, artifact, prompt = work.inputs["codec"], stage.work / "artifact", main.heldout.captions[0]
+    codec, artifact, prompt = (
+        work.inputs["codec"],
+        stage.work / "artifact",
+        main.heldout.captions[0],
+    )
     speed = against_the_teacher(work.bench(), folders, codec, artifact, prompt)
     described = {
         "preset": config.preset,
@@ -100,7 +120,9 @@ def run(stage: Stage) -> None:
         "tolerance_ms": config.evaluate.tolerance_ms,
     }
     with stage.publish() as folder:
-        metrics = publish(folder, work.folder, found, described, speed, gradients(stage), harder, curves(stage))
+        metrics = publish(
+            folder, work.folder, found, described, speed, gradients(stage), harder, curves(stage)
+        )
     stage.metrics(metrics)
     stage.log_artifact(stage.folder, "evaluation")
 
@@ -110,7 +132,9 @@ def gradients(stage: Stage) -> dict[str, dict[str, float]]:
     norms = {}
     for name in MODELS:
         recorded = read_json(stage.input(name).with_name(f"{name}.metrics.json"))
-        norms[name] = {key.removeprefix(NORM): value for key, value in recorded.items() if key.startswith(NORM)}
+        norms[name] = {
+            key.removeprefix(NORM): value for key, value in recorded.items() if key.startswith(NORM)
+        }
     return {name: values for name, values in norms.items() if values}
 
 

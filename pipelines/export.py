@@ -20,12 +20,17 @@ from omniforcing.streaming.command import figures, write_stream
 from omniforcing.streaming.engine import Engine
 
 
-def stream_sample(artifact: Artifact, prompt: str, seconds: float, seed: int, device: str) -> dict[str, object]:
+def stream_sample(
+    artifact: Artifact, prompt: str, seconds: float, seed: int, device: str
+) -> dict[str, object]:
     """Add ``sample.mp4`` and ``sample.png`` (frames over the spectrogram) to an artifact; returns the stream's figures."""
     chunks = list(Engine(artifact, device).stream(prompt, seconds, seed))
     speed = write_stream(chunks, artifact.folder / "sample.mp4", artifact.settings)
     sound = torch.from_numpy(np.concatenate([c.samples for c in chunks], 1))
-    media = Pair(np.concatenate([c.frames for c in chunks]), resample(sound, artifact.settings.sample_rate).numpy())
+    media = Pair(
+        np.concatenate([c.frames for c in chunks]),
+        resample(sound, artifact.settings.sample_rate).numpy(),
+    )
     draw_media(artifact.folder / "sample.png", media, observe(media, prompt))
     write_manifest(artifact.folder)
     return figures(speed, artifact.settings, device)
@@ -40,7 +45,11 @@ def log_model(stage: Stage) -> None:
     names = [line for line in requires("omniforcing") or [] if "extra ==" not in line]
     with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=stage.run_id):
         package = Path(folder, "omniforcing")
-        shutil.copytree(Path(omniforcing.__file__).parent, package, ignore=shutil.ignore_patterns("assets", "__pycache__"))
+        shutil.copytree(
+            Path(omniforcing.__file__).parent,
+            package,
+            ignore=shutil.ignore_patterns("assets", "__pycache__"),
+        )
         mlflow.pyfunc.log_model(
             name="model",
             python_model=pyfunc.__file__,
@@ -61,7 +70,13 @@ def run(stage: Stage) -> None:
     metrics = read_json(stage.input("evaluate") / "metrics.json")
     with stage.publish() as folder:
         artifact = write_artifact(folder, stage.input("self_forcing"), codec, settings, metrics)
-        sample = stream_sample(artifact, config.export.prompt, config.export.seconds, config.seed, config.trainer.device)
+        sample = stream_sample(
+            artifact,
+            config.export.prompt,
+            config.export.seconds,
+            config.seed,
+            config.trainer.device,
+        )
     stage.metrics(sample | {"files": len(read_json(stage.folder / "manifest.json")["files"])})
     for name in ("sample.mp4", "sample.png", "README.md"):
         stage.log_artifact(stage.folder / name)

@@ -9,7 +9,15 @@ def run(stage: Stage) -> None:
     """Encode, check the counts and publish."""
     codec, device = stage.input("codec"), worker_device(stage.config)
     with stage.publish() as folder, shard_runner(stage) as runner:
-        found = encode_shards(stage.input("shards"), folder, stage.work, codec, device, stage.config.latents.batch, runner)
+        found = encode_shards(
+            stage.input("shards"),
+            folder,
+            stage.work,
+            codec,
+            device,
+            stage.config.latents.batch,
+            runner,
+        )
     stage.metrics(found)
 
 

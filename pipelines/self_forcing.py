@@ -6,7 +6,12 @@ from omniforcing.pipeline.stage import Stage, stage_main
 def run(stage: Stage) -> None:
     """The student starts from Stage II (default) or, with fresh sink tokens, from Stage I; the critic from the teacher."""
     from omniforcing.distill.self_forcing import SelfForcing
-    from omniforcing.pipeline.stages.training import open_shards, open_student, open_teachers, train_and_publish
+    from omniforcing.pipeline.stages.training import (
+        open_shards,
+        open_student,
+        open_teachers,
+        train_and_publish,
+    )
 
     config, data = stage.config, open_shards(stage, "latents")
     models = [open_student(stage, config.self_forcing.init.value), *open_teachers(stage, 2)]

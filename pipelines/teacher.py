@@ -54,9 +54,13 @@ def train(stage: Stage) -> None:
     config, data = stage.config.teacher, open_shards(stage, "latents")
     description = read_json(stage.input("codec") / "codec.json")
     unconditional = data.text.unconditional
-    core = build_core(core_config(config.model, description, unconditional.video.shape[-1]), stage.config.seed)
+    core = build_core(
+        core_config(config.model, description, unconditional.video.shape[-1]), stage.config.seed
+    )
     model = DualStream(core)
-    train_and_publish(stage, Teacher.of(stage.config, model, unconditional, data.grid), data, config.optim)
+    train_and_publish(
+        stage, Teacher.of(stage.config, model, unconditional, data.grid), data, config.optim
+    )
 
 
 def sample(stage: Stage) -> None:
@@ -64,8 +68,13 @@ def sample(stage: Stage) -> None:
     config, data = stage.config, open_shards(stage, "latents", "heldout")
     captions = sorted({caption for _, _, caption, _ in data.samples()})[:4]
     device = config.trainer.device
-    clip = WholeClip(load_model(stage.folder, sinks=0, device=device), config.latent_counts, data.grid)
-    text, generator = data.text.of(captions).to(device), step_generator(config.seed, 0, "teacher/samples", device)
+    clip = WholeClip(
+        load_model(stage.folder, sinks=0, device=device), config.latent_counts, data.grid
+    )
+    text, generator = (
+        data.text.of(captions).to(device),
+        step_generator(config.seed, 0, "teacher/samples", device),
+    )
     latents = clip.sample_guided(text, data.text.unconditional, config.teacher.sampler, generator)
     log_samples(stage, latents, captions, stage.input("codec"), data.grid)
 

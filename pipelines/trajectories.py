@@ -21,7 +21,9 @@ def run(stage: Stage) -> None:
         seed=config.seed,
     )
     with stage.publish() as folder, shard_runner(stage) as runner:
-        found = write_trajectories(recipe, source, worker_device(config), data, stage.work, folder, runner)
+        found = write_trajectories(
+            recipe, source, worker_device(config), data, stage.work, folder, runner
+        )
     stage.metrics(found)
 
 

@@ -15,7 +15,12 @@ ROOT = Path(__file__).parents[1]
 
 
 def run(*words: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "omniforcing.cli", *words], capture_output=True, text=True, cwd=folder)
+    return subprocess.run(
+        [sys.executable, "-m", "omniforcing.cli", *words],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+    )
 
 
 def test_help_lists_the_commands_with_examples(capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,9 +49,15 @@ def test_config_prints_what_a_stage_would_see() -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["config", "clips.cuont=1"], "error: unknown key 'clips.cuont' in the command line; did you mean 'clips.count'?"),
+        (
+            ["config", "clips.cuont=1"],
+            "error: unknown key 'clips.cuont' in the command line; did you mean 'clips.count'?",
+        ),
         (["strem"], "invalid choice: 'strem'"),
-        (["stream", "--prompt", "a", "--artifact", "/nowhere", "--out", "/tmp/a.mp4"], "error: /nowhere"),
+        (
+            ["stream", "--prompt", "a", "--artifact", "/nowhere", "--out", "/tmp/a.mp4"],
+            "error: /nowhere",
+        ),
         (["stream"], "the following arguments are required"),
         (["inspect", "/nowhere"], "error: /nowhere"),
     ],

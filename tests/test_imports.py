@@ -7,10 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.structure import circle, imports_upward, read_package
+from tools.structure import circle, imports_upward, read_package
 
 PACKAGE = Path(__file__).parents[1] / "src" / "omniforcing"
-TRAINING_ONLY = {"ray", "mlflow", "dvc", "lightning", "pytorch_lightning", "webdataset", "torchaudio", "decord"}
+TRAINING_ONLY = {
+    "ray",
+    "mlflow",
+    "dvc",
+    "lightning",
+    "pytorch_lightning",
+    "webdataset",
+    "torchaudio",
+    "decord",
+}
 HEAVY = TRAINING_ONLY | {"torch", "diffusers", "transformers", "scipy", "matplotlib", "pandas"}
 # Rooms that know nothing of the training tools, but for the modules in DOORS.
 WITHOUT_TRAINING_TOOLS = {"core", "codec", "model", "distill", "streaming", "serving"}
@@ -61,29 +70,48 @@ def test_rooms_and_files_stay_small() -> None:
         assert len(files) <= MOST_FILES, folder
         docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
         assert docstring, f"{folder}/__init__.py does not say what the room is for"
-    long = {path.relative_to(PACKAGE).as_posix() for path in MODULES if len(path.read_text().splitlines()) > MOST_LINES}
+    long = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in MODULES
+        if len(path.read_text().splitlines()) > MOST_LINES
+    }
     assert long <= known
 
 
 def test_nothing_but_the_training_side_uses_a_door() -> None:
     doors = {f"omniforcing.{door[:-3].replace('/', '.')}" for door in DOORS}
-    inside = {path for path in MODULES if room(path) in WITHOUT_TRAINING_TOOLS | {"cli"}} - {PACKAGE / door for door in DOORS}
+    inside = {path for path in MODULES if room(path) in WITHOUT_TRAINING_TOOLS | {"cli"}} - {
+        PACKAGE / door for door in DOORS
+    }
     assert not {path for path in inside if imports(path) & doors}
 
 
 def test_only_launch_imports_ray() -> None:
-    users = {path.relative_to(PACKAGE).as_posix() for path in MODULES if {n.split(".")[0] for n in imports(path)} & {"ray"}}
+    users = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in MODULES
+        if {n.split(".")[0] for n in imports(path)} & {"ray"}
+    }
     assert {name.rpartition("/")[0] for name in users} <= {"pipeline/cluster", "serving"}
     assert {name for name in users if name.startswith("serving")} <= DOORS
 
 
 def loaded_after(code: str, names: set[str]) -> set[str]:
     script = f"{code}\nimport sys; print(*(n for n in {sorted(names)!r} if n in sys.modules))"
-    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    answer = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     return set(answer.stdout.split("\n")[-2].split())
 
 
-INFERENCE = ["streaming.engine", "serving.serve", "streaming.artifact", "media.mux", "evaluation.speed", "model.rollout"]
+INFERENCE = [
+    "streaming.engine",
+    "serving.serve",
+    "streaming.artifact",
+    "media.mux",
+    "evaluation.speed",
+    "model.rollout",
+]
 
 
 @pytest.mark.parametrize("module", INFERENCE)
@@ -100,7 +128,9 @@ NOT_FOR_UPDATES = TRAINING_ONLY | {"omegaconf", "av", "scipy", "matplotlib"}
 def test_an_engine_that_opens_no_clip_needs_no_pyav() -> None:
     barred = f"import sys; sys.modules.update(dict.fromkeys({sorted(NOT_FOR_UPDATES)!r}))"
     wanted = "omniforcing.streaming.engine, benchmarks.student, benchmarks.gpu.pocket"
-    subprocess.run([sys.executable, "-c", f"{barred}; import {wanted}"], check=True, cwd=PACKAGE.parents[1])
+    subprocess.run(
+        [sys.executable, "-c", f"{barred}; import {wanted}"], check=True, cwd=PACKAGE.parents[1]
+    )
 
 
 def test_training_methods_and_the_planner_need_no_training_tools() -> None:
@@ -120,4 +150,7 @@ def test_command_line_and_configuration_load_nothing_heavy() -> None:
 
 
 def test_the_frame_of_a_stage_loads_nothing_heavy() -> None:
-    assert loaded_after("import omniforcing.pipeline.stage, omniforcing.pipeline.runner", HEAVY) == set()
+    assert (
+        loaded_after("import omniforcing.pipeline.stage, omniforcing.pipeline.runner", HEAVY)
+        == set()
+    )

@@ -76,7 +76,9 @@ def main() -> None:
     arguments = options.parse_args()
     if arguments.child:
         part, module, parent = arguments.child
-        serve(part, module, int(parent), Setup.read(sys.stdin.read()), set(json.loads(arguments.done)))
+        serve(
+            part, module, int(parent), Setup.read(sys.stdin.read()), set(json.loads(arguments.done))
+        )
         return
     minutes = (
         arguments.minutes if arguments.minutes is not None else 3.0 if arguments.small else 9.0

@@ -13,12 +13,30 @@ from omniforcing.core.errors import OmniForcingError
 
 # Name: module that offers add_arguments(parser) and run(arguments), and its one line of help.
 COMMANDS = {
-    "stream": ("omniforcing.streaming.command", "generate a clip with sound from a prompt, block by block"),
-    "serve": ("omniforcing.serving.serve", "stream to browsers: a page with a player and a prompt that steers while it plays"),
-    "inspect": ("omniforcing.data.inspect", "show what a folder of shards or latents holds, with a contact sheet"),
-    "weights": ("omniforcing.model.weights.command", "inspect LTX-2 weights, or convert them between formats"),
-    "plan": ("omniforcing.pipeline.planner.plan", "say what GPUs a preset's training takes, and which settings fit"),
-    "pipeline": ("omniforcing.pipeline.generate", "make every preset's dvc.yaml of pipelines/stages.py, or check them"),
+    "stream": (
+        "omniforcing.streaming.command",
+        "generate a clip with sound from a prompt, block by block",
+    ),
+    "serve": (
+        "omniforcing.serving.serve",
+        "stream to browsers: a page with a player and a prompt that steers while it plays",
+    ),
+    "inspect": (
+        "omniforcing.data.inspect",
+        "show what a folder of shards or latents holds, with a contact sheet",
+    ),
+    "weights": (
+        "omniforcing.model.weights.command",
+        "inspect LTX-2 weights, or convert them between formats",
+    ),
+    "plan": (
+        "omniforcing.pipeline.planner.plan",
+        "say what GPUs a preset's training takes, and which settings fit",
+    ),
+    "pipeline": (
+        "omniforcing.pipeline.generate",
+        "make every preset's dvc.yaml of pipelines/stages.py, or check them",
+    ),
     "config": ("omniforcing.cli", "print the resolved configuration"),
 }
 EXAMPLES = """examples:
@@ -34,8 +52,12 @@ EXAMPLES = """examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``omniforcing config``."""
-    parser.add_argument("overrides", nargs="*", metavar="key.subkey=value", help="overrides to apply")
-    parser.add_argument("--preset", help="a name in conf/preset (default: the key `preset` of conf/config.yaml)")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key.subkey=value", help="overrides to apply"
+    )
+    parser.add_argument(
+        "--preset", help="a name in conf/preset (default: the key `preset` of conf/config.yaml)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -44,7 +66,12 @@ def run(arguments: argparse.Namespace) -> None:
 
     from omniforcing.core.config import load_config, to_dict
 
-    print(safe_dump(to_dict(load_config(arguments.overrides, preset=arguments.preset)), sort_keys=False), end="")
+    print(
+        safe_dump(
+            to_dict(load_config(arguments.overrides, preset=arguments.preset)), sort_keys=False
+        ),
+        end="",
+    )
 
 
 def _load(command: str) -> object:
@@ -81,7 +108,9 @@ def main(words: Sequence[str] | None = None) -> None:
 
     def chosen() -> None:
         module, about = _load(command), COMMANDS[command][1]
-        parser = argparse.ArgumentParser(prog=f"omniforcing {command}", description=f"{about[0].upper()}{about[1:]}.")
+        parser = argparse.ArgumentParser(
+            prog=f"omniforcing {command}", description=f"{about[0].upper()}{about[1:]}."
+        )
         module.add_arguments(parser)  # type: ignore[attr-defined]
         module.run(parser.parse_args(given[1:]))  # type: ignore[attr-defined]
 

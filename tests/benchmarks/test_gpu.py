@@ -41,7 +41,9 @@ def test_a_part_in_which_everything_goes_wrong_still_gives_every_row(tmp_path: P
     needs = "needs the package no_such_package (pip install no_such_package); would be without a package"
     assert found["without a package"] == ("missing", needs)
     assert found["without a card"] == ("skipped", "needs a CUDA device; would be without a card")
-    assert results.rows[-1] == replace(results.rows[-1], name="last", state="ok", figures={"figure": 2.0})
+    assert results.rows[-1] == replace(
+        results.rows[-1], name="last", state="ok", figures={"figure": 2.0}
+    )
     kept = json.loads((tmp_path / "out.json").read_text())
     assert [row["name"] for row in kept["rows"]] == [row.name for row in results.rows]
 
@@ -60,7 +62,9 @@ def test_a_file_goes_on_where_it_stopped_and_another_runs_file_is_refused(tmp_pa
     first.add(Row("parity", "late", "stopped", why="out of time"))
     again = Results(ABOUT, path)
     assert again.done("parity") == {"good"} and [row.name for row in again.rows] == ["good"]
-    with pytest.raises(OmniForcingError, match="its commit is 'abc', this one's is 'def'; name another file"):
+    with pytest.raises(
+        OmniForcingError, match="its commit is 'abc', this one's is 'def'; name another file"
+    ):
         Results({**ABOUT, "commit": "def"}, path)
     for other in ("[]", '{"schema": 1}'):
         path.write_text(other)
@@ -90,10 +94,14 @@ def test_the_oracles_hold_on_a_cpu_in_every_generation(check: object) -> None:
     assert set(found) == {*GENERATIONS, "bound"}
 
 
-def test_a_cache_with_a_narrower_window_than_the_mask_is_called_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_with_a_narrower_window_than_the_mask_is_called_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     narrow = replace(parity.ROLLOUT, window=1)
     new_cache = parity.new_cache
-    monkeypatch.setattr(parity, "new_cache", lambda model, _, static: new_cache(model, narrow, static))
+    monkeypatch.setattr(
+        parity, "new_cache", lambda model, _, static: new_cache(model, narrow, static)
+    )
     with pytest.raises(Wrong, match=r"further from the oracle than 1e-05: 2\.0, 2\.3, 2\.5"):
         parity.cached_against_masked(on_cpu())
 
@@ -103,13 +111,23 @@ def test_a_stream_that_is_not_a_number_is_called_wrong_and_kept(tmp_path: Path) 
     with pytest.raises(Wrong, match=r"2\.3") as wrong:
         parity.judged({"2.0": 0.0, "2.3": float("nan")}, 0.1)
     results = Results(ABOUT, tmp_path / "out.json")
-    results.add(Row("parity", "bf16", "wrong", {**wrong.value.figures, "largest": float("inf")}, str(wrong.value)))
+    results.add(
+        Row(
+            "parity",
+            "bf16",
+            "wrong",
+            {**wrong.value.figures, "largest": float("inf")},
+            str(wrong.value),
+        )
+    )
     (row,) = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert row["figures"] == {"2.0": 0.0, "2.3": "nan", "bound": 0.1, "largest": "inf"}
     assert "| nan |" in markdown(results, {"parity": "Parity"})
 
 
-@pytest.mark.parametrize("answer", [b"garbage\n", b"No devices were found\n", b"1, 2, 3, 4, 5, 6\n", b"\xff\xfe\n", b""])
+@pytest.mark.parametrize(
+    "answer", [b"garbage\n", b"No devices were found\n", b"1, 2, 3, 4, 5, 6\n", b"\xff\xfe\n", b""]
+)
 def test_an_nvidia_smi_that_answers_something_else_is_left_out(
     answer: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,7 +173,11 @@ def test_operations_are_told_apart(operation: str, shapes: list[list[int]], kind
 def test_a_check_whose_parent_is_killed_ends_with_it() -> None:
     """It would keep the card's memory for as long as its measurement lasts."""
     options = ("--device", "cpu", "--small", "--parts", "student")
-    parent = subprocess.Popen([sys.executable, "-m", "benchmarks.gpu", *options], cwd=project_root(), stdout=subprocess.DEVNULL)
+    parent = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.gpu", *options],
+        cwd=project_root(),
+        stdout=subprocess.DEVNULL,
+    )
     until, children = time.monotonic() + 120, []
     while not children and time.monotonic() < until:
         time.sleep(0.2)
@@ -195,7 +217,10 @@ def test_without_a_card_each_part_is_a_row_and_the_exit_code_is_1() -> None:
     assert len(rows) == 2 and all("failed" in row and "torch" in row for row in rows)
 
 
-@pytest.mark.parametrize(("options", "says"), [(("--minutes", "0"), "above 0"), (("--parts", "nothing"), "invalid choice")])
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [(("--minutes", "0"), "above 0"), (("--parts", "nothing"), "invalid choice")],
+)
 def test_bad_options_are_refused_in_a_sentence(options: tuple[str, ...], says: str) -> None:
     answer = check(*options)
     assert answer.returncode == 2 and says in answer.stderr and "Traceback" not in answer.stderr
@@ -205,7 +230,15 @@ def test_bad_options_are_refused_in_a_sentence(options: tuple[str, ...], says: s
 @pytest.mark.timeout(1800)
 def test_every_part_runs_at_tiny_size_on_a_cpu(tmp_path: Path) -> None:
     """Every measurement has its row: figures, or what it would have done on a card. A second call has nothing to do."""
-    options = ("--device", "cpu", "--small", "--minutes", "12", "--json", str(tmp_path / "out.json"))
+    options = (
+        "--device",
+        "cpu",
+        "--small",
+        "--minutes",
+        "12",
+        "--json",
+        str(tmp_path / "out.json"),
+    )
     answer = check(*options)
     assert answer.returncode == 0, answer.stderr
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
@@ -213,7 +246,11 @@ def test_every_part_runs_at_tiny_size_on_a_cpu(tmp_path: Path) -> None:
         own = [row for row in rows if row["part"] == part]
         assert any(row["figures"] for row in own), part
         assert {row["state"] for row in own} <= {"ok", "skipped"}, own
-        assert all(row["why"].startswith("needs a CUDA device; would") for row in own if row["state"] == "skipped")
+        assert all(
+            row["why"].startswith("needs a CUDA device; would")
+            for row in own
+            if row["state"] == "skipped"
+        )
     began = time.monotonic()
     assert check(*options).returncode == 0 and time.monotonic() - began < 300
     assert json.loads((tmp_path / "out.json").read_text())["rows"] == rows

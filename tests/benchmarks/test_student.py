@@ -9,31 +9,54 @@ import pytest
 from omniforcing.core.config import project_root
 
 FIGURES = {
-    *("fps", "ttfc_s", "block_p50_s", "block_p95_s", "flatness", "peak_mb_early", "peak_mb_late", "matmul_share"),
+    *(
+        "fps",
+        "ttfc_s",
+        "block_p50_s",
+        "block_p95_s",
+        "flatness",
+        "peak_mb_early",
+        "peak_mb_late",
+        "matmul_share",
+    ),
     *("split", "ratio_bidirectional", "ratio_plain", "ratio_without"),
 }
 
 
 def python(*arguments: str) -> str:
-    done = subprocess.run([sys.executable, *arguments], cwd=project_root(), capture_output=True, text=True, timeout=1700)
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=project_root(),
+        capture_output=True,
+        text=True,
+        timeout=1700,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def test_it_needs_nothing_of_the_training_tools() -> None:
     """A GPU machine that only measures has torch and diffusers, and wheels that were carried there."""
-    loaded = python("-c", "import sys, benchmarks.student; print(*{name.split('.')[0] for name in sys.modules})").split()
+    loaded = python(
+        "-c", "import sys, benchmarks.student; print(*{name.split('.')[0] for name in sys.modules})"
+    ).split()
     assert not {"lightning", "ray", "mlflow", "dvc", "webdataset", "matplotlib"} & set(loaded)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("config", "on"), [("tiny", ["--on", "compiled"]), ("ltx2", ["--off", "ring"])])
-def test_one_json_object_has_every_figure_and_the_ratio_without_each_speed_up(config: str, on: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("config", "on"), [("tiny", ["--on", "compiled"]), ("ltx2", ["--off", "ring"])]
+)
+def test_one_json_object_has_every_figure_and_the_ratio_without_each_speed_up(
+    config: str, on: list[str]
+) -> None:
     """Compiled too; and the 19B model in its real width, one layer of it."""
     small = ["--layers", "1", "--device", "cpu", "--grid", "1", "1", "--text", "16"]
     small += ["--seconds", "2", "--rounds", "1", "--threads", "1"]
-    found = json.loads(python("-m", "benchmarks.student", "--config", config, "--json", *small, *on))
+    found = json.loads(
+        python("-m", "benchmarks.student", "--config", config, "--json", *small, *on)
+    )
     assert found.keys() >= FIGURES
     assert found["ratio_without"].keys() == {name for name, on in found["speed"].items() if on}
     assert found["split"]["steps"] > 0 and found["split"]["decode"] is None

@@ -19,7 +19,11 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("codec")
     for name in ("clips", "shards"):
         (work / name).mkdir()
-    write_clips(ClipsConfig(count=CLIPS + 1, heldout=1, heldout_duets=0, seconds=1, height=32, width=32), 0, work / "clips")
+    write_clips(
+        ClipsConfig(count=CLIPS + 1, heldout=1, heldout_duets=0, seconds=1, height=32, width=32),
+        0,
+        work / "clips",
+    )
     plans = plan_shards(read_clips(work / "clips"), Form(32, 32, 1), per_shard=3, crf=14)
     write_shards(plans, work / "work")
     publish_shards(plans, work / "work", work / "shards", 0.0)
@@ -40,4 +44,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_clips_that_do_not_all_fit_are_evenly_spaced_over_the_split(shards, held, count, expected):
     stored = [torch.from_numpy(clip["media"].video) for clip in read_shards(shards, TRAIN)]
     largest = None if held is None else held * stored[0].nbytes + 1
-    assert torch.equal(stack(shards, TRAIN, "video", count, largest), torch.stack([stored[index] for index in expected]))
+    assert torch.equal(
+        stack(shards, TRAIN, "video", count, largest),
+        torch.stack([stored[index] for index in expected]),
+    )

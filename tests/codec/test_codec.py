@@ -16,7 +16,9 @@ from omniforcing.core.latents import Pair
 from omniforcing.core.layout import LayoutError, clip_frames, clip_samples
 from omniforcing.media.mel import log_mel
 
-VIDEO = VideoCodecConfig(latent_channels=8, encoder_channels=[16, 32, 64], decoder_channels=[16, 32, 64])
+VIDEO = VideoCodecConfig(
+    latent_channels=8, encoder_channels=[16, 32, 64], decoder_channels=[16, 32, 64]
+)
 AUDIO = AudioCodecConfig(channel_multipliers=[1, 1, 2])
 CONFIG = CodecConfig(video=VIDEO, audio=AUDIO, vocoder=VocoderConfig(hidden=32))
 
@@ -31,7 +33,9 @@ def codec() -> Codec:
 
 def media(seconds: int, batch: int = 1, seed: int = 0) -> Pair[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    frames = torch.randint(256, (batch, clip_frames(seconds), 64, 96, 3), dtype=torch.uint8, generator=generator)
+    frames = torch.randint(
+        256, (batch, clip_frames(seconds), 64, 96, 3), dtype=torch.uint8, generator=generator
+    )
     return Pair(frames, 0.1 * torch.randn(batch, 2, clip_samples(seconds), generator=generator))
 
 
@@ -41,11 +45,16 @@ def test_k_seconds_are_1_plus_3k_and_1_plus_25k_latents(codec: Codec, seconds: i
     assert latents.video.shape == (2, 1 + 3 * seconds, 4 * 6, 8)
     assert latents.audio.shape == (2, 1 + 25 * seconds, 16)
     decoded = codec.decode(latents)
-    assert decoded.video.shape == (2, 1 + 24 * seconds, 64, 96, 3) and decoded.video.dtype == torch.uint8
+    assert (
+        decoded.video.shape == (2, 1 + 24 * seconds, 64, 96, 3)
+        and decoded.video.dtype == torch.uint8
+    )
     assert decoded.audio.shape == (2, 2, 16000 * seconds)
 
 
-@pytest.mark.parametrize(("frames", "samples"), [(24, 16000), (25, 15840), (26, 16000), (49, 16000), (25, 16001), (1, 0)])
+@pytest.mark.parametrize(
+    ("frames", "samples"), [(24, 16000), (25, 15840), (26, 16000), (49, 16000), (25, 16001), (1, 0)]
+)
 def test_other_counts_are_refused(codec: Codec, frames: int, samples: int) -> None:
     found = media(2)
     with pytest.raises(LayoutError, match=r"latents|whole seconds"):
@@ -71,7 +80,9 @@ def test_encoding_is_diffusers_posterior_mean_normalised(codec: Codec) -> None:
     packed = audio.permute(0, 2, 1, 3).reshape(1, 26, 16)
     packed = (packed - codec.audio_vae.latents_mean) / codec.audio_vae.latents_std
     latents = codec.encode(found)
-    assert torch.allclose(latents.video[0, 2, 7], video[0, :, 2, 1, 1], atol=1e-5)  # token 7 of a 4x6 grid
+    assert torch.allclose(
+        latents.video[0, 2, 7], video[0, :, 2, 1, 1], atol=1e-5
+    )  # token 7 of a 4x6 grid
     assert torch.allclose(latents.audio, packed, atol=1e-5)
 
 
@@ -93,11 +104,15 @@ def test_encoders_do_not_see_the_future(codec: Codec) -> None:
     one, other = media(2), media(2, seed=1)
     frames = torch.cat([one.video[:, :25], other.video[:, 25:]], 1)
     first, second = (codec.encode(Pair(video, one.audio)).video for video in (one.video, frames))
-    assert torch.equal(first[:, :4], second[:, :4]) and not torch.allclose(first[:, 4:], second[:, 4:])
+    assert torch.equal(first[:, :4], second[:, :4]) and not torch.allclose(
+        first[:, 4:], second[:, 4:]
+    )
     samples = torch.cat([one.audio[..., :16000], other.audio[..., 16000:]], -1)
     first, second = (codec.encode(Pair(one.video, audio)).audio for audio in (one.audio, samples))
     # The window of a mel frame reaches 32 ms ahead, so the last latent of the first second may hear the second one.
-    assert torch.allclose(first[:, :25], second[:, :25], atol=1e-5) and not torch.allclose(first[:, 26:], second[:, 26:])
+    assert torch.allclose(first[:, :25], second[:, :25], atol=1e-5) and not torch.allclose(
+        first[:, 26:], second[:, 26:]
+    )
 
 
 def test_decoders_do_not_see_the_future(codec: Codec) -> None:
@@ -106,7 +121,9 @@ def test_decoders_do_not_see_the_future(codec: Codec) -> None:
     changed.video[:, 4:] += 1
     changed.audio[:, 26:] += 1
     one, other = codec.decode(latents), codec.decode(changed)
-    assert torch.equal(one.video[:, :25], other.video[:, :25]) and not torch.equal(one.video[:, 25:], other.video[:, 25:])
+    assert torch.equal(one.video[:, :25], other.video[:, :25]) and not torch.equal(
+        one.video[:, 25:], other.video[:, 25:]
+    )
     reach = codec.describe()["vocoder_look_ahead_mel"]
     known = 160 * (101 - reach)
     assert torch.allclose(one.audio[..., :known], other.audio[..., :known], atol=1e-6)
@@ -114,7 +131,9 @@ def test_decoders_do_not_see_the_future(codec: Codec) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_a_saved_codec_loads_in_float32_and_gives_the_same(codec: Codec, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_a_saved_codec_loads_in_float32_and_gives_the_same(
+    codec: Codec, dtype: torch.dtype, tmp_path: Path
+) -> None:
     codec.save(tmp_path, dtype)
     loaded = Codec.load(tmp_path)
     assert {p.dtype for p in loaded.parameters()} == {torch.float32} and not loaded.training
@@ -124,7 +143,9 @@ def test_a_saved_codec_loads_in_float32_and_gives_the_same(codec: Codec, dtype: 
     assert json.loads((tmp_path / "codec.json").read_text())["grid"] == [4, 6]
 
 
-def test_folders_that_hold_something_else_are_refused_in_a_sentence(codec: Codec, tmp_path: Path) -> None:
+def test_folders_that_hold_something_else_are_refused_in_a_sentence(
+    codec: Codec, tmp_path: Path
+) -> None:
     with pytest.raises(OmniForcingError, match=r"codec\.json"):
         Codec.load(tmp_path)
     codec.save(tmp_path)
@@ -147,8 +168,12 @@ def test_sizes_that_cannot_work_are_refused() -> None:
         Codec.build(CONFIG, 64, 72)
     with pytest.raises(CodecError, match="base_channels is 32; it must equal"):
         build_audio_vae(AudioCodecConfig(base_channels=32))
-    with pytest.raises(CodecError, match="make 24000 samples a second, but its output_sampling_rate is 16000"):
-        Codec.build(replace(CONFIG, vocoder=VocoderConfig(hidden=16, upsample=[2, 1, 1, 120])), 64, 64)
+    with pytest.raises(
+        CodecError, match="make 24000 samples a second, but its output_sampling_rate is 16000"
+    ):
+        Codec.build(
+            replace(CONFIG, vocoder=VocoderConfig(hidden=16, upsample=[2, 1, 1, 120])), 64, 64
+        )
 
 
 def test_a_report_leaves_out_what_silent_or_single_clips_do_not_allow() -> None:

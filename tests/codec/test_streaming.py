@@ -12,7 +12,13 @@ from torch import Tensor
 
 from omniforcing.codec.codec import Codec, build_video_vae
 from omniforcing.codec.reach import Reach, StreamingError, vocoder_reach
-from omniforcing.codec.streaming import MelStream, SoundStream, StreamingDecoder, VideoStream, _Remembering
+from omniforcing.codec.streaming import (
+    MelStream,
+    SoundStream,
+    StreamingDecoder,
+    VideoStream,
+    _Remembering,
+)
 from omniforcing.core.config import AudioCodecConfig, CodecConfig, VideoCodecConfig, VocoderConfig
 from omniforcing.core.latents import Latents, Pair
 from omniforcing.core.layout import LAYOUTS, SAMPLE_RATE, clip_latents
@@ -20,7 +26,9 @@ from omniforcing.training.codec.causal import with_decoder
 
 SECONDS = 2
 COUNTS = clip_latents(SECONDS)
-VIDEO = VideoCodecConfig(latent_channels=8, encoder_channels=[8, 16, 32], decoder_channels=[8, 16, 32])
+VIDEO = VideoCodecConfig(
+    latent_channels=8, encoder_channels=[8, 16, 32], decoder_channels=[8, 16, 32]
+)
 AUDIO = AudioCodecConfig(channel_multipliers=[1, 1, 2])
 CONFIG = CodecConfig(video=VIDEO, audio=AUDIO, vocoder=VocoderConfig(hidden=16, resnet_kernels=[3]))
 
@@ -46,7 +54,8 @@ def random_latents(codec: Codec, batch: int = 1, seed: int = 0) -> Latents:
 def split(latents: Latents, layout: str) -> list[Latents]:
     table = LAYOUTS[layout]
     return [
-        Pair(latents.video[:, b.video.slice], latents.audio[:, b.audio.slice]) for b in table.blocks(table.count_for(COUNTS))
+        Pair(latents.video[:, b.video.slice], latents.audio[:, b.audio.slice])
+        for b in table.blocks(table.count_for(COUNTS))
     ]
 
 
@@ -144,7 +153,9 @@ def stream_picture(vae: Any, z: Tensor, reach: Reach, size: int = 3) -> Tensor:
 @torch.no_grad()
 @pytest.mark.parametrize("size", [1, 3, 5])
 @pytest.mark.parametrize("again", [0, 2, 30])
-def test_decoder_that_looks_both_ways_is_exact_with_all_of_its_reach(both_ways: Any, again: int, size: int) -> None:
+def test_decoder_that_looks_both_ways_is_exact_with_all_of_its_reach(
+    both_ways: Any, again: int, size: int
+) -> None:
     z = long_latents()
     whole = both_ways.decode(z).sample
     streamed = stream_picture(both_ways, z, Reach(7, again), size)
@@ -156,9 +167,14 @@ def test_decoder_that_looks_both_ways_is_exact_with_all_of_its_reach(both_ways: 
 def test_error_falls_with_the_look_ahead_and_with_what_is_decoded_again(both_ways: Any) -> None:
     z = long_latents()
     whole = both_ways.decode(z).sample
-    errors = [(stream_picture(both_ways, z, Reach(ahead, 3)) - whole).square().mean() for ahead in (0, 1, 2, 3, 5)]
+    errors = [
+        (stream_picture(both_ways, z, Reach(ahead, 3)) - whole).square().mean()
+        for ahead in (0, 1, 2, 3, 5)
+    ]
     assert all(more < 0.5 * less for less, more in pairwise(errors))
-    again = [(stream_picture(both_ways, z, Reach(2, again)) - whole).square().mean() for again in (0, 3)]
+    again = [
+        (stream_picture(both_ways, z, Reach(2, again)) - whole).square().mean() for again in (0, 3)
+    ]
     assert again[1] < again[0]
 
 
@@ -204,7 +220,10 @@ def test_decoders_get_latents_in_their_own_precision(codec: Codec) -> None:
 
 
 def test_interleaved_streams_do_not_disturb_each_other(codec: Codec) -> None:
-    one, two = split(random_latents(codec, seed=1), "prefix"), split(random_latents(codec, seed=2), "prefix")
+    one, two = (
+        split(random_latents(codec, seed=1), "prefix"),
+        split(random_latents(codec, seed=2), "prefix"),
+    )
     alone = [decode_streamed(StreamingDecoder(codec, (4, 4)), pieces) for pieces in (one, two)]
     decoders = [StreamingDecoder(codec, (4, 4)) for _ in range(2)]
     mixed: list[list[Tensor]] = [[], []]
@@ -223,7 +242,9 @@ def test_codec_is_untouched_by_streams_over_it(codec: Codec) -> None:
     assert [type(m) for m in codec.modules()] == modules
     assert torch.equal(codec.decode(latents).video, before.video)
     own = {p.data_ptr() for p in decoder._video._decoder.parameters()}
-    assert own <= {p.data_ptr() for p in codec.parameters()}, "a stream holds a second set of weights"
+    assert own <= {p.data_ptr() for p in codec.parameters()}, (
+        "a stream holds a second set of weights"
+    )
 
 
 def test_reset_begins_another_stream(codec: Codec) -> None:
@@ -297,7 +318,9 @@ def test_vocoder_reach_is_exact(factors: list[int], kernels: list[int], resnets:
         ("vocoder", "antialias", True),
     ],
 )
-def test_codec_that_cannot_be_streamed_is_refused_by_name(part: str, setting: str, value: object) -> None:
+def test_codec_that_cannot_be_streamed_is_refused_by_name(
+    part: str, setting: str, value: object
+) -> None:
     codec = Codec.build(CONFIG, 64, 64)
     getattr(codec, part).register_to_config(**{setting: value})
     with pytest.raises(StreamingError, match=setting):

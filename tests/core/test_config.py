@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 from yaml import safe_load
 
-from omniforcing.core.config import Config, ConfigError, Source, TrainerConfig, digest, load_config, project_root, to_dict
+from omniforcing.core.config import (
+    Config,
+    ConfigError,
+    Source,
+    TrainerConfig,
+    digest,
+    load_config,
+    project_root,
+    to_dict,
+)
 
 ROOT = Path(__file__).parents[2]
 PRESETS = sorted(path.stem for path in (ROOT / "conf" / "preset").glob("*.yaml"))
@@ -25,7 +34,11 @@ def copy(tmp_path: Path) -> Path:
 def paths(values: Any, prefix: str = "") -> set[str]:
     if not isinstance(values, dict):
         return {prefix}
-    return {path for key, value in values.items() for path in paths(value, f"{prefix}.{key}".lstrip("."))}
+    return {
+        path
+        for key, value in values.items()
+        for path in paths(value, f"{prefix}.{key}".lstrip("."))
+    }
 
 
 def test_config_yaml_sets_every_key_of_the_schema_to_its_default() -> None:
@@ -48,11 +61,16 @@ def test_a_preset_names_every_section_and_loads(name: str) -> None:
 
 def test_the_three_presets_are_there_and_pocket_keeps_its_foundation() -> None:
     assert {"smoke", "pocket", "ltx2"} <= set(PRESETS)
-    sources = {name: load_config(root=ROOT, preset=name).teacher.source for name in ("smoke", "pocket", "ltx2")}
+    sources = {
+        name: load_config(root=ROOT, preset=name).teacher.source
+        for name in ("smoke", "pocket", "ltx2")
+    }
     assert sources == {"smoke": Source.train, "pocket": Source.kept, "ltx2": Source.load}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "conf" / "cluster").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "conf" / "cluster").glob("*.yaml")), ids=lambda p: p.stem
+)
 def test_every_cluster_loads(copy: Path, path: Path) -> None:
     config = copy / "conf" / "config.yaml"
     config.write_text(config.read_text().replace("cluster: local", f"cluster: {path.stem}"))
@@ -73,7 +91,10 @@ def test_overrides_win_over_the_preset_and_the_preset_over_config_yaml(copy: Pat
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("teacher.optim.learning_rate=1", r"unknown key 'teacher.optim.learning_rate' in the command line; did you mean"),
+        (
+            "teacher.optim.learning_rate=1",
+            r"unknown key 'teacher.optim.learning_rate' in the command line; did you mean",
+        ),
         ("clipz.count=1", "did you mean 'clips"),
         ("clips.count=many", "clips.count: Value 'many'"),
         ("clips.count=0", "at least one clip is needed"),
@@ -101,7 +122,10 @@ def test_a_mistake_is_one_sentence_that_names_it(override: str, sentence: str) -
 def test_a_mistake_in_a_file_names_the_file(copy: Path) -> None:
     preset = copy / "conf" / "preset" / "smoke.yaml"
     preset.write_text("clips: {cuont: 3}\n")
-    with pytest.raises(ConfigError, match=r"unknown key 'clips.cuont' in conf/preset/smoke.yaml; did you mean 'clips.count'"):
+    with pytest.raises(
+        ConfigError,
+        match=r"unknown key 'clips.cuont' in conf/preset/smoke.yaml; did you mean 'clips.count'",
+    ):
         load_config(root=copy, preset="smoke")
     preset.write_text("clips: {count: [\n")
     with pytest.raises(ConfigError, match=r"smoke.yaml is not readable YAML"):
@@ -121,16 +145,22 @@ def test_a_gpu_is_used_when_there_is_one_and_it_is_allowed(
 
 def test_a_gpu_that_is_asked_for_and_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(ConfigError, match=r"trainer.accelerator is gpu, but torch finds no CUDA device"):
+    with pytest.raises(
+        ConfigError, match=r"trainer.accelerator is gpu, but torch finds no CUDA device"
+    ):
         _ = TrainerConfig(accelerator="gpu").device
 
 
 def test_digest_depends_on_values_alone() -> None:
     assert digest(Config().teacher) == digest(Config().teacher) == digest(to_dict(Config().teacher))
-    assert digest(Config().teacher) != digest(dataclasses.replace(Config().teacher, text_dropout=0.3))
+    assert digest(Config().teacher) != digest(
+        dataclasses.replace(Config().teacher, text_dropout=0.3)
+    )
 
 
-def test_the_project_is_found_from_below_and_named_when_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_project_is_found_from_below_and_named_when_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.chdir(ROOT / "src")
     assert project_root() == ROOT
 

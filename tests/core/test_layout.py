@@ -29,7 +29,10 @@ from omniforcing.core.layout import (
 
 def legal(parts: list[int], lead: int) -> BlockTable:
     """Blocks of ``parts`` video latents after a first one of ``1 + lead``; audio borders fall where they are due, or before."""
-    due = [(lead + sum(parts[:i])) * AUDIO_LATENTS_PER_SECOND // VIDEO_LATENTS_PER_SECOND for i in range(len(parts) + 1)]
+    due = [
+        (lead + sum(parts[:i])) * AUDIO_LATENTS_PER_SECOND // VIDEO_LATENTS_PER_SECOND
+        for i in range(len(parts) + 1)
+    ]
     cycle = tuple(Counts(n, b - a) for n, a, b in zip(parts, due[:-1], due[1:], strict=True))
     return BlockTable(Counts(1 + lead, 1 + due[0]), cycle)
 
@@ -50,7 +53,11 @@ def test_the_shipped_layouts_have_the_papers_counts() -> None:
     assert [merged.counts(i) for i in range(3)] == [Counts(4, 26), Counts(3, 25), Counts(3, 25)]
     assert [thirds.counts(i).audio for i in range(5)] == [1, 8, 8, 9, 8]
     second = prefix.block(1)
-    assert (second.frames, second.mel, second.samples) == (Span(1, 25), Span(1, 101), Span(0, SAMPLE_RATE))
+    assert (second.frames, second.mel, second.samples) == (
+        Span(1, 25),
+        Span(1, 101),
+        Span(0, SAMPLE_RATE),
+    )
     assert second.seconds == (1 / FPS, 25 / FPS)
 
 
@@ -74,8 +81,14 @@ def test_blocks_cover_every_unit_once_and_in_order(table: BlockTable, count: int
         assert sum(len(span) for span in spans) == spans[-1].stop
     assert table.total(count) == sum((block.counts for block in blocks), Counts(0, 0))
     assert table.count_for(table.total(count)) == count
-    assert [len(table.video_owner(count)), len(table.audio_owner(count))] == [blocks[-1].video.stop, blocks[-1].audio.stop]
-    assert all(latent in range(*_ends(blocks[owner].audio)) for latent, owner in enumerate(table.audio_owner(count)))
+    assert [len(table.video_owner(count)), len(table.audio_owner(count))] == [
+        blocks[-1].video.stop,
+        blocks[-1].audio.stop,
+    ]
+    assert all(
+        latent in range(*_ends(blocks[owner].audio))
+        for latent, owner in enumerate(table.audio_owner(count))
+    )
 
 
 def _ends(span: Span) -> tuple[int, int]:
@@ -86,13 +99,21 @@ def _ends(span: Span) -> tuple[int, int]:
 def test_sound_and_picture_never_part_by_an_audio_latent(table: BlockTable, index: int) -> None:
     block = table.block(index)
     due = (block.video.stop - 1) / VIDEO_LATENTS_PER_SECOND
-    assert abs((block.audio.stop - 1) / AUDIO_LATENTS_PER_SECOND - due) < 1 / AUDIO_LATENTS_PER_SECOND + 1e-9
+    assert (
+        abs((block.audio.stop - 1) / AUDIO_LATENTS_PER_SECOND - due)
+        < 1 / AUDIO_LATENTS_PER_SECOND + 1e-9
+    )
 
 
 @given(tables(), st.integers(0, 500), st.integers(0, 10**6))
-def test_the_closed_form_equals_the_sum_at_any_index(table: BlockTable, small: int, rounds: int) -> None:
+def test_the_closed_form_equals_the_sum_at_any_index(
+    table: BlockTable, small: int, rounds: int
+) -> None:
     summed = sum((table.counts(i) for i in range(small)), Counts(0, 0))
-    assert (table.block(small).video.start, table.block(small).audio.start) == (summed.video, summed.audio)
+    assert (table.block(small).video.start, table.block(small).audio.start) == (
+        summed.video,
+        summed.audio,
+    )
     whole = sum(table.cycle, Counts(0, 0))
     far = table.block(1 + small + rounds * len(table.cycle))
     near = table.block(1 + small)
@@ -102,12 +123,16 @@ def test_the_closed_form_equals_the_sum_at_any_index(table: BlockTable, small: i
 
 
 @given(tables(), st.integers(0, 300), st.one_of(st.none(), st.integers(1, 9)))
-def test_a_query_sees_the_prefix_its_window_and_itself(table: BlockTable, index: int, window: int | None) -> None:
+def test_a_query_sees_the_prefix_its_window_and_itself(
+    table: BlockTable, index: int, window: int | None
+) -> None:
     seen = table.visible(index, window)
     assert seen == tuple(sorted(set(seen)))
     assert seen[0] == 0
     assert seen[-1] == index
-    assert set(seen) == {b for b in range(index + 1) if b == 0 or window is None or index - b <= window}
+    assert set(seen) == {
+        b for b in range(index + 1) if b == 0 or window is None or index - b <= window
+    }
 
 
 @given(tables(), st.integers(1, 300), st.integers(1, 5))
@@ -123,7 +148,9 @@ def test_live_blocks_never_share_a_ring_slot(table: BlockTable, index: int, cycl
 
 
 @given(tables(), st.integers(0, 10**5), st.integers(1, 4))
-def test_positions_stop_at_the_horizon_and_keep_the_kind_of_block(table: BlockTable, index: int, cycles: int) -> None:
+def test_positions_stop_at_the_horizon_and_keep_the_kind_of_block(
+    table: BlockTable, index: int, cycles: int
+) -> None:
     horizon = cycles * len(table.cycle)
     place = table.position(index, horizon)
     assert place == index if index <= horizon else horizon - len(table.cycle) < place <= horizon
@@ -147,12 +174,24 @@ def test_tokens_of_a_block_count_pixels_and_sinks() -> None:
 @pytest.mark.parametrize(
     ("first", "cycle", "sentence"),
     [
-        (Counts(1, 1), (Counts(3, 24),), "a cycle of 3 video latents needs 25 audio latents, found 24"),
-        (Counts(1, 1), (Counts(0, 25), Counts(6, 25)), "cycle block 0 has 0 video and 25 audio latents"),
+        (
+            Counts(1, 1),
+            (Counts(3, 24),),
+            "a cycle of 3 video latents needs 25 audio latents, found 24",
+        ),
+        (
+            Counts(1, 1),
+            (Counts(0, 25), Counts(6, 25)),
+            "cycle block 0 has 0 video and 25 audio latents",
+        ),
         (Counts(1, 0), (Counts(3, 25),), "first block has 1 video and 0 audio latents"),
         (Counts(1, 1), (), "the cycle is empty"),
         (Counts(1, 2), (Counts(3, 25),), "where 1 audio latents are due, but at audio latent 2"),
-        (Counts(1, 1), (Counts(1, 6), Counts(1, 10), Counts(1, 9)), "block 1 ends at video latent 2"),
+        (
+            Counts(1, 1),
+            (Counts(1, 6), Counts(1, 10), Counts(1, 9)),
+            "block 1 ends at video latent 2",
+        ),
     ],
 )
 def test_tables_that_do_not_fit_are_refused_with_the_count_that_is_off(
@@ -167,11 +206,16 @@ def test_tables_that_do_not_fit_are_refused_with_the_count_that_is_off(
     [
         (Counts(12, 101), r"12 video latents are not 1\+3K"),
         (Counts(13, 100), r"100 audio latents are not 1\+25K"),
-        (Counts(13, 76), "13 video latents last 4 s but 76 audio latents last 3 s; 101 audio latents would fit"),
+        (
+            Counts(13, 76),
+            "13 video latents last 4 s but 76 audio latents last 3 s; 101 audio latents would fit",
+        ),
         (Counts(1, 1), r"1 video latents are not 1\+3K"),
     ],
 )
-def test_wrong_latent_counts_are_refused_with_the_one_that_is_off(counts: Counts, sentence: str) -> None:
+def test_wrong_latent_counts_are_refused_with_the_one_that_is_off(
+    counts: Counts, sentence: str
+) -> None:
     with pytest.raises(LayoutError, match=sentence):
         clip_seconds(counts)
 
@@ -183,7 +227,10 @@ def test_impossible_questions_are_refused() -> None:
         (lambda: table.visible(3, 0), "a window of 0 blocks sees nothing"),
         (lambda: table.slot(4, 4), "does not hold whole cycles of 3"),
         (lambda: table.blocks_for_seconds(-1), "a stream of -1 seconds is not possible"),
-        (lambda: table.count_for(Counts(4, 27)), "27 audio latents do not fill whole blocks: 4 blocks hold 26"),
+        (
+            lambda: table.count_for(Counts(4, 27)),
+            "27 audio latents do not fill whole blocks: 4 blocks hold 26",
+        ),
         (lambda: table.check_window(10, 12), "it must be 1 to 9"),
     ]:
         with pytest.raises(LayoutError, match=sentence):

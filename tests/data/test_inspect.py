@@ -24,7 +24,11 @@ def shards(tmp_path_factory):
     root = tmp_path_factory.mktemp("pocket")
     (root / "clips").mkdir()
     (root / "shards").mkdir()
-    write_clips(ClipsConfig(count=6, heldout=2, heldout_duets=0, seconds=2, height=64, width=64), 0, root / "clips")
+    write_clips(
+        ClipsConfig(count=6, heldout=2, heldout_duets=0, seconds=2, height=64, width=64),
+        0,
+        root / "clips",
+    )
     (root / "clips" / "clips" / "000001.mp4").write_bytes(b"junk")
     plans = plan_shards(read_clips(root / "clips"), Form(64, 64, 2), 4, 14)
     write_shards(plans, root / "work")
@@ -57,9 +61,15 @@ def latents(tmp_path):
 def test_table_counts_clips_captions_time_and_rejects(shards):
     table = inspect_folder(shards)
     assert "shards, 64x64, 2 s a clip" in table
-    assert "duration: 10 s" in table and "captions: 5" in table and "sources: 5 (1 different)" in table
+    assert (
+        "duration: 10 s" in table and "captions: 5" in table and "sources: 5 (1 different)" in table
+    )
     assert "rejects: 1 (1 different)" in table and "1  not a readable video" in table
-    rows = dict(line.split()[:2] for line in table.splitlines() if ".tar" in line or line.startswith("total"))
+    rows = dict(
+        line.split()[:2]
+        for line in table.splitlines()
+        if ".tar" in line or line.startswith("total")
+    )
     assert rows == {"train-000000.tar": "3", "heldout-000000.tar": "2", "total": "5"}
 
 

@@ -29,7 +29,9 @@ FORM = Form(32, 32, 1)
 def synthetic(tmp_path_factory):
     """Eleven synthetic clips of a second, three of them held out."""
     folder = tmp_path_factory.mktemp("clips")
-    write_clips(ClipsConfig(count=11, heldout=3, heldout_duets=0, seconds=1, height=32, width=32), 0, folder)
+    write_clips(
+        ClipsConfig(count=11, heldout=3, heldout_duets=0, seconds=1, height=32, width=32), 0, folder
+    )
     return folder
 
 
@@ -69,7 +71,11 @@ def rewrite(tar, keep):
 
 
 def test_every_clip_is_there_once_in_its_split_with_its_truth(shards, synthetic):
-    assert sorted(p.name for p in shards.glob("*.tar")) == ["heldout-000000.tar", "train-000000.tar", "train-000001.tar"]
+    assert sorted(p.name for p in shards.glob("*.tar")) == [
+        "heldout-000000.tar",
+        "train-000000.tar",
+        "train-000001.tar",
+    ]
     entries = read_clips(synthetic)
     for split, count in (("train", 8), ("heldout", 3)):
         samples = list(read_shards(shards, split))
@@ -79,7 +85,9 @@ def test_every_clip_is_there_once_in_its_split_with_its_truth(shards, synthetic)
             truth = sample["provenance"]
             assert entry.split == split == truth["split"] and sample["caption"] == entry.caption
             assert truth["impacts"] == entry.provenance["impacts"] and truth["schema"] == 1
-            assert sample["media"].video.shape == (25, 32, 32, 3) and sample["media"].audio.shape == (2, 16000)
+            assert sample["media"].video.shape == (25, 32, 32, 3) and sample[
+                "media"
+            ].audio.shape == (2, 16000)
     assert len(list(read_shards(shards))) == 11
     manifest = json.loads((shards / "manifest.json").read_text())
     assert manifest["clips"] == {"train": 8, "heldout": 3, "duets": 0} and manifest["rejects"] == []
@@ -95,19 +103,29 @@ def test_long_video_with_awkward_name_gives_several_clips_with_start_times(tmp_p
         make_video(name, seconds=3.2, fps=30, rate=44100, size=(48, 80), events=(0.5, 1.5, 2.5))
         (tmp_path / name).with_suffix(".txt").write_text("flashes")
     (tmp_path / "clips").mkdir()
-    config = ClipsConfig(source="folder", folder=str(tmp_path / "v"), seconds=1, height=32, width=32, heldout=1)
+    config = ClipsConfig(
+        source="folder", folder=str(tmp_path / "v"), seconds=1, height=32, width=32, heldout=1
+    )
     write_clips(config, 0, tmp_path / "clips")
-    assert make_shards(tmp_path / "clips", tmp_path / "shards")["clips"] == {"train": 3, "heldout": 3, "duets": 0}
+    assert make_shards(tmp_path / "clips", tmp_path / "shards")["clips"] == {
+        "train": 3,
+        "heldout": 3,
+        "duets": 0,
+    }
     samples = list(read_shards(tmp_path / "shards"))
     assert all("." not in sample["key"] for sample in samples)
     assert [s["provenance"]["start"] for s in samples] == [0.0, 1.0, 2.0] * 2
     for sample in samples:
         sound = np.abs(sample["media"].audio).max(0)
         assert np.flatnonzero(sound > 0.2)[0] / 16000 == pytest.approx(0.5, abs=0.001)
-        assert np.flatnonzero(sample["media"].video.mean((1, 2, 3)) > 200)[0] / 24 == pytest.approx(0.5, abs=1 / 24)
+        assert np.flatnonzero(sample["media"].video.mean((1, 2, 3)) > 200)[0] / 24 == pytest.approx(
+            0.5, abs=1 / 24
+        )
 
 
-def test_clip_that_breaks_after_probing_is_a_counted_reject_and_moves_no_other(synthetic, shards, tmp_path):
+def test_clip_that_breaks_after_probing_is_a_counted_reject_and_moves_no_other(
+    synthetic, shards, tmp_path
+):
     copy = tmp_path / "copy"
     (copy / "clips").mkdir(parents=True)
     for path in [synthetic / "clips.jsonl", *(synthetic / "clips").iterdir()]:
@@ -115,11 +133,20 @@ def test_clip_that_breaks_after_probing_is_a_counted_reject_and_moves_no_other(s
     (copy / "clips" / "000001.mp4").write_bytes(b"junk")
     (copy / "clips" / "000009.mp4").unlink()
     found = make_shards(copy, tmp_path / "fewer")
-    assert found["reject_counts"] == {"not a readable video": 2} and found["clips"] == {"train": 7, "heldout": 2, "duets": 0}
+    assert found["reject_counts"] == {"not a readable video": 2} and found["clips"] == {
+        "train": 7,
+        "heldout": 2,
+        "duets": 0,
+    }
     assert [r["name"] for r in found["rejects"]] == ["clips/000001.mp4", "clips/000009.mp4"]
-    assert (tmp_path / "fewer" / "train-000001.tar").read_bytes() == (shards / "train-000001.tar").read_bytes()
+    assert (tmp_path / "fewer" / "train-000001.tar").read_bytes() == (
+        shards / "train-000001.tar"
+    ).read_bytes()
     assert "000002" in {sample["key"] for sample in read_shards(tmp_path / "fewer")}
-    with pytest.raises(OmniForcingError, match=r"2 of 11 clips .* \(2 not a readable video; the first is clips/000001"):
+    with pytest.raises(
+        OmniForcingError,
+        match=r"2 of 11 clips .* \(2 not a readable video; the first is clips/000001",
+    ):
         make_shards(copy, tmp_path / "strict", most=0.1)
 
 
@@ -212,11 +239,19 @@ def test_full_disk_is_one_sentence_and_leaves_finished_shards_alone(synthetic, t
     work = tmp_path / "work"
     write_shards(plans(synthetic)[:1], work)
     before = content(work)
-    with files_of_at_most(30_000), pytest.raises(OmniForcingError, match=r"the disk is full while writing .*train-000001\.tar"):
+    with (
+        files_of_at_most(30_000),
+        pytest.raises(
+            OmniForcingError, match=r"the disk is full while writing .*train-000001\.tar"
+        ),
+    ):
         write_shards(plans(synthetic), work)
     assert content(work) == before
     (tmp_path / "clips").mkdir()
-    with files_of_at_most(5_000), pytest.raises(OmniForcingError, match="the disk is full while writing"):
+    with (
+        files_of_at_most(5_000),
+        pytest.raises(OmniForcingError, match="the disk is full while writing"),
+    ):
         write_clips(ClipsConfig(count=3, heldout=1, seconds=1), 0, tmp_path / "clips")
 
 

@@ -20,7 +20,13 @@ def videos(tmp_path, make_video):
 
 
 def config(videos, **other):
-    usual = {"source": "folder", "folder": str(videos), "seconds": 1, "heldout": 1, "max_reject_share": 0.9}
+    usual = {
+        "source": "folder",
+        "folder": str(videos),
+        "seconds": 1,
+        "heldout": 1,
+        "max_reject_share": 0.9,
+    }
     return ClipsConfig(**usual | other)
 
 
@@ -31,14 +37,20 @@ def clips(tmp_path, config):
     found = write_clips(config, 0, out)
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["rejects"] == found["rejects"] and manifest["kind"] == "clips"
-    return {e.provenance["name"]: e for e in read_clips(out)}, {r["name"]: r["reason"] for r in found["rejects"]}, found
+    return (
+        {e.provenance["name"]: e for e in read_clips(out)},
+        {r["name"]: r["reason"] for r in found["rejects"]},
+        found,
+    )
 
 
 ROWS = [("one.mp4", "a, b"), ("deep/two.v2.mp4", 'say "c"'), ("drei große.mp4", "ein  Bär\n")]
 CAPTION_FILES = {
     "captions.json": json.dumps([{"video": v, "caption": c} for v, c in ROWS]),
-    "captions.jsonl": "\n".join(json.dumps({"video": v, "caption": c, "other": 1}) for v, c in ROWS) + "\n\n",
-    "captions.csv": "\ufeffcaption,video\n" + "".join('"{}",{}\n'.format(c.replace('"', '""'), v) for v, c in ROWS),
+    "captions.jsonl": "\n".join(json.dumps({"video": v, "caption": c, "other": 1}) for v, c in ROWS)
+    + "\n\n",
+    "captions.csv": "\ufeffcaption,video\n"
+    + "".join('"{}",{}\n'.format(c.replace('"', '""'), v) for v, c in ROWS),
     "map.json": json.dumps(dict(ROWS)),
 }
 
@@ -46,7 +58,9 @@ CAPTION_FILES = {
 @pytest.mark.parametrize("name", CAPTION_FILES)
 def test_captions_are_read_in_every_format(tmp_path, videos, name):
     (videos / name).write_text(CAPTION_FILES[name], encoding="utf-8")
-    entries, rejects, found = clips(tmp_path, config(videos, captions=name if name == "map.json" else None))
+    entries, rejects, found = clips(
+        tmp_path, config(videos, captions=name if name == "map.json" else None)
+    )
     assert {n: e.caption for n, e in entries.items()} == {v: " ".join(c.split()) for v, c in ROWS}
     assert not rejects and found["sources"] == 3 and sum(found["clips"].values()) == 6
 
@@ -58,13 +72,26 @@ def test_captions_beside_the_videos_are_read(tmp_path, videos):
 
 
 def test_accents_match_in_any_unicode_form(tmp_path, videos):
-    (videos / "captions.json").write_text(json.dumps({unicodedata.normalize("NFD", v): c for v, c in ROWS}), encoding="utf-8")
+    (videos / "captions.json").write_text(
+        json.dumps({unicodedata.normalize("NFD", v): c for v, c in ROWS}), encoding="utf-8"
+    )
     assert len(clips(tmp_path, config(videos))[0]) == 3
 
 
 def test_each_reject_is_counted_with_its_reason(tmp_path, videos, make_video):
-    for name in ("mute.mp4", "short.mp4", "tiny.mp4", "uncaptioned.mp4", "cut.mp4", "latin.mp4", "twice.mp4", "blank.mp4"):
-        how = {"mute": {"audio": None}, "short": {"seconds": 0.6}, "tiny": {"size": (16, 16)}}.get(name[:-4], {})
+    for name in (
+        "mute.mp4",
+        "short.mp4",
+        "tiny.mp4",
+        "uncaptioned.mp4",
+        "cut.mp4",
+        "latin.mp4",
+        "twice.mp4",
+        "blank.mp4",
+    ):
+        how = {"mute": {"audio": None}, "short": {"seconds": 0.6}, "tiny": {"size": (16, 16)}}.get(
+            name[:-4], {}
+        )
         make_video(f"videos/{name}", movflags="+faststart", **how)
     make_video("videos/blind.mp4", video=False)
     (videos / "cut.mp4").write_bytes((videos / "cut.mp4").read_bytes()[:-300])
@@ -74,7 +101,9 @@ def test_each_reject_is_counted_with_its_reason(tmp_path, videos, make_video):
     bad = ("mute.mp4", "short.mp4", "tiny.mp4", "blind.mp4", "cut.mp4", "empty.mp4", "junk.mov")
     captioned = [*ROWS, *((name, "x") for name in bad)]
     captioned += [("gone.mp4", "x"), ("twice.mp4", "x"), ("twice.mp4", "y"), ("blank.mp4", "  ")]
-    (videos / "captions.jsonl").write_text("\n".join(json.dumps({"video": v, "caption": c}) for v, c in captioned))
+    (videos / "captions.jsonl").write_text(
+        "\n".join(json.dumps({"video": v, "caption": c}) for v, c in captioned)
+    )
     entries, rejects, found = clips(tmp_path, config(videos))
     assert sorted(entries) == sorted(v for v, _ in ROWS)
     assert rejects == {
@@ -108,7 +137,9 @@ def test_each_reject_is_counted_with_its_reason(tmp_path, videos, make_video):
         ("captions.json", b"\xff\xfe\x00", "UTF-8"),
     ],
 )
-def test_unreadable_caption_file_is_one_sentence_that_names_it(videos, tmp_path, name, content, says):
+def test_unreadable_caption_file_is_one_sentence_that_names_it(
+    videos, tmp_path, name, content, says
+):
     (videos / name).write_bytes(content)
     with pytest.raises(OmniForcingError, match=says) as error:
         clips(tmp_path, config(videos))
@@ -141,7 +172,11 @@ def test_held_out_videos_are_whole_files_and_always_the_same(tmp_path, make_vide
     held = {n for n, e in first.items() if e.split == "heldout"}
     assert sum(first[n].cuts for n in held) == 4
     (tmp_path / "videos" / "0.mp4").touch()
-    assert {n for n, e in clips(tmp_path, config(tmp_path / "videos", heldout=4))[0].items() if e.split == "heldout"} == held
+    assert {
+        n
+        for n, e in clips(tmp_path, config(tmp_path / "videos", heldout=4))[0].items()
+        if e.split == "heldout"
+    } == held
     many = clips(tmp_path, config(tmp_path / "videos", heldout=1000))[0]
     assert 1 <= sum(e.split == "heldout" for e in many.values()) <= 2
 
@@ -154,13 +189,23 @@ def test_a_single_video_leaves_nothing_to_hold_out(tmp_path, make_video):
 
 
 def test_synthetic_clips_are_files_like_any_other_with_the_truth_beside(tmp_path):
-    settings = ClipsConfig(count=5, duets=0.4, heldout=2, heldout_duets=1, seconds=1, height=32, width=32)
+    settings = ClipsConfig(
+        count=5, duets=0.4, heldout=2, heldout_duets=1, seconds=1, height=32, width=32
+    )
     entries, rejects, found = clips(tmp_path, settings)
     assert not rejects and found["clips"] == {"train": 3, "heldout": 2, "duets": 1}
     entry = entries["clips/000004.mp4"]
-    assert entry.split == "heldout" and entry.cuts == 1 and entry.provenance["impacts"] and entry.provenance["colours"]
+    assert (
+        entry.split == "heldout"
+        and entry.cuts == 1
+        and entry.provenance["impacts"]
+        and entry.provenance["colours"]
+    )
     assert (tmp_path / "clips" / "clips" / "000004.mp4").stat().st_size > 1000
-    balls = {split: [len(e.provenance["colours"]) for e in entries.values() if e.split == split] for split in found["clips"]}
+    balls = {
+        split: [len(e.provenance["colours"]) for e in entries.values() if e.split == split]
+        for split in found["clips"]
+    }
     assert balls == {"train": [1, 1, 2], "heldout": [1, 1], "duets": [2]}
 
 
@@ -181,6 +226,8 @@ def test_impossible_settings_are_refused_by_name(override):
 
 def test_the_same_caption_twice_is_no_contradiction(tmp_path):
     path = tmp_path / "captions.json"
-    path.write_text(json.dumps([{"video": "a.mp4", "caption": "x"}, {"video": "./a.mp4", "caption": "x"}]))
+    path.write_text(
+        json.dumps([{"video": "a.mp4", "caption": "x"}, {"video": "./a.mp4", "caption": "x"}])
+    )
     captions = read_captions(path)
     assert captions.texts == {"a.mp4": "x"} and not captions.repeated

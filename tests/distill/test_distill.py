@@ -118,7 +118,9 @@ def test_refined_sigmas_hold_the_students_own() -> None:
             refine(SIGMAS, steps)
 
 
-def test_a_point_per_block_is_picked_from_the_trajectory_and_its_perfect_velocity_costs_nothing() -> None:
+def test_a_point_per_block_is_picked_from_the_trajectory_and_its_perfect_velocity_costs_nothing() -> (
+    None
+):
     ode = stage_causal_ode()
     x0, noise = latents(COUNTS), latents(COUNTS, seed=1)
     sigmas = torch.tensor([*SIGMAS, 0.0])
@@ -144,7 +146,13 @@ def test_an_x0_target_weighs_the_velocity_error_by_sigma_squared() -> None:
 
 def stage_teacher() -> Teacher:
     model = tiny_model()
-    return Teacher(model, TeacherConfig(optim=OPTIM), full_view(model, COUNTS, GRID), features(1, seed=9), seed=0)
+    return Teacher(
+        model,
+        TeacherConfig(optim=OPTIM),
+        full_view(model, COUNTS, GRID),
+        features(1, seed=9),
+        seed=0,
+    )
 
 
 def models(sinks: int) -> tuple:
@@ -156,7 +164,14 @@ def stage_bidirectional_dmd(**rates: Any) -> BidirectionalDmd:
     config = DmdConfig(optim=OPTIM, critic_steps=2, **rates)
     view, none = full_view(three[1], COUNTS, GRID), features(1, seed=9)
     return BidirectionalDmd(
-        *three, config=config, view=view, unconditional=none, sigmas=SIGMAS, counts=COUNTS, grid=GRID, seed=0
+        *three,
+        config=config,
+        view=view,
+        unconditional=none,
+        sigmas=SIGMAS,
+        counts=COUNTS,
+        grid=GRID,
+        seed=0,
     )
 
 
@@ -169,7 +184,11 @@ def stage_causal_ode() -> CausalOde:
 def stage_self_forcing(steered: float = 0.5) -> SelfForcing:
     three = models(3)
     config = SelfForcingConfig(optim=OPTIM, critic_steps=2, steered=steered)
-    rest = {"view": full_view(three[1], COUNTS, GRID), "unconditional": features(1, seed=9), "captions": features(5, seed=3)}
+    rest = {
+        "view": full_view(three[1], COUNTS, GRID),
+        "unconditional": features(1, seed=9),
+        "captions": features(5, seed=3),
+    }
     return SelfForcing(*three, config=config, rollout=ROLLOUT, blocks=3, seed=0, **rest)
 
 
@@ -178,7 +197,13 @@ def stage_with_muon() -> BidirectionalDmd:
     return stage_bidirectional_dmd(muon_lr=Weights(1e-3, 1e-3), critic_muon_lr=2e-3)
 
 
-STAGES = [stage_teacher, stage_bidirectional_dmd, stage_causal_ode, stage_self_forcing, stage_with_muon]
+STAGES = [
+    stage_teacher,
+    stage_bidirectional_dmd,
+    stage_causal_ode,
+    stage_self_forcing,
+    stage_with_muon,
+]
 
 
 def batches(module: StageModule) -> Callable[[int], Iterator[Batch]]:
@@ -194,7 +219,9 @@ def batches(module: StageModule) -> Callable[[int], Iterator[Batch]]:
 
 @pytest.mark.parametrize("build", [stage_teacher, stage_bidirectional_dmd, stage_causal_ode])
 @torch.no_grad()
-def test_all_that_a_stage_was_built_with_follows_its_model_to_another_device(build: Callable[[], StageModule]) -> None:
+def test_all_that_a_stage_was_built_with_follows_its_model_to_another_device(
+    build: Callable[[], StageModule],
+) -> None:
     """No numbers are computed on the meta device, but tensors of two devices still do not meet."""
     module = build()
     module.place(torch.device("meta"))
@@ -215,14 +242,22 @@ def test_muon_takes_the_matrices_of_the_layers_and_adamw_all_other_parameters_on
     optimisers = module.configure_optimizers()
     assert [type(optimiser) for optimiser in optimisers] == [torch.optim.AdamW, Muon] * 2
     for model, (adamw, muon) in ((module.model, optimisers[:2]), (module.critic, optimisers[2:])):
-        inside, others = ([p for group in o.param_groups for p in group["params"]] for o in (muon, adamw))
+        inside, others = (
+            [p for group in o.param_groups for p in group["params"]] for o in (muon, adamw)
+        )
         layers = dict(model.core.transformer_blocks.named_parameters())
-        assert {id(p) for p in inside} == {id(p) for name, p in layers.items() if name.endswith("weight") and p.ndim == 2}
-        assert sorted(map(id, [*inside, *others])) == sorted(id(p) for p in model.parameters() if p.numel())
+        assert {id(p) for p in inside} == {
+            id(p) for name, p in layers.items() if name.endswith("weight") and p.ndim == 2
+        }
+        assert sorted(map(id, [*inside, *others])) == sorted(
+            id(p) for p in model.parameters() if p.numel()
+        )
 
 
 @pytest.mark.parametrize("build", STAGES)
-def test_a_stage_broken_off_and_resumed_ends_in_the_same_weights(build: Callable[[], StageModule], tmp_path: Path) -> None:
+def test_a_stage_broken_off_and_resumed_ends_in_the_same_weights(
+    build: Callable[[], StageModule], tmp_path: Path
+) -> None:
     trainer = TrainerConfig(checkpoint_every=3, log_every=1, probes=3, accelerator="cpu")
 
     def train(work: Path, stop_at: int | None = None) -> StageModule:
@@ -246,7 +281,9 @@ def test_a_stage_broken_off_and_resumed_ends_in_the_same_weights(build: Callable
     resumed = train(tmp_path / "broken")
     for name, value in unbroken.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
-    assert (tmp_path / "unbroken" / CURVES).read_text() == (tmp_path / "broken" / CURVES).read_text()
+    assert (tmp_path / "unbroken" / CURVES).read_text() == (
+        tmp_path / "broken" / CURVES
+    ).read_text()
     rows = list(csv.DictReader((tmp_path / "broken" / CURVES).open()))
     assert [bool(row["sync_margin"]) for row in rows] == [False, True] * 3
     start = build().state_dict()
@@ -278,7 +315,9 @@ def test_the_frozen_teacher_is_no_part_of_a_checkpoint(tmp_path: Path) -> None:
     assert {name.split(".")[1] for name in saved} == {"model", "ema", "critic", "largest_norm"}
 
 
-def test_self_forcing_reaches_the_sinks_and_the_text_path_and_never_the_teacher(tmp_path: Path) -> None:
+def test_self_forcing_reaches_the_sinks_and_the_text_path_and_never_the_teacher(
+    tmp_path: Path,
+) -> None:
     module = stage_self_forcing()
     teacher = copy.deepcopy(module.frozen[0].state_dict())
     x = module.generate(module.model, features(), step_generator(0, 0))
@@ -291,7 +330,13 @@ def test_self_forcing_reaches_the_sinks_and_the_text_path_and_never_the_teacher(
         "core.transformer_blocks.0.audio_attn2.to_v.weight",
     ):
         assert named[name].grad is not None and named[name].grad.abs().sum() > 0, name
-    fit(module, batches(module), steps=2, work=tmp_path, trainer=TrainerConfig(checkpoint_every=2, accelerator="cpu"))
+    fit(
+        module,
+        batches(module),
+        steps=2,
+        work=tmp_path,
+        trainer=TrainerConfig(checkpoint_every=2, accelerator="cpu"),
+    )
     assert all(torch.equal(v, teacher[k]) for k, v in module.frozen[0].state_dict().items())
 
 
@@ -300,10 +345,17 @@ def test_rollouts_that_switch_learn_from_the_switch_on(steered: float) -> None:
     module, text, learning = stage_self_forcing(steered), features(), set()
     weights = [p for p in module.model.parameters() if p.requires_grad]
     for seed in range(8):
-        blocks = module.generate(module.model, text, step_generator(seed, 0)).video.split([1, 3, 3], 1)
-        found = (torch.autograd.grad(b.sum(), weights, retain_graph=True, allow_unused=True) for b in blocks)
+        blocks = module.generate(module.model, text, step_generator(seed, 0)).video.split(
+            [1, 3, 3], 1
+        )
+        found = (
+            torch.autograd.grad(b.sum(), weights, retain_graph=True, allow_unused=True)
+            for b in blocks
+        )
         learning.add(tuple(any(g is not None and bool(g.any()) for g in grads) for grads in found))
-    assert learning == ({(False, True, True), (False, False, True)} if steered else {(True, True, True)})
+    assert learning == (
+        {(False, True, True), (False, False, True)} if steered else {(True, True, True)}
+    )
 
 
 @torch.no_grad()
@@ -316,7 +368,9 @@ def test_only_rollouts_that_switch_begin_as_the_other_caption_says(seed: int) ->
     generator = step_generator(seed, 0)
     torch.randint(len(SIGMAS), (), generator=generator)
     switches = torch.rand((2,), generator=generator) < 0.5
-    assert [bool((a[0] != b[0]).any()) for a, b in zip(one, other, strict=True)] == switches.tolist()
+    assert [
+        bool((a[0] != b[0]).any()) for a, b in zip(one, other, strict=True)
+    ] == switches.tolist()
 
 
 @torch.no_grad()
@@ -327,7 +381,9 @@ def test_a_rollout_in_training_equals_the_stream_for_the_same_noise() -> None:
 
     model, text, other = tiny_model(3), features(), features(seed=5)
     texts = [model.cache_text(text), *2 * [model.cache_text(other)]]
-    trained = concatenate(train_rollout(model, texts, ROLLOUT, 2, len(SIGMAS) - 1, step_generator(0, 7)))
+    trained = concatenate(
+        train_rollout(model, texts, ROLLOUT, 2, len(SIGMAS) - 1, step_generator(0, 7))
+    )
     stream = Rollout(model, text, ROLLOUT, step_generator(0, 7))
     blocks = [next(stream)]
     stream.switch(other)
@@ -350,7 +406,9 @@ def test_trajectories_start_in_noise_and_the_teachers_without_guidance_is_the_st
     model, text = tiny_model(), features()
     clip, sigmas = WholeClip(model, COUNTS, GRID), [*SIGMAS, 0.0]
     denoisers = clip.plain(text), clip.guided(text, features(1, seed=9), Weights(1.0, 1.0))
-    student, teacher = (list(ode_states(d, clip.noise(2, step_generator(0, 0)), sigmas)) for d in denoisers)
+    student, teacher = (
+        list(ode_states(d, clip.noise(2, step_generator(0, 0)), sigmas)) for d in denoisers
+    )
     assert len(student) == len(teacher) == 3
     for s, t in zip(student, teacher, strict=True):
         torch.testing.assert_close(s.video, t.video, rtol=1e-3, atol=1e-4)

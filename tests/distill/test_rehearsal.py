@@ -29,9 +29,23 @@ from tests.support.ray_cluster import ROOT, cluster_of_ours
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
 # What is small: the width of each head (of 32), a caption's, and the picture; and the batch is one clip of each worker.
-NARROW = ["teacher.model.heads=2", "teacher.model.video_head_dim=16", "teacher.model.audio_head_dim=8"]
-SMALL = [*NARROW, "clips.height=64", "clips.width=64", "student.sinks=4", "self_forcing.steered=0.5"]
-STEPS = [f"{stage}.{key}" for stage in ("bidirectional_dmd", "self_forcing") for key in ("critic_steps=1", "optim.batch=2")]
+NARROW = [
+    "teacher.model.heads=2",
+    "teacher.model.video_head_dim=16",
+    "teacher.model.audio_head_dim=8",
+]
+SMALL = [
+    *NARROW,
+    "clips.height=64",
+    "clips.width=64",
+    "student.sinks=4",
+    "self_forcing.steered=0.5",
+]
+STEPS = [
+    f"{stage}.{key}"
+    for stage in ("bidirectional_dmd", "self_forcing")
+    for key in ("critic_steps=1", "optim.batch=2")
+]
 ON_CPU = ["trainer.accelerator=cpu", "trainer.checkpoint_activations=true", "cluster.strategy=fsdp"]
 CAPTIONS = 3
 ALL = ("I", "II", "III")
@@ -40,12 +54,16 @@ ALL = ("I", "II", "III")
 def rehearsed() -> tuple[Config, Sizes]:
     config = load_config([*SMALL, *STEPS, "causal_ode.optim.batch=2", *ON_CPU], ROOT, "ltx2")
     sizes = Sizes.of(config, Path("/no/weights"))
-    return config, replace(sizes, length=8, core={**sizes.core, "caption_channels": 24}, caption=Pair(24, 24))
+    return config, replace(
+        sizes, length=8, core={**sizes.core, "caption_channels": 24}, caption=Pair(24, 24)
+    )
 
 
 def text(sizes: Sizes, count: int, seed: int) -> TextFeatures:
     generator = torch.Generator().manual_seed(seed)
-    return sizes.caption.map(lambda width: torch.randn(count, sizes.length, width, generator=generator))
+    return sizes.caption.map(
+        lambda width: torch.randn(count, sizes.length, width, generator=generator)
+    )
 
 
 def batches(config: Config, sizes: Sizes, states: int) -> Callable[[int], Iterator[Batch]]:
@@ -67,13 +85,21 @@ def stages(config: Config, sizes: Sizes, teacher: Path) -> dict[str, Callable[[]
         return [load_model(teacher, 0, meta=True) for _ in range(count)]
 
     def student() -> DualStream:
-        return load_model(teacher, config.student.sinks, stabiliser=config.student.stabiliser, fresh=True, meta=True)
+        return load_model(
+            teacher,
+            config.student.sinks,
+            stabiliser=config.student.stabiliser,
+            fresh=True,
+            meta=True,
+        )
 
     none, captions = text(sizes, 1, 9), text(sizes, CAPTIONS, 8)
     return {
         "I": lambda: BidirectionalDmd.of(config, networks(3), none, sizes.grid),
         "II": lambda: CausalOde.of(config, student(), sizes.grid),
-        "III": lambda: SelfForcing.of(config, [student(), *networks(2)], none, captions, sizes.grid),
+        "III": lambda: SelfForcing.of(
+            config, [student(), *networks(2)], none, captions, sizes.grid
+        ),
     }
 
 
@@ -92,26 +118,39 @@ def rehearse(teacher: Path, work: Path, steps: int) -> None:
         fit(module, data, steps=steps, work=work / name, trainer=trainer, sharded=True)
         assert is_sharded(module.model)
         largest = max(p.to_local().numel() for p in module.model.core.parameters())
-        assert distributed.size() == 1 or largest < max(p.numel() for p in module.model.core.parameters())
+        assert distributed.size() == 1 or largest < max(
+            p.numel() for p in module.model.core.parameters()
+        )
         folder = work / name / f"published-{distributed.rank()}"
         folder.mkdir(exist_ok=True)
         save_sharded(module.ema.model, folder)
 
 
-def test_every_stage_of_48_layers_takes_a_step_and_goes_on_from_its_checkpoint_on_other_workers(tmp_path: Path) -> None:
+def test_every_stage_of_48_layers_takes_a_step_and_goes_on_from_its_checkpoint_on_other_workers(
+    tmp_path: Path,
+) -> None:
     config, sizes = rehearsed()
-    assert config.teacher.model.layers == 48 and len(config.student.sigmas) == 4 and config.student.window == 3
+    assert (
+        config.teacher.model.layers == 48
+        and len(config.student.sigmas) == 4
+        and config.student.window == 3
+    )
     teacher, work = tmp_path / "teacher", tmp_path / "work"
     core = build_core(sizes.core, seed=1)
     save_model(DualStream(core), teacher)
     with cluster_of_ours() as cluster:
-        launch(partial(rehearse, teacher, work, 1), ClusterConfig(cluster.address, workers=2), tmp_path)
+        launch(
+            partial(rehearse, teacher, work, 1), ClusterConfig(cluster.address, workers=2), tmp_path
+        )
     for name in ALL:
         first = checkpoints.latest(work / name, sharded=True)
         assert first is not None and first.name == "epoch-000001.shards"
         published = load_model(work / name / "published-0")
         assert len(published.core.transformer_blocks) == 48
-        learnt = [bool((a != b).any()) for a, b in zip(published.core.parameters(), core.parameters(), strict=True)]
+        learnt = [
+            bool((a != b).any())
+            for a, b in zip(published.core.parameters(), core.parameters(), strict=True)
+        ]
         assert sum(learnt) > 0.9 * len(learnt)
     # Two workers wrote it; one goes on. That it learns what they would have, test_workers holds at two layers.
     run_group(rehearse, 1, teacher, work, 2)

@@ -56,8 +56,17 @@ def train(
         module.accumulate, module.sharding = accumulate, sharding
         if recompute:
             module.recompute()
-        trainer = TrainerConfig(checkpoint_every=2, log_every=1, accelerator="cpu", precision=precision)
-        fit(module, batches(module), steps=steps, work=work / build.__name__, trainer=trainer, sharded=bool(sharding))
+        trainer = TrainerConfig(
+            checkpoint_every=2, log_every=1, accelerator="cpu", precision=precision
+        )
+        fit(
+            module,
+            batches(module),
+            steps=steps,
+            work=work / build.__name__,
+            trainer=trainer,
+            sharded=bool(sharding),
+        )
         state = {name: gathered(value) for name, value in module.ema.model.state_dict().items()}
         if distributed.rank() == 0:
             torch.save(state, work / build.__name__ / "ema.pt")
@@ -70,17 +79,28 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return work
 
 
-def compare(found: Path, alone: Path, loss: float = 1e-4, weights: float = 1e-3, stages: Sequence[Stage] = STAGES) -> None:
+def compare(
+    found: Path,
+    alone: Path,
+    loss: float = 1e-4,
+    weights: float = 1e-3,
+    stages: Sequence[Stage] = STAGES,
+) -> None:
     for build in stages:
         rows, expected = (read_rows(work / build.__name__ / CURVES) for work in (found, alone))
         assert len(rows) == len(expected) == STEPS
         for row, values in zip(rows, expected, strict=True):
             # Muon rounds to bf16, so gradients differ sooner than the losses that they come from.
-            near = {n: pytest.approx(v, abs=loss, rel=0 if "loss" in n else 10 * loss) for n, v in values.items()}
+            near = {
+                n: pytest.approx(v, abs=loss, rel=0 if "loss" in n else 10 * loss)
+                for n, v in values.items()
+            }
             assert row == near, build.__name__
         ours, theirs = (torch.load(work / build.__name__ / "ema.pt") for work in (found, alone))
         for name, value in theirs.items():
-            torch.testing.assert_close(ours[name], value, rtol=0, atol=weights, msg=f"{build.__name__}: {name}")
+            torch.testing.assert_close(
+                ours[name], value, rtol=0, atol=weights, msg=f"{build.__name__}: {name}"
+            )
 
 
 def sharded(*overrides: str) -> Sharding:
@@ -94,9 +114,15 @@ def train_whole_and_in_shards(work: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.timeout(600)
-def test_two_workers_of_a_ray_cluster_learn_what_one_process_does(alone: Path, tmp_path: Path) -> None:
+def test_two_workers_of_a_ray_cluster_learn_what_one_process_does(
+    alone: Path, tmp_path: Path
+) -> None:
     with cluster_of_ours() as cluster:
-        launch(partial(train_whole_and_in_shards, tmp_path), ClusterConfig(cluster.address, workers=2), tmp_path)
+        launch(
+            partial(train_whole_and_in_shards, tmp_path),
+            ClusterConfig(cluster.address, workers=2),
+            tmp_path,
+        )
     for strategy in ("ddp", "fsdp"):
         compare(tmp_path / strategy, alone, stages=CAUSAL)
 
@@ -108,7 +134,9 @@ def test_micro_batches_of_two_workers_add_up_to_the_batch(alone: Path, tmp_path:
 
 def train_in_both_precisions(work: Path) -> None:
     train(work / "fp32", 2, True, sharded())
-    train(work / "bf16", sharding=sharded(f"trainer.precision={BF16}"), precision=BF16, stages=CAUSAL)
+    train(
+        work / "bf16", sharding=sharded(f"trainer.precision={BF16}"), precision=BF16, stages=CAUSAL
+    )
 
 
 def test_two_workers_with_a_shard_each_learn_it_too(alone: Path, tmp_path: Path) -> None:
@@ -118,15 +146,21 @@ def test_two_workers_with_a_shard_each_learn_it_too(alone: Path, tmp_path: Path)
     train(tmp_path / "alone", precision=BF16, stages=CAUSAL)
     compare(tmp_path / "bf16", tmp_path / "alone", loss=0.02, weights=1e-2, stages=CAUSAL)
     for build in CAUSAL:
-        assert (tmp_path / "bf16" / build.__name__ / CURVES).read_text() != (alone / build.__name__ / CURVES).read_text()
+        assert (tmp_path / "bf16" / build.__name__ / CURVES).read_text() != (
+            alone / build.__name__ / CURVES
+        ).read_text()
 
 
-def test_four_workers_with_two_copies_in_two_shards_learn_it_too(alone: Path, tmp_path: Path) -> None:
+def test_four_workers_with_two_copies_in_two_shards_learn_it_too(
+    alone: Path, tmp_path: Path
+) -> None:
     run_group(partial(train, sharding=Sharding(group=2), stages=CAUSAL), 4, tmp_path)
     compare(tmp_path, alone, stages=CAUSAL)
 
 
-def test_one_worker_goes_on_from_the_checkpoint_that_two_left_in_shards(alone: Path, tmp_path: Path) -> None:
+def test_one_worker_goes_on_from_the_checkpoint_that_two_left_in_shards(
+    alone: Path, tmp_path: Path
+) -> None:
     run_group(partial(train, sharding=Sharding(), stages=CAUSAL, steps=STEPS // 2), 2, tmp_path)
     run_group(partial(train, sharding=Sharding(), stages=CAUSAL), 1, tmp_path)
     compare(tmp_path, alone, stages=CAUSAL)

@@ -13,23 +13,39 @@ FIGURES = {
     "clips": 4,
     "sync_recall": 1,
 }
-DRIFT = {"drift_margin": 0.4, "drift": {"thirds": {"margin": [0.6, 0.5, 0.4], "error": [0.1, 0.2, 0.3]}}}
-VARIANTS = {"without-II": {"about": "<none> of it", "overrides": ["self_forcing.init=bidirectional_dmd"]}}
+DRIFT = {
+    "drift_margin": 0.4,
+    "drift": {"thirds": {"margin": [0.6, 0.5, 0.4], "error": [0.1, 0.2, 0.3]}},
+}
+VARIANTS = {
+    "without-II": {"about": "<none> of it", "overrides": ["self_forcing.init=bidirectional_dmd"]}
+}
 MEASURED = {"preset": "test", "git_commit": "c0ffee" * 5, "evaluation": "beef" * 16}
 
 
 def test_an_ablation_leaves_a_table_a_plot_and_a_page(tmp_path):
     folder = tmp_path / "ablation"
-    models = {"real": FIGURES, "baseline": FIGURES | DRIFT, "without-II": FIGURES | DRIFT | {"sync_margin": None}}
+    models = {
+        "real": FIGURES,
+        "baseline": FIGURES | DRIFT,
+        "without-II": FIGURES | DRIFT | {"sync_margin": None},
+    }
     for _ in range(2):
         write_ablation(folder, models, VARIANTS, {**MEASURED, "seeds": 2})
-    assert {path.name for path in folder.iterdir()} == {"ablation.json", "ablation.png", "index.html"}
+    assert {path.name for path in folder.iterdir()} == {
+        "ablation.json",
+        "ablation.png",
+        "index.html",
+    }
     found = read_json(folder / "ablation.json")
     assert found["rows"]["baseline"]["drift_margin_error"] == 0.3
     assert "drift" not in found["rows"]["baseline"] and "drift_margin" not in found["rows"]["real"]
     assert found["variants"] == VARIANTS
     page = (folder / "index.html").read_text()
-    assert set(re.findall(r'(?:src|href)="([^"]+)"', page)) == {"ablation.png", "../evaluation/index.html"}
+    assert set(re.findall(r'(?:src|href)="([^"]+)"', page)) == {
+        "ablation.png",
+        "../evaluation/index.html",
+    }
     assert found["settings"]["evaluation"] == MEASURED["evaluation"]
     assert "<code>c0ffeec0ffee</code>" in page and "<code>beefbeefbeef</code>" in page
     assert "test-without-II" in page and "<none>" not in page

@@ -36,13 +36,24 @@ CAPTIONS = ["a red ball bounces", "a blue ball bounces", "a green ball bounces"]
 @pytest.fixture(scope="module")
 def config():
     config = Config()
-    config.clips.seconds, config.student.window, config.student.sinks, config.student.sigmas = 2, 1, 2, [1.0, 0.5]
+    config.clips.seconds, config.student.window, config.student.sinks, config.student.sigmas = (
+        2,
+        1,
+        2,
+        [1.0, 0.5],
+    )
     config.teacher.sampler.steps, config.evaluate.batch, config.trainer.accelerator = 2, 2, "cpu"
-    config.teacher.model = dataclasses.replace(config.teacher.model, layers=1, heads=2, video_head_dim=24, audio_head_dim=16)
+    config.teacher.model = dataclasses.replace(
+        config.teacher.model, layers=1, heads=2, video_head_dim=24, audio_head_dim=16
+    )
     text = TextConfig(layers=1, hidden=32, heads=2, length=16, registers=8)
-    video = VideoCodecConfig(latent_channels=8, encoder_channels=[8, 16, 32], decoder_channels=[8, 16, 32])
+    video = VideoCodecConfig(
+        latent_channels=8, encoder_channels=[8, 16, 32], decoder_channels=[8, 16, 32]
+    )
     audio = AudioCodecConfig(channel_multipliers=[1, 1, 2])
-    config.codec = CodecConfig(video=video, audio=audio, vocoder=VocoderConfig(hidden=16), text=text)
+    config.codec = CodecConfig(
+        video=video, audio=audio, vocoder=VocoderConfig(hidden=16), text=text
+    )
     return config
 
 
@@ -55,10 +66,15 @@ def folders(config, tmp_path_factory):
     Codec.build(config.codec, 64, 64).save(folders["codec"])
     build_tiny(folders["codec"] / "text", config.codec.text, CAPTIONS, seed=0)
     write_text(folders["latents"], TextEncoder.load(folders["codec"] / "text"), CAPTIONS)
-    width = Bench.open(config, folders["codec"], folders["latents"]).text.unconditional.video.shape[-1]
+    width = Bench.open(config, folders["codec"], folders["latents"]).text.unconditional.video.shape[
+        -1
+    ]
     core = core_config(config.teacher.model, read_json(folders["codec"] / "codec.json"), width)
     for name in MODELS:
-        save_model(DualStream(build_core(core, seed=0), config.student.sinks if name in CAUSAL else 0), folders[name])
+        save_model(
+            DualStream(build_core(core, seed=0), config.student.sinks if name in CAUSAL else 0),
+            folders[name],
+        )
     return folders
 
 
@@ -112,7 +128,9 @@ def test_a_reconstruction_has_the_clips_shape(bench):
 
 
 def test_speed_is_that_of_the_streamed_artifact_against_the_teacher(bench, folders, tmp_path):
-    speed = against_the_teacher(bench, folders, folders["codec"], tmp_path / "artifact", CAPTIONS[0])
+    speed = against_the_teacher(
+        bench, folders, folders["codec"], tmp_path / "artifact", CAPTIONS[0]
+    )
     assert speed["media_s"] == 2 and 0 < speed["ttfc_s"] <= speed["stream_s"]
     assert speed["speedup"] == pytest.approx(speed["teacher_s"] / speed["stream_s"])
     assert "student 2 steps" in speed["measured_on"]

@@ -24,6 +24,9 @@ def test_stages_without_curves_are_left_out(tmp_path):
 def test_the_reference_is_seen_in_the_picture(tmp_path):
     (tmp_path / "teacher.curves.csv").write_text(TABLE)
     stages = stage_curves(tmp_path, ["teacher"])
-    alone, over = (draw_training(tmp_path / f"{n}.png", stages, r) for n, r in (("alone", {}), ("over", stages)))
+    alone, over = (
+        draw_training(tmp_path / f"{n}.png", stages, r)
+        for n, r in (("alone", {}), ("over", stages))
+    )
     assert Image.open(alone).size == Image.open(over).size
     assert alone.read_bytes() != over.read_bytes()

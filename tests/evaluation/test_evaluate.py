@@ -11,7 +11,14 @@ import pytest
 from omniforcing.core.config import EvaluateConfig
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.latents import Pair
-from omniforcing.evaluation.evaluate import NEAREST, Subject, evaluate, other_sounds, page_clips, plan
+from omniforcing.evaluation.evaluate import (
+    NEAREST,
+    Subject,
+    evaluate,
+    other_sounds,
+    page_clips,
+    plan,
+)
 from omniforcing.evaluation.nearest import Training
 from omniforcing.evaluation.report import format_number, publish
 from omniforcing.evaluation.summary import colour_score, pitch_score
@@ -22,7 +29,15 @@ from omniforcing.pocket.synthetic import COLOURS, make_clip
 CLIPS, SECONDS, TRAINED = 6, 2, 12
 SETTINGS = EvaluateConfig(clips=CLIPS, seeds=2, page_clips=2, drift_clips=3, page_nearest=3)
 REQUIRED = {
-    *("sync_f1", "sync_margin", "sync_offset_ms", "sync_offset_signed_ms", "events_video", "events_audio", "ball_present"),
+    *(
+        "sync_f1",
+        "sync_margin",
+        "sync_offset_ms",
+        "sync_offset_signed_ms",
+        "events_video",
+        "events_audio",
+        "ball_present",
+    ),
     *("colour_accuracy", "pitch_accuracy", "frechet_video", "frechet_audio", "clips"),
     *("nearest_train", "memorised_share"),
 }
@@ -34,7 +49,10 @@ def clip(index, seconds=SECONDS, balls=1):
 
 def real(seed, count, balls=1):
     made = [make_clip(seed, i, SECONDS, 64, 64, balls) for i in range(count)]
-    return Clips([c.caption for c in made], lambda chosen=range(count): (media(c) for i, c in enumerate(made) if i in chosen))
+    return Clips(
+        [c.caption for c in made],
+        lambda chosen=range(count): (media(c) for i, c in enumerate(made) if i in chosen),
+    )
 
 
 def heldout():
@@ -49,7 +67,9 @@ def in_sync(captions, seeds):
     """A model that makes a clip of the caption's colour, another for each seed, in perfect sync."""
     for caption, seed in zip(captions, seeds, strict=True):
         colour = next(name for name in COLOURS if name in caption)
-        index = next(i for i in range(1000) if make_clip(seed % 2**31, i, 1, 32, 32).colour == colour)
+        index = next(
+            i for i in range(1000) if make_clip(seed % 2**31, i, 1, 32, 32).colour == colour
+        )
         yield media(make_clip(seed % 2**31, index, SECONDS, 64, 64))
 
 
@@ -94,7 +114,9 @@ def found(training, work):
 def duets(training, work):
     """The harder split, with a model that shows one of the two balls."""
     settings = dataclasses.replace(SETTINGS, seeds=1, page_clips=1)
-    return evaluate(subject(real(32, 4, balls=2), {"teacher": in_sync}, work / "duets", settings), training)
+    return evaluate(
+        subject(real(32, 4, balls=2), {"teacher": in_sync}, work / "duets", settings), training
+    )
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +137,13 @@ def test_every_model_has_every_measure(found):
 
 def test_ceiling_chance_and_cheat_stand_where_they_must(found):
     real, codec, shuffled, teacher, mute = found.models.values()
-    assert real["sync_f1"] >= 0.98 and real["colour_accuracy"] == real["pitch_accuracy"] == real["ball_present"] == 1
-    assert real["frechet_video"] == pytest.approx(0, abs=1e-9) and codec["frechet_audio"] == pytest.approx(0, abs=1e-9)
+    assert (
+        real["sync_f1"] >= 0.98
+        and real["colour_accuracy"] == real["pitch_accuracy"] == real["ball_present"] == 1
+    )
+    assert real["frechet_video"] == pytest.approx(0, abs=1e-9) and codec[
+        "frechet_audio"
+    ] == pytest.approx(0, abs=1e-9)
     assert shuffled["sync_f1"] < 0.5 and shuffled["frechet_video"] == pytest.approx(0, abs=1e-9)
     assert teacher["sync_margin"] > 0.5 and teacher["pitch_accuracy"] == 1
     assert mute["sync_f1"] == mute["pitch_accuracy"] == mute["events_audio"] == 0
@@ -134,12 +161,22 @@ def test_drift_stands_with_the_models_that_can_go_on(found):
 def test_a_model_that_replays_its_training_clips_is_found_out(found, training, tmp_path):
     settings = dataclasses.replace(SETTINGS, page_nearest=0)
     replays = evaluate(subject(heldout(), {"memory": memory}, tmp_path, settings), training)
-    assert replays.models["memory"]["nearest_train"] < 0.05 and replays.models["memory"]["memorised_share"] == 1
+    assert (
+        replays.models["memory"]["nearest_train"] < 0.05
+        and replays.models["memory"]["memorised_share"] == 1
+    )
     assert replays.models["memory"]["sync_margin"] > 0.5  # which the other measures reward
     for name, metrics in found.models.items():
-        assert metrics["nearest_train"] == 1 if name in ("real", "codec") else metrics["nearest_train"] > 0.5
+        assert (
+            metrics["nearest_train"] == 1
+            if name in ("real", "codec")
+            else metrics["nearest_train"] > 0.5
+        )
         assert metrics["memorised_share"] <= 0.2
-    assert found.memorisation["training_clips"] == TRAINED and found.memorisation["heldout_distance"] > 0
+    assert (
+        found.memorisation["training_clips"] == TRAINED
+        and found.memorisation["heldout_distance"] > 0
+    )
     assert not (tmp_path / NEAREST).exists()
 
 
@@ -154,7 +191,10 @@ def test_two_balls_are_measured_by_the_same_names(found, duets):
 
 def test_a_killed_evaluation_goes_on_with_the_first_model_that_is_missing(found, training, work):
     models = {"teacher": unreachable, "self_forcing": unreachable}
-    again = evaluate(subject(heldout(), models, work, codec=unreachable, rollouts={"self_forcing": unreachable}), training)
+    again = evaluate(
+        subject(heldout(), models, work, codec=unreachable, rollouts={"self_forcing": unreachable}),
+        training,
+    )
     assert again == found
 
 
@@ -176,10 +216,26 @@ def test_one_heldout_clip_is_refused(training, tmp_path):
 def test_captions_of_another_world_are_measured_by_distance_alone(training, tmp_path):
     other = Clips(["rain on a roof", "a dog barks"], lambda: (media(clip(i)) for i in range(2)))
     settings = dataclasses.replace(SETTINGS, drift_clips=0)
-    found = evaluate(subject(other, {}, tmp_path / "work", settings, rollouts={"self_forcing": unreachable}), training)
-    assert found.models["real"].keys() == {"clips", "frechet_video", "frechet_audio", "nearest_train", "memorised_share"}
+    found = evaluate(
+        subject(other, {}, tmp_path / "work", settings, rollouts={"self_forcing": unreachable}),
+        training,
+    )
+    assert found.models["real"].keys() == {
+        "clips",
+        "frechet_video",
+        "frechet_audio",
+        "nearest_train",
+        "memorised_share",
+    }
     (tmp_path / "page").mkdir()
-    publish(tmp_path / "page", tmp_path / "work", found, {"preset": "test", "tolerance_ms": 80.0}, {}, {})
+    publish(
+        tmp_path / "page",
+        tmp_path / "work",
+        found,
+        {"preset": "test", "tolerance_ms": 80.0},
+        {},
+        {},
+    )
     assert [p.name for p in (tmp_path / "page" / "plots").iterdir()] == ["frechet.png"]
 
 
@@ -188,7 +244,10 @@ def test_metrics_json_has_the_promised_form(page):
     assert metrics["schema"] == 1 and metrics["speed"]["fps"] == 100
     assert metrics["models"]["teacher"].keys() >= REQUIRED
     assert set(metrics["frechet"]["features"]) == {"video", "audio"}
-    assert metrics["frechet"]["floor_clips"] == [2 * CLIPS, CLIPS] and metrics["frechet"]["floor_video"] > 0
+    assert (
+        metrics["frechet"]["floor_clips"] == [2 * CLIPS, CLIPS]
+        and metrics["frechet"]["floor_video"] > 0
+    )
     assert metrics["gradients"]["teacher"]["video"] == 1
     assert metrics["memorisation"]["descriptor"] == "motion-8x8x6fps+mel16-v1"
     assert metrics["duets"]["teacher"].keys() >= REQUIRED
@@ -198,21 +257,29 @@ def test_metrics_json_has_the_promised_form(page):
 
 def test_without_clips_of_two_balls_there_is_no_trace_of_them(found, work, tmp_path):
     metrics = publish(tmp_path, work, found, {"preset": "test", "tolerance_ms": 80.0}, {}, {})
-    assert not any("duets" in key for key in metrics) and not (tmp_path / "clips" / "duets").exists()
+    assert (
+        not any("duets" in key for key in metrics) and not (tmp_path / "clips" / "duets").exists()
+    )
     assert "wo balls" not in (tmp_path / "index.html").read_text()
 
 
 def test_the_page_says_what_distances_of_either_split_are_measured_by(page, found, duets):
     html = (page / "index.html").read_text()
     for part in (found, duets):
-        for figure in (part.frechet["floor_video"], part.frechet["floor_audio"], part.memorisation["threshold"]):
+        for figure in (
+            part.frechet["floor_video"],
+            part.frechet["floor_audio"],
+            part.memorisation["threshold"],
+        ):
             assert format_number(figure) in html
 
 
 def test_the_page_links_only_to_files_beside_it(page):
     html = (page / "index.html").read_text()
     links = re.findall(r'(?:src|href)="([^"]+)"', html)
-    assert len([link for link in links if link.endswith(".mp4")]) == 5 * 2 + 4 * 1  # models x captions
+    assert (
+        len([link for link in links if link.endswith(".mp4")]) == 5 * 2 + 4 * 1
+    )  # models x captions
     assert {"plots/nearest.png", "plots/duets/nearest.png"} <= set(links)
     for link in links:
         assert not Path(link).is_absolute() and "//" not in link
@@ -245,7 +312,9 @@ def test_shuffling_gives_every_picture_the_sound_of_another_clip():
 def test_swapped_colours_cost_colour_accuracy_and_swapped_tones_pitch_accuracy():
     made = clip(0)
     right = observe(media(made), made.caption)
-    swapped = Pair(np.roll(made.frames, 1, -1), made.samples)  # red turns green, green turns blue, blue turns red
+    swapped = Pair(
+        np.roll(made.frames, 1, -1), made.samples
+    )  # red turns green, green turns blue, blue turns red
     other = next(clip(i) for i in range(50) if clip(i).colour != made.colour)
     assert colour_score(right) == pitch_score(right) == 1
     assert colour_score(observe(swapped, made.caption)) == 0

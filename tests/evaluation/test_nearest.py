@@ -6,7 +6,14 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from omniforcing.core.latents import Pair
-from omniforcing.evaluation.nearest import Nearest, Training, describe, memorisation, stack, threshold
+from omniforcing.evaluation.nearest import (
+    Nearest,
+    Training,
+    describe,
+    memorisation,
+    stack,
+    threshold,
+)
 from omniforcing.pocket.observe import Clips
 from omniforcing.pocket.synthetic import make_clip
 
@@ -47,8 +54,13 @@ def score(training):
 def degraded(clip):
     """Blurred in space and time, with grain and hiss: worse than what a codec does."""
     rng = np.random.default_rng(0)
-    soft = gaussian_filter(clip.video.astype(np.float32), (0.7, 1.5, 1.5, 0)) + rng.normal(0, 6, clip.video.shape)
-    return Pair(soft.clip(0, 255).astype(np.uint8), clip.audio + rng.normal(0, 0.003, clip.audio.shape).astype(np.float32))
+    soft = gaussian_filter(clip.video.astype(np.float32), (0.7, 1.5, 1.5, 0)) + rng.normal(
+        0, 6, clip.video.shape
+    )
+    return Pair(
+        soft.clip(0, 255).astype(np.uint8),
+        clip.audio + rng.normal(0, 0.003, clip.audio.shape).astype(np.float32),
+    )
 
 
 @pytest.mark.parametrize("change", [lambda clip: clip, degraded], ids=["exact", "degraded"])
@@ -60,7 +72,9 @@ def test_copies_of_training_clips_are_memorised_and_their_originals_found(score,
 
 def test_new_clips_are_not_memorised_and_as_far_as_heldout_ones(score):
     metrics, _ = score(media(53, i) for i in range(40))
-    assert metrics["memorised_share"] <= 0.1  # by definition 1 in 25 are nearer than all 24 that were held out
+    assert (
+        metrics["memorised_share"] <= 0.1
+    )  # by definition 1 in 25 are nearer than all 24 that were held out
     assert metrics["nearest_train"] == pytest.approx(1, abs=0.15)
 
 
@@ -70,11 +84,15 @@ def test_copies_among_new_clips_are_counted(score):
 
 
 def test_a_training_picture_with_the_sound_of_a_new_clip_is_no_copy(score):
-    mixed = [Pair(clip.video, media(53, i).audio) for i, clip in zip(COPIED, read(COPIED), strict=True)]
+    mixed = [
+        Pair(clip.video, media(53, i).audio) for i, clip in zip(COPIED, read(COPIED), strict=True)
+    ]
     assert score(mixed)[0]["memorised_share"] <= 0.1
 
 
-@pytest.mark.parametrize(("shares", "expected"), [([0.9, 0.7], 0.5), ([0.9, 0.3], 0.3)], ids=["half", "the least"])
+@pytest.mark.parametrize(
+    ("shares", "expected"), [([0.9, 0.7], 0.5), ([0.9, 0.3], 0.3)], ids=["half", "the least"]
+)
 def test_copies_are_nearer_than_half_and_than_every_heldout_clip(shares, expected):
     some = np.array(shares)
     assert threshold(Nearest(some, some.astype(np.int64), some)) == expected
@@ -90,7 +108,10 @@ def test_the_still_background_does_not_count_and_motion_does():
 
 
 def test_clips_of_any_size_give_one_descriptor():
-    small, wide = (describe(Pair(made.frames, made.samples)) for made in (make_clip(0, 0, 3, 64, h) for h in (64, 96)))
+    small, wide = (
+        describe(Pair(made.frames, made.samples))
+        for made in (make_clip(0, 0, 3, 64, h) for h in (64, 96))
+    )
     assert small.video.shape == wide.video.shape == (6 * 3 * 8 * 8 * 3,)
     assert small.audio.shape == wide.audio.shape == (6 * 3 * 16,)
 

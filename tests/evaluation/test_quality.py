@@ -37,18 +37,28 @@ def test_the_distance_of_a_set_to_itself_is_zero_in_any_order(video, audio):
 
 
 def test_other_real_clips_are_nearer_than_any_distortion(clips, video):
-    others = np.concatenate([video_features(make_clip(22, index, SECONDS, 64, 64).frames) for index in range(CLIPS)])
+    others = np.concatenate(
+        [video_features(make_clip(22, index, SECONDS, 64, 64).frames) for index in range(CLIPS)]
+    )
     soft = [gaussian_filter(clip.frames.astype(np.float32), (0, 2, 2, 0)) for clip in clips]
-    assert frechet(others, video) < frechet(np.concatenate([video_features(frames) for frames in soft]), video)
+    assert frechet(others, video) < frechet(
+        np.concatenate([video_features(frames) for frames in soft]), video
+    )
 
 
 def test_the_video_distance_grows_with_noise(clips, video):
     rng = np.random.default_rng(0)
 
     def noisy(level):
-        return [(clip.frames + rng.normal(0, level, clip.frames.shape)).clip(0, 255).astype(np.uint8) for clip in clips]
+        return [
+            (clip.frames + rng.normal(0, level, clip.frames.shape)).clip(0, 255).astype(np.uint8)
+            for clip in clips
+        ]
 
-    found = [frechet(np.concatenate([video_features(frames) for frames in noisy(level)]), video) for level in (0, 4, 8, 16, 32)]
+    found = [
+        frechet(np.concatenate([video_features(frames) for frames in noisy(level)]), video)
+        for level in (0, 4, 8, 16, 32)
+    ]
     assert found == sorted(found) and found[1] > found[0] + 0.01
 
 
@@ -56,16 +66,23 @@ def test_the_audio_distance_grows_with_noise_and_sees_silence(clips, audio):
     rng = np.random.default_rng(0)
 
     def distance(change):
-        return frechet(np.concatenate([audio_features(change(clip.samples)) for clip in clips]), audio)
+        return frechet(
+            np.concatenate([audio_features(change(clip.samples)) for clip in clips]), audio
+        )
 
-    found = [distance(lambda s, level=level: s + rng.normal(0, level, s.shape)) for level in (0.003, 0.01, 0.03, 0.1)]
+    found = [
+        distance(lambda s, level=level: s + rng.normal(0, level, s.shape))
+        for level in (0.003, 0.01, 0.03, 0.1)
+    ]
     assert found == sorted(found) and found[0] > 0.01
     assert distance(lambda s: 0 * s) > 10 * floor(audio, CLIPS, CLIPS)
 
 
 def test_sound_below_hearing_is_no_distortion(clips, audio):
     rng = np.random.default_rng(0)
-    hiss = [audio_features(clip.samples + rng.normal(0, 1e-4, clip.samples.shape)) for clip in clips]
+    hiss = [
+        audio_features(clip.samples + rng.normal(0, 1e-4, clip.samples.shape)) for clip in clips
+    ]
     assert frechet(np.concatenate(hiss), audio) < 0.1
 
 
@@ -90,11 +107,15 @@ def test_the_floor_is_what_sets_of_the_same_kind_are_apart():
     rng = np.random.default_rng(3)
 
     def draw(clips):  # two seconds each, nearly alike
-        return np.repeat(rng.normal(size=(clips, 1, 16)), 2, 1).reshape(-1, 16) + 0.1 * rng.normal(size=(2 * clips, 16))
+        return np.repeat(rng.normal(size=(clips, 1, 16)), 2, 1).reshape(-1, 16) + 0.1 * rng.normal(
+            size=(2 * clips, 16)
+        )
 
     for clips, others in ((64, 64), (64, 128), (128, 32)):
         expected = np.mean([frechet(draw(others), draw(clips)) for _ in range(30)])
-        assert np.mean([floor(draw(clips), clips, others) for _ in range(10)]) == pytest.approx(expected, rel=0.2)
+        assert np.mean([floor(draw(clips), clips, others) for _ in range(10)]) == pytest.approx(
+            expected, rel=0.2
+        )
 
 
 def test_a_reference_without_variance_gives_a_large_and_finite_distance(video):

@@ -39,7 +39,9 @@ def test_a_stream_is_timed_after_a_warm_up_and_medians_are_taken():
 
 
 def test_speed_up_compares_equal_clips():
-    found = against_teacher({"stream_s": 2.0, "ttfc_s": 0.5, "generate_s": 1.0}, teacher_s=8.0, teacher_generate_s=7.0)
+    found = against_teacher(
+        {"stream_s": 2.0, "ttfc_s": 0.5, "generate_s": 1.0}, teacher_s=8.0, teacher_generate_s=7.0
+    )
     assert found["generate_speedup"] == 7
     assert found["speedup"] == 4 and found["ttfc_speedup"] == 16 and found["teacher_s"] == 8
 

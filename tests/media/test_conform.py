@@ -47,28 +47,39 @@ def test_variable_frame_rate_follows_the_time_stamps(make_video):
 @pytest.mark.parametrize("rate", [8000, 16000, 22050, 44100, 48000])
 def test_click_keeps_its_time_at_every_sample_rate(make_video, rate):
     name, codec = ("a.mkv", "flac") if rate == 8000 else ("a.mp4", "aac")
-    assert_in_time(Recording(make_video(name, seconds=2.5, rate=rate, audio=codec, events=EVENTS), FORM).clip(0), EVENTS)
+    assert_in_time(
+        Recording(make_video(name, seconds=2.5, rate=rate, audio=codec, events=EVENTS), FORM).clip(
+            0
+        ),
+        EVENTS,
+    )
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mov", "a.mkv", "a.ts", "a.avi"])
 def test_every_container_keeps_both_streams_on_one_clock(make_video, name):
     # MPEG-TS starts at its own time, and AVI has no time stamps: what counts is picture against sound.
     codecs = {"codec": "mpeg4", "audio": "pcm_s16le"} if name == "a.avi" else {}
-    media = Recording(make_video(name, seconds=2.6, fps=25, rate=48000, events=EVENTS, **codecs), FORM).clip(0)
+    media = Recording(
+        make_video(name, seconds=2.6, fps=25, rate=48000, events=EVENTS, **codecs), FORM
+    ).clip(0)
     lag = flashes(media.video) - clicks(media.audio)
     assert len(lag) == 2 and np.abs(lag).max() <= 1 / 24 + 0.001
 
 
 def test_picture_that_starts_late_is_not_moved_to_the_start_of_the_sound(make_video):
     times = 0.5 + np.arange(60) / 24
-    media = Recording(make_video("late.mp4", seconds=3.2, times=times, events=(1.0, 1.75)), FORM).clip(0)
+    media = Recording(
+        make_video("late.mp4", seconds=3.2, times=times, events=(1.0, 1.75)), FORM
+    ).clip(0)
     assert_in_time(media, (0.5, 1.25))
 
 
 def test_sound_that_starts_late_is_not_moved_to_the_start_of_the_picture(make_video):
     samples = np.zeros((2, 48000), np.float32)
     samples[:, 8000:8040] = 0.9
-    path = make_video("late.mkv", seconds=3.5, events=(1.0,), samples=samples, audio="flac", audio_start=0.5)
+    path = make_video(
+        "late.mkv", seconds=3.5, events=(1.0,), samples=samples, audio="flac", audio_start=0.5
+    )
     recording = Recording(path, FORM)
     media = recording.clip(0)
     assert recording.start(0) == pytest.approx(0.5, abs=1 / 24 + 0.001)
@@ -86,7 +97,9 @@ def test_long_video_gives_clips_that_share_their_border_frame(make_video):
 
 def test_conformed_clip_is_left_as_it_is(make_video):
     samples = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 32000)).astype(np.float32)
-    media = Recording(make_video("a.mkv", seconds=49 / 24, samples=samples, audio="flac"), FORM).clip(0)
+    media = Recording(
+        make_video("a.mkv", seconds=49 / 24, samples=samples, audio="flac"), FORM
+    ).clip(0)
     np.testing.assert_allclose(media.audio, samples, atol=1 / 32768)
 
 
@@ -125,7 +138,9 @@ def test_odd_and_extreme_sizes_are_cropped_to_the_centre(make_video, size):
 def test_rotated_video_is_turned_upright(make_video, rotation, corner):
     path = make_video("turned.mp4", size=(64, 128), rotation=rotation)
     recording = Recording(path, Form(128, 64, 2) if rotation % 180 else Form(64, 128, 2))
-    assert (recording.probe.height, recording.probe.width) == ((128, 64) if rotation % 180 else (64, 128))
+    assert (recording.probe.height, recording.probe.width) == (
+        (128, 64) if rotation % 180 else (64, 128)
+    )
     # The red corner is top left before rotation, which counts counterclockwise.
     assert recording.clip(0).video[0][corner][0] > 150
 
@@ -136,17 +151,37 @@ def test_mono_reaches_both_sides_and_surround_keeps_its_sides_without_clipping(m
     assert_in_time(mono, EVENTS)
     samples = np.zeros((6, 96000), np.float32)  # FL FR FC LFE BL BR
     samples[0, :], samples[3, :] = 0.9, 0.9
-    left = Recording(make_video("left.mkv", layout="5.1", rate=48000, samples=samples, audio="flac"), FORM).clip(0).audio
+    left = (
+        Recording(
+            make_video("left.mkv", layout="5.1", rate=48000, samples=samples, audio="flac"), FORM
+        )
+        .clip(0)
+        .audio
+    )
     assert left[0, 8000:24000].mean() == pytest.approx(0.9 / (1 + 2 * 0.5**0.5), rel=0.01)
     assert np.abs(left[1]).max() < 1e-3
     samples[:] = 1.0
-    full = Recording(make_video("full.mkv", layout="5.1", rate=48000, samples=samples, audio="flac"), FORM).clip(0).audio
+    full = (
+        Recording(
+            make_video("full.mkv", layout="5.1", rate=48000, samples=samples, audio="flac"), FORM
+        )
+        .clip(0)
+        .audio
+    )
     assert np.abs(full[:, 8000:24000]).max() <= 1.001
 
 
 def test_no_frame_is_shown_more_than_half_a_frame_early():
     times = np.array([0.0, 0.1, 1.0])
-    assert pick_frames(times, np.array([0.0, 0.04, 0.09, 0.5, 0.97, 0.99, 1.2])).tolist() == [0, 0, 1, 1, 1, 2, 2]
+    assert pick_frames(times, np.array([0.0, 0.04, 0.09, 0.5, 0.97, 0.99, 1.2])).tolist() == [
+        0,
+        0,
+        1,
+        1,
+        1,
+        2,
+        2,
+    ]
     rate = np.arange(600) / 60
     wanted = np.arange(200) / 24
     shift = rate[pick_frames(rate, wanted)] - wanted

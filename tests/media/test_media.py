@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 
 from omniforcing.core.latents import Pair
-from omniforcing.media.files import Rejected, encode_mp4, probe, read_audio, read_mp4, read_video, write_mp4
+from omniforcing.media.files import (
+    Rejected,
+    encode_mp4,
+    probe,
+    read_audio,
+    read_mp4,
+    read_video,
+    write_mp4,
+)
 from omniforcing.pocket.synthetic import make_clip
 
 
@@ -27,7 +35,9 @@ def test_mp4_keeps_samples_to_16_bits_and_frames_to_what_crf_loses(media, tmp_pa
     back = read_mp4(tmp_path / "a.mp4")
     assert back.audio.shape == media.audio.shape and back.video.shape == media.video.shape
     assert np.abs(back.audio - media.audio).max() <= 0.5001 / 32768
-    assert np.square(back.video.astype(float) - media.video).mean() < 255**2 / 10**3.4  # 34 dB; 4:2:0 blurs the ball's edge
+    assert (
+        np.square(back.video.astype(float) - media.video).mean() < 255**2 / 10**3.4
+    )  # 34 dB; 4:2:0 blurs the ball's edge
     np.testing.assert_allclose(read_video(tmp_path / "a.mp4")[1], np.arange(49) / 24, atol=1e-6)
 
 
@@ -49,7 +59,9 @@ def test_tiny_pictures_are_encoded_alike_every_time():
     assert len({encode_mp4(Pair(clip.frames, clip.samples), 14) for _ in range(80)}) == 1
 
 
-@pytest.mark.parametrize("name", ["with space.mp4", "a.b.c.mp4", "größe-Ünïcode-видео.mp4", "100%_{a}.mp4"])
+@pytest.mark.parametrize(
+    "name", ["with space.mp4", "a.b.c.mp4", "größe-Ünïcode-видео.mp4", "100%_{a}.mp4"]
+)
 def test_names_do_not_matter(media, tmp_path, name):
     write_mp4(tmp_path / name, media)
     assert read_mp4(tmp_path / name).video.shape == media.video.shape

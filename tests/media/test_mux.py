@@ -51,7 +51,9 @@ def pictures(data: bytes) -> list[av.VideoFrame]:
 def test_file_decodes_to_the_exact_frames_at_the_exact_times() -> None:
     frames = pictures(whole_stream())
     assert len(frames) == 1 + 24 * SECONDS
-    assert [frame.pts * frame.time_base for frame in frames] == [Fraction(n, 24) for n in range(len(frames))]
+    assert [frame.pts * frame.time_base for frame in frames] == [
+        Fraction(n, 24) for n in range(len(frames))
+    ]
     means = [frame.to_ndarray(format="rgb24").mean() for frame in frames]
     assert np.abs(np.array(means) - 3 * np.arange(len(frames))).max() < 3
 
@@ -88,7 +90,9 @@ def test_pieces_play_as_they_come() -> None:
         playable.append(len(pictures(received)) if received else 0)
     muxer.close()
     received += pieces.take()
-    assert playable == [1 + 24 * index for index in range(1 + SECONDS)], "a picture waits for what comes after it"
+    assert playable == [1 + 24 * index for index in range(1 + SECONDS)], (
+        "a picture waits for what comes after it"
+    )
     assert len(pictures(received)) == 1 + 24 * SECONDS
 
 
@@ -124,14 +128,21 @@ def test_sound_has_no_gap_at_any_block_border() -> None:
     pieces, sent = Pieces(), 0
     with Muxer(pieces, 64, 96, 16000) as muxer:
         for index in range(count):
-            until = 16000 * count if index == count - 1 else 16000 * index + int(rng.integers(1, 16000))
-            muxer.write(np.zeros((25 if index == 0 else 24, 64, 96, 3), np.uint8), np.stack([tone[sent:until]] * 2))
+            until = (
+                16000 * count if index == count - 1 else 16000 * index + int(rng.integers(1, 16000))
+            )
+            muxer.write(
+                np.zeros((25 if index == 0 else 24, 64, 96, 3), np.uint8),
+                np.stack([tone[sent:until]] * 2),
+            )
             sent = until
     data = pieces.take()
     with av.open(io.BytesIO(data)) as container:
         stamps = [frame.pts for frame in container.decode(audio=0)]
     assert set(np.diff(stamps)) == {1024} and stamps[0] == 0
-    assert np.abs(decoded_sound(data)[0, 1024 : 16000 * count - 1024] - tone[1024:-1024]).max() < 0.02
+    assert (
+        np.abs(decoded_sound(data)[0, 1024 : 16000 * count - 1024] - tone[1024:-1024]).max() < 0.02
+    )
 
 
 def test_picture_and_sound_stay_together_for_ten_minutes() -> None:
@@ -151,7 +162,11 @@ def test_picture_and_sound_stay_together_for_ten_minutes() -> None:
             received.append(pieces.take())
     data = b"".join(received) + pieces.take()
     with av.open(io.BytesIO(data)) as container:
-        seen = [f.pts * f.time_base for f in container.decode(video=0) if f.to_ndarray(format="gray").mean() > 128]
+        seen = [
+            f.pts * f.time_base
+            for f in container.decode(video=0)
+            if f.to_ndarray(format="gray").mean() > 128
+        ]
         assert len(seen) == count + 1
     sound = np.abs(decoded_sound(data)[0])
     loud = np.flatnonzero(sound > 0.3)
@@ -183,7 +198,11 @@ def test_file_appears_when_it_is_whole(tmp_path: Path) -> None:
 def test_failed_stream_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     target = tmp_path / "clip.mp4"
     target.write_bytes(b"the old one")
-    with pytest.raises(KeyboardInterrupt), new_file(target) as file, Muxer(file, 64, 96, 16000) as muxer:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        new_file(target) as file,
+        Muxer(file, 64, 96, 16000) as muxer,
+    ):
         muxer.write(*next(blocks()))
         raise KeyboardInterrupt
     assert target.read_bytes() == b"the old one"

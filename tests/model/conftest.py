@@ -36,7 +36,9 @@ def tiny_config(**changes: Any) -> dict[str, Any]:
     }
 
 
-def tiny_model(sinks: int = 0, stabiliser: Stabiliser = Stabiliser.sinks, **changes: Any) -> DualStream:
+def tiny_model(
+    sinks: int = 0, stabiliser: Stabiliser = Stabiliser.sinks, **changes: Any
+) -> DualStream:
     """A tiny dual-stream model with sinks, or what stabilises instead, large enough to matter."""
     model = DualStream(build_core(tiny_config(**changes), seed=1), sinks, stabiliser)
     with torch.no_grad():
@@ -51,7 +53,8 @@ def latents(counts: Counts, batch: int = 2, seed: int = 0) -> Latents:
     """Gaussian latents for the tiny model."""
     g = torch.Generator().manual_seed(seed)
     return Pair(
-        torch.randn(batch, counts.video, GRID[0] * GRID[1], 8, generator=g), torch.randn(batch, counts.audio, 12, generator=g)
+        torch.randn(batch, counts.video, GRID[0] * GRID[1], 8, generator=g),
+        torch.randn(batch, counts.audio, 12, generator=g),
     )
 
 

@@ -45,10 +45,16 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
         load_model(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("change", [{"num_layers": 3}, {"attention_head_dim": 12, "cross_attention_dim": 24}])
-def test_weights_of_another_architecture_are_refused(tmp_path: Path, change: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "change", [{"num_layers": 3}, {"attention_head_dim": 12, "cross_attention_dim": 24}]
+)
+def test_weights_of_another_architecture_are_refused(
+    tmp_path: Path, change: dict[str, int]
+) -> None:
     save_model(tiny_model(), tmp_path / "mine")
-    LTX2VideoTransformer3DModel(**tiny_config(**change)).save_config(tmp_path / "mine" / "transformer")
+    LTX2VideoTransformer3DModel(**tiny_config(**change)).save_config(
+        tmp_path / "mine" / "transformer"
+    )
     with pytest.raises(OmniForcingError, match="transformer"):
         load_model(tmp_path / "mine")
 
@@ -60,8 +66,12 @@ def test_junk_instead_of_weights_is_refused(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
-@pytest.mark.parametrize("stabiliser", [Stabiliser.qk_norm, Stabiliser.tanh_gate, Stabiliser.sinks_rope_growing])
-def test_what_a_stabiliser_learnt_is_saved_and_loaded_with_its_name(tmp_path: Path, stabiliser: Stabiliser) -> None:
+@pytest.mark.parametrize(
+    "stabiliser", [Stabiliser.qk_norm, Stabiliser.tanh_gate, Stabiliser.sinks_rope_growing]
+)
+def test_what_a_stabiliser_learnt_is_saved_and_loaded_with_its_name(
+    tmp_path: Path, stabiliser: Stabiliser
+) -> None:
     sinks = 3 if stabiliser in WITH_SINKS else 0
     model = tiny_model(sinks, stabiliser)
     save_model(model, tmp_path)
@@ -78,4 +88,6 @@ def test_a_stabiliser_starts_afresh_only_if_asked_where_the_file_has_none(tmp_pa
     with pytest.raises(OmniForcingError, match="holds nothing of qk_norm"):
         load_model(tmp_path, sinks=0, stabiliser=Stabiliser.qk_norm)
     model = load_model(tmp_path, sinks=0, stabiliser=Stabiliser.qk_norm, fresh=True)
-    assert model.qk_gain is not None and model.qk_gain.shape == (2, 2) and (model.qk_gain == 1).all()
+    assert (
+        model.qk_gain is not None and model.qk_gain.shape == (2, 2) and (model.qk_gain == 1).all()
+    )

@@ -32,7 +32,9 @@ def difference(a: Latents, b: Latents) -> float:
     return max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True))
 
 
-def masked(model: DualStream, table: BlockTable, count: int, window: int | None = None, horizon: int = 99) -> Masked:
+def masked(
+    model: DualStream, table: BlockTable, count: int, window: int | None = None, horizon: int = 99
+) -> Masked:
     positions = positions_for(model, table.total(count), GRID, sinks=True)
     return Masked(positions, table, count, window, horizon)
 
@@ -44,13 +46,25 @@ def of_block(x: Latents, table: BlockTable, index: int) -> Latents:
 
 @torch.no_grad()
 @pytest.mark.parametrize("per_block_sigma", [False, True])
-def test_full_visibility_equals_diffusers_forward(rope: str, generation: dict[str, Any], per_block_sigma: bool) -> None:
+def test_full_visibility_equals_diffusers_forward(
+    rope: str, generation: dict[str, Any], per_block_sigma: bool
+) -> None:
     """With one sigma, and with a sigma per block given to diffusers token by token, which its text path allows or not."""
-    model, counts, table = tiny_model(rope_type=rope, **generation), clip_latents(2), LAYOUTS["prefix"]
+    model, counts, table = (
+        tiny_model(rope_type=rope, **generation),
+        clip_latents(2),
+        LAYOUTS["prefix"],
+    )
     if per_block_sigma and prompt_follows_sigma(model.core):
-        pytest.skip("diffusers' text path takes one sigma; cached against masked holds it for several")
+        pytest.skip(
+            "diffusers' text path takes one sigma; cached against masked holds it for several"
+        )
     x, text = latents(counts), features(model=model)
-    sigma = torch.tensor([[0.9, 0.5, 0.1], [0.3, 1.0, 0.6]]) if per_block_sigma else torch.tensor([[0.3], [0.8]])
+    sigma = (
+        torch.tensor([[0.9, 0.5, 0.1], [0.3, 1.0, 0.6]])
+        if per_block_sigma
+        else torch.tensor([[0.3], [0.8]])
+    )
     view = full_view(model, counts, GRID)
     owners = Pair(*(torch.tensor(o) for o in (table.video_owner(3), table.audio_owner(3))))
     tokens = Pair(owners.video.repeat_interleave(6), owners.audio)
@@ -76,17 +90,30 @@ def test_full_visibility_equals_diffusers_forward(rope: str, generation: dict[st
 
 
 @torch.no_grad()
-def test_a_stream_computes_text_and_modulation_once_per_prompt_and_sigma(generation: dict[str, Any]) -> None:
+def test_a_stream_computes_text_and_modulation_once_per_prompt_and_sigma(
+    generation: dict[str, Any],
+) -> None:
     """Prepared sigmas give what sigmas on the fly give, and no module of text or time runs again."""
     model, counts = tiny_model(**generation), clip_latents(1)
-    x, view, text = latents(counts), full_view(model, counts, GRID), model.cache_text(features(model=model))
+    x, view, text = (
+        latents(counts),
+        full_view(model, counts, GRID),
+        model.cache_text(features(model=model)),
+    )
     fresh = [model(x, sigma, text, view) for sigma in (0.9, 0.3)]
     text.prepare((0.9, 0.3), batch=2)
-    conditioning = [m for n, m in model.named_modules() if n.endswith(("embed", "adaln", "attn2.to_k", "projection", "gate"))]
+    conditioning = [
+        m
+        for n, m in model.named_modules()
+        if n.endswith(("embed", "adaln", "attn2.to_k", "projection", "gate"))
+    ]
     ran: list[str] = []
     for module in conditioning:
         module.register_forward_hook(lambda *_: ran.append("again"))
-    assert [difference(model(x, sigma, text, view), old) for sigma, old in zip((0.9, 0.3), fresh, strict=True)] == [0, 0]
+    assert [
+        difference(model(x, sigma, text, view), old)
+        for sigma, old in zip((0.9, 0.3), fresh, strict=True)
+    ] == [0, 0]
     assert ran == []
     model(x, 0.5, text, view)
     assert ran
@@ -95,7 +122,9 @@ def test_a_stream_computes_text_and_modulation_once_per_prompt_and_sigma(generat
 @torch.no_grad()
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("sinks", [0, 3])
-def test_changing_a_block_leaves_every_earlier_output_bit_identical(layout: str, sinks: int) -> None:
+def test_changing_a_block_leaves_every_earlier_output_bit_identical(
+    layout: str, sinks: int
+) -> None:
     model, table, count = tiny_model(sinks), LAYOUTS[layout], 5
     x, sigma = latents(table.total(count)), torch.rand(2, count)
     view, text = masked(model, table, count), model.cache_text(features())
@@ -108,7 +137,9 @@ def test_changing_a_block_leaves_every_earlier_output_bit_identical(layout: str,
         other[:, changed] = 0.123
         after = model(y, other, text, view)
         for earlier in range(changed):
-            for old, new in zip(of_block(before, table, earlier), of_block(after, table, earlier), strict=True):
+            for old, new in zip(
+                of_block(before, table, earlier), of_block(after, table, earlier), strict=True
+            ):
                 assert torch.equal(old, new)
         assert difference(of_block(before, table, changed), of_block(after, table, changed)) > 1e-3
 
@@ -137,15 +168,23 @@ def test_cached_equals_masked_for_every_block(
 @torch.no_grad()
 @pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_cached_equals_masked_in_every_generation(generation: dict[str, Any], layout: str, static: bool) -> None:
+def test_cached_equals_masked_in_every_generation(
+    generation: dict[str, Any], layout: str, static: bool
+) -> None:
     """Also where every block has text keys and values of its own, those of its sigma."""
     model, table, count = tiny_model(3, **generation), LAYOUTS[layout], 5
-    x, sigma, text = latents(table.total(count)), torch.rand(2, count), model.cache_text(features(model=model))
+    x, sigma, text = (
+        latents(table.total(count)),
+        torch.rand(2, count),
+        model.cache_text(features(model=model)),
+    )
     whole = model(x, sigma, text, masked(model, table, count, 2, 4))
     kind = RingCache if static else FunctionalCache
     cache: Cache = kind(positions_for(model, table.total(count + 3), GRID, sinks=True), table, 2, 4)
     for index in range(count):
-        ours = model(of_block(x, table, index), sigma[:, index], text, cache.view(index, write=True))
+        ours = model(
+            of_block(x, table, index), sigma[:, index], text, cache.view(index, write=True)
+        )
         assert difference(ours, of_block(whole, table, index)) < TOLERANCE
 
 
@@ -153,13 +192,19 @@ def test_cached_equals_masked_in_every_generation(generation: dict[str, Any], la
 @pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize("stabiliser", Stabiliser)
 def test_cached_equals_masked_with_every_stabiliser(stabiliser: Stabiliser, static: bool) -> None:
-    model, table, count = tiny_model(4 if stabiliser in WITH_SINKS else 0, stabiliser), LAYOUTS["prefix"], 5
+    model, table, count = (
+        tiny_model(4 if stabiliser in WITH_SINKS else 0, stabiliser),
+        LAYOUTS["prefix"],
+        5,
+    )
     x, sigma, text = latents(table.total(count)), torch.rand(2, count), model.cache_text(features())
     whole = model(x, sigma, text, masked(model, table, count, 2, 4))
     kind = RingCache if static else FunctionalCache
     cache: Cache = kind(positions_for(model, table.total(count + 3), GRID, sinks=True), table, 2, 4)
     for index in range(count):
-        ours = model(of_block(x, table, index), sigma[:, index], text, cache.view(index, write=True))
+        ours = model(
+            of_block(x, table, index), sigma[:, index], text, cache.view(index, write=True)
+        )
         assert difference(ours, of_block(whole, table, index)) < TOLERANCE
 
 
@@ -169,7 +214,9 @@ def test_every_stabiliser_changes_the_audio() -> None:
     outputs = {}
     for stabiliser in Stabiliser:
         model = tiny_model(4 if stabiliser in WITH_SINKS else 0, stabiliser, num_layers=1)
-        outputs[stabiliser] = model(x, sigma, model.cache_text(features()), masked(model, table, 2)).audio
+        outputs[stabiliser] = model(
+            x, sigma, model.cache_text(features()), masked(model, table, 2)
+        ).audio
     for one, other in combinations(outputs.values(), 2):
         assert (one - other).abs().max() > 1e-4
 
@@ -187,9 +234,15 @@ def test_an_endless_stream_repeats_itself_bit_for_bit_once_past_the_horizon() ->
     """Equal blocks far from the start meet equal tables: no phase grows, no precision is lost."""
     model = tiny_model(2)
     config = RolloutConfig(LAYOUTS["prefix"], GRID, (1.0,), window=2, horizon=3)
-    cache, text, sigma = new_cache(model, config, static=True), model.cache_text(features()), torch.full((2,), 0.5)
+    cache, text, sigma = (
+        new_cache(model, config, static=True),
+        model.cache_text(features()),
+        torch.full((2,), 0.5),
+    )
     first, later = latents(Counts(1, 1), seed=1), latents(Counts(3, 25), seed=2)
-    outputs = [model(later if i else first, sigma, text, cache.view(i, write=True)) for i in range(400)]
+    outputs = [
+        model(later if i else first, sigma, text, cache.view(i, write=True)) for i in range(400)
+    ]
     steady = [o for i, o in enumerate(outputs) if i > 20]
     assert max(difference(o, steady[0]) for o in steady) < TOLERANCE
 
@@ -198,7 +251,11 @@ def test_an_endless_stream_repeats_itself_bit_for_bit_once_past_the_horizon() ->
 def test_ring_buffers_stay_the_same_size_and_place() -> None:
     model = tiny_model(2)
     config = RolloutConfig(LAYOUTS["prefix"], GRID, (1.0,), window=2, horizon=3)
-    cache, text, sigma = new_cache(model, config, static=True), model.cache_text(features()), torch.full((2,), 0.5)
+    cache, text, sigma = (
+        new_cache(model, config, static=True),
+        model.cache_text(features()),
+        torch.full((2,), 0.5),
+    )
     assert isinstance(cache, RingCache)
     places = []
     for i in range(12):
@@ -207,35 +264,53 @@ def test_ring_buffers_stay_the_same_size_and_place() -> None:
     assert all(p == places[0] for p in places)
 
 
-@pytest.mark.parametrize(("layout", "window", "horizon"), [("prefix", 3, 99), ("merged", 1, 3), ("thirds", 2, 5)])
+@pytest.mark.parametrize(
+    ("layout", "window", "horizon"), [("prefix", 3, 99), ("merged", 1, 3), ("thirds", 2, 5)]
+)
 @pytest.mark.parametrize("release", ["2.0", "2.5"])
 def test_gradients_of_a_cached_rollout_equal_masked_forwards_with_detached_history(
     layout: str, window: int, horizon: int, release: str
 ) -> None:
     """Every block's own forward carries gradient, history (noised to the context noise) none: sinks and text included."""
     table, count, context = LAYOUTS[layout], 4, torch.full((2,), 0.1)
-    noisy, clean, sigma = latents(table.total(count)), latents(table.total(count), seed=1), torch.rand(2, count)
+    noisy, clean, sigma = (
+        latents(table.total(count)),
+        latents(table.total(count), seed=1),
+        torch.rand(2, count),
+    )
     model = tiny_model(3, **GENERATIONS[release])
     features_ = features(model=model)
     oracle = copy.deepcopy(model)
 
-    cache = FunctionalCache(positions_for(model, table.total(count + 3), GRID, sinks=True), table, window, horizon)
+    cache = FunctionalCache(
+        positions_for(model, table.total(count + 3), GRID, sinks=True), table, window, horizon
+    )
     text = model.cache_text(features_)
     for index in range(count):
-        energy(model(of_block(noisy, table, index), sigma[:, index], text, cache.view(index))).backward(retain_graph=True)
+        energy(
+            model(of_block(noisy, table, index), sigma[:, index], text, cache.view(index))
+        ).backward(retain_graph=True)
         with torch.no_grad():
             model(of_block(clean, table, index), context, text, cache.view(index, write=True))
 
     for index in range(count):
         past, now = table.total(index), of_block(noisy, table, index)
-        x = clean.map(lambda c, n, t: torch.cat([c[:, :t], n], 1), now, Pair(past.video, past.audio))
+        x = clean.map(
+            lambda c, n, t: torch.cat([c[:, :t], n], 1), now, Pair(past.video, past.audio)
+        )
         sigmas = torch.stack([*[context] * index, sigma[:, index]], 1)
         view = _DetachedHistory(masked(oracle, table, index + 1, window, horizon))
-        energy(of_block(oracle(x, sigmas, oracle.cache_text(features_), view), table, index)).backward()
+        energy(
+            of_block(oracle(x, sigmas, oracle.cache_text(features_), view), table, index)
+        ).backward()
 
     for (name, ours), theirs in zip(model.named_parameters(), oracle.parameters(), strict=True):
-        found, expected = (torch.zeros_like(p) if p.grad is None else p.grad for p in (ours, theirs))
-        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()) + 1e-6, msg=name)
+        found, expected = (
+            torch.zeros_like(p) if p.grad is None else p.grad for p in (ours, theirs)
+        )
+        torch.testing.assert_close(
+            found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()) + 1e-6, msg=name
+        )
     assert model.sinks.grad is not None and model.sinks.grad.abs().max() > 0
 
 
@@ -252,7 +327,9 @@ class _DetachedHistory:
     def __init__(self, view: Masked) -> None:
         self.view, self.owner = view, view.owner
 
-    def attend(self, layer: int, site: str, heads: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def attend(
+        self, layer: int, site: str, heads: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> torch.Tensor:
         from omniforcing.model.attention import SITES
 
         start = self.view._spans[SITES[site][1]][-1].start
@@ -280,19 +357,30 @@ def test_a_prompt_of_one_row_serves_a_batch() -> None:
     one = features(batch=1)
     x, sigma, view = latents(counts), torch.tensor([0.2, 0.7]), full_view(model, counts, GRID)
     both = one.map(lambda t: t.expand(2, -1, -1))
-    assert difference(model(x, sigma, model.cache_text(one), view), model(x, sigma, model.cache_text(both), view)) < TOLERANCE
+    assert (
+        difference(
+            model(x, sigma, model.cache_text(one), view),
+            model(x, sigma, model.cache_text(both), view),
+        )
+        < TOLERANCE
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"audio_num_attention_heads": 4, "audio_attention_head_dim": 8}, "audio_num_attention_heads is 4"),
+        (
+            {"audio_num_attention_heads": 4, "audio_attention_head_dim": 8},
+            "audio_num_attention_heads is 4",
+        ),
         ({"patch_size": 2}, "patch_size is 2, but"),
         ({"audio_hop_length": 128}, "audio_hop_length is 128, but"),
         ({"vae_scale_factors": (4, 16, 16)}, "a video latent lasts 8 frames"),
     ],
 )
-def test_architectures_that_would_be_computed_wrongly_are_refused(change: dict[str, Any], message: str) -> None:
+def test_architectures_that_would_be_computed_wrongly_are_refused(
+    change: dict[str, Any], message: str
+) -> None:
     with pytest.raises(OmniForcingError, match=message):
         tiny_model(**change)
 

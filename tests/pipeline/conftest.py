@@ -18,7 +18,9 @@ STAGES = (
 )
 """
 # Lowest module of the toy's own sources, which only the teacher imports.
-LAYOUT = '"""The table."""\n\n\ndef steps() -> int:\n    """Steps of a training."""\n    return 20\n'
+LAYOUT = (
+    '"""The table."""\n\n\ndef steps() -> int:\n    """Steps of a training."""\n    return 20\n'
+)
 CLIPS = """
 from omniforcing.pipeline.stage import stage_main
 

@@ -62,11 +62,16 @@ def test_a_variant_changes_exactly_its_keys_in_every_preset_that_it_fits(preset:
 
 def test_a_mistaken_or_misfitting_variant_is_one_sentence() -> None:
     smoke = load_config(root=ROOT, preset="smoke")
-    with pytest.raises(OmniForcingError, match=f"unknown variant 'witout-I'; known: {', '.join(VARIANTS)}"):
+    with pytest.raises(
+        OmniForcingError, match=f"unknown variant 'witout-I'; known: {', '.join(VARIANTS)}"
+    ):
         chosen_variants(ROOT, smoke, ["without-II", "witout-I"])
     with pytest.raises(ConfigError, match=r"student\.window is 0"):
         chosen_variants(ROOT, smoke, ["merged-layout"])
-    assert list(chosen_variants(ROOT, smoke, ["without-III", "without-I"])) == ["without-I", "without-III"]
+    assert list(chosen_variants(ROOT, smoke, ["without-III", "without-I"])) == [
+        "without-I",
+        "without-III",
+    ]
 
 
 def test_a_merged_variant_sees_as_much_of_the_past() -> None:
@@ -100,12 +105,19 @@ def test_a_student_starts_from_the_weights_that_init_names_and_from_sinks(
     config.student.sinks, config.clips.seconds, config.student.window = 3, 2, 1
     getattr(config, stage).init = init
     trained = []
-    data = SimpleNamespace(grid=GRID, text=SimpleNamespace(unconditional=features(1), features=features(5)))
+    data = SimpleNamespace(
+        grid=GRID, text=SimpleNamespace(unconditional=features(1), features=features(5))
+    )
     monkeypatch.setattr(train_stage, "open_shards", lambda *_: data)
-    monkeypatch.setattr(train_stage, "train_and_publish", lambda _stage, module, *_: trained.append(module.model))
+    monkeypatch.setattr(
+        train_stage, "train_and_publish", lambda _stage, module, *_: trained.append(module.model)
+    )
     script.run(SimpleNamespace(config=config, input=students.__getitem__))
     expected = load_model(students[init.value])
-    assert all(torch.equal(a, b) for a, b in zip(trained[0].core.parameters(), expected.core.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(trained[0].core.parameters(), expected.core.parameters(), strict=True)
+    )
     assert trained[0].sinks.shape[0] == 3
     if init.value == "causal_ode":
         assert torch.equal(trained[0].sinks, expected.sinks)
@@ -119,13 +131,19 @@ def test_a_stage_of_no_steps_publishes_the_weights_it_starts_from(tmp_path: Path
         yield tmp_path
 
     stage = SimpleNamespace(
-        work=tmp_path, first=True, publish=publish, curves=lambda path: written.append(path.read_text()), metrics=written.append
+        work=tmp_path,
+        first=True,
+        publish=publish,
+        curves=lambda path: written.append(path.read_text()),
+        metrics=written.append,
     )
     model = tiny_model(3)
     module = SimpleNamespace(ema=SimpleNamespace(model=model), summary=dict)
     train_stage.train_and_publish(stage, module, None, OptimiserConfig(steps=0))
     kept = load_model(tmp_path, sinks=3)
-    assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), model.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(kept.parameters(), model.parameters(), strict=True)
+    )
     assert written == ["step\n", {"steps": 0}]
 
 
@@ -144,7 +162,9 @@ ABLATED = (
 """
 )
 # The toy's weights are the name of what they started from.
-COUNTING = TEACHER.replace('"teacher"', '"self_forcing"').replace("str(total)", "stage.config.self_forcing.init.value")
+COUNTING = TEACHER.replace('"teacher"', '"self_forcing"').replace(
+    "str(total)", "stage.config.self_forcing.init.value"
+)
 EVALUATE = """
 from omniforcing.core.files import write_json
 from omniforcing.pipeline.stage import stage_main
@@ -174,7 +194,10 @@ def measure(trial):
 sys.exit(run_command(lambda: run_ablation(project_root(), None, sys.argv[1:], measure)))
 """
 # Writes more if a file asks for it that DVC does not know.
-GROWING = CLIPS.replace("stage.config.clips.count)\n    stage", 'stage.config.clips.count + "1 " * MORE.exists())\n    stage')
+GROWING = CLIPS.replace(
+    "stage.config.clips.count)\n    stage",
+    'stage.config.clips.count + "1 " * MORE.exists())\n    stage',
+)
 GROWING = "from pathlib import Path\nMORE = Path('.work/more')\n" + GROWING
 SECTIONS = "self_forcing:\n  scores: bidirectional\nevaluate: {clips: 2}\n"
 CHOSEN = ("without-II", "causal-scores")
@@ -183,7 +206,13 @@ CHOSEN = ("without-II", "causal-scores")
 @pytest.fixture
 def ablated(repository: Path) -> Path:
     """The toy project with the stages that an ablation runs, committed and not yet run."""
-    scripts = {"stages": ABLATED, "clips": GROWING, "self_forcing": COUNTING, "evaluate": EVALUATE, "ablation": ABLATION}
+    scripts = {
+        "stages": ABLATED,
+        "clips": GROWING,
+        "self_forcing": COUNTING,
+        "evaluate": EVALUATE,
+        "ablation": ABLATION,
+    }
     for script, text in scripts.items():
         (repository / "pipelines" / f"{script}.py").write_text(text)
     config = repository / "conf" / "config.yaml"
@@ -197,7 +226,16 @@ def ablated(repository: Path) -> Path:
 
 def wait_for_second_variant(repository: Path, step: int) -> int:
     """Wait until the second variant's training has passed ``step``; return its process id."""
-    work = repository / ".work" / "pocket" / "ablation" / "checkout" / ".work" / "pocket" / "self_forcing"
+    work = (
+        repository
+        / ".work"
+        / "pocket"
+        / "ablation"
+        / "checkout"
+        / ".work"
+        / "pocket"
+        / "self_forcing"
+    )
     for _ in range(3000):
         found = [int(path.read_text()) for path in work.glob("*/step")]
         if len(found) == 2 and min(found) >= step:
@@ -207,15 +245,23 @@ def wait_for_second_variant(repository: Path, step: int) -> int:
 
 
 def command(repository: Path, *words: str) -> str:
-    return subprocess.run(words, cwd=repository, env=ENVIRONMENT, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        words, cwd=repository, env=ENVIRONMENT, check=True, capture_output=True, text=True
+    ).stdout
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent death signal is Linux's")
-def test_killed_an_ablation_goes_on_with_the_variant_that_is_missing_and_leaves_the_checkout_alone(ablated: Path) -> None:
+def test_killed_an_ablation_goes_on_with_the_variant_that_is_missing_and_leaves_the_checkout_alone(
+    ablated: Path,
+) -> None:
     code, output = finish(start(ablated, *CHOSEN, script="ablation"))
-    assert code == 2 and "error: preset pocket has no finished baseline (dvc.lock is missing); run `python pipe" in output
+    assert (
+        code == 2
+        and "error: preset pocket has no finished baseline (dvc.lock is missing); run `python pipe"
+        in output
+    )
     code, output = finish(start(ablated))
     assert code == 0, output
     commit(ablated)
@@ -251,12 +297,18 @@ def test_killed_an_ablation_goes_on_with_the_variant_that_is_missing_and_leaves_
     client = tracking.connect(ablated)
     runs = client.search_runs([client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id])
     (parent,) = [run for run in runs if run.info.run_name == "ablation pocket"]
-    children = {r.data.tags["experiment"]: r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
+    children = {
+        r.data.tags["experiment"]: r
+        for r in runs
+        if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id
+    }
     assert set(children) == {f"pocket-{name}" for name in CHOSEN}
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert children["pocket-causal-scores"].data.metrics["first"] >= 3
     assert parent.data.metrics["without-II.frechet_video"] == len("bidirectional_dmd")
-    assert "ablation.png" in {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
+    assert "ablation.png" in {
+        artifact.path for artifact in client.list_artifacts(parent.info.run_id)
+    }
 
     # One variant by name leaves the table with all that are trained, and with what it belongs to.
     code, output = finish(start(ablated, "without-II", script="ablation"))
@@ -264,15 +316,23 @@ def test_killed_an_ablation_goes_on_with_the_variant_that_is_missing_and_leaves_
     again = read_json(table)
     assert again["rows"] == rows
     evaluation = folder_digest(ablated / "data" / "pocket" / "evaluation")
-    assert again["settings"] == {"preset": "pocket", "git_commit": head.split()[0], "evaluation": evaluation}
+    assert again["settings"] == {
+        "preset": "pocket",
+        "git_commit": head.split()[0],
+        "evaluation": evaluation,
+    }
 
     assert command(ablated, "git", "log", "-1", "--format=%H %D") == head
     assert changed_files(ablated) == "?? README.md\n"
     assert command(ablated, "git", "stash", "list") == ""
     assert status(ablated) == "Data and pipelines are up to date.\n"
-    assert set(command(ablated, "dvc", "exp", "list", "--name-only").split()) == {f"pocket-{name}" for name in CHOSEN}
+    assert set(command(ablated, "dvc", "exp", "list", "--name-only").split()) == {
+        f"pocket-{name}" for name in CHOSEN
+    }
     command(ablated, "dvc", "exp", "apply", "pocket-without-II")
-    assert (ablated / "data" / "pocket" / "self_forcing" / "sum.txt").read_text() == "bidirectional_dmd"
+    assert (
+        ablated / "data" / "pocket" / "self_forcing" / "sum.txt"
+    ).read_text() == "bidirectional_dmd"
 
     # Other data under the same commit, as a user's folder of videos has them: what was trained before is no variant of it.
     command(ablated, "git", "checkout", "--force", "--quiet", ".")
@@ -290,15 +350,24 @@ def test_killed_an_ablation_goes_on_with_the_variant_that_is_missing_and_leaves_
 
 
 def test_a_variant_of_other_data_is_not_finished(ablated: Path) -> None:
-    def entry(path: str, digest: str, *deps: tuple[str, str], params: str = "") -> dict[str, object]:
+    def entry(
+        path: str, digest: str, *deps: tuple[str, str], params: str = ""
+    ) -> dict[str, object]:
         listed = [{"path": f"data/pocket/{name}", "md5": md5} for name, md5 in deps]
-        return {"cmd": "x", "deps": listed, "params": params, "outs": [{"path": f"data/pocket/{path}", "md5": digest}]}
+        return {
+            "cmd": "x",
+            "deps": listed,
+            "params": params,
+            "outs": [{"path": f"data/pocket/{path}", "md5": digest}],
+        }
 
     def lock(clips: str, teacher: str, evaluation: str, params: str = "") -> dict[str, object]:
         stages = {
             "clips": entry("clips", clips),
             "teacher": entry("teacher", teacher, ("clips", clips), params=params),
-            "self_forcing": entry("self_forcing", f"{teacher}{params}", ("teacher", teacher), params=params),
+            "self_forcing": entry(
+                "self_forcing", f"{teacher}{params}", ("teacher", teacher), params=params
+            ),
             "evaluate": entry("evaluation", evaluation, ("self_forcing", f"{teacher}{params}")),
         }
         return {"schema": "2.0", "stages": stages}
@@ -315,7 +384,9 @@ def test_a_variant_of_other_data_is_not_finished(ablated: Path) -> None:
     def found(**baseline: str) -> str | None:
         values = {"clips": "few", "teacher": "taught", "evaluation": "timed", **baseline}
         (ablated / "dvc.lock").write_text(json.dumps(lock(**values)))
-        return Laboratory.open(ablated, ablated / ".work" / "lab", "pocket").find("trial", "self_forcing")
+        return Laboratory.open(ablated, ablated / ".work" / "lab", "pocket").find(
+            "trial", "self_forcing"
+        )
 
     assert found() == trial
     assert found(evaluation="timed again") == trial
@@ -328,12 +399,15 @@ def test_a_cache_that_dvc_cannot_name_is_one_sentence(ablated: Path) -> None:
     (ablated / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
     lab = Laboratory.open(ablated, ablated / ".work" / "lab", "pocket")
     shutil.rmtree(ablated / ".dvc")
-    with pytest.raises(OmniForcingError, match=r"`dvc cache dir` failed in .*variants share that cache"):
+    with pytest.raises(
+        OmniForcingError, match=r"`dvc cache dir` failed in .*variants share that cache"
+    ):
         lab.reset()
 
 
 def test_an_ablation_outside_git_is_one_sentence(project: Path) -> None:
     with pytest.raises(
-        OmniForcingError, match=r"`git status` failed in .*not a git repository.*experiments need a git checkout"
+        OmniForcingError,
+        match=r"`git status` failed in .*not a git repository.*experiments need a git checkout",
     ):
         Laboratory.open(project, project / ".work" / "lab", "pocket")

@@ -86,7 +86,9 @@ def test_the_closure_has_imports_in_functions_and_not_the_frame(root: Path) -> N
         (f"{SOURCES}/other.py", "4", "5"),
     ],
 )
-def test_prose_formatting_the_frame_and_unused_modules_do_not_count(root: Path, name: str, old: str, new: str) -> None:
+def test_prose_formatting_the_frame_and_unused_modules_do_not_count(
+    root: Path, name: str, old: str, new: str
+) -> None:
     before = digest(root)
     edit(root, name, old, new)
     assert digest(root) == before
@@ -131,7 +133,9 @@ def test_every_supported_python_gives_the_same_digest(root: Path) -> None:
 
 def test_a_file_that_is_not_python_is_one_sentence(root: Path) -> None:
     (root / SCRIPT).write_text("x = 1\ny = = 2\n")
-    with pytest.raises(OmniForcingError, match=r"pipelines/train\.py:2 is not Python: invalid syntax"):
+    with pytest.raises(
+        OmniForcingError, match=r"pipelines/train\.py:2 is not Python: invalid syntax"
+    ):
         digest(root)
 
 

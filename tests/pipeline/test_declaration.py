@@ -45,7 +45,9 @@ def test_the_generated_pipelines_are_fresh() -> None:
 def checkout(tmp_path: Path) -> Path:
     """Configuration and declaration of the project, with its generated pipeline."""
     for name in ("conf", "pipelines"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("presets", "optional"))
+        shutil.copytree(
+            ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("presets", "optional")
+        )
     write_pipelines(tmp_path)
     return tmp_path
 
@@ -55,7 +57,9 @@ def test_a_stale_pipeline_is_named_with_the_command_that_renews_it(checkout: Pat
     assert write_pipelines(checkout, ["smoke"]) == ["pipelines/presets/smoke/dvc.yaml"]
     for path in ("dvc.yaml", "pipelines/presets/smoke/dvc.yaml"):
         (checkout / path).write_text("stages: {}\n")
-        with pytest.raises(OmniForcingError, match=rf"{path} is stale; run `omniforcing pipeline --write`$"):
+        with pytest.raises(
+            OmniForcingError, match=rf"{path} is stale; run `omniforcing pipeline --write`$"
+        ):
             check_pipelines(checkout)
         assert write_pipelines(checkout) == [path]
     (checkout / "conf" / "preset" / "smoke.yaml").unlink()
@@ -63,25 +67,36 @@ def test_a_stale_pipeline_is_named_with_the_command_that_renews_it(checkout: Pat
     assert not (checkout / "pipelines" / "presets" / "smoke" / "dvc.yaml").exists()
 
 
-def test_an_optional_stage_gets_its_own_pipeline_when_it_is_named(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_optional_stage_gets_its_own_pipeline_when_it_is_named(
+    checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     ensure_pipeline(checkout, "pocket", ["codec"])
     assert not (checkout / "pipelines" / "optional").exists()
     ensure_pipeline(checkout, "pocket", ["causal_decoder"])
-    assert "written: pipelines/optional/dvc.yaml, the pipeline of preset pocket" in capsys.readouterr().out
+    assert (
+        "written: pipelines/optional/dvc.yaml, the pipeline of preset pocket"
+        in capsys.readouterr().out
+    )
     check_pipelines(checkout)
 
 
 def test_a_preset_that_lacks_a_section_or_does_not_exist_is_one_sentence(checkout: Path) -> None:
     mine = checkout / "conf" / "preset" / "mine.yaml"
     mine.write_text("clips: {}\n")
-    with pytest.raises(OmniForcingError, match=r"mine\.yaml lacks 'shards', which DVC tracks; name it there"):
+    with pytest.raises(
+        OmniForcingError, match=r"mine\.yaml lacks 'shards', which DVC tracks; name it there"
+    ):
         write_pipelines(checkout, ["mine"])
-    with pytest.raises(OmniForcingError, match=r"unknown preset 'smok': .*; did you mean 'smoke'\?"):
+    with pytest.raises(
+        OmniForcingError, match=r"unknown preset 'smok': .*; did you mean 'smoke'\?"
+    ):
         write_pipelines(checkout, ["smok"])
     mine.unlink()
     config = checkout / "conf" / "config.yaml"
     config.write_text(config.read_text().replace("preset: pocket", "preset: poket"))
-    with pytest.raises(OmniForcingError, match=r"unknown preset 'poket': .*; did you mean 'pocket'\?"):
+    with pytest.raises(
+        OmniForcingError, match=r"unknown preset 'poket': .*; did you mean 'pocket'\?"
+    ):
         write_pipelines(checkout)
     assert (checkout / "dvc.yaml").is_file()
 
@@ -91,7 +106,9 @@ def test_every_package_file_that_a_stage_reads_is_declared_and_there() -> None:
     assert files and all((ROOT / file).is_file() for file in files)
 
 
-@pytest.mark.parametrize("stage", ["clips", "shards", "codec", "latents", "teacher", "bidirectional_dmd", "self_forcing"])
+@pytest.mark.parametrize(
+    "stage", ["clips", "shards", "codec", "latents", "teacher", "bidirectional_dmd", "self_forcing"]
+)
 def test_editing_the_streaming_code_retrains_nothing(stage: str) -> None:
     used = CodeBase(ROOT).closure(f"pipelines/{stage}.py")
     assert not [path for path in used if path.is_relative_to(ROOT / SOURCES / "stream")]
@@ -119,7 +136,9 @@ def test_every_tracked_key_stands_in_config_and_preset(preset: str) -> None:
 @pytest.mark.parametrize("preset", known_presets(ROOT))
 def test_every_stage_tracks_its_own_section_its_preset_and_one_digest_of_code(preset: str) -> None:
     texts = pipelines_of(ROOT, preset)
-    stages = {name: stage for text in texts.values() for name, stage in safe_load(text)["stages"].items()}
+    stages = {
+        name: stage for text in texts.values() for name, stage in safe_load(text)["stages"].items()
+    }
     del stages[CODE]
     assert set(stages) == {*STAGES, *OPTIONAL_STAGES}
     for name, stage in stages.items():
@@ -133,5 +152,7 @@ def test_every_stage_tracks_its_own_section_its_preset_and_one_digest_of_code(pr
 def test_mlproject_has_an_entry_point_for_main_and_every_stage() -> None:
     entries = safe_load((ROOT / "MLproject").read_text())["entry_points"]
     assert set(entries) == {"main", *STAGES, *OPTIONAL_STAGES}
-    commands = {stage: f"python pipelines/{stage}.py {{overrides}}" for stage in STAGES + OPTIONAL_STAGES}
+    commands = {
+        stage: f"python pipelines/{stage}.py {{overrides}}" for stage in STAGES + OPTIONAL_STAGES
+    }
     assert all(entries[stage]["command"] == command for stage, command in commands.items())

@@ -12,7 +12,14 @@ from safetensors.torch import save_file
 from omniforcing.core.config import load_config, to_dict
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.pipeline.declaration import stage_names
-from omniforcing.pipeline.dry_run import Footprint, _watch, count_parameters, dry_run, overrides, table
+from omniforcing.pipeline.dry_run import (
+    Footprint,
+    _watch,
+    count_parameters,
+    dry_run,
+    overrides,
+    table,
+)
 from omniforcing.pocket.foundation import architecture
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +36,9 @@ def test_a_dry_run_changes_how_often_and_never_how_large(preset: str) -> None:
     assert tried.trainer.precision == config.trainer.precision
     for size in ("height", "width", "seconds"):
         assert getattr(tried.clips, size) == getattr(config.clips, size)
-    assert [crop.frames for crop in tried.codec.video.crops] == [crop.frames for crop in config.codec.video.crops]
+    assert [crop.frames for crop in tried.codec.video.crops] == [
+        crop.frames for crop in config.codec.video.crops
+    ]
     assert tried.trajectories.steps % len(config.student.sigmas) == 0
     for stage in (tried.teacher, tried.bidirectional_dmd, tried.causal_ode, tried.self_forcing):
         assert stage.optim.steps == 1
@@ -42,14 +51,19 @@ def test_a_dry_run_changes_how_often_and_never_how_large(preset: str) -> None:
 def test_parameters_are_those_of_weights_with_a_config_beside_them(tmp_path: Path) -> None:
     for name in ("transformer", "text"):
         (tmp_path / name).mkdir()
-        save_file({"a": torch.zeros(3, 4), "b": torch.zeros(5)}, tmp_path / name / "model.safetensors")
+        save_file(
+            {"a": torch.zeros(3, 4), "b": torch.zeros(5)}, tmp_path / name / "model.safetensors"
+        )
     (tmp_path / "transformer" / "config.json").write_text("{}")
     assert count_parameters(tmp_path) == 17
 
 
 def test_the_table_has_a_row_per_stage_and_the_sum() -> None:
     lines = table(
-        [Footprint("clips", 0, "-", 1.5, 0.25), Footprint("teacher", 2_014_000, "208 + 101", 2.0, 1.0, 7.5)]
+        [
+            Footprint("clips", 0, "-", 1.5, 0.25),
+            Footprint("teacher", 2_014_000, "208 + 101", 2.0, 1.0, 7.5),
+        ]
     ).splitlines()
     assert lines[1].split() == ["clips", "-", "-", "1.5", "0.25", "-"]
     assert lines[2].split() == ["teacher", "2.01", "208", "+", "101", "2.0", "1.00", "7.50"]
@@ -69,16 +83,22 @@ class Finishing:
         self.waits += 1
 
 
-def test_the_gpus_memory_is_the_most_that_is_in_use_while_a_stage_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpus_memory_is_the_most_that_is_in_use_while_a_stage_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     free = iter([8e9, 3e9, 6e9])
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (next(free), 10e9))
     assert _watch(Finishing(), True) == 7.0
     assert _watch(Finishing(), False) is None
 
 
-def test_weights_that_are_not_there_are_one_sentence_with_their_path(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_are_not_there_are_one_sentence_with_their_path(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("omniforcing.pipeline.dry_run._run_stages", lambda *_: pytest.fail("ran"))
-    with pytest.raises(OmniForcingError, match=r"/weights/LTX-2 is missing, from where preset ltx2 loads its codec") as caught:
+    with pytest.raises(
+        OmniForcingError, match=r"/weights/LTX-2 is missing, from where preset ltx2 loads its codec"
+    ) as caught:
         dry_run(ROOT, "ltx2")
     assert "\n" not in str(caught.value)
 
@@ -91,11 +111,16 @@ def test_it_is_of_all_stages() -> None:
 
 
 @pytest.mark.slow
-def test_a_stage_that_does_not_fit_is_named_after_its_own_error(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_stage_that_does_not_fit_is_named_after_its_own_error(
+    project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     teacher = project / "pipelines" / "teacher.py"
     sentence = "from omniforcing.core.errors import OmniForcingError\ndef run(stage):\n    raise OmniForcingError('too wide')\n"
     teacher.write_text(sentence)
-    with pytest.raises(OmniForcingError, match=r"dry run of preset pocket: teacher failed \(exit code 2\), see above"):
+    with pytest.raises(
+        OmniForcingError,
+        match=r"dry run of preset pocket: teacher failed \(exit code 2\), see above",
+    ):
         dry_run(project, None)
     assert "error: too wide" in capfd.readouterr().err
     assert not (project / "data").exists()
@@ -104,12 +129,24 @@ def test_a_stage_that_does_not_fit_is_named_after_its_own_error(project: Path, c
 @pytest.mark.slow
 def test_the_smallest_preset_runs_dry_and_leaves_the_project_as_it_was(tmp_path: Path) -> None:
     def state() -> dict[Path, int]:
-        watched = [ROOT / name for name in ("conf", "data", ".work", "mlflow.db", "dvc.lock", "src/omniforcing/assets")]
-        watched += [path for name in ("data/smoke", ".work/smoke") for path in (ROOT / name, *(ROOT / name).rglob("*"))]
+        watched = [
+            ROOT / name
+            for name in ("conf", "data", ".work", "mlflow.db", "dvc.lock", "src/omniforcing/assets")
+        ]
+        watched += [
+            path
+            for name in ("data/smoke", ".work/smoke")
+            for path in (ROOT / name, *(ROOT / name).rglob("*"))
+        ]
         return {path: path.stat().st_mtime_ns for path in watched if path.exists()}
 
     before = state()
-    environment = {**os.environ, "TMPDIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "TMPDIR": str(tmp_path),
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, "pipelines/main.py", "--preset", "smoke", "--dry-run"]
     answer = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr

@@ -76,7 +76,12 @@ def edit(root: Path, path: str, old: str, new: str) -> None:
 
 def test_nothing_changed_or_only_prose_runs_nothing(finished: Path) -> None:
     assert repro(finished) == set()
-    for path in ("core/layout.py", "pipeline/tracking.py", "data/inspect.py", "distill/self_forcing.py"):
+    for path in (
+        "core/layout.py",
+        "pipeline/tracking.py",
+        "data/inspect.py",
+        "distill/self_forcing.py",
+    ):
         edit(finished, f"{SOURCES}/{path}", r'\A"""', '# A comment.\n"""Prose. ')
     (finished / "README.md").write_text("read me")
     assert repro(finished) == set()
@@ -92,7 +97,9 @@ def test_nothing_changed_or_only_prose_runs_nothing(finished: Path) -> None:
         ("pipeline/tracking.py", set()),
     ],
 )
-def test_one_line_of_code_runs_exactly_the_stages_that_use_it(finished: Path, path: str, stages: set[str]) -> None:
+def test_one_line_of_code_runs_exactly_the_stages_that_use_it(
+    finished: Path, path: str, stages: set[str]
+) -> None:
     edit(finished, f"{SOURCES}/{path}", r"\Z", "\nEDITED = True\n")
     assert repro(finished) == stages
 
@@ -107,6 +114,8 @@ def test_one_line_of_code_runs_exactly_the_stages_that_use_it(finished: Path, pa
         (r"per_shard: \d+", "per_shard: 63", {"shards"}),
     ],
 )
-def test_a_changed_knob_runs_the_stages_that_use_it(finished: Path, old: str, new: str, stages: set[str]) -> None:
+def test_a_changed_knob_runs_the_stages_that_use_it(
+    finished: Path, old: str, new: str, stages: set[str]
+) -> None:
     edit(finished, "conf/config.yaml", old, new)
     assert repro(finished) == stages

@@ -34,7 +34,9 @@ def config(project: Path) -> Config:
     return load_config(root=project)
 
 
-def test_what_is_published_is_taken_again_with_its_record(kept: Path, config: Config, tmp_path: Path) -> None:
+def test_what_is_published_is_taken_again_with_its_record(
+    kept: Path, config: Config, tmp_path: Path
+) -> None:
     take_kept(config, "codec", tmp_path / "codec")
     record = take_kept(config, "teacher", tmp_path / "teacher", codec=tmp_path / "codec")
     assert record["seed"] == config.seed
@@ -47,17 +49,25 @@ def test_what_is_published_is_taken_again_with_its_record(kept: Path, config: Co
 
 @pytest.mark.usefixtures("kept")
 def test_training_keys_may_change_and_architecture_may_not(config: Config, tmp_path: Path) -> None:
-    longer = replace(config, teacher=replace(config.teacher, optim=replace(config.teacher.optim, steps=9)))
+    longer = replace(
+        config, teacher=replace(config.teacher, optim=replace(config.teacher.optim, steps=9))
+    )
     take_kept(longer, "teacher", tmp_path / "teacher")
-    wider = replace(config, teacher=replace(config.teacher, model=replace(config.teacher.model, layers=7)))
-    with pytest.raises(OmniForcingError, match=r"teacher\.model\.layers was 4, is 7; retrain it with `make found"):
+    wider = replace(
+        config, teacher=replace(config.teacher, model=replace(config.teacher.model, layers=7))
+    )
+    with pytest.raises(
+        OmniForcingError, match=r"teacher\.model\.layers was 4, is 7; retrain it with `make found"
+    ):
         take_kept(wider, "teacher", tmp_path / "wider")
     assert not (tmp_path / "wider").exists()
 
 
 def test_an_altered_or_missing_file_is_named(kept: Path, config: Config, tmp_path: Path) -> None:
     save_file({"w": torch.ones(3)}, kept / "codec" / "model.safetensors")
-    with pytest.raises(OmniForcingError, match=r"model\.safetensors is not the file that manifest\.json lists"):
+    with pytest.raises(
+        OmniForcingError, match=r"model\.safetensors is not the file that manifest\.json lists"
+    ):
         take_kept(config, "codec", tmp_path / "codec")
     # A manifest made to fit does not help: the record names the weights too.
     write_manifest(kept / "codec")
@@ -76,9 +86,14 @@ def test_a_teacher_is_refused_with_another_codec(config: Config, tmp_path: Path)
         take_kept(config, "teacher", tmp_path / "teacher", codec=tmp_path / "other")
 
 
-def test_nothing_kept_says_how_to_train(project: Path, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_kept_says_how_to_train(
+    project: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(foundation, "KEPT", project / "nothing")
-    with pytest.raises(OmniForcingError, match=r"keeps no codec .* with `make foundation`, or set codec.source=train"):
+    with pytest.raises(
+        OmniForcingError,
+        match=r"keeps no codec .* with `make foundation`, or set codec.source=train",
+    ):
         take_kept(config, "codec", project / "codec")
 
 

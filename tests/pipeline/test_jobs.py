@@ -37,7 +37,9 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture
 def checkout(repository: Path, cluster: Cluster) -> Path:
     """The toy project with the cluster as ``ray``."""
-    (repository / "conf" / "cluster" / "ray.yaml").write_text(f"address: auto\njobs: {cluster.jobs}\nworkers: 2\n")
+    (repository / "conf" / "cluster" / "ray.yaml").write_text(
+        f"address: auto\njobs: {cluster.jobs}\nworkers: 2\n"
+    )
     (repository / ".rayignore").write_text("data/\n.work/\nmlflow.db\nmlruns/\n")
     # The code that a job takes along: the package, as the project's own checkout has it.
     shutil.rmtree(repository / "src")
@@ -49,7 +51,12 @@ def run(folder: Path, *words: str, **changed: str) -> tuple[int, str]:
     """Run python on ``words`` in a checkout, as a user with the cluster's token does."""
     variables = environment() | {"PYTHONPATH": str(ROOT / "src"), "SHELL": "/bin/sh"} | changed
     answer = subprocess.run(
-        [sys.executable, *words], cwd=folder, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [sys.executable, *words],
+        cwd=folder,
+        env=variables,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     return answer.returncode, answer.stdout
 
@@ -59,7 +66,9 @@ def test_a_job_brings_back_log_run_output_and_exit_code(checkout: Path) -> None:
     code, said = run(checkout, "pipelines/clips.py")
     assert code == 0, said
     script = checkout / "pipelines" / "teacher.py"
-    script.write_text(script.read_text().replace("    total =", '    print("counting", flush=True)\n    total ='))
+    script.write_text(
+        script.read_text().replace("    total =", '    print("counting", flush=True)\n    total =')
+    )
     code, said = run(checkout, "-m", "omniforcing.pipeline.cluster.jobs", "teacher", "cluster=ray")
     assert code == 0, said
     assert "counting" in said and "succeeded, exit code 0; MLflow run" in said
@@ -124,20 +133,32 @@ def test_another_token_is_refused(checkout: Path) -> None:
 
 def test_an_address_without_a_cluster_is_refused(project: Path) -> None:
     config = load_config(["cluster.jobs=http://127.0.0.1:1"], project)
-    with pytest.raises(OmniForcingError, match=r"no Ray cluster answers at cluster\.jobs=http://127\.0\.0\.1:1; start one"):
+    with pytest.raises(
+        OmniForcingError,
+        match=r"no Ray cluster answers at cluster\.jobs=http://127\.0\.0\.1:1; start one",
+    ):
         submit_stage("clips", config, project, [])
 
 
 def test_jobs_need_an_address(project: Path) -> None:
     code, said = run(project, "-m", "omniforcing.pipeline.cluster.jobs", "clips")
-    assert (code, said.strip()) == (2, "error: cluster.jobs is not set: name a cluster that takes jobs, such as cluster=ray")
+    assert (code, said.strip()) == (
+        2,
+        "error: cluster.jobs is not set: name a cluster that takes jobs, such as cluster=ray",
+    )
 
 
-def test_heavy_stages_go_to_the_cluster_that_takes_jobs_but_not_from_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heavy_stages_go_to_the_cluster_that_takes_jobs_but_not_from_a_job(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delenv(JOB_VARIABLE, raising=False)
     here, there = (load_config([f"cluster={name}"], ROOT) for name in ("local", "ray"))
     assert set(stage_names(ROOT)) > HEAVY
-    assert [goes_to_cluster(name, there) for name in ("latents", "clips", "export")] == [True, False, False]
+    assert [goes_to_cluster(name, there) for name in ("latents", "clips", "export")] == [
+        True,
+        False,
+        False,
+    ]
     assert not goes_to_cluster("latents", here)
     monkeypatch.setenv(JOB_VARIABLE, "1")
     assert not goes_to_cluster("latents", there)
@@ -165,7 +186,9 @@ def test_a_place_that_cannot_be_is_refused(override: str, sentence: str) -> None
         load_config([override], ROOT)
 
 
-def test_a_job_has_absolute_data_and_no_token_in_its_environment(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_has_absolute_data_and_no_token_in_its_environment(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
     variables = job_variables(load_config(root=project), project)
     assert variables["OMNIFORCING_DATA_ROOT"] == str(project)
@@ -176,8 +199,12 @@ def test_a_job_has_absolute_data_and_no_token_in_its_environment(project: Path, 
 def test_a_job_takes_all_code_along_and_nothing_that_was_made(tmp_path: Path) -> None:
     from ray._private.runtime_env.packaging import create_package
 
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    code = {name for name in listed.split("\0") if name.endswith((".py", ".yaml", ".toml", ".html"))}
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    code = {
+        name for name in listed.split("\0") if name.endswith((".py", ".yaml", ".toml", ".html"))
+    }
     made = {
         "data/pocket/latents/0.tar",
         ".work/last.ckpt",
@@ -190,7 +217,9 @@ def test_a_job_takes_all_code_along_and_nothing_that_was_made(tmp_path: Path) ->
     }
     for name in (*code, *made, ".rayignore", ".gitignore"):
         (tmp_path / "root" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "root" / name).write_bytes((ROOT / name).read_bytes() if name not in made else b"made")
+        (tmp_path / "root" / name).write_bytes(
+            (ROOT / name).read_bytes() if name not in made else b"made"
+        )
     create_package(str(tmp_path / "root"), tmp_path / "package.zip", include_gitignore=True)
     with zipfile.ZipFile(tmp_path / "package.zip") as package:
         taken = set(package.namelist())
@@ -211,8 +240,15 @@ def test_the_manifest_fits_kuberays_schema() -> None:
     assert spec["authOptions"] == {"mode": "token"}
     assert spec["workerGroupSpecs"][0]["replicas"] == 8
     container = spec["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
-    assert container["resources"]["limits"] == {"cpu": "16", "memory": "128Gi", "nvidia.com/gpu": "1"}
-    assert "python pipelines/self_forcing.py cluster=kuberay preset=ltx2" in found["spec"]["entrypoint"]
+    assert container["resources"]["limits"] == {
+        "cpu": "16",
+        "memory": "128Gi",
+        "nvidia.com/gpu": "1",
+    }
+    assert (
+        "python pipelines/self_forcing.py cluster=kuberay preset=ltx2"
+        in found["spec"]["entrypoint"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -220,7 +256,9 @@ def test_the_manifest_fits_kuberays_schema() -> None:
     [
         lambda m: m["spec"].update(entryPoint="x"),
         lambda m: m["spec"]["rayClusterSpec"]["workerGroupSpecs"][0].update(replicas="8"),
-        lambda m: m["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"].update({"num-cpus": 0}),
+        lambda m: m["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"].update(
+            {"num-cpus": 0}
+        ),
         lambda m: m["spec"]["rayClusterSpec"].pop("headGroupSpec"),
         lambda m: m["metadata"].update(name="with_underscore"),
     ],
@@ -233,7 +271,14 @@ def test_the_schema_refuses_a_wrong_manifest(spoil: Any) -> None:
 
 
 def test_the_manifest_is_yaml_that_the_command_prints() -> None:
-    code, said = run(ROOT, "-m", "omniforcing.pipeline.cluster.kuberay", "latents", "cluster=kuberay", "cluster.workers=3")
+    code, said = run(
+        ROOT,
+        "-m",
+        "omniforcing.pipeline.cluster.kuberay",
+        "latents",
+        "cluster=kuberay",
+        "cluster.workers=3",
+    )
     assert code == 0, said
     assert safe_load(said)["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["replicas"] == 3
 
@@ -251,4 +296,6 @@ def test_make_names_the_stage_it_wants() -> None:
         text=True,
         env=os.environ,
     )
-    assert "omniforcing.pipeline.cluster.jobs self_forcing cluster=ray preset=smoke" in answer.stdout
+    assert (
+        "omniforcing.pipeline.cluster.jobs self_forcing cluster=ray preset=smoke" in answer.stdout
+    )

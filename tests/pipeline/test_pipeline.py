@@ -29,7 +29,9 @@ def wait_for_step(repository: Path, preset: str, step: int) -> int:
     raise AssertionError("the teacher never came so far")
 
 
-def test_a_run_is_tracked_and_a_changed_parameter_reruns_exactly_what_depends_on_it(repository: Path) -> None:
+def test_a_run_is_tracked_and_a_changed_parameter_reruns_exactly_what_depends_on_it(
+    repository: Path,
+) -> None:
     code, output = finish(start(repository))
     assert code == 0, output
     assert "teacher" in output.split("minutes")[1]
@@ -37,7 +39,11 @@ def test_a_run_is_tracked_and_a_changed_parameter_reruns_exactly_what_depends_on
     client = tracking.connect(repository)
     runs = client.search_runs([client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id])
     parent = next(run for run in runs if run.info.run_name == "pipeline pocket")
-    children = {r.data.tags["stage"]: r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
+    children = {
+        r.data.tags["stage"]: r
+        for r in runs
+        if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id
+    }
     assert set(children) == {"clips", "teacher"}
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert children["teacher"].data.metrics["total"] == 3
@@ -56,7 +62,9 @@ def test_a_run_is_tracked_and_a_changed_parameter_reruns_exactly_what_depends_on
 def dvc(repository: Path, *words: str) -> str:
     """What DVC prints for a plain command; it must succeed."""
     command = ["dvc", *words]
-    answer = subprocess.run(command, cwd=repository, env=ENVIRONMENT, capture_output=True, text=True)
+    answer = subprocess.run(
+        command, cwd=repository, env=ENVIRONMENT, capture_output=True, text=True
+    )
     assert answer.returncode == 0, answer.stdout + answer.stderr
     return answer.stdout
 
@@ -66,7 +74,9 @@ def stages_run(output: str) -> list[str]:
     return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
 
 
-def test_plain_dvc_notices_edited_prose_and_runs_nothing_of_it_but_what_edited_code_changes(repository: Path) -> None:
+def test_plain_dvc_notices_edited_prose_and_runs_nothing_of_it_but_what_edited_code_changes(
+    repository: Path,
+) -> None:
     assert stages_run(dvc(repository, "repro")) == ["code", "clips", "teacher"]
     assert stages_run(dvc(repository, "repro")) == []
     lowest = repository / "src" / "omniforcing" / "core" / "layout.py"
@@ -93,7 +103,15 @@ def test_plain_dvc_shows_pulls_and_experiments(repository: Path, tmp_path: Path)
     dvc(other, "pull")
     assert status(other) == "Data and pipelines are up to date.\n"
     assert stages_run(dvc(other, "repro")) == []
-    said = dvc(repository, "exp", "run", "--name", "trial", "--set-param", "conf/preset/pocket.yaml:++teacher.text_dropout=0.3")
+    said = dvc(
+        repository,
+        "exp",
+        "run",
+        "--name",
+        "trial",
+        "--set-param",
+        "conf/preset/pocket.yaml:++teacher.text_dropout=0.3",
+    )
     assert stages_run(said) == ["teacher"]
     assert "trial" in dvc(repository, "exp", "show", "--csv")
 
@@ -103,17 +121,25 @@ def test_an_old_lock_and_a_stale_pipeline_are_one_sentence(repository: Path) -> 
     text = pipeline.read_text()
     pipeline.write_text(text.replace("Add them up.", "Add."))
     code, output = finish(start(repository))
-    assert (code, output) == (2, f"error: {pipeline} is stale; run `omniforcing pipeline --write`\n")
+    assert (code, output) == (
+        2,
+        f"error: {pipeline} is stale; run `omniforcing pipeline --write`\n",
+    )
     pipeline.write_text(text)
     entry = "{cmd: x, deps: [{path: src/omniforcing/core/layout.py, md5: x}], outs: []}"
     (repository / "dvc.lock").write_text(f"schema: '2.0'\nstages: {{teacher: {entry}}}\n")
     code, output = finish(start(repository))
     assert code == 2
-    assert "dvc.lock was written for an older dvc.yaml: its stage teacher depends on src/omniforcing/core/layout.py" in output
+    assert (
+        "dvc.lock was written for an older dvc.yaml: its stage teacher depends on src/omniforcing/core/layout.py"
+        in output
+    )
     assert output.count("\n") == 1
 
 
-def test_another_preset_leaves_the_tracked_one_untouched_and_keeps_its_own_lock(repository: Path) -> None:
+def test_another_preset_leaves_the_tracked_one_untouched_and_keeps_its_own_lock(
+    repository: Path,
+) -> None:
     assert finish(start(repository))[0] == 0
     lock = (repository / "dvc.lock").read_bytes()
     commit(repository)
@@ -128,18 +154,25 @@ def test_another_preset_leaves_the_tracked_one_untouched_and_keeps_its_own_lock(
     assert output.count("didn't change, skipping") == 3
     client = tracking.connect(repository)
     runs = client.search_runs([client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id])
-    assert not any(run.data.tags["git_commit"].endswith("-dirty") for run in runs if run.data.tags["preset"] == "smoke")
+    assert not any(
+        run.data.tags["git_commit"].endswith("-dirty")
+        for run in runs
+        if run.data.tags["preset"] == "smoke"
+    )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent death signal is Linux's")
 @pytest.mark.parametrize("victim", ["stage", "dvc", "main"])
-def test_killed_anywhere_a_run_continues_and_leaves_no_orphan(repository: Path, victim: str) -> None:
+def test_killed_anywhere_a_run_continues_and_leaves_no_orphan(
+    repository: Path, victim: str
+) -> None:
     process = start(repository, "--preset", "smoke", pause=0.3)
     stage = wait_for_step(repository, "smoke", 3)
     dvc = next(
         int(p.parent.name)
         for p in Path("/proc").glob("[0-9]*/cmdline")
-        if alive(int(p.parent.name)) and str(process.pid) == Path(p.parent, "stat").read_text().rsplit(")", 1)[1].split()[1]
+        if alive(int(p.parent.name))
+        and str(process.pid) == Path(p.parent, "stat").read_text().rsplit(")", 1)[1].split()[1]
     )
     os.kill({"stage": stage, "dvc": dvc, "main": process.pid}[victim], signal.SIGKILL)
     code, output = finish(process)
@@ -162,11 +195,15 @@ def test_killed_anywhere_a_run_continues_and_leaves_no_orphan(repository: Path, 
     assert not (repository / "dvc.lock").exists()
 
 
-def test_a_users_folder_is_listed_anew_and_the_rest_runs_only_if_it_changed(repository: Path) -> None:
+def test_a_users_folder_is_listed_anew_and_the_rest_runs_only_if_it_changed(
+    repository: Path,
+) -> None:
     assert finish(start(repository, "--preset", "mine"))[0] == 0
     code, output = finish(start(repository, "--preset", "mine"))
     assert code == 0
-    assert stages_run(output) == [f"pipelines/presets/mine/dvc.yaml:{name}" for name in ("code", "clips")]
+    assert stages_run(output) == [
+        f"pipelines/presets/mine/dvc.yaml:{name}" for name in ("code", "clips")
+    ]
     assert "Stage 'pipelines/presets/mine/dvc.yaml:teacher' didn't change, skipping" in output
 
 
@@ -175,7 +212,9 @@ def test_a_second_run_in_the_same_checkout_is_refused(repository: Path) -> None:
     wait_for_step(repository, "pocket", 1)
     code, output = finish(start(repository, "--preset", "smoke"))
     assert code == 2
-    assert output.startswith(f"error: a pipeline run in this checkout is already running (process {first.pid}); wait for it")
+    assert output.startswith(
+        f"error: a pipeline run in this checkout is already running (process {first.pid}); wait for it"
+    )
     assert output.count("\n") == 1
     assert finish(first)[0] == 0
 
@@ -184,10 +223,15 @@ def test_a_second_run_in_the_same_checkout_is_refused(repository: Path) -> None:
     ("words", "sentence"),
     [
         (["--preset", "smok"], "did you mean 'smoke'?"),
-        (["techer"], "the pipeline has no stage 'techer'; it has: clips, teacher; did you mean 'teacher'?"),
+        (
+            ["techer"],
+            "the pipeline has no stage 'techer'; it has: clips, teacher; did you mean 'teacher'?",
+        ),
     ],
 )
-def test_an_unknown_preset_or_stage_is_one_sentence(repository: Path, words: list[str], sentence: str) -> None:
+def test_an_unknown_preset_or_stage_is_one_sentence(
+    repository: Path, words: list[str], sentence: str
+) -> None:
     code, output = finish(start(repository, *words))
     assert code == 2
     assert sentence in output

@@ -22,13 +22,24 @@ from omniforcing.model.cache import FunctionalCache
 from omniforcing.model.rollout import gaussian, new_cache, refresh
 from omniforcing.model.weights.architecture import expected_shapes
 from omniforcing.pipeline.planner.networks import BUILDERS, Sizes
-from omniforcing.pipeline.planner.plan import Cluster, Setting, Stage, advise, make_plans, parse_memory
+from omniforcing.pipeline.planner.plan import (
+    Cluster,
+    Setting,
+    Stage,
+    advise,
+    make_plans,
+    parse_memory,
+)
 from omniforcing.training.loop import fit
 from omniforcing.training.stages import StageModule
 from tests.support.tiny_checkpoints import FACTS
 
 ROOT = Path(__file__).parents[2]
-SMALL = ["teacher.model={layers: 4, heads: 2, video_head_dim: 48, audio_head_dim: 32}", "clips.height=64", "clips.seconds=2"]
+SMALL = [
+    "teacher.model={layers: 4, heads: 2, video_head_dim: 48, audio_head_dim: 32}",
+    "clips.height=64",
+    "clips.seconds=2",
+]
 
 
 def small(*overrides: str) -> Config:
@@ -57,7 +68,11 @@ def measured_bytes(module: StageModule, batch: Batch, config: Config, work: Path
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         fit(module, batches, steps=2, work=work, trainer=config.trainer)
     events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
-    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]" and e.device_index() < 0)
+    changes = sorted(
+        (e.start_ns(), e.nbytes())
+        for e in events
+        if e.name() == "[memory]" and e.device_index() < 0
+    )
     assert changes
     most = 0
     for _, change in changes:
@@ -67,15 +82,29 @@ def measured_bytes(module: StageModule, batch: Batch, config: Config, work: Path
 
 
 KEEP, RECOMPUTE = False, True
-QUICK = [("teacher", KEEP, 4), ("bidirectional_dmd", KEEP, 1), ("causal_ode", RECOMPUTE, 4), ("self_forcing", RECOMPUTE, 2)]
+QUICK = [
+    ("teacher", KEEP, 4),
+    ("bidirectional_dmd", KEEP, 1),
+    ("causal_ode", RECOMPUTE, 4),
+    ("self_forcing", RECOMPUTE, 2),
+]
 OTHERS = [
-    case for case in itertools.product(BUILDERS, (KEEP, RECOMPUTE), (1, 4)) if case not in QUICK and case[1:] != (KEEP, 1)
+    case
+    for case in itertools.product(BUILDERS, (KEEP, RECOMPUTE), (1, 4))
+    if case not in QUICK and case[1:] != (KEEP, 1)
 ]
 
 
-@pytest.mark.parametrize(("name", "recompute", "batch"), [*QUICK, *(pytest.param(*c, marks=pytest.mark.slow) for c in OTHERS)])
-def test_planned_memory_is_that_of_a_real_training_step(name: str, recompute: bool, batch: int, tmp_path: Path) -> None:
-    config = small("trainer.checkpoint_every=2", "trainer.accelerator=cpu", "self_forcing.steered=0.5")
+@pytest.mark.parametrize(
+    ("name", "recompute", "batch"),
+    [*QUICK, *(pytest.param(*c, marks=pytest.mark.slow) for c in OTHERS)],
+)
+def test_planned_memory_is_that_of_a_real_training_step(
+    name: str, recompute: bool, batch: int, tmp_path: Path
+) -> None:
+    config = small(
+        "trainer.checkpoint_every=2", "trainer.accelerator=cpu", "self_forcing.steered=0.5"
+    )
     sizes = Sizes.of(config, ROOT)
     planned = Stage(name, config, sizes).bytes(Setting("none", recompute, batch), 1, foreach=False)
     real = dataclasses.replace(sizes, device="cpu")
@@ -110,7 +139,9 @@ def test_the_bytes_of_the_caches_are_those_of_a_rollout() -> None:
     assert planned == sum(t.numel() * 4 for pair in [*written, *turned.values()] for t in pair)
 
 
-@pytest.mark.parametrize("name", ["causal_ode", pytest.param("self_forcing", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["causal_ode", pytest.param("self_forcing", marks=pytest.mark.slow)]
+)
 def test_depth_is_carried_on_from_two_small_networks(name: str) -> None:
     config = small()
     stages = [Stage(name, config, Sizes.of(config, ROOT), depths) for depths in ((1, 2), None)]
@@ -122,11 +153,16 @@ def test_depth_is_carried_on_from_two_small_networks(name: str) -> None:
 
 
 def test_a_plan_is_the_same_every_time_and_no_part_of_it_is_negative() -> None:
-    config, settings = small(), [Setting(way, recompute) for way in ("none", "all") for recompute in (False, True)]
+    config, settings = (
+        small(),
+        [Setting(way, recompute) for way in ("none", "all") for recompute in (False, True)],
+    )
     plans = []
     for _ in range(2):
         stages = [Stage(name, config, Sizes.of(config, ROOT)) for name in ("causal_ode", "teacher")]
-        plans.append([stage.bytes(s, 1 if s.sharding == "none" else 8) for stage in stages for s in settings])
+        plans.append(
+            [stage.bytes(s, 1 if s.sharding == "none" else 8) for stage in stages for s in settings]
+        )
     assert plans[0] == plans[1]
     assert all(part >= 0 for plan in plans[0] for part in plan.values())
 
@@ -135,8 +171,13 @@ def test_sizes_of_ltx2_are_those_of_the_release(tmp_path: Path) -> None:
     sizes = Sizes.of(load_config(root=ROOT, preset="ltx2"), tmp_path)
     released = dict(FACTS["diffusers"]["top"])
     for layer in range(FACTS["layers"]):
-        released |= {f"transformer_blocks.{layer}.{name}": shape for name, shape in FACTS["diffusers"]["block"].items()}
-    assert expected_shapes(sizes.core, "ltx2") == {name: tuple(shape) for name, shape in released.items()}
+        released |= {
+            f"transformer_blocks.{layer}.{name}": shape
+            for name, shape in FACTS["diffusers"]["block"].items()
+        }
+    assert expected_shapes(sizes.core, "ltx2") == {
+        name: tuple(shape) for name, shape in released.items()
+    }
     assert sizes.grid == (16, 24)
 
 
@@ -164,7 +205,9 @@ def test_plans_keep_the_global_batch_and_say_what_fits(stage: Stage) -> None:
     assert "2 per GPU x 1" in advise(stage, cluster, plans)
     between = sum(sorted(p.total for p in plans)[-2:]) / 2 / 0.92
     tight = make_plans(stage, Cluster(16, between), batch=32)
-    assert [p.setting.accumulation for p in tight if p.setting == Setting("none", False, 1, 2)] == [2]
+    assert [p.setting.accumulation for p in tight if p.setting == Setting("none", False, 1, 2)] == [
+        2
+    ]
     least = min(p.total for p in make_plans(stage, Cluster(16, 1))) / 0.92
     none, some = Cluster(16, 0.99 * least), Cluster(16, 1.01 * least)
     assert "nothing fits" in advise(stage, none, make_plans(stage, none))

@@ -33,20 +33,30 @@ def cluster() -> Iterator[Cluster]:
         yield started
 
 
-def started(cluster: Cluster, work: Path, reads: Sequence[Path] = (), workers: int = 2, restarts: int = 3) -> Pool:
+def started(
+    cluster: Cluster, work: Path, reads: Sequence[Path] = (), workers: int = 2, restarts: int = 3
+) -> Pool:
     """A pool on the cluster, to be entered."""
-    return Pool(ClusterConfig(cluster.address, workers=workers, restarts=restarts), list(reads), work, 1)
+    return Pool(
+        ClusterConfig(cluster.address, workers=workers, restarts=restarts), list(reads), work, 1
+    )
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if not path.name.startswith(".")}
+    return {
+        path.name: path.read_bytes()
+        for path in sorted(folder.iterdir())
+        if not path.name.startswith(".")
+    }
 
 
 @ray_test
 def test_shards_of_two_workers_are_those_of_one_process(cluster: Cluster, tmp_path: Path) -> None:
     clips = tmp_path / "clips"
     clips.mkdir()
-    write_clips(ClipsConfig(count=11, heldout=3, heldout_duets=0, seconds=1, height=32, width=32), 0, clips)
+    write_clips(
+        ClipsConfig(count=11, heldout=3, heldout_duets=0, seconds=1, height=32, width=32), 0, clips
+    )
     plans = plan_shards(read_clips(clips), Form(32, 32, 1), 4, 14)
     here, there = tmp_path / "here", tmp_path / "there"
     write_shards(plans, here)
@@ -60,7 +70,9 @@ NAMES = [f"train-{n:06d}" for n in range(6)]
 
 
 @ray_test
-def test_a_killed_workers_shard_is_made_again_and_no_other(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_killed_workers_shard_is_made_again_and_no_other(
+    cluster: Cluster, tmp_path: Path
+) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
     there.mkdir()
@@ -72,15 +84,22 @@ def test_a_killed_workers_shard_is_made_again_and_no_other(cluster: Cluster, tmp
     assert sorted(starts) == sorted([*NAMES, "train-000002"])
     assert sum(counts) == 3 * len(NAMES)
     shards = {name: data for name, data in content(there).items() if name.startswith("train")}
-    assert shards == {name: data for name, data in content(here).items() if name.startswith("train")}
+    assert shards == {
+        name: data for name, data in content(here).items() if name.startswith("train")
+    }
     assert sum(read_index(there / f"{name}.tar")["n"] for name in NAMES) == 18
     assert not list(there.glob(".*.part"))
 
 
 @ray_test
-def test_a_shard_that_always_kills_its_worker_ends_in_a_sentence(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_shard_that_always_kills_its_worker_ends_in_a_sentence(
+    cluster: Cluster, tmp_path: Path
+) -> None:
     sentence = r"a worker died 2 times on one shard, and cluster\.restarts is 1"
-    with pytest.raises(OmniForcingError, match=sentence), started(cluster, tmp_path, workers=1, restarts=1) as pool:
+    with (
+        pytest.raises(OmniForcingError, match=sentence),
+        started(cluster, tmp_path, workers=1, restarts=1) as pool,
+    ):
         pool(die, ["train-000000"], lambda _: None)
 
 
@@ -92,9 +111,15 @@ def test_what_a_worker_refuses_is_told_in_its_sentence_and_what_ran_before_used_
 
     sentence, connections = r"^shard x is damaged; make it again$", []
     with pytest.raises(OmniForcingError, match=sentence), started(cluster, tmp_path) as pool:
-        pool(partial(Slow, tmp_path), NAMES[:1], lambda _: connections.append(ray.get_runtime_context().get_job_id()))
+        pool(
+            partial(Slow, tmp_path),
+            NAMES[:1],
+            lambda _: connections.append(ray.get_runtime_context().get_job_id()),
+        )
         connections.append(ray.get_runtime_context().get_job_id())
-        pool(partial(Slow, tmp_path, says="shard x is damaged; make it again"), NAMES, lambda _: None)
+        pool(
+            partial(Slow, tmp_path, says="shard x is damaged; make it again"), NAMES, lambda _: None
+        )
     assert len(connections) == 2 and len(set(connections)) == 1
     assert not ray.is_initialized()
 
@@ -103,7 +128,10 @@ def test_what_a_worker_refuses_is_told_in_its_sentence_and_what_ran_before_used_
 def test_more_workers_than_fit_are_refused_at_once(cluster: Cluster, tmp_path: Path) -> None:
     began = time.monotonic()
     sentence = r"room for 2 workers of 1 CPU, but cluster\.workers is 5; lower it"
-    with pytest.raises(OmniForcingError, match=sentence), started(cluster, tmp_path, workers=5) as pool:
+    with (
+        pytest.raises(OmniForcingError, match=sentence),
+        started(cluster, tmp_path, workers=5) as pool,
+    ):
         pool(partial(Slow, tmp_path), NAMES, lambda _: None)
     assert time.monotonic() - began < 30
 
@@ -111,7 +139,10 @@ def test_more_workers_than_fit_are_refused_at_once(cluster: Cluster, tmp_path: P
 @ray_test
 def test_a_node_that_does_not_see_the_data_is_named(cluster: Cluster, tmp_path: Path) -> None:
     sentence = r"node [\d.]+ .* does not see .*/shards; the data must lie on storage"
-    with pytest.raises(OmniForcingError, match=sentence), started(cluster, tmp_path, [tmp_path / "shards"]) as pool:
+    with (
+        pytest.raises(OmniForcingError, match=sentence),
+        started(cluster, tmp_path, [tmp_path / "shards"]) as pool,
+    ):
         pool(partial(Slow, tmp_path), NAMES, lambda _: None)
 
 
@@ -125,7 +156,13 @@ with local_cluster() as cluster:
     print(cluster.mark, flush=True)
     time.sleep(300)
 """
-    run = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert run.stdout is not None
     mark = run.stdout.readline().strip()
     assert len(processes(mark)) > 3
@@ -155,14 +192,21 @@ with Pool(ClusterConfig({cluster.address!r}), [], Path({str(tmp_path)!r}), 1) as
 
 def run_python(script: str, **changed: str) -> tuple[int, str]:
     answer = subprocess.run(
-        [sys.executable, "-c", script], env=environment() | changed, capture_output=True, text=True, timeout=200
+        [sys.executable, "-c", script],
+        env=environment() | changed,
+        capture_output=True,
+        text=True,
+        timeout=200,
     )
     return answer.returncode, answer.stdout + answer.stderr
 
 
 def test_an_address_where_nothing_listens_is_refused(tmp_path: Path) -> None:
     sentence = r"no Ray cluster answers at cluster\.address=127\.0\.0\.1:1; start it"
-    with pytest.raises(OmniForcingError, match=sentence), Pool(ClusterConfig("127.0.0.1:1"), [], tmp_path, 1) as pool:
+    with (
+        pytest.raises(OmniForcingError, match=sentence),
+        Pool(ClusterConfig("127.0.0.1:1"), [], tmp_path, 1) as pool,
+    ):
         pool(partial(Slow, tmp_path), NAMES, lambda _: None)
 
 
@@ -174,7 +218,9 @@ def test_without_tasks_nothing_is_started(tmp_path: Path) -> None:
 def test_other_code_and_other_packages_are_told_apart() -> None:
     here = Installed("/a", "1", {"torch": "2.13"})
     assert difference(here, Installed("/b", "1", {"torch": "2.13"})) is None
-    assert "runs another version of omniforcing (/b)" in str(difference(here, Installed("/b", "2", {"torch": "2.13"})))
+    assert "runs another version of omniforcing (/b)" in str(
+        difference(here, Installed("/b", "2", {"torch": "2.13"}))
+    )
     assert "has torch 2.12 where this process has 2.13; install torch 2.13 there" in str(
         difference(here, Installed("/a", "1", {"torch": "2.12"}))
     )

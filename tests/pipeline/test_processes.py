@@ -39,8 +39,12 @@ def test_all_jobs_run_and_a_failed_one_is_told(tmp_path: Path) -> None:
     jobs = [(leave, (tmp_path / name, name)) for name in "ab"]
     run_side_by_side(jobs, "never")
     assert sorted(path.read_text() for path in tmp_path.iterdir()) == ["a", "b"]
-    with pytest.raises(OmniForcingError, match=r"half of it is missing \(see above\); run the stage again"):
-        run_side_by_side([(refuse, ("no",)), (leave, (tmp_path / "c", "c"))], "half of it is missing")
+    with pytest.raises(
+        OmniForcingError, match=r"half of it is missing \(see above\); run the stage again"
+    ):
+        run_side_by_side(
+            [(refuse, ("no",)), (leave, (tmp_path / "c", "c"))], "half of it is missing"
+        )
     assert (tmp_path / "c").exists()
 
 
@@ -82,7 +86,9 @@ if __name__ == "__main__":
     script.write_text(code)
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *sys.path])}
-    parent = subprocess.Popen([sys.executable, str(script)], env=environment, stdout=subprocess.PIPE)
+    parent = subprocess.Popen(
+        [sys.executable, str(script)], env=environment, stdout=subprocess.PIPE
+    )
     for name in "ab":
         wait_for(tmp_path / name)
     parent.terminate()

@@ -33,12 +33,21 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def run(folder: Path, *words: str) -> str:
-    answer = subprocess.run(words, cwd=folder, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    answer = subprocess.run(
+        words,
+        cwd=folder,
+        env=ENVIRONMENT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     assert answer.returncode == 0, answer.stdout
     return answer.stdout
 
 
-def test_clips_are_imported_from_urls_and_brought_up_to_date(repository: Path, served: Served, tmp_path: Path) -> None:
+def test_clips_are_imported_from_urls_and_brought_up_to_date(
+    repository: Path, served: Served, tmp_path: Path
+) -> None:
     folder, url = served
     made = ClipsConfig(count=3, heldout=1, heldout_duets=0, seconds=1, height=32, width=32)
     write_clips(made, 0, folder)
@@ -47,7 +56,14 @@ def test_clips_are_imported_from_urls_and_brought_up_to_date(repository: Path, s
         name = Path(entry.path).relative_to(folder).as_posix()
         run(repository, "dvc", "import-url", f"{url}/{name}", f"videos/{number}.mp4")
         (repository / "videos" / f"{number}.txt").write_text(entry.caption)
-    clips = ClipsConfig(source="folder", folder=str(repository / "videos"), heldout=1, seconds=1, height=32, width=32)
+    clips = ClipsConfig(
+        source="folder",
+        folder=str(repository / "videos"),
+        heldout=1,
+        seconds=1,
+        height=32,
+        width=32,
+    )
     (tmp_path / "clips").mkdir()
     found = write_clips(clips, 0, tmp_path / "clips")
     assert found["sources"] == 3 and not found["rejects"]
@@ -60,7 +76,9 @@ def test_clips_are_imported_from_urls_and_brought_up_to_date(repository: Path, s
     assert (repository / "videos" / "0.mp4").read_bytes() == replaced.read_bytes()
 
 
-def test_a_stages_output_comes_from_a_url_and_is_not_made_again(repository: Path, served: Served, tmp_path: Path) -> None:
+def test_a_stages_output_comes_from_a_url_and_is_not_made_again(
+    repository: Path, served: Served, tmp_path: Path
+) -> None:
     folder, url = served
     run(repository, "dvc", "repro")
     run(repository, "dvc", "remote", "add", "--default", "store", str(folder))

@@ -36,11 +36,16 @@ def fingerprint(project: Path, stage: str = "teacher", *overrides: str) -> str:
 def test_fingerprint_follows_config_inputs_and_code_and_nothing_else(project: Path) -> None:
     run_clips(project)
     before = fingerprint(project)
-    assert fingerprint(project, "teacher", "evaluate.clips=3", "trainer.threads=1", "clips.count=9") == before
+    assert (
+        fingerprint(project, "teacher", "evaluate.clips=3", "trainer.threads=1", "clips.count=9")
+        == before
+    )
     assert fingerprint(project, "teacher", "teacher.text_dropout=0.5") != before
     # An old checkpoint counts its epochs in this unit.
     assert fingerprint(project, "teacher", "trainer.checkpoint_every=7") != before
-    (project / "conf" / "config.yaml").write_text("# a comment\n" + (project / "conf" / "config.yaml").read_text())
+    (project / "conf" / "config.yaml").write_text(
+        "# a comment\n" + (project / "conf" / "config.yaml").read_text()
+    )
     assert fingerprint(project) == before
     code = project / "pipelines" / "teacher.py"
     code.write_text(code.read_text() + "# a comment\n")
@@ -55,14 +60,24 @@ def test_fingerprint_follows_config_inputs_and_code_and_nothing_else(project: Pa
 def test_an_evaluation_counts_code_that_measures_and_not_what_only_presents() -> None:
     counted = CodeBase(ROOT).closure("pipelines/evaluate.py", PRESENTS)
     measures = {path.name for path in counted if path.parent.name in ("evaluation", "pocket")}
-    assert measures >= {"bench.py", "drift.py", "evaluate.py", "events.py", "nearest.py", "observe.py", "plots.py"}
+    assert measures >= {
+        "bench.py",
+        "drift.py",
+        "evaluate.py",
+        "events.py",
+        "nearest.py",
+        "observe.py",
+        "plots.py",
+    }
     assert measures >= {"quality.py", "summary.py", "sync.py"}
     assert not measures & {"report.py", "curves.py", "ablation.py"}
     assert all(list(ROOT.glob(f"{path}*")) for path in PRESENTS)
     # Where something is trained, neither counts.
     trained = CodeBase(ROOT).closure("pipelines/codec.py", MEASURES)
     computing = ("synthetic", "__init__")
-    assert not [p for p in trained if p.parent.name in ("evaluation", "pocket") and p.stem not in computing]
+    assert not [
+        p for p in trained if p.parent.name in ("evaluation", "pocket") and p.stem not in computing
+    ]
 
 
 def test_a_stage_publishes_a_manifest_metrics_and_a_finished_run(project: Path) -> None:
@@ -78,7 +93,9 @@ def test_a_stage_publishes_a_manifest_metrics_and_a_finished_run(project: Path) 
     assert read_json(project / ".work" / "pocket" / "timings.json")["clips"]["seconds"] >= 0
 
 
-def test_an_interrupted_stage_continues_its_run_and_a_finished_one_begins_anew(project: Path) -> None:
+def test_an_interrupted_stage_continues_its_run_and_a_finished_one_begins_anew(
+    project: Path,
+) -> None:
     seen: list[str] = []
 
     def interrupted(stage: Stage) -> None:
@@ -99,18 +116,31 @@ def test_an_interrupted_stage_continues_its_run_and_a_finished_one_begins_anew(p
 
 
 def test_a_missing_input_names_the_stage_to_run(project: Path) -> None:
-    with pytest.raises(OmniForcingError, match=r"data/pocket/clips is missing, which teacher reads; run `dvc repro teacher`"):
+    with pytest.raises(
+        OmniForcingError,
+        match=r"data/pocket/clips is missing, which teacher reads; run `dvc repro teacher`",
+    ):
         run_stage("teacher", lambda _: None, load_config(root=project), project)
 
 
 def test_reading_an_undeclared_input_is_refused(project: Path) -> None:
-    with pytest.raises(OmniForcingError, match=r"which pipelines/stages\.py does not list; add 'teacher' there"):
-        run_stage("clips", lambda stage: print(stage.input("teacher")), load_config(root=project), project)
+    with pytest.raises(
+        OmniForcingError, match=r"which pipelines/stages\.py does not list; add 'teacher' there"
+    ):
+        run_stage(
+            "clips", lambda stage: print(stage.input("teacher")), load_config(root=project), project
+        )
 
 
 def test_a_lock_is_exclusive_and_freed(tmp_path: Path) -> None:
-    refused = pytest.raises(OmniForcingError, match=f"the stage is already running .process {os.getpid()}.")
-    with exclusive(tmp_path / "lock", "the stage"), refused, exclusive(tmp_path / "lock", "the stage"):
+    refused = pytest.raises(
+        OmniForcingError, match=f"the stage is already running .process {os.getpid()}."
+    )
+    with (
+        exclusive(tmp_path / "lock", "the stage"),
+        refused,
+        exclusive(tmp_path / "lock", "the stage"),
+    ):
         pass
     with exclusive(tmp_path / "lock", "the stage"):
         pass
@@ -137,13 +167,25 @@ def test_help_says_what_a_stage_reads_and_writes_without_running_it(project: Pat
 @pytest.mark.parametrize(
     ("body", "words", "code", "sentence"),
     [
-        ("raise OSError(28, 'No space left on device', 'x.tar')", [], 2, "error: the disk is full while writing x.tar; free"),
+        (
+            "raise OSError(28, 'No space left on device', 'x.tar')",
+            [],
+            2,
+            "error: the disk is full while writing x.tar; free",
+        ),
         ("raise KeyboardInterrupt", [], 130, "stopped; run the same command again to continue"),
-        ("pass", ["clip.count=1"], 2, "error: unknown key 'clip' in the command line; did you mean 'clips'?"),
+        (
+            "pass",
+            ["clip.count=1"],
+            2,
+            "error: unknown key 'clip' in the command line; did you mean 'clips'?",
+        ),
         ("pass", ["--count"], 2, "error: override '--count' is not of the form key.subkey=value"),
     ],
 )
-def test_a_stage_ends_in_a_sentence_and_a_code(project: Path, body: str, words: list[str], code: int, sentence: str) -> None:
+def test_a_stage_ends_in_a_sentence_and_a_code(
+    project: Path, body: str, words: list[str], code: int, sentence: str
+) -> None:
     answer = script(project, body, *words)
     assert answer.returncode == code
     assert answer.stderr.strip().splitlines()[-1].startswith(sentence)

@@ -13,7 +13,9 @@ from omniforcing.pipeline import tracking
 
 def test_nested_values_are_flat_and_long_ones_cut(project: Path) -> None:
     client = tracking.connect(project)
-    run = tracking.open_run(client, "r", project / "run.json", {"a": "b"}, {"x": {"y": 1, "z": "w" * 9000}})
+    run = tracking.open_run(
+        client, "r", project / "run.json", {"a": "b"}, {"x": {"y": 1, "z": "w" * 9000}}
+    )
     run.metrics({"loss": {"video": 0.5, "note": "text", "flag": True}}, step=3)
     logged = client.get_run(run.id)
     assert logged.data.params["x.y"] == "1"
@@ -21,7 +23,9 @@ def test_nested_values_are_flat_and_long_ones_cut(project: Path) -> None:
     assert logged.data.metrics == {"loss.video": 0.5}
 
 
-def test_a_run_is_the_child_of_the_parent_named_by_either_variable(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_the_child_of_the_parent_named_by_either_variable(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     client = tracking.connect(project)
     parent = tracking.open_run(client, "parent", project / "parent.json", {}, {})
     for variable in (PARENT_VARIABLE, "MLFLOW_RUN_ID"):
@@ -45,17 +49,24 @@ def test_artifacts_of_files_and_folders_lie_in_the_project(project: Path) -> Non
 def test_two_processes_may_meet_an_empty_database(project: Path) -> None:
     (project / "mlflow.db").unlink()
     code = "from pathlib import Path; from omniforcing.pipeline.tracking import connect; connect(Path.cwd())"
-    pair = [subprocess.Popen([sys.executable, "-c", code], cwd=project, stderr=subprocess.PIPE) for _ in range(2)]
+    pair = [
+        subprocess.Popen([sys.executable, "-c", code], cwd=project, stderr=subprocess.PIPE)
+        for _ in range(2)
+    ]
     assert [process.wait() for process in pair] == [0, 0]
 
 
-def test_a_store_that_cannot_be_opened_is_one_sentence(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_cannot_be_opened_is_one_sentence(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (project / "mlruns").as_uri())
     with pytest.raises(OmniForcingError, match="check MLFLOW_TRACKING_URI"):
         tracking.connect(project)
 
 
-def test_commit_says_when_the_checkout_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commit_says_when_the_checkout_differs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv(COMMIT_VARIABLE, raising=False)
     assert git_commit(tmp_path) == "unknown"
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]

@@ -20,7 +20,9 @@ def truth(clip):
 
 
 def blurred(frames, space, time=0.0):
-    return gaussian_filter(frames.astype(np.float32), (time, space, space, 0)).round().astype(np.uint8)
+    return (
+        gaussian_filter(frames.astype(np.float32), (time, space, space, 0)).round().astype(np.uint8)
+    )
 
 
 def test_every_impact_of_a_real_clip_is_seen_within_a_quarter_of_a_frame(clips):
@@ -51,7 +53,9 @@ def test_soft_reconstructions_lose_no_impact(clips, space, time):
 
 def test_larger_pictures_are_judged_by_their_height():
     clip = make_clip(11, 1, 2, 96, 128)
-    np.testing.assert_allclose(see(clip.frames).impacts, [t for t in clip.impacts if EDGE <= t <= 2 - EDGE], atol=0.25 / 24)
+    np.testing.assert_allclose(
+        see(clip.frames).impacts, [t for t in clip.impacts if EDGE <= t <= 2 - EDGE], atol=0.25 / 24
+    )
 
 
 def test_two_balls_are_tracked_by_their_hues():
@@ -71,7 +75,9 @@ def test_an_apex_is_no_impact():
     times = np.arange(97) / 24
     frames = np.full((97, 64, 64, 3), 150, np.uint8)
     rows, columns = np.mgrid[:64, :64]
-    for frame, y in zip(frames, 40 - 30 * times * (2 - times), strict=True):  # up, apex at 1 s, down and out
+    for frame, y in zip(
+        frames, 40 - 30 * times * (2 - times), strict=True
+    ):  # up, apex at 1 s, down and out
         frame[(rows - y) ** 2 + (columns - 32) ** 2 < 49] = COLOURS["red"][0]
     assert see(frames).impacts == []
 
@@ -98,10 +104,16 @@ def test_silence_and_steady_noise_have_no_impacts():
 @pytest.mark.parametrize("colour", COLOURS)
 def test_a_tone_is_named_by_its_nearest_colour_even_when_detuned(colour):
     time = np.arange(32000) / 16000
-    sound = np.where(time > 1, np.exp(-(time - 1) / 0.08) * np.sin(2 * np.pi * COLOURS[colour][1] * 1.1 * time), 0)
+    sound = np.where(
+        time > 1,
+        np.exp(-(time - 1) / 0.08) * np.sin(2 * np.pi * COLOURS[colour][1] * 1.1 * time),
+        0,
+    )
     assert hear(0.3 * np.stack([sound, sound])).colours == [colour]
 
 
 def test_captions_name_their_colours():
-    assert colours_in("a red ball bounces high on the floor and a Blue ball bounces between the walls") == ["red", "blue"]
+    assert colours_in(
+        "a red ball bounces high on the floor and a Blue ball bounces between the walls"
+    ) == ["red", "blue"]
     assert colours_in("a dog barks at a red car, reddish light") == []

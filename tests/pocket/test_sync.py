@@ -49,10 +49,14 @@ def test_another_clips_sound_is_at_chance(seen, heard):
 
 def test_delaying_the_sound_lowers_the_margin_in_step_and_shows_in_the_offset(clips, seen):
     delays = (0, 40, 80, 160)
-    found = [score_sync(seen, [hear(delayed(clip, delay)).impacts for clip in clips]) for delay in delays]
+    found = [
+        score_sync(seen, [hear(delayed(clip, delay)).impacts for clip in clips]) for delay in delays
+    ]
     none, forty, eighty, more = found
     assert none.pooled.margin > forty.pooled.margin > eighty.pooled.margin > more.pooled.margin
-    assert none.strict.margin - forty.strict.margin > 0.3  # half the tolerance feels what the whole one forgives
+    assert (
+        none.strict.margin - forty.strict.margin > 0.3
+    )  # half the tolerance feels what the whole one forgives
     assert eighty.pooled.margin < 0.5 * none.pooled.margin and more.pooled.margin < 0
     assert forty.offset_signed_ms - none.offset_signed_ms == pytest.approx(40, abs=2)
     assert forty.offset_ms == pytest.approx(40, abs=3)
@@ -66,18 +70,29 @@ def test_sound_ahead_of_the_picture_has_a_negative_offset(seen):
 @pytest.mark.parametrize(
     "cheat",
     [
-        pytest.param(lambda clip: (np.repeat(clip.frames[:1], 97, 0), clip.samples), id="a frozen ball"),
-        pytest.param(lambda clip: (clip.frames, 0 * clip.samples), id="silence"),
-        pytest.param(lambda clip: (clip.frames, np.random.default_rng(0).normal(0, 0.2, (2, 64000))), id="noise as sound"),
         pytest.param(
-            lambda clip: (np.random.default_rng(1).integers(0, 255, (97, 64, 64, 3), np.uint8), clip.samples),
+            lambda clip: (np.repeat(clip.frames[:1], 97, 0), clip.samples), id="a frozen ball"
+        ),
+        pytest.param(lambda clip: (clip.frames, 0 * clip.samples), id="silence"),
+        pytest.param(
+            lambda clip: (clip.frames, np.random.default_rng(0).normal(0, 0.2, (2, 64000))),
+            id="noise as sound",
+        ),
+        pytest.param(
+            lambda clip: (
+                np.random.default_rng(1).integers(0, 255, (97, 64, 64, 3), np.uint8),
+                clip.samples,
+            ),
             id="noise as picture",
         ),
     ],
 )
 def test_cheats_without_events_score_nothing(clips, cheat):
     pairs = [cheat(clip) for clip in clips[:8]]
-    sync = score_sync([see(frames).impacts for frames, _ in pairs], [hear(samples).impacts for _, samples in pairs])
+    sync = score_sync(
+        [see(frames).impacts for frames, _ in pairs],
+        [hear(samples).impacts for _, samples in pairs],
+    )
     assert abs(sync.pooled.margin) < 0.05 and sync.pooled.f1 < 0.3
 
 
@@ -85,7 +100,9 @@ def test_cheats_without_events_score_nothing(clips, cheat):
 def test_a_metronome_scores_near_chance(seen, period):
     ticks = np.arange(0.2, 3.9, period).tolist()
     sync = score_sync(seen, [ticks] * len(seen))
-    assert sync.pooled.margin == pytest.approx(0, abs=1e-9)  # every clip has the same sound, so shuffling changes nothing
+    assert sync.pooled.margin == pytest.approx(
+        0, abs=1e-9
+    )  # every clip has the same sound, so shuffling changes nothing
 
 
 def test_a_model_that_always_makes_the_same_clip_has_no_margin(seen, heard):
@@ -120,7 +137,12 @@ def test_matching_is_one_to_one_within_tolerance_and_symmetric(a, b):
 def test_the_score_depends_on_no_order(clips, random):
     def score(pairs):
         sync = score_sync([s for s, _ in pairs], [h for _, h in pairs])
-        return sync.pooled.f1, sync.pooled.shuffled_f1, sync.pooled.margin_error, sync.offset_ms or 0
+        return (
+            sync.pooled.f1,
+            sync.pooled.shuffled_f1,
+            sync.pooled.margin_error,
+            sync.offset_ms or 0,
+        )
 
     mixed = [(random.sample(s, len(s)), random.sample(h, len(h))) for s, h in clips]
     random.shuffle(mixed)
@@ -134,10 +156,15 @@ def test_windows_add_up_to_the_whole(clips):
     (whole,) = pool(seen, heard, 0.08)
     (single,) = pool(seen, heard, 0.08, [0.0, 4.01])
     assert single == whole
-    events = [sum(low <= t < high for s, h in clips for t in [*s, *h]) for low, high in ((0, 2), (2, 4.01))]
+    events = [
+        sum(low <= t < high for s, h in clips for t in [*s, *h])
+        for low, high in ((0, 2), (2, 4.01))
+    ]
     halves = pool(seen, heard, 0.08, [0.0, 2.0, 4.01])
     if sum(events):
-        assert sum(h.f1 * n for h, n in zip(halves, events, strict=True)) / sum(events) == pytest.approx(whole.f1)
+        assert sum(h.f1 * n for h, n in zip(halves, events, strict=True)) / sum(
+            events
+        ) == pytest.approx(whole.f1)
 
 
 def test_the_standard_error_is_that_of_resampled_clips():

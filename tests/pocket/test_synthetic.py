@@ -26,8 +26,16 @@ def seen_impact(position, near):
 
 
 def test_same_seed_and_index_give_the_same_clip_and_others_do_not():
-    one, same, other = make_clip(3, 7, 2, 64, 64), make_clip(3, 7, 2, 64, 64), make_clip(3, 8, 2, 64, 64)
-    assert (one.frames == same.frames).all() and (one.samples == same.samples).all() and one.caption == same.caption
+    one, same, other = (
+        make_clip(3, 7, 2, 64, 64),
+        make_clip(3, 7, 2, 64, 64),
+        make_clip(3, 8, 2, 64, 64),
+    )
+    assert (
+        (one.frames == same.frames).all()
+        and (one.samples == same.samples).all()
+        and one.caption == same.caption
+    )
     assert (one.frames != other.frames).any()
 
 
@@ -44,7 +52,9 @@ def test_every_impact_is_seen_at_its_time():
         position = centroid(clip.frames)[0 if clip.mode == "walls" else 1]
         inside = [t for t in clip.impacts if 0.1 < t < 3.85]
         assert len(inside) >= 3
-        np.testing.assert_allclose([seen_impact(position, t) for t in inside], inside, atol=0.5 / 24)
+        np.testing.assert_allclose(
+            [seen_impact(position, t) for t in inside], inside, atol=0.5 / 24
+        )
 
 
 def test_every_impact_is_heard_at_its_time():

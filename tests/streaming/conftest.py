@@ -10,7 +10,13 @@ import torch
 
 from omniforcing.codec.codec import Codec
 from omniforcing.codec.text import build_tiny
-from omniforcing.core.config import AudioCodecConfig, CodecConfig, TextConfig, VideoCodecConfig, VocoderConfig
+from omniforcing.core.config import (
+    AudioCodecConfig,
+    CodecConfig,
+    TextConfig,
+    VideoCodecConfig,
+    VocoderConfig,
+)
 from omniforcing.model.student import build_core
 from omniforcing.model.transformer import DualStream
 from omniforcing.model.weights.student import save_model
@@ -19,7 +25,10 @@ from omniforcing.streaming.engine import Engine
 
 GRID = (4, 4)
 METRICS = {
-    "models": {"self_forcing": {"sync_f1": 0.5, "sync_margin": 0.25}, "shuffled": {"sync_f1": 0.25, "note": "chance"}},
+    "models": {
+        "self_forcing": {"sync_f1": 0.5, "sync_margin": 0.25},
+        "shuffled": {"sync_f1": 0.25, "note": "chance"},
+    },
     "speed": {"ttfc_s": 0.125},
 }
 
@@ -71,7 +80,9 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     torch.set_num_threads(1)
     student, codec_folder = tmp_path_factory.mktemp("student"), tmp_path_factory.mktemp("codec")
     text = TextConfig(layers=1, hidden=32, heads=2, length=16, registers=8)
-    video = VideoCodecConfig(latent_channels=8, encoder_channels=[8, 16, 32], decoder_channels=[8, 16, 32])
+    video = VideoCodecConfig(
+        latent_channels=8, encoder_channels=[8, 16, 32], decoder_channels=[8, 16, 32]
+    )
     audio, vocoder = AudioCodecConfig(channel_multipliers=[1, 1, 2]), VocoderConfig(hidden=16)
     torch.manual_seed(0)
     codec = Codec.build(CodecConfig(video=video, audio=audio, vocoder=vocoder), 64, 64)

@@ -19,8 +19,21 @@ from tests.streaming.conftest import METRICS, make_settings
 
 def test_artifact_holds_what_the_design_names(artifact: Artifact) -> None:
     names = {p.name for p in artifact.folder.iterdir()}
-    assert names == {"transformer", "sinks.safetensors", "codec", "text", "streaming.json", "README.md", "manifest.json"}
-    assert {p.name for p in (artifact.folder / "codec").iterdir()} == {"video_vae", "audio_vae", "vocoder", "codec.json"}
+    assert names == {
+        "transformer",
+        "sinks.safetensors",
+        "codec",
+        "text",
+        "streaming.json",
+        "README.md",
+        "manifest.json",
+    }
+    assert {p.name for p in (artifact.folder / "codec").iterdir()} == {
+        "video_vae",
+        "audio_vae",
+        "vocoder",
+        "codec.json",
+    }
 
 
 def test_transformer_opens_with_diffusers(artifact: Artifact) -> None:
@@ -47,13 +60,29 @@ def test_export_is_deterministic(parts: tuple[Path, Path], tmp_path: Path) -> No
 def test_settings_of_the_presets_follow_their_config() -> None:
     for preset in ("smoke", "pocket", "ltx2"):
         config = load_config(preset=preset)
-        codec = {"height": config.clips.height, "width": config.clips.width, "grid": [2, 3], "vocoder_look_ahead_mel": 14}
-        codec |= {"sample_rate": 24000, "video_decoder_causal": False, "video_reach": {"ahead": 2, "again": 1, "blend": 0}}
+        codec = {
+            "height": config.clips.height,
+            "width": config.clips.width,
+            "grid": [2, 3],
+            "vocoder_look_ahead_mel": 14,
+        }
+        codec |= {
+            "sample_rate": 24000,
+            "video_decoder_causal": False,
+            "video_reach": {"ahead": 2, "again": 1, "blend": 0},
+        }
         settings = StreamSettings.of(config, codec)
         assert settings.trained_seconds == config.clips.seconds
-        assert (settings.sample_rate, settings.video_look_ahead, settings.look_ahead) == (24000, 2, 14)
+        assert (settings.sample_rate, settings.video_look_ahead, settings.look_ahead) == (
+            24000,
+            2,
+            14,
+        )
         assert settings.rollout.horizon == settings.horizon
-        assert settings.rollout.table.block(settings.horizon).frames.stop == 1 + FPS * config.clips.seconds
+        assert (
+            settings.rollout.table.block(settings.horizon).frames.stop
+            == 1 + FPS * config.clips.seconds
+        )
 
 
 def test_card_tells_the_figures(artifact: Artifact) -> None:
@@ -63,14 +92,20 @@ def test_card_tells_the_figures(artifact: Artifact) -> None:
     assert "| shuffled | 0.25 | - |" in card
     assert "ttfc_s: 0.125" in card
     assert "64x64" in card and "2 denoising steps" in card
-    assert "16000 Hz" in card and "waits 0 ms (0 video latents) and the sound 250 ms\n(25 mel" in card
+    assert (
+        "16000 Hz" in card and "waits 0 ms (0 video latents) and the sound 250 ms\n(25 mel" in card
+    )
 
 
-def test_card_and_settings_declare_how_far_a_decoder_looks_ahead(parts: tuple[Path, Path], tmp_path: Path) -> None:
+def test_card_and_settings_declare_how_far_a_decoder_looks_ahead(
+    parts: tuple[Path, Path], tmp_path: Path
+) -> None:
     write_artifact(tmp_path, *parts, make_settings(video_look_ahead=6), {})
     assert "The picture waits 2000 ms (6 video latents)" in (tmp_path / "README.md").read_text()
     assert read_json(tmp_path / "streaming.json")["video_look_ahead"] == 6
-    with pytest.raises(OmniForcingError, match=r"video look-ahead of streaming\.json: 6, but its codec has 0"):
+    with pytest.raises(
+        OmniForcingError, match=r"video look-ahead of streaming\.json: 6, but its codec has 0"
+    ):
         Engine(tmp_path)
 
 
@@ -79,7 +114,9 @@ def test_card_without_an_evaluation_says_so(parts: tuple[Path, Path], tmp_path: 
     assert "exported without an evaluation" in (tmp_path / "README.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["sinks.safetensors", "codec/vocoder/config.json", "text/tokenizer/tokenizer.json"])
+@pytest.mark.parametrize(
+    "name", ["sinks.safetensors", "codec/vocoder/config.json", "text/tokenizer/tokenizer.json"]
+)
 def test_missing_file_is_named(own_artifact: Path, name: str) -> None:
     (own_artifact / name).unlink()
     with pytest.raises(OmniForcingError, match=f"{name} is missing"):
@@ -91,7 +128,9 @@ def test_altered_file_is_named(own_artifact: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(OmniForcingError, match=r"diffusion_pytorch_model\.safetensors is not the file"):
+    with pytest.raises(
+        OmniForcingError, match=r"diffusion_pytorch_model\.safetensors is not the file"
+    ):
         Artifact.open(own_artifact)
     assert Artifact.open(own_artifact, verify=False).settings == make_settings()
 
@@ -108,7 +147,9 @@ def test_altered_file_is_named(own_artifact: Path) -> None:
         ({"window": 99}, "window of 99"),
     ],
 )
-def test_settings_that_cannot_be_run_are_refused(own_artifact: Path, change: dict[str, object], sentence: str) -> None:
+def test_settings_that_cannot_be_run_are_refused(
+    own_artifact: Path, change: dict[str, object], sentence: str
+) -> None:
     path = own_artifact / "streaming.json"
     write_json(path, {**read_json(path), **change})
     write_manifest(own_artifact)

@@ -18,13 +18,25 @@ KEYS |= {"sync_f1_first", "sync_f1_last"}
 
 
 def test_it_prints_one_object_of_exactly_these_figures(artifact: Artifact) -> None:
-    words = ["-m", "benchmarks.streaming", "--artifact", str(artifact.folder), "--seconds", "20", "--json"]
+    words = [
+        "-m",
+        "benchmarks.streaming",
+        "--artifact",
+        str(artifact.folder),
+        "--seconds",
+        "20",
+        "--json",
+    ]
     root = Path(__file__).parents[2]
     answer = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=root)
     assert answer.returncode == 0, answer.stderr
     figures = json.loads(answer.stdout)
     assert set(figures) == KEYS
-    assert figures["av_offset_ms"] <= 64 and 0.5 < figures["memory_ratio"] < 2 and figures["ttfc_s"] > 0
+    assert (
+        figures["av_offset_ms"] <= 64
+        and 0.5 < figures["memory_ratio"] < 2
+        and figures["ttfc_s"] > 0
+    )
 
 
 def test_sound_stamped_late_shows_as_offset(tmp_path: Path) -> None:

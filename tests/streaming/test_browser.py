@@ -29,7 +29,13 @@ pytestmark = [pytest.mark.chromium, pytest.mark.timeout(600)]
 SECONDS, SWITCH_AT, SEED = 60, 20, 7
 BEFORE, AFTER = "a red ball bounces high on the floor", "a blue ball bounces high on the floor"
 FLAGS = [
-    *("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update"),
+    *(
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+    ),
     *("--disable-sync", "--autoplay-policy=no-user-gesture-required"),
 ]
 # Every frame that the player shows: its time in the stream, and its picture.
@@ -78,10 +84,15 @@ def page(serving: Server, tmp_path: Path) -> Iterator[Any]:
     chromium = shutil.which("chromium")
     assert chromium is not None, "install Debian's package chromium"
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch_persistent_context(tmp_path / "profile", executable_path=chromium, args=FLAGS)
+        browser = playwright.chromium.launch_persistent_context(
+            tmp_path / "profile", executable_path=chromium, args=FLAGS
+        )
         page = browser.new_page()
         problems: list[str] = []
-        page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+        page.on(
+            "console",
+            lambda message: problems.append(message.text) if message.type == "error" else None,
+        )
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.goto(serving.address)
         yield page
@@ -98,7 +109,9 @@ def wait_until(page: Any, expression: str, seconds: float) -> None:
     raise AssertionError(f"not within {seconds} s: {expression}; {page.inner_text('#status')}")
 
 
-def test_a_minute_plays_and_a_prompt_changed_on_the_way_is_seen(page: Any, serving: Server, played: Path) -> None:
+def test_a_minute_plays_and_a_prompt_changed_on_the_way_is_seen(
+    page: Any, serving: Server, played: Path
+) -> None:
     page.fill("#prompt", BEFORE)
     page.fill("#seed", str(SEED))
     page.fill("#seconds", str(SECONDS))
@@ -110,7 +123,10 @@ def test_a_minute_plays_and_a_prompt_changed_on_the_way_is_seen(page: Any, servi
     page.click("#go")
     wait_until(page, "document.querySelectorAll('#timeline li.applied').length === 2", 30)
     item = page.query_selector("#timeline li.applied[data-id='1']")
-    block, seconds = int(item.get_attribute("data-block")), float(item.get_attribute("data-seconds"))
+    block, seconds = (
+        int(item.get_attribute("data-block")),
+        float(item.get_attribute("data-seconds")),
+    )
     wait_until(page, f"document.getElementById('video').currentTime > {seconds + 3}", 60)
     shown = page.evaluate("(() => { window.from = Infinity; return window.shown; })()")
     if target := os.environ.get("OMNIFORCING_SCREENSHOT"):
@@ -121,11 +137,20 @@ def test_a_minute_plays_and_a_prompt_changed_on_the_way_is_seen(page: Any, servi
         "(() => { const v = document.getElementById('video'), q = v.getVideoPlaybackQuality();"
         " return [v.currentTime, v.error, q.droppedVideoFrames, q.totalVideoFrames, session.stalls]; })()"
     )
-    print("currentTime, error, dropped, total, stalls:", state, "switch at block", block, "from", seconds)
+    print(
+        "currentTime, error, dropped, total, stalls:",
+        state,
+        "switch at block",
+        block,
+        "from",
+        seconds,
+    )
     assert state[0] >= SECONDS and state[1] is None
     assert state[2] <= 0.01 * state[3], "frames were dropped"
     assert state[4] == serving.figure("omniforcing_stalls_total") <= 1
-    assert seconds - SWITCH_AT < 3 + 1 + 1, "the prompt came later than the lead, a block and the clicks explain"
+    assert seconds - SWITCH_AT < 3 + 1 + 1, (
+        "the prompt came later than the lead, a block and the clicks explain"
+    )
     check_pictures(shown, played, block)
     assert re.fullmatch(r"\d+\.\d\d s", page.inner_text("#ttfc")) and page.is_visible("#download")
 
@@ -141,14 +166,30 @@ def check_pictures(shown: list[tuple[float, str]], folder: Path, block: int) -> 
         if 0 < index < first:
             before.append(nearest(frame, [plain[index - 1], plain[index], plain[index + 1]]) == 1)
             wrong += [] if before[-1] else [index - first]
-        elif first + 8 <= index < len(plain) - 1:  # in the frames of the block's first latent the change only begins
-            after.append(nearest(frame, [steered[index - 1], steered[index], steered[index + 1], plain[index]]) == 1)
+        elif (
+            first + 8 <= index < len(plain) - 1
+        ):  # in the frames of the block's first latent the change only begins
+            after.append(
+                nearest(
+                    frame, [steered[index - 1], steered[index], steered[index + 1], plain[index]]
+                )
+                == 1
+            )
             wrong += [] if after[-1] else [index - first]
-    print("frames compared:", len(before), "before,", len(after), "after; wrong, counted from the switch:", wrong)
+    print(
+        "frames compared:",
+        len(before),
+        "before,",
+        len(after),
+        "after; wrong, counted from the switch:",
+        wrong,
+    )
     assert len(before) > 48 and len(after) > 36
     # Where little moves, a picture that x264 and the browser have changed may be nearest to its neighbour.
     assert np.mean(before) > 0.98, "before the switch, something else than the stream was shown"
-    assert np.mean(after) > 0.98, "the prompt is not seen in the block that it was said to begin with"
+    assert np.mean(after) > 0.98, (
+        "the prompt is not seen in the block that it was said to begin with"
+    )
     if engine.settings.preset == "pocket":
         late = np.stack([decoded(picture) for time, picture in shown if time * 24 > first + 24])
         early = np.stack([decoded(picture) for time, picture in shown if time * 24 < first])
@@ -169,4 +210,6 @@ def decoded(picture: str) -> np.ndarray:
 
 def nearest(frame: np.ndarray, candidates: list[np.ndarray]) -> int:
     """Which picture it is, whatever x264 and the browser's colours did to it."""
-    return int(np.argmin([np.square(frame.astype(float) - candidate).sum() for candidate in candidates]))
+    return int(
+        np.argmin([np.square(frame.astype(float) - candidate).sum() for candidate in candidates])
+    )

@@ -30,11 +30,20 @@ def stream(*options: str) -> int:
 
 
 def options_for(folder: Path, out: Path, **changes: str) -> list[str]:
-    values = {"artifact": str(folder), "prompt": "a red ball bounces", "seconds": "2", "seed": "1", "out": str(out), **changes}
+    values = {
+        "artifact": str(folder),
+        "prompt": "a red ball bounces",
+        "seconds": "2",
+        "seed": "1",
+        "out": str(out),
+        **changes,
+    }
     return [f"--{name}={value}" for name, value in values.items()]
 
 
-def test_clip_is_whole_and_repeatable(artifact: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_clip_is_whole_and_repeatable(
+    artifact: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("one.mp4", "two.mp4"):
         assert stream(*options_for(artifact.folder, tmp_path / name)) == 0
     assert (tmp_path / "one.mp4").read_bytes() == (tmp_path / "two.mp4").read_bytes()
@@ -45,8 +54,12 @@ def test_clip_is_whole_and_repeatable(artifact: Artifact, tmp_path: Path, capsys
     assert "streaming" in shown.err, "no progress was shown"
 
 
-def test_figures_as_json(artifact: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert stream(*options_for(artifact.folder, tmp_path / "clip.mp4"), "--json", "--no-verify") == 0
+def test_figures_as_json(
+    artifact: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        stream(*options_for(artifact.folder, tmp_path / "clip.mp4"), "--json", "--no-verify") == 0
+    )
     values = json.loads(capsys.readouterr().out)
     assert values["media_s"] == 2 and values["steps"] == 2 and values["threads"] >= 1
     assert 0 < values["block_p50_s"] <= values["block_p95_s"]
@@ -55,7 +68,10 @@ def test_figures_as_json(artifact: Artifact, tmp_path: Path, capsys: pytest.Capt
 
 @pytest.mark.slow
 def test_a_compiled_student_streams_the_same_clip(
-    artifact: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+    artifact: Artifact,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
     import torch
     from torch._dynamo.utils import counters
@@ -69,7 +85,11 @@ def test_a_compiled_student_streams_the_same_clip(
         assert not counters["stats"]  # nothing is compiled that was not asked for
         assert stream(*options_for(artifact.folder, tmp_path / name), "--json", *switches) == 0
         with av.open(str(tmp_path / name)) as container:
-            clips.append(np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]).astype(int))
+            clips.append(
+                np.stack(
+                    [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+                ).astype(int)
+            )
     assert counters["stats"]["unique_graphs"] > 0
     assert np.abs(clips[0] - clips[1]).mean() < 1
     told = [json.loads(line)["speed_ups"] for line in capsys.readouterr().out.splitlines()]
@@ -92,11 +112,18 @@ def test_a_compiled_student_streams_the_same_clip(
         ({"device": "toaster"}, "--device toaster does not work here"),
         ({"speed-ups": "fp8"}, "speed-up fp8 needs a CUDA device, found cpu"),
         ({"speed-ups": "concurrent"}, "speed-up concurrent needs a CUDA device, found cpu"),
-        ({"speed-ups": "warp"}, "there is no speed-up 'warp' to switch on; known: merged, compiled, concurrent, fp8"),
+        (
+            {"speed-ups": "warp"},
+            "there is no speed-up 'warp' to switch on; known: merged, compiled, concurrent, fp8",
+        ),
     ],
 )
 def test_bad_value_is_one_sentence(
-    artifact: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, str], sentence: str
+    artifact: Artifact,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, str],
+    sentence: str,
 ) -> None:
     out = Path(changes.pop("out", str(tmp_path / "clip.mp4")))
     assert stream(*options_for(artifact.folder, out, **changes)) == 2
@@ -105,20 +132,37 @@ def test_bad_value_is_one_sentence(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_folder_as_target_is_refused(artifact: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_as_target_is_refused(
+    artifact: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "clip.mp4").mkdir()
     assert stream(*options_for(artifact.folder, tmp_path / "clip.mp4")) == 2
     assert "is a folder" in capsys.readouterr().err
 
 
-def test_altered_artifact_is_one_sentence(own_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_altered_artifact_is_one_sentence(
+    own_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (own_artifact / "sinks.safetensors").write_bytes(b"other")
     assert stream(*options_for(own_artifact, tmp_path / "clip.mp4")) == 2
     assert "sinks.safetensors is not the file" in capsys.readouterr().err
 
 
-def test_streaming_runs_where_the_training_side_is_not_installed(artifact: Artifact, tmp_path: Path) -> None:
-    barred = ("ray", "mlflow", "dvc", "lightning", "webdataset", "torchaudio", "decord", "matplotlib", "pandas", "scipy")
+def test_streaming_runs_where_the_training_side_is_not_installed(
+    artifact: Artifact, tmp_path: Path
+) -> None:
+    barred = (
+        "ray",
+        "mlflow",
+        "dvc",
+        "lightning",
+        "webdataset",
+        "torchaudio",
+        "decord",
+        "matplotlib",
+        "pandas",
+        "scipy",
+    )
     words = ["stream", *options_for(artifact.folder, tmp_path / "clip.mp4", seconds="1")]
     script = f"import sys; sys.modules.update(dict.fromkeys({barred!r})); from omniforcing.cli import main; main({words!r})"
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
@@ -137,10 +181,24 @@ def same(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def test_a_saved_stream_is_resumed(artifact: Artifact, tmp_path: Path) -> None:
-    whole, first, second, state = (tmp_path / name for name in ("whole.mp4", "first.mp4", "second.mp4", "state"))
+    whole, first, second, state = (
+        tmp_path / name for name in ("whole.mp4", "first.mp4", "second.mp4", "state")
+    )
     assert stream(*options_for(artifact.folder, whole, seconds="4")) == 0
     assert stream(*options_for(artifact.folder, first, seconds="2"), "--save", str(state)) == 0
-    assert stream("--artifact", str(artifact.folder), "--resume", str(state), "--seconds", "2", "--out", str(second)) == 0
+    assert (
+        stream(
+            "--artifact",
+            str(artifact.folder),
+            "--resume",
+            str(state),
+            "--seconds",
+            "2",
+            "--out",
+            str(second),
+        )
+        == 0
+    )
     expected, got = pictures(whole), pictures(first) + pictures(second)
     assert len(got) == len(expected) == 97
     assert all(map(same, expected, got))
@@ -151,7 +209,10 @@ def test_a_saved_stream_is_resumed(artifact: Artifact, tmp_path: Path) -> None:
 
 
 def test_prompts_change_on_the_way(artifact: Artifact, tmp_path: Path) -> None:
-    for name, extra in (("plain.mp4", []), ("changed.mp4", ["--then", "2", "a blue ball rolls", "--rewrite"])):
+    for name, extra in (
+        ("plain.mp4", []),
+        ("changed.mp4", ["--then", "2", "a blue ball rolls", "--rewrite"]),
+    ):
         assert stream(*options_for(artifact.folder, tmp_path / name, seconds="3"), *extra) == 0
     plain, changed = pictures(tmp_path / "plain.mp4"), pictures(tmp_path / "changed.mp4")
     # To the bit: neither encoder knows of the change before it comes.
@@ -168,11 +229,15 @@ def test_a_stream_begins_with_an_image_or_a_clip(artifact: Artifact, tmp_path: P
 
 
 def run_stream(*options: str, **how: Any) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "omniforcing.cli", "stream", *options], stderr=subprocess.PIPE, **how)
+    return subprocess.Popen(
+        [sys.executable, "-m", "omniforcing.cli", "stream", *options], stderr=subprocess.PIPE, **how
+    )
 
 
 def test_standard_output_plays_while_it_grows(artifact: Artifact) -> None:
-    with run_stream(*options_for(artifact.folder, Path("-"), seconds="2"), "--json", stdout=subprocess.PIPE) as process:
+    with run_stream(
+        *options_for(artifact.folder, Path("-"), seconds="2"), "--json", stdout=subprocess.PIPE
+    ) as process:
         data, shown = process.communicate(timeout=120)
     assert process.returncode == 0, shown
     with av.open(io.BytesIO(data)) as container:
@@ -181,7 +246,9 @@ def test_standard_output_plays_while_it_grows(artifact: Artifact) -> None:
 
 
 def test_a_player_that_is_closed_ends_the_stream_quietly(artifact: Artifact) -> None:
-    with run_stream(*options_for(artifact.folder, Path("-")), "--endless", stdout=subprocess.PIPE) as process:
+    with run_stream(
+        *options_for(artifact.folder, Path("-")), "--endless", stdout=subprocess.PIPE
+    ) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.read(2000)
         process.stdout.close()
@@ -192,7 +259,9 @@ def test_a_player_that_is_closed_ends_the_stream_quietly(artifact: Artifact) -> 
 
 def test_ctrl_c_ends_an_endless_clip_properly(artifact: Artifact, tmp_path: Path) -> None:
     out = tmp_path / "clip.mp4"
-    with run_stream(*options_for(artifact.folder, out), "--endless", stdout=subprocess.DEVNULL) as process:
+    with run_stream(
+        *options_for(artifact.folder, out), "--endless", stdout=subprocess.DEVNULL
+    ) as process:
         assert process.stderr is not None
         while b"block=4" not in (line := process.stderr.read(80)) and line:
             pass
@@ -216,7 +285,11 @@ def test_ctrl_c_ends_an_endless_clip_properly(artifact: Artifact, tmp_path: Path
     ],
 )
 def test_bad_beginning_is_one_sentence(
-    artifact: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str], extra: list[str], sentence: str
+    artifact: Artifact,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    extra: list[str],
+    sentence: str,
 ) -> None:
     assert stream(*options_for(artifact.folder, tmp_path / "clip.mp4"), *extra) == 2
     assert sentence in capsys.readouterr().err
@@ -224,7 +297,11 @@ def test_bad_beginning_is_one_sentence(
 
 
 def test_speed_counts_the_first_moving_chunk_and_leaves_the_first_block_out() -> None:
-    timings = [BlockTiming(1, 5.0, 1.0, 7.0), BlockTiming(24, 1.0, 1.0, 9.0), BlockTiming(24, 1.0, 3.0, 13.0)]
+    timings = [
+        BlockTiming(1, 5.0, 1.0, 7.0),
+        BlockTiming(24, 1.0, 1.0, 9.0),
+        BlockTiming(24, 1.0, 3.0, 13.0),
+    ]
     speed = stream_speed(timings)
     assert speed.ttfc_s == 9.0
     assert speed.block_p50_s == 3.0

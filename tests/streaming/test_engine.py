@@ -27,11 +27,15 @@ PROMPT = "a red ball bounces"
 
 
 def media_of(chunks: list[Chunk]) -> tuple[np.ndarray, np.ndarray]:
-    return np.concatenate([c.frames for c in chunks]), np.concatenate([c.samples for c in chunks], 1)
+    return np.concatenate([c.frames for c in chunks]), np.concatenate(
+        [c.samples for c in chunks], 1
+    )
 
 
 @pytest.mark.parametrize("seconds", [1, 2, 0.04, 0.5, 1.3])
-def test_stream_holds_exactly_the_frames_and_samples_asked_for(engine: Engine, seconds: float) -> None:
+def test_stream_holds_exactly_the_frames_and_samples_asked_for(
+    engine: Engine, seconds: float
+) -> None:
     frames, samples = media_of(list(engine.stream(PROMPT, seconds)))
     assert frames.shape == (1 + round(24 * seconds), 64, 64, 3) and frames.dtype == np.uint8
     assert samples.shape == (2, round(16000 * seconds)) and samples.dtype == np.float32
@@ -52,7 +56,9 @@ def test_chunks_follow_each_other_and_carry_their_cost(engine: Engine) -> None:
 def test_stream_equals_its_latents_decoded_whole(engine: Engine) -> None:
     frames, samples = media_of(list(engine.stream(PROMPT, 2, seed=5)))
     text = engine._text.encode([PROMPT])
-    rollout = Rollout(engine._student, text, engine.settings.rollout, step_generator(5, 0, "stream"))
+    rollout = Rollout(
+        engine._student, text, engine.settings.rollout, step_generator(5, 0, "stream")
+    )
     whole = engine._codec.decode(concatenate([next(rollout) for _ in range(3)]))
     assert np.abs(frames.astype(int) - whole.video[0].numpy().astype(int)).max() <= 1
     assert np.abs(samples - whole.audio[0].numpy()).max() < 1e-4
@@ -110,7 +116,10 @@ def test_blocks_of_a_request_cover_picture_and_sound() -> None:
             request = Request(PROMPT, seconds)
             for rate in (16000, 24000):
                 count, limits = request.block_count(table, rate), request.limits(rate)
-                assert count is not None and limits == (1 + round(24 * seconds), round(rate * seconds))
+                assert count is not None and limits == (
+                    1 + round(24 * seconds),
+                    round(rate * seconds),
+                )
                 (frames, samples), last = limits, table.block(count - 1)
                 heard = samples_of(last.mel, rate)
                 assert last.frames.stop >= frames and heard.stop >= samples
@@ -131,9 +140,13 @@ def test_student_of_another_codec_is_refused(own_artifact: Path) -> None:
         Engine(Artifact.open(own_artifact, verify=False))
 
 
-def test_an_artifact_whose_decoder_looks_both_ways_streams_late_and_whole(own_artifact: Path) -> None:
+def test_an_artifact_whose_decoder_looks_both_ways_streams_late_and_whole(
+    own_artifact: Path,
+) -> None:
     config = own_artifact / "codec" / "video_vae" / "config.json"
-    config.write_text(config.read_text().replace('"decoder_causal": true', '"decoder_causal": false'))
+    config.write_text(
+        config.read_text().replace('"decoder_causal": true', '"decoder_causal": false')
+    )
     described = own_artifact / "codec" / "codec.json"
     reach = {"ahead": 2, "again": 1, "blend": 4}
     write_json(described, {**read_json(described), "video_reach": reach})
@@ -156,38 +169,64 @@ def fast_sound(own_artifact: Path) -> Engine:
     vocoder = LTX2Vocoder(hidden_channels=32)
     assert vocoder.config.output_sampling_rate == 24_000
     codec = Codec.load(own_artifact / "codec")
-    Codec(codec.video_vae, codec.audio_vae, vocoder, codec.height, codec.width).save(own_artifact / "codec")
-    described, path = read_json(own_artifact / "codec" / "codec.json"), own_artifact / "streaming.json"
-    told = {"sample_rate": described["sample_rate"], "look_ahead": described["vocoder_look_ahead_mel"]}
+    Codec(codec.video_vae, codec.audio_vae, vocoder, codec.height, codec.width).save(
+        own_artifact / "codec"
+    )
+    described, path = (
+        read_json(own_artifact / "codec" / "codec.json"),
+        own_artifact / "streaming.json",
+    )
+    told = {
+        "sample_rate": described["sample_rate"],
+        "look_ahead": described["vocoder_look_ahead_mel"],
+    }
     write_json(path, {**read_json(path), **told})
     write_manifest(own_artifact)
     return Engine(own_artifact)
 
 
-def test_sound_of_24_khz_is_streamed_and_stored_at_its_own_rate(fast_sound: Engine, tmp_path: Path) -> None:
+def test_sound_of_24_khz_is_streamed_and_stored_at_its_own_rate(
+    fast_sound: Engine, tmp_path: Path
+) -> None:
     path, seconds = tmp_path / "clip.mp4", 3
     chunks = list(fast_sound.stream(PROMPT, seconds, seed=5))
     samples = media_of(chunks)[1]
     rollout = Rollout(
-        fast_sound._student, fast_sound._text.encode([PROMPT]), fast_sound.settings.rollout, step_generator(5, 0, "stream")
+        fast_sound._student,
+        fast_sound._text.encode([PROMPT]),
+        fast_sound.settings.rollout,
+        step_generator(5, 0, "stream"),
     )
-    whole = fast_sound._codec.decode(concatenate([next(rollout) for _ in range(1 + seconds)])).audio[0].numpy()
+    whole = (
+        fast_sound._codec.decode(concatenate([next(rollout) for _ in range(1 + seconds)]))
+        .audio[0]
+        .numpy()
+    )
     assert samples.shape == whole.shape == (2, 24_000 * seconds)
     assert np.abs(samples - whole).max() < 1e-4 < np.abs(whole).max()
     write_stream(chunks, path, fast_sound.settings)
     with av.open(str(path)) as container:
         picture, sound = container.streams.video[0], container.streams.audio[0]
-        assert sound.rate == sound.codec_context.sample_rate == 24_000 and sound.time_base == Fraction(1, 24_000)
+        assert (
+            sound.rate == sound.codec_context.sample_rate == 24_000
+            and sound.time_base == Fraction(1, 24_000)
+        )
         seen = [frame.pts * frame.time_base for frame in container.decode(picture)]
         container.seek(0)
         heard = list(container.decode(sound))
     ends = seen[-1], heard[-1].pts * heard[-1].time_base + Fraction(heard[-1].samples, 24_000)
-    assert seen[0] == heard[0].pts == 0 and ends[0] == seconds and 0 <= ends[1] - seconds < Fraction(1024, 24_000)
+    assert (
+        seen[0] == heard[0].pts == 0
+        and ends[0] == seconds
+        and 0 <= ends[1] - seconds < Fraction(1024, 24_000)
+    )
     decoded = np.concatenate([frame.to_ndarray() for frame in heard], 1)[:, : 24_000 * seconds]
     assert np.corrcoef(decoded[0], whole[0])[0, 1] > 0.9, "it is not the sound that was streamed"
 
 
-def test_a_stream_of_24_khz_goes_on_from_its_own_file_and_state(fast_sound: Engine, tmp_path: Path) -> None:
+def test_a_stream_of_24_khz_goes_on_from_its_own_file_and_state(
+    fast_sound: Engine, tmp_path: Path
+) -> None:
     pytest.importorskip("torchaudio")
     with fast_sound.stream(PROMPT, 4, seed=2) as stream:
         saved = stream.snapshot(at=3)
@@ -195,16 +234,23 @@ def test_a_stream_of_24_khz_goes_on_from_its_own_file_and_state(fast_sound: Engi
     with fast_sound.resume(saved.result(), 2) as resumed:
         rest = list(resumed)
     assert rest[0].first_sample == whole[3].first_sample
-    assert all(np.array_equal(one.samples, other.samples) for one, other in zip(whole[3:], rest, strict=True))
+    assert all(
+        np.array_equal(one.samples, other.samples)
+        for one, other in zip(whole[3:], rest, strict=True)
+    )
     write_stream(rest, tmp_path / "rest.mp4", fast_sound.settings)
     with av.open(str(tmp_path / "rest.mp4")) as container:
         heard = sum(frame.samples for frame in container.decode(audio=0))
-    assert 0 <= heard - (2 * 24_000 - 1000) < 1024  # its first picture is a frame after the last one before it
+    assert (
+        0 <= heard - (2 * 24_000 - 1000) < 1024
+    )  # its first picture is a frame after the last one before it
     assert len(fast_sound.clip(tmp_path / "rest.mp4").blocks) == 2
 
 
 def test_settings_of_another_sample_rate_are_refused(own_artifact: Path) -> None:
     path = own_artifact / "streaming.json"
     write_json(path, {**read_json(path), "sample_rate": 24000})
-    with pytest.raises(OmniForcingError, match=r"sample rate of streaming\.json: 24000, but its codec has 16000"):
+    with pytest.raises(
+        OmniForcingError, match=r"sample rate of streaming\.json: 24000, but its codec has 16000"
+    ):
         Engine(Artifact.open(own_artifact, verify=False))

@@ -68,7 +68,9 @@ def settled(condition: Any, seconds: float = 10) -> bool:
 # --- threads ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_block_is_generated_while_the_one_before_is_decoded(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_block_is_generated_while_the_one_before_is_decoded(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     met = threading.Barrier(2, timeout=20)
     generate, decode = Generation.next, live.Decoding.push
 
@@ -84,10 +86,14 @@ def test_a_block_is_generated_while_the_one_before_is_decoded(engine: Engine, mo
 
     monkeypatch.setattr(Generation, "next", generating)
     monkeypatch.setattr(live.Decoding, "push", decoding)
-    assert len(list(engine.stream(PROMPT, 1))) == 2  # each would wait for the other in vain if they took turns
+    assert (
+        len(list(engine.stream(PROMPT, 1))) == 2
+    )  # each would wait for the other in vain if they took turns
 
 
-def test_a_chunk_leaves_as_soon_as_it_is_decoded(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chunk_leaves_as_soon_as_it_is_decoded(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     taken, generate = threading.Event(), Generation.next
 
     def generating(self: Generation) -> Any:
@@ -126,13 +132,21 @@ def test_queues_are_finished_before_another_thread_reads_what_they_made(
     assert decoding == 2 * ["pushed", "finished in omniforcing-decode"]
 
 
-def test_a_streams_cuda_queue_goes_to_the_next_stream_of_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_streams_cuda_queue_goes_to_the_next_stream_of_its_kind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Memory stays with the queue it was taken for; two streams at a time never share one."""
     monkeypatch.setattr(live, "_queues", {})
     monkeypatch.setattr(torch.cuda, "Stream", lambda _device: object())
     entered: list[object] = []
-    monkeypatch.setattr(torch.cuda, "stream", lambda queue: (entered.append(queue), contextlib.nullcontext())[1])
-    with live._own_queue("cuda", "generate"), live._own_queue("cuda", "decode"), live._own_queue("cuda", "generate"):
+    monkeypatch.setattr(
+        torch.cuda, "stream", lambda queue: (entered.append(queue), contextlib.nullcontext())[1]
+    )
+    with (
+        live._own_queue("cuda", "generate"),
+        live._own_queue("cuda", "decode"),
+        live._own_queue("cuda", "generate"),
+    ):
         pass
     first, decoding, second = entered
     assert len({first, decoding, second}) == 3
@@ -207,7 +221,9 @@ def test_closing_wakes_a_consumer_that_waits(engine: Engine) -> None:
     assert not consumer.is_alive()
 
 
-def test_a_stream_may_be_closed_while_it_begins(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_may_be_closed_while_it_begins(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     beginning = threading.Event()
 
     class Slow(threading.Thread):
@@ -227,7 +243,9 @@ def test_a_stream_may_be_closed_while_it_begins(engine: Engine, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("chunks", [0, 1])
-def test_a_closed_stream_is_freed_without_the_garbage_collector(engine: Engine, chunks: int) -> None:
+def test_a_closed_stream_is_freed_without_the_garbage_collector(
+    engine: Engine, chunks: int
+) -> None:
     stream = engine.stream(PROMPT, None)
     work = weakref.ref(stream._work)
     gc.disable()
@@ -249,7 +267,9 @@ def test_a_forgotten_stream_closes_itself(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("part", ["next", "push"])
-def test_a_fault_in_either_thread_reaches_the_consumer(engine: Engine, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+def test_a_fault_in_either_thread_reaches_the_consumer(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("out of memory")
 
@@ -272,7 +292,9 @@ def test_an_endless_stream_stays_flat(engine: Engine) -> None:
         kept = len(state._kept)
         for chunk in itertools.islice(stream, 30):
             assert chunk.first_frame == 1 + 24 * (chunk.block - 1)
-        growth = sum(line.size_diff for line in tracemalloc.take_snapshot().compare_to(before, "filename"))
+        growth = sum(
+            line.size_diff for line in tracemalloc.take_snapshot().compare_to(before, "filename")
+        )
         tracemalloc.stop()
         assert len(state._kept) == kept
         assert growth < 2_000_000, f"thirty blocks left {growth} bytes behind; one chunk is 0.5 MB"
@@ -344,14 +366,22 @@ def rollout_config(layout: str) -> RolloutConfig:
     return RolloutConfig(LAYOUTS[layout], (4, 4), (1.0, 0.5), window=3, horizon=7)
 
 
-def generation_of(engine: Engine, config: RolloutConfig, seed: int = 0, opening: Opening | None = None) -> Generation:
+def generation_of(
+    engine: Engine, config: RolloutConfig, seed: int = 0, opening: Opening | None = None
+) -> Generation:
     generator = step_generator(seed, 0, "test")
-    return Generation(lambda text: Rollout(engine._student, text, config, generator), engine._text.encode([PROMPT]), opening)
+    return Generation(
+        lambda text: Rollout(engine._student, text, config, generator),
+        engine._text.encode([PROMPT]),
+        opening,
+    )
 
 
 @pytest.mark.parametrize("layout", list(LAYOUTS))
 @pytest.mark.parametrize("before", [1, 2, 13])
-def test_rewriting_is_beginning_anew_with_rewritten_blocks(engine: Engine, layout: str, before: int) -> None:
+def test_rewriting_is_beginning_anew_with_rewritten_blocks(
+    engine: Engine, layout: str, before: int
+) -> None:
     config, other = rollout_config(layout), engine._text.encode([OTHER])
     generation = generation_of(engine, config)
     for _ in range(before):
@@ -378,13 +408,19 @@ def test_rewriting_is_beginning_anew_with_rewritten_blocks(engine: Engine, layou
 
 
 @pytest.mark.parametrize(
-    ("sigmas", "repeated", "rewritten"), [((1.0, 0.5), 0, True), ((1.0,), 0, False), ((1.0, 0.5), 4, False)]
+    ("sigmas", "repeated", "rewritten"),
+    [((1.0, 0.5), 0, True), ((1.0,), 0, False), ((1.0, 0.5), 4, False)],
 )
-def test_only_what_can_be_rewritten_is(engine: Engine, sigmas: tuple[float, ...], repeated: int, rewritten: bool) -> None:
+def test_only_what_can_be_rewritten_is(
+    engine: Engine, sigmas: tuple[float, ...], repeated: int, rewritten: bool
+) -> None:
     """Not by a student of one sigma, and not a clip that is still being repeated."""
     config = replace(rollout_config("prefix"), sigmas=sigmas)
     blocks = list(
-        itertools.islice(Rollout(engine._student, engine._text.encode([PROMPT]), config, torch.Generator()), repeated)
+        itertools.islice(
+            Rollout(engine._student, engine._text.encode([PROMPT]), config, torch.Generator()),
+            repeated,
+        )
     )
     generation = generation_of(engine, config, opening=Opening(blocks=blocks))
     for _ in range(2):
@@ -445,7 +481,9 @@ def test_a_player_that_moves_the_end_on_steers_what_comes_soon(engine: Engine) -
 
 def image_file(kind: str = "PNG", size: tuple[int, int] = (100, 64)) -> bytes:
     content = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)).save(content, kind)
+    Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    ).save(content, kind)
     return content.getvalue()
 
 
@@ -455,9 +493,15 @@ def test_the_first_frame_is_the_image_as_the_codec_makes_it(engine: Engine, kind
     assert opening.image is not None
     chunks = list(engine.stream(PROMPT, 1, opening=opening))
     codec = engine._codec
-    alone = to_frames(codec.video_vae.decode(codec.denormalise(Pair(opening.image, torch.zeros(1, 1, 16))).video).sample)
+    alone = to_frames(
+        codec.video_vae.decode(
+            codec.denormalise(Pair(opening.image, torch.zeros(1, 1, 16))).video
+        ).sample
+    )
     assert np.abs(chunks[0].frames.astype(int) - alone[0].numpy().astype(int)).max() <= 1
-    assert not np.array_equal(chunks[1].frames, list(engine.stream(PROMPT, 1))[1].frames), "the next block ignores the image"
+    assert not np.array_equal(chunks[1].frames, list(engine.stream(PROMPT, 1))[1].frames), (
+        "the next block ignores the image"
+    )
 
 
 @pytest.mark.parametrize(
@@ -494,7 +538,12 @@ def test_a_stream_goes_on_from_a_clip(engine: Engine, tmp_path: Path) -> None:
     decoder = engine._decoder()
     for block, chunk in zip(opening.blocks, chunks, strict=False):
         assert np.array_equal(decoder.push(block).video[0].numpy(), chunk.frames)
-    rollout = Rollout(engine._student, engine._text.encode([PROMPT]), engine.settings.rollout, step_generator(0, 0, "stream"))
+    rollout = Rollout(
+        engine._student,
+        engine._text.encode([PROMPT]),
+        engine.settings.rollout,
+        step_generator(0, 0, "stream"),
+    )
     for block in opening.blocks:
         rollout.follow(block)
     assert np.array_equal(decoder.push(next(rollout)).video[0].numpy(), chunks[3].frames)
@@ -558,7 +607,9 @@ def test_a_paused_stream_can_be_saved(engine: Engine) -> None:
         stream.pause()
         future = stream.snapshot()
         chunks = []
-        assert settled(lambda: future.done() or bool(stream.waiting and chunks.append(next(stream))))
+        assert settled(
+            lambda: future.done() or bool(stream.waiting and chunks.append(next(stream)))
+        )
         assert future.result(0).block == len(chunks) + 1 + stream.waiting
 
 
@@ -570,7 +621,9 @@ def test_states_of_any_layout_repeat(engine: Engine) -> None:
             generation.next()
         state = generation.state()
         expected = [generation.next() for _ in range(5)]
-        again = Generation.restore(lambda text, c=config: Rollout(engine._student, text, c, torch.Generator()), state)
+        again = Generation.restore(
+            lambda text, c=config: Rollout(engine._student, text, c, torch.Generator()), state
+        )
         for latents in expected:
             got = again.next()
             assert torch.equal(got.video, latents.video) and torch.equal(got.audio, latents.audio)
@@ -593,13 +646,18 @@ def test_a_state_that_is_not_ours_is_one_sentence(engine: Engine, tmp_path: Path
         StreamState.load(tmp_path / "nothing", engine.digest)
 
 
-def test_a_full_disk_while_saving_is_one_sentence_and_the_stream_goes_on(engine: Engine, tmp_path: Path) -> None:
+def test_a_full_disk_while_saving_is_one_sentence_and_the_stream_goes_on(
+    engine: Engine, tmp_path: Path
+) -> None:
     path = tmp_path / "state.safetensors"
     path.write_bytes(b"the old one")
     with engine.stream(PROMPT, 4, seed=6) as stream:
         future = stream.snapshot(at=1)
         chunks = [next(stream), next(stream)]
-        with pytest.raises(OmniForcingError, match="disk is full while writing"), files_of_at_most(4096):
+        with (
+            pytest.raises(OmniForcingError, match="disk is full while writing"),
+            files_of_at_most(4096),
+        ):
             future.result(10).save(path)
         chunks += stream
     assert same(chunks, list(engine.stream(PROMPT, 4, seed=6)))
@@ -607,7 +665,9 @@ def test_a_full_disk_while_saving_is_one_sentence_and_the_stream_goes_on(engine:
 
 
 def test_opening_of_a_stream_is_saved_only_when_it_is_over() -> None:
-    generation = Generation(lambda _: None, Pair(torch.zeros(0), torch.zeros(0)), Opening(blocks=[Pair(None, None)] * 3))  # type: ignore[arg-type,return-value]
+    generation = Generation(
+        lambda _: None, Pair(torch.zeros(0), torch.zeros(0)), Opening(blocks=[Pair(None, None)] * 3)
+    )  # type: ignore[arg-type,return-value]
     assert not generation.can_be_saved
     generation.index = 3
     assert generation.can_be_saved

@@ -51,7 +51,10 @@ def test_messages_are_understood(text: str, message: Any) -> None:
         ('{"type": "start", "prompt": "a", "image": 1}', "'image' is int, expected bool"),
         ('{"type": "prompt", "id": 1, "prompt": " "}', "the prompt is ' '"),
         ('{"type": "position", "seconds": -1}', "counts seconds and stalls from 0"),
-        (json.dumps({"type": "start", "prompt": "x" * 1_000_000}), "has 1,000,000 characters, at most 1,000"),
+        (
+            json.dumps({"type": "start", "prompt": "x" * 1_000_000}),
+            "has 1,000,000 characters, at most 1,000",
+        ),
     ],
 )
 def test_a_bad_message_is_one_sentence(text: str, sentence: str) -> None:

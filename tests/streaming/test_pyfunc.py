@@ -69,10 +69,14 @@ def test_a_stream_that_is_given_up_stops_computing(model: Any) -> None:
     pieces = model.predict_stream({**ROW, "seconds": 600.0})
     next(pieces)
     pieces.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("omniforcing-")]
+    assert not [
+        thread for thread in threading.enumerate() if thread.name.startswith("omniforcing-")
+    ]
 
 
-@pytest.mark.parametrize("given", [ROW, [ROW], pd.DataFrame([ROW]), {**ROW, "seed": None, "seconds": 1}])
+@pytest.mark.parametrize(
+    "given", [ROW, [ROW], pd.DataFrame([ROW]), {**ROW, "seed": None, "seconds": 1}]
+)
 def test_rows_are_read_in_every_shape(given: Any) -> None:
     (row,) = pyfunc.rows_of(given)
     assert row["prompt"] == ROW["prompt"] and row["seconds"] == 1.0 and isinstance(row["seed"], int)

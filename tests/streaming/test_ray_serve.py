@@ -36,7 +36,9 @@ class Deployment:
     def do(self, *words: str) -> None:
         """Run a command of the cluster's, with its interpreter."""
         with self.log.open("a") as log:
-            done = subprocess.run([sys.executable, *words], stdout=log, stderr=log, env=self._environment, timeout=120)
+            done = subprocess.run(
+                [sys.executable, *words], stdout=log, stderr=log, env=self._environment, timeout=120
+            )
         assert done.returncode == 0, self.log.read_text()[-3000:]
 
     def deploying(self, drain: int) -> list[str]:
@@ -52,13 +54,19 @@ class Deployment:
             return False
 
     def connect(self) -> ClientConnection:
-        return connect(f"ws://{self.address}/stream", subprotocols=[SUBPROTOCOL], proxy=None, compression=None)
+        return connect(
+            f"ws://{self.address}/stream", subprotocols=[SUBPROTOCOL], proxy=None, compression=None
+        )
 
 
 @pytest.fixture(scope="module")
-def deployment(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+def deployment(
+    artifact: Artifact, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Deployment]:
     with local_cluster() as cluster:
-        running = Deployment(cluster.address, artifact.folder, tmp_path_factory.mktemp("serve") / "log")
+        running = Deployment(
+            cluster.address, artifact.folder, tmp_path_factory.mktemp("serve") / "log"
+        )
         host, port = running.address.split(":")
         running.do(SERVE, "start", "--http-host", host, "--http-port", port)
         running.do(*running.deploying(drain=1))
@@ -73,7 +81,9 @@ def test_a_stream_through_ray_serve_is_whole(deployment: Deployment) -> None:
 
 
 @pytest.mark.parametrize("end", ["replaced", "deleted"])
-def test_streams_of_a_replica_that_is_stopped_go_on_for_a_while_and_end_in_order(deployment: Deployment, end: str) -> None:
+def test_streams_of_a_replica_that_is_stopped_go_on_for_a_while_and_end_in_order(
+    deployment: Deployment, end: str
+) -> None:
     words = deployment.deploying(drain=2) if end == "replaced" else ["-c", DELETE]
     with deployment.connect() as client:
         hear(client, "hello")

@@ -46,7 +46,9 @@ def serving(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Ite
         yield running
 
 
-def play(client: ClientConnection, seconds: float, **values: Any) -> tuple[bytes, list[dict[str, Any]]]:
+def play(
+    client: ClientConnection, seconds: float, **values: Any
+) -> tuple[bytes, list[dict[str, Any]]]:
     """Start a stream and take all of it: the media and the control messages."""
     hear(client, "hello")
     say(client, "start", prompt=PROMPT, seconds=seconds, paced=False, **values)
@@ -121,7 +123,10 @@ def test_a_stream_goes_no_further_than_its_player_allows(serving: Server) -> Non
         blocks = []
         with pytest.raises(TimeoutError):
             while True:
-                if isinstance(data := client.recv(timeout=1.5), str) and json.loads(data)["type"] == "block":
+                if (
+                    isinstance(data := client.recv(timeout=1.5), str)
+                    and json.loads(data)["type"] == "block"
+                ):
                     blocks.append(json.loads(data)["block"])
         assert blocks == [0, 1, 2, 3]  # three seconds of lead: block 3 begins at 2.04 s
         say(client, "position", seconds=1)
@@ -156,21 +161,29 @@ def test_a_stream_begins_with_an_image(serving: Server) -> None:
 
 def test_ten_clients_of_every_kind(serving: Server) -> None:
     """Three vanish, three read slowly, one sends garbage; the others play on, and nothing is left behind."""
-    crowd(serving)  # what is made once, such as buffers of as many threads as ever compute at a time, stays after the first one
+    crowd(
+        serving
+    )  # what is made once, such as buffers of as many threads as ever compute at a time, stays after the first one
     before = (serving.threads(), serving.files(), serving.memory())
     crowd(serving)
     after = (serving.threads(), serving.files(), serving.memory())
     print("threads, files, bytes of memory:", before, after)
-    assert settled(lambda: serving.threads() <= serving.idle_threads + 3 * 10), "more is left than the server's own workers"
+    assert settled(lambda: serving.threads() <= serving.idle_threads + 3 * 10), (
+        "more is left than the server's own workers"
+    )
     assert settled(lambda: serving.files() <= before[1]), "sockets are left"
-    assert after[2] < 1.1 * before[2]  # the allocator's pools, one per thread; the next test counts what sessions leave
+    assert (
+        after[2] < 1.1 * before[2]
+    )  # the allocator's pools, one per thread; the next test counts what sessions leave
 
 
 class _Client:
     """The least of a WebSocket that a session needs: it says what it is told to, then takes whatever comes."""
 
     def __init__(self, *messages: dict[str, Any]) -> None:
-        self._messages = [{"type": "websocket.receive", "text": json.dumps(message)} for message in messages]
+        self._messages = [
+            {"type": "websocket.receive", "text": json.dumps(message)} for message in messages
+        ]
         self.ended = ""
 
     async def receive(self) -> dict[str, Any]:
@@ -195,7 +208,12 @@ def test_a_session_that_is_over_is_freed_at_once(engine: Engine, end: str) -> No
 
     async def run() -> str:
         service = Service(engine, Limits(), [])
-        start = {"type": "start", "prompt": PROMPT, "seconds": 1 if end == "ended" else 600, "paced": False}
+        start = {
+            "type": "start",
+            "prompt": PROMPT,
+            "seconds": 1 if end == "ended" else 600,
+            "paced": False,
+        }
         client = _Client(start, *([{"type": "stop"}] if end == "stopped" else []))
         client.ended = end if end == "vanish" else ""
         await Session(client, service).run()  # type: ignore[arg-type]
@@ -221,8 +239,14 @@ def crowd(serving: Server) -> None:
         serving.connect()
     assert refused.value.response.status_code == 503
     whole: dict[int, int] = {}
-    good = [threading.Thread(target=lambda n=n: whole.update({n: frames_in(play(clients[n], 8)[0])})) for n in (0, 1, 2)]
-    slow = [threading.Thread(target=lambda n=n: whole.update({n: slowly(clients[n])})) for n in (3, 4, 5)]
+    good = [
+        threading.Thread(target=lambda n=n: whole.update({n: frames_in(play(clients[n], 8)[0])}))
+        for n in (0, 1, 2)
+    ]
+    slow = [
+        threading.Thread(target=lambda n=n: whole.update({n: slowly(clients[n])}))
+        for n in (3, 4, 5)
+    ]
     vanishing = [threading.Thread(target=vanish, args=(clients[n],)) for n in (6, 7, 8)]
     everybody = [*good, *slow, *vanishing, threading.Thread(target=babble, args=(clients[9],))]
     for thread in everybody:
@@ -263,7 +287,9 @@ def vanish(client: ClientConnection) -> None:
     hear(client, "hello")
     say(client, "start", prompt=PROMPT, seconds=600, paced=False)
     hear(client, "block")
-    client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # a reset, not a farewell
+    client.socket.setsockopt(
+        socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0"
+    )  # a reset, not a farewell
     client.socket.shutdown(socket.SHUT_RDWR)
 
 
@@ -276,7 +302,9 @@ def babble(client: ClientConnection) -> None:
         except ConnectionClosed:
             break
     _, messages = take(client)
-    assert [message["type"] for message in messages] == [*["error"] * 10, "ended"] and messages[-1]["reason"] == "mistakes"
+    assert [message["type"] for message in messages] == [*["error"] * 10, "ended"] and messages[-1][
+        "reason"
+    ] == "mistakes"
 
 
 # --- what is wrong is one answer, and others play on -----------------------------------------------------------------------
@@ -297,7 +325,10 @@ def neighbour(serving: Server) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        (json.dumps({"type": "start", "prompt": "x" * 1_000_000}), "has 1,000,000 characters, at most 1,000"),
+        (
+            json.dumps({"type": "start", "prompt": "x" * 1_000_000}),
+            "has 1,000,000 characters, at most 1,000",
+        ),
         (json.dumps({"type": "start", "prompt": ""}), "the prompt is ''"),
         (json.dumps({"type": "start", "prompt": PROMPT, "seconds": 1e6}), "this server allows 600"),
         (json.dumps({"type": "start", "prompt": PROMPT, "image": True}), 'sent before "start"'),
@@ -307,15 +338,31 @@ def neighbour(serving: Server) -> Iterator[None]:
         (bytes(10_000_001), "at most 10,000,000 are taken"),
         ("\x00", "is no json"),
     ],
-    ids=["1 MB prompt", "empty prompt", "too long", "no image", "unknown", "too early", "no picture", "large image", "no json"],
+    ids=[
+        "1 MB prompt",
+        "empty prompt",
+        "too long",
+        "no image",
+        "unknown",
+        "too early",
+        "no picture",
+        "large image",
+        "no json",
+    ],
 )
 @pytest.mark.usefixtures("neighbour")
-def test_a_bad_message_is_one_error_and_the_session_goes_on(serving: Server, data: str | bytes, sentence: str) -> None:
+def test_a_bad_message_is_one_error_and_the_session_goes_on(
+    serving: Server, data: str | bytes, sentence: str
+) -> None:
     with serving.connect() as client:
         hear(client, "hello")
         client.send(data)
         answer = json.loads(client.recv(timeout=20))
-        assert answer["type"] == "error" and sentence in answer["message"] and "\n" not in answer["message"]
+        assert (
+            answer["type"] == "error"
+            and sentence in answer["message"]
+            and "\n" not in answer["message"]
+        )
         say(client, "start", prompt=PROMPT, seconds=0.5, paced=False)
         assert frames_in(take(client)[0]) == 13
 
@@ -326,7 +373,10 @@ def test_a_bad_message_while_streaming_is_one_error(serving: Server) -> None:
         hear(client, "hello")
         say(client, "start", prompt=PROMPT, seconds=600)
         hear(client, "block")
-        again, empty = {"type": "start", "prompt": PROMPT}, {"type": "prompt", "id": 1, "prompt": ""}
+        again, empty = (
+            {"type": "start", "prompt": PROMPT},
+            {"type": "prompt", "id": 1, "prompt": ""},
+        )
         for data in (json.dumps(again), bytes(10), json.dumps(empty)):
             client.send(data)
             with pytest.raises(AssertionError, match=r"begun already|prompt is"):
@@ -346,7 +396,9 @@ def test_a_message_of_100_mb_closes_its_connection_alone(serving: Server) -> Non
 
 
 @pytest.mark.usefixtures("neighbour")
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1.evil.example", "https://127.0.0.1"])
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "null", "http://127.0.0.1.evil.example", "https://127.0.0.1"]
+)
 def test_pages_of_other_origins_are_refused(serving: Server, origin: str) -> None:
     with pytest.raises(InvalidStatus) as refused:
         serving.connect(origin=origin)
@@ -363,8 +415,16 @@ def test_another_version_of_the_protocol_is_refused(serving: Server) -> None:
     from websockets.sync.client import connect
 
     with pytest.raises(InvalidStatus) as refused:
-        connect(serving.address.replace("http", "ws") + "/stream", subprotocols=["omniforcing.v9"], proxy=None, legacy=True)
-    assert refused.value.response.status_code == 400 and SUBPROTOCOL in refused.value.response.body.decode()
+        connect(
+            serving.address.replace("http", "ws") + "/stream",
+            subprotocols=["omniforcing.v9"],
+            proxy=None,
+            legacy=True,
+        )
+    assert (
+        refused.value.response.status_code == 400
+        and SUBPROTOCOL in refused.value.response.body.decode()
+    )
 
 
 def test_a_silent_client_is_let_go(serving: Server) -> None:
@@ -389,23 +449,36 @@ def test_a_token_is_wanted_where_there_is_one(artifact: Artifact, tmp_path: Path
         for right in (running.connect(f"bearer.{TOKEN}"), running.connect(**shown)):
             assert hear(right, "hello")["token"]
             right.close()
-        assert running.get("/metrics")[0] == 401 and running.get("/metrics", Authorization=f"Bearer {TOKEN}")[0] == 200
+        assert (
+            running.get("/metrics")[0] == 401
+            and running.get("/metrics", Authorization=f"Bearer {TOKEN}")[0] == 200
+        )
         assert running.get("/health")[0] == running.get("/ready")[0] == running.get("/")[0] == 200
         assert TOKEN not in running.log.read_text()
 
 
-def test_sigterm_lets_streams_go_on_for_a_while_and_ends_them_in_order(artifact: Artifact, tmp_path: Path) -> None:
-    with server(artifact.folder, tmp_path, "--drain-seconds", "3") as running, running.connect() as client:
+def test_sigterm_lets_streams_go_on_for_a_while_and_ends_them_in_order(
+    artifact: Artifact, tmp_path: Path
+) -> None:
+    with (
+        server(artifact.folder, tmp_path, "--drain-seconds", "3") as running,
+        running.connect() as client,
+    ):
         hear(client, "hello")
         say(client, "start", prompt=PROMPT, seconds=600, paced=False)
         hear(client, "block")
         running.process.send_signal(signal.SIGTERM)
-        assert settled(lambda: running.get("/ready")[0] == 503, 2) and "about to stop" in running.get("/ready")[1]
+        assert (
+            settled(lambda: running.get("/ready")[0] == 503, 2)
+            and "about to stop" in running.get("/ready")[1]
+        )
         assert running.get("/health")[0] == 200
         with pytest.raises(InvalidStatus):
             running.connect()
         media, messages = take(client)
-        assert messages[-1]["reason"] == "draining" and sum(m["type"] == "block" for m in messages) > 2
+        assert (
+            messages[-1]["reason"] == "draining" and sum(m["type"] == "block" for m in messages) > 2
+        )
         assert frames_in(media) == messages[-1]["frames"]
         assert running.process.wait(20) == 0, running.log.read_text()
 
@@ -413,20 +486,38 @@ def test_sigterm_lets_streams_go_on_for_a_while_and_ends_them_in_order(artifact:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--port", "{port}"], "port {port} of 127.0.0.1 is in use; choose another one with --port"),
+        (
+            ["--port", "{port}"],
+            "port {port} of 127.0.0.1 is in use; choose another one with --port",
+        ),
         (["--port", "99999"], "cannot listen at 127.0.0.1, port 99999"),
         (["--host", "203.0.113.7", "--port", "0"], "cannot listen at 203.0.113.7"),
         (["--port", "0", "--artifact", "/nowhere"], "/nowhere is not an artifact"),
     ],
 )
-def test_a_server_that_cannot_begin_says_why(serving: Server, artifact: Artifact, options: list[str], sentence: str) -> None:
+def test_a_server_that_cannot_begin_says_why(
+    serving: Server, artifact: Artifact, options: list[str], sentence: str
+) -> None:
     port = serving.address.rpartition(":")[2]
-    words = ["serve", "--artifact", str(artifact.folder), *(word.format(port=port) for word in options)]
-    answer = subprocess.run([sys.executable, "-m", "omniforcing.cli", *words], capture_output=True, text=True, timeout=60)
+    words = [
+        "serve",
+        "--artifact",
+        str(artifact.folder),
+        *(word.format(port=port) for word in options),
+    ]
+    answer = subprocess.run(
+        [sys.executable, "-m", "omniforcing.cli", *words],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert answer.returncode == 2
     assert sentence.format(port=port) in answer.stderr and answer.stderr.count("\n") == 1
 
 
 def test_a_token_that_browsers_cannot_send_is_refused(artifact: Artifact, tmp_path: Path) -> None:
-    with pytest.raises(AssertionError, match="the token must be"), server(artifact.folder, tmp_path, OMNIFORCING_TOKEN="a b"):
+    with (
+        pytest.raises(AssertionError, match="the token must be"),
+        server(artifact.folder, tmp_path, OMNIFORCING_TOKEN="a b"),
+    ):
         pass

@@ -34,12 +34,19 @@ def commit(repository: Path) -> None:
     subprocess.run([*git, "commit", "-qm", "toy"], cwd=repository, check=True)
 
 
-def start(repository: Path, *words: str, script: str = "main", pause: float = 0.0) -> subprocess.Popen[str]:
+def start(
+    repository: Path, *words: str, script: str = "main", pause: float = 0.0
+) -> subprocess.Popen[str]:
     """Start a script of ``pipelines``; its slow stages pause between steps."""
     command = [sys.executable, f"pipelines/{script}.py", *words]
     environment = {**ENVIRONMENT, "TOY_PAUSE": str(pause)}
     return subprocess.Popen(
-        command, cwd=repository, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command,
+        cwd=repository,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
 
 
@@ -52,13 +59,17 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
 def status(repository: Path) -> str:
     """What ``dvc status`` prints."""
     command = ["dvc", "status"]
-    return subprocess.run(command, cwd=repository, env=ENVIRONMENT, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        command, cwd=repository, env=ENVIRONMENT, check=True, capture_output=True, text=True
+    ).stdout
 
 
 def changed_files(repository: Path) -> str:
     """What git calls changed."""
     command = ["git", "status", "--porcelain"]
-    return subprocess.run(command, cwd=repository, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        command, cwd=repository, check=True, capture_output=True, text=True
+    ).stdout
 
 
 def alive(process: int) -> bool:

@@ -15,11 +15,20 @@ def run_group(function: Callable[..., None], size: int, *arguments: Any) -> None
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.start_processes(_member, (size, port, function, arguments), nprocs=size, start_method="spawn")
+    mp.start_processes(
+        _member, (size, port, function, arguments), nprocs=size, start_method="spawn"
+    )
 
 
-def _member(rank: int, size: int, port: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size)}
+def _member(
+    rank: int, size: int, port: int, function: Callable[..., None], arguments: tuple[Any, ...]
+) -> None:
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(size),
+    }
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=size)
     try:
@@ -33,4 +42,7 @@ def read_rows(path: Path) -> list[dict[str, float]]:
     import csv
 
     with path.open(newline="") as file:
-        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+        return [
+            {name: float(value) for name, value in row.items() if value}
+            for row in csv.DictReader(file)
+        ]

@@ -12,7 +12,10 @@ from benchmarks.local_cluster import Cluster, own_cluster
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "a-token-of-the-tests-alone-0123456789abcdef"
-CHANGED = {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]), "CUDA_VISIBLE_DEVICES": ""}
+CHANGED = {
+    "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
+    "CUDA_VISIBLE_DEVICES": "",
+}
 
 
 def environment() -> dict[str, str]:

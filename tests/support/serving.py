@@ -48,7 +48,14 @@ class Server:
     def connect(self, *subprotocols: str, **options: Any) -> ClientConnection:
         """A WebSocket to it."""
         address = self.address.replace("http", "ws") + "/stream"
-        return connect(address, subprotocols=[SUBPROTOCOL, *subprotocols], proxy=None, compression=None, legacy=True, **options)
+        return connect(
+            address,
+            subprotocols=[SUBPROTOCOL, *subprotocols],
+            proxy=None,
+            compression=None,
+            legacy=True,
+            **options,
+        )
 
     def threads(self) -> int:
         """Of its process."""
@@ -56,7 +63,9 @@ class Server:
 
     def memory(self) -> int:
         """Resident bytes of its process."""
-        return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * os.sysconf(
+            "SC_PAGE_SIZE"
+        )
 
     def files(self) -> int:
         """Open file descriptors of its process."""
@@ -67,9 +76,25 @@ class Server:
 def server(artifact: Path, folder: Path, *options: str, **environment: str) -> Iterator[Server]:
     """``omniforcing serve`` on a free port, until the body is over."""
     log = folder / "server.log"
-    words = [sys.executable, "-m", "omniforcing.cli", "serve", "--artifact", str(artifact), "--port", "0", *options]
+    words = [
+        sys.executable,
+        "-m",
+        "omniforcing.cli",
+        "serve",
+        "--artifact",
+        str(artifact),
+        "--port",
+        "0",
+        *options,
+    ]
     with log.open("w") as errors:
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=errors, text=True, env={**os.environ, **environment})
+        process = subprocess.Popen(
+            words,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env={**os.environ, **environment},
+        )
     assert process.stdout is not None
     try:
         line = process.stdout.readline()

@@ -17,7 +17,10 @@ from tests.model.conftest import tiny_config
 FACTS = json.loads((Path(__file__).parent / "data" / "ltx2.json").read_text())
 Listing = dict[str, list[int]]
 
-_GATED = {name: True for name in ("gated_attn", "audio_gated_attn", "cross_attn_mod", "audio_cross_attn_mod")}
+_GATED = {
+    name: True
+    for name in ("gated_attn", "audio_gated_attn", "cross_attn_mod", "audio_cross_attn_mod")
+}
 _AFTER_2_0 = {**_GATED, "use_prompt_embeddings": False, "caption_channels": 48}
 RELEASES: dict[str, dict[str, Any]] = {
     "2.0": {},
@@ -26,14 +29,18 @@ RELEASES: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny_core(release: str = "2.0", dtype: torch.dtype = torch.float32, **changes: Any) -> LTX2VideoTransformer3DModel:
+def tiny_core(
+    release: str = "2.0", dtype: torch.dtype = torch.float32, **changes: Any
+) -> LTX2VideoTransformer3DModel:
     """A tiny transformer of a release, every parameter random: none keeps a value that a mistake could restore."""
     released = {"vae_scale_factors": (8, 32, 32), **RELEASES[release], **changes}
     core = LTX2VideoTransformer3DModel(**tiny_config(**released)).eval()
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in core.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) / math.sqrt(parameter.shape[-1]))
+            parameter.copy_(
+                torch.randn(parameter.shape, generator=generator) / math.sqrt(parameter.shape[-1])
+            )
     return core if dtype is torch.float32 else core.to(dtype)
 
 
@@ -54,9 +61,14 @@ def config_of(core: LTX2VideoTransformer3DModel) -> dict[str, Any]:
     return {key: value for key, value in core.config.items() if not key.startswith("_")}
 
 
-def original_tensors(core: LTX2VideoTransformer3DModel, prefix: str = TRANSFORMER) -> dict[str, Tensor]:
+def original_tensors(
+    core: LTX2VideoTransformer3DModel, prefix: str = TRANSFORMER
+) -> dict[str, Tensor]:
     """A transformer's weights under Lightricks' names."""
-    return {prefix + to_original(name): tensor.contiguous() for name, tensor in core.state_dict().items()}
+    return {
+        prefix + to_original(name): tensor.contiguous()
+        for name, tensor in core.state_dict().items()
+    }
 
 
 def save_original(core: LTX2VideoTransformer3DModel, file: Path, **changes: Any) -> Path:
@@ -86,7 +98,9 @@ def save_authors(core: LTX2VideoTransformer3DModel, folder: Path, sinks: int = 0
     tensors = original_tensors(core, "model.")
     if sinks:
         width = core.audio_proj_in.out_features
-        tensors["model.audio_sink_tokens"] = torch.randn(1, sinks, width, generator=torch.Generator().manual_seed(3))
+        tensors["model.audio_sink_tokens"] = torch.randn(
+            1, sinks, width, generator=torch.Generator().manual_seed(3)
+        )
     return save_sharded(tensors, folder, "omniforcing_ltx2_5s_causal")
 
 
@@ -106,11 +120,18 @@ def diffusers_tensors() -> Listing:
 
 def released_metadata(release: str) -> dict[str, Any]:
     """The transformer config in the metadata of a released file."""
-    return {key: value for r in ("2.0", "2.3", "2.5") if r <= release for key, value in FACTS["metadata"][r].items()}
+    return {
+        key: value
+        for r in ("2.0", "2.3", "2.5")
+        if r <= release
+        for key, value in FACTS["metadata"][r].items()
+    }
 
 
 def _unfolded(top: dict[str, Any], block: dict[str, Any]) -> Listing:
-    blocks = {f"transformer_blocks.{i}.{k}": v for i in range(FACTS["layers"]) for k, v in block.items()}
+    blocks = {
+        f"transformer_blocks.{i}.{k}": v for i in range(FACTS["layers"]) for k, v in block.items()
+    }
     return {name: shape for name, shape in {**top, **blocks}.items() if shape is not None}
 
 

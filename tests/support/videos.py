@@ -25,13 +25,19 @@ def sound(seconds, rate, channels, clicks):
     samples = np.zeros(round(seconds * rate), np.float32)
     for click in clicks:
         at = round(click * rate)
-        burst = 0.8 * np.exp(-np.arange(round(0.01 * rate)) / (0.002 * rate)) * (-1.0) ** (np.arange(round(0.01 * rate)) // 4)
+        burst = (
+            0.8
+            * np.exp(-np.arange(round(0.01 * rate)) / (0.002 * rate))
+            * (-1.0) ** (np.arange(round(0.01 * rate)) // 4)
+        )
         samples[at : at + len(burst)] += burst[: max(0, len(samples) - at)]
     return np.repeat(samples[None], channels, 0)
 
 
 def frame_times(seconds, fps, times):
-    return np.arange(round(seconds * float(fps))) / float(fps) if times is None else np.asarray(times)
+    return (
+        np.arange(round(seconds * float(fps))) / float(fps) if times is None else np.asarray(times)
+    )
 
 
 def write_video(

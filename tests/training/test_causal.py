@@ -13,10 +13,17 @@ from omniforcing.codec.codec import build_video_vae
 from omniforcing.codec.streaming import VideoStream
 from omniforcing.core.config import DecoderConfig, TrainerConfig, VideoCodecConfig
 from omniforcing.training.codec import training
-from omniforcing.training.codec.causal import DecoderTraining, keep_still, latent_crops, with_decoder
+from omniforcing.training.codec.causal import (
+    DecoderTraining,
+    keep_still,
+    latent_crops,
+    with_decoder,
+)
 from omniforcing.training.loop import fit
 
-VIDEO = VideoCodecConfig(latent_channels=8, encoder_channels=[8, 16, 32], decoder_channels=[8, 16, 32])
+VIDEO = VideoCodecConfig(
+    latent_channels=8, encoder_channels=[8, 16, 32], decoder_channels=[8, 16, 32]
+)
 CONFIG = DecoderConfig(steps=6, batch=2, latents=4, context=1, precision="32-true")
 TRAINER = TrainerConfig(checkpoint_every=2, log_every=1, accelerator="cpu")
 
@@ -36,7 +43,9 @@ class Stopped(Exception):
     pass
 
 
-def adapt(teacher: Any, z: Tensor, work: Path, config: DecoderConfig, die_at: int | None = None) -> Any:
+def adapt(
+    teacher: Any, z: Tensor, work: Path, config: DecoderConfig, die_at: int | None = None
+) -> Any:
     student = with_decoder(teacher, causal=True)
     keep_still(student.decoder)
     draw = latent_crops(z, None, config, seed=1)
@@ -51,7 +60,13 @@ def adapt(teacher: Any, z: Tensor, work: Path, config: DecoderConfig, die_at: in
         return pictures
 
     module = DecoderTraining(student.decoder, config, 1, target)
-    fit(module, training.batches_of(draw_or_die, config.steps, 2), steps=config.steps, work=work, trainer=TRAINER)
+    fit(
+        module,
+        training.batches_of(draw_or_die, config.steps, 2),
+        steps=config.steps,
+        work=work,
+        trainer=TRAINER,
+    )
     return student.requires_grad_(False).eval()
 
 
@@ -67,17 +82,28 @@ def test_a_convolution_sees_a_picture_that_stands_still_as_before(teacher: Any) 
 
 
 @torch.no_grad()
-def test_a_moving_picture_is_nearer_to_the_teachers_than_with_the_weights_as_they_are(teacher: Any, z: Tensor) -> None:
+def test_a_moving_picture_is_nearer_to_the_teachers_than_with_the_weights_as_they_are(
+    teacher: Any, z: Tensor
+) -> None:
     as_is, kept = (with_decoder(teacher, causal=True) for _ in range(2))
     keep_still(kept.decoder)
     whole = teacher.decode(z).sample
-    assert (kept.decode(z).sample - whole).square().mean() < 0.8 * (as_is.decode(z).sample - whole).square().mean()
+    assert (kept.decode(z).sample - whole).square().mean() < 0.8 * (
+        as_is.decode(z).sample - whole
+    ).square().mean()
 
 
-def test_it_learns_the_teachers_pictures_and_streams_exactly(teacher: Any, z: Tensor, tmp_path: Path) -> None:
+def test_it_learns_the_teachers_pictures_and_streams_exactly(
+    teacher: Any, z: Tensor, tmp_path: Path
+) -> None:
     fresh = with_decoder(teacher, causal=True)
     keep_still(fresh.decoder)
-    student = adapt(teacher, z, tmp_path, DecoderConfig(steps=60, batch=3, latents=7, context=3, precision="32-true"))
+    student = adapt(
+        teacher,
+        z,
+        tmp_path,
+        DecoderConfig(steps=60, batch=3, latents=7, context=3, precision="32-true"),
+    )
     with torch.no_grad():
         whole, found = teacher.decode(z).sample, student.decode(z).sample
         before = (fresh.decode(z).sample - whole).square().mean()
@@ -87,7 +113,9 @@ def test_it_learns_the_teachers_pictures_and_streams_exactly(teacher: Any, z: Te
         assert (streamed - found[:1]).abs().max() < 1e-4
 
 
-def test_a_run_that_was_stopped_ends_in_the_weights_of_one_that_was_not(teacher: Any, z: Tensor, tmp_path: Path) -> None:
+def test_a_run_that_was_stopped_ends_in_the_weights_of_one_that_was_not(
+    teacher: Any, z: Tensor, tmp_path: Path
+) -> None:
     whole = adapt(teacher, z, tmp_path / "whole", CONFIG).state_dict()
     with pytest.raises(Stopped):
         adapt(teacher, z, tmp_path / "stopped", CONFIG, die_at=5)

@@ -42,5 +42,7 @@ def test_the_last_whole_checkpoint_of_ones_own_kind_is_found(tmp_path: Path) -> 
         (tmp_path / name).mkdir()
     found = checkpoints.latest(tmp_path, sharded=True)
     assert found is not None and found.name == "epoch-000010.shards"
-    with pytest.raises(OmniForcingError, match=r"epoch-000010\.shards was written by a training that sharded"):
+    with pytest.raises(
+        OmniForcingError, match=r"epoch-000010\.shards was written by a training that sharded"
+    ):
         checkpoints.latest(tmp_path, sharded=False)

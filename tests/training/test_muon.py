@@ -24,7 +24,10 @@ def compare() -> None:
             options = {"lr": 0.01, "weight_decay": 0.01, "adjust_lr_fn": "match_rms_adamw"}
             expected, ours = torch.optim.Muon([whole], **options), Muon([shards], **options)
             for gradient in gradients:
-                whole.grad, shards.grad = gradient.clone(), distribute_tensor(gradient, mesh, placements)
+                whole.grad, shards.grad = (
+                    gradient.clone(),
+                    distribute_tensor(gradient, mesh, placements),
+                )
                 expected.step()
                 ours.step()
             assert isinstance(shards.data, DTensor) and not torch.equal(whole, start)

@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from omniforcing.codec.codec import build_audio_vae, build_video_vae, build_vocoder, to_pixels
-from omniforcing.core.config import AudioCodecConfig, CropConfig, TrainerConfig, VideoCodecConfig, VocoderConfig
+from omniforcing.core.config import (
+    AudioCodecConfig,
+    CropConfig,
+    TrainerConfig,
+    VideoCodecConfig,
+    VocoderConfig,
+)
 from omniforcing.media.mel import log_mel
 from omniforcing.pocket.synthetic import make_clip
 from omniforcing.training.codec import training
@@ -30,19 +36,25 @@ TRAINER = TrainerConfig(checkpoint_every=2, log_every=1, accelerator="cpu")
 
 @pytest.fixture(scope="module")
 def frames() -> torch.Tensor:
-    return torch.stack([torch.from_numpy(make_clip(0, index, 1, 64, 64).frames) for index in range(12)])
+    return torch.stack(
+        [torch.from_numpy(make_clip(0, index, 1, 64, 64).frames) for index in range(12)]
+    )
 
 
 @pytest.fixture(scope="module")
 def samples() -> torch.Tensor:
-    return torch.stack([torch.from_numpy(make_clip(0, index, 1, 64, 64).samples) for index in range(4)])
+    return torch.stack(
+        [torch.from_numpy(make_clip(0, index, 1, 64, 64).samples) for index in range(4)]
+    )
 
 
 class Stopped(Exception):
     pass
 
 
-def train_video(frames: torch.Tensor, work: Path, die_at: int | None = None) -> dict[str, torch.Tensor]:
+def train_video(
+    frames: torch.Tensor, work: Path, die_at: int | None = None
+) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     vae = build_video_vae(VIDEO)
     training.initialise_video(vae, to_pixels(frames[:, 4:21]))
@@ -54,11 +66,19 @@ def train_video(frames: torch.Tensor, work: Path, die_at: int | None = None) -> 
         return draw(step)
 
     module = training.VideoVaeTraining(vae, VIDEO, seed=3)
-    fit(module, training.batches_of(draw_or_die, VIDEO.steps, 2), steps=VIDEO.steps, work=work, trainer=TRAINER)
+    fit(
+        module,
+        training.batches_of(draw_or_die, VIDEO.steps, 2),
+        steps=VIDEO.steps,
+        work=work,
+        trainer=TRAINER,
+    )
     return vae.state_dict()
 
 
-def test_a_run_that_was_stopped_ends_in_the_weights_of_one_that_was_not(frames: torch.Tensor, tmp_path: Path) -> None:
+def test_a_run_that_was_stopped_ends_in_the_weights_of_one_that_was_not(
+    frames: torch.Tensor, tmp_path: Path
+) -> None:
     whole = train_video(frames, tmp_path / "whole")
     with pytest.raises(Stopped):
         train_video(frames, tmp_path / "stopped", die_at=5)
@@ -128,7 +148,9 @@ def test_a_ball_that_hardly_leaves_its_place_is_foreground_too() -> None:
     """A red square on grey that covers its middle in two frames of three, which a median over time would call background."""
     frames = torch.full((24, 32, 32, 3), 128, dtype=torch.uint8)
     for time in range(24):
-        frames[time, 12 + time % 3 * 4 : 20 + time % 3 * 4, 12:20] = torch.tensor([224, 48, 40], dtype=torch.uint8)
+        frames[time, 12 + time % 3 * 4 : 20 + time % 3 * 4, 12:20] = torch.tensor(
+            [224, 48, 40], dtype=torch.uint8
+        )
     weight = training.foreground(to_pixels(frames[None]), to_pixels(frames[None, ::5]))
     red = (frames[..., 0] == 224)[None, None]
     assert weight[red].min() > 0.5 and weight[red].mean() > 2 * weight[~red].mean()
@@ -155,7 +177,9 @@ def test_an_audio_vae_starts_at_the_level_of_the_mels(samples: torch.Tensor) -> 
 
 
 def test_training_lowers_the_error_of_an_audio_vae(samples: torch.Tensor, tmp_path: Path) -> None:
-    config = AudioCodecConfig(steps=30, batch=2, lr=1e-2, precision="32-true", channel_multipliers=[1, 1, 2])
+    config = AudioCodecConfig(
+        steps=30, batch=2, lr=1e-2, precision="32-true", channel_multipliers=[1, 1, 2]
+    )
     mels = log_mel(samples)
     torch.manual_seed(0)
     vae = build_audio_vae(config)
@@ -167,7 +191,13 @@ def test_training_lowers_the_error_of_an_audio_vae(samples: torch.Tensor, tmp_pa
 
     before = error()
     batches = training.batches_of(training.mel_crops(mels, config, 0), config.steps, 2)
-    fit(training.AudioVaeTraining(vae, config, 0), batches, steps=config.steps, work=tmp_path, trainer=TRAINER)
+    fit(
+        training.AudioVaeTraining(vae, config, 0),
+        batches,
+        steps=config.steps,
+        work=tmp_path,
+        trainer=TRAINER,
+    )
     assert error() < 0.8 * before
 
 
@@ -183,8 +213,16 @@ def test_training_lowers_the_error_of_a_vocoder(samples: torch.Tensor, tmp_path:
             return float(training.spectral_distance(vocoder(mels)[..., :16000], samples, 0.1))
 
     before = error()
-    batches = training.batches_of(training.sound_crops(mels, mels, samples, config, 0), config.steps, 2)
-    fit(training.VocoderTraining(vocoder, config, 0), batches, steps=config.steps, work=tmp_path, trainer=TRAINER)
+    batches = training.batches_of(
+        training.sound_crops(mels, mels, samples, config, 0), config.steps, 2
+    )
+    fit(
+        training.VocoderTraining(vocoder, config, 0),
+        batches,
+        steps=config.steps,
+        work=tmp_path,
+        trainer=TRAINER,
+    )
     assert error() < 0.995 * before
 
 

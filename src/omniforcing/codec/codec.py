@@ -19,7 +19,14 @@ from omniforcing.core.config import AudioCodecConfig, CodecConfig, VideoCodecCon
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import read_json, write_json
 from omniforcing.core.latents import Latents, Pair
-from omniforcing.core.layout import MEL_RATE, Counts, LayoutError, clip_frames, clip_samples, clip_seconds
+from omniforcing.core.layout import (
+    MEL_RATE,
+    Counts,
+    LayoutError,
+    clip_frames,
+    clip_samples,
+    clip_seconds,
+)
 
 Media = Pair[Tensor]
 
@@ -54,7 +61,8 @@ def build_video_vae(config: VideoCodecConfig) -> Any:
         encoder_causal=True,
         decoder_causal=True,
         decoder_spatial_padding_mode="zeros",
-        spatial_compression_ratio=config.patch_size * 2 ** sum("spati" in kind for kind in config.downsample),
+        spatial_compression_ratio=config.patch_size
+        * 2 ** sum("spati" in kind for kind in config.downsample),
         temporal_compression_ratio=2 ** sum("temporal" in kind for kind in config.downsample),
     )
 
@@ -102,7 +110,13 @@ class Codec(nn.Module):
     """Media to normalised latents and back: frames uint8 ``[B, 1+24K, H, W, 3]``, samples float32 ``[B, 2, N]``."""
 
     def __init__(
-        self, video_vae: Any, audio_vae: Any, vocoder: Any, height: int, width: int, reach: Reach | None = None
+        self,
+        video_vae: Any,
+        audio_vae: Any,
+        vocoder: Any,
+        height: int,
+        width: int,
+        reach: Reach | None = None,
     ) -> None:
         """``height`` and ``width`` are the pixels of the clips that the codec was trained or is used for.
 
@@ -129,7 +143,9 @@ class Codec(nn.Module):
     def build(cls, config: CodecConfig, height: int, width: int) -> Codec:
         """A codec with fresh weights."""
         vocoder = build_vocoder(config.vocoder, config.audio.mel_bins)
-        return cls(build_video_vae(config.video), build_audio_vae(config.audio), vocoder, height, width)
+        return cls(
+            build_video_vae(config.video), build_audio_vae(config.audio), vocoder, height, width
+        )
 
     @classmethod
     def load(cls, folder: Path, device: str | torch.device = "cpu") -> Codec:
@@ -140,15 +156,25 @@ class Codec(nn.Module):
         """
         description = read_json(folder / DESCRIPTION)
         if description.get("schema") != SCHEMA:
-            raise CodecError(f"{folder / DESCRIPTION} has schema {description.get('schema')}; this version reads {SCHEMA}")
+            raise CodecError(
+                f"{folder / DESCRIPTION} has schema {description.get('schema')}; this version reads {SCHEMA}"
+            )
         reach = described_reach(description)
-        return cls(*load_parts(folder), description["height"], description["width"], reach).to(device)
+        return cls(*load_parts(folder), description["height"], description["width"], reach).to(
+            device
+        )
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
         """Write the codec into ``folder``; ``dtype`` is that of the stored weights. This object keeps its own."""
-        for name, part in (("video_vae", self.video_vae), ("audio_vae", self.audio_vae), ("vocoder", self.vocoder)):
+        for name, part in (
+            ("video_vae", self.video_vae),
+            ("audio_vae", self.audio_vae),
+            ("vocoder", self.vocoder),
+        ):
             copy = type(part).from_config(part.config)
-            nn.Module.to(copy, dtype)  # diffusers' own method warns about modules that are not there
+            nn.Module.to(
+                copy, dtype
+            )  # diffusers' own method warns about modules that are not there
             copy.load_state_dict(part.state_dict())
             copy.save_pretrained(folder / name)
         write_json(folder / DESCRIPTION, self.describe())
@@ -194,7 +220,9 @@ class Codec(nn.Module):
         """
         ratio = int(self.video_vae.spatial_compression_ratio)
         if height % ratio or width % ratio:
-            raise CodecError(f"pictures of {width}x{height} do not divide into tokens of {ratio}x{ratio} pixels")
+            raise CodecError(
+                f"pictures of {width}x{height} do not divide into tokens of {ratio}x{ratio} pixels"
+            )
         return height // ratio, width // ratio
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
@@ -244,12 +272,20 @@ class Codec(nn.Module):
         z = self.denormalise(latents, grid)
         samples = self.vocoder(self.audio_vae.decode(z.audio).sample)
         # Mel frame m gives the samples from 160 m on, so the last frame's lie past the end of the clip.
-        return Pair(to_frames(self.video_vae.decode(z.video).sample), samples[..., : seconds * self.sample_rate])
+        return Pair(
+            to_frames(self.video_vae.decode(z.video).sample),
+            samples[..., : seconds * self.sample_rate],
+        )
 
     @torch.no_grad()
     def frames_of(self, z: Tensor) -> Tensor:
         """Frames uint8 ``[N, T, H, W, 3]`` on the CPU of what the video decoder takes, ``[N, C, t, h, w]``, clip by clip."""
-        return torch.cat([to_frames(self.video_vae.decode(one.to(self._device)).sample).cpu() for one in z.split(1)])
+        return torch.cat(
+            [
+                to_frames(self.video_vae.decode(one.to(self._device)).sample).cpu()
+                for one in z.split(1)
+            ]
+        )
 
     def denormalise(self, latents: Latents, grid: tuple[int, int] | None = None) -> Latents:
         """The decoders' own inputs in their own precision: video ``[B, Cv, Tv, H, W]``, audio ``[B, c, Ta, f]``.
@@ -263,7 +299,9 @@ class Codec(nn.Module):
                 f"video latents have {latents.video.shape[2]} tokens, a grid of {rows}x{columns} has {rows * columns}; "
                 "give the grid of the picture they were encoded from"
             )
-        raw = latents.map(lambda z, vae: (z * vae.latents_std + vae.latents_mean).to(vae.dtype), self._vaes)
+        raw = latents.map(
+            lambda z, vae: (z * vae.latents_std + vae.latents_mean).to(vae.dtype), self._vaes
+        )
         video = raw.video.permute(0, 3, 1, 2).unflatten(3, (rows, columns))
         audio = raw.audio.unflatten(2, (self.audio_vae.config.latent_channels, -1)).transpose(1, 2)
         return Pair(video.contiguous(memory_format=torch.channels_last_3d), audio)
@@ -288,12 +326,16 @@ class Codec(nn.Module):
 
 def to_pixels(frames: Tensor) -> Tensor:
     """uint8 ``[B, T, H, W, 3]`` to ``[B, 3, T, H, W]`` in [-1, 1]."""
-    return (frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last_3d)
+    return (frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1).contiguous(
+        memory_format=torch.channels_last_3d
+    )
 
 
 def to_frames(pixels: Tensor) -> Tensor:
     """``[B, 3, T, H, W]`` in [-1, 1] to uint8 ``[B, T, H, W, 3]``."""
-    return ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1)
+    return (
+        ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1)
+    )
 
 
 def load_parts(folder: Path) -> tuple[Any, Any, Any]:
@@ -323,10 +365,16 @@ def _load_part(kind: Any, folder: Path) -> Any:
         raise CodecError(f"{folder} holds a {found}; a {kind.__name__} is needed there")
     try:
         return kind.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, torch_dtype=torch.float32, low_cpu_mem_usage=False
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            torch_dtype=torch.float32,
+            low_cpu_mem_usage=False,
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise CodecError(f"{folder} is not a readable {kind.__name__}: {str(error).splitlines()[0]}") from error
+        raise CodecError(
+            f"{folder} is not a readable {kind.__name__}: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _refuse_other_than_whole_seconds(frames: int, samples: int) -> None:

@@ -67,11 +67,18 @@ def vocoder_reach(config: Any) -> int:
     Raises:
         StreamingError: for activations that filter in time, whose reach this does not count.
     """
-    refuse("vocoder", {"act_fn": (config.act_fn, "leaky_relu"), "antialias": (config.antialias, False)})
+    refuse(
+        "vocoder", {"act_fn": (config.act_fn, "leaky_relu"), "antialias": (config.antialias, False)}
+    )
     resnets = zip(config.resnet_kernel_sizes, config.resnet_dilations, strict=True)
-    grow = max(sum((kernel // 2) * (dilation + 1) for dilation in dilations) for kernel, dilations in resnets)
+    grow = max(
+        sum((kernel // 2) * (dilation + 1) for dilation in dilations)
+        for kernel, dilations in resnets
+    )
     left = right = 3  # the last convolution has 7 taps
-    for stride, kernel in reversed(list(zip(config.upsample_factors, config.upsample_kernel_sizes, strict=True))):
+    for stride, kernel in reversed(
+        list(zip(config.upsample_factors, config.upsample_kernel_sizes, strict=True))
+    ):
         padding = (kernel - stride) // 2
         left = (left + grow - padding + kernel - 1) // stride
         right = (stride - 1 + right + grow + padding) // stride

@@ -74,13 +74,17 @@ class _Remembering(nn.Module):
             padded = torch.cat([self.past, padded[:, :, self.context :]], 2)
         if self.window.settled:
             end = self.window.units(self.window.settled, padded.shape[2] - self.padding)
-            self.past = padded[:, :, end : end + self.context].clone()  # a view would keep the whole chunk alive
+            self.past = padded[
+                :, :, end : end + self.context
+            ].clone()  # a view would keep the whole chunk alive
         return self.conv(padded)
 
 
 def _pasts(root: nn.Module) -> State:
     """A copy of what every convolution of a decoder remembers, by its name."""
-    named = ((name, module) for name, module in root.named_modules() if isinstance(module, _Remembering))
+    named = (
+        (name, module) for name, module in root.named_modules() if isinstance(module, _Remembering)
+    )
     return {name: module.past.clone() for name, module in named if module.past is not None}
 
 
@@ -93,7 +97,9 @@ def _remember_again(root: nn.Module, pasts: State) -> None:
 
 def _as_computed(saved: Tensor) -> Tensor:
     """The layout in memory decides which convolution runs, and so the last bit."""
-    return saved.contiguous(memory_format=torch.channels_last_3d if saved.ndim == 5 else torch.contiguous_format)
+    return saved.contiguous(
+        memory_format=torch.channels_last_3d if saved.ndim == 5 else torch.contiguous_format
+    )
 
 
 class _VideoUpsampler(nn.Module):
@@ -159,7 +165,10 @@ class VideoStream:
     """
 
     def __init__(self, vae: Any, reach: Reach | None = None) -> None:
-        from diffusers.models.autoencoders.autoencoder_kl_ltx2 import LTX2VideoCausalConv3d, LTX2VideoUpsampler3d
+        from diffusers.models.autoencoders.autoencoder_kl_ltx2 import (
+            LTX2VideoCausalConv3d,
+            LTX2VideoUpsampler3d,
+        )
 
         config = vae.config
         noise = config.decoder_inject_noise
@@ -167,7 +176,10 @@ class VideoStream:
             "video decoder",
             {
                 "timestep_conditioning": (config.timestep_conditioning, False),
-                "decoder_inject_noise": (any(noise) if isinstance(noise, (list, tuple)) else noise, False),
+                "decoder_inject_noise": (
+                    any(noise) if isinstance(noise, (list, tuple)) else noise,
+                    False,
+                ),
             },
         )
         self._causal = bool(config.decoder_causal)
@@ -175,12 +187,22 @@ class VideoStream:
         self._window = _Window()
         self._decoder = _own_modules(vae.decoder)
         # diffusers' own ratio is wrong where the config leaves it out and not every level halves the picture.
-        upsamplers = (module for module in self._decoder.modules() if isinstance(module, LTX2VideoUpsampler3d))
-        self._enlarged = int(self._decoder.patch_size) * prod(int(module.stride[1]) for module in upsamplers)
-        _replace(self._decoder, {LTX2VideoUpsampler3d: partial(_VideoUpsampler, window=self._window)})
-        _replace(self._decoder, {LTX2VideoCausalConv3d: partial(_remember, self._window, self._causal)})
+        upsamplers = (
+            module for module in self._decoder.modules() if isinstance(module, LTX2VideoUpsampler3d)
+        )
+        self._enlarged = int(self._decoder.patch_size) * prod(
+            int(module.stride[1]) for module in upsamplers
+        )
+        _replace(
+            self._decoder, {LTX2VideoUpsampler3d: partial(_VideoUpsampler, window=self._window)}
+        )
+        _replace(
+            self._decoder, {LTX2VideoCausalConv3d: partial(_remember, self._window, self._causal)}
+        )
         self._held: Tensor | None = None  # latents from number self._first on
-        self._tail: Tensor | None = None  # frames after the last that came out, made with less look-ahead
+        self._tail: Tensor | None = (
+            None  # frames after the last that came out, made with less look-ahead
+        )
         self._first = self._done = 0
 
     def push(self, z: Tensor) -> Tensor:
@@ -188,7 +210,9 @@ class VideoStream:
 
         They are the frames of all latents but the last ``reach.ahead`` of those pushed so far.
         """
-        self._held = torch.cat([self._held, z], 2) if self._held is not None and self._held.shape[2] else z
+        self._held = (
+            torch.cat([self._held, z], 2) if self._held is not None and self._held.shape[2] else z
+        )
         return self._emit(self._first + self._held.shape[2] - self.reach.ahead)
 
     def flush(self) -> Tensor:
@@ -205,7 +229,11 @@ class VideoStream:
             return held.new_zeros(held.shape[0], 3, 0, *size)
         settled = max(self._first, stop - self.reach.again)
         window = self._window
-        window.latents, window.settled, window.begins = held.shape[2], settled - self._first, self._first == 0
+        window.latents, window.settled, window.begins = (
+            held.shape[2],
+            settled - self._first,
+            self._first == 0,
+        )
         frames = self._decoder(held, causal=self._causal)
         begin, end = (window.units(n - self._first, frames.shape[2]) for n in (self._done, stop))
         out = _blended(self._tail, frames[:, :, begin:end])
@@ -223,7 +251,12 @@ class VideoStream:
             return pasts
         assert self._held is not None, "push before taking the state"
         tail = {} if self._tail is None else {"tail": self._tail.clone()}
-        return {**pasts, **tail, "held": self._held.clone(), "places": torch.tensor([self._first, self._done])}
+        return {
+            **pasts,
+            **tail,
+            "held": self._held.clone(),
+            "places": torch.tensor([self._first, self._done]),
+        }
 
     def restore(self, state: State) -> None:
         """Go on where ``state`` was taken."""
@@ -240,7 +273,9 @@ def _blended(old: Tensor | None, new: Tensor) -> Tensor:
     count = 0 if old is None else min(old.shape[2], new.shape[2])
     if old is None or count == 0:
         return new
-    share = torch.arange(1, count + 1, device=new.device, dtype=new.dtype)[:, None, None] / (count + 1)
+    share = torch.arange(1, count + 1, device=new.device, dtype=new.dtype)[:, None, None] / (
+        count + 1
+    )
     return torch.cat([old[:, :, :count].lerp(new[:, :, :count], share), new[:, :, count:]], 2)
 
 
@@ -252,7 +287,10 @@ class MelStream:
     """
 
     def __init__(self, vae: Any) -> None:
-        from diffusers.models.autoencoders.autoencoder_kl_ltx2_audio import LTX2AudioCausalConv2d, LTX2AudioUpsample
+        from diffusers.models.autoencoders.autoencoder_kl_ltx2_audio import (
+            LTX2AudioCausalConv2d,
+            LTX2AudioUpsample,
+        )
 
         config = vae.config
         refuse(
@@ -335,7 +373,11 @@ class SoundStream:
         local = samples_of(Span(self._done - self._first + 1, stop - self._first + 1), self._rate)
         samples = self._vocoder(window)[..., local.slice]
         keep = max(0, stop - self.reach)
-        self._held, self._first, self._done = self._held[:, :, keep - self._first :].clone(), keep, stop
+        self._held, self._first, self._done = (
+            self._held[:, :, keep - self._first :].clone(),
+            keep,
+            stop,
+        )
         return samples
 
 

@@ -22,9 +22,16 @@ VOCABULARY = 512
 class TextEncoder(nn.Module):
     """Prompts to ``TextFeatures`` ``[B, L, D]``; the connectors fill padding with registers, so no mask is needed."""
 
-    def __init__(self, tokenizer: Any, encoder: nn.Module, connectors: nn.Module, length: int) -> None:
+    def __init__(
+        self, tokenizer: Any, encoder: nn.Module, connectors: nn.Module, length: int
+    ) -> None:
         super().__init__()
-        self.tokenizer, self.encoder, self.connectors, self.length = tokenizer, encoder, connectors, length
+        self.tokenizer, self.encoder, self.connectors, self.length = (
+            tokenizer,
+            encoder,
+            connectors,
+            length,
+        )
         self.requires_grad_(False)
         self.eval()
 
@@ -41,15 +48,24 @@ class TextEncoder(nn.Module):
         encoder = folder / ("encoder" if (folder / "encoder").is_dir() else "text_encoder")
         for part in (folder / "tokenizer", encoder, folder / "connectors"):
             if not part.is_dir():
-                raise OmniForcingError(f"{part} is missing: a text encoder folder holds tokenizer, encoder and connectors")
+                raise OmniForcingError(
+                    f"{part} is missing: a text encoder folder holds tokenizer, encoder and connectors"
+                )
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-            gemma = AutoModel.from_pretrained(encoder, local_files_only=True, dtype=torch.float32, use_safetensors=True)
+            gemma = AutoModel.from_pretrained(
+                encoder, local_files_only=True, dtype=torch.float32, use_safetensors=True
+            )
             connectors = LTX2TextConnectors.from_pretrained(
-                folder / "connectors", local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
+                folder / "connectors",
+                local_files_only=True,
+                use_safetensors=True,
+                low_cpu_mem_usage=False,
             )
         except (OSError, ValueError) as error:
-            raise OmniForcingError(f"{folder} is not a readable text encoder: {str(error).splitlines()[0]}") from error
+            raise OmniForcingError(
+                f"{folder} is not a readable text encoder: {str(error).splitlines()[0]}"
+            ) from error
         tokenizer.padding_side = "left"
         return cls(tokenizer, gemma, connectors, tokenizer.model_max_length).to(device)
 
@@ -58,10 +74,16 @@ class TextEncoder(nn.Module):
         """Features of prompts, each ``[B, L, D]``; the empty prompt is the unconditional one."""
         device = next(self.encoder.parameters()).device
         tokens = self.tokenizer(
-            [p.strip() for p in prompts], padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
+            [p.strip() for p in prompts],
+            padding="max_length",
+            max_length=self.length,
+            truncation=True,
+            return_tensors="pt",
         ).to(device)
         states: tuple[Tensor, ...] = self.encoder(
-            input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, output_hidden_states=True
+            input_ids=tokens.input_ids,
+            attention_mask=tokens.attention_mask,
+            output_hidden_states=True,
         ).hidden_states
         packed = torch.stack(states, -1).flatten(2, 3)
         video, audio, _ = self.connectors(packed, tokens.attention_mask, padding_side="left")
@@ -83,7 +105,9 @@ def _tiny_tokenizer(captions: list[str], length: int) -> Any:
         show_progress=False,
     )
     tokenizer.train_from_iterator(sorted(set(captions)), trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", 2)]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
@@ -119,7 +143,11 @@ def build_tiny(folder: Path, config: TextConfig, captions: list[str], seed: int)
                 initializer_range=0.2,
             )
         )
-        connector = {"num_attention_heads": config.heads, "attention_head_dim": head, "num_layers": 1}
+        connector = {
+            "num_attention_heads": config.heads,
+            "attention_head_dim": head,
+            "num_layers": 1,
+        }
         connectors = LTX2TextConnectors(
             caption_channels=config.hidden,
             text_proj_in_factor=config.layers + 1,

@@ -19,7 +19,14 @@ from typing import Any
 
 from omniforcing.core.environment import CLUSTER_VARIABLE, DATA_ROOT_VARIABLE
 from omniforcing.core.errors import OmniForcingError, did_you_mean
-from omniforcing.core.layout import LAYOUTS, BlockTable, Counts, clip_frames, clip_latents, clip_samples
+from omniforcing.core.layout import (
+    LAYOUTS,
+    BlockTable,
+    Counts,
+    clip_frames,
+    clip_latents,
+    clip_samples,
+)
 
 
 class ConfigError(OmniForcingError):
@@ -132,7 +139,9 @@ class VideoCodecConfig:
     encoder_layers: list[int] = field(default_factory=lambda: [1, 1, 2, 0])
     decoder_channels: list[int] = field(default_factory=lambda: [48, 96, 192])
     decoder_layers: list[int] = field(default_factory=lambda: [1, 1, 1, 0])
-    downsample: list[str] = field(default_factory=lambda: ["temporal", "temporal", "spatiotemporal"])
+    downsample: list[str] = field(
+        default_factory=lambda: ["temporal", "temporal", "spatiotemporal"]
+    )
     upsample: list[str] = field(default_factory=lambda: ["temporal", "temporal", "spatiotemporal"])
     steps: int = 9000
     crops: list[CropConfig] = field(
@@ -374,7 +383,9 @@ class TrainerConfig:
 
         found = torch.cuda.is_available()
         if self.accelerator == "gpu" and not found:
-            raise ConfigError("trainer.accelerator is gpu, but torch finds no CUDA device here; set it to auto or cpu")
+            raise ConfigError(
+                "trainer.accelerator is gpu, but torch finds no CUDA device here; set it to auto or cpu"
+            )
         return "cuda" if found and self.accelerator != "cpu" else "cpu"
 
 
@@ -469,15 +480,26 @@ class Config:
             ConfigError: naming the key and the legal values.
         """
         checks = [
-            (self.cluster.workers >= 1, f"cluster.workers is {self.cluster.workers}; at least one is needed"),
-            (self.cluster.restarts >= 0, f"cluster.restarts is {self.cluster.restarts}; it is a number of times, 0 for never"),
             (
-                self.cluster.cpus >= 0 and self.cluster.gpus >= 0 and self.cluster.cpus + self.cluster.gpus > 0,
+                self.cluster.workers >= 1,
+                f"cluster.workers is {self.cluster.workers}; at least one is needed",
+            ),
+            (
+                self.cluster.restarts >= 0,
+                f"cluster.restarts is {self.cluster.restarts}; it is a number of times, 0 for never",
+            ),
+            (
+                self.cluster.cpus >= 0
+                and self.cluster.gpus >= 0
+                and self.cluster.cpus + self.cluster.gpus > 0,
                 f"a worker has cluster.cpus={self.cluster.cpus} and cluster.gpus={self.cluster.gpus}; one must be above 0",
             ),
             (
                 self.cluster.shard_size is None
-                or (self.cluster.shard_size >= 1 and self.cluster.workers % self.cluster.shard_size == 0),
+                or (
+                    self.cluster.shard_size >= 1
+                    and self.cluster.workers % self.cluster.shard_size == 0
+                ),
                 f"cluster.shard_size is {self.cluster.shard_size}; it must divide cluster.workers={self.cluster.workers}",
             ),
             (
@@ -488,25 +510,48 @@ class Config:
                 self.cluster.data_root is None or Path(self.cluster.data_root).is_absolute(),
                 f"cluster.data_root is {self.cluster.data_root!r}; it must be absolute, the same folder on every node",
             ),
-            (self.trainer.accumulate >= 1, f"trainer.accumulate is {self.trainer.accumulate}; the least is 1 micro-batch"),
-            (self.clips.source in ("synthetic", "folder"), f"clips.source is {self.clips.source!r}; use synthetic or folder"),
+            (
+                self.trainer.accumulate >= 1,
+                f"trainer.accumulate is {self.trainer.accumulate}; the least is 1 micro-batch",
+            ),
+            (
+                self.clips.source in ("synthetic", "folder"),
+                f"clips.source is {self.clips.source!r}; use synthetic or folder",
+            ),
             (
                 self.clips.source != "folder" or self.clips.folder is not None,
                 "clips.source=folder needs clips.folder: the folder that holds the videos",
             ),
-            (self.clips.seconds >= 1, f"clips.seconds is {self.clips.seconds}; a clip lasts at least 1 second"),
-            (self.clips.count >= 1, f"clips.count is {self.clips.count}; at least one clip is needed"),
             (
-                self.clips.height % 32 == 0 and self.clips.width % 32 == 0 and min(self.clips.height, self.clips.width) > 0,
+                self.clips.seconds >= 1,
+                f"clips.seconds is {self.clips.seconds}; a clip lasts at least 1 second",
+            ),
+            (
+                self.clips.count >= 1,
+                f"clips.count is {self.clips.count}; at least one clip is needed",
+            ),
+            (
+                self.clips.height % 32 == 0
+                and self.clips.width % 32 == 0
+                and min(self.clips.height, self.clips.width) > 0,
                 f"clips are {self.clips.width}x{self.clips.height}; both sides must be positive multiples of 32",
             ),
             (
                 0 <= self.self_forcing.steered <= 1,
                 f"self_forcing.steered is {self.self_forcing.steered}; it is a share from 0 to 1",
             ),
-            (0 <= self.clips.duets <= 1, f"clips.duets is {self.clips.duets}; it is a share from 0 to 1"),
-            (self.clips.heldout_duets >= 0, f"clips.heldout_duets is {self.clips.heldout_duets}; it cannot be negative"),
-            (self.clips.heldout >= 0, f"clips.heldout is {self.clips.heldout}; it cannot be negative"),
+            (
+                0 <= self.clips.duets <= 1,
+                f"clips.duets is {self.clips.duets}; it is a share from 0 to 1",
+            ),
+            (
+                self.clips.heldout_duets >= 0,
+                f"clips.heldout_duets is {self.clips.heldout_duets}; it cannot be negative",
+            ),
+            (
+                self.clips.heldout >= 0,
+                f"clips.heldout is {self.clips.heldout}; it cannot be negative",
+            ),
             (
                 self.clips.source != "synthetic" or self.clips.heldout < self.clips.count,
                 f"clips.heldout={self.clips.heldout} leaves nothing of clips.count={self.clips.count} to train on",
@@ -515,23 +560,45 @@ class Config:
                 0 <= self.clips.max_reject_share <= 1,
                 f"clips.max_reject_share is {self.clips.max_reject_share}; it is a share from 0 to 1",
             ),
-            (self.trainer.processes >= 1, f"trainer.processes is {self.trainer.processes}; at least one is needed"),
-            (self.trainer.probes >= 0, f"trainer.probes is {self.trainer.probes}; it is a number of times, 0 for never"),
-            (self.trainer.probe_clips >= 2, f"trainer.probe_clips is {self.trainer.probe_clips}; sync needs at least 2 clips"),
-            (self.shards.per_shard >= 1, f"shards.per_shard is {self.shards.per_shard}; a shard holds at least 1 clip"),
-            (0 <= self.shards.crf <= 51, f"shards.crf is {self.shards.crf}; x264 knows 0 (best) to 51"),
+            (
+                self.trainer.processes >= 1,
+                f"trainer.processes is {self.trainer.processes}; at least one is needed",
+            ),
+            (
+                self.trainer.probes >= 0,
+                f"trainer.probes is {self.trainer.probes}; it is a number of times, 0 for never",
+            ),
+            (
+                self.trainer.probe_clips >= 2,
+                f"trainer.probe_clips is {self.trainer.probe_clips}; sync needs at least 2 clips",
+            ),
+            (
+                self.shards.per_shard >= 1,
+                f"shards.per_shard is {self.shards.per_shard}; a shard holds at least 1 clip",
+            ),
+            (
+                0 <= self.shards.crf <= 51,
+                f"shards.crf is {self.shards.crf}; x264 knows 0 (best) to 51",
+            ),
             (
                 self.student.layout in LAYOUTS,
                 f"student.layout is {self.student.layout!r}; known layouts: {', '.join(LAYOUTS)}",
             ),
-            (self.student.window >= 1, f"student.window is {self.student.window}; the least is 1 block"),
-            (self.student.sinks >= 0, f"student.sinks is {self.student.sinks}; it cannot be negative"),
+            (
+                self.student.window >= 1,
+                f"student.window is {self.student.window}; the least is 1 block",
+            ),
+            (
+                self.student.sinks >= 0,
+                f"student.sinks is {self.student.sinks}; it cannot be negative",
+            ),
             (
                 self.student.stabiliser.value.startswith("sinks") or self.student.sinks == 0,
                 f"student.stabiliser is {self.student.stabiliser.value}, so student.sinks must be 0, not {self.student.sinks}",
             ),
             (
-                self.student.sigmas[:1] == [1.0] and all(a > b > 0 for a, b in pairwise(self.student.sigmas)),
+                self.student.sigmas[:1] == [1.0]
+                and all(a > b > 0 for a, b in pairwise(self.student.sigmas)),
                 f"student.sigmas are {self.student.sigmas}; they start at 1.0 and fall, and none is 0",
             ),
             (
@@ -551,7 +618,10 @@ class Config:
                     2 * part.context < part.latents,
                     f"causal_decoder.{name}.latents is {part.latents}; it must exceed twice its context of {part.context}",
                 )
-                for name, part in (("teacher", self.causal_decoder.teacher), ("student", self.causal_decoder.student))
+                for name, part in (
+                    ("teacher", self.causal_decoder.teacher),
+                    ("student", self.causal_decoder.student),
+                )
             ),
         ]
         for fine, message in checks:
@@ -570,7 +640,9 @@ def project_root() -> Path:
         for folder in (start, *start.parents):
             if (folder / "conf" / "config.yaml").is_file():
                 return folder
-    raise ConfigError("no conf/config.yaml in this folder or any above it; run from the project's checkout")
+    raise ConfigError(
+        "no conf/config.yaml in this folder or any above it; run from the project's checkout"
+    )
 
 
 def data_root(root: Path) -> Path:
@@ -601,7 +673,9 @@ def _refuse(error: Exception, where: str) -> ConfigError:
     return ConfigError(f"{where}: {f'{named}: ' if named else ''}{str(error).splitlines()[0]}")
 
 
-def load_config(overrides: list[str] | None = None, root: Path | None = None, preset: str | None = None) -> Config:
+def load_config(
+    overrides: list[str] | None = None, root: Path | None = None, preset: str | None = None
+) -> Config:
     """Read ``conf/`` below ``root``, apply a preset and dotlist overrides such as ``clips.count=16``.
 
     Raises:
@@ -636,7 +710,9 @@ def load_config(overrides: list[str] | None = None, root: Path | None = None, pr
     # `cluster=ray` names a file, `cluster.workers=2` a key of what that says.
     named = [item.partition("=")[2] for item in overrides if item.startswith("cluster=")]
     cluster = (named or [os.environ.get(CLUSTER_VARIABLE) or cluster])[-1]
-    dotlist = OmegaConf.from_dotlist([item for item in overrides if not item.startswith("cluster=")])
+    dotlist = OmegaConf.from_dotlist(
+        [item for item in overrides if not item.startswith("cluster=")]
+    )
     chosen: str = str(preset or dotlist.get("preset") or merged.preset)
     merged.preset = chosen
     for kind, name in (("preset", chosen), ("cluster", cluster)):
@@ -648,7 +724,10 @@ def load_config(overrides: list[str] | None = None, root: Path | None = None, pr
             listed = f"known: {', '.join(known)}{did_you_mean(name, known)}"
             raise ConfigError(f"unknown {kind} {name!r}: {path} does not exist; {listed}")
         content = read(path)
-        merge(OmegaConf.create({"cluster": content}) if kind == "cluster" else content, str(path.relative_to(folder.parent)))
+        merge(
+            OmegaConf.create({"cluster": content}) if kind == "cluster" else content,
+            str(path.relative_to(folder.parent)),
+        )
     merge(dotlist, "the command line")
     merged.preset = chosen
     try:
@@ -678,11 +757,19 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one level of dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        flat |= (
+            flatten(value, f"{prefix}{key}.")
+            if isinstance(value, Mapping)
+            else {f"{prefix}{key}": value}
+        )
     return flat
 
 
 def digest(value: Any) -> str:
     """sha256 of a json-able value or config section, in canonical form."""
-    plain = to_dict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    plain = (
+        to_dict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+    )
+    return hashlib.sha256(
+        json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()
+    ).hexdigest()

@@ -65,7 +65,10 @@ class Rows:
     def split(self, count: int) -> list[Rows]:
         """``count`` equal parts, in order."""
         part = len(self) // count
-        return [Rows(first, first + part, self.total) for first in range(self.first, self.first + part * count, part)]
+        return [
+            Rows(first, first + part, self.total)
+            for first in range(self.first, self.first + part * count, part)
+        ]
 
 
 def own_rows(total: int, parts: int = 1) -> Rows:
@@ -88,8 +91,15 @@ class RowGenerator(torch.Generator):
     rows: Rows
 
 
-def draw(function: Callable[..., Tensor], shape: tuple[int, ...], generator: torch.Generator | None, **options: Any) -> Tensor:
+def draw(
+    function: Callable[..., Tensor],
+    shape: tuple[int, ...],
+    generator: torch.Generator | None,
+    **options: Any,
+) -> Tensor:
     """``function(shape)`` with this generator, batch first; of a ``RowGenerator`` its rows of what the whole batch draws."""
     if not isinstance(generator, RowGenerator):
         return function(shape, generator=generator, **options)
-    return generator.rows.of(function((generator.rows.total, *shape[1:]), generator=generator, **options))
+    return generator.rows.of(
+        function((generator.rows.total, *shape[1:]), generator=generator, **options)
+    )

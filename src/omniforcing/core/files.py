@@ -91,7 +91,10 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write json atomically: sorted keys, two spaces, one newline at the end. NaN is refused, it is not json."""
-    atomic_write(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+    atomic_write(
+        path,
+        json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n",
+    )
 
 
 def read_json(path: Path) -> Any:
@@ -140,7 +143,9 @@ def write_manifest(folder: Path, extra: dict[str, Any] | None = None) -> dict[st
     Only put in ``extra`` what follows from the content: later stages take the manifest's hash for that of the folder.
     """
     listed = {
-        name: {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for name, p in _files(folder).items() if name != MANIFEST
+        name: {"bytes": p.stat().st_size, "sha256": sha256_file(p)}
+        for name, p in _files(folder).items()
+        if name != MANIFEST
     }
     manifest = {"schema": 1, "files": listed, **(extra or {})}
     write_json(folder / MANIFEST, manifest)
@@ -162,9 +167,13 @@ def verify_manifest(folder: Path) -> dict[str, Any]:
     for name, expected in manifest["files"].items():
         path = folder / name
         if not path.is_file():
-            raise FileError(f"{path} is missing though {MANIFEST} lists it; make or copy the folder again")
+            raise FileError(
+                f"{path} is missing though {MANIFEST} lists it; make or copy the folder again"
+            )
         if path.stat().st_size != expected["bytes"] or sha256_file(path) != expected["sha256"]:
-            raise FileError(f"{path} is not the file that {MANIFEST} lists (its sha256 differs); make or copy the folder again")
+            raise FileError(
+                f"{path} is not the file that {MANIFEST} lists (its sha256 differs); make or copy the folder again"
+            )
     return manifest
 
 

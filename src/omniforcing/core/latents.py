@@ -62,7 +62,9 @@ class Batch:
 
     def rows(self, first: int, last: int) -> Batch:
         """Some of the samples."""
-        return Batch(self.latents.map(lambda t: t[first:last]), self.text.map(lambda t: t[first:last]))
+        return Batch(
+            self.latents.map(lambda t: t[first:last]), self.text.map(lambda t: t[first:last])
+        )
 
     def to(self, device: torch.device) -> Batch:
         return Batch(self.latents.to(device), self.text.to(device))
@@ -70,13 +72,19 @@ class Batch:
 
 def concatenate(parts: list[Latents]) -> Latents:
     """Join latents along time (dimension 1)."""
-    return Pair(torch.cat([part.video for part in parts], 1), torch.cat([part.audio for part in parts], 1))
+    return Pair(
+        torch.cat([part.video for part in parts], 1), torch.cat([part.audio for part in parts], 1)
+    )
 
 
 def noise_like(latents: Latents, generator: torch.Generator | None = None) -> Latents:
     """Gaussian noise of the latents' shapes, drawn on the generator's device, video first."""
     device = generator.device if generator is not None else latents.video.device
-    return latents.map(lambda x: draw(torch.randn, tuple(x.shape), generator, device=device, dtype=x.dtype).to(x.device))
+    return latents.map(
+        lambda x: draw(torch.randn, tuple(x.shape), generator, device=device, dtype=x.dtype).to(
+            x.device
+        )
+    )
 
 
 def broadcast(per_latent: Tensor, like: Tensor) -> Tensor:

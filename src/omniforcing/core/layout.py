@@ -96,9 +96,13 @@ def clip_seconds(counts: Counts) -> int:
     video, rest_v = divmod(counts.video - 1, VIDEO_LATENTS_PER_SECOND)
     audio, rest_a = divmod(counts.audio - 1, AUDIO_LATENTS_PER_SECOND)
     if rest_v or video < 1:
-        raise LayoutError(f"{counts.video} video latents are not 1+3K for any K >= 1 seconds; check the frame count (1+24K)")
+        raise LayoutError(
+            f"{counts.video} video latents are not 1+3K for any K >= 1 seconds; check the frame count (1+24K)"
+        )
     if rest_a or audio < 1:
-        raise LayoutError(f"{counts.audio} audio latents are not 1+25K for any K >= 1 seconds; check the sample count (16000K)")
+        raise LayoutError(
+            f"{counts.audio} audio latents are not 1+25K for any K >= 1 seconds; check the sample count (16000K)"
+        )
     if video != audio:
         raise LayoutError(
             f"{counts.video} video latents last {video} s but {counts.audio} audio latents last {audio} s; "
@@ -157,9 +161,14 @@ class BlockTable:
     cycle: tuple[Counts, ...]
 
     def __post_init__(self) -> None:
-        for name, counts in [("first block", self.first), *((f"cycle block {i}", c) for i, c in enumerate(self.cycle))]:
+        for name, counts in [
+            ("first block", self.first),
+            *((f"cycle block {i}", c) for i, c in enumerate(self.cycle)),
+        ]:
             if counts.video < 1 or counts.audio < 1:
-                raise LayoutError(f"{name} has {counts.video} video and {counts.audio} audio latents; both need at least 1")
+                raise LayoutError(
+                    f"{name} has {counts.video} video and {counts.audio} audio latents; both need at least 1"
+                )
         if not self.cycle:
             raise LayoutError("the cycle is empty: name at least one block after the first")
         total = sum(self.cycle, Counts(0, 0))
@@ -195,7 +204,11 @@ class BlockTable:
 
     def total(self, count: int) -> Counts:
         """Latents of the first ``count`` blocks."""
-        return Counts(0, 0) if count == 0 else Counts(self.block(count - 1).video.stop, self.block(count - 1).audio.stop)
+        return (
+            Counts(0, 0)
+            if count == 0
+            else Counts(self.block(count - 1).video.stop, self.block(count - 1).audio.stop)
+        )
 
     def count_for(self, latents: Counts) -> int:
         """How many whole blocks hold exactly these latents.
@@ -211,16 +224,24 @@ class BlockTable:
         total = self.total(count)
         if total != latents:
             name, found, whole = (
-                ("video", latents.video, total.video) if total.video != latents.video else ("audio", latents.audio, total.audio)
+                ("video", latents.video, total.video)
+                if total.video != latents.video
+                else ("audio", latents.audio, total.audio)
             )
-            raise LayoutError(f"{found} {name} latents do not fill whole blocks: {count} blocks hold {whole}")
+            raise LayoutError(
+                f"{found} {name} latents do not fill whole blocks: {count} blocks hold {whole}"
+            )
         return count
 
     def blocks_for_seconds(self, seconds: float) -> int:
         """The fewest blocks whose picture lasts at least ``seconds``."""
         if seconds <= 0:
-            raise LayoutError(f"a stream of {seconds:g} seconds is not possible: ask for more than 0")
-        return next(block.index + 1 for block in self if block.frames.stop - 1 >= seconds * FPS - 1e-9)
+            raise LayoutError(
+                f"a stream of {seconds:g} seconds is not possible: ask for more than 0"
+            )
+        return next(
+            block.index + 1 for block in self if block.frames.stop - 1 >= seconds * FPS - 1e-9
+        )
 
     def __iter__(self) -> Iterator[Block]:
         index = 0
@@ -283,7 +304,9 @@ class BlockTable:
             LayoutError: if the slots are not whole cycles, so that they would differ in size.
         """
         if slots % len(self.cycle):
-            raise LayoutError(f"a ring of {slots} blocks does not hold whole cycles of {len(self.cycle)} blocks")
+            raise LayoutError(
+                f"a ring of {slots} blocks does not hold whole cycles of {len(self.cycle)} blocks"
+            )
         return self.block(1 + (index - 1) % slots if index else 0)
 
 
@@ -294,7 +317,9 @@ def _block(table: BlockTable, index: int) -> Block:
     whole = sum(table.cycle, Counts(0, 0))
     start = Counts(0, 0)
     if index:
-        start = sum(table.cycle[:rest], table.first + Counts(whole.video * rounds, whole.audio * rounds))
+        start = sum(
+            table.cycle[:rest], table.first + Counts(whole.video * rounds, whole.audio * rounds)
+        )
     stop = start + table.counts(index)
     return Block(index, Span(start.video, stop.video), Span(start.audio, stop.audio))
 

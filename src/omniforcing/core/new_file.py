@@ -14,8 +14,12 @@ from omniforcing.core.errors import OmniForcingError
 
 def _explain(path: Path, error: OSError) -> OmniForcingError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return OmniForcingError(f"the disk is full while writing {path}; free some space and try again")
-    return OmniForcingError(f"{path} cannot be written ({error.strerror or error}); choose another place")
+        return OmniForcingError(
+            f"the disk is full while writing {path}; free some space and try again"
+        )
+    return OmniForcingError(
+        f"{path} cannot be written ({error.strerror or error}); choose another place"
+    )
 
 
 @contextmanager

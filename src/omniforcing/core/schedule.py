@@ -61,7 +61,9 @@ def sampling_sigmas(steps: int, shift: float, terminal: float | None = None) -> 
     return [float(x) for x in s]
 
 
-def sample_sigma(batch: int, low: float, high: float, shift: float, generator: torch.Generator) -> Tensor:
+def sample_sigma(
+    batch: int, low: float, high: float, shift: float, generator: torch.Generator
+) -> Tensor:
     """One fp32 sigma per sample, ``[B]``: uniform, time-shifted, then fitted to ``[low, high]`` (both ends reachable)."""
     u = draw(torch.rand, (batch,), generator, device=generator.device, dtype=torch.float32)
     return low + (high - low) * shift_sigma(u, shift)

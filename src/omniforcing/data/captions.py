@@ -46,7 +46,9 @@ class Captions:
             try:
                 text = beside.read_text(encoding="utf-8-sig")
             except (UnicodeDecodeError, OSError) as error:
-                raise Rejected("unreadable caption", f"{beside.name} is not UTF-8 text: {error}") from error
+                raise Rejected(
+                    "unreadable caption", f"{beside.name} is not UTF-8 text: {error}"
+                ) from error
         text = " ".join((text or "").split())
         if not text:
             source = self.file.name if self.file else "a caption file"
@@ -64,11 +66,17 @@ def find_captions(folder: Path, named: str | None) -> Captions:
         places = [Path(named), folder / named]
         path = next((place for place in places if place.is_file()), None)
         if path is None:
-            raise OmniForcingError(f"caption file {named} is neither here nor in {folder}; correct clips.captions")
+            raise OmniForcingError(
+                f"caption file {named} is neither here nor in {folder}; correct clips.captions"
+            )
         return read_captions(path)
-    found = [path for path in (folder / f"captions{suffix}" for suffix in FORMATS) if path.is_file()]
+    found = [
+        path for path in (folder / f"captions{suffix}" for suffix in FORMATS) if path.is_file()
+    ]
     if len(found) > 1:
-        raise OmniForcingError(f"{folder} holds {' and '.join(path.name for path in found)}; name one with clips.captions")
+        raise OmniForcingError(
+            f"{folder} holds {' and '.join(path.name for path in found)}; name one with clips.captions"
+        )
     return read_captions(found[0]) if found else Captions()
 
 
@@ -80,11 +88,15 @@ def read_captions(path: Path) -> Captions:
     """
     readers = {".json": _json, ".jsonl": _jsonl, ".csv": _csv}
     if path.suffix.lower() not in readers:
-        raise OmniForcingError(f"caption file {path} is neither .json, .jsonl nor .csv; convert it to one of them")
+        raise OmniForcingError(
+            f"caption file {path} is neither .json, .jsonl nor .csv; convert it to one of them"
+        )
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (UnicodeDecodeError, OSError) as error:
-        raise OmniForcingError(f"caption file {path} cannot be read as UTF-8 text ({error}); save it as UTF-8") from error
+        raise OmniForcingError(
+            f"caption file {path} cannot be read as UTF-8 text ({error}); save it as UTF-8"
+        ) from error
     captions = Captions(path)
     for where, entry in readers[path.suffix.lower()](path, text):
         _add(captions, where, entry)
@@ -92,9 +104,13 @@ def read_captions(path: Path) -> Captions:
 
 
 def _add(captions: Captions, where: str, entry: Any) -> None:
-    video, caption = (entry.get("video"), entry.get("caption")) if isinstance(entry, dict) else (None, None)
+    video, caption = (
+        (entry.get("video"), entry.get("caption")) if isinstance(entry, dict) else (None, None)
+    )
     if not isinstance(video, str) or not isinstance(caption, str):
-        raise OmniForcingError(f"{captions.file}, {where}: expected a text `video` and a text `caption`, found {entry!r:.80}")
+        raise OmniForcingError(
+            f"{captions.file}, {where}: expected a text `video` and a text `caption`, found {entry!r:.80}"
+        )
     key = same_name(video)
     if captions.texts.setdefault(key, caption) != caption:
         captions.repeated.add(key)
@@ -112,7 +128,9 @@ def _json(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     if isinstance(content, dict):
         content = [{"video": video, "caption": caption} for video, caption in content.items()]
     if not isinstance(content, list):
-        raise OmniForcingError(f"{path}: expected a list of {{video, caption}} or an object, found {content!r:.80}")
+        raise OmniForcingError(
+            f"{path}: expected a list of {{video, caption}} or an object, found {content!r:.80}"
+        )
     yield from ((f"entry {i}", entry) for i, entry in enumerate(content, start=1))
 
 
@@ -126,10 +144,14 @@ def _csv(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     rows = csv.DictReader(text.splitlines(keepends=True), skipinitialspace=True, strict=True)
     try:
         if not {"video", "caption"} <= set(rows.fieldnames or ()):
-            raise OmniForcingError(f"{path}: expected a first line `video,caption`, found {text[:60].splitlines()[:1]}")
+            raise OmniForcingError(
+                f"{path}: expected a first line `video,caption`, found {text[:60].splitlines()[:1]}"
+            )
         yield from ((f"line {rows.line_num}", row) for row in rows)
     except csv.Error as error:
-        raise OmniForcingError(f"{path}, after line {rows.line_num}: not csv ({error}); quote captions with commas") from error
+        raise OmniForcingError(
+            f"{path}, after line {rows.line_num}: not csv ({error}); quote captions with commas"
+        ) from error
 
 
 def missing_videos(captions: Captions, names: Iterable[str]) -> list[str]:

@@ -19,7 +19,14 @@ from omniforcing.core.latents import Pair
 from omniforcing.core.layout import Counts, clip_seconds
 from omniforcing.data.shards import MEMBERS, decode_media, shard_form
 from omniforcing.data.tars import indices, read_tar
-from omniforcing.data.tensors import commit_shards, from_tokens, is_done, to_sample, write_shard, write_text
+from omniforcing.data.tensors import (
+    commit_shards,
+    from_tokens,
+    is_done,
+    to_sample,
+    write_shard,
+    write_text,
+)
 from omniforcing.data.work import Done, Runner, in_process
 
 
@@ -48,7 +55,12 @@ class Encoder:
         while part := list(islice(raw, self.batch)):
             media = [decode_media(form, task.path, sample) for sample in part]
             latents = self.codec.encode(
-                Pair(*(torch.stack([torch.as_tensor(x) for x in each]) for each in zip(*media, strict=True)))
+                Pair(
+                    *(
+                        torch.stack([torch.as_tensor(x) for x in each])
+                        for each in zip(*media, strict=True)
+                    )
+                )
             ).to("cpu")
             clip_seconds(Counts(latents.video.shape[1], latents.audio.shape[1]))
             for i, sample in enumerate(part):
@@ -68,7 +80,13 @@ class Reader:
 
 
 def encode_shards(
-    shards: Path, folder: Path, work: Path, codec: Path, device: str, batch: int, run: Runner = in_process
+    shards: Path,
+    folder: Path,
+    work: Path,
+    codec: Path,
+    device: str,
+    batch: int,
+    run: Runner = in_process,
 ) -> dict[str, Any]:
     """Encode every clip of ``shards`` into ``folder``; finished shards in ``work`` are not made again.
 
@@ -84,7 +102,10 @@ def encode_shards(
     """
     found = indices(shards, "shards")
     missing = [Task(path, index) for path, index in found.items() if not is_done(work, path.stem)]
-    total, left = sum(index["n"] for index in found.values()), sum(task.index["n"] for task in missing)
+    total, left = (
+        sum(index["n"] for index in found.values()),
+        sum(task.index["n"] for task in missing),
+    )
     with tqdm(total=total, initial=total - left, desc="latents", unit="clip") as progress:
         run(partial(Encoder, shards, work, codec, device, batch), missing, progress.update)
     grid = tuple(read_json(codec / DESCRIPTION)["grid"])

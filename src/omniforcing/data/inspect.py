@@ -40,8 +40,12 @@ class Item:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``omniforcing inspect``."""
-    parser.add_argument("folder", type=Path, help="output folder of the stage shards, latents or trajectories")
-    parser.add_argument("--out", type=Path, help="contact sheet to write (default: <folder>.png beside the folder)")
+    parser.add_argument(
+        "folder", type=Path, help="output folder of the stage shards, latents or trajectories"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="contact sheet to write (default: <folder>.png beside the folder)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -58,15 +62,34 @@ def inspect_folder(folder: Path, out: Path | None = None) -> str:
         OmniForcingError: if the folder is none of the kinds, a shard is damaged, or the sheet cannot be written.
     """
     if not folder.is_dir():
-        raise OmniForcingError(f"{folder} is not a folder; give the output folder of {', '.join(MEMBERS)}")
+        raise OmniForcingError(
+            f"{folder} is not a folder; give the output folder of {', '.join(MEMBERS)}"
+        )
     manifest = read_json(folder / MANIFEST)
     kind = manifest.get("kind")
     if kind not in MEMBERS:
-        raise OmniForcingError(f"{folder} holds {kind or 'something else'}; inspect shows {', '.join(MEMBERS)}")
-    items = [Item(raw["__key__"], raw["txt"].decode(), json.loads(raw["json"])) for _, raw in _read(folder, kind)]
+        raise OmniForcingError(
+            f"{folder} holds {kind or 'something else'}; inspect shows {', '.join(MEMBERS)}"
+        )
+    items = [
+        Item(raw["__key__"], raw["txt"].decode(), json.loads(raw["json"]))
+        for _, raw in _read(folder, kind)
+    ]
     if out is not None:
-        chosen = {items[i].key for i in np.linspace(0, len(items) - 1, min(SHEET_CLIPS, len(items))).round().astype(int)}
-        _save([_row(folder, kind, path, raw) for path, raw in _read(folder, kind) if raw["__key__"] in chosen], out)
+        chosen = {
+            items[i].key
+            for i in np.linspace(0, len(items) - 1, min(SHEET_CLIPS, len(items)))
+            .round()
+            .astype(int)
+        }
+        _save(
+            [
+                _row(folder, kind, path, raw)
+                for path, raw in _read(folder, kind)
+                if raw["__key__"] in chosen
+            ],
+            out,
+        )
     return "\n".join(_table(folder, kind, manifest, items))
 
 
@@ -80,7 +103,9 @@ def _read(folder: Path, kind: str) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 def _table(folder: Path, kind: str, manifest: dict[str, Any], items: list[Item]) -> Iterator[str]:
     form = manifest.get("form")
-    yield f"{folder}: {kind}" + (f", {form['width']}x{form['height']}, {form['seconds']} s a clip" if form else "")
+    yield f"{folder}: {kind}" + (
+        f", {form['width']}x{form['height']}, {form['seconds']} s a clip" if form else ""
+    )
     yield ""
     yield f"{'shard':<24}{'clips':>8}{'MB':>10}"
     for path, index in indices(folder, kind).items():
@@ -102,7 +127,9 @@ def _source(info: dict[str, Any]) -> str:
 
 def _counted(title: str, counts: Counter[str]) -> Iterator[str]:
     yield ""
-    yield f"{title}: {sum(counts.values())} ({len(counts)} different)" if counts else f"{title}: none"
+    yield (
+        f"{title}: {sum(counts.values())} ({len(counts)} different)" if counts else f"{title}: none"
+    )
     for text, count in counts.most_common(SHOWN_CAPTIONS):
         yield f"{count:>8}  {text if len(text) <= 100 else text[:97] + '...'}"
     if len(counts) > SHOWN_CAPTIONS:
@@ -116,7 +143,9 @@ def _row(folder: Path, kind: str, path: Path, raw: dict[str, Any]) -> tuple[str,
     """A sample's heading and picture [h, STRIP_WIDTH, 3]; time runs from left to right through both of its parts."""
     parts = _media(folder, path, raw) if kind == "shards" else _heat(raw)
     gap = np.full((2, STRIP_WIDTH, 3), 255, np.uint8)
-    return f"{path.stem}/{raw['__key__']}  {raw['txt'].decode()}", np.concatenate([parts[0], gap, parts[1]])
+    return f"{path.stem}/{raw['__key__']}  {raw['txt'].decode()}", np.concatenate(
+        [parts[0], gap, parts[1]]
+    )
 
 
 def _media(folder: Path, path: Path, raw: dict[str, Any]) -> tuple[Image, Image]:
@@ -158,7 +187,11 @@ def _coloured(values: NDArray[Any], low: float, high: float, name: str) -> Image
 def _scaled(picture: Image, height: int) -> Image:
     from PIL import Image as pil
 
-    return np.asarray(pil.fromarray(np.ascontiguousarray(picture)).resize((STRIP_WIDTH, height), pil.Resampling.BOX))
+    return np.asarray(
+        pil.fromarray(np.ascontiguousarray(picture)).resize(
+            (STRIP_WIDTH, height), pil.Resampling.BOX
+        )
+    )
 
 
 def _save(rows: list[tuple[str, Image]], out: Path) -> None:
@@ -175,4 +208,6 @@ def _save(rows: list[tuple[str, Image]], out: Path) -> None:
     try:
         sheet.save(out, "png")
     except OSError as error:
-        raise OmniForcingError(f"contact sheet {out} cannot be written ({error.strerror}); choose another place") from error
+        raise OmniForcingError(
+            f"contact sheet {out} cannot be written ({error.strerror}); choose another place"
+        ) from error

@@ -24,7 +24,9 @@ def clips_of(shards: Path, split: str, count: int | None = None) -> Pair[Tensor]
     return Pair(*(stack(shards, split, kind, count) for kind in ("video", "audio")))
 
 
-def stack(shards: Path, split: str, kind: str, count: int | None = None, largest: int | None = None) -> Tensor:
+def stack(
+    shards: Path, split: str, kind: str, count: int | None = None, largest: int | None = None
+) -> Tensor:
     """The frames (``kind`` video) or samples (audio) of the first ``count`` clips of a split; if ``largest`` bytes do not hold
     them, of as many as they hold, evenly spaced among them. Each clip is in memory once.
     """
@@ -35,7 +37,9 @@ def stack(shards: Path, split: str, kind: str, count: int | None = None, largest
         return torch.from_numpy(getattr(decode_media(form, path, raw), kind))
 
     if (head := next(stored, None)) is None:
-        raise OmniForcingError(f"{shards} has no {split} clips; set clips.count and clips.heldout so that each split has some")
+        raise OmniForcingError(
+            f"{shards} has no {split} clips; set clips.count and clips.heldout so that each split has some"
+        )
     first = decoded(*head)
     wanted = found if largest is None else min(found, max(1, largest // first.nbytes))
     chosen = {place * found // wanted for place in range(wanted)}

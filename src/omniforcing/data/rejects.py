@@ -26,7 +26,10 @@ class Reject:
 def summary(rejects: list[Reject]) -> dict[str, Any]:
     """Rejects as json: each of them, and their number by reason."""
     counts = Counter(reject.reason for reject in rejects)
-    return {"rejects": [asdict(reject) for reject in rejects], "reject_counts": dict(sorted(counts.items()))}
+    return {
+        "rejects": [asdict(reject) for reject in rejects],
+        "reject_counts": dict(sorted(counts.items())),
+    }
 
 
 def refuse_share(rejects: list[Reject], accepted: int, most: float, what: str) -> None:

@@ -58,12 +58,23 @@ class Plan:
 
 def plan_shards(entries: list[Entry], form: Form, per_shard: int, crf: int) -> list[Plan]:
     """Spread the clips of each split over shards of ``per_shard``; keys number the clips of all splits together."""
-    cuts = [Cut(f"{n:06d}", entry, cut) for n, (entry, cut) in enumerate((e, c) for e in entries for c in range(e.cuts))]
+    cuts = [
+        Cut(f"{n:06d}", entry, cut)
+        for n, (entry, cut) in enumerate((e, c) for e in entries for c in range(e.cuts))
+    ]
     plans = []
     for split in SPLITS:
         mine = [cut for cut in cuts if cut.entry.split == split]
         for number, first in enumerate(range(0, len(mine), per_shard)):
-            plans.append(Plan(f"{split}-{number:06d}", split, tuple(mine[first : first + per_shard]), form, crf))
+            plans.append(
+                Plan(
+                    f"{split}-{number:06d}",
+                    split,
+                    tuple(mine[first : first + per_shard]),
+                    form,
+                    crf,
+                )
+            )
     return plans
 
 
@@ -100,7 +111,11 @@ def _tar(folder: Path, plan: Plan) -> Path:
 
 def _is_done(plan: Plan, work: Path) -> bool:
     path = _tar(work, plan)
-    return path.is_file() and path.with_suffix(".json").is_file() and read_index(path)["plan"] == plan.digest
+    return (
+        path.is_file()
+        and path.with_suffix(".json").is_file()
+        and read_index(path)["plan"] == plan.digest
+    )
 
 
 def _samples(plan: Plan, rejects: list[dict[str, Any]], done: Done) -> Iterator[dict[str, Any]]:
@@ -113,20 +128,33 @@ def _samples(plan: Plan, rejects: list[dict[str, Any]], done: Done) -> Iterator[
                 yield _sample(plan, cut, recording)
             except Rejected as error:
                 start = float(cut.cut * plan.form.seconds)
-                rejects.append(asdict(Reject(cut.entry.provenance["name"], start, error.reason, error.detail)))
+                rejects.append(
+                    asdict(Reject(cut.entry.provenance["name"], start, error.reason, error.detail))
+                )
             done(1)
 
 
 def _sample(plan: Plan, cut: Cut, recording: Recording) -> dict[str, Any]:
     start, seconds = recording.start(cut.cut), plan.form.seconds
-    info = {**cut.entry.provenance, "schema": SCHEMA, "split": plan.split, "cut": cut.cut, "start": start, "seconds": seconds}
+    info = {
+        **cut.entry.provenance,
+        "schema": SCHEMA,
+        "split": plan.split,
+        "cut": cut.cut,
+        "start": start,
+        "seconds": seconds,
+    }
     if "impacts" in info:
-        info["impacts"] = [time - start for time in info["impacts"] if start <= time < start + seconds]
+        info["impacts"] = [
+            time - start for time in info["impacts"] if start <= time < start + seconds
+        ]
     media = encode_mp4(recording.clip(cut.cut), plan.crf)
     return {"__key__": cut.key, "mp4": media, "txt": cut.entry.caption, "json": info}
 
 
-def publish_shards(plans: list[Plan], work: Path, folder: Path, max_reject_share: float) -> dict[str, Any]:
+def publish_shards(
+    plans: list[Plan], work: Path, folder: Path, max_reject_share: float
+) -> dict[str, Any]:
     """Move the finished shards of ``work`` into ``folder`` and write its manifest; returns the counts of clips and the rejects.
 
     Raises:
@@ -134,7 +162,10 @@ def publish_shards(plans: list[Plan], work: Path, folder: Path, max_reject_share
     """
     made = {_tar(work, plan): read_index(_tar(work, plan)) for plan in plans}
     rejects = [Reject(**reject) for index in made.values() for reject in index["rejects"]]
-    clips = {split: sum(index["n"] for index in made.values() if index["split"] == split) for split in SPLITS}
+    clips = {
+        split: sum(index["n"] for index in made.values() if index["split"] == split)
+        for split in SPLITS
+    }
     refuse_share(rejects, sum(clips.values()), max_reject_share, "clips")
     with writing(folder):
         for path in made:
@@ -192,9 +223,16 @@ def decode_media(form: Form, path: Path, raw: dict[str, Any]) -> Pair[Any]:
     try:
         media = read_mp4(raw["mp4"])
     except Rejected as error:
-        raise FileError(f"shard {path}: sample {raw['__key__']} cannot be decoded ({error}); make the shards again") from error
-    expected = (clip_frames(form.seconds), form.height, form.width, 3), (2, clip_samples(form.seconds))
+        raise FileError(
+            f"shard {path}: sample {raw['__key__']} cannot be decoded ({error}); make the shards again"
+        ) from error
+    expected = (
+        (clip_frames(form.seconds), form.height, form.width, 3),
+        (2, clip_samples(form.seconds)),
+    )
     found = media.video.shape, media.audio.shape
     if found != expected:
-        raise FileError(f"shard {path}: sample {raw['__key__']} is {found}, expected {expected}; make the shards again")
+        raise FileError(
+            f"shard {path}: sample {raw['__key__']} is {found}, expected {expected}; make the shards again"
+        )
     return media

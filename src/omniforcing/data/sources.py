@@ -26,8 +26,26 @@ from omniforcing.media.files import Rejected, encode_mp4
 from omniforcing.pocket.synthetic import make_clip
 
 CLIPS = "clips.jsonl"
-TRAIN, HELDOUT, DUETS = SPLITS = ("train", "heldout", "duets")  # the last: clips of two balls, held out as well
-VIDEO_SUFFIXES = {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".flv", ".wmv", ".3gp"}
+TRAIN, HELDOUT, DUETS = SPLITS = (
+    "train",
+    "heldout",
+    "duets",
+)  # the last: clips of two balls, held out as well
+VIDEO_SUFFIXES = {
+    ".mp4",
+    ".mov",
+    ".m4v",
+    ".mkv",
+    ".webm",
+    ".avi",
+    ".mpg",
+    ".mpeg",
+    ".ts",
+    ".mts",
+    ".flv",
+    ".wmv",
+    ".3gp",
+}
 # Synthetic clips are encoded a second time into shards; here nearly nothing is lost, so that shards.crf alone decides.
 SYNTHETIC_CRF = 4
 # A small folder cannot spare clips.heldout clips: at most this share of it is held out.
@@ -55,11 +73,20 @@ def write_clips(clips: ClipsConfig, seed: int, folder: Path) -> dict[str, Any]:
     """
     rejects: list[Reject] = []
     if clips.source == "synthetic":
-        entries = list(tqdm(_synthetic(clips, seed, folder), "clips", clips.count + clips.heldout_duets, unit="clip"))
+        entries = list(
+            tqdm(
+                _synthetic(clips, seed, folder),
+                "clips",
+                clips.count + clips.heldout_duets,
+                unit="clip",
+            )
+        )
     else:
         entries = _hold_out(list(_folder(clips, rejects)), clips.heldout)
     refuse_share(rejects, len(entries), clips.max_reject_share, f"videos of {clips.folder}")
-    lines = (json.dumps(asdict(entry), ensure_ascii=False, sort_keys=True) + "\n" for entry in entries)
+    lines = (
+        json.dumps(asdict(entry), ensure_ascii=False, sort_keys=True) + "\n" for entry in entries
+    )
     with writing(folder / CLIPS):
         (folder / CLIPS).write_text("".join(lines), encoding="utf-8")
         counts = {split: sum(e.cuts for e in entries if e.split == split) for split in SPLITS}
@@ -82,7 +109,9 @@ def read_clips(folder: Path) -> list[Entry]:
         try:
             entry = Entry(**json.loads(line))
         except (ValueError, TypeError) as error:
-            raise OmniForcingError(f"{path}, line {number} is not a clip ({error}); run the stage clips again") from error
+            raise OmniForcingError(
+                f"{path}, line {number} is not a clip ({error}); run the stage clips again"
+            ) from error
         entries.append(replace(entry, path=str(folder / entry.path)))
     return entries
 
@@ -93,25 +122,37 @@ def _synthetic(clips: ClipsConfig, seed: int, folder: Path) -> Iterator[Entry]:
     for index in range(clips.count + clips.heldout_duets):
         split = TRAIN if index < train else HELDOUT if index < clips.count else DUETS
         # Spread evenly over the training clips.
-        duet = split == DUETS or (split == TRAIN and int((index + 1) * clips.duets) > int(index * clips.duets))
+        duet = split == DUETS or (
+            split == TRAIN and int((index + 1) * clips.duets) > int(index * clips.duets)
+        )
         clip = make_clip(seed, index, clips.seconds, clips.height, clips.width, 2 if duet else 1)
         path = folder / "clips" / f"{index:06d}.mp4"
         with writing(path):
             path.write_bytes(encode_mp4(Pair(clip.frames, clip.samples), SYNTHETIC_CRF))
         truth = {"colours": clip.colours, "modes": clip.modes, "impacts": clip.impacts}
         name = path.relative_to(folder).as_posix()
-        yield Entry(name, clip.caption, split, 1, {"source": "synthetic", "name": name, "seed": seed, "index": index, **truth})
+        yield Entry(
+            name,
+            clip.caption,
+            split,
+            1,
+            {"source": "synthetic", "name": name, "seed": seed, "index": index, **truth},
+        )
 
 
 def _folder(clips: ClipsConfig, rejects: list[Reject]) -> Iterator[Entry]:
     """Probe every video below ``clips.folder``; yield the usable ones (as training clips), collect the rejects."""
     folder = Path(clips.folder or "").expanduser().absolute()
     if not folder.is_dir():
-        raise OmniForcingError(f"{folder} is not a folder; set clips.folder to the folder that holds your videos")
+        raise OmniForcingError(
+            f"{folder} is not a folder; set clips.folder to the folder that holds your videos"
+        )
     captions = find_captions(folder, clips.captions)
     names = _videos(folder, captions)
     if not names:
-        raise OmniForcingError(f"{folder} holds no video ({', '.join(sorted(VIDEO_SUFFIXES))}); correct clips.folder")
+        raise OmniForcingError(
+            f"{folder} holds no video ({', '.join(sorted(VIDEO_SUFFIXES))}); correct clips.folder"
+        )
     form = Form(clips.height, clips.width, clips.seconds)
     for name in tqdm(names, "probing", unit="file"):
         try:
@@ -119,7 +160,9 @@ def _folder(clips: ClipsConfig, rejects: list[Reject]) -> Iterator[Entry]:
         except Rejected as error:
             rejects.append(Reject(name, None, error.reason, error.detail))
     for name in missing_videos(captions, names):
-        rejects.append(Reject(name, None, "caption for a missing video", f"{folder / name} does not exist"))
+        rejects.append(
+            Reject(name, None, "caption for a missing video", f"{folder / name} does not exist")
+        )
 
 
 def _entry(folder: Path, name: str, caption: str, form: Form) -> Entry:
@@ -142,18 +185,29 @@ def _entry(folder: Path, name: str, caption: str, form: Form) -> Entry:
 def _videos(folder: Path, captions: Captions) -> list[str]:
     """Names below ``folder``, sorted, of the files that end like a video or have a caption; hidden ones are left out."""
     files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    names = (path.as_posix() for path in files if not any(part.startswith(".") for part in path.parts))
-    return sorted(n for n in names if Path(n).suffix.lower() in VIDEO_SUFFIXES or same_name(n) in captions.texts)
+    names = (
+        path.as_posix() for path in files if not any(part.startswith(".") for part in path.parts)
+    )
+    return sorted(
+        n
+        for n in names
+        if Path(n).suffix.lower() in VIDEO_SUFFIXES or same_name(n) in captions.texts
+    )
 
 
 def _hold_out(entries: list[Entry], heldout: int) -> list[Entry]:
     """Mark whole files as held out, in the order of their names' hashes: at least one, and up to ``heldout`` clips."""
     wanted = min(heldout, max(1, int(MOST_HELDOUT * sum(entry.cuts for entry in entries))))
     if heldout and len(entries) == 1:
-        raise OmniForcingError(f"only {entries[0].path} can be used: a second video is needed to hold out from training")
+        raise OmniForcingError(
+            f"only {entries[0].path} can be used: a second video is needed to hold out from training"
+        )
     chosen: set[str] = set()
     count = 0
-    for entry in sorted(entries, key=lambda entry: hashlib.sha256(same_name(entry.provenance["name"]).encode()).hexdigest()):
+    for entry in sorted(
+        entries,
+        key=lambda entry: hashlib.sha256(same_name(entry.provenance["name"]).encode()).hexdigest(),
+    ):
         if wanted and (not chosen or count + entry.cuts <= wanted):
             chosen.add(entry.path)
             count += entry.cuts

@@ -23,10 +23,14 @@ _AGAIN = "make the folder again with its stage, or copy it again"
 
 def dumps(value: Any) -> str:
     """Json for inside a tar: sorted and without spaces, so that equal values are equal bytes."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return json.dumps(
+        value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False
+    )
 
 
-def write_tar(path: Path, samples: Iterable[dict[str, Any]], extra: dict[str, Any] | None = None) -> dict[str, Any]:
+def write_tar(
+    path: Path, samples: Iterable[dict[str, Any]], extra: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Write samples to the tar ``path``, then its index, which is returned.
 
     A sample is a dict of ``__key__`` (no dots) and members by suffix: bytes, text, or for ``json`` any json value. The tar
@@ -54,7 +58,13 @@ def write_tar(path: Path, samples: Iterable[dict[str, Any]], extra: dict[str, An
                 os.fsync(file.fileno())
             partial.replace(path)
             size = path.stat().st_size
-            index = {"schema": SCHEMA, "n": count, "bytes": size, "sha256": sha256_file(path), **(extra or {})}
+            index = {
+                "schema": SCHEMA,
+                "n": count,
+                "bytes": size,
+                "sha256": sha256_file(path),
+                **(extra or {}),
+            }
             write_json(path.with_suffix(".json"), index)
     finally:
         partial.unlink(missing_ok=True)
@@ -62,11 +72,17 @@ def write_tar(path: Path, samples: Iterable[dict[str, Any]], extra: dict[str, An
 
 
 def _encode(sample: dict[str, Any]) -> dict[str, Any]:
-    return {name: value if name == "__key__" else _as_bytes(value) for name, value in sample.items()}
+    return {
+        name: value if name == "__key__" else _as_bytes(value) for name, value in sample.items()
+    }
 
 
 def _as_bytes(value: Any) -> bytes:
-    return value if isinstance(value, bytes) else (value if isinstance(value, str) else dumps(value)).encode()
+    return (
+        value
+        if isinstance(value, bytes)
+        else (value if isinstance(value, str) else dumps(value)).encode()
+    )
 
 
 def require_kind(folder: Path, kind: str) -> dict[str, Any]:
@@ -78,7 +94,9 @@ def require_kind(folder: Path, kind: str) -> dict[str, Any]:
     manifest: dict[str, Any] = read_json(folder / MANIFEST)
     if manifest.get("kind") != kind:
         found = manifest.get("kind", "something else")
-        raise OmniForcingError(f"{folder} holds {found}, not {kind}; give the output folder of the stage {kind}")
+        raise OmniForcingError(
+            f"{folder} holds {found}, not {kind}; give the output folder of the stage {kind}"
+        )
     return manifest
 
 
@@ -100,14 +118,22 @@ def indices(folder: Path, kind: str, split: str | None = None) -> dict[Path, dic
     """
     begin = f"{split}-" if split else ""
     listed = sorted(require_kind(folder, kind)["files"])
-    found = {folder / n: read_index(folder / n) for n in listed if n.endswith(".tar") and n.startswith(begin)}
+    found = {
+        folder / n: read_index(folder / n)
+        for n in listed
+        if n.endswith(".tar") and n.startswith(begin)
+    }
     if not found:
-        raise FileError(f"{folder} holds no shard of the split {split or 'train, heldout or duets'}; {_AGAIN}")
+        raise FileError(
+            f"{folder} holds no shard of the split {split or 'train, heldout or duets'}; {_AGAIN}"
+        )
     for path, index in found.items():
         if not path.is_file():
             raise FileError(f"shard {path} is missing; {_AGAIN}")
         if path.stat().st_size != index["bytes"]:
-            raise FileError(f"shard {path} has {path.stat().st_size} bytes where its index says {index['bytes']}; {_AGAIN}")
+            raise FileError(
+                f"shard {path} has {path.stat().st_size} bytes where its index says {index['bytes']}; {_AGAIN}"
+            )
     return found
 
 
@@ -125,15 +151,23 @@ def read_tar(path: Path, index: dict[str, Any], members: Set[str]) -> Iterator[d
         while (sample := _next(path, samples, count)) is not None:
             lacking = sorted(members - sample.keys())
             if lacking:
-                raise FileError(f"shard {path}: sample {sample['__key__']} lacks its .{lacking[0]}; {_AGAIN}")
+                raise FileError(
+                    f"shard {path}: sample {sample['__key__']} lacks its .{lacking[0]}; {_AGAIN}"
+                )
             count += 1
             yield sample
     if count != index["n"]:
-        raise FileError(f"shard {path} holds {count} samples where its index says {index['n']}; {_AGAIN}")
+        raise FileError(
+            f"shard {path} holds {count} samples where its index says {index['n']}; {_AGAIN}"
+        )
 
 
 def _next(path: Path, samples: Iterator[dict[str, Any]], count: int) -> dict[str, Any] | None:
     try:
         return next(samples, None)
-    except Exception as error:  # tarfile and webdataset raise many kinds, all of them for a damaged file
-        raise FileError(f"shard {path} is damaged after sample {count} ({error.args[0]}); {_AGAIN}") from error
+    except (
+        Exception
+    ) as error:  # tarfile and webdataset raise many kinds, all of them for a damaged file
+        raise FileError(
+            f"shard {path} is damaged after sample {count} ({error.args[0]}); {_AGAIN}"
+        ) from error

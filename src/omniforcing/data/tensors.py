@@ -31,9 +31,16 @@ MEMBERS = frozenset({"safetensors", "txt", "json"})
 TEXT_FILE, CAPTIONS_FILE = "text.safetensors", "captions.json"
 
 
-def to_sample(key: str, tensors: dict[str, Tensor], caption: str, info: dict[str, Any]) -> dict[str, Any]:
+def to_sample(
+    key: str, tensors: dict[str, Tensor], caption: str, info: dict[str, Any]
+) -> dict[str, Any]:
     """A WebDataset sample as ``tars.write_tar`` takes it."""
-    return {"__key__": key, "safetensors": save({k: v.contiguous() for k, v in tensors.items()}), "txt": caption, "json": info}
+    return {
+        "__key__": key,
+        "safetensors": save({k: v.contiguous() for k, v in tensors.items()}),
+        "txt": caption,
+        "json": info,
+    }
 
 
 def is_done(work: Path, name: str) -> bool:
@@ -46,7 +53,9 @@ def write_shard(work: Path, name: str, samples: Iterable[dict[str, Any]]) -> Non
     write_tar(work / f"{name}.tar", samples, {"split": name.rpartition("-")[0]})
 
 
-def commit_shards(work: Path, folder: Path, kind: str, grid: tuple[int, int], shards: Iterable[str]) -> None:
+def commit_shards(
+    work: Path, folder: Path, kind: str, grid: tuple[int, int], shards: Iterable[str]
+) -> None:
     """Move the finished shards of ``work`` into ``folder`` with a manifest of that kind and grid.
 
     Raises:
@@ -114,7 +123,9 @@ class TextTable:
         """
         unknown = [c for c in captions if c not in self.captions]
         if unknown:
-            raise OmniForcingError(f"caption {unknown[0]!r} has no stored features; run the latents stage on these clips")
+            raise OmniForcingError(
+                f"caption {unknown[0]!r} has no stored features; run the latents stage on these clips"
+            )
         rows = torch.tensor([self.captions[c] for c in captions])
         return self.features.map(lambda f: f[rows])
 
@@ -159,7 +170,11 @@ class TensorShards:
         rounds = 1 + size * count // len(self)
         order = torch.Generator().manual_seed(shuffle)
         paths = list(self.shards)
-        urls = [str(paths[i]) for _ in range(rounds) for i in torch.randperm(len(paths), generator=order).tolist()]
+        urls = [
+            str(paths[i])
+            for _ in range(rounds)
+            for i in torch.randperm(len(paths), generator=order).tolist()
+        ]
         pipeline = wds.DataPipeline(
             wds.SimpleShardList(urls),
             wds.tarfile_to_samples(),

@@ -26,14 +26,23 @@ class BidirectionalDmd(DistributionMatching):
     """
 
     def __init__(
-        self, *models: DualStream, sigmas: Sequence[float], counts: Counts, grid: tuple[int, int], **rest: Any
+        self,
+        *models: DualStream,
+        sigmas: Sequence[float],
+        counts: Counts,
+        grid: tuple[int, int],
+        **rest: Any,
     ) -> None:
         super().__init__(*models, **rest)
         self.sigmas, self.counts, self.grid = tuple(sigmas), counts, grid
 
     @classmethod
     def of(
-        cls, config: Config, models: Sequence[DualStream], unconditional: TextFeatures, grid: tuple[int, int]
+        cls,
+        config: Config,
+        models: Sequence[DualStream],
+        unconditional: TextFeatures,
+        grid: tuple[int, int],
     ) -> BidirectionalDmd:
         """As a preset trains it; ``models``: student, teacher, critic."""
         return cls(
@@ -47,8 +56,14 @@ class BidirectionalDmd(DistributionMatching):
             seed=config.seed,
         )
 
-    def generate(self, student: DualStream, text: TextFeatures, generator: torch.Generator) -> Latents:
+    def generate(
+        self, student: DualStream, text: TextFeatures, generator: torch.Generator
+    ) -> Latents:
         """Backward simulation: noise to the clean estimate of a random exit step."""
-        exit_step = int(torch.randint(len(self.sigmas), (), generator=generator, device=generator.device))
+        exit_step = int(
+            torch.randint(len(self.sigmas), (), generator=generator, device=generator.device)
+        )
         noise = gaussian(student, self.counts, self.grid, text.video.shape[0], generator)
-        return few_step(student, noise, self.sigmas, student.cache_text(text), self.view, generator, exit_step)
+        return few_step(
+            student, noise, self.sigmas, student.cache_text(text), self.view, generator, exit_step
+        )

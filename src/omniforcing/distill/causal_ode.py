@@ -28,7 +28,13 @@ class CausalOde(StageModule):
     """
 
     def __init__(
-        self, model: DualStream, config: CausalOdeConfig, sigmas: Sequence[float], table: BlockTable, view: Masked, seed: int
+        self,
+        model: DualStream,
+        config: CausalOdeConfig,
+        sigmas: Sequence[float],
+        table: BlockTable,
+        view: Masked,
+        seed: int,
     ) -> None:
         super().__init__(model, config.optim, seed, config.muon_lr)
         self.config, self.table, self.view = config, table, view
@@ -38,8 +44,12 @@ class CausalOde(StageModule):
     def of(cls, config: Config, student: DualStream, grid: tuple[int, int]) -> CausalOde:
         """As a preset trains it; the student has its sinks."""
         positions = positions_for(student, config.latent_counts, grid, sinks=True)
-        view = Masked(positions, config.table, config.horizon + 1, config.student.window, config.horizon)
-        return cls(student, config.causal_ode, config.student.sigmas, config.table, view, config.seed)
+        view = Masked(
+            positions, config.table, config.horizon + 1, config.student.window, config.horizon
+        )
+        return cls(
+            student, config.causal_ode, config.student.sigmas, config.table, view, config.seed
+        )
 
     def training_step(
         self, step: int, data: Batch, optimisers: list[torch.optim.Optimizer], backward: Backward
@@ -61,12 +71,20 @@ class CausalOde(StageModule):
         sigma = self.spread(self.sigmas[point])
         losses = v.map(self.regress, x, states.map(lambda s: s[:, -1]), sigma)
         noisy = self.spread(self.sigmas[points] > 0).map(lambda n: n.float().flatten(1).sum(1))
-        return losses.map(lambda loss, n: loss * (rows.of(n).sum() * rows.total / (n.sum().clamp_min(1) * len(rows))), noisy)
+        return losses.map(
+            lambda loss, n: (
+                loss * (rows.of(n).sum() * rows.total / (n.sum().clamp_min(1) * len(rows)))
+            ),
+            noisy,
+        )
 
     def spread(self, per_block: Tensor) -> Pair[Tensor]:
         """``[B, blocks]`` to one value per latent of each stream."""
         count = self.view.count
-        return Pair(per_block[:, list(self.table.video_owner(count))], per_block[:, list(self.table.audio_owner(count))])
+        return Pair(
+            per_block[:, list(self.table.video_owner(count))],
+            per_block[:, list(self.table.audio_owner(count))],
+        )
 
     def regress(self, v: Tensor, x: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
         """Mean square error against the velocity ``(x - x0) / sigma`` that leads to the trajectory's end, where sigma > 0."""

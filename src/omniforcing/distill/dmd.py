@@ -21,12 +21,18 @@ from omniforcing.training.stages import Backward, Part, StageModule, mean_square
 
 def cache_guided(teacher: DualStream, text: TextFeatures, unconditional: TextFeatures) -> TextCache:
     """Text K/V for ``guided_x0``: of the captions, then as often of the empty prompt."""
-    return teacher.cache_text(text.map(lambda c, u: torch.cat([c, u.to(c).expand_as(c)]), unconditional))
+    return teacher.cache_text(
+        text.map(lambda c, u: torch.cat([c, u.to(c).expand_as(c)]), unconditional)
+    )
 
 
-def guided_x0(teacher: DualStream, x: Latents, sigma: Tensor, text: TextCache, scale: Pair[Tensor], view: View) -> Latents:
+def guided_x0(
+    teacher: DualStream, x: Latents, sigma: Tensor, text: TextCache, scale: Pair[Tensor], view: View
+) -> Latents:
     """The teacher's guided clean estimate; conditional and unconditional passes go as one batch (``cache_guided``)."""
-    x0 = predict_x0(teacher, x.map(lambda a: torch.cat([a, a])), torch.cat([sigma, sigma]), text, view)
+    x0 = predict_x0(
+        teacher, x.map(lambda a: torch.cat([a, a])), torch.cat([sigma, sigma]), text, view
+    )
 
     def halves(a: Tensor, w: Tensor) -> Tensor:
         conditional, unguided = a.chunk(2)
@@ -76,9 +82,16 @@ class DistributionMatching(StageModule):
         super().__init__(student, config.optim, seed, config.muon_lr)
         # The frozen teacher stays out of checkpoints: it is an input, not state.
         self.frozen = [teacher.requires_grad_(False).eval()]
-        self.critic, self.config, self.view, self.unconditional = critic, config, view, unconditional
+        self.critic, self.config, self.view, self.unconditional = (
+            critic,
+            config,
+            view,
+            unconditional,
+        )
 
-    def generate(self, student: DualStream, text: TextFeatures, generator: torch.Generator) -> Latents:
+    def generate(
+        self, student: DualStream, text: TextFeatures, generator: torch.Generator
+    ) -> Latents:
         """A sample of the student with gradient through its exit step."""
         raise NotImplementedError
 
@@ -100,7 +113,10 @@ class DistributionMatching(StageModule):
     def training_step(
         self, step: int, data: Batch, optimisers: list[torch.optim.Optimizer], backward: Backward
     ) -> dict[str, Tensor]:
-        for_student, for_critic = optimisers[: self.student_optimisers], optimisers[self.student_optimisers :]
+        for_student, for_critic = (
+            optimisers[: self.student_optimisers],
+            optimisers[self.student_optimisers :],
+        )
         parts, samples = self.parts(data, step), []
 
         def of_student(part: Part) -> Pair[Tensor]:
@@ -109,11 +125,16 @@ class DistributionMatching(StageModule):
             return dmd_loss(x, self.score(x, part.data.text, part.generator("score")))
 
         student_losses = map(of_student, parts)
-        losses, norms = self.update(for_student, backward, self.model, student_losses, self.config.loss, step)
+        losses, norms = self.update(
+            for_student, backward, self.model, student_losses, self.config.loss, step
+        )
         self.ema.update(self.model, step)
         generators = [part.generator("critic") for part in parts]
         for _ in range(self.config.critic_steps):
-            of_critic = (self.critic_loss(x, p.data.text, g) for x, p, g in zip(samples, parts, generators, strict=True))
+            of_critic = (
+                self.critic_loss(x, p.data.text, g)
+                for x, p, g in zip(samples, parts, generators, strict=True)
+            )
             critic, _ = self.update(for_critic, backward, self.critic, of_critic, Weights(), step)
         return self.record(norms, {"loss": losses, "critic_loss": critic})
 
@@ -123,13 +144,27 @@ class DistributionMatching(StageModule):
         sigma, noised, _ = self.noised(x, generator)
         low, high = self.config.guidance_low, self.config.guidance_high
         u = draw(torch.rand, (len(sigma),), generator, device=sigma.device)
-        scale = Pair(*(getattr(low, m) + (getattr(high, m) - getattr(low, m)) * u for m in ("video", "audio")))
+        scale = Pair(
+            *(
+                getattr(low, m) + (getattr(high, m) - getattr(low, m)) * u
+                for m in ("video", "audio")
+            )
+        )
         teacher = self.frozen[0]
-        real = guided_x0(teacher, noised, sigma, cache_guided(teacher, text, self.unconditional), scale, self.view)
+        real = guided_x0(
+            teacher,
+            noised,
+            sigma,
+            cache_guided(teacher, text, self.unconditional),
+            scale,
+            self.view,
+        )
         fake = predict_x0(self.critic, noised, sigma, self.critic.cache_text(text), self.view)
         return dmd_gradient(x, real, fake)
 
-    def critic_loss(self, x: Latents, text: TextFeatures, generator: torch.Generator) -> Pair[Tensor]:
+    def critic_loss(
+        self, x: Latents, text: TextFeatures, generator: torch.Generator
+    ) -> Pair[Tensor]:
         """Flow matching of the critic on the student's sample."""
         sigma, noised, noise = self.noised(x, generator)
         v = self.critic(noised, sigma, self.critic.cache_text(text), self.view)

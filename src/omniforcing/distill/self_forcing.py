@@ -39,7 +39,14 @@ class SelfForcing(DistributionMatching):
 
     config: SelfForcingConfig
 
-    def __init__(self, *models: DualStream, rollout: RolloutConfig, blocks: int, captions: TextFeatures, **rest: Any) -> None:
+    def __init__(
+        self,
+        *models: DualStream,
+        rollout: RolloutConfig,
+        blocks: int,
+        captions: TextFeatures,
+        **rest: Any,
+    ) -> None:
         super().__init__(*models, **rest)
         self.rollout, self.blocks, self.captions = rollout, blocks, captions
 
@@ -68,21 +75,36 @@ class SelfForcing(DistributionMatching):
             seed=config.seed,
         )
 
-    def generate(self, student: DualStream, text: TextFeatures, generator: torch.Generator) -> Latents:
+    def generate(
+        self, student: DualStream, text: TextFeatures, generator: torch.Generator
+    ) -> Latents:
         """A whole rollout, ``[B, T, ...]``."""
         batch, device = len(text.video), generator.device
-        exit_step = int(torch.randint(len(self.rollout.sigmas), (), generator=generator, device=device))
+        exit_step = int(
+            torch.randint(len(self.rollout.sigmas), (), generator=generator, device=device)
+        )
         own = student.cache_text(text)
         if not self.config.steered:
-            return concatenate(train_rollout(student, self.blocks * [own], self.rollout, batch, exit_step, generator))
+            return concatenate(
+                train_rollout(
+                    student, self.blocks * [own], self.rollout, batch, exit_step, generator
+                )
+            )
         steered = draw(torch.rand, (batch,), generator, device=device) < self.config.steered
         switch = 1 + int(torch.randint(self.blocks - 1, (), generator=generator, device=device))
-        other = (draw(torch.rand, (batch,), generator, device=device) * len(self.captions.video)).long()
+        other = (
+            draw(torch.rand, (batch,), generator, device=device) * len(self.captions.video)
+        ).long()
         others = self.captions.map(lambda f: f[other.to(f.device)])
-        former = text.map(lambda mine, theirs: torch.where(_rows(steered, mine), theirs.to(mine), mine), others)
+        former = text.map(
+            lambda mine, theirs: torch.where(_rows(steered, mine), theirs.to(mine), mine), others
+        )
         texts = switch * [student.cache_text(former)] + (self.blocks - switch) * [own]
         blocks = train_rollout(student, texts, self.rollout, batch, exit_step, generator)
-        before = [block.map(lambda x: torch.where(_rows(steered, x), x.detach(), x)) for block in blocks[:switch]]
+        before = [
+            block.map(lambda x: torch.where(_rows(steered, x), x.detach(), x))
+            for block in blocks[:switch]
+        ]
         return concatenate(before + blocks[switch:])
 
 

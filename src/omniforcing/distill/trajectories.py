@@ -17,7 +17,15 @@ from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.latents import Latents
 from omniforcing.core.layout import Counts
 from omniforcing.core.random import step_generator
-from omniforcing.data.tensors import TensorShards, commit_shards, copy_text, from_tokens, is_done, to_sample, write_shard
+from omniforcing.data.tensors import (
+    TensorShards,
+    commit_shards,
+    copy_text,
+    from_tokens,
+    is_done,
+    to_sample,
+    write_shard,
+)
 from omniforcing.data.work import Done, Runner, in_process
 from omniforcing.distill.sampling import WholeClip, ode_states
 from omniforcing.model.transformer import DualStream
@@ -50,20 +58,34 @@ def refine(sigmas: Sequence[float], steps: int) -> list[float]:
     """
     substeps, rest = divmod(steps, len(sigmas))
     if rest or not substeps:
-        raise OmniForcingError(f"{steps} Euler steps, not a multiple of the {len(sigmas)} student.sigmas (trajectories.steps)")
-    fine = [high + (low - high) * i / substeps for high, low in pairwise([*sigmas, 0.0]) for i in range(substeps)]
+        raise OmniForcingError(
+            f"{steps} Euler steps, not a multiple of the {len(sigmas)} student.sigmas (trajectories.steps)"
+        )
+    fine = [
+        high + (low - high) * i / substeps
+        for high, low in pairwise([*sigmas, 0.0])
+        for i in range(substeps)
+    ]
     return [*fine, 0.0]
 
 
-def trajectory(model: DualStream, recipe: Recipe, data: TensorShards, captions: list[str], number: int) -> Latents:
+def trajectory(
+    model: DualStream, recipe: Recipe, data: TensorShards, captions: list[str], number: int
+) -> Latents:
     """States at the student's sigmas and at 0 for a batch of captions: ``[B, K, T, ...]``, on the CPU."""
     sigmas, device = refine(recipe.sigmas, recipe.config.steps), model.sinks.device
     text = data.text.of(captions).to(device)
     generator = step_generator(recipe.seed, number, "trajectories", device)
     clip = WholeClip(model, recipe.counts, data.grid)
-    denoise = clip.denoiser(text, data.text.unconditional, recipe.sampler.guidance if recipe.sampler else None)
+    denoise = clip.denoiser(
+        text, data.text.unconditional, recipe.sampler.guidance if recipe.sampler else None
+    )
     states = ode_states(denoise, clip.noise(len(captions), generator), sigmas)
-    kept = [state.to("cpu") for sigma, state in zip(sigmas, states, strict=True) if sigma in (*recipe.sigmas, 0.0)]
+    kept = [
+        state.to("cpu")
+        for sigma, state in zip(sigmas, states, strict=True)
+        if sigma in (*recipe.sigmas, 0.0)
+    ]
     return kept[0].map(lambda *parts: torch.stack(parts, 1), *kept[1:])
 
 
@@ -79,7 +101,9 @@ class Task:
 class Integrator:
     """Holds a model and writes shards of trajectories into ``work``."""
 
-    def __init__(self, recipe: Recipe, source: Path, device: str, data: TensorShards, work: Path) -> None:
+    def __init__(
+        self, recipe: Recipe, source: Path, device: str, data: TensorShards, work: Path
+    ) -> None:
         self.recipe, self.data, self.work = recipe, data, work
         self.model = load_model(source, sinks=0, device=device).eval()
 
@@ -101,7 +125,13 @@ class Integrator:
 
 
 def write_trajectories(
-    recipe: Recipe, source: Path, device: str, data: TensorShards, work: Path, folder: Path, run: Runner = in_process
+    recipe: Recipe,
+    source: Path,
+    device: str,
+    data: TensorShards,
+    work: Path,
+    folder: Path,
+    run: Runner = in_process,
 ) -> dict[str, Any]:
     """Write ``config.count`` trajectories of training captions; finished shards in ``work`` are not made again.
 
@@ -114,7 +144,10 @@ def write_trajectories(
     available = [caption for _, _, caption, _ in data.samples()]
     captions = [available[i % len(available)] for i in range(config.count)]
     firsts = range(0, config.count, config.per_shard)
-    tasks = [Task(f"train-{n:06d}", first, captions[first : first + config.per_shard]) for n, first in enumerate(firsts)]
+    tasks = [
+        Task(f"train-{n:06d}", first, captions[first : first + config.per_shard])
+        for n, first in enumerate(firsts)
+    ]
     missing = [task for task in tasks if not is_done(work, task.name)]
     done = config.count - sum(len(task.captions) for task in missing)
     with tqdm(total=config.count, initial=done, desc="trajectories", unit="sample") as progress:

@@ -43,7 +43,12 @@ def write_ablation(
     """
     rows = {name: row(figures) for name, figures in models.items()}
     with atomic_dir(folder) as partial:
-        found = {"schema": SCHEMA, "settings": dict(settings), "rows": rows, "variants": dict(variants)}
+        found = {
+            "schema": SCHEMA,
+            "settings": dict(settings),
+            "rows": rows,
+            "variants": dict(variants),
+        }
         write_json(partial / "ablation.json", found)
         _draw(partial / "ablation.png", rows)
         (partial / "index.html").write_text(_page(rows, variants, settings), encoding="utf-8")
@@ -59,14 +64,23 @@ def row(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 def _draw(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
     """Bars of those of ``PANELS`` that the rows have, a row per name."""
-    panels = {metric: error for metric, error in PANELS.items() if any(metric in found for found in rows.values())}
+    panels = {
+        metric: error
+        for metric, error in PANELS.items()
+        if any(metric in found for found in rows.values())
+    }
     size = {"width": 2.6 * len(panels), "height": 0.32 * len(rows) + 1.2}
     figure, axes = new_figure(1, len(panels), sharey=True, squeeze=False, **size)
     colours = [REFERENCE if name in REFERENCES else BAR for name in rows]
     for axis, (metric, error) in zip(axes[0], panels.items(), strict=True):
         # Not a number leaves a gap, for what does not apply.
-        values, errors = ([nan if found.get(key) is None else found[key] for found in rows.values()] for key in (metric, error))
-        axis.barh(range(len(rows)), values, xerr=errors if error else None, color=colours, capsize=3)
+        values, errors = (
+            [nan if found.get(key) is None else found[key] for found in rows.values()]
+            for key in (metric, error)
+        )
+        axis.barh(
+            range(len(rows)), values, xerr=errors if error else None, color=colours, capsize=3
+        )
         axis.axvline(0, color="black", lw=0.8)
         axis.set_title(metric.replace("_", " "), fontsize=10)
     axes[0][0].set_yticks(range(len(rows)), list(rows))
@@ -74,12 +88,26 @@ def _draw(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
     save_figure(figure, path)
 
 
-def _page(rows: Mapping[str, Mapping[str, Any]], variants: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any]) -> str:
+def _page(
+    rows: Mapping[str, Mapping[str, Any]],
+    variants: Mapping[str, Mapping[str, Any]],
+    settings: Mapping[str, Any],
+) -> str:
     import jinja2
 
-    source = resources.files("omniforcing.evaluation").joinpath("ablation.html").read_text(encoding="utf-8")
-    columns = [name for name in (*COLUMNS, "drift_margin_error") if any(name in figures for figures in rows.values())]
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.ChainableUndefined).from_string(source)
+    source = (
+        resources.files("omniforcing.evaluation")
+        .joinpath("ablation.html")
+        .read_text(encoding="utf-8")
+    )
+    columns = [
+        name
+        for name in (*COLUMNS, "drift_margin_error")
+        if any(name in figures for figures in rows.values())
+    ]
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.ChainableUndefined).from_string(
+        source
+    )
     return template.render(
         title=f"omniforcing, preset {settings['preset']}: ablation of the stages",
         rows=rows,

@@ -93,7 +93,9 @@ class Bench:
         """Load a model and bind its sampler."""
         config = self.config
         student, causal = config.student, name in CAUSAL
-        added = {"sinks": student.sinks, "stabiliser": student.stabiliser} if causal else {"sinks": 0}
+        added = (
+            {"sinks": student.sinks, "stabiliser": student.stabiliser} if causal else {"sinks": 0}
+        )
         model = load_model(folder, device=self.device, **added).eval()
         return self.bind(name, model, seconds)
 
@@ -101,12 +103,17 @@ class Bench:
         """The sampler of ``model`` as ``name``, one of ``MODELS``; only causal ones make other than training lengths."""
         config = self.config
         if name in CAUSAL:
-            rollout, blocks = rollout_config(config, self.grid), config.table.blocks_for_seconds(seconds)
+            rollout, blocks = (
+                rollout_config(config, self.grid),
+                config.table.blocks_for_seconds(seconds),
+            )
             return lambda text, generator: sample_rollout(model, text, rollout, blocks, generator)
         clip = WholeClip(model, config.latent_counts, self.grid)
         if name == "teacher":
             unconditional = self.text.unconditional.map(lambda x: x.to(self.device))
-            return lambda text, generator: clip.sample_guided(text, unconditional, config.teacher.sampler, generator)
+            return lambda text, generator: clip.sample_guided(
+                text, unconditional, config.teacher.sampler, generator
+            )
         return lambda text, generator: clip.sample_few_step(text, config.student.sigmas, generator)
 
     def decoded(self, latents: Latents) -> Iterator[Media]:

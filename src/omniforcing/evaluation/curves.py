@@ -42,14 +42,24 @@ def stage_curves(folder: Path, stages: Iterable[str]) -> dict[str, Curves]:
     return {stage: curves for stage, curves in found.items() if curves}
 
 
-def draw_training(path: Path, stages: Mapping[str, Curves], references: Mapping[str, Curves]) -> Path:
+def draw_training(
+    path: Path, stages: Mapping[str, Curves], references: Mapping[str, Curves]
+) -> Path:
     """A row per stage, a column per panel: this run in colour, the reference in grey; returns ``path``."""
-    figure, axes = new_figure(len(stages), len(PANELS), width=12, height=1.9 * len(stages), squeeze=False)
+    figure, axes = new_figure(
+        len(stages), len(PANELS), width=12, height=1.9 * len(stages), squeeze=False
+    )
     for row, (stage, curves) in zip(axes, stages.items(), strict=True):
         for axis, (title, columns) in zip(row, PANELS.items(), strict=True):
             for column, colour in zip(columns, COLOURS, strict=False):
                 _line(axis, references.get(stage, {}).get(column, []), color=REFERENCE, lw=3)
-                _line(axis, curves.get(column, []), color=colour, lw=1.2, label=column.rpartition("_")[2])
+                _line(
+                    axis,
+                    curves.get(column, []),
+                    color=colour,
+                    lw=1.2,
+                    label=column.rpartition("_")[2],
+                )
             axis.set_title(title, fontsize=8)
             axis.tick_params(labelsize=7)
             axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))

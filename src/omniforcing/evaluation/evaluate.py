@@ -20,7 +20,15 @@ from omniforcing.core.files import atomic_dir
 from omniforcing.core.latents import Pair
 from omniforcing.core.random import step_seed
 from omniforcing.evaluation import quality
-from omniforcing.evaluation.nearest import DESCRIPTOR, Nearest, Training, describe, memorisation, stack, threshold
+from omniforcing.evaluation.nearest import (
+    DESCRIPTOR,
+    Nearest,
+    Training,
+    describe,
+    memorisation,
+    stack,
+    threshold,
+)
 from omniforcing.evaluation.plots import draw_nearest, film, keep_media
 from omniforcing.evaluation.summary import in_pocket_world, summarise, sync_of
 from omniforcing.pocket.drift import drift
@@ -40,7 +48,9 @@ class Evaluation:
 
     models: dict[str, dict[str, Any]]
     frechet: dict[str, Any]  # features, and their floor
-    memorisation: dict[str, Any]  # descriptor, training clips, and the held-out clips' figures that others are measured by
+    memorisation: dict[
+        str, Any
+    ]  # descriptor, training clips, and the held-out clips' figures that others are measured by
     offsets: dict[str, list[float]]
     shown: dict[str, str]  # index of a clip -> caption
 
@@ -97,19 +107,33 @@ class Subject:
             "codec": lambda: self._collect("codec", map(self.codec, read()), captions),
             "shuffled": lambda: self._collect("shuffled", other_sounds(read()), captions),
             **{
-                name: partial(self._collect, name, _lazily(sampler, prompts, seeds), prompts, films=name == last)
+                name: partial(
+                    self._collect,
+                    name,
+                    _lazily(sampler, prompts, seeds),
+                    prompts,
+                    films=name == last,
+                )
                 for name, sampler in self.models.items()
             },
             **{
                 rollout_of(name): partial(
-                    self._collect, rollout_of(name), _lazily(sampler, prompts[long], seeds[long]), prompts[long], shown=()
+                    self._collect,
+                    rollout_of(name),
+                    _lazily(sampler, prompts[long], seeds[long]),
+                    prompts[long],
+                    shown=(),
                 )
                 for name, sampler in self.drifting.items()
             },
         }
 
-    def _collect(self, name: str, media: Iterable[Media], captions: list[str], **options: Any) -> Observed:
-        return collect(media, captions, self.work / name, **{"shown": self.shown, "label": name, **options})
+    def _collect(
+        self, name: str, media: Iterable[Media], captions: list[str], **options: Any
+    ) -> Observed:
+        return collect(
+            media, captions, self.work / name, **{"shown": self.shown, "label": name, **options}
+        )
 
 
 def rollout_of(name: str) -> str:
@@ -125,7 +149,11 @@ def evaluate(subject: Subject, training: Training) -> Evaluation:
     """
     config, work, tolerance = subject.config, subject.work, subject.config.tolerance_ms / 1000
     everything = {name: observed() for name, observed in subject.sets().items()}
-    sets = {name: observed for name, observed in everything.items() if name not in map(rollout_of, subject.drifting)}
+    sets = {
+        name: observed
+        for name, observed in everything.items()
+        if name not in map(rollout_of, subject.drifting)
+    }
     reference, last = sets["real"], list(subject.models)[-1] if subject.models else None
     near = {name: training.nearest(observed.descriptors) for name, observed in sets.items()}
     results = {
@@ -148,7 +176,11 @@ def evaluate(subject: Subject, training: Training) -> Evaluation:
             "heldout_distance": float(np.median(near["real"].distance)),
             "threshold": threshold(near["real"]),
         },
-        offsets={n: sync_of(s.clips, tolerance).offsets_ms for n, s in sets.items() if in_pocket_world(s.clips)},
+        offsets={
+            n: sync_of(s.clips, tolerance).offsets_ms
+            for n, s in sets.items()
+            if in_pocket_world(s.clips)
+        },
         shown={str(index): subject.heldout.captions[index] for index in subject.shown},
     )
 
@@ -198,11 +230,15 @@ def collect(
     """
     if not folder.exists():
         with atomic_dir(folder) as partial:
-            save_observed(_observe_all(_counted(media, captions, label), partial, set(shown), films), partial)
+            save_observed(
+                _observe_all(_counted(media, captions, label), partial, set(shown), films), partial
+            )
     return load_observed(folder)
 
 
-def _observe_all(clips: Iterator[tuple[str, Media]], folder: Path, shown: set[int], films: bool) -> Observed:
+def _observe_all(
+    clips: Iterator[tuple[str, Media]], folder: Path, shown: set[int], films: bool
+) -> Observed:
     observations, video, audio, descriptors, strips = [], [], [], [], []
     for index, (caption, clip) in enumerate(clips):
         observations.append(observe(clip, caption))
@@ -215,17 +251,25 @@ def _observe_all(clips: Iterator[tuple[str, Media]], folder: Path, shown: set[in
             keep_media(folder / str(index), clip, observations[-1])
     if films:
         np.save(folder / FILMS, np.stack(strips))
-    return Observed(observations, Pair(np.concatenate(video), np.concatenate(audio)), stack(descriptors))
+    return Observed(
+        observations, Pair(np.concatenate(video), np.concatenate(audio)), stack(descriptors)
+    )
 
 
-def _counted(media: Iterable[Media], captions: list[str], label: str) -> Iterator[tuple[str, Media]]:
+def _counted(
+    media: Iterable[Media], captions: list[str], label: str
+) -> Iterator[tuple[str, Media]]:
     from tqdm import tqdm
 
     clips = iter(media)
-    for index, caption in enumerate(tqdm(captions, desc=label or None, unit="clip", dynamic_ncols=True)):
+    for index, caption in enumerate(
+        tqdm(captions, desc=label or None, unit="clip", dynamic_ncols=True)
+    ):
         clip = next(clips, None)
         if clip is None:
-            raise OmniForcingError(f"{label or 'a sampler'} gave {index} clips for {len(captions)} captions, not one for each")
+            raise OmniForcingError(
+                f"{label or 'a sampler'} gave {index} clips for {len(captions)} captions, not one for each"
+            )
         yield caption, clip
 
 
@@ -234,11 +278,16 @@ def _lazily(sampler: Sampler, prompts: list[str], seeds: list[int]) -> Iterator[
     yield from sampler(prompts, seeds)
 
 
-def _draw_nearest(work: Path, model: str, prompts: list[str], found: Nearest, training: Clips, count: int) -> None:
+def _draw_nearest(
+    work: Path, model: str, prompts: list[str], found: Nearest, training: Clips, count: int
+) -> None:
     """Draw the ``count`` clips of ``model`` that are nearest to one training clip, each above it, as ``nearest.png``."""
     chosen = np.argsort(found.share, kind="stable")[:count].tolist()
     partners = sorted({int(found.index[i]) for i in chosen})
-    real = {index: film(clip.video) for index, clip in zip(partners, training.read(partners), strict=True)}
+    real = {
+        index: film(clip.video)
+        for index, clip in zip(partners, training.read(partners), strict=True)
+    }
     films = np.load(work / model / FILMS, mmap_mode="r")
     titles = [
         f"{prompts[i]}: at {found.distance[i]:.2f} from training clip {found.index[i]}, {found.share[i]:.2f} of the mean "

@@ -30,7 +30,9 @@ DESCRIPTOR = "motion-8x8x6fps+mel16-v1"
 RATE = 6  # per second, of picture and sound
 SIDE = 8
 BANDS = 16
-SILENCE = -4.0  # natural log; an impact's loudest bands reach 0, and 35 dB below them noise is no difference
+SILENCE = (
+    -4.0
+)  # natural log; an impact's loudest bands reach 0, and 35 dB below them noise is no difference
 NEIGHBOURS = 10  # training clips around a clip that say what is near where it lies
 COPY = 0.5  # of the mean distance to those: a copy is nearer, also among few held-out clips
 FRAMES = 4  # so many at once are held as floats
@@ -46,11 +48,15 @@ def describe(media: Media) -> Pair[Array]:
     pooled = torch.empty(len(frames), 3, SIDE, SIDE)
     for some, place in zip(frames.split(FRAMES), pooled.split(FRAMES), strict=True):
         place.copy_(functional.adaptive_avg_pool2d(some.permute(0, 3, 1, 2).float(), SIDE))
-    cells = functional.adaptive_avg_pool3d(pooled.transpose(0, 1) / 255, (RATE * (len(frames) // FPS), SIDE, SIDE))
+    cells = functional.adaptive_avg_pool3d(
+        pooled.transpose(0, 1) / 255, (RATE * (len(frames) // FPS), SIDE, SIDE)
+    )
     sound = torch.as_tensor(np.asarray(media.audio)).float()
     mel = log_mel(sound[None])[0].mean(0, keepdim=True).clamp(min=SILENCE)
     bands = functional.adaptive_avg_pool2d(mel, (RATE * (sound.shape[-1] // SAMPLE_RATE), BANDS))
-    return Pair(cells - cells.median(1, keepdim=True).values, bands).map(lambda x: x.flatten().numpy())
+    return Pair(cells - cells.median(1, keepdim=True).values, bands).map(
+        lambda x: x.flatten().numpy()
+    )
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,13 @@ class Training:
 
         if not folder.exists():
             with atomic_dir(folder) as partial:
-                bar = tqdm(clips.read(), "train", total=len(clips.captions), unit="clip", dynamic_ncols=True)
+                bar = tqdm(
+                    clips.read(),
+                    "train",
+                    total=len(clips.captions),
+                    unit="clip",
+                    dynamic_ncols=True,
+                )
                 save_pair(stack([describe(media) for media in bar]), partial / DESCRIPTORS)
         found = load_pair(folder / DESCRIPTORS)
         unit = found.map(lambda x: float(np.sqrt(max(x.var(0).sum(), LEAST))))

@@ -22,7 +22,9 @@ REFERENCES = ("real", "codec", "shuffled")
 THUMBNAILS, THUMBNAIL_HEIGHT, GAP = 12, 64, 4  # the last two in pixels
 
 
-def new_figure(rows: int = 1, columns: int = 1, width: float = 8, height: float = 3.6, **options: Any) -> tuple[Any, Any]:
+def new_figure(
+    rows: int = 1, columns: int = 1, width: float = 8, height: float = 3.6, **options: Any
+) -> tuple[Any, Any]:
     # No pyplot: it keeps figures alive and picks a window system.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -86,15 +88,30 @@ def _spectrogram(axis: Any, samples: Any, observation: Observation) -> None:
     mel = log_mel(torch.as_tensor(samples).float()[None])[0].mean(0).numpy()
     seconds = samples.shape[-1] / SAMPLE_RATE
     half = HOP / SAMPLE_RATE / 2
-    axis.imshow(mel.T, origin="lower", aspect="auto", cmap="magma", extent=(-half, seconds + half, 0, mel.shape[1]))
+    axis.imshow(
+        mel.T,
+        origin="lower",
+        aspect="auto",
+        cmap="magma",
+        extent=(-half, seconds + half, 0, mel.shape[1]),
+    )
     bins = mel.shape[1]
     axis.vlines(observation.seen.impacts, 0.5 * bins, bins, color=SEEN, lw=2, label="impact seen")
     axis.vlines(observation.heard.impacts, 0, 0.5 * bins, color=HEARD, lw=2, label="impact heard")
     axis.set(xlim=(0, seconds), xlabel="seconds", ylabel="mel bin", yticks=[])
-    axis.legend(loc="lower right", bbox_to_anchor=(1, 0.97), ncols=2, fontsize=7, facecolor="#333", labelcolor="white")
+    axis.legend(
+        loc="lower right",
+        bbox_to_anchor=(1, 0.97),
+        ncols=2,
+        fontsize=7,
+        facecolor="#333",
+        labelcolor="white",
+    )
 
 
-def write_plots(folder: Path, models: Models, offsets: Mapping[str, list[float]], tolerance_ms: float) -> list[Path]:
+def write_plots(
+    folder: Path, models: Models, offsets: Mapping[str, list[float]], tolerance_ms: float
+) -> list[Path]:
     """Write every plot that the figures allow into ``folder``; returns the files in reading order."""
     plots = [_frechet(folder / "frechet.png", models)]
     if any("sync_f1" in metrics for metrics in models.values()):
@@ -110,7 +127,11 @@ def write_plots(folder: Path, models: Models, offsets: Mapping[str, list[float]]
 
 def _bars(axis: Any, models: Models, metric: str) -> None:
     colours = [REFERENCE if name in REFERENCES else BAR for name in models]
-    axis.bar(range(len(models)), [metrics.get(metric) or 0.0 for metrics in models.values()], color=colours)
+    axis.bar(
+        range(len(models)),
+        [metrics.get(metric) or 0.0 for metrics in models.values()],
+        color=colours,
+    )
     axis.set_xticks(range(len(models)), [name.replace("_", "\n", 1) for name in models], fontsize=8)
 
 
@@ -124,7 +145,15 @@ def _sync(path: Path, models: Models) -> Path:
     figure, (left, right) = new_figure(1, 2, width=11)
     _bars(left, models, "sync_f1")
     chance = [metrics.get("sync_f1_shuffled", np.nan) for metrics in models.values()]
-    left.scatter(range(len(models)), chance, marker="_", s=300, color=CHANCE, label="own clips, sounds shuffled", zorder=3)
+    left.scatter(
+        range(len(models)),
+        chance,
+        marker="_",
+        s=300,
+        color=CHANCE,
+        label="own clips, sounds shuffled",
+        zorder=3,
+    )
     _level(left, models, "codec", "sync_f1", "codec", linestyle="--")
     _level(left, models, "shuffled", "sync_f1", "shuffled", linestyle=":")
     left.set(title="sync F1", ylim=(0, 1.05))
@@ -135,12 +164,16 @@ def _sync(path: Path, models: Models) -> Path:
     _level(right, models, "codec", "sync_margin", "codec", linestyle="--")
     right.axhline(0, color="black", lw=0.8)
     right.set_title("sync margin: F1 less shuffled F1 (± standard error)")
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+    figure.legend(
+        *left.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8
+    )
     return save_figure(figure, path)
 
 
 def _offsets(path: Path, offsets: Mapping[str, list[float]], tolerance_ms: float) -> Path:
-    figure, axes = new_figure(1, len(offsets), width=max(4, 2.0 * len(offsets)), height=2.6, sharex=True, squeeze=False)
+    figure, axes = new_figure(
+        1, len(offsets), width=max(4, 2.0 * len(offsets)), height=2.6, sharex=True, squeeze=False
+    )
     edges = np.linspace(-tolerance_ms, tolerance_ms, 33)
     for axis, (name, values) in zip(axes[0], offsets.items(), strict=True):
         axis.hist(values, edges, color=REFERENCE if name in REFERENCES else BAR)
@@ -153,7 +186,9 @@ def _offsets(path: Path, offsets: Mapping[str, list[float]], tolerance_ms: float
 
 def _text(path: Path, models: Models) -> Path:
     figure, axes = new_figure(1, 3, width=12, height=3)
-    for axis, metric in zip(axes, ("colour_accuracy", "pitch_accuracy", "ball_present"), strict=True):
+    for axis, metric in zip(
+        axes, ("colour_accuracy", "pitch_accuracy", "ball_present"), strict=True
+    ):
         _bars(axis, models, metric)
         _level(axis, models, "codec", metric, "codec", linestyle="--")
         axis.set(title=metric.replace("_", " "), ylim=(0, 1.05))
@@ -175,12 +210,21 @@ def _frechet(path: Path, models: Models) -> Path:
 def _drift(path: Path, rollouts: Mapping[str, Mapping[str, Any]]) -> Path:
     figure, (top, bottom) = new_figure(2, height=4.6, sharex=True)
     for name, drift in rollouts.items():
-        margin, error = np.array(drift["per_second"]["margin"]), np.array(drift["per_second"]["error"])
+        margin, error = (
+            np.array(drift["per_second"]["margin"]),
+            np.array(drift["per_second"]["error"]),
+        )
         middle = np.arange(len(margin)) + 0.5
         (line,) = top.plot(middle, margin, marker="o", ms=3, label=name)
         top.fill_between(middle, margin - error, margin + error, alpha=0.2, color=line.get_color())
         present = drift["ball_present_thirds"]
-        bottom.stairs(present, np.linspace(0, drift["seconds"], len(present) + 1), baseline=None, color=line.get_color(), lw=2)
+        bottom.stairs(
+            present,
+            np.linspace(0, drift["seconds"], len(present) + 1),
+            baseline=None,
+            color=line.get_color(),
+            lw=2,
+        )
         for axis in (top, bottom):
             axis.axvline(drift["seconds"] / len(present), color="black", lw=0.8, linestyle=":")
     top.axhline(0, color="black", lw=0.8)

@@ -54,7 +54,12 @@ def video_features(frames: ArrayLike) -> Array:
         hidden = functional.relu(functional.conv2d(hidden, weight, stride=2, padding=1, groups=2))
     halves = [torch.cat([half.mean((2, 3)), half.std((2, 3))], 1) for half in hidden.chunk(2, 1)]
     seconds = [second.frames.slice for second in _whole_seconds(len(pixels) // FPS)]
-    return np.stack([np.concatenate([_over_time(half[second]) @ _projection() for half in halves]) for second in seconds])
+    return np.stack(
+        [
+            np.concatenate([_over_time(half[second]) @ _projection() for half in halves])
+            for second in seconds
+        ]
+    )
 
 
 def audio_features(samples: ArrayLike) -> Array:
@@ -74,7 +79,11 @@ def frechet(found: Array, reference: Array) -> float:
     0 for identical sets; 1 when the sets differ by as much as the reference's clips vary. Covariances are shrunk towards a
     multiple of the identity, so sets smaller than D are safe too.
     """
-    unit = np.sqrt(np.maximum(reference.var(0), max(LEAST_SHARE * float(reference.var(0).mean()), LEAST_VARIANCE)))
+    unit = np.sqrt(
+        np.maximum(
+            reference.var(0), max(LEAST_SHARE * float(reference.var(0).mean()), LEAST_VARIANCE)
+        )
+    )
     return _distance(found / unit, reference / unit) / reference.shape[1]
 
 
@@ -92,7 +101,9 @@ def floor(reference: Array, clips: int, others: int) -> float:
     half, rng = clips // 2, np.random.default_rng(0)
     by_clip = reference.reshape(clips, -1, reference.shape[1])
     orders = [rng.permutation(clips) for _ in range(HALVINGS)]
-    halves = [[np.concatenate(by_clip[part]) for part in (order[:half], order[half:])] for order in orders]
+    halves = [
+        [np.concatenate(by_clip[part]) for part in (order[:half], order[half:])] for order in orders
+    ]
     share = (1 / others + 1 / clips) / (1 / half + 1 / (clips - half))
     return share * float(np.mean([frechet(*pair) for pair in halves]))
 
@@ -132,7 +143,10 @@ def _convolutions() -> list[Tensor]:
     """He-scaled kernels ``[2 out, in, 3, 3]`` of two groups, the same on every machine."""
     rng = np.random.default_rng(0)
     sizes = itertools.pairwise(CHANNELS)
-    return [torch.from_numpy(rng.normal(0, np.sqrt(2 / (into * 9)), (2 * out, into, 3, 3))).float() for into, out in sizes]
+    return [
+        torch.from_numpy(rng.normal(0, np.sqrt(2 / (into * 9)), (2 * out, into, 3, 3))).float()
+        for into, out in sizes
+    ]
 
 
 @cache

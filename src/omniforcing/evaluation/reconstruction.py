@@ -74,7 +74,10 @@ def _centroid(frames: Tensor) -> tuple[Tensor, Tensor]:
     weight = torch.where(weight > SATURATION, weight, 0.0)
     rows, columns = torch.arange(weight.shape[1]) + 0.5, torch.arange(weight.shape[2]) + 0.5
     total = weight.sum((1, 2))
-    centre = torch.stack([weight.sum(2) @ rows, weight.sum(1) @ columns], -1) / total.clamp(min=1)[..., None]
+    centre = (
+        torch.stack([weight.sum(2) @ rows, weight.sum(1) @ columns], -1)
+        / total.clamp(min=1)[..., None]
+    )
     return centre, total > 0
 
 
@@ -84,7 +87,11 @@ def _events(original: Media, found: Media) -> dict[str, float]:
     picture = score_sync([s.impacts for s in seen], [s.impacts for s in seen_again], 0.05)
     sound = score_sync([h.impacts for h in heard], [h.impacts for h in heard_again], 0.05)
     both = score_sync([s.impacts for s in seen_again], [h.impacts for h in heard_again])
-    tones = [_usual(h.colours) == _usual(again.colours) for h, again in zip(heard, heard_again, strict=True) if h.colours]
+    tones = [
+        _usual(h.colours) == _usual(again.colours)
+        for h, again in zip(heard, heard_again, strict=True)
+        if h.colours
+    ]
     return {
         "seen_f1": picture.pooled.f1,
         "heard_f1": sound.pooled.f1,
@@ -97,7 +104,9 @@ def _events(original: Media, found: Media) -> dict[str, float]:
 
 
 def _perceive(media: Media) -> tuple[list[Any], list[Any]]:
-    return [see(frames.numpy()) for frames in media.video], [hear(samples.numpy()) for samples in media.audio]
+    return [see(frames.numpy()) for frames in media.video], [
+        hear(samples.numpy()) for samples in media.audio
+    ]
 
 
 def _usual(colours: list[str]) -> str:
@@ -117,7 +126,9 @@ def draw(original: Media, found: Media, path: Path, frames: int = 10) -> None:
         for row, media in enumerate((original, found)):
             axes[row, column].imshow(_strip(media.video[column], frames))
             mel = log_mel(media.audio[column : column + 1])[0, 0]
-            axes[2 + row, column].imshow(mel.T.numpy(), origin="lower", aspect="auto", vmin=-11.5, vmax=2)
+            axes[2 + row, column].imshow(
+                mel.T.numpy(), origin="lower", aspect="auto", vmin=-11.5, vmax=2
+            )
     for axis, label in zip(axes[:, 0], ("original", "reconstruction") * 2, strict=True):
         axis.set_ylabel(label)
     for axis in axes.flat:

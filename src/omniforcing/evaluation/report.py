@@ -15,11 +15,27 @@ from omniforcing.evaluation.plots import REFERENCES, write_plots
 
 SCHEMA = 1
 COLUMNS = (
-    *("sync_margin", "sync_margin_error", "sync_f1", "sync_f1_shuffled", "sync_offset_ms", "sync_offset_signed_ms"),
+    *(
+        "sync_margin",
+        "sync_margin_error",
+        "sync_f1",
+        "sync_f1_shuffled",
+        "sync_offset_ms",
+        "sync_offset_signed_ms",
+    ),
     *("events_video", "events_audio", "ball_present", "colour_accuracy", "pitch_accuracy"),
-    *("frechet_video", "frechet_audio", "nearest_train", "memorised_share", "drift_margin", "clips"),
+    *(
+        "frechet_video",
+        "frechet_audio",
+        "nearest_train",
+        "memorised_share",
+        "drift_margin",
+        "clips",
+    ),
 )
-DUETS_FOLDER = "duets"  # of the harder split, within the scratch folder and within ``clips`` and ``plots``
+DUETS_FOLDER = (
+    "duets"  # of the harder split, within the scratch folder and within ``clips`` and ``plots``
+)
 
 
 def publish(
@@ -69,7 +85,11 @@ def publish(
 def _of_duets(duets: Evaluation | None) -> dict[str, Any]:
     if duets is None:
         return {}
-    return {"duets": duets.models, "duets_frechet": duets.frechet, "duets_memorisation": duets.memorisation}
+    return {
+        "duets": duets.models,
+        "duets_frechet": duets.frechet,
+        "duets_memorisation": duets.memorisation,
+    }
 
 
 def _part(folder: Path, work: Path, found: Evaluation, split: str = "") -> dict[str, Any]:
@@ -77,7 +97,11 @@ def _part(folder: Path, work: Path, found: Evaluation, split: str = "") -> dict[
     clips, nearest = Path("clips", split), Path("plots", split, NEAREST)
     for model in found.models:
         (folder / clips / model).mkdir(parents=True)
-        for kept in (work / split / model / f"{index}{suffix}" for index in found.shown for suffix in (".mp4", ".png")):
+        for kept in (
+            work / split / model / f"{index}{suffix}"
+            for index in found.shown
+            for suffix in (".mp4", ".png")
+        ):
             shutil.copyfile(kept, folder / clips / model / kept.name)
     drawn = (work / split / NEAREST).is_file()
     if drawn:
@@ -94,10 +118,14 @@ def _part(folder: Path, work: Path, found: Evaluation, split: str = "") -> dict[
     }
 
 
-def _page(folder: Path, metrics: Mapping[str, Any], plots: list[Path], parts: list[dict[str, Any]]) -> str:
+def _page(
+    folder: Path, metrics: Mapping[str, Any], plots: list[Path], parts: list[dict[str, Any]]
+) -> str:
     import jinja2
 
-    source = resources.files("omniforcing.evaluation").joinpath("page.html").read_text(encoding="utf-8")
+    source = (
+        resources.files("omniforcing.evaluation").joinpath("page.html").read_text(encoding="utf-8")
+    )
     speed, gradients = metrics["speed"], metrics["gradients"]
     return (
         jinja2.Environment(autoescape=True, undefined=jinja2.ChainableUndefined)
@@ -129,4 +157,10 @@ def format_number(value: Any) -> str:
         return "–"
     if abs(value) < 1e-9:
         return "0"
-    return str(value) if isinstance(value, int) else f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return (
+        str(value)
+        if isinstance(value, int)
+        else f"{value:.0f}"
+        if abs(value) >= 100
+        else f"{value:.3g}"
+    )

@@ -12,7 +12,9 @@ from omniforcing.core.layout import FPS
 from omniforcing.evaluation.timing import BlockTiming, stream_speed
 
 
-def measure_stream(open_stream: Callable[[], Iterable[BlockTiming]], repeats: int = 3) -> dict[str, float]:
+def measure_stream(
+    open_stream: Callable[[], Iterable[BlockTiming]], repeats: int = 3
+) -> dict[str, float]:
     """Time a stream from prompt to decoded media ``repeats`` times, after one run that warms up; medians over the runs.
 
     ``open_stream`` begins the same finite stream anew and yields each block's timing as it comes:
@@ -26,7 +28,10 @@ def measure_stream(open_stream: Callable[[], Iterable[BlockTiming]], repeats: in
     runs = []
     for _ in range(repeats):
         timings = list(open_stream())
-        whole = {"stream_s": timings[-1].elapsed, "generate_s": sum(timing.generate for timing in timings)}
+        whole = {
+            "stream_s": timings[-1].elapsed,
+            "generate_s": sum(timing.generate for timing in timings),
+        }
         runs.append({**asdict(stream_speed(timings)), "stalls": stalls(timings), **whole})
     return {name: float(np.median([run[name] for run in runs])) for name in runs[0]}
 
@@ -60,7 +65,9 @@ def measure_offline(sample: Callable[[], object], repeats: int = 3) -> float:
     return float(np.median(times[1:]))
 
 
-def against_teacher(stream: dict[str, float], teacher_s: float, teacher_generate_s: float) -> dict[str, float]:
+def against_teacher(
+    stream: dict[str, float], teacher_s: float, teacher_generate_s: float
+) -> dict[str, float]:
     """A stream's figures, and how many times longer the teacher takes for a clip of the same length.
 
     ``speedup`` compares the whole clip, ``ttfc_speedup`` the first chunk with the teacher's only one, both decoded;

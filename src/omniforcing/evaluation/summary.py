@@ -19,7 +19,9 @@ def in_pocket_world(clips: Sequence[Observation]) -> bool:
 
 def sync_of(clips: Sequence[Observation], tolerance: float) -> Sync:
     """Score the clips' impacts; ``tolerance`` in seconds."""
-    return score_sync([clip.seen.impacts for clip in clips], [clip.heard.impacts for clip in clips], tolerance)
+    return score_sync(
+        [clip.seen.impacts for clip in clips], [clip.heard.impacts for clip in clips], tolerance
+    )
 
 
 def summarise(observed: Observed, reference: Observed, tolerance: float) -> dict[str, Any]:
@@ -60,9 +62,17 @@ def pocket_world(clips: Sequence[Observation], tolerance: float) -> dict[str, An
 
 def colour_score(clip: Observation) -> float:
     """The share of the caption's colours that the picture shows."""
-    return float(np.mean([colour in clip.seen.colours for colour in clip.colours])) if clip.colours else 0.0
+    return (
+        float(np.mean([colour in clip.seen.colours for colour in clip.colours]))
+        if clip.colours
+        else 0.0
+    )
 
 
 def pitch_score(clip: Observation) -> float:
     """The share of impacts heard whose tone belongs to a colour of the caption; 0 if nothing is heard."""
-    return float(np.mean([colour in clip.colours for colour in clip.heard.colours])) if clip.heard.colours else 0.0
+    return (
+        float(np.mean([colour in clip.colours for colour in clip.heard.colours]))
+        if clip.heard.colours
+        else 0.0
+    )

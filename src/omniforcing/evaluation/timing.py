@@ -35,7 +35,9 @@ def block_seconds(timings: list[BlockTiming]) -> NDArray[np.float64]:
     Generation runs ahead while decoding waits, so no block counts for less than either of its halves.
     """
     between = np.diff([timing.elapsed for timing in timings], prepend=0.0)
-    return np.array([max(t.generate, t.decode, dt - t.waited) for t, dt in zip(timings, between, strict=True)])
+    return np.array(
+        [max(t.generate, t.decode, dt - t.waited) for t, dt in zip(timings, between, strict=True)]
+    )
 
 
 @dataclass(frozen=True)

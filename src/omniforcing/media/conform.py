@@ -11,10 +11,22 @@ from numpy.typing import NDArray
 
 from omniforcing.core.latents import Pair
 from omniforcing.core.layout import FPS, SAMPLE_RATE, clip_frames, clip_samples
-from omniforcing.media.files import Frames, Pictures, Probe, Rejected, Samples, Source, Times, probe, read_audio
+from omniforcing.media.files import (
+    Frames,
+    Pictures,
+    Probe,
+    Rejected,
+    Samples,
+    Source,
+    Times,
+    probe,
+    read_audio,
+)
 
 LOOK_AHEAD = 0.5 / FPS  # a source frame may be shown this much before its time, but no more
-SOUND_SLACK = 1 / FPS  # sound may begin later or end earlier than the picture by this, and is padded with silence
+SOUND_SLACK = (
+    1 / FPS
+)  # sound may begin later or end earlier than the picture by this, and is padded with silence
 MAX_ENLARGE = 2.0
 BATCH_BYTES = 64 << 20  # of source frames decoded at a time
 EPSILON = 1e-6
@@ -44,7 +56,10 @@ class Recording:
         end = min(self.probe.video_end + LOOK_AHEAD, self.probe.audio_end + SOUND_SLACK)
         self.cuts = int((end - self._origin + EPSILON) // form.seconds)
         if self.cuts < 1:
-            raise Rejected("too short", f"picture and sound share {end - self._origin:.2f} s, a clip lasts {form.seconds} s")
+            raise Rejected(
+                "too short",
+                f"picture and sound share {end - self._origin:.2f} s, a clip lasts {form.seconds} s",
+            )
 
     def start(self, cut: int) -> float:
         """Seconds from the file's time zero to the first frame of a cut."""
@@ -78,7 +93,10 @@ class Recording:
         wanted = start + np.arange(clip_frames(self.form.seconds)) / FPS
         needed, place = np.unique(pick_frames(self.probe.times, wanted), return_inverse=True)
         batch = max(1, BATCH_BYTES // (self.probe.height * self.probe.width * 3))
-        parts = [resize(self._pictures[needed[i : i + batch]], self._crop, self.form) for i in range(0, len(needed), batch)]
+        parts = [
+            resize(self._pictures[needed[i : i + batch]], self._crop, self.form)
+            for i in range(0, len(needed), batch)
+        ]
         return np.concatenate(parts)[place]
 
     def _samples(self, cut: int) -> Samples:
@@ -87,7 +105,9 @@ class Recording:
         missing = count - part.shape[1]
         # The header may promise sound that the packets do not hold.
         if missing > SOUND_SLACK * SAMPLE_RATE + 1:
-            raise Rejected("undecodable sound", f"{missing / SAMPLE_RATE:.2f} s of the sound are missing")
+            raise Rejected(
+                "undecodable sound", f"{missing / SAMPLE_RATE:.2f} s of the sound are missing"
+            )
         return np.pad(part, ((0, 0), (0, missing)))
 
 
@@ -129,6 +149,8 @@ def resize(frames: Frames, box: tuple[int, int, int, int], form: Form) -> Frames
     if (height, width) == (form.height, form.width):
         return frames
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
-    small = interpolate(pixels, (form.height, form.width), mode="bilinear", antialias=True, align_corners=False)
+    small = interpolate(
+        pixels, (form.height, form.width), mode="bilinear", antialias=True, align_corners=False
+    )
     result: Frames = small.permute(0, 2, 3, 1).contiguous().numpy()
     return result

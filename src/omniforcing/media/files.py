@@ -32,7 +32,10 @@ Source = Path | bytes
 # A stream may end this much before its header says: containers round, and the last packet's length is a guess.
 END_SLACK = 0.5  # seconds
 GAP = 0.02  # seconds between an audio frame's stamp and the samples counted so far that make a gap or an overlap
-INDEXED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}  # FFmpeg's names of containers in which decord finds every frame
+INDEXED = {
+    "mov,mp4,m4a,3gp,3g2,mj2",
+    "matroska,webm",
+}  # FFmpeg's names of containers in which decord finds every frame
 # Each channel's share in (left, right); a channel not listed here goes to both at 3 dB less. LFE is dropped (ITU-R BS.775).
 _HALF = 0.5**0.5
 DOWNMIX = {"FL": (1.0, 0.0), "FR": (0.0, 1.0), "FC": (_HALF, _HALF), "LFE": (0.0, 0.0)}
@@ -75,7 +78,9 @@ def _opened(source: Source) -> Iterator[Any]:
         with av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source)) as container:
             yield container
     except (av.FFmpegError, OSError, UnicodeDecodeError) as error:
-        raise Rejected("not a readable video", getattr(error, "strerror", None) or str(error)) from error
+        raise Rejected(
+            "not a readable video", getattr(error, "strerror", None) or str(error)
+        ) from error
 
 
 def probe(source: Source) -> Probe:
@@ -120,7 +125,14 @@ def _end(stream: Any, packets: list[_Packet]) -> float:
 def _tracks(container: Any) -> tuple[Any, Any]:
     """The first picture and sound tracks; a cover picture is no video."""
     kinds = ", ".join(stream.type for stream in container.streams) or "nothing"
-    video = next((stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic), None)
+    video = next(
+        (
+            stream
+            for stream in container.streams.video
+            if not stream.disposition & Disposition.attached_pic
+        ),
+        None,
+    )
     if video is None:
         raise Rejected("no video track", f"the file holds {kinds}")
     if not container.streams.audio:
@@ -128,15 +140,23 @@ def _tracks(container: Any) -> tuple[Any, Any]:
     return video, container.streams.audio[0]
 
 
-def _refuse_truncated(container: Any, video: Any, audio: Any, packets: dict[int, list[_Packet]]) -> None:
+def _refuse_truncated(
+    container: Any, video: Any, audio: Any, packets: dict[int, list[_Packet]]
+) -> None:
     for stream in (video, audio):
         if not packets[stream.index]:
             raise Rejected("truncated", f"the {stream.type} track holds no packet")
         # An mp4 with its index in front opens and plays until the data ends.
         due = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
         if due > container.size:
-            raise Rejected("truncated", f"the {stream.type} track needs {due} bytes, the file has {container.size}")
-    end, promised = max(_end(s, packets[s.index]) for s in (video, audio)), (container.duration or 0) / av.time_base
+            raise Rejected(
+                "truncated",
+                f"the {stream.type} track needs {due} bytes, the file has {container.size}",
+            )
+    end, promised = (
+        max(_end(s, packets[s.index]) for s in (video, audio)),
+        (container.duration or 0) / av.time_base,
+    )
     if end < promised - END_SLACK:
         raise Rejected("truncated", f"it ends at {end:.2f} s of {promised:.2f} s")
 
@@ -179,7 +199,9 @@ class Pictures:
         except (decord.DECORDError, RuntimeError) as error:
             raise Rejected("not a readable video", _first_line(error)) from error
         if len(self._reader) != count:
-            raise Rejected("truncated", f"{len(self._reader)} frames can be reached, the file has {count}")
+            raise Rejected(
+                "truncated", f"{len(self._reader)} frames can be reached, the file has {count}"
+            )
 
     def __getitem__(self, indices: NDArray[np.int64]) -> Frames:
         """The frames at ``indices`` [n], uint8 [n, H, W, 3].
@@ -206,7 +228,10 @@ def _indexed(source: Source) -> str | io.BytesIO:
             stream = out.add_stream_from_template(video)
             for packet in container.demux(video):
                 if packet.size:
-                    packet.pts, packet.stream = packet.dts if packet.pts is None else packet.pts, stream
+                    packet.pts, packet.stream = (
+                        packet.dts if packet.pts is None else packet.pts,
+                        stream,
+                    )
                     out.mux(packet)
     copy.seek(0)
     return copy
@@ -245,7 +270,11 @@ def read_audio(source: Source, origin: float = 0.0) -> tuple[Samples, int]:
         count = 0
         for decoded in container.decode(stream):
             for frame in planar.resample(decoded):
-                due = round((float(frame.pts * frame.time_base) - origin) * rate) if frame.pts is not None else count
+                due = (
+                    round((float(frame.pts * frame.time_base) - origin) * rate)
+                    if frame.pts is not None
+                    else count
+                )
                 # Stamps jitter by a container's rounding; only a jump is a gap, an overlap, or the start.
                 lead = due - count if count == 0 or abs(due - count) > GAP * rate else 0
                 part = _stereo(frame)[:, max(0, -lead) :]
@@ -273,7 +302,10 @@ def read_mp4(source: Source) -> Pair[Any]:
     frames, times = read_video(source)
     samples, rate = read_audio(source)
     if rate != SAMPLE_RATE or np.abs(times - np.arange(len(times)) / FPS).max() > 1e-3:
-        raise Rejected("not conformed", f"expected {FPS} fps from 0 s and {SAMPLE_RATE} Hz, found {rate} Hz and other times")
+        raise Rejected(
+            "not conformed",
+            f"expected {FPS} fps from 0 s and {SAMPLE_RATE} Hz, found {rate} Hz and other times",
+        )
     return Pair(frames, samples)
 
 
@@ -294,7 +326,9 @@ def encode_mp4(media: Pair[Any], crf: int) -> bytes:
             picture.pts, picture.time_base = index, Fraction(1, FPS)
             container.mux(video.encode(picture))
         whole = np.clip(np.rint(samples * 32768), -32768, 32767).astype(np.int16)
-        sound = av.AudioFrame.from_ndarray(np.ascontiguousarray(whole.T).reshape(1, -1), "s16", "stereo")
+        sound = av.AudioFrame.from_ndarray(
+            np.ascontiguousarray(whole.T).reshape(1, -1), "s16", "stereo"
+        )
         sound.rate, sound.pts, sound.time_base = SAMPLE_RATE, 0, Fraction(1, SAMPLE_RATE)
         container.mux(audio.encode(sound))
         for stream in (video, audio):
@@ -306,7 +340,13 @@ def _video_stream(container: Any, shape: tuple[int, ...], crf: int) -> Any:
     video = container.add_stream("libx264", rate=FPS)
     video.height, video.width, video.pix_fmt = shape[1], shape[2], "yuv420p"
     # With its macroblock tree x264 wrote other bytes in 33 of 1200 runs at 32x32; without, in none.
-    video.options = {"crf": str(crf), "preset": "veryfast", "bf": "0", "mbtree": "0", "threads": "1"}
+    video.options = {
+        "crf": str(crf),
+        "preset": "veryfast",
+        "bf": "0",
+        "mbtree": "0",
+        "threads": "1",
+    }
     return video
 
 

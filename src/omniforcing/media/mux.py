@@ -20,7 +20,12 @@ from omniforcing.core.layout import FPS
 from omniforcing.media.boxes import Samples, fragment, header
 
 AAC_FRAME = 1024  # samples
-_PICTURE = {"tune": "zerolatency", "preset": "veryfast", "forced-idr": "1", "x264-params": "keyint=infinite:scenecut=0"}
+_PICTURE = {
+    "tune": "zerolatency",
+    "preset": "veryfast",
+    "forced-idr": "1",
+    "x264-params": "keyint=infinite:scenecut=0",
+}
 
 
 class Writable(Protocol):
@@ -73,7 +78,9 @@ class Muxer:
         crf: x264's quality, lower is better.
     """
 
-    def __init__(self, target: Writable, height: int, width: int, sample_rate: int, crf: int = 18) -> None:
+    def __init__(
+        self, target: Writable, height: int, width: int, sample_rate: int, crf: int = 18
+    ) -> None:
         self._target = target
         self._video, self._audio = _video_encoder(height, width, crf), _audio_encoder(sample_rate)
         self._sample_rate = sample_rate
@@ -107,7 +114,9 @@ class Muxer:
             self.frames += 1
         audio: list[Any] = []
         if samples.shape[1]:
-            sound = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples.clip(-1, 1)), format="fltp", layout="stereo")
+            sound = av.AudioFrame.from_ndarray(
+                np.ascontiguousarray(samples.clip(-1, 1)), format="fltp", layout="stereo"
+            )
             sound.sample_rate = self._sample_rate
             sound.pts, sound.time_base = self.samples, Fraction(1, self._sample_rate)
             audio = self._audio.encode(sound)
@@ -122,7 +131,9 @@ class Muxer:
             sps, pps = self._parameters
             sound = self._audio.extradata, self._sample_rate
             self._target.write(header(*self._size, (sps, pps), *sound, priming=AAC_FRAME))
-        pictures = Samples(self._video_start, 1, [_length_prefixed(bytes(packet)) for packet in video])
+        pictures = Samples(
+            self._video_start, 1, [_length_prefixed(bytes(packet)) for packet in video]
+        )
         sounds = Samples(self._audio_start, AAC_FRAME, [bytes(packet) for packet in audio])
         self._fragments += 1
         self._video_start += len(video)
@@ -140,7 +151,12 @@ class Muxer:
     def __enter__(self) -> Muxer:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if kind is None:
             self.close()
 
@@ -150,7 +166,9 @@ def _video_encoder(height: int, width: int, crf: int) -> Any:
     encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
     encoder.time_base, encoder.framerate = Fraction(1, FPS), Fraction(FPS)
     encoder.options = {**_PICTURE, "crf": str(crf)}
-    encoder.thread_count = 1  # more would make the bytes depend on the machine, and server sessions share it anyway
+    encoder.thread_count = (
+        1  # more would make the bytes depend on the machine, and server sessions share it anyway
+    )
     return _opened(encoder)
 
 
@@ -162,7 +180,9 @@ def _audio_encoder(sample_rate: int) -> Any:
 
 
 def _opened(encoder: Any) -> Any:
-    encoder.flags |= Flags.global_header  # parameter sets go into the file's header, not into every keyframe
+    encoder.flags |= (
+        Flags.global_header
+    )  # parameter sets go into the file's header, not into every keyframe
     encoder.open()
     return encoder
 

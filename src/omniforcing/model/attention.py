@@ -71,12 +71,18 @@ class Positions:
     ) -> None:
         self.spatial = grid[0] * grid[1]
         self.sinks = sinks
-        self._rotate = apply_split_rotary_emb if core.config.rope_type == "split" else apply_interleaved_rotary_emb
+        self._rotate = (
+            apply_split_rotary_emb
+            if core.config.rope_type == "split"
+            else apply_interleaved_rotary_emb
+        )
         device, dtype = core.proj_in.weight.device, torch.float32
         # A model without memory for its weights gets it later; angles do not depend on them.
         device = torch.device("cpu") if device.type == "meta" else device
         video = core.rope.prepare_video_coords(1, counts.video, *grid, device=device).double()
-        audio = core.audio_rope.prepare_audio_coords(1, max(counts.audio, sinks), device=device).double()
+        audio = core.audio_rope.prepare_audio_coords(
+            1, max(counts.audio, sinks), device=device
+        ).double()
         tables = {
             ("own", "video"): core.rope(video),
             ("own", "audio"): core.audio_rope(audio),
@@ -88,7 +94,9 @@ class Positions:
             cos, sin = cos.to(dtype), sin.to(dtype)
             if key[1] == "audio" and sinks:
                 places = cos[..., :sinks, :], sin[..., :sinks, :]
-                first = places if growing else (torch.ones_like(places[0]), torch.zeros_like(places[1]))
+                first = (
+                    places if growing else (torch.ones_like(places[0]), torch.zeros_like(places[1]))
+                )
                 cos, sin = torch.cat([first[0], cos], -2), torch.cat([first[1], sin], -2)
             self._tables[key] = self._finish(cos, sin)
 
@@ -136,13 +144,23 @@ class Masked:
     starts = True
     kind: Hashable = None
 
-    def __init__(self, positions: Positions, table: BlockTable, count: int, window: int | None, horizon: int) -> None:
-        self.positions, self.table, self.count, self.window, self.horizon = positions, table, count, window, horizon
+    def __init__(
+        self, positions: Positions, table: BlockTable, count: int, window: int | None, horizon: int
+    ) -> None:
+        self.positions, self.table, self.count, self.window, self.horizon = (
+            positions,
+            table,
+            count,
+            window,
+            horizon,
+        )
         spans = [block.tokens(positions.spatial, positions.sinks) for block in table.blocks(count)]
         self._spans = {"video": [s[0] for s in spans], "audio": [s[1] for s in spans]}
         self.owner = Pair(
             *(
-                torch.tensor([b for b, span in enumerate(self._spans[stream]) for _ in range(len(span))])
+                torch.tensor(
+                    [b for b, span in enumerate(self._spans[stream]) for _ in range(len(span))]
+                )
                 for stream in ("video", "audio")
             )
         )
@@ -153,12 +171,19 @@ class Masked:
         for b in range(self.count):
             own = self._spans[queries][b]
             place = self._spans[queries][self.table.position(b, self.horizon)]
-            past = [(c, self.table.seen_at(b, c, self.horizon)) for c in self.table.visible(b, self.window)]
+            past = [
+                (c, self.table.seen_at(b, c, self.horizon))
+                for c in self.table.visible(b, self.window)
+            ]
             pieces = [(self._spans[keys][at], self._spans[keys][to]) for at, to in past]
-            rotated = [self.positions.rotate(k[:, at.slice], axes, keys, to) for at, to in _merge(pieces)]
+            rotated = [
+                self.positions.rotate(k[:, at.slice], axes, keys, to) for at, to in _merge(pieces)
+            ]
             seen = [v[:, at.slice] for at, _ in _merge(pieces)]
             query = self.positions.rotate(q[:, own.slice], axes, queries, place)
-            outputs.append(self.mix(site, b, query, torch.cat(rotated, 1), torch.cat(seen, 1), heads))
+            outputs.append(
+                self.mix(site, b, query, torch.cat(rotated, 1), torch.cat(seen, 1), heads)
+            )
         return torch.cat(outputs, 1)
 
     def mix(self, site: str, block: int, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:  # noqa: ARG002

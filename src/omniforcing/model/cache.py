@@ -73,7 +73,12 @@ class FunctionalCache:
         for layer, site in self.blocks[0] if past else ():
             _, keys, axes = SITES[site]
             turned = [
-                places.positions.rotate(self.blocks[b][layer, site][0], axes, keys, places.span(places.seen_at(index, b), keys))
+                places.positions.rotate(
+                    self.blocks[b][layer, site][0],
+                    axes,
+                    keys,
+                    places.span(places.seen_at(index, b), keys),
+                )
                 for b in past
             ]
             values = [self.blocks[b][layer, site][1] for b in past]
@@ -142,7 +147,8 @@ class RingCache:
     def visible(self, index: int, stream: str) -> list[Span]:
         """What of the buffer block ``index`` sees: one span where that is all that was written, else several."""
         spans = sorted(
-            (self.slot(b, stream) for b in self.places.table.visible(index, self.places.window)), key=lambda s: s.start
+            (self.slot(b, stream) for b in self.places.table.visible(index, self.places.window)),
+            key=lambda s: s.start,
         )
         merged = [spans[0]]
         for span in spans[1:]:
@@ -176,9 +182,13 @@ class RingCache:
         self._turned = int(state["turned_for"])
         for key in {name.rpartition(".")[0] for name in state if name != "turned_for"}:
             layer, site = key.split(".")
-            kept = _Buffer(*(state[f"{key}.{part}"].clone() for part in ("raw", "turned", "values")))
+            kept = _Buffer(
+                *(state[f"{key}.{part}"].clone() for part in ("raw", "turned", "values"))
+            )
             # Buffers stay where they are: recorded forwards read and write there.
-            for place, value in zip(self.buffers.setdefault((int(layer), site), kept), kept, strict=True):
+            for place, value in zip(
+                self.buffers.setdefault((int(layer), site), kept), kept, strict=True
+            ):
                 place.copy_(value)
 
     def _turn(self, index: int) -> None:
@@ -191,7 +201,9 @@ class RingCache:
         _, keys, axes = SITES[key[1]]
         for b in places.past(index)[1:]:
             at, to = self.slot(b, keys).slice, places.span(places.seen_at(index, b), keys)
-            buffer.write(buffer.keys, at, places.positions.rotate(buffer.raw[:, at], axes, keys, to))
+            buffer.write(
+                buffer.keys, at, places.positions.rotate(buffer.raw[:, at], axes, keys, to)
+            )
 
 
 class _Buffer(NamedTuple):
@@ -221,13 +233,20 @@ class _RingView:
 
     def attend(self, layer: int, site: str, heads: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         queries, keys, axes = SITES[site]
-        rotate, buffer = self.cache.places.positions.rotate, self.cache.buffer(layer, site, heads, k)
+        rotate, buffer = (
+            self.cache.places.positions.rotate,
+            self.cache.buffer(layer, site, heads, k),
+        )
         at = self._slot[keys]
         buffer.write(buffer.keys, at, rotate(k, axes, keys, self._place[keys]))
         buffer.write(buffer.values, at, v)
         if self.write:
             buffer.raw[:, at] = k
-        q = rotate(q, axes, queries, self._place[queries]).unflatten(-1, (heads, -1)).transpose(1, 2)
+        q = (
+            rotate(q, axes, queries, self._place[queries])
+            .unflatten(-1, (heads, -1))
+            .transpose(1, 2)
+        )
         # Only a ring longer than the window (a table whose cycle does not divide it) leaves gaps to join over.
         seen = self._seen[keys]
         old, values = (
@@ -242,17 +261,28 @@ class _MergedView:
 
     def __init__(self, cache: RingCache, index: int) -> None:
         self.cache, self.index = cache, index
-        self.refresh, self.step = _RingView(cache, index - 1, write=True), _RingView(cache, index, write=False)
+        self.refresh, self.step = (
+            _RingView(cache, index - 1, write=True),
+            _RingView(cache, index, write=False),
+        )
         self.starts = index == 1
         self.kind: Hashable = (self.refresh.kind, self.step.kind)
         streams = ("video", "audio")
         self._first = {stream: len(cache.places.span(index - 1, stream)) for stream in streams}
         sizes = ((self._first[stream], len(cache.places.span(index, stream))) for stream in streams)
-        self.owner: Pair[Tensor | None] = Pair(*(torch.tensor([0] * first + [1] * then) for first, then in sizes))
+        self.owner: Pair[Tensor | None] = Pair(
+            *(torch.tensor([0] * first + [1] * then) for first, then in sizes)
+        )
 
     def attend(self, layer: int, site: str, heads: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         asked, kept = (self._first[stream] for stream in SITES[site][:2])
         refreshed = self.refresh.attend(layer, site, heads, q[:, :asked], k[:, :kept], v[:, :kept])
         if self.index > self.cache.places.horizon:
             self.cache.turn((layer, site), self.index)
-        return torch.cat([refreshed, self.step.attend(layer, site, heads, q[:, asked:], k[:, kept:], v[:, kept:])], 1)
+        return torch.cat(
+            [
+                refreshed,
+                self.step.attend(layer, site, heads, q[:, asked:], k[:, kept:], v[:, kept:]),
+            ],
+            1,
+        )

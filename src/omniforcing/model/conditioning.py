@@ -33,7 +33,11 @@ class Row:
 
     def spread(self, owner: Tensor) -> Row:
         """One value per token: ``[B, N, D]`` for the group of each of N tokens."""
-        return Row(self.scale[:, owner], self.shift[:, owner], None if self.gate is None else self.gate[:, owner])
+        return Row(
+            self.scale[:, owner],
+            self.shift[:, owner],
+            None if self.gate is None else self.gate[:, owner],
+        )
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,12 @@ class Modulation:
         """One value per token of each row; as it is without an owner."""
         if owner is None:
             return self
-        own, feed, a2v, v2a = (row.spread(owner) for row in (self.own, self.feed, self.a2v, self.v2a))
-        return Modulation(own, feed, a2v, v2a, None if self.text is None else self.text.spread(owner))
+        own, feed, a2v, v2a = (
+            row.spread(owner) for row in (self.own, self.feed, self.a2v, self.v2a)
+        )
+        return Modulation(
+            own, feed, a2v, v2a, None if self.text is None else self.text.spread(owner)
+        )
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,9 @@ def _embed(core: LTX2VideoTransformer3DModel, sigma: Tensor) -> Pair[Embedded]:
     gate_steps = (sigma * config.cross_attn_timestep_scale_multiplier).flatten()
 
     def embed(module: Callable[..., tuple[Tensor, Tensor]], at: Tensor) -> tuple[Tensor, Tensor]:
-        rows, embedded = module(at, batch_size=sigma.shape[0], hidden_dtype=core.proj_in.weight.dtype)
+        rows, embedded = module(
+            at, batch_size=sigma.shape[0], hidden_dtype=core.proj_in.weight.dtype
+        )
         return rows.view(*sigma.shape, -1), embedded.view(*sigma.shape, -1)
 
     def stream(time: nn.Module, cross: nn.Module, gate: nn.Module, prompt: str) -> Embedded:
@@ -107,7 +117,12 @@ def _embed(core: LTX2VideoTransformer3DModel, sigma: Tensor) -> Pair[Embedded]:
         return Embedded(main, embed(cross, steps)[0], embed(gate, gate_steps)[0], head, text)
 
     return Pair(
-        stream(core.time_embed, core.av_cross_attn_video_scale_shift, core.av_cross_attn_video_a2v_gate, "prompt_adaln"),
+        stream(
+            core.time_embed,
+            core.av_cross_attn_video_scale_shift,
+            core.av_cross_attn_video_a2v_gate,
+            "prompt_adaln",
+        ),
         stream(
             core.audio_time_embed,
             core.av_cross_attn_audio_scale_shift,
@@ -167,11 +182,19 @@ class TextCache:
         features: of the prompts, ``[B, L, D]`` per stream.
     """
 
-    def __init__(self, core: LTX2VideoTransformer3DModel, layers: Sequence[Conditioned], features: TextFeatures) -> None:
+    def __init__(
+        self,
+        core: LTX2VideoTransformer3DModel,
+        layers: Sequence[Conditioned],
+        features: TextFeatures,
+    ) -> None:
         self._core, self._layers = core, layers
         features = features.map(lambda t: t.to(core.proj_in.weight.dtype))
         if core.config.use_prompt_embeddings:
-            features = Pair(core.caption_projection(features.video), core.audio_caption_projection(features.audio))
+            features = Pair(
+                core.caption_projection(features.video),
+                core.audio_caption_projection(features.audio),
+            )
         self._features = features
         self._fixed = None if prompt_follows_sigma(core) else self._text(None)
         self._prepared: dict[tuple[float | tuple[float, ...], int], Conditions] = {}
@@ -192,7 +215,10 @@ class TextCache:
         return self._conditions(sigma.reshape(sigma.shape[0], -1).float())
 
     def _column(self, sigma: float | tuple[float, ...], batch: int) -> Tensor:
-        values, device = sigma if isinstance(sigma, tuple) else (sigma,), self._core.proj_in.weight.device
+        values, device = (
+            sigma if isinstance(sigma, tuple) else (sigma,),
+            self._core.proj_in.weight.device,
+        )
         return torch.cat([torch.full((batch, 1), value, device=device) for value in values], 1)
 
     def _conditions(self, sigma: Tensor) -> Conditions:
@@ -200,7 +226,9 @@ class TextCache:
         return Conditions(
             layers=[at] * len(self._layers),
             text=self._fixed or self._text(at.map(lambda e: e.prompt)),
-            head=Pair(core.scale_shift_table, core.audio_scale_shift_table).map(lambda t, e: _head(t, e.head), at),
+            head=Pair(core.scale_shift_table, core.audio_scale_shift_table).map(
+                lambda t, e: _head(t, e.head), at
+            ),
             groups=sigma.shape[1],
         )
 

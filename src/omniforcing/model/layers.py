@@ -13,7 +13,14 @@ from torch.utils.checkpoint import checkpoint
 
 from omniforcing.core.latents import Latents, Pair
 from omniforcing.model.attention import View, sdpa
-from omniforcing.model.conditioning import Embedded, KeyValue, Modulation, Row, modulated, modulation
+from omniforcing.model.conditioning import (
+    Embedded,
+    KeyValue,
+    Modulation,
+    Row,
+    modulated,
+    modulation,
+)
 from omniforcing.model.stabiliser import gate_heads, normalise_heads
 
 
@@ -47,7 +54,10 @@ class Attention:
         """Queries, keys and values of the same states."""
         q, (k, v) = self.query(x), self.key_value(x)
         if self.bounds.qk_gain is not None:
-            q, k = normalise_heads(q, self.heads, self.bounds.qk_gain), normalise_heads(k, self.heads)
+            q, k = (
+                normalise_heads(q, self.heads, self.bounds.qk_gain),
+                normalise_heads(k, self.heads),
+            )
         return q, k, v
 
     def output(self, x: Tensor, mixed: Tensor) -> Tensor:
@@ -88,12 +98,16 @@ class Layer:
         recompute: whether a forward with gradient keeps its inputs alone and computes the rest again in the backward.
     """
 
-    def __init__(self, block: nn.Module, index: int, bounds: Bounds = NONE, recompute: bool = False) -> None:
+    def __init__(
+        self, block: nn.Module, index: int, bounds: Bounds = NONE, recompute: bool = False
+    ) -> None:
         self.index, self.recompute = index, recompute
         # How a block runs what uses its weights; one that is sharded gathers them around it.
         self.within: Callable[..., Any] = getattr(block, "within", _directly)
         self.cross_norms = Pair(block.audio_to_video_norm, block.video_to_audio_norm)
-        self.parts = Pair(self._stream(block, "video", "", NONE), self._stream(block, "audio", "audio_", bounds))
+        self.parts = Pair(
+            self._stream(block, "video", "", NONE), self._stream(block, "audio", "audio_", bounds)
+        )
 
     def _stream(self, block: nn.Module, site: str, prefix: str, bounds: Bounds) -> Stream:
         def named(name: str) -> Any:
@@ -108,8 +122,13 @@ class Layer:
             if prefix
             else ("a2v", self.attention(block.audio_to_video_attn, kind="cross")),
             ff=self.feed_forward(named("ff")),
-            tables=lambda: (named("scale_shift_table"), getattr(block, f"{site}_a2v_cross_attn_scale_shift_table")),
-            prompt_table=(lambda: named("prompt_scale_shift_table")) if block.cross_attn_adaln else None,
+            tables=lambda: (
+                named("scale_shift_table"),
+                getattr(block, f"{site}_a2v_cross_attn_scale_shift_table"),
+            ),
+            prompt_table=(lambda: named("prompt_scale_shift_table"))
+            if block.cross_attn_adaln
+            else None,
         )
 
     def rows(self, at: Pair[Embedded]) -> Pair[Modulation]:
@@ -122,7 +141,9 @@ class Layer:
 
     def _text(self, features: Latents, prompt: Pair[Tensor | None]) -> Pair[KeyValue]:
         def key_value(part: Stream, x: Tensor, e: Tensor | None) -> KeyValue:
-            return part.text.key_value(x if part.prompt_table is None else modulated(x, part.prompt_table(), e))
+            return part.text.key_value(
+                x if part.prompt_table is None else modulated(x, part.prompt_table(), e)
+            )
 
         return self.parts.map(key_value, features, prompt)
 
@@ -161,7 +182,13 @@ class Layer:
     ) -> Latents:
         made: Any = at if isinstance(at.video, Modulation) else self.rows(at)  # type: ignore[arg-type]
         rows = made.map(lambda row, o: row.spread(o), owner)
-        x = self.both(lambda part, h, row, kv, run: self._attend(part, h, row, kv, run, view), x, rows, text, runs)
+        x = self.both(
+            lambda part, h, row, kv, run: self._attend(part, h, row, kv, run, view),
+            x,
+            rows,
+            text,
+            runs,
+        )
         x = self._cross(x, rows, view)
         return self.both(self._feed, x, rows)
 
@@ -193,7 +220,15 @@ class Layer:
         """Hidden states with what a sub-layer adds to them; ``h`` is not used again."""
         return h + out if gate is None else h + out * gate
 
-    def _attend(self, part: Stream, h: Tensor, rows: Modulation, kv: KeyValue, runs: list[int] | None, view: View) -> Tensor:
+    def _attend(
+        self,
+        part: Stream,
+        h: Tensor,
+        rows: Modulation,
+        kv: KeyValue,
+        runs: list[int] | None,
+        view: View,
+    ) -> Tensor:
         x = self.modulate(rows.own, self.normalise(part.norms[0], h))
         mixed = view.attend(self.index, part.site, part.own.heads, *part.own.project(x))
         h = self.leave(h, part.own.output(x, mixed), rows.own.gate)
@@ -208,14 +243,22 @@ class Layer:
 
         def attend(part: Stream, h: Tensor, queries: Tensor, context: Tensor, row: Row) -> Tensor:
             site, attention = part.cross
-            mixed = view.attend(self.index, site, attention.heads, attention.query(queries), *attention.key_value(context))
+            mixed = view.attend(
+                self.index,
+                site,
+                attention.heads,
+                attention.query(queries),
+                *attention.key_value(context),
+            )
             return self.leave(h, attention.output(queries, mixed), row.gate)
 
         queries, contexts = Pair(for_a2v.video, for_v2a.audio), Pair(for_a2v.audio, for_v2a.video)
         return self.both(attend, x, queries, contexts, Pair(rows.video.a2v, rows.audio.v2a))
 
     def _feed(self, part: Stream, h: Tensor, rows: Modulation) -> Tensor:
-        return self.leave(h, part.ff(self.modulate(rows.feed, self.normalise(part.norms[2], h))), rows.feed.gate)
+        return self.leave(
+            h, part.ff(self.modulate(rows.feed, self.normalise(part.norms[2], h))), rows.feed.gate
+        )
 
 
 def _directly(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -228,5 +271,7 @@ def text_attention(attention: Attention, x: Tensor, kv: KeyValue, runs: list[int
     if runs is None:
         k, v = (t.expand(q.shape[0], -1, -1) for t in kv)
         return attention.output(x, sdpa(q, k, v, attention.heads))
-    pieces = zip(q.split(runs, 1), *(t.expand(q.shape[0], -1, -1, -1).unbind(1) for t in kv), strict=True)
+    pieces = zip(
+        q.split(runs, 1), *(t.expand(q.shape[0], -1, -1, -1).unbind(1) for t in kv), strict=True
+    )
     return attention.output(x, torch.cat([sdpa(a, k, v, attention.heads) for a, k, v in pieces], 1))

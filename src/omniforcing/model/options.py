@@ -38,7 +38,11 @@ class Speed:
 
     def without_each(self) -> dict[str, Speed]:
         """For each speed-up that is on, the others alone, and without those that need it."""
-        needed_by = {"layers": ("compiled", "concurrent", "fp8"), "conditions": ("compiled",), "ring": ("compiled", "merged")}
+        needed_by = {
+            "layers": ("compiled", "concurrent", "fp8"),
+            "conditions": ("compiled",),
+            "ring": ("compiled", "merged"),
+        }
         off = {name: (name, *needed_by.get(name, ())) for name, on in asdict(self).items() if on}
         return {name: replace(self, **dict.fromkeys(names, False)) for name, names in off.items()}
 
@@ -50,15 +54,23 @@ class Speed:
         """
         for name in GPU_ONLY:
             if getattr(self, name) and device.type != "cuda":
-                raise OmniForcingError(f"speed-up {name} needs a CUDA device, found {device.type}; switch it off")
+                raise OmniForcingError(
+                    f"speed-up {name} needs a CUDA device, found {device.type}; switch it off"
+                )
         if self.compiled and not (self.layers and self.conditions and self.ring):
-            raise OmniForcingError("speed-up compiled replays what lies still: it needs layers, conditions and ring")
+            raise OmniForcingError(
+                "speed-up compiled replays what lies still: it needs layers, conditions and ring"
+            )
         if self.compiled and self.merged:
-            raise OmniForcingError("speed-up merged sends tokens' owners along, which none replays; switch it or compiled off")
+            raise OmniForcingError(
+                "speed-up merged sends tokens' owners along, which none replays; switch it or compiled off"
+            )
         if self.merged and not self.ring:
             raise OmniForcingError("speed-up merged turns history where it lies: it needs ring")
         if (self.concurrent or self.fp8) and not self.layers:
-            raise OmniForcingError("speed-ups concurrent and fp8 are made of fast layers: they need layers")
+            raise OmniForcingError(
+                "speed-ups concurrent and fp8 are made of fast layers: they need layers"
+            )
 
 
 DEFAULT = Speed()
@@ -73,5 +85,7 @@ def with_speed_ups(names: Iterable[str]) -> Speed:
     """
     for name in names:
         if name not in OPTIONAL:
-            raise OmniForcingError(f"there is no speed-up {name!r} to switch on; known: {', '.join(OPTIONAL)}")
+            raise OmniForcingError(
+                f"there is no speed-up {name!r} to switch on; known: {', '.join(OPTIONAL)}"
+            )
     return replace(DEFAULT, **dict.fromkeys(names, True))

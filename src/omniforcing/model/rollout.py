@@ -56,11 +56,16 @@ def new_cache(model: DualStream, config: RolloutConfig, static: bool) -> Cache:
     return kind(positions, config.table, config.window, config.horizon)
 
 
-def gaussian(model: DualStream, counts: Counts, grid: tuple[int, int], batch: int, generator: torch.Generator) -> Latents:
+def gaussian(
+    model: DualStream, counts: Counts, grid: tuple[int, int], batch: int, generator: torch.Generator
+) -> Latents:
     """Gaussian latents of ``counts`` latents of each stream, in the model's channels."""
     config, device = model.core.config, model.sinks.device
     video = torch.empty(batch, counts.video, grid[0] * grid[1], config.in_channels, device=device)
-    return noise_like(Pair(video, torch.empty(batch, counts.audio, config.audio_in_channels, device=device)), generator)
+    return noise_like(
+        Pair(video, torch.empty(batch, counts.audio, config.audio_in_channels, device=device)),
+        generator,
+    )
 
 
 def few_step(
@@ -89,7 +94,9 @@ def few_step(
 
 def noised(x0: Latents, sigma: float, generator: torch.Generator) -> Latents:
     """Clean latents brought to ``sigma`` with fresh noise; at 0 as they are, and nothing is drawn."""
-    return x0.map(lambda a, n: add_noise(a, n, sigma), noise_like(x0, generator)) if sigma > 0 else x0
+    return (
+        x0.map(lambda a, n: add_noise(a, n, sigma), noise_like(x0, generator)) if sigma > 0 else x0
+    )
 
 
 def predict_x0(model: Student, x: Latents, sigma: Sigma, text: TextCache, view: View) -> Latents:
@@ -147,7 +154,9 @@ class Rollout:
         """Follow other prompts from the next block on."""
         self._text = self.model.cache_text(text)
         if self.speed.conditions:
-            self._text.prepare({*self.config.sigmas, self.config.context_noise, self._pair}, self.batch)
+            self._text.prepare(
+                {*self.config.sigmas, self.config.context_noise, self._pair}, self.batch
+            )
 
     @property
     def _pair(self) -> tuple[float, float]:
@@ -208,13 +217,17 @@ class Rollout:
     def _denoise(self, x: Latents, step: int) -> Latents:
         """The present block out of ``x``, its latents at ``step``'s sigma."""
         view = self._cache.view(self.index)
-        return few_step(self._student, x, self.config.sigmas[step:], self._text, view, self.generator)
+        return few_step(
+            self._student, x, self.config.sigmas[step:], self._text, view, self.generator
+        )
 
     def _refresh(self) -> None:
         # Only now, so that a block can be decoded and shown before its K/V are written, and the last one's never are.
         if self._finished is not None:
             x0, text = self._finished
-            refresh(self._student, self.config, self._cache, text, self.index - 1, x0, self.generator)
+            refresh(
+                self._student, self.config, self._cache, text, self.index - 1, x0, self.generator
+            )
             self._finished = None
 
     def _merged(self) -> Latents | None:
@@ -235,7 +248,13 @@ class Rollout:
 
     def _noise(self) -> Latents:
         """Where the present block starts."""
-        return gaussian(self.model, self.config.table.counts(self.index), self.config.grid, self.batch, self.generator)
+        return gaussian(
+            self.model,
+            self.config.table.counts(self.index),
+            self.config.grid,
+            self.batch,
+            self.generator,
+        )
 
 
 class _Known:
@@ -272,7 +291,9 @@ def train_rollout(
     output: list[Latents] = []
     for index, text in enumerate(texts):
         noise = gaussian(model, config.table.counts(index), config.grid, batch, generator)
-        output.append(few_step(model, noise, config.sigmas, text, cache.view(index), generator, step))
+        output.append(
+            few_step(model, noise, config.sigmas, text, cache.view(index), generator, step)
+        )
         if index + 1 < len(texts):
             refresh(model, config, cache, text, index, output[-1], generator)
     return output

@@ -22,7 +22,9 @@ from omniforcing.core.errors import OmniForcingError
 WITH_SINKS = (Stabiliser.sinks, Stabiliser.sinks_rope_growing)
 
 
-def added_parameters(stabiliser: Stabiliser, sinks: int, width: int, layers: int, heads: int) -> dict[str, nn.Parameter | None]:
+def added_parameters(
+    stabiliser: Stabiliser, sinks: int, width: int, layers: int, heads: int
+) -> dict[str, nn.Parameter | None]:
     """Parameters of a stabiliser at their start, by name; None for those of another.
 
     ``qk_gain`` starts at 1, where a head's logits are bounded by the root of its width; ``tanh_gate`` at 0, closed, as in
@@ -58,7 +60,11 @@ class Added:
 
 def save_added(added: Mapping[str, Tensor], stabiliser: Stabiliser, path: Path) -> None:
     """Write the parameters that are not LTX-2's, and which stabiliser they are of."""
-    save_file({name: p.detach().contiguous() for name, p in added.items()}, path, {"stabiliser": stabiliser.value})
+    save_file(
+        {name: p.detach().contiguous() for name, p in added.items()},
+        path,
+        {"stabiliser": stabiliser.value},
+    )
 
 
 def load_added(path: Path) -> Added:
@@ -90,7 +96,9 @@ def adopt(model: Stabilised, added: Added, path: Path) -> None:
     if added.stabiliser is None:
         return
     if added.stabiliser is not model.stabiliser:
-        raise OmniForcingError(f"{path} holds {added.stabiliser.value}, expected {model.stabiliser.value}")
+        raise OmniForcingError(
+            f"{path} holds {added.stabiliser.value}, expected {model.stabiliser.value}"
+        )
     own = dict(model.named_parameters(recurse=False))
     for name, kept in added.tensors.items():
         if name not in own or kept.shape != own[name].shape:

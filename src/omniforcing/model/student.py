@@ -13,7 +13,9 @@ from omniforcing.model.attention import Positions
 from omniforcing.model.transformer import DualStream
 
 
-def core_config(model: TransformerConfig, codec: dict[str, Any], caption_channels: int) -> dict[str, Any]:
+def core_config(
+    model: TransformerConfig, codec: dict[str, Any], caption_channels: int
+) -> dict[str, Any]:
     """Arguments of diffusers' transformer for a codec (its ``codec.json``) and a width of text features.
 
     Everything that LTX-2.0's released config sets apart from the constructor's defaults is set here too.
@@ -46,7 +48,9 @@ def build_core(config: dict[str, Any], seed: int) -> LTX2VideoTransformer3DModel
         return LTX2VideoTransformer3DModel(**config)
 
 
-def positions_for(model: DualStream, counts: Counts, grid: tuple[int, int], sinks: bool) -> Positions:
+def positions_for(
+    model: DualStream, counts: Counts, grid: tuple[int, int], sinks: bool
+) -> Positions:
     """RoPE tables of a model over the first ``counts`` latents."""
     growing = model.stabiliser is Stabiliser.sinks_rope_growing
     return model.positions(model.core, counts, grid, model.sinks.shape[0] if sinks else 0, growing)

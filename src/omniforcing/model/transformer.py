@@ -52,11 +52,18 @@ class DualStream(nn.Module):
     # Where the weights come from, of a model that has no memory for them yet.
     weights: Callable[[], Iterator[tuple[str, Tensor]]] | None = None
 
-    def __init__(self, core: LTX2VideoTransformer3DModel, sinks: int = 0, stabiliser: Stabiliser = Stabiliser.sinks) -> None:
+    def __init__(
+        self,
+        core: LTX2VideoTransformer3DModel,
+        sinks: int = 0,
+        stabiliser: Stabiliser = Stabiliser.sinks,
+    ) -> None:
         super().__init__()
         check_architecture(core)
         if sinks and stabiliser not in WITH_SINKS:
-            raise OmniForcingError(f"a student stabilised by {stabiliser.value} has no sinks, found {sinks}")
+            raise OmniForcingError(
+                f"a student stabilised by {stabiliser.value} has no sinks, found {sinks}"
+            )
         self.core, self.stabiliser = core, stabiliser
         width, heads = core.audio_proj_in.out_features, core.config.audio_num_attention_heads
         added = added_parameters(stabiliser, sinks, width, len(core.transformer_blocks), heads)
@@ -92,16 +99,28 @@ class DualStream(nn.Module):
         """
         shapes = x.map(lambda t: t.shape)
         cast = x.map(lambda t: t.to(self.core.proj_in.weight.dtype))
-        hidden = Pair(self.core.proj_in(cast.video.flatten(1, 2)), self.core.audio_proj_in(cast.audio))
+        hidden = Pair(
+            self.core.proj_in(cast.video.flatten(1, 2)), self.core.audio_proj_in(cast.audio)
+        )
         prepended = self.sinks.shape[0] if view.starts else 0
         if prepended:
-            hidden = Pair(hidden.video, torch.cat([self.sinks.expand(hidden.audio.shape[0], -1, -1), hidden.audio], 1))
+            hidden = Pair(
+                hidden.video,
+                torch.cat([self.sinks.expand(hidden.audio.shape[0], -1, -1), hidden.audio], 1),
+            )
         conditions = text.at(sigma, shapes.video[0])
-        owner = view.owner.map(lambda o: None if o is None or conditions.groups == 1 else o.to(hidden.video.device))
+        owner = view.owner.map(
+            lambda o: None if o is None or conditions.groups == 1 else o.to(hidden.video.device)
+        )
         runs = view.owner.map(lambda o: _runs(o, conditions))
-        for layer, rows, keys in zip(self.layers(), conditions.layers, conditions.text, strict=True):
+        for layer, rows, keys in zip(
+            self.layers(), conditions.layers, conditions.text, strict=True
+        ):
             hidden = layer(hidden, rows, owner, keys, view, runs)
-        core, head = self.core, conditions.head.map(lambda row, o: row if o is None else row.spread(o), owner)
+        core, head = (
+            self.core,
+            conditions.head.map(lambda row, o: row if o is None else row.spread(o), owner),
+        )
         video = _head(hidden.video, core.norm_out, head.video, core.proj_out)
         audio = _head(hidden.audio, core.audio_norm_out, head.audio, core.audio_proj_out)
         return Pair(video.reshape(shapes.video), audio[:, prepended:])
@@ -128,7 +147,9 @@ def check_architecture(core: LTX2VideoTransformer3DModel) -> None:
     known = {*inspect.signature(type(core).__init__).parameters}
     for key in config:
         if key not in known and not key.startswith("_"):
-            raise OmniForcingError(f"transformer config: {key} is unknown to this version, which covers LTX-2.0, 2.3 and 2.5")
+            raise OmniForcingError(
+                f"transformer config: {key} is unknown to this version, which covers LTX-2.0, 2.3 and 2.5"
+            )
     if config.num_attention_heads != config.audio_num_attention_heads:
         raise OmniForcingError(
             f"transformer config: num_attention_heads is {config.num_attention_heads} but audio_num_attention_heads is "
@@ -136,7 +157,9 @@ def check_architecture(core: LTX2VideoTransformer3DModel) -> None:
         )
     for key, value in _FIXED.items():
         if config[key] != value:
-            raise OmniForcingError(f"transformer config: {key} is {config[key]}, but all that is built on it needs {value}")
+            raise OmniForcingError(
+                f"transformer config: {key} is {config[key]}, but all that is built on it needs {value}"
+            )
     if config.vae_scale_factors[0] != FRAMES_PER_LATENT:
         raise OmniForcingError(
             f"transformer config: vae_scale_factors starts with {config.vae_scale_factors[0]}, but a video latent lasts "

@@ -32,7 +32,10 @@ SOURCES = f"src/{PACKAGE}"
 FRAME = frozenset(
     {"__init__", "cli", "pocket/foundation", "training/checkpoints", "training/parallel"}
     | {f"core/{name}" for name in ("config", "console", "environment", "errors", "files")}
-    | {f"pipeline/{name}" for name in ("code", "declaration", "generate", "runner", "stage", "tracking")}
+    | {
+        f"pipeline/{name}"
+        for name in ("code", "declaration", "generate", "runner", "stage", "tracking")
+    }
     | {f"pipeline/cluster/{name}" for name in ("connect", "jobs", "launch", "pool")}
     | {f"pipeline/stages/{name}" for name in ("probe", "samples")}
 )

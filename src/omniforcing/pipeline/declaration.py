@@ -27,7 +27,9 @@ MEASURES = (
     *(f"{SOURCES}/pocket/{name}.py" for name in ("drift", "events", "observe", "sync")),
 )
 # Code and templates that present figures: no figure and no kept clip depends on them.
-PRESENTS = tuple(f"{SOURCES}/evaluation/{name}" for name in ("page.html", "report.py", "curves.py", "ablation"))
+PRESENTS = tuple(
+    f"{SOURCES}/evaluation/{name}" for name in ("page.html", "report.py", "curves.py", "ablation")
+)
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,9 @@ class Declaration:
         """
         for path in self.inputs:
             if not (data_root(root) / path).exists():
-                raise OmniForcingError(f"{path} is missing, which {self.name} reads; run `dvc repro {self.name}`")
+                raise OmniForcingError(
+                    f"{path} is missing, which {self.name} reads; run `dvc repro {self.name}`"
+                )
         return {path: folder_digest(data_root(root) / path) for path in self.inputs}
 
     def fingerprint(self, config: Config, root: Path) -> str:
@@ -200,7 +204,9 @@ def check_preset(root: Path, preset: str) -> None:
     for spec in read_specs(root):
         for key in preset_keys(spec.keys):
             if not _has(named, key):
-                raise OmniForcingError(f"{path} lacks {key!r}, which DVC tracks; name it there, if nothing differs with {{}}")
+                raise OmniForcingError(
+                    f"{path} lacks {key!r}, which DVC tracks; name it there, if nothing differs with {{}}"
+                )
 
 
 def preset_keys(keys: Iterable[str]) -> list[str]:
@@ -220,7 +226,9 @@ def tracked_preset(root: Path) -> str:
     path = root / "conf" / "config.yaml"
     named = (safe_load(path.read_text(encoding="utf-8")) or {}).get("preset")
     if not isinstance(named, str):
-        raise OmniForcingError(f"{path} has no line `preset: NAME`; add one, such as `preset: pocket`")
+        raise OmniForcingError(
+            f"{path} has no line `preset: NAME`; add one, such as `preset: pocket`"
+        )
     return named
 
 

@@ -43,7 +43,11 @@ FOREIGN = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "DVC_STAGE", PARENT_VARIABLE,
 
 def overrides(config: Config) -> list[str]:
     """What a dry run changes of a preset: how many and how often, never how large."""
-    legs, probes, drifting = config.codec.video.crops, min(config.trainer.probes, 1), min(config.evaluate.drift_clips, 2)
+    legs, probes, drifting = (
+        config.codec.video.crops,
+        min(config.trainer.probes, 1),
+        min(config.evaluate.drift_clips, 2),
+    )
     once = {"steps": 1, "batch": BATCH}
     # One duet alone would not be evaluated; folders of videos have none.
     duets = min(config.clips.heldout_duets, 2) if config.clips.source == "synthetic" else 0
@@ -51,10 +55,19 @@ def overrides(config: Config) -> list[str]:
     anywhere = {"accelerator": "auto"} if config.trainer.accelerator == "gpu" else {}
     changed = {
         # Not a user's folder: conforming clips is not what is tried, and 6 may not be at hand.
-        "clips": {"source": "synthetic", "count": 6, "heldout": 2, "heldout_duets": duets, "duets": 0.5},
+        "clips": {
+            "source": "synthetic",
+            "count": 6,
+            "heldout": 2,
+            "heldout_duets": duets,
+            "duets": 0.5,
+        },
         "codec": {
             # A step for each leg of the curriculum; the last steps are past kl_from.
-            "video": {"steps": len(legs), "crops": [{"frames": leg.frames, "batch": 1, "share": 1} for leg in legs]},
+            "video": {
+                "steps": len(legs),
+                "crops": [{"frames": leg.frames, "batch": 1, "share": 1} for leg in legs],
+            },
             "audio": {"steps": 3, "batch": BATCH},
             "vocoder": once,
             "report_clips": 2,
@@ -65,9 +78,23 @@ def overrides(config: Config) -> list[str]:
         "trajectories": {"count": 2, "steps": len(config.student.sigmas), "batch": BATCH},
         "causal_ode": {"optim": once},
         "self_forcing": {"optim": once, "critic_steps": 1},
-        "evaluate": {"clips": 2, "seeds": 1, "batch": BATCH, "drift_factor": 2, "drift_clips": drifting, "page_clips": 1},
+        "evaluate": {
+            "clips": 2,
+            "seeds": 1,
+            "batch": BATCH,
+            "drift_factor": 2,
+            "drift_clips": drifting,
+            "page_clips": 1,
+        },
         "export": {"seconds": 1.0, "registered_model": None},
-        "trainer": {"checkpoint_every": 2, "log_every": 1, "threads": 1, "probes": probes, "probe_clips": 2, **anywhere},
+        "trainer": {
+            "checkpoint_every": 2,
+            "log_every": 1,
+            "threads": 1,
+            "probes": probes,
+            "probe_clips": 2,
+            **anywhere,
+        },
     }
     return [f"{key}={json.dumps(value)}" for key, value in flatten(changed).items()]
 
@@ -93,7 +120,9 @@ class Footprint:
 def table(rows: list[Footprint]) -> str:
     """The rows under their heads, and the sum of the seconds."""
     head = f"{'stage':<20}{'parameters (M)':>16}{'tokens per clip':>18}{'seconds':>9}{'RAM GB':>10}{'GPU GB':>10}"
-    return "\n".join([head, *map(str, rows), f"{'all':<20}{sum(row.seconds for row in rows):>43.1f}"])
+    return "\n".join(
+        [head, *map(str, rows), f"{'all':<20}{sum(row.seconds for row in rows):>43.1f}"]
+    )
 
 
 def dry_run(root: Path, preset: str | None) -> None:
@@ -125,7 +154,9 @@ def _weights(root: Path, config: Config) -> list[str]:
             path = root / str(part.path)
             if not path.exists():
                 loads = f"from where preset {config.preset} loads its {name}"
-                raise OmniForcingError(f"{path} is missing, {loads}; fetch the weights, or set {name}.path")
+                raise OmniForcingError(
+                    f"{path} is missing, {loads}; fetch the weights, or set {name}.path"
+                )
             found.append(f"{name}.path={path}")
     return found
 
@@ -156,7 +187,9 @@ def _run_stages(root: Path, changed: list[str]) -> Iterator[Footprint]:
             raise OmniForcingError(f"dry run of preset {config.preset}: {failed}, see above")
         seconds, gigabytes = receive.recv()
         folder = root / read_declaration(name, root, config.preset).folder
-        yield Footprint(name, count_parameters(folder), _tokens(config, folder.parent), seconds, gigabytes, gpu)
+        yield Footprint(
+            name, count_parameters(folder), _tokens(config, folder.parent), seconds, gigabytes, gpu
+        )
         remove(root / ".work" / config.preset)
 
 
@@ -191,20 +224,29 @@ def _stage(name: str, root: Path, config: Config, report: Any) -> None:
 
 def _peak_gigabytes() -> float:
     """Largest resident memory of this process or one of its children, so far."""
-    largest = max(resource.getrusage(whose).ru_maxrss for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    largest = max(
+        resource.getrusage(whose).ru_maxrss
+        for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
     return largest * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 def count_parameters(folder: Path) -> int:
     """Numbers in the weights below a folder: safetensors with a model's ``config.json`` beside them."""
-    return sum(_numbers(path) for path in folder.rglob("*.safetensors") if (path.parent / "config.json").is_file())
+    return sum(
+        _numbers(path)
+        for path in folder.rglob("*.safetensors")
+        if (path.parent / "config.json").is_file()
+    )
 
 
 def _numbers(path: Path) -> int:
     # A safetensors file begins with the length of its json header.
     with path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    return sum(
+        math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"
+    )
 
 
 def _tokens(config: Config, data: Path) -> str:

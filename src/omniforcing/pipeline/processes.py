@@ -24,7 +24,9 @@ def run_side_by_side(jobs: Sequence[Job], failed: str) -> None:
         OmniForcingError: saying ``failed``, if a job did not end well.
     """
     spawn = multiprocessing.get_context("spawn")
-    processes = [spawn.Process(target=_child, args=(os.getpid(), job, arguments)) for job, arguments in jobs]
+    processes = [
+        spawn.Process(target=_child, args=(os.getpid(), job, arguments)) for job, arguments in jobs
+    ]
     try:
         for process in processes:
             process.start()

@@ -12,23 +12,37 @@ from pathlib import Path
 from typing import Any
 
 from omniforcing.core.config import Config, load_config
-from omniforcing.core.environment import COMMIT_VARIABLE, PARENT_VARIABLE, die_with_parent, git_commit
+from omniforcing.core.environment import (
+    COMMIT_VARIABLE,
+    PARENT_VARIABLE,
+    die_with_parent,
+    git_commit,
+)
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import read_json
 from omniforcing.pipeline import tracking
-from omniforcing.pipeline.declaration import dvc_target, pipeline_file, read_declaration, stage_names
+from omniforcing.pipeline.declaration import (
+    dvc_target,
+    pipeline_file,
+    read_declaration,
+    stage_names,
+)
 from omniforcing.pipeline.generate import CODE, ensure_pipeline
 from omniforcing.pipeline.stage import exclusive
 from omniforcing.pocket import foundation
 
 
-def start_python(command: Sequence[str], root: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+def start_python(
+    command: Sequence[str], root: Path, **options: Any
+) -> subprocess.CompletedProcess[str]:
     """Run our interpreter on ``command`` in the folder ``root``, with options of ``subprocess.run``; it dies with us."""
     # The children find the interpreter that runs us as `python`, whether or not its environment is activated.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "PATH": path, **options.pop("env", {})}
     mortal = partial(die_with_parent, os.getpid())
-    return subprocess.run([sys.executable, *command], cwd=root, env=environment, preexec_fn=mortal, **options)
+    return subprocess.run(
+        [sys.executable, *command], cwd=root, env=environment, preexec_fn=mortal, **options
+    )
 
 
 def call_python(command: Sequence[str], root: Path, **environment: str) -> None:
@@ -40,7 +54,9 @@ def call_python(command: Sequence[str], root: Path, **environment: str) -> None:
     answer = start_python(command, root, env=environment)
     if answer.returncode:
         shown = " ".join(command)
-        raise OmniForcingError(f"`{shown}` failed, see above; mend it and run the same command again, it continues there")
+        raise OmniForcingError(
+            f"`{shown}` failed, see above; mend it and run the same command again, it continues there"
+        )
 
 
 def _reproduce(root: Path, config: Config, stages: Sequence[str]) -> None:
@@ -57,7 +73,15 @@ def _reproduce(root: Path, config: Config, stages: Sequence[str]) -> None:
 def _train_foundation(root: Path, preset: str) -> None:
     call_python(["-m", "dvc", "repro", dvc_target(root, preset, "shards")], root)
     for stage in ("codec", "latents", "teacher"):
-        call_python([f"pipelines/{stage}.py", f"preset={preset}", "codec.source=train", "teacher.source=train"], root)
+        call_python(
+            [
+                f"pipelines/{stage}.py",
+                f"preset={preset}",
+                "codec.source=train",
+                "teacher.source=train",
+            ],
+            root,
+        )
     foundation.publish(root, preset)
 
 
@@ -68,7 +92,9 @@ def _parent_run(root: Path, preset: str) -> tracking.Run:
     if given:
         return tracking.Run(client, given)
     tags = {"preset": preset, "git_commit": git_commit(root)}
-    return tracking.open_run(client, f"pipeline {preset}", root / ".work" / preset / "parent.json", tags, {})
+    return tracking.open_run(
+        client, f"pipeline {preset}", root / ".work" / preset / "parent.json", tags, {}
+    )
 
 
 def minutes_table(root: Path, preset: str, since: float) -> str:
@@ -80,11 +106,15 @@ def minutes_table(root: Path, preset: str, since: float) -> str:
         if name in timings:
             now = timings[name]["ended"] >= since
             total += timings[name]["seconds"] if now else 0
-            lines.append(f"{name:<20}{timings[name]['seconds'] / 60:>9.1f}{'' if now else '  (up to date)'}")
+            lines.append(
+                f"{name:<20}{timings[name]['seconds'] / 60:>9.1f}{'' if now else '  (up to date)'}"
+            )
     return "\n".join([*lines, f"{'this run':<20}{total / 60:>9.1f}"])
 
 
-def run_pipeline(root: Path, preset: str | None, stages: Sequence[str] = (), *, train_foundation: bool = False) -> None:
+def run_pipeline(
+    root: Path, preset: str | None, stages: Sequence[str] = (), *, train_foundation: bool = False
+) -> None:
     """Bring ``stages`` (default: all) of a preset (default: the tracked one) up to date.
 
     Raises:

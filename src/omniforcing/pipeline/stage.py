@@ -23,7 +23,15 @@ from omniforcing.core.config import ClusterConfig, Config, data_root, load_confi
 from omniforcing.core.console import run_command
 from omniforcing.core.environment import die_with_parent, git_commit
 from omniforcing.core.errors import OmniForcingError
-from omniforcing.core.files import MANIFEST, atomic_dir, atomic_write, forget_origins, read_json, write_json, write_manifest
+from omniforcing.core.files import (
+    MANIFEST,
+    atomic_dir,
+    atomic_write,
+    forget_origins,
+    read_json,
+    write_json,
+    write_manifest,
+)
 from omniforcing.pipeline import tracking
 from omniforcing.pipeline.cluster.jobs import announce_run, goes_to_cluster, submit_stage
 from omniforcing.pipeline.cluster.launch import launch
@@ -141,7 +149,9 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            raise OmniForcingError(f"{what} is already running (process {file.read()}); wait for it or stop it") from error
+            raise OmniForcingError(
+                f"{what} is already running (process {file.read()}); wait for it or stop it"
+            ) from error
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -190,8 +200,15 @@ def open_stage(name: str, config: Config, root: Path) -> Stage:
     fingerprint = declared.fingerprint(config, root)
     work = data_root(root) / ".work" / config.preset / name / fingerprint[:16]
     work.mkdir(parents=True, exist_ok=True)
-    tags = {"stage": name, "preset": config.preset, "git_commit": git_commit(root), "fingerprint": fingerprint}
-    tags |= {f"input.{Path(path).name}": digest for path, digest in declared.input_digests(root).items()}
+    tags = {
+        "stage": name,
+        "preset": config.preset,
+        "git_commit": git_commit(root),
+        "fingerprint": fingerprint,
+    }
+    tags |= {
+        f"input.{Path(path).name}": digest for path, digest in declared.input_digests(root).items()
+    }
     if "DVC_EXP_NAME" in os.environ:
         tags["experiment"] = os.environ["DVC_EXP_NAME"]
     client = tracking.connect(root)
@@ -199,11 +216,16 @@ def open_stage(name: str, config: Config, root: Path) -> Stage:
     return Stage(name, config, root, declared, work, run)
 
 
-def run_stage(name: str, run: Callable[[Stage], None], config: Config, root: Path, trains: bool = False) -> None:
+def run_stage(
+    name: str, run: Callable[[Stage], None], config: Config, root: Path, trains: bool = False
+) -> None:
     """Run one stage under its lock, within its MLflow run, and record its minutes; one that trains on the cluster, if named."""
     _limit_threads(config.trainer.threads)
     began = time.monotonic()
-    with exclusive(data_root(root) / ".work" / config.preset / name / "lock", f"stage {name} of preset {config.preset}"):
+    with exclusive(
+        data_root(root) / ".work" / config.preset / name / "lock",
+        f"stage {name} of preset {config.preset}",
+    ):
         stage = open_stage(name, config, root)
         announce_run(stage.run_id)
         with tracking.closing(stage.tracked):
@@ -211,7 +233,9 @@ def run_stage(name: str, run: Callable[[Stage], None], config: Config, root: Pat
     record_minutes(root, config.preset, name, time.monotonic() - began)
 
 
-def stage_main(name: str, run: Callable[[Stage], None], trains: Callable[[Config], bool] = lambda _: False) -> None:
+def stage_main(
+    name: str, run: Callable[[Stage], None], trains: Callable[[Config], bool] = lambda _: False
+) -> None:
     """The command line of ``pipelines/<name>.py``: load the config, run the stage, exit with 0, 2, 130 or 143.
 
     ``trains`` says of a config whether the stage trains a transformer, which a cluster's workers do together.
@@ -219,7 +243,9 @@ def stage_main(name: str, run: Callable[[Stage], None], trains: Callable[[Config
 
     def command() -> None:
         root = project_root()
-        config = load_config(split_overrides([given for given in sys.argv[1:] if given not in _HELP]), root)
+        config = load_config(
+            split_overrides([given for given in sys.argv[1:] if given not in _HELP]), root
+        )
         if set(_HELP) & set(sys.argv[1:]):
             print(help_text(name, root, config.preset))
         elif goes_to_cluster(name, config):

@@ -65,7 +65,11 @@ class Run:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        numbers = {k: float(v) for k, v in flatten(values).items() if isinstance(v, int | float) and not isinstance(v, bool)}
+        numbers = {
+            k: float(v)
+            for k, v in flatten(values).items()
+            if isinstance(v, int | float) and not isinstance(v, bool)
+        }
         metrics = [Metric(key, value, now, step or 0) for key, value in numbers.items()]
         for start in range(0, len(metrics), 500):
             self.client.log_batch(self.id, metrics=metrics[start : start + 500])
@@ -105,7 +109,9 @@ def connect(root: Path) -> Any:
                 local = (data_root(root) / "mlruns").as_uri() if uri.startswith("sqlite:") else None
                 client.create_experiment(EXPERIMENT, artifact_location=local)
         except MlflowException as error:
-            raise OmniForcingError(f"MLflow at {uri} does not answer ({error}); check MLFLOW_TRACKING_URI") from error
+            raise OmniForcingError(
+                f"MLflow at {uri} does not answer ({error}); check MLFLOW_TRACKING_URI"
+            ) from error
     return client
 
 
@@ -123,7 +129,9 @@ def _unfinished(client: Any, memory: Path) -> str | None:
     return run_id if info.status != "FINISHED" and info.lifecycle_stage == "active" else None
 
 
-def open_run(client: Any, name: str, memory: Path, tags: Mapping[str, str], params: Mapping[str, Any]) -> Run:
+def open_run(
+    client: Any, name: str, memory: Path, tags: Mapping[str, str], params: Mapping[str, Any]
+) -> Run:
     """Continue the run remembered in ``memory``, or begin one as a child of the pipeline's parent run if there is one."""
     # `mlflow run` names its own run in MLFLOW_RUN_ID; left there, every stage would share and overwrite that one.
     parent = os.environ.pop("MLFLOW_RUN_ID", None)

@@ -37,7 +37,11 @@ def drift(clips: Sequence[Observation], tolerance: float) -> dict[str, Any]:
 
 
 def _curve(windows: list[Pooled]) -> dict[str, list[float]]:
-    return {"margin": [w.margin for w in windows], "error": [w.margin_error for w in windows], "f1": [w.f1 for w in windows]}
+    return {
+        "margin": [w.margin for w in windows],
+        "error": [w.margin_error for w in windows],
+        "f1": [w.f1 for w in windows],
+    }
 
 
 def _present(clips: Sequence[Observation]) -> list[Any]:

@@ -70,12 +70,20 @@ def see(frames: ArrayLike, balls: int = 1) -> Seen:
     mass = [float(saturation[owner == colour].sum()) for colour in range(len(COLOURS))]
     largest = sorted(range(len(COLOURS)), key=lambda colour: -mass[colour])[:balls]
     # One ball is all that is saturated, whatever its hue does; several can only be told apart by hue.
-    masks = [saturation] if balls == 1 else [np.where(owner == colour, saturation, 0) for colour in largest]
+    masks = (
+        [saturation]
+        if balls == 1
+        else [np.where(owner == colour, saturation, 0) for colour in largest]
+    )
     tracks = [_track(mask) for mask in masks]
     height = pixels.shape[1]
     impacts = sorted(time for centres, _ in tracks for time in _impacts(centres / height))
     present = np.all([there for _, there in tracks], axis=0)
-    shown = [list(COLOURS)[colour] for colour, (centres, _) in zip(largest, tracks, strict=True) if np.isfinite(centres).any()]
+    shown = [
+        list(COLOURS)[colour]
+        for colour, (centres, _) in zip(largest, tracks, strict=True)
+        if np.isfinite(centres).any()
+    ]
     return Seen(_inside(impacts, (len(pixels) - 1) / FPS), present.tolist(), shown)
 
 
@@ -118,7 +126,9 @@ def _track(weight: Array) -> tuple[Array, NDArray[np.bool_]]:
     by_row, by_column = weight.sum(2), weight.sum(1)
     x, y = by_column @ columns / total, by_row @ rows / total
     spread = (by_column @ columns**2 + by_row @ rows**2) / total - x**2 - y**2
-    compact = spread <= LARGEST_SPREAD**2 * area / (2 * np.pi)  # a disc's mean squared distance is area / 2 pi
+    compact = spread <= LARGEST_SPREAD**2 * area / (
+        2 * np.pi
+    )  # a disc's mean squared distance is area / 2 pi
     return np.stack([x, y], 1), compact & (area <= LARGEST_AREA * largest_disc)
 
 
@@ -160,7 +170,9 @@ def _onsets(sound: Array) -> list[float]:
     pieces = sound[:, : sound.shape[1] // ENVELOPE * ENVELOPE].reshape(len(sound), -1, ENVELOPE)
     envelope = np.sqrt((pieces**2).mean((0, 2)))
     logs = np.log(envelope + 1e-4)
-    earlier = np.concatenate([np.full(RISE_FRAMES, logs[:1].sum()), logs[:-RISE_FRAMES]])[: len(logs)]
+    earlier = np.concatenate([np.full(RISE_FRAMES, logs[:1].sum()), logs[:-RISE_FRAMES]])[
+        : len(logs)
+    ]
     onsets: list[float] = []
     for k in np.flatnonzero((logs - earlier > RISE) & (envelope > LEVEL)):
         time = float((k + 0.5) * ENVELOPE / SAMPLE_RATE)

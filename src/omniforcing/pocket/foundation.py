@@ -30,7 +30,10 @@ _REMEDY = "retrain it with `make foundation`, or set {part}.source=train"
 def architecture(config: Config, part: str) -> dict[str, Any]:
     """The values of a part's config that its weights must fit."""
     section = to_dict(getattr(config, part))
-    return {name: {k: v for k, v in section[name].items() if k not in _TRAINING_KEYS} for name in _ARCHITECTURE[part]}
+    return {
+        name: {k: v for k, v in section[name].items() if k not in _TRAINING_KEYS}
+        for name in _ARCHITECTURE[part]
+    }
 
 
 def weights_digest(folder: Path) -> str:
@@ -44,15 +47,27 @@ def _weights(folder: Path) -> list[Path]:
 
 def latent_space_digest(codec: Path) -> str:
     """sha256 of what decides latents and text features: all of a codec but its vocoder, which may be trained again alone."""
-    return digest({p.relative_to(codec).as_posix(): tree_digest(p) for p in _weights(codec) if "vocoder" not in p.parts})
+    return digest(
+        {
+            p.relative_to(codec).as_posix(): tree_digest(p)
+            for p in _weights(codec)
+            if "vocoder" not in p.parts
+        }
+    )
 
 
 def _differences(kept: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     old, new = flatten(kept), flatten(wanted)
-    return [f"{key} was {old.get(key)}, is {new.get(key)}" for key in sorted(old.keys() | new) if old.get(key) != new.get(key)]
+    return [
+        f"{key} was {old.get(key)}, is {new.get(key)}"
+        for key in sorted(old.keys() | new)
+        if old.get(key) != new.get(key)
+    ]
 
 
-def take_kept(config: Config, part: str, destination: Path, codec: Path | None = None) -> dict[str, Any]:
+def take_kept(
+    config: Config, part: str, destination: Path, codec: Path | None = None
+) -> dict[str, Any]:
     """Copy a kept part (``codec`` or ``teacher``) into the empty folder ``destination`` and return its record.
 
     ``codec`` is the codec's folder; a teacher is only good for the latents that it was trained on.
@@ -67,12 +82,18 @@ def take_kept(config: Config, part: str, destination: Path, codec: Path | None =
     verify_manifest(folder)
     record: dict[str, Any] = read_json(folder.with_suffix(".json"))
     if record["weights"] != weights_digest(folder):
-        raise OmniForcingError(f"the weights in {folder} are not those that {part}.json records; restore them, or {remedy}")
+        raise OmniForcingError(
+            f"the weights in {folder} are not those that {part}.json records; restore them, or {remedy}"
+        )
     different = _differences(record["architecture"], architecture(config, part))
     if different:
-        raise OmniForcingError(f"the kept {part} does not fit preset {config.preset}: {part}.{different[0]}; {remedy}")
+        raise OmniForcingError(
+            f"the kept {part} does not fit preset {config.preset}: {part}.{different[0]}; {remedy}"
+        )
     if codec is not None and record.get("latent_space") != latent_space_digest(codec):
-        raise OmniForcingError(f"the kept {part} was trained on another codec than {codec}; {remedy}")
+        raise OmniForcingError(
+            f"the kept {part} was trained on another codec than {codec}; {remedy}"
+        )
     shutil.copytree(folder, destination, dirs_exist_ok=True)
     return record
 

@@ -55,7 +55,9 @@ def observe(media: Media, caption: str) -> Observation:
     """Look at and listen to one clip: frames uint8 ``[T, H, W, 3]``, samples float32 ``[2, N]``."""
     colours = colours_in(caption)
     seconds = np.asarray(media.audio).shape[-1] / SAMPLE_RATE
-    return Observation(caption, seconds, colours, see(media.video, max(1, len(colours))), hear(media.audio))
+    return Observation(
+        caption, seconds, colours, see(media.video, max(1, len(colours))), hear(media.audio)
+    )
 
 
 def save_observed(observed: Observed, folder: Path) -> None:

@@ -67,7 +67,9 @@ def match(seen: Times, heard: Times, tolerance: float) -> list[tuple[int, int]]:
     if not near.any():
         return []
     worth = np.where(near, apart - tolerance * (1 + apart.size), 0.0)
-    return [(int(i), int(j)) for i, j in zip(*linear_sum_assignment(worth), strict=True) if near[i, j]]
+    return [
+        (int(i), int(j)) for i, j in zip(*linear_sum_assignment(worth), strict=True) if near[i, j]
+    ]
 
 
 def score_sync(seen: Sequence[Times], heard: Sequence[Times], tolerance: float = 0.080) -> Sync:
@@ -76,7 +78,9 @@ def score_sync(seen: Sequence[Times], heard: Sequence[Times], tolerance: float =
     Raises:
         OmniForcingError: with fewer than 2 clips, for there is no other clip's sound.
     """
-    pairs = [(s[i], h[j]) for s, h in zip(seen, heard, strict=True) for i, j in match(s, h, tolerance)]
+    pairs = [
+        (s[i], h[j]) for s, h in zip(seen, heard, strict=True) for i, j in match(s, h, tolerance)
+    ]
     video, audio = sum(map(len, seen)), sum(map(len, heard))
     return Sync(
         pooled=pool(seen, heard, tolerance)[0],
@@ -89,7 +93,12 @@ def score_sync(seen: Sequence[Times], heard: Sequence[Times], tolerance: float =
     )
 
 
-def pool(seen: Sequence[Times], heard: Sequence[Times], tolerance: float, edges: Times = (-np.inf, np.inf)) -> list[Pooled]:
+def pool(
+    seen: Sequence[Times],
+    heard: Sequence[Times],
+    tolerance: float,
+    edges: Times = (-np.inf, np.inf),
+) -> list[Pooled]:
     """F1, chance and margin in each window between ascending ``edges`` (seconds); by default one window for everything.
 
     Clips are matched whole, then every event counts in its own window, so no pair is lost at a border.
@@ -98,7 +107,9 @@ def pool(seen: Sequence[Times], heard: Sequence[Times], tolerance: float, edges:
         OmniForcingError: with fewer than 2 clips.
     """
     if len(seen) < 2:
-        raise OmniForcingError(f"sync needs another clip's sound for comparison, found {len(seen)} clip; raise evaluate.clips")
+        raise OmniForcingError(
+            f"sync needs another clip's sound for comparison, found {len(seen)} clip; raise evaluate.clips"
+        )
     events = np.array([_histogram([*s, *h], edges) for s, h in zip(seen, heard, strict=True)])
     hits = np.array([[_hits(s, h, tolerance, edges) for h in heard] for s in seen])
     return [_pooled(hits[..., w], events[..., w]) for w in range(len(edges) - 1)]
@@ -106,7 +117,9 @@ def pool(seen: Sequence[Times], heard: Sequence[Times], tolerance: float, edges:
 
 def _histogram(times: Times, edges: Times) -> Array:
     places = np.searchsorted(np.asarray(edges), np.asarray(times, float), side="right") - 1
-    return np.bincount(places[(places >= 0) & (places < len(edges) - 1)], minlength=len(edges) - 1).astype(float)
+    return np.bincount(
+        places[(places >= 0) & (places < len(edges) - 1)], minlength=len(edges) - 1
+    ).astype(float)
 
 
 def _hits(seen: Times, heard: Times, tolerance: float, edges: Times) -> Array:

@@ -126,7 +126,9 @@ class Ball:
         across = self.start + self.drift * times
         if self.mode == "walls":
             forth = number % 2 == 0
-            return left + (right - left) * np.where(forth, done, 1 - done), top + (bottom - top) * across
+            return left + (right - left) * np.where(forth, done, 1 - done), top + (
+                bottom - top
+            ) * across
         rise = GRAVITY * height / 2 * lengths[number] ** 2 * done * (1 - done)
         return left + (right - left) * across, bottom - rise
 
@@ -153,7 +155,9 @@ class SyntheticClip:
         return self.modes[0]
 
 
-def make_clip(seed: int, index: int, seconds: int, height: int, width: int, balls: int = 1) -> SyntheticClip:
+def make_clip(
+    seed: int, index: int, seconds: int, height: int, width: int, balls: int = 1
+) -> SyntheticClip:
     """Render clip ``index`` of the world ``seed``: ``seconds`` whole seconds of ``balls`` balls of different colours.
 
     Raises:
@@ -162,10 +166,14 @@ def make_clip(seed: int, index: int, seconds: int, height: int, width: int, ball
     if not 1 <= balls <= len(COLOURS):
         raise OmniForcingError(f"a synthetic clip has 1 to {len(COLOURS)} balls, not {balls}")
     if seconds < 1:
-        raise OmniForcingError(f"a synthetic clip lasts at least 1 s, not {seconds}; change clips.seconds")
+        raise OmniForcingError(
+            f"a synthetic clip lasts at least 1 s, not {seconds}; change clips.seconds"
+        )
     rng = np.random.default_rng([seed, index])
     room = _draw_room(rng)
-    chosen = [_draw_ball(rng, str(colour), seconds) for colour in rng.permutation(list(COLOURS))[:balls]]
+    chosen = [
+        _draw_ball(rng, str(colour), seconds) for colour in rng.permutation(list(COLOURS))[:balls]
+    ]
     return SyntheticClip(
         frames=_render(chosen, room, seconds, height, width),
         samples=_sound(chosen, room, seconds, height, width, rng),
@@ -180,7 +188,9 @@ def _draw_room(rng: np.random.Generator) -> Room:
     tint = rng.uniform(-TINT, TINT, 3)
     top, fall, ground = (rng.uniform(*span) for span in (SKY, FALL, GROUND))
     left, right = rng.uniform(0, WALL, 2)
-    return Room(rng.uniform(*FLOORS), left, 1 - right, (top + tint, top - fall + tint), ground + tint)
+    return Room(
+        rng.uniform(*FLOORS), left, 1 - right, (top + tint, top - fall + tint), ground + tint
+    )
 
 
 def _draw_ball(rng: np.random.Generator, colour: str, seconds: int) -> Ball:
@@ -194,19 +204,26 @@ def _draw_ball(rng: np.random.Generator, colour: str, seconds: int) -> Ball:
         phase=rng.uniform(),
         restitution=rng.uniform(*RESTITUTION),
         start=start,
-        drift=(stop - start) / seconds,  # ends at `stop`, and so never touches what it does not bounce from
+        drift=(stop - start)
+        / seconds,  # ends at `stop`, and so never touches what it does not bounce from
     )
 
 
-def _render(balls: list[Ball], room: Room, seconds: int, height: int, width: int) -> NDArray[np.uint8]:
+def _render(
+    balls: list[Ball], room: Room, seconds: int, height: int, width: int
+) -> NDArray[np.uint8]:
     times = np.arange(clip_frames(seconds)) / FPS
-    frames = np.broadcast_to(_background(room, height, width), (len(times), height, width, 3)).copy()
+    frames = np.broadcast_to(
+        _background(room, height, width), (len(times), height, width, 3)
+    ).copy()
     rows, columns = np.arange(height) + 0.5, np.arange(width) + 0.5
     for ball in reversed(balls):
         x, y = ball.centres(times, room, height, width)
         square = (rows - y[:, None])[:, :, None] ** 2 + (columns - x[:, None])[:, None, :] ** 2
         # A pixel that the edge crosses is covered in part: that is what carries motion finer than a pixel.
-        cover = np.clip(ball.radius * height + 0.5 - np.sqrt(square.astype(np.float32)), 0, 1)[..., None]
+        cover = np.clip(ball.radius * height + 0.5 - np.sqrt(square.astype(np.float32)), 0, 1)[
+            ..., None
+        ]
         frames += cover * (np.array(COLOURS[ball.colour][0], np.float32) - frames)
     return np.rint(frames).astype(np.uint8)
 
@@ -217,7 +234,9 @@ def _background(room: Room, height: int, width: int) -> NDArray[np.float32]:
     sky = (1 - down) * room.sky[0] + down * room.sky[1]
     rows, columns = np.arange(height)[:, None], np.arange(width)[None]
     floor = np.clip(rows + 1 - room.floor * height, 0, 1)
-    walls = np.clip(room.left * width - columns, 0, 1) + np.clip(columns + 1 - room.right * width, 0, 1)
+    walls = np.clip(room.left * width - columns, 0, 1) + np.clip(
+        columns + 1 - room.right * width, 0, 1
+    )
     solid = np.maximum(floor, walls)[..., None]
     return (sky + solid * (room.ground - sky)).astype(np.float32)
 
@@ -231,7 +250,9 @@ def _sound(
         places = ball.centres(times, room, height, width)[0] / width
         for time, place in zip(times, places, strict=True):
             first = int(np.ceil(time * SAMPLE_RATE))
-            heard = _impact(COLOURS[ball.colour][1], first / SAMPLE_RATE - time, rng)[: samples.shape[1] - first]
+            heard = _impact(COLOURS[ball.colour][1], first / SAMPLE_RATE - time, rng)[
+                : samples.shape[1] - first
+            ]
             side = PAN * (2 * place - 1)
             samples[:, first : first + len(heard)] += np.array([[1 - side], [1 + side]]) * heard
     return np.clip(samples, -1, 1).astype(np.float32)
@@ -240,6 +261,8 @@ def _sound(
 def _impact(hertz: float, late: float, rng: np.random.Generator) -> Array:
     """The sound of one impact from its first sample, ``late`` seconds (under one sample) after the impact itself."""
     time = late + np.arange(int(TONE_SECONDS * SAMPLE_RATE)) / SAMPLE_RATE
-    tone = sum(level * np.sin(2 * np.pi * hertz * n * time) for n, level in enumerate(PARTIALS, start=1))
+    tone = sum(
+        level * np.sin(2 * np.pi * hertz * n * time) for n, level in enumerate(PARTIALS, start=1)
+    )
     click = CLICK_LEVEL * rng.uniform(-1, 1, len(time)) * np.clip(1 - time / CLICK, 0, 1)
     return tone * np.exp(-time / DECAY) + click

@@ -60,9 +60,16 @@ def build_app(service: Service) -> Starlette:
         yield
         service.close()
 
-    routes = [Route("/", show), Route("/health", health), Route("/ready", ready), Route("/metrics", metrics)]
+    routes = [
+        Route("/", show),
+        Route("/health", health),
+        Route("/ready", ready),
+        Route("/metrics", metrics),
+    ]
     return Starlette(
-        routes=[*routes, WebSocketRoute("/stream", stream)], exception_handlers={Refused: refuse}, lifespan=lifespan
+        routes=[*routes, WebSocketRoute("/stream", stream)],
+        exception_handlers={Refused: refuse},
+        lifespan=lifespan,
     )
 
 
@@ -74,9 +81,15 @@ def _refusal(service: Service, refused: Refused) -> Response:
 def _page_headers(page: str) -> dict[str, str]:
     """Nothing may run in the page but its own script, and no other site may frame it."""
     script = re.search(r"<script>(.*?)</script>", page, re.DOTALL)
-    digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode() if script else ""
+    digest = (
+        base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode() if script else ""
+    )
     policy = (
         f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; connect-src 'self'; "
         "media-src blob:; img-src blob: data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
     )
-    return {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+    return {
+        "Content-Security-Policy": policy,
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+    }

@@ -12,19 +12,39 @@ class Gauges:
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
-        self.ready = Gauge("omniforcing_ready", "whether a new session would be taken", registry=registry)
+        self.ready = Gauge(
+            "omniforcing_ready", "whether a new session would be taken", registry=registry
+        )
         self.sessions = Gauge("omniforcing_sessions", "sessions that are open", registry=registry)
-        self.ended = Counter("omniforcing_sessions_ended", "sessions that are over", ["reason"], registry=registry)
-        self.refused = Counter("omniforcing_refused", "connections that were refused", ["reason"], registry=registry)
-        self.mistakes = Counter("omniforcing_mistakes", "client messages answered by an error", registry=registry)
+        self.ended = Counter(
+            "omniforcing_sessions_ended", "sessions that are over", ["reason"], registry=registry
+        )
+        self.refused = Counter(
+            "omniforcing_refused", "connections that were refused", ["reason"], registry=registry
+        )
+        self.mistakes = Counter(
+            "omniforcing_mistakes", "client messages answered by an error", registry=registry
+        )
         self.blocks = Counter("omniforcing_blocks", "blocks sent", registry=registry)
         self.bytes = Counter("omniforcing_bytes", "bytes of media sent", registry=registry)
-        self.prompts = Counter("omniforcing_prompts", "changes of prompt that took effect", registry=registry)
-        self.stalls = Counter("omniforcing_stalls", "times that players ran dry, as they report it", registry=registry)
-        self.first_chunk = Histogram(
-            "omniforcing_first_chunk_seconds", "request to first moving chunk sent", buckets=_SECONDS, registry=registry
+        self.prompts = Counter(
+            "omniforcing_prompts", "changes of prompt that took effect", registry=registry
         )
-        self.block = Histogram("omniforcing_block_seconds", "generation of a block", buckets=_SECONDS, registry=registry)
+        self.stalls = Counter(
+            "omniforcing_stalls", "times that players ran dry, as they report it", registry=registry
+        )
+        self.first_chunk = Histogram(
+            "omniforcing_first_chunk_seconds",
+            "request to first moving chunk sent",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.block = Histogram(
+            "omniforcing_block_seconds",
+            "generation of a block",
+            buckets=_SECONDS,
+            registry=registry,
+        )
 
     def text(self) -> bytes:
         """What a scraper reads."""

@@ -93,7 +93,9 @@ class _Fields:
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             fits, value = True, float(value)
         if value is not default and not fits:
-            raise ProtocolError(f"{self._kind!r}: {name!r} is {type(value).__name__}, expected {kind.__name__}")
+            raise ProtocolError(
+                f"{self._kind!r}: {name!r} is {type(value).__name__}, expected {kind.__name__}"
+            )
         return value
 
     def finish(self) -> None:
@@ -111,12 +113,16 @@ def parse(text: str, limits: Limits) -> Message:
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ProtocolError(f"the message is no json ({str(error)[:80]}); docs/protocol.md lists the messages") from error
+        raise ProtocolError(
+            f"the message is no json ({str(error)[:80]}); docs/protocol.md lists the messages"
+        ) from error
     if not isinstance(values, dict) or not isinstance(values.get("type"), str):
         raise ProtocolError('a message is a json object with a "type"; docs/protocol.md lists them')
     kind = values.pop("type")
     if kind not in _READERS:
-        raise ProtocolError(f"there is no message of type {kind[:40]!r}; known are {', '.join(_READERS)}")
+        raise ProtocolError(
+            f"there is no message of type {kind[:40]!r}; known are {', '.join(_READERS)}"
+        )
     fields = _Fields(kind, values)
     message = _READERS[kind](fields, limits)
     fields.finish()
@@ -126,7 +132,9 @@ def parse(text: str, limits: Limits) -> Message:
 def _prompt(fields: _Fields, limits: Limits) -> str:
     prompt: str = fields.take("prompt", str)
     if len(prompt) > limits.prompt_chars:
-        raise RequestError(f"the prompt has {len(prompt):,} characters, at most {limits.prompt_chars:,} are taken; shorten it")
+        raise RequestError(
+            f"the prompt has {len(prompt):,} characters, at most {limits.prompt_chars:,} are taken; shorten it"
+        )
     check_prompt(prompt)
     return prompt
 
@@ -134,19 +142,25 @@ def _prompt(fields: _Fields, limits: Limits) -> str:
 def _start(fields: _Fields, limits: Limits) -> Start:
     prompt, seconds = _prompt(fields, limits), fields.take("seconds", float, limits.seconds)
     if seconds > limits.seconds:
-        raise RequestError(f"a stream of {seconds:g} seconds is too long; this server allows {limits.seconds:g}")
+        raise RequestError(
+            f"a stream of {seconds:g} seconds is too long; this server allows {limits.seconds:g}"
+        )
     request = Request(prompt, seconds, fields.take("seed", int, 0))
     return Start(request, fields.take("image", bool, False), fields.take("paced", bool, True))
 
 
 def _steer(fields: _Fields, limits: Limits) -> Steer:
-    return Steer(fields.take("id", int), _prompt(fields, limits), fields.take("rewrite", bool, False))
+    return Steer(
+        fields.take("id", int), _prompt(fields, limits), fields.take("rewrite", bool, False)
+    )
 
 
 def _position(fields: _Fields, _: Limits) -> Position:
     seconds, stalls = fields.take("seconds", float), fields.take("stalls", int, 0)
     if not math.isfinite(seconds) or seconds < 0 or stalls < 0:
-        raise ProtocolError(f"'position' counts seconds and stalls from 0, found {seconds} and {stalls}")
+        raise ProtocolError(
+            f"'position' counts seconds and stalls from 0, found {seconds} and {stalls}"
+        )
     return Position(seconds, stalls)
 
 

@@ -48,9 +48,15 @@ def rows_of(model_input: Any) -> list[dict[str, Any]]:
 
     table = pd.DataFrame([model_input] if isinstance(model_input, dict) else model_input)
     if "prompt" not in table:
-        raise OmniForcingError(f"the input has the columns {list(table)}; a row is prompt, and if you like seconds and seed")
+        raise OmniForcingError(
+            f"the input has the columns {list(table)}; a row is prompt, and if you like seconds and seed"
+        )
     for name, default in DEFAULTS.items():
-        table[name] = (table[name] if name in table else pd.Series(default, table.index)).fillna(default).astype(type(default))
+        table[name] = (
+            (table[name] if name in table else pd.Series(default, table.index))
+            .fillna(default)
+            .astype(type(default))
+        )
     return table[["prompt", *DEFAULTS]].to_dict(orient="records")
 
 
@@ -72,7 +78,9 @@ class StreamingModel(PythonModel):
         """Whole clips: a table with the column ``mp4``, one row per row of the input."""
         import pandas as pd
 
-        clips = [b"".join(piece["mp4"] for piece in self._pieces(row)) for row in rows_of(model_input)]
+        clips = [
+            b"".join(piece["mp4"] for piece in self._pieces(row)) for row in rows_of(model_input)
+        ]
         return pd.DataFrame({"mp4": clips})
 
     def predict_stream(self, model_input: Any) -> Iterator[dict[str, Any]]:

@@ -48,7 +48,9 @@ def app(arguments: Mapping[str, str]) -> serve.Application:
         OmniForcingError: if the artifact is missing or altered, a speed-up unknown, or ``drain`` no number.
     """
     if "artifact" not in arguments:
-        raise OmniForcingError("name the artifact: serve run omniforcing.serving.ray_serve:app artifact=FOLDER")
+        raise OmniForcingError(
+            "name the artifact: serve run omniforcing.serving.ray_serve:app artifact=FOLDER"
+        )
     folder = Path(arguments["artifact"]).resolve()  # replicas run elsewhere
     Artifact.open(folder)
     origins = [arguments["origin"]] if "origin" in arguments else list(_LOCAL)
@@ -69,7 +71,8 @@ def app(arguments: Mapping[str, str]) -> serve.Application:
         num_replicas=int(arguments.get("replicas", "1")),
         max_ongoing_requests=100,
         graceful_shutdown_wait_loop_s=_POLL,
-        graceful_shutdown_timeout_s=2 * drain + _END,  # streams may end by themselves, then are ended
+        graceful_shutdown_timeout_s=2 * drain
+        + _END,  # streams may end by themselves, then are ended
     )
     @serve.ingress(build)
     class Streaming:
@@ -111,12 +114,17 @@ async def _stopping() -> bool:
     try:
         controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
         details = ServeInstanceDetails(**await controller.get_serve_instance_details.remote())
-    except (ray.exceptions.RayError, ValueError) as error:  # it is restarted when it dies, and replicas live on
+    except (
+        ray.exceptions.RayError,
+        ValueError,
+    ) as error:  # it is restarted when it dies, and replicas live on
         logger.warning("the controller does not say whether this replica is stopped: %s", error)
         return False
     application = details.applications.get(own.app_name)
     if application is None:
         return False
     deployment = application.deployments.get(own.deployment)
-    states = {replica.replica_id: replica.state for replica in (deployment.replicas if deployment else [])}
+    states = {
+        replica.replica_id: replica.state for replica in (deployment.replicas if deployment else [])
+    }
     return application.status == "DELETING" or states.get(own.replica_id.unique_id) == "STOPPING"

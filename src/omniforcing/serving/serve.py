@@ -19,7 +19,9 @@ from omniforcing.serving.protocol import Limits
 from omniforcing.serving.service import Service
 from omniforcing.streaming.command import add_engine_arguments, open_engine
 
-MESSAGE_BYTES = 12_000_000  # the largest message that is read at all: above the largest image that is taken
+MESSAGE_BYTES = (
+    12_000_000  # the largest message that is read at all: above the largest image that is taken
+)
 _HELP = {
     "sessions": "connections at a time",
     "seconds": "longest stream",
@@ -34,15 +36,38 @@ _HELP = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``omniforcing serve``."""
     add_engine_arguments(parser)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine alone)")
-    parser.add_argument("--port", type=int, default=8765, help="port to listen at (default: 8765; 0: any that is free)")
-    parser.add_argument("--origin", action="append", default=[], help="also allow pages of this origin, as https://host:port")
-    parser.add_argument("--drain-seconds", type=float, default=10.0, help="what streams get after SIGTERM (default: 10)")
-    limits = parser.add_argument_group("limits", f"With {TOKEN_VARIABLE} in the environment, clients must show that token.")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen at (default: 127.0.0.1, this machine alone)",
+    )
+    parser.add_argument(
+        "--port",
+        type=int,
+        default=8765,
+        help="port to listen at (default: 8765; 0: any that is free)",
+    )
+    parser.add_argument(
+        "--origin",
+        action="append",
+        default=[],
+        help="also allow pages of this origin, as https://host:port",
+    )
+    parser.add_argument(
+        "--drain-seconds",
+        type=float,
+        default=10.0,
+        help="what streams get after SIGTERM (default: 10)",
+    )
+    limits = parser.add_argument_group(
+        "limits", f"With {TOKEN_VARIABLE} in the environment, clients must show that token."
+    )
     for field in dataclasses.fields(Limits):
         name = f"--max-{field.name.replace('_', '-')}"
         about = f"{_HELP[field.name]} (default: {field.default})"
-        limits.add_argument(name, type=type(field.default), default=field.default, dest=field.name, help=about)
+        limits.add_argument(
+            name, type=type(field.default), default=field.default, dest=field.name, help=about
+        )
 
 
 class _Server(uvicorn.Server):
@@ -76,11 +101,17 @@ def listen(host: str, port: int) -> socket.socket:
         OmniForcingError: if the port is taken or the address is not one of this machine.
     """
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        return socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        )
     except (OSError, OverflowError) as error:
         if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-            raise OmniForcingError(f"port {port} of {host} is in use; choose another one with --port") from error
-        raise OmniForcingError(f"cannot listen at {host}, port {port}: {error}; choose another --host or --port") from error
+            raise OmniForcingError(
+                f"port {port} of {host} is in use; choose another one with --port"
+            ) from error
+        raise OmniForcingError(
+            f"cannot listen at {host}, port {port}: {error}; choose another --host or --port"
+        ) from error
 
 
 def run(args: argparse.Namespace) -> int:
@@ -89,15 +120,23 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         OmniForcingError: for anything in the arguments, the artifact or the address that the user can mend.
     """
-    limits = Limits(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Limits)})
+    limits = Limits(
+        **{field.name: getattr(args, field.name) for field in dataclasses.fields(Limits)}
+    )
     listening = listen(args.host, args.port)
     with listening:
         host, port = listening.getsockname()[:2]
         names = ("localhost", "127.0.0.1", "[::1]", f"[{host}]" if ":" in host else host)
         origins = [*args.origin, *(f"http://{name}:{port}" for name in names)]
-        service = Service(open_engine(args), limits, origins, os.environ.get(TOKEN_VARIABLE) or None)
+        service = Service(
+            open_engine(args), limits, origins, os.environ.get(TOKEN_VARIABLE) or None
+        )
         config = uvicorn.Config(
-            build_app(service), log_level="warning", ws_max_size=MESSAGE_BYTES, ws_per_message_deflate=False, lifespan="on"
+            build_app(service),
+            log_level="warning",
+            ws_max_size=MESSAGE_BYTES,
+            ws_per_message_deflate=False,
+            lifespan="on",
         )
         print(f"listening at http://{names[-1]}:{port}", flush=True)
         _Server(config, service, args.drain_seconds).run(sockets=[listening])

@@ -16,7 +16,9 @@ from omniforcing.serving.gauges import Gauges
 from omniforcing.serving.protocol import SUBPROTOCOL, VERSION, Limits
 from omniforcing.streaming.engine import Engine
 
-BEARER = "bearer."  # how a browser, which cannot set headers, offers its token: as a second subprotocol
+BEARER = (
+    "bearer."  # how a browser, which cannot set headers, offers its token: as a second subprotocol
+)
 
 
 class Refused(OmniForcingError):
@@ -40,9 +42,13 @@ class Service:
         OmniForcingError: for a token that cannot be sent.
     """
 
-    def __init__(self, engine: Engine, limits: Limits, origins: Sequence[str], token: str | None = None) -> None:
+    def __init__(
+        self, engine: Engine, limits: Limits, origins: Sequence[str], token: str | None = None
+    ) -> None:
         if token is not None and not re.fullmatch(r"[A-Za-z0-9._~-]{8,}", token):
-            raise OmniForcingError("the token must be 8 or more letters, digits and . _ ~ -, which browsers can send")
+            raise OmniForcingError(
+                "the token must be 8 or more letters, digits and . _ ~ -, which browsers can send"
+            )
         self.engine, self.limits, self.gauges = engine, limits, Gauges()
         self._origins, self._token = {origin.rstrip("/").lower() for origin in origins}, token
         self._sessions = 0
@@ -69,7 +75,11 @@ class Service:
         if scheme.lower() == "bearer":
             tokens.append(value.strip())
         if not any(hmac.compare_digest(token.encode(), self._token.encode()) for token in tokens):
-            raise Refused(401, "token", "this server wants a bearer token; send it in Authorization or as a subprotocol")
+            raise Refused(
+                401,
+                "token",
+                "this server wants a bearer token; send it in Authorization or as a subprotocol",
+            )
 
     def admit(self, headers: Mapping[str, str]) -> None:
         """Check everything that stands between a client and a session.
@@ -79,10 +89,18 @@ class Service:
         """
         origin = headers.get("origin")
         if origin is not None and origin.lower() not in self._origins:
-            raise Refused(403, "origin", f"pages of {origin} may not connect; the server's --origin names those that may")
+            raise Refused(
+                403,
+                "origin",
+                f"pages of {origin} may not connect; the server's --origin names those that may",
+            )
         self.authorise(headers)
-        if SUBPROTOCOL not in [word.strip() for word in headers.get("sec-websocket-protocol", "").split(",")]:
-            raise Refused(400, "protocol", f"this server speaks the subprotocol {SUBPROTOCOL}; offer it")
+        if SUBPROTOCOL not in [
+            word.strip() for word in headers.get("sec-websocket-protocol", "").split(",")
+        ]:
+            raise Refused(
+                400, "protocol", f"this server speaks the subprotocol {SUBPROTOCOL}; offer it"
+            )
         if (reason := self.not_ready()) is not None:
             raise Refused(503, "busy", reason)
 

@@ -17,7 +17,15 @@ from omniforcing.core.console import explain
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.layout import FPS
 from omniforcing.media.mux import Muxer, Pieces
-from omniforcing.serving.protocol import Command, Message, Position, ProtocolError, Start, Steer, parse
+from omniforcing.serving.protocol import (
+    Command,
+    Message,
+    Position,
+    ProtocolError,
+    Start,
+    Steer,
+    parse,
+)
 from omniforcing.serving.service import Service
 from omniforcing.streaming.live import Chunk, Stream
 from omniforcing.streaming.steering import Applied, NotApplied
@@ -80,7 +88,9 @@ class Session:
             self._muxer.release()
         self._service.gauges.ended.labels(reason).inc()
         if reason != "vanished":
-            await self._last_words("ended", reason=reason, frames=self._frames, seconds=max(0, self._frames - 1) / FPS)
+            await self._last_words(
+                "ended", reason=reason, frames=self._frames, seconds=max(0, self._frames - 1) / FPS
+            )
             await self._close(code)
 
     async def _serve(self) -> None:
@@ -89,7 +99,13 @@ class Session:
         self._asked, self._paced = time.perf_counter(), start.paced
         self._stream = await self._call(self._open, start)
         request = start.request
-        await self._say("started", mime=self._muxer.mime, prompt=request.prompt, seconds=request.seconds, seed=request.seed)
+        await self._say(
+            "started",
+            mime=self._muxer.mime,
+            prompt=request.prompt,
+            seconds=request.seconds,
+            seed=request.seed,
+        )
         await _first_of(self._listen(self._stream), self._send(self._stream), self._closing())
 
     # --- from the client --------------------------------------------------------------------------------------------------
@@ -100,7 +116,9 @@ class Session:
             if isinstance(message, Start):
                 if message.image == (self._image is not None):
                     return message
-                await self._mistake('an image is sent before "start", which then says "image": true')
+                await self._mistake(
+                    'an image is sent before "start", which then says "image": true'
+                )
             elif isinstance(message, Command) and message.name == "stop":
                 raise _End("stopped")
             elif message is not None:
@@ -124,11 +142,16 @@ class Session:
                 self._allow(stream)
             elif isinstance(message, Steer):
                 await self._say("received", id=message.id)
-                self._watch(message.id, await self._call(stream.steer, message.prompt, None, message.rewrite))
+                self._watch(
+                    message.id,
+                    await self._call(stream.steer, message.prompt, None, message.rewrite),
+                )
             elif isinstance(message, Command):
                 await self._obey(stream, message.name)
             elif message is not None:
-                await self._mistake("the stream has begun already; open another connection for another one")
+                await self._mistake(
+                    "the stream has begun already; open another connection for another one"
+                )
 
     async def _obey(self, stream: Stream, command: str) -> None:
         if command == "stop":
@@ -159,8 +182,12 @@ class Session:
             raise ProtocolError("the stream has begun already; an image is sent before it")
         if len(data) > self._service.limits.image_bytes:
             most = self._service.limits.image_bytes
-            raise ProtocolError(f"the image has {len(data):,} bytes, at most {most:,} are taken; scale it down")
-        await self._call(self._service.engine.image, data)  # a bad one is answered now, not when the stream begins
+            raise ProtocolError(
+                f"the image has {len(data):,} bytes, at most {most:,} are taken; scale it down"
+            )
+        await self._call(
+            self._service.engine.image, data
+        )  # a bad one is answered now, not when the stream begins
         self._image = data
 
     async def _mistake(self, message: str) -> None:
@@ -176,7 +203,9 @@ class Session:
         while (chunk := await self._call(next, stream, None)) is not None:
             began = time.perf_counter()
             data = await self._call(self._encode, chunk)
-            await self._say("block", **_figures(chunk), encode_s=time.perf_counter() - began, bytes=len(data))
+            await self._say(
+                "block", **_figures(chunk), encode_s=time.perf_counter() - began, bytes=len(data)
+            )
             await self._media(data)
             self._frames += len(chunk.frames)
             self._service.gauges.blocks.inc()
@@ -233,7 +262,9 @@ class Session:
         raise _End("draining", GOING_AWAY)
 
     async def _last_words(self, kind: str, **values: Any) -> None:
-        with suppress(WebSocketDisconnect, RuntimeError, TimeoutError):  # nobody may listen any more
+        with suppress(
+            WebSocketDisconnect, RuntimeError, TimeoutError
+        ):  # nobody may listen any more
             await self._say(kind, **values)
 
     async def _close(self, code: int) -> None:
@@ -241,7 +272,9 @@ class Session:
             await self._socket.close(code)
 
     async def _call(self, function: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._service.executor, function, *arguments)
+        return await asyncio.get_running_loop().run_in_executor(
+            self._service.executor, function, *arguments
+        )
 
 
 def _figures(chunk: Chunk) -> dict[str, Any]:

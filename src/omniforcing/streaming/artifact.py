@@ -109,19 +109,36 @@ class StreamSettings:
         values = read_json(path)
         schema = values.pop("schema", None) if isinstance(values, dict) else None
         if schema != SCHEMA:
-            raise ArtifactError(f"{path} has schema {schema}, this version reads schema {SCHEMA}; export the artifact again")
+            raise ArtifactError(
+                f"{path} has schema {schema}, this version reads schema {SCHEMA}; export the artifact again"
+            )
         fields = dataclasses.fields(cls)
-        names, needed = {f.name for f in fields}, {f.name for f in fields if f.default is dataclasses.MISSING}
-        for problem, keys in (("lacks", needed - values.keys()), ("has the unknown key", values.keys() - names)):
+        names, needed = (
+            {f.name for f in fields},
+            {f.name for f in fields if f.default is dataclasses.MISSING},
+        )
+        for problem, keys in (
+            ("lacks", needed - values.keys()),
+            ("has the unknown key", values.keys() - names),
+        ):
             if keys:
                 raise ArtifactError(f"{path} {problem} {min(keys)!r}; export the artifact again")
         if values["layout"] not in LAYOUTS:
-            raise ArtifactError(f"{path} names layout {values['layout']!r}; this version knows {', '.join(LAYOUTS)}")
+            raise ArtifactError(
+                f"{path} names layout {values['layout']!r}; this version knows {', '.join(LAYOUTS)}"
+            )
         if values["stabiliser"] not in (known := [stabiliser.value for stabiliser in Stabiliser]):
-            raise ArtifactError(f"{path} names stabiliser {values['stabiliser']!r}; this version knows {', '.join(known)}")
-        for unit, value, able in (("fps", values.get("fps", FPS), (FPS,)), ("Hz", values["sample_rate"], SAMPLE_RATES)):
+            raise ArtifactError(
+                f"{path} names stabiliser {values['stabiliser']!r}; this version knows {', '.join(known)}"
+            )
+        for unit, value, able in (
+            ("fps", values.get("fps", FPS), (FPS,)),
+            ("Hz", values["sample_rate"], SAMPLE_RATES),
+        ):
             if value not in able:
-                raise ArtifactError(f"{path} asks for {value} {unit}; this version streams {', '.join(map(str, able))}")
+                raise ArtifactError(
+                    f"{path} asks for {value} {unit}; this version streams {', '.join(map(str, able))}"
+                )
         try:
             LAYOUTS[values["layout"]].check_window(values["window"], values["horizon"])
         except LayoutError as error:
@@ -165,7 +182,9 @@ class Artifact:
         """
         folder = Path(folder)
         if not (folder / SETTINGS_FILE).is_file():
-            raise ArtifactError(f"{folder} is not an artifact, it has no {SETTINGS_FILE}; give the folder of an export stage")
+            raise ArtifactError(
+                f"{folder} is not an artifact, it has no {SETTINGS_FILE}; give the folder of an export stage"
+            )
         if verify:
             verify_manifest(folder)
         return cls(folder, StreamSettings.read(folder / SETTINGS_FILE))
@@ -180,10 +199,14 @@ def _copy(source: Path, parts: tuple[str, ...], target: Path) -> None:
         elif origin.is_file():
             shutil.copyfile(origin, target / part)
         else:
-            raise ArtifactError(f"{origin} is missing, which an artifact needs; run the stage that writes it")
+            raise ArtifactError(
+                f"{origin} is missing, which an artifact needs; run the stage that writes it"
+            )
 
 
-def write_artifact(folder: Path, student: Path, codec: Path, settings: StreamSettings, metrics: Mapping[str, Any]) -> Artifact:
+def write_artifact(
+    folder: Path, student: Path, codec: Path, settings: StreamSettings, metrics: Mapping[str, Any]
+) -> Artifact:
     """Fill an empty folder, usually the temporary one of ``atomic_dir``; the same inputs give the same bytes.
 
     Args:
@@ -246,7 +269,9 @@ def _number(value: Any) -> str:
 
 def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Markdown: one line per row, one column per metric that is a number in any row."""
-    names = sorted({name for row in rows.values() for name, value in row.items() if _number(value) != "-"})
+    names = sorted(
+        {name for row in rows.values() for name, value in row.items() if _number(value) != "-"}
+    )
     lines = [["model", *names], ["---"] * (1 + len(names))]
     lines += [[model, *(_number(row.get(name)) for name in names)] for model, row in rows.items()]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -257,7 +282,13 @@ def _measured(metrics: Mapping[str, Any]) -> str:
     if models := metrics.get("models"):
         parts.append(_table(models))
     if speed := metrics.get("speed"):
-        parts.append("\n".join(f"- {name}: {_number(value)}" for name, value in sorted(speed.items()) if _number(value) != "-"))
+        parts.append(
+            "\n".join(
+                f"- {name}: {_number(value)}"
+                for name, value in sorted(speed.items())
+                if _number(value) != "-"
+            )
+        )
     return "\n\n".join(parts) or "Nothing: it was exported without an evaluation."
 
 

@@ -30,26 +30,69 @@ STDOUT = Path("-")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``omniforcing stream``."""
     add_engine_arguments(parser)
-    parser.add_argument("--prompt", help="what to show and hear; with --resume, that of the saved stream if left out")
-    parser.add_argument("--seconds", type=float, default=8.0, help="length of the clip (default: 8)")
-    parser.add_argument("--endless", action="store_true", help="go on until Ctrl-C, which ends the clip properly")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same clip (default: 0)")
-    parser.add_argument("--out", type=Path, required=True, help="the MP4 to write, replaced when it is whole; - for a player")
+    parser.add_argument(
+        "--prompt",
+        help="what to show and hear; with --resume, that of the saved stream if left out",
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=8.0, help="length of the clip (default: 8)"
+    )
+    parser.add_argument(
+        "--endless", action="store_true", help="go on until Ctrl-C, which ends the clip properly"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="the same seed gives the same clip (default: 0)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="the MP4 to write, replaced when it is whole; - for a player",
+    )
     changes = parser.add_argument_group("changes on the way")
-    changes.add_argument("--then", nargs=2, action="append", default=[], metavar=("SECONDS", "PROMPT"), help="another prompt")
-    changes.add_argument("--rewrite", action="store_true", help="also write anew what the student remembers: sharper changes")
+    changes.add_argument(
+        "--then",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("SECONDS", "PROMPT"),
+        help="another prompt",
+    )
+    changes.add_argument(
+        "--rewrite",
+        action="store_true",
+        help="also write anew what the student remembers: sharper changes",
+    )
     parser.add_argument("--image", type=Path, help="begin with this picture (PNG, JPEG or WebP)")
-    parser.add_argument("--continue", type=Path, dest="clip", help="go on from this clip, an MP4 of the stream's size")
-    parser.add_argument("--save", type=Path, help="write the stream's state at its end to this file")
+    parser.add_argument(
+        "--continue",
+        type=Path,
+        dest="clip",
+        help="go on from this clip, an MP4 of the stream's size",
+    )
+    parser.add_argument(
+        "--save", type=Path, help="write the stream's state at its end to this file"
+    )
     parser.add_argument("--resume", type=Path, help="go on for --seconds where a stream was saved")
-    parser.add_argument("--json", action="store_true", help="print the figures as json on standard output")
+    parser.add_argument(
+        "--json", action="store_true", help="print the figures as json on standard output"
+    )
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what every command that loads an artifact needs."""
-    parser.add_argument("--artifact", type=Path, required=True, help="folder that the export stage wrote")
-    parser.add_argument("--device", default="cpu", help="where to compute: cpu (default), cuda, cuda:1, ...")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1; more only help larger models)")
+    parser.add_argument(
+        "--artifact", type=Path, required=True, help="folder that the export stage wrote"
+    )
+    parser.add_argument(
+        "--device", default="cpu", help="where to compute: cpu (default), cuda, cuda:1, ..."
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="CPU threads (default: 1; more only help larger models)",
+    )
     parser.add_argument(
         "--speed-ups",
         nargs="+",
@@ -69,11 +112,15 @@ def check_target(path: Path) -> None:
     if path == STDOUT:
         return
     if path.suffix.lower() != ".mp4":
-        raise OmniForcingError(f"{path} does not end in .mp4, the only format that is written; rename it in --out")
+        raise OmniForcingError(
+            f"{path} does not end in .mp4, the only format that is written; rename it in --out"
+        )
     if path.is_dir():
         raise OmniForcingError(f"{path} is a folder; name a file in --out")
     if not path.parent.is_dir():
-        raise OmniForcingError(f"the folder {path.parent} does not exist; make it or choose another --out")
+        raise OmniForcingError(
+            f"the folder {path.parent} does not exist; make it or choose another --out"
+        )
 
 
 def write_stream(chunks: Iterable[Chunk], out: Path, settings: StreamSettings) -> StreamSpeed:
@@ -107,7 +154,9 @@ def _encode(chunks: Iterable[Chunk], file: BinaryIO, settings: StreamSettings) -
     return stream_speed(timings)
 
 
-def figures(speed: StreamSpeed, settings: StreamSettings, device: str, speed_ups: Sequence[str] = ()) -> dict[str, Any]:
+def figures(
+    speed: StreamSpeed, settings: StreamSettings, device: str, speed_ups: Sequence[str] = ()
+) -> dict[str, Any]:
     """All that a speed means something with: the figures, the size, the steps, the window, switches and the machine's part."""
     import torch
 
@@ -186,7 +235,9 @@ def _prepare(device: str, threads: int) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise OmniForcingError(f"--device {device} does not work here: {str(error).splitlines()[0]}") from error
+        raise OmniForcingError(
+            f"--device {device} does not work here: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _check(args: argparse.Namespace) -> list[tuple[float, str]]:
@@ -195,17 +246,25 @@ def _check(args: argparse.Namespace) -> list[tuple[float, str]]:
 
     check_target(args.out)
     if sum(x is not None for x in (args.image, args.clip, args.resume)) > 1:
-        raise OmniForcingError("a stream begins with one of --image, --continue and --resume; leave the others out")
+        raise OmniForcingError(
+            "a stream begins with one of --image, --continue and --resume; leave the others out"
+        )
     if args.save and args.endless:
-        raise OmniForcingError("--save writes the state at the end, which --endless has not; give --seconds")
-    Request("resumed" if args.resume and args.prompt is None else args.prompt, args.seconds, args.seed)
+        raise OmniForcingError(
+            "--save writes the state at the end, which --endless has not; give --seconds"
+        )
+    Request(
+        "resumed" if args.resume and args.prompt is None else args.prompt, args.seconds, args.seed
+    )
     changes = []
     for seconds, prompt in args.then:
         check_prompt(prompt)
         try:
             changes.append((float(seconds), prompt))
         except ValueError as error:
-            raise OmniForcingError(f"--then {seconds}: give the seconds, then the prompt") from error
+            raise OmniForcingError(
+                f"--then {seconds}: give the seconds, then the prompt"
+            ) from error
     return changes
 
 
@@ -230,7 +289,9 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise OmniForcingError(f"{path} cannot be read ({error.strerror}); name an image in --image") from error
+        raise OmniForcingError(
+            f"{path} cannot be read ({error.strerror}); name an image in --image"
+        ) from error
 
 
 def run(args: argparse.Namespace) -> int:
@@ -251,6 +312,10 @@ def run(args: argparse.Namespace) -> int:
         if saved is not None:
             saved.result().save(args.save)
     values = figures(speed, engine.settings, args.device, args.speed_ups)
-    line = json.dumps({"out": str(args.out), **values}) if args.json else f"{args.out}: {speed_line(values)}"
+    line = (
+        json.dumps({"out": str(args.out), **values})
+        if args.json
+        else f"{args.out}: {speed_line(values)}"
+    )
     print(line, file=sys.stderr if args.out == STDOUT else sys.stdout)
     return 0

@@ -31,7 +31,12 @@ class Decoding:
         counts: frames and samples that were decoded before.
     """
 
-    def __init__(self, decoder: StreamingDecoder, limits: tuple[int, int] | None, counts: tuple[int, int] = (0, 0)) -> None:
+    def __init__(
+        self,
+        decoder: StreamingDecoder,
+        limits: tuple[int, int] | None,
+        counts: tuple[int, int] = (0, 0),
+    ) -> None:
         self._decoder, self._limits = decoder, limits
         self._frames, self._samples = counts
         self._before_the_end: State | None = None
@@ -44,20 +49,30 @@ class Decoding:
         if last:
             self._before_the_end = self.state()
             rest = self._decoder.flush()
-            media = Pair(torch.cat([media.video, rest.video], 1), torch.cat([media.audio, rest.audio], 2))
+            media = Pair(
+                torch.cat([media.video, rest.video], 1), torch.cat([media.audio, rest.audio], 2)
+            )
         picture, waveform = media.video[0], media.audio[0]
         if self._limits is not None:
-            picture, waveform = picture[: self._limits[0] - frames], waveform[:, : self._limits[1] - samples]
+            picture, waveform = (
+                picture[: self._limits[0] - frames],
+                waveform[:, : self._limits[1] - samples],
+            )
         return Part(picture.cpu().numpy(), waveform.cpu().numpy(), frames, samples)
 
     def state(self) -> State:
         """A copy of decoder and counts; after the last block, as if more were to come."""
         if self._before_the_end is not None:
             return self._before_the_end
-        return {**joined(decoder=self._decoder.state()), "counts": torch.tensor([self._frames, self._samples])}
+        return {
+            **joined(decoder=self._decoder.state()),
+            "counts": torch.tensor([self._frames, self._samples]),
+        }
 
     @classmethod
-    def restore(cls, decoder: StreamingDecoder, limits: tuple[int, int] | None, state: State) -> Decoding:
+    def restore(
+        cls, decoder: StreamingDecoder, limits: tuple[int, int] | None, state: State
+    ) -> Decoding:
         """Go on from a state, with a fresh decoder of the same codec."""
         frames, samples = state["counts"].tolist()
         decoder.restore(part_of(state, "decoder"))

@@ -46,7 +46,9 @@ class Engine:
             does not have a speed-up.
     """
 
-    def __init__(self, artifact: Artifact | Path, device: str = "cpu", speed: Speed = DEFAULT) -> None:
+    def __init__(
+        self, artifact: Artifact | Path, device: str = "cpu", speed: Speed = DEFAULT
+    ) -> None:
         speed.check(torch.device(device))
         self.artifact = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
         folder, self.settings = self.artifact.folder, self.artifact.settings
@@ -58,7 +60,9 @@ class Engine:
         self._codec = Codec.load(folder / "codec", device=device)
         self._text = TextEncoder.load(folder / "text", device=device)
         self._refuse_misfit()
-        finish_queue(device)  # streams compute in queues of their own, which must find the weights in place
+        finish_queue(
+            device
+        )  # streams compute in queues of their own, which must find the weights in place
 
     def _refuse_misfit(self) -> None:
         """The parts came from one training, or they do not belong together."""
@@ -70,19 +74,31 @@ class Engine:
             ("the student's video channels", core.in_channels, channels[0]),
             ("the student's audio channels", core.audio_in_channels, channels[1]),
             ("the sample rate of streaming.json", settings.sample_rate, self._codec.sample_rate),
-            ("the look-ahead of streaming.json", settings.look_ahead, vocoder_reach(self._codec.vocoder.config)),
-            ("the video look-ahead of streaming.json", settings.video_look_ahead, self._codec.video_reach.ahead),
+            (
+                "the look-ahead of streaming.json",
+                settings.look_ahead,
+                vocoder_reach(self._codec.vocoder.config),
+            ),
+            (
+                "the video look-ahead of streaming.json",
+                settings.video_look_ahead,
+                self._codec.video_reach.ahead,
+            ),
         ):
             if found != needed:
                 place = self.artifact.folder
-                raise ArtifactError(f"{what}: {found}, but its codec has {needed}; {place} mixes parts, export it again")
+                raise ArtifactError(
+                    f"{what}: {found}, but its codec has {needed}; {place} mixes parts, export it again"
+                )
 
     @cached_property
     def digest(self) -> str:
         """What identifies the artifact in saved states."""
         return folder_digest(self.artifact.folder)
 
-    def stream(self, prompt: str, seconds: float | None, seed: int = 0, opening: Opening | None = None) -> Stream:
+    def stream(
+        self, prompt: str, seconds: float | None, seed: int = 0, opening: Opening | None = None
+    ) -> Stream:
         """Begin a stream; the same prompt, length, seed and opening give the same chunks.
 
         Args:
@@ -96,7 +112,13 @@ class Engine:
         """
         asked, request = time.perf_counter(), Request(prompt, seconds, seed)
         generation = Generation(self._starter(seed), self._encode(prompt), opening)
-        return self._open(asked, request, generation, Decoding(self._decoder(), request.limits(self.settings.sample_rate)), 0)
+        return self._open(
+            asked,
+            request,
+            generation,
+            Decoding(self._decoder(), request.limits(self.settings.sample_rate)),
+            0,
+        )
 
     def resume(self, state: StreamState, seconds: float | None) -> Stream:
         """Go on for so many seconds where a state was taken, in the very chunks that would have followed there.
@@ -109,12 +131,18 @@ class Engine:
         total = None if seconds is None else (state.frames - 1) / FPS + seconds
         request = Request(state.prompt, total, state.seed)
         generation = Generation.restore(self._starter(state.seed), state.generation)
-        decoding = Decoding.restore(self._decoder(), request.limits(self.settings.sample_rate), state.decoding)
+        decoding = Decoding.restore(
+            self._decoder(), request.limits(self.settings.sample_rate), state.decoding
+        )
         return self._open(asked, request, generation, decoding, state.frames)
 
     def block_at(self, seconds: float) -> int:
         """The first block whose picture begins at or after ``seconds``, counted from the end of the first frame."""
-        return next(block.index for block in self._rollout.table if block.frames.start > seconds * FPS - 1e-9)
+        return next(
+            block.index
+            for block in self._rollout.table
+            if block.frames.start > seconds * FPS - 1e-9
+        )
 
     def image(self, data: bytes) -> Opening:
         """A first frame from the content of an image file.
@@ -132,7 +160,14 @@ class Engine:
         """
         return clip_opening(path, self._codec, self._rollout.table)
 
-    def _open(self, asked: float, request: Request, generation: Generation, decoding: Decoding, before: int) -> Stream:
+    def _open(
+        self,
+        asked: float,
+        request: Request,
+        generation: Generation,
+        decoding: Decoding,
+        before: int,
+    ) -> Stream:
         return Stream(
             Plan(
                 generation=generation,

@@ -35,7 +35,12 @@ class Generation:
         opening: what to begin with.
     """
 
-    def __init__(self, start: Callable[[TextFeatures], Rollout], text: TextFeatures, opening: Opening | None = None) -> None:
+    def __init__(
+        self,
+        start: Callable[[TextFeatures], Rollout],
+        text: TextFeatures,
+        opening: Opening | None = None,
+    ) -> None:
         self._start, self._text, self._opening = start, text, opening or Opening()
         self._rollout = start(text)
         self._kept: list[Latents] = []  # the prefix, then whole cycles that cover the window
@@ -86,9 +91,15 @@ class Generation:
 
     def state(self) -> State:
         """A copy of everything that the blocks to come depend on; only when ``can_be_saved``."""
-        kept = {f"kept.{n}": dict(latents.map(torch.clone).items()) for n, latents in enumerate(self._kept)}
+        kept = {
+            f"kept.{n}": dict(latents.map(torch.clone).items())
+            for n, latents in enumerate(self._kept)
+        }
         text = dict(self._text.map(torch.clone).items())
-        return {**joined(text=text, rollout=self._rollout.state(), **kept), "index": torch.tensor(self.index)}
+        return {
+            **joined(text=text, rollout=self._rollout.state(), **kept),
+            "index": torch.tensor(self.index),
+        }
 
     @classmethod
     def restore(cls, start: Callable[[TextFeatures], Rollout], state: State) -> Generation:

@@ -198,7 +198,12 @@ class Stream:
     def __enter__(self) -> Stream:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
 
@@ -245,7 +250,9 @@ class _Work:
                     arrived, block = time.perf_counter(), plan.table.block(generation.index)
                     over = block.index == plan.stop
                     start = -1.0 if over else block.seconds[0]
-                    switch, saves = self.controls.border(block.index, start, generation.can_be_saved)
+                    switch, saves = self.controls.border(
+                        block.index, start, generation.can_be_saved
+                    )
                     if saves:
                         self.latents.put(_Saved(saves, generation.state(), prompt))
                         continue  # it may be paused
@@ -262,7 +269,11 @@ class _Work:
                         switch.done.set_result(Applied(block.index, start))
                     latents = generation.next()
                     finish_queue(plan.device)
-                    self.latents.put(_Generated(block, latents, began - arrived, time.perf_counter() - began, prompt))
+                    self.latents.put(
+                        _Generated(
+                            block, latents, began - arrived, time.perf_counter() - began, prompt
+                        )
+                    )
         except Closed:
             pass
         except BaseException as error:
@@ -294,12 +305,28 @@ class _Work:
         # Even where nothing came out that was copied to the CPU: the generation's queue gets the latents' memory back.
         finish_queue(self.plan.device)
         decoded = time.perf_counter()
-        timing = BlockTiming(len(part.frames), item.seconds, decoded - began, decoded - self.plan.asked, item.waited + waited)
-        return Chunk(item.block.index, part.frames, part.samples, part.first_frame, part.first_sample, timing, item.prompt)
+        timing = BlockTiming(
+            len(part.frames),
+            item.seconds,
+            decoded - began,
+            decoded - self.plan.asked,
+            item.waited + waited,
+        )
+        return Chunk(
+            item.block.index,
+            part.frames,
+            part.samples,
+            part.first_frame,
+            part.first_sample,
+            timing,
+            item.prompt,
+        )
 
     def _save(self, item: _Saved) -> None:
         plan = self.plan
-        state = StreamState(plan.artifact, item.prompt, plan.seed, item.generation, plan.decoding.state())
+        state = StreamState(
+            plan.artifact, item.prompt, plan.seed, item.generation, plan.decoding.state()
+        )
         for wish in item.wishes:
             wish.done.set_result(state)
 

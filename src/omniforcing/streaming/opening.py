@@ -15,7 +15,14 @@ from torch import Tensor
 from omniforcing.codec.codec import Codec
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.latents import Latents, Pair
-from omniforcing.core.layout import FPS, SAMPLE_RATE, BlockTable, clip_frames, clip_latents, clip_samples
+from omniforcing.core.layout import (
+    FPS,
+    SAMPLE_RATE,
+    BlockTable,
+    clip_frames,
+    clip_latents,
+    clip_samples,
+)
 from omniforcing.streaming.generation import Opening
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
@@ -46,16 +53,24 @@ def read_image(data: bytes, height: int, width: int) -> np.ndarray:
     from PIL import Image, ImageOps
 
     if len(data) > IMAGE_BYTES:
-        raise OpeningError(f"the image has {len(data):,} bytes, at most {IMAGE_BYTES:,} are taken; scale it down")
+        raise OpeningError(
+            f"the image has {len(data):,} bytes, at most {IMAGE_BYTES:,} are taken; scale it down"
+        )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is ours
+            warnings.simplefilter(
+                "ignore", Image.DecompressionBombWarning
+            )  # the limit below is ours
             image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
         if image.width * image.height > IMAGE_PIXELS:
-            raise OpeningError(f"the image has {image.width}x{image.height} pixels, too many; scale it down")
+            raise OpeningError(
+                f"the image has {image.width}x{image.height} pixels, too many; scale it down"
+            )
         picture = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (width, height))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise OpeningError(f"the image cannot be read ({error}); give a {', '.join(IMAGE_FORMATS)} file") from error
+        raise OpeningError(
+            f"the image cannot be read ({error}); give a {', '.join(IMAGE_FORMATS)} file"
+        ) from error
     return np.array(picture)
 
 
@@ -68,22 +83,32 @@ def clip_opening(path: Path, codec: Codec, table: BlockTable) -> Opening:
     frames, samples = _read_clip(path, codec)
     seconds = (len(frames) - 1) // FPS
     if seconds < 1:
-        raise OpeningError(f"{path} has {len(frames)} frames; a stream can go on from {clip_frames(1)} or more, one second")
+        raise OpeningError(
+            f"{path} has {len(frames)} frames; a stream can go on from {clip_frames(1)} or more, one second"
+        )
     first = len(frames) - clip_frames(seconds)
     start = round(first / FPS * SAMPLE_RATE)
     sound = np.zeros((2, clip_samples(seconds)), np.float32)
     heard = samples[:, start : start + sound.shape[1]]
     sound[:, : heard.shape[1]] = heard
-    latents = _encode(codec, Pair(torch.from_numpy(frames[first:])[None], torch.from_numpy(sound)[None]))
+    latents = _encode(
+        codec, Pair(torch.from_numpy(frames[first:])[None], torch.from_numpy(sound)[None])
+    )
     blocks = table.blocks(table.count_for(clip_latents(seconds)))
-    return Opening(blocks=[Pair(latents.video[:, b.video.slice], latents.audio[:, b.audio.slice]) for b in blocks])
+    return Opening(
+        blocks=[
+            Pair(latents.video[:, b.video.slice], latents.audio[:, b.audio.slice]) for b in blocks
+        ]
+    )
 
 
 def _encode(codec: Codec, media: Pair[Tensor]) -> Latents:
     try:
         return codec.encode(media)
     except ModuleNotFoundError as error:  # mel spectrograms are of the training side
-        raise OpeningError(f"to go on from a clip, its sound must be encoded, which needs the package {error.name}") from error
+        raise OpeningError(
+            f"to go on from a clip, its sound must be encoded, which needs the package {error.name}"
+        ) from error
 
 
 def _normalised(means: Tensor, vae: Any) -> Tensor:
@@ -101,12 +126,16 @@ def _read_clip(path: Path, codec: Codec) -> tuple[np.ndarray, np.ndarray]:
             found = f"{video.width}x{video.height} at {float(video.average_rate or 0):g} fps"
             wanted = f"{codec.width}x{codec.height} at {FPS} fps"
             if found != wanted:
-                raise OpeningError(f"{path} has {found}; a stream goes on from {wanted}: convert it first")
+                raise OpeningError(
+                    f"{path} has {found}; a stream goes on from {wanted}: convert it first"
+                )
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video)]
             container.seek(0)
             sound = [frame.to_ndarray() for frame in _as_encoded(container.decode(audio))]
     except (OSError, IndexError, ValueError) as error:
-        raise OpeningError(f"{path} is no readable clip with picture and sound ({error}); give an MP4") from error
+        raise OpeningError(
+            f"{path} is no readable clip with picture and sound ({error}); give an MP4"
+        ) from error
     return np.stack(frames), np.concatenate(sound, 1)
 
 

@@ -30,10 +30,20 @@ class Request:
 
     def __post_init__(self) -> None:
         check_prompt(self.prompt)
-        if self.seconds is not None and (not math.isfinite(self.seconds) or round(FPS * self.seconds) < 1):
-            raise RequestError(f"a stream cannot last {self.seconds} seconds; ask for at least {1 / FPS:.3f}, one frame")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed <= MAX_SEED:
-            raise RequestError(f"the seed is {self.seed!r}; use a whole number from 0 to {MAX_SEED}")
+        if self.seconds is not None and (
+            not math.isfinite(self.seconds) or round(FPS * self.seconds) < 1
+        ):
+            raise RequestError(
+                f"a stream cannot last {self.seconds} seconds; ask for at least {1 / FPS:.3f}, one frame"
+            )
+        if (
+            isinstance(self.seed, bool)
+            or not isinstance(self.seed, int)
+            or not 0 <= self.seed <= MAX_SEED
+        ):
+            raise RequestError(
+                f"the seed is {self.seed!r}; use a whole number from 0 to {MAX_SEED}"
+            )
 
     @property
     def frames(self) -> int | None:
@@ -52,7 +62,11 @@ class Request:
         if limits is None:
             return None
         frames, samples = limits
-        return 1 + next(b.index for b in table if b.frames.stop >= frames and samples_of(b.mel, sample_rate).stop >= samples)
+        return 1 + next(
+            b.index
+            for b in table
+            if b.frames.stop >= frames and samples_of(b.mel, sample_rate).stop >= samples
+        )
 
 
 def check_prompt(prompt: str) -> None:

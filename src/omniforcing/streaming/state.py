@@ -55,8 +55,16 @@ class StreamState:
         Raises:
             OmniForcingError: if the disk is full or the place cannot be written.
         """
-        facts = {"schema": SCHEMA, "artifact": self.artifact, "prompt": self.prompt, "seed": self.seed}
-        tensors = {name: x.contiguous() for name, x in joined(generation=self.generation, decoding=self.decoding).items()}
+        facts = {
+            "schema": SCHEMA,
+            "artifact": self.artifact,
+            "prompt": self.prompt,
+            "seed": self.seed,
+        }
+        tensors = {
+            name: x.contiguous()
+            for name, x in joined(generation=self.generation, decoding=self.decoding).items()
+        }
         with new_file(path) as file:
             file.write(save(tensors, {_KEY: json.dumps(facts)}))
 
@@ -73,12 +81,28 @@ class StreamState:
             facts, tensors = json.loads(header["__metadata__"][_KEY]), load(data)
             schema, owner = facts["schema"], facts["artifact"]
         except FileNotFoundError as error:
-            raise StateError(f"{path} does not exist; give a file that a stream's state was saved to") from error
+            raise StateError(
+                f"{path} does not exist; give a file that a stream's state was saved to"
+            ) from error
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise StateError(f"{path} is not the state of a stream ({error}); give a file that one was saved to") from error
+            raise StateError(
+                f"{path} is not the state of a stream ({error}); give a file that one was saved to"
+            ) from error
         if schema != SCHEMA:
-            raise StateError(f"{path} has schema {schema}, this version reads schema {SCHEMA}; save the stream again")
+            raise StateError(
+                f"{path} has schema {schema}, this version reads schema {SCHEMA}; save the stream again"
+            )
         if owner != artifact:
-            raise StateError(f"{path} belongs to another artifact (manifest {owner[:12]}, this one's is {artifact[:12]})")
-        on_device = {name: x if name.endswith("generator") else x.to(device) for name, x in tensors.items()}
-        return cls(owner, facts["prompt"], facts["seed"], part_of(on_device, "generation"), part_of(on_device, "decoding"))
+            raise StateError(
+                f"{path} belongs to another artifact (manifest {owner[:12]}, this one's is {artifact[:12]})"
+            )
+        on_device = {
+            name: x if name.endswith("generator") else x.to(device) for name, x in tensors.items()
+        }
+        return cls(
+            owner,
+            facts["prompt"],
+            facts["seed"],
+            part_of(on_device, "generation"),
+            part_of(on_device, "decoding"),
+        )

@@ -86,7 +86,9 @@ class Controls:
     def paused(self) -> bool:
         return self._paused
 
-    def border(self, index: int, start: float, can_be_saved: bool) -> tuple[Switch | None, list[Wish[StreamState]]]:
+    def border(
+        self, index: int, start: float, can_be_saved: bool
+    ) -> tuple[Switch | None, list[Wish[StreamState]]]:
         """What is due before block ``index``, which begins at ``start`` seconds: the latest prompt and all saves.
 
         Waits while paused or not allowed to go on, but for saves.
@@ -99,12 +101,16 @@ class Controls:
             return self._paused or start >= self._until
 
         with self._changed:
-            self._changed.wait_for(lambda: not held() or self._over or (can_be_saved and bool(self._due_saves(index))))
+            self._changed.wait_for(
+                lambda: not held() or self._over or (can_be_saved and bool(self._due_saves(index)))
+            )
             if self._over:
                 raise Closed
             saves = self._due_saves(index) if can_be_saved else []
             self._saves = [wish for wish in self._saves if wish not in saves]
-            switches = [] if held() or saves else [wish for wish in self._switches if wish.due(index)]
+            switches = (
+                [] if held() or saves else [wish for wish in self._switches if wish.due(index)]
+            )
             self._switches = [wish for wish in self._switches if wish not in switches]
         for overtaken in switches[:-1]:
             overtaken.done.set_exception(NotApplied("another prompt came before the next block"))

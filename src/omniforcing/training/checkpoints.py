@@ -101,7 +101,9 @@ def disk_full(error: BaseException | None) -> bool:
 class Atomic(TorchCheckpointIO):
     """One file, written beside the old one and renamed."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
         def write() -> None:
             super(Atomic, self).save_checkpoint(checkpoint, temporary(Path(path)), storage_options)
             publish(Path(path))

@@ -36,15 +36,21 @@ Probe = Callable[[], dict[str, float]]
 class _Steps(IterableDataset):
     """``(step, batch)`` of one epoch."""
 
-    def __init__(self, batches: Callable[[int], Iterator[Any]], epoch: int, first: int, last: int) -> None:
+    def __init__(
+        self, batches: Callable[[int], Iterator[Any]], epoch: int, first: int, last: int
+    ) -> None:
         self.batches, self.epoch, self.first, self.last = batches, epoch, first, last
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
         step = self.first
-        for step, batch in zip(range(self.first, self.last), self.batches(self.epoch), strict=False):
+        for step, batch in zip(
+            range(self.first, self.last), self.batches(self.epoch), strict=False
+        ):
             yield step, batch
         if step + 1 < self.last:
-            raise OmniForcingError(f"the data of epoch {self.epoch} ended at step {step + 1} of {self.last}: too few samples")
+            raise OmniForcingError(
+                f"the data of epoch {self.epoch} ended at step {step + 1} of {self.last}: too few samples"
+            )
 
 
 class _Data(L.LightningDataModule):
@@ -56,7 +62,9 @@ class _Data(L.LightningDataModule):
         assert self.trainer is not None
         epoch = self.trainer.current_epoch
         first = epoch * self.every
-        return DataLoader(_Steps(self.batches, epoch, first, min(self.steps, first + self.every)), batch_size=None)
+        return DataLoader(
+            _Steps(self.batches, epoch, first, min(self.steps, first + self.every)), batch_size=None
+        )
 
 
 class _Checkpoints(Callback):
@@ -66,7 +74,9 @@ class _Checkpoints(Callback):
         self.folder = folder
 
     def on_train_epoch_end(self, trainer: L.Trainer, _module: L.LightningModule) -> None:
-        trainer.save_checkpoint(self.folder / checkpoints.name(trainer.strategy, trainer.current_epoch + 1))
+        trainer.save_checkpoint(
+            self.folder / checkpoints.name(trainer.strategy, trainer.current_epoch + 1)
+        )
 
 
 class _Curves(Callback):
@@ -75,7 +85,9 @@ class _Curves(Callback):
     What the probe measures stands beside them, in the rows of the steps after which it was asked.
     """
 
-    def __init__(self, folder: Path, every: int, log: Log | None, probe: Probe | None, probe_steps: set[int]) -> None:
+    def __init__(
+        self, folder: Path, every: int, log: Log | None, probe: Probe | None, probe_steps: set[int]
+    ) -> None:
         # Not named log: Lightning overwrites that attribute of every callback.
         self.path, self.every, self.sink = folder / CURVES, every, log
         self.probe, self.probe_steps = probe, probe_steps
@@ -87,7 +99,9 @@ class _Curves(Callback):
             with self.path.open(newline="") as file:
                 self.rows = [row for row in csv.DictReader(file) if int(row["step"]) < done]
 
-    def on_train_batch_end(self, trainer: L.Trainer, _module: L.LightningModule, _out: Any, batch: Any, _i: int) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, _module: L.LightningModule, _out: Any, batch: Any, _i: int
+    ) -> None:
         step = int(batch[0])
         asked = self.probe is not None and step in self.probe_steps
         if step % self.every and step + 1 != trainer.datamodule.steps and not asked:  # type: ignore[attr-defined]
@@ -96,7 +110,9 @@ class _Curves(Callback):
         if self.probe is not None and asked:
             values |= self.probe()
         if not all(map(_finite, values.values())):
-            raise OmniForcingError(f"step {step}: {values} is not finite; lower the learning rate or check the data")
+            raise OmniForcingError(
+                f"step {step}: {values} is not finite; lower the learning rate or check the data"
+            )
         self.rows.append({"step": str(step), **{k: f"{v:.6g}" for k, v in values.items()}})
         if self.sink and distributed.rank() == 0:
             self.sink(values, step)
@@ -104,7 +120,9 @@ class _Curves(Callback):
     def on_train_epoch_end(self, _trainer: L.Trainer, _module: L.LightningModule) -> None:
         if self.rows and distributed.rank() == 0:
             table = io.StringIO()
-            writer = csv.DictWriter(table, list(dict.fromkeys(name for row in self.rows for name in row)), restval="")
+            writer = csv.DictWriter(
+                table, list(dict.fromkeys(name for row in self.rows for name in row)), restval=""
+            )
             writer.writeheader()
             writer.writerows(self.rows)
             checkpoints.unless_full(lambda: atomic_write(self.path, table.getvalue()), self.path)
@@ -182,7 +200,9 @@ def fit(
         )
     except (RuntimeError, KeyError) as error:
         if "state_dict" in str(error):
-            raise OmniForcingError(f"{checkpoint} is of another model; remove {work} to start afresh") from error
+            raise OmniForcingError(
+                f"{checkpoint} is of another model; remove {work} to start afresh"
+            ) from error
         raise
     if runner.interrupted:
         raise KeyboardInterrupt
@@ -199,11 +219,22 @@ class _Progress(Callback):
     def on_train_start(self, trainer: L.Trainer, _module: L.LightningModule) -> None:
         done = min(self.steps, trainer.current_epoch * self.every)
         silent = distributed.rank() > 0
-        self.bar = tqdm(total=self.steps, initial=done, desc=self.name, unit="step", mininterval=2, disable=silent)
+        self.bar = tqdm(
+            total=self.steps,
+            initial=done,
+            desc=self.name,
+            unit="step",
+            mininterval=2,
+            disable=silent,
+        )
 
-    def on_train_batch_end(self, trainer: L.Trainer, _module: L.LightningModule, *_rest: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, _module: L.LightningModule, *_rest: Any
+    ) -> None:
         self.bar.update()
-        self.bar.set_postfix({k: f"{float(v):.3g}" for k, v in trainer.progress_bar_metrics.items()}, refresh=False)
+        self.bar.set_postfix(
+            {k: f"{float(v):.3g}" for k, v in trainer.progress_bar_metrics.items()}, refresh=False
+        )
 
     def on_train_end(self, _trainer: L.Trainer, _module: L.LightningModule) -> None:
         self.bar.close()

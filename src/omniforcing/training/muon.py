@@ -33,8 +33,16 @@ class Muon(torch.optim.Muon):
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(grad)
         buffer = state["momentum_buffer"].lerp_(grad, 1 - group["momentum"])
-        update = (grad.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer).full_tensor()
-        update = _zeropower_via_newtonschulz(update, group["ns_coefficients"], group["ns_steps"], group["eps"])
+        update = (
+            grad.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
+        ).full_tensor()
+        update = _zeropower_via_newtonschulz(
+            update, group["ns_coefficients"], group["ns_steps"], group["eps"]
+        )
         rate = _adjust_lr(group["lr"], group["adjust_lr_fn"], parameter.shape)
-        part = distribute_tensor(update, parameter.device_mesh, parameter.placements, src_data_rank=None)
-        parameter.to_local().mul_(1 - group["lr"] * group["weight_decay"]).add_(part.to_local(), alpha=-rate)
+        part = distribute_tensor(
+            update, parameter.device_mesh, parameter.placements, src_data_rank=None
+        )
+        parameter.to_local().mul_(1 - group["lr"] * group["weight_decay"]).add_(
+            part.to_local(), alpha=-rate
+        )

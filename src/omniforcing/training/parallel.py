@@ -52,7 +52,9 @@ class _Placed:
     def root_device(self) -> torch.device:
         assert self.parallel_devices is not None
         device = self.parallel_devices[0]
-        return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
+        return (
+            torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
+        )
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
@@ -72,7 +74,9 @@ class Sharded(_Placed, ModelParallelStrategy):
     def __init__(self) -> None:
         super().__init__(data_parallel_size=distributed.size(), tensor_parallel_size=1)
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
+    ) -> None:
         path = Path(filepath)
         if distributed.rank() == 0:
             remove(temporary(path))

@@ -16,7 +16,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor, Partial, distribute_tensor
 from torch.utils._pytree import register_pytree_node
 
@@ -31,7 +36,9 @@ from omniforcing.model.weights.writing import planned, write_diffusers
 
 def _register(kind: type[Any]) -> None:
     names = [field.name for field in fields(kind)]
-    register_pytree_node(kind, lambda x: ([getattr(x, n) for n in names], None), lambda values, _: kind(*values))
+    register_pytree_node(
+        kind, lambda x: ([getattr(x, n) for n in names], None), lambda values, _: kind(*values)
+    )
 
 
 # FSDP looks for tensors in what a layer takes and gives.
@@ -57,7 +64,9 @@ class Sharding:
         group = self.group or size
         if group == size:
             return init_device_mesh(device.type, (size,))
-        return init_device_mesh(device.type, (size // group, group), mesh_dim_names=("replicate", "shard"))
+        return init_device_mesh(
+            device.type, (size // group, group), mesh_dim_names=("replicate", "shard")
+        )
 
     def apply(self, models: Iterable[DualStream], device: torch.device) -> None:
         """Shard models and give them their weights."""
@@ -76,14 +85,21 @@ def _within(_block: nn.Module, function: Callable[..., Any], *arguments: Any) ->
     return function(*arguments)
 
 
-def _shard(model: DualStream, mesh: DeviceMesh, policy: MixedPrecisionPolicy, device: torch.device) -> None:
-    pending, own = model.weights, {n: p.detach().clone() for n, p in model.named_parameters(recurse=False)}
+def _shard(
+    model: DualStream, mesh: DeviceMesh, policy: MixedPrecisionPolicy, device: torch.device
+) -> None:
+    pending, own = (
+        model.weights,
+        {n: p.detach().clone() for n, p in model.named_parameters(recurse=False)},
+    )
     for block in model.core.transformer_blocks:
         block.within = MethodType(_within, block)
         fully_shard(block, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
         register_fsdp_forward_method(block, "within")
     empty = {parameter for parameter in model.parameters() if not parameter.numel()}
-    fully_shard(model, mesh=mesh, reshard_after_forward=True, mp_policy=policy, ignored_params=empty)
+    fully_shard(
+        model, mesh=mesh, reshard_after_forward=True, mp_policy=policy, ignored_params=empty
+    )
     register_fsdp_forward_method(model, "cache_text")
     if pending is not None:
         model.to_empty(device=device)
@@ -100,7 +116,9 @@ def fill(model: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> None:
         parameter = own[name]
         if isinstance(parameter, DTensor):
             whole = whole.to(parameter.device, parameter.dtype)
-            part = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
+            part = distribute_tensor(
+                whole, parameter.device_mesh, parameter.placements, src_data_rank=None
+            )
             parameter.to_local().copy_(part.to_local())
         else:
             parameter.copy_(whole)
@@ -122,7 +140,9 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     norm = torch.nn.utils.get_total_norm([own_part(tensor) for tensor in tensors])
     if not tensors or not isinstance(tensors[0], DTensor):
         return norm
-    summed = [Partial() if placement.is_shard() else placement for placement in tensors[0].placements]
+    summed = [
+        Partial() if placement.is_shard() else placement for placement in tensors[0].placements
+    ]
     return DTensor.from_local(norm.square(), tensors[0].device_mesh, summed).full_tensor().sqrt()
 
 
@@ -143,7 +163,10 @@ def save_sharded(model: DualStream, folder: Path) -> None:
     """What ``save_model`` writes, of a sharded model; all workers call it, the first one writes."""
     words = {dtype: word for word, dtype in DTYPES.items()}
     parameters = dict(model.core.named_parameters())
-    entries = {name: Entry(Path(), name, tuple(p.shape), words[p.dtype], 0) for name, p in parameters.items()}
+    entries = {
+        name: Entry(Path(), name, tuple(p.shape), words[p.dtype], 0)
+        for name, p in parameters.items()
+    }
     live = _Live(folder, "diffusers", dict(model.core.config), entries).of(parameters)
     added = {name: gathered(p) for name, p in model.named_parameters(recurse=False)}
     if dist.get_rank() == 0:

@@ -27,8 +27,14 @@ ADDED = ("sinks", "qk_gain", "tanh_gate")
 def modality_of(name: str) -> str:
     """The stream that a parameter of LTX-2's transformer writes into, by its name."""
     parts = name.split(".")
-    audio = any(p in ADDED or (p.startswith("audio_") and not p.startswith("audio_to_video")) for p in parts)
-    return "audio" if audio or any(p.startswith(("video_to_audio", "av_cross_attn_audio")) for p in parts) else "video"
+    audio = any(
+        p in ADDED or (p.startswith("audio_") and not p.startswith("audio_to_video")) for p in parts
+    )
+    return (
+        "audio"
+        if audio or any(p.startswith(("video_to_audio", "av_cross_attn_audio")) for p in parts)
+        else "video"
+    )
 
 
 def by_modality(model: nn.Module) -> Pair[list[nn.Parameter]]:
@@ -51,7 +57,10 @@ def matrices(model: nn.Module) -> Pair[list[nn.Parameter]]:
 
 
 def _with_rates(groups: Pair[list[nn.Parameter]], lr: Weights) -> list[dict[str, Any]]:
-    return [{"params": group, "lr": getattr(lr, name), "peak": getattr(lr, name)} for name, group in groups.items()]
+    return [
+        {"params": group, "lr": getattr(lr, name), "peak": getattr(lr, name)}
+        for name, group in groups.items()
+    ]
 
 
 def gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
@@ -117,7 +126,9 @@ class StageModule(nn.Module):
 
     largest_norm: Tensor
 
-    def __init__(self, model: DualStream, optim: OptimiserConfig, seed: int, muon_lr: Weights | None = None) -> None:
+    def __init__(
+        self, model: DualStream, optim: OptimiserConfig, seed: int, muon_lr: Weights | None = None
+    ) -> None:
         super().__init__()
         self.model, self.optim, self.seed, self.muon_lr = model, optim, seed, muon_lr
         self.accumulate = 1  # micro-batches per step
@@ -171,22 +182,34 @@ class StageModule(nn.Module):
         """Build the optimisers that ``training_step`` steps."""
         return self.optimisers_of(self.model, self.optim.lr, self.muon_lr)
 
-    def optimisers_of(self, model: nn.Module, lr: Weights, muon_lr: Weights | None) -> list[torch.optim.Optimizer]:
+    def optimisers_of(
+        self, model: nn.Module, lr: Weights, muon_lr: Weights | None
+    ) -> list[torch.optim.Optimizer]:
         """AdamW for all of a model, or with ``muon_lr`` Muon for its layers' matrices and AdamW for the rest."""
         if muon_lr is None:
             return [self.adamw(model, lr)]
         inside = matrices(model)
         return [self.adamw(model, lr, left_out=inside), self.muon(inside, muon_lr)]
 
-    def adamw(self, model: nn.Module, lr: Weights, left_out: Pair[list[nn.Parameter]] | None = None) -> torch.optim.Optimizer:
+    def adamw(
+        self, model: nn.Module, lr: Weights, left_out: Pair[list[nn.Parameter]] | None = None
+    ) -> torch.optim.Optimizer:
         """AdamW with one learning rate per modality, for all trainable parameters but those ``left_out``."""
         others = {id(p) for group in left_out or () for p in group}
         groups = by_modality(model).map(lambda group: [p for p in group if id(p) not in others])
-        return torch.optim.AdamW(_with_rates(groups, lr), betas=tuple(self.optim.betas), weight_decay=self.optim.weight_decay)
+        return torch.optim.AdamW(
+            _with_rates(groups, lr),
+            betas=tuple(self.optim.betas),
+            weight_decay=self.optim.weight_decay,
+        )
 
     def muon(self, groups: Pair[list[nn.Parameter]], lr: Weights) -> torch.optim.Optimizer:
         """Muon (Jordan et al. 2024), which steps along the nearest orthogonal matrix, scaled so that AdamW's rates fit."""
-        return Muon(_with_rates(groups, lr), weight_decay=self.optim.weight_decay, adjust_lr_fn="match_rms_adamw")
+        return Muon(
+            _with_rates(groups, lr),
+            weight_decay=self.optim.weight_decay,
+            adjust_lr_fn="match_rms_adamw",
+        )
 
     def parts(self, data: Batch, step: int) -> list[Part]:
         """The micro-batches of this process's rows of a step's batch."""
@@ -240,13 +263,22 @@ class StageModule(nn.Module):
         Returns:
             Each pair as ``name_video`` and ``name_audio``.
         """
-        self.largest_norm = torch.maximum(self.largest_norm, torch.stack([*norms]).detach().to(self.largest_norm))
+        self.largest_norm = torch.maximum(
+            self.largest_norm, torch.stack([*norms]).detach().to(self.largest_norm)
+        )
         pairs = {**losses, "gradient_norm": norms}
-        return {f"{name}_{m}": value.detach() for name, pair in pairs.items() for m, value in pair.items()}
+        return {
+            f"{name}_{m}": value.detach()
+            for name, pair in pairs.items()
+            for m, value in pair.items()
+        }
 
     def summary(self) -> dict[str, float]:
         """Largest gradient norm of each modality over the whole training, before clipping."""
-        return {f"largest_gradient_norm_{m}": float(self.largest_norm[i]) for i, m in enumerate(("video", "audio"))}
+        return {
+            f"largest_gradient_norm_{m}": float(self.largest_norm[i])
+            for i, m in enumerate(("video", "audio"))
+        }
 
 
 def weighted(losses: Pair[Tensor], weights: Weights) -> Tensor:

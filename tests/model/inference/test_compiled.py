@@ -36,14 +36,18 @@ def stream(speed: Speed, blocks: int = 6, **changes: Any) -> list[Latents]:
 @pytest.mark.parametrize("release", ["2.0", "2.5"])
 def test_a_compiled_stream_equals_the_students_own_past_window_and_horizon(release: str) -> None:
     changes = GENERATIONS[release]
-    for ours, compiled in zip(stream(Speed(), **changes), stream(Speed(compiled=True), **changes), strict=True):
+    for ours, compiled in zip(
+        stream(Speed(), **changes), stream(Speed(compiled=True), **changes), strict=True
+    ):
         assert difference(ours, compiled) < 10 * TOLERANCE
 
 
 def test_layers_and_later_blocks_share_what_was_compiled() -> None:
     """Otherwise 48 layers would take 48 times as long to begin, and a stream would stop to compile on its way."""
     counts = []
-    torch.compiler.set_default_backend("eager")  # what is compiled is the same, and nobody waits for C++
+    torch.compiler.set_default_backend(
+        "eager"
+    )  # what is compiled is the same, and nobody waits for C++
     for layers, blocks in ((2, 6), (3, 9)):
         stream(Speed(compiled=True), blocks, num_layers=layers)
         counts.append(counters["stats"]["unique_graphs"])

@@ -36,7 +36,9 @@ def test_a_fast_stream_equals_the_students_own(rope: str, generation: dict[str, 
 @pytest.mark.parametrize("stabiliser", Stabiliser)
 def test_a_fast_stream_keeps_the_stabiliser(stabiliser: Stabiliser) -> None:
     model = tiny_model(3 if stabiliser in WITH_SINKS else 0, stabiliser)
-    for ours, fast in zip(stream(model, features()), stream(FastStudent(model), features()), strict=True):
+    for ours, fast in zip(
+        stream(model, features()), stream(FastStudent(model), features()), strict=True
+    ):
         assert difference(ours, fast) < 10 * TOLERANCE
 
 
@@ -50,14 +52,21 @@ def test_a_fast_student_leaves_the_weights_it_is_made_of_alone() -> None:
 
 
 @pytest.mark.parametrize("generation", ["2.0", "2.5"])
-def test_a_student_that_releases_what_it_copied_streams_the_same_from_less_memory(generation: str) -> None:
+def test_a_student_that_releases_what_it_copied_streams_the_same_from_less_memory(
+    generation: str,
+) -> None:
     """What only the fast layers use is gone from the model, and nothing that the stream still needs."""
     kept, given_up = (tiny_model(3, **GENERATIONS[generation]) for _ in range(2))
     text = features(model=kept)
     whole = sum(p.numel() for p in given_up.parameters())
     fast = FastStudent(given_up, release=True)
     block = kept.core.transformer_blocks[0]
-    attentions = [block.attn1, block.audio_attn1, block.audio_to_video_attn, block.video_to_audio_attn]
+    attentions = [
+        block.attn1,
+        block.audio_attn1,
+        block.audio_to_video_attn,
+        block.video_to_audio_attn,
+    ]
     copied = sum(p.weight.numel() for a in attentions for p in (a.to_q, a.to_k, a.to_v))
     if PackedGelu.fits(block.ff.net[0]):
         copied += block.ff.net[0].proj.weight.numel() + block.audio_ff.net[0].proj.weight.numel()
@@ -74,14 +83,26 @@ class Watch(TorchDispatchMode):
         self.syncs: list[str] = []
         self.largest = 0
 
-    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: Any = (), options: Any = None
+    ) -> Any:
         result = function(*arguments, **(options or {}))
         name = str(function)
-        if any(part in name for part in ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal")):
+        if any(
+            part in name
+            for part in ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal")
+        ):
             self.syncs.append(name)
-        given = {t.untyped_storage().data_ptr() for t in arguments if isinstance(t, torch.Tensor) and not t.is_mkldnn}
+        given = {
+            t.untyped_storage().data_ptr()
+            for t in arguments
+            if isinstance(t, torch.Tensor) and not t.is_mkldnn
+        }
         for tensor in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in given:
+            if (
+                isinstance(tensor, torch.Tensor)
+                and tensor.untyped_storage().data_ptr() not in given
+            ):
                 self.largest = max(self.largest, tensor.numel())
         return result
 
@@ -102,7 +123,9 @@ def test_a_step_waits_for_nothing_and_makes_nothing_as_large_as_the_history(inde
         view = cache.view(index, write)
         with Watch() as watch:
             model(block, 0.5, text, view)
-        history = 2 * (min(index, 11) - 1) * 18 * 48  # batch, blocks, tokens, width: of the video's keys alone
+        history = (
+            2 * (min(index, 11) - 1) * 18 * 48
+        )  # batch, blocks, tokens, width: of the video's keys alone
         assert watch.syncs == []
         # The widest activation of the block itself, of the feed-forward, is four times the hidden states.
         assert watch.largest == 2 * 18 * 4 * 48 < history

@@ -27,7 +27,9 @@ Model = TypeVar("Model", bound=nn.Module)
 class Indexing(TorchFunctionMode):
     """Indexing by slices as operations of their own: Python's asks for a device guard that a CPU build of torch lacks."""
 
-    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: Any = (), options: Any = None
+    ) -> Any:
         if function is Tensor.__getitem__:
             return part(*arguments)
         if function is Tensor.__setitem__:
@@ -48,7 +50,11 @@ def part(x: Tensor, index: Any) -> Tensor:
         if isinstance(p, int):
             x = x.select(dim, p)
             continue
-        x = x.unsqueeze(dim) if p is None else torch.ops.aten.slice(x, dim, p.start, p.stop, p.step or 1)
+        x = (
+            x.unsqueeze(dim)
+            if p is None
+            else torch.ops.aten.slice(x, dim, p.start, p.stop, p.step or 1)
+        )
         dim += 1
     return x
 
@@ -67,9 +73,13 @@ def test_the_19b_student_streams_on_a_gpu_without_a_tensor_elsewhere(fp8: bool) 
     """Two of its 48 layers in their real width, past the window and the horizon; a tensor of the CPU would be refused."""
     case = ltx2()
     with torch.device("meta"):
-        student = DualStream(LTX2VideoTransformer3DModel(**{**case.core, "num_layers": 2}), sinks=16)
+        student = DualStream(
+            LTX2VideoTransformer3DModel(**{**case.core, "num_layers": 2}), sinks=16
+        )
     fast = FastStudent(on_gpu(student), Speed(fp8=fp8))
-    prompt = torch.empty(1, case.text, case.core["caption_channels"], device="cuda", dtype=case.dtype)
+    prompt = torch.empty(
+        1, case.text, case.core["caption_channels"], device="cuda", dtype=case.dtype
+    )
     text = fast.cache_text(Pair(prompt, prompt))
     text.prepare(case.rollout.sigmas, batch=1)
     cache = new_cache(fast, case.rollout, static=True)
@@ -107,12 +117,17 @@ def test_an_fp8_product_is_laid_out_as_the_gpus_kernel_demands(tokens: int) -> N
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(24, 32), (32, 24)])
 def test_widths_without_an_fp8_product_are_refused_in_a_sentence(inputs: int, outputs: int) -> None:
-    with pytest.raises(OmniForcingError, match=f"found a layer of {inputs} to {outputs}; switch it off"):
+    with pytest.raises(
+        OmniForcingError, match=f"found a layer of {inputs} to {outputs}; switch it off"
+    ):
         Fp8Linear(nn.Linear(inputs, outputs))
 
 
 def test_a_gpu_before_fp8_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA A100")
-    with FakeTensorMode(), pytest.raises(OmniForcingError, match=r"capability 8\.9 on, NVIDIA A100 is older"):
+    with (
+        FakeTensorMode(),
+        pytest.raises(OmniForcingError, match=r"capability 8\.9 on, NVIDIA A100 is older"),
+    ):
         Fp8Linear(on_gpu(nn.Linear(32, 32, device="meta")))

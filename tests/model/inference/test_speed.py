@@ -25,7 +25,9 @@ CONFIG = RolloutConfig(LAYOUTS["prefix"], GRID, (1.0, 0.6), window=2, horizon=3)
 
 def stream(speed: Speed, blocks: int = 6, **changes: Any) -> list[Latents]:
     model = accelerate(tiny_model(3, **changes), speed)
-    return list(islice(Rollout(model, features(), CONFIG, torch.Generator().manual_seed(3), speed), blocks))
+    return list(
+        islice(Rollout(model, features(), CONFIG, torch.Generator().manual_seed(3), speed), blocks)
+    )
 
 
 def test_every_speed_up_can_be_switched_off_alone_and_leaves_the_blocks_equal() -> None:
@@ -44,7 +46,13 @@ def test_a_refresh_merged_with_the_next_blocks_first_step_leaves_the_blocks_equa
     model = accelerate(tiny_model(3, **generation), Speed(layers=layers))
     config = replace(CONFIG, context_noise=0.1)
     rollouts = [
-        Rollout(model, features(model=model), config, torch.Generator().manual_seed(3), Speed(merged=merged))
+        Rollout(
+            model,
+            features(model=model),
+            config,
+            torch.Generator().manual_seed(3),
+            Speed(merged=merged),
+        )
         for merged in (False, True)
     ]
     for index in range(9):
@@ -59,7 +67,9 @@ def test_a_refresh_merged_with_the_next_blocks_first_step_leaves_the_blocks_equa
 def test_what_only_a_gpu_has_is_refused_on_a_cpu_in_a_sentence(name: str) -> None:
     speed = Speed(**{name: True})
     for build in (lambda: accelerate(tiny_model(), speed), lambda: stream(speed)):
-        with pytest.raises(OmniForcingError, match=f"speed-up {name} needs a CUDA device, found cpu"):
+        with pytest.raises(
+            OmniForcingError, match=f"speed-up {name} needs a CUDA device, found cpu"
+        ):
             build()
 
 
@@ -80,7 +90,10 @@ def test_an_fp8_layer_is_within_a_few_percent_of_its_bf16_one() -> None:
     torch.manual_seed(0)
     linear = nn.Linear(64, 32).to(torch.bfloat16)
     x = torch.randn(2, 25, 64, dtype=torch.bfloat16) * torch.logspace(-2, 2, 25)[:, None]
-    found, expected = Fp8Linear(linear)(x.to(torch.bfloat16)).float(), linear(x.to(torch.bfloat16)).float()
+    found, expected = (
+        Fp8Linear(linear)(x.to(torch.bfloat16)).float(),
+        linear(x.to(torch.bfloat16)).float(),
+    )
     assert found.shape == expected.shape
     error = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
     assert error.max() < 0.06
@@ -113,7 +126,9 @@ def test_recorded_forwards_replay_what_the_student_computes_and_a_new_prompt_beg
         if index == 10:
             rollout.switch(features(seed=1))
             plain.switch(features(seed=1))
-            assert recorders[-1].call_count == 9  # three slots of the ring, two steps and a refresh each
+            assert (
+                recorders[-1].call_count == 9
+            )  # three slots of the ring, two steps and a refresh each
         assert difference(next(rollout), next(plain)) == 0
     assert len(recorders) == 3  # before any prompt, and of each
 
@@ -137,12 +152,16 @@ def test_recorded_forwards_go_on_from_a_restored_state() -> None:
 @pytest.mark.parametrize("width", [1, 25])
 def test_a_turn_by_cosines_and_sines_is_the_complex_product(width: int) -> None:
     x, table = torch.randn(2, width, 32), torch.polar(torch.ones(width, 16), torch.randn(width, 16))
-    expected = torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * table).flatten(-2)
+    expected = torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * table).flatten(
+        -2
+    )
     torch.testing.assert_close(turn(x, torch.view_as_real(table)), expected)
 
 
 @torch.no_grad()
-def test_a_student_in_fp8_stays_within_a_tenth_of_the_bf16_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_student_in_fp8_stays_within_a_tenth_of_the_bf16_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Every layer in fp8, by the products that torch also has on a CPU."""
     monkeypatch.setattr("omniforcing.model.options.GPU_ONLY", ())
     wide = {

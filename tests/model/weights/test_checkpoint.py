@@ -14,22 +14,41 @@ from omniforcing.model.transformer import DualStream
 from omniforcing.model.weights.checkpoint import Checkpoint, open_checkpoint
 from omniforcing.model.weights.student import load_model, save_model
 from omniforcing.model.weights.writing import ORIGINAL_FILE, write_diffusers, write_original
-from tests.support.tiny_checkpoints import RELEASES, config_of, save_authors, save_original, tiny_authors_core, tiny_core
+from tests.support.tiny_checkpoints import (
+    RELEASES,
+    config_of,
+    save_authors,
+    save_original,
+    tiny_authors_core,
+    tiny_core,
+)
 
 State = dict[str, Tensor]
 
 
 def bits(state: State) -> dict[str, bytes]:
-    return {name: tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes() for name, tensor in state.items()}
+    return {
+        name: tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        for name, tensor in state.items()
+    }
 
 
 def same(a: LTX2VideoTransformer3DModel, b: LTX2VideoTransformer3DModel) -> bool:
     """Equal configs but for what has no weights, and equal weights with equal dtypes, to the bit."""
     configs = [
-        {k: list(v) if isinstance(v, tuple) else v for k, v in config_of(m).items() if k != "perturbed_attn"} for m in (a, b)
+        {
+            k: list(v) if isinstance(v, tuple) else v
+            for k, v in config_of(m).items()
+            if k != "perturbed_attn"
+        }
+        for m in (a, b)
     ]
     types = [{name: tensor.dtype for name, tensor in m.state_dict().items()} for m in (a, b)]
-    return configs[0] == configs[1] and types[0] == types[1] and bits(a.state_dict()) == bits(b.state_dict())
+    return (
+        configs[0] == configs[1]
+        and types[0] == types[1]
+        and bits(a.state_dict()) == bits(b.state_dict())
+    )
 
 
 def mixed_core(release: str) -> LTX2VideoTransformer3DModel:
@@ -51,11 +70,15 @@ def test_original_to_diffusers_to_original_is_bit_exact(release: str, tmp_path: 
         (tmp_path / folder).mkdir()
         write_original(open_checkpoint(source), tmp_path / folder)
     assert same(open_checkpoint(tmp_path / "once" / ORIGINAL_FILE).core(), core)
-    assert (tmp_path / "once" / ORIGINAL_FILE).read_bytes() == (tmp_path / "twice" / ORIGINAL_FILE).read_bytes()
+    assert (tmp_path / "once" / ORIGINAL_FILE).read_bytes() == (
+        tmp_path / "twice" / ORIGINAL_FILE
+    ).read_bytes()
 
 
 @pytest.mark.parametrize("release", RELEASES)
-def test_diffusers_in_and_out_is_bit_exact_and_opens_with_diffusers(release: str, tmp_path: Path) -> None:
+def test_diffusers_in_and_out_is_bit_exact_and_opens_with_diffusers(
+    release: str, tmp_path: Path
+) -> None:
     core = tiny_core(release)
     core.save_pretrained(tmp_path / "in", max_shard_size="100KB")
     write_diffusers(open_checkpoint(tmp_path / "in"), tmp_path / "out", max_shard_size="150KB")
@@ -69,12 +92,16 @@ def test_diffusers_in_and_out_is_bit_exact_and_opens_with_diffusers(release: str
     assert same(opened, core)
 
 
-def test_diffusers_own_converter_reads_the_original_format_to_the_same_weights(tmp_path: Path) -> None:
+def test_diffusers_own_converter_reads_the_original_format_to_the_same_weights(
+    tmp_path: Path,
+) -> None:
     """Diffusers' converter for 2.0 knows the names independently of ours."""
     core = tiny_core()
     file = save_original(core, tmp_path / "ltx.safetensors")
     core.save_config(tmp_path / "config")
-    theirs = LTX2VideoTransformer3DModel.from_single_file(str(file), config=str(tmp_path / "config"), low_cpu_mem_usage=False)
+    theirs = LTX2VideoTransformer3DModel.from_single_file(
+        str(file), config=str(tmp_path / "config"), low_cpu_mem_usage=False
+    )
     assert bits(theirs.state_dict()) == bits(open_checkpoint(file).core().state_dict())
 
 
@@ -89,7 +116,9 @@ def test_our_export_opens_with_diffusers_own_converter(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sinks", [0, 3])
-def test_the_authors_student_loads_with_interleaved_rope_and_its_sinks(sinks: int, tmp_path: Path) -> None:
+def test_the_authors_student_loads_with_interleaved_rope_and_its_sinks(
+    sinks: int, tmp_path: Path
+) -> None:
     core = tiny_authors_core()
     index = save_authors(core, tmp_path, sinks)
     for source in (index, tmp_path):
@@ -118,7 +147,9 @@ def test_weights_are_loaded_as_stored_or_in_the_type_asked_for(tmp_path: Path) -
     file = save_original(core, tmp_path / "ltx.safetensors")
     assert same(load_model(file, dtype=None).core, core)
     assert {p.dtype for p in load_model(file).parameters()} == {torch.float32}
-    assert {p.dtype for p in load_model(file, dtype=torch.bfloat16).core.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in load_model(file, dtype=torch.bfloat16).core.parameters()} == {
+        torch.bfloat16
+    }
 
 
 def test_loaded_weights_train_and_do_not_depend_on_their_file(tmp_path: Path) -> None:
@@ -168,4 +199,6 @@ def test_metadata_goes_there_and_back_unchanged(tmp_path: Path) -> None:
         write_original(opened, tmp_path / release)
         assert config(open_checkpoint(tmp_path / release / ORIGINAL_FILE)) == config(opened)
         saved = json.loads(json.dumps(config_of(tiny_core(release))))
-        assert {k: list(v) if isinstance(v, tuple) else v for k, v in config(opened).items()}.items() <= saved.items()
+        assert {
+            k: list(v) if isinstance(v, tuple) else v for k, v in config(opened).items()
+        }.items() <= saved.items()

@@ -22,7 +22,12 @@ def outputs(core: LTX2VideoTransformer3DModel, dtype: torch.dtype) -> tuple[Tens
     audio_context = core.config.caption_channels if core.config.use_prompt_embeddings else 32
     video, audio, text, audio_text = (
         torch.randn(shape, generator=g).to(dtype)
-        for shape in ((2, 18, 8), (2, 9, 12), (2, 5, core.config.caption_channels), (2, 5, audio_context))
+        for shape in (
+            (2, 18, 8),
+            (2, 9, 12),
+            (2, 5, core.config.caption_channels),
+            (2, 5, audio_context),
+        )
     )
     sigma = torch.tensor([300.0, 900.0], dtype=dtype)
     return core(
@@ -67,7 +72,9 @@ def test_exchanging_there_and_back_changes_no_bit(own: str, other: str, tmp_path
     write_diffusers(with_rope(open_checkpoint(tmp_path), other), tmp_path / "there")
     back = with_rope(open_checkpoint(tmp_path / "there"), own).core()
     assert back.config.rope_type == own
-    assert all(torch.equal(tensor, core.state_dict()[name]) for name, tensor in back.state_dict().items())
+    assert all(
+        torch.equal(tensor, core.state_dict()[name]) for name, tensor in back.state_dict().items()
+    )
 
 
 def test_the_convention_that_the_weights_have_leaves_them_alone(tmp_path: Path) -> None:
@@ -76,7 +83,9 @@ def test_the_convention_that_the_weights_have_leaves_them_alone(tmp_path: Path) 
     assert with_rope(checkpoint, "split") is checkpoint
 
 
-def test_interleaved_channels_2j_and_2j_plus_1_are_the_split_halves_channel_j_of_each_head() -> None:
+def test_interleaved_channels_2j_and_2j_plus_1_are_the_split_halves_channel_j_of_each_head() -> (
+    None
+):
     assert rope_rows(2, 6, "interleaved").tolist() == [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]
 
 
@@ -84,9 +93,20 @@ def test_only_roped_queries_and_keys_change_places(tmp_path: Path) -> None:
     core = tiny_core("2.3")
     core.save_pretrained(tmp_path)
     exchanged = with_rope(open_checkpoint(tmp_path), "interleaved").core().state_dict()
-    moved = {name.split(".", 2)[2] for name, tensor in core.state_dict().items() if not torch.equal(tensor, exchanged[name])}
+    moved = {
+        name.split(".", 2)[2]
+        for name, tensor in core.state_dict().items()
+        if not torch.equal(tensor, exchanged[name])
+    }
     sites = ("attn1", "audio_attn1", "audio_to_video_attn", "video_to_audio_attn")
-    parts = ("to_q.weight", "to_q.bias", "to_k.weight", "to_k.bias", "norm_q.weight", "norm_k.weight")
+    parts = (
+        "to_q.weight",
+        "to_q.bias",
+        "to_k.weight",
+        "to_k.bias",
+        "norm_q.weight",
+        "norm_k.weight",
+    )
     assert moved == {f"{site}.{part}" for site in sites for part in parts}
 
 
@@ -94,7 +114,10 @@ def test_widths_that_have_no_exact_counterpart_are_refused(tmp_path: Path) -> No
     with pytest.raises(WeightsError, match="heads of 5 channels have no exact counterpart"):
         rope_rows(2, 5, "split")
     tiny_core(rope_type="interleaved", audio_cross_attention_dim=40).save_pretrained(tmp_path)
-    with pytest.raises(WeightsError, match="audio_cross_attention_dim is 40 but the cross-modal attentions are 32 wide"):
+    with pytest.raises(
+        WeightsError,
+        match="audio_cross_attention_dim is 40 but the cross-modal attentions are 32 wide",
+    ):
         with_rope(open_checkpoint(tmp_path), "split")
 
 

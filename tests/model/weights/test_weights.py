@@ -31,12 +31,26 @@ def run(*words: object) -> int:
     return end.value.code
 
 
-def test_inspect_shows_the_generation_the_parameters_and_the_convention(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_shows_the_generation_the_parameters_and_the_convention(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run("inspect", file) == 0
     shown = capsys.readouterr().out
-    for part in (f"{file} (original format)", "LTX-2.0", "2 layers, 2 heads x 24 video, x 16 audio", "split, fp64"):
+    for part in (
+        f"{file} (original format)",
+        "LTX-2.0",
+        "2 layers, 2 heads x 24 video, x 16 audio",
+        "split, fp64",
+    ):
         assert part in shown
-    for part in ("sigma x 1000, cross-modal gates x 1000", "BF16", "video", "audio", "cross-modal", "vocoder. 1"):
+    for part in (
+        "sigma x 1000, cross-modal gates x 1000",
+        "BF16",
+        "video",
+        "audio",
+        "cross-modal",
+        "vocoder. 1",
+    ):
         assert part in shown
 
 
@@ -50,7 +64,9 @@ def test_inspect_prints_json_that_adds_up(file: Path, capsys: pytest.CaptureFixt
     assert found["sinks"] == 0
 
 
-def test_import_writes_a_folder_that_diffusers_opens_and_shows_progress(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_import_writes_a_folder_that_diffusers_opens_and_shows_progress(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     target = file.parent / "new" / "LTX-2"
     assert run("import", file, target) == 0
     printed = capsys.readouterr()
@@ -70,10 +86,15 @@ def test_export_is_the_way_back_and_rope_is_exchanged_on_request(file: Path) -> 
     assert run("export", folders[0], folders[1], "--rope", "split") == 0
     assert run("import", folders[1], folders[2]) == 0
     expected = tiny_core(dtype=torch.bfloat16).state_dict()
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in open_checkpoint(folders[2]).tensors())
+    assert all(
+        torch.equal(tensor, expected[name])
+        for name, tensor in open_checkpoint(folders[2]).tensors()
+    )
 
 
-def test_a_folder_that_exists_is_never_written_over(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_exists_is_never_written_over(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (file.parent / "mine").mkdir()
     (file.parent / "mine" / "notes.txt").write_text("dear")
     assert run("import", file, file.parent / "mine") == 2
@@ -81,7 +102,9 @@ def test_a_folder_that_exists_is_never_written_over(file: Path, capsys: pytest.C
     assert (file.parent / "mine" / "notes.txt").read_text() == "dear"
 
 
-def test_a_failed_conversion_leaves_nothing_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_conversion_leaves_nothing_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     core = tiny_core()
     core.audio_proj_out.bias.data[0] = torch.nan
     file = save_original(core, tmp_path / "ltx.safetensors")
@@ -108,7 +131,9 @@ def loading_stage(path: Path, folder: Path) -> SimpleNamespace:
         yield folder
 
     config = SimpleNamespace(teacher=SimpleNamespace(path=str(path)))
-    return SimpleNamespace(config=config, publish=publish, work=folder, curves=lambda _: None, metrics=lambda _: None)
+    return SimpleNamespace(
+        config=config, publish=publish, work=folder, curves=lambda _: None, metrics=lambda _: None
+    )
 
 
 def test_stage_teacher_takes_a_lightricks_file_bit_for_bit(file: Path) -> None:
@@ -116,7 +141,9 @@ def test_stage_teacher_takes_a_lightricks_file_bit_for_bit(file: Path) -> None:
     folder.mkdir()
     teacher.load(loading_stage(file, folder))
     expected = tiny_core(dtype=torch.bfloat16).state_dict()
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in open_checkpoint(folder).tensors())
+    assert all(
+        torch.equal(tensor, expected[name]) for name, tensor in open_checkpoint(folder).tensors()
+    )
 
 
 def test_stage_teacher_refuses_a_student(tmp_path: Path) -> None:

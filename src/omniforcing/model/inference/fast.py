@@ -93,10 +93,16 @@ class FastAttention(Attention):
     def __init__(self, module: nn.Module, bounds: Bounds = NONE, of_itself: bool = True) -> None:
         super().__init__(module, bounds)
         width, split = module.to_q.out_features, module.rope_type == "split"
-        order = rope_rows(self.heads, width // self.heads, "interleaved") if split else torch.arange(width)
+        order = (
+            rope_rows(self.heads, width // self.heads, "interleaved")
+            if split
+            else torch.arange(width)
+        )
         order = order.to(module.to_q.weight.device)
         joined = ("to_q", "to_k", "to_v") if of_itself else ("to_k", "to_v")
-        self.joined: Callable[[Tensor], Tensor] = _join([getattr(module, name) for name in joined], order)
+        self.joined: Callable[[Tensor], Tensor] = _join(
+            [getattr(module, name) for name in joined], order
+        )
         if not of_itself:
             self.asks = _join([module.to_q], order, values=False)
         self.width, self.eps = width, module.norm_q.eps
@@ -115,7 +121,10 @@ class FastAttention(Attention):
         qk, v = self.joined(x).split([2 * self.width, self.width], -1)
         q, k = rms_norm(qk.unflatten(-1, (2, -1)), None, self.eps).mul_(self.both).unbind(-2)
         if self.bounds.qk_gain is not None:
-            q, k = normalise_heads(q, self.heads, self.bounds.qk_gain), normalise_heads(k, self.heads)
+            q, k = (
+                normalise_heads(q, self.heads, self.bounds.qk_gain),
+                normalise_heads(k, self.heads),
+            )
         return q, k, v
 
 
@@ -132,11 +141,17 @@ def _join(parts: list[nn.Linear], order: Tensor, values: bool = True) -> nn.Line
     if values:
         orders[-1] = torch.arange(len(order), device=order.device)
     like = parts[0].weight
-    joined = nn.Linear(like.shape[1], len(order) * len(parts), parts[0].bias is not None, device="meta")
+    joined = nn.Linear(
+        like.shape[1], len(order) * len(parts), parts[0].bias is not None, device="meta"
+    )
     taken = list(zip(parts, orders, strict=True))
-    joined.weight = nn.Parameter(torch.cat([p.weight.index_select(0, o) for p, o in taken]), requires_grad=False)
+    joined.weight = nn.Parameter(
+        torch.cat([p.weight.index_select(0, o) for p, o in taken]), requires_grad=False
+    )
     if parts[0].bias is not None:
-        joined.bias = nn.Parameter(torch.cat([p.bias.index_select(0, o) for p, o in taken]), requires_grad=False)
+        joined.bias = nn.Parameter(
+            torch.cat([p.bias.index_select(0, o) for p, o in taken]), requires_grad=False
+        )
     return joined
 
 
@@ -144,7 +159,10 @@ class PackedGelu:
     """A linear layer and its GELU as one product of oneDNN, on a CPU in fp32; the weights are packed once."""
 
     def __init__(self, linear: nn.Linear) -> None:
-        self.weight, self.bias = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach()), linear.bias
+        self.weight, self.bias = (
+            torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach()),
+            linear.bias,
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "gelu", [], "tanh")
@@ -153,7 +171,11 @@ class PackedGelu:
     def fits(gelu: nn.Module) -> bool:
         """Whether this machine has the kernel, and the module is what it computes."""
         weight = gelu.proj.weight
-        return weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+        return (
+            weight.device.type == "cpu"
+            and weight.dtype == torch.float32
+            and torch.backends.mkldnn.is_available()
+        )
 
 
 class FastLayer(Layer):
@@ -167,9 +189,13 @@ class FastLayer(Layer):
         lanes: two CUDA streams for the two streams of the block.
     """
 
-    def __init__(self, block: nn.Module, index: int, bounds: Bounds, speed: Speed, lanes: Lanes | None = None) -> None:
+    def __init__(
+        self, block: nn.Module, index: int, bounds: Bounds, speed: Speed, lanes: Lanes | None = None
+    ) -> None:
         self._speed, self._lanes, self._place = speed, lanes, index
-        self._copied: list[nn.Linear] = []  # diffusers' layers whose weights this one keeps in a form of its own
+        self._copied: list[
+            nn.Linear
+        ] = []  # diffusers' layers whose weights this one keeps in a form of its own
         super().__init__(block, index, bounds)
         if speed.compiled:
             # Once for all layers: what is compiled must not see what tells them apart, which the view keeps.
@@ -181,7 +207,11 @@ class FastLayer(Layer):
         return _Apart(view, self._place) if self._speed.compiled else view
 
     def both(self, function: Callable[..., Tensor], *pairs: Pair[Any]) -> Latents:
-        return super().both(function, *pairs) if self._lanes is None else self._lanes.both(function, self.parts, *pairs)
+        return (
+            super().both(function, *pairs)
+            if self._lanes is None
+            else self._lanes.both(function, self.parts, *pairs)
+        )
 
     def release(self) -> None:
         """Give up the weights of diffusers' layers that this one has copies of; the block is of no use by itself then."""
@@ -191,7 +221,11 @@ class FastLayer(Layer):
 
     def attention(self, module: nn.Module, bounds: Bounds = NONE, kind: str = "own") -> Attention:
         own = kind == "own"
-        made = TextAttention(module) if kind == "text" else FastAttention(module, bounds, of_itself=own)
+        made = (
+            TextAttention(module)
+            if kind == "text"
+            else FastAttention(module, bounds, of_itself=own)
+        )
         if kind != "text":
             self._copied += [module.to_q, module.to_k, module.to_v]
         if self._speed.fp8:
@@ -231,7 +265,13 @@ class _Apart:
     """One layer's view whose attention is not compiled: where it writes and what it sees changes from block to block."""
 
     def __init__(self, view: View, layer: int) -> None:
-        self.starts, self.owner, self.kind, self._view, self._layer = view.starts, view.owner, view.kind, view, layer
+        self.starts, self.owner, self.kind, self._view, self._layer = (
+            view.starts,
+            view.owner,
+            view.kind,
+            view,
+            layer,
+        )
 
     @torch.compiler.disable
     def attend(self, layer: int, site: str, heads: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # noqa: ARG002
@@ -259,7 +299,9 @@ class FastStudent(DualStream):
             setattr(self, name, parameter)
         self.speed = speed
         if speed.compiled:
-            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_SHAPES)
+            torch._dynamo.config.recompile_limit = max(
+                torch._dynamo.config.recompile_limit, COMPILED_SHAPES
+            )
         self.positions = CompiledPositions if speed.compiled else PairedPositions
         lanes = Lanes(model.sinks.device) if speed.concurrent else None
         self._layers = []

@@ -21,7 +21,12 @@ FP8_CAPABILITY = (8, 9)
 HOPPER = (9, 0)
 # cuDNN's attention may be faster on Hopper, but torch keeps its plans per thread and shape: each stream, with a thread of its
 # own, would build a dozen anew in its first seconds. ``benchmarks.gpu`` measures both (row "attention kernels").
-BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
+BACKENDS = [
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.MATH,
+]
 T = TypeVar("T")
 
 
@@ -48,11 +53,15 @@ class Fp8Linear:
     def __init__(self, linear: nn.Linear) -> None:
         if linear.in_features % 16 or linear.out_features % 16:
             sizes = f"{linear.in_features} to {linear.out_features}"
-            raise OmniForcingError(f"speed-up fp8 needs widths that 16 divides, found a layer of {sizes}; switch it off")
+            raise OmniForcingError(
+                f"speed-up fp8 needs widths that 16 divides, found a layer of {sizes}; switch it off"
+            )
         device = linear.weight.device
         if device.type == "cuda" and torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
             name = torch.cuda.get_device_name(device)
-            raise OmniForcingError(f"speed-up fp8 needs a GPU of compute capability 8.9 on, {name} is older; switch it off")
+            raise OmniForcingError(
+                f"speed-up fp8 needs a GPU of compute capability 8.9 on, {name} is older; switch it off"
+            )
         weight, scale = to_fp8(linear.weight.detach())
         # The product wants its second factor by columns, which is how the rows of the weight lie.
         self.weight, self.scale = weight.t(), scale.t().contiguous()
@@ -62,7 +71,9 @@ class Fp8Linear:
         rows, scale = to_fp8(x.flatten(0, -2))
         # Fast accumulation, as is usual for inference: sums are kept in fewer bits, products run at full rate.
         fast, out = x.is_cuda, torch.bfloat16
-        mixed = torch._scaled_mm(rows, self.weight, scale, self.scale, bias=self.bias, out_dtype=out, use_fast_accum=fast)
+        mixed = torch._scaled_mm(
+            rows, self.weight, scale, self.scale, bias=self.bias, out_dtype=out, use_fast_accum=fast
+        )
         return mixed.to(x.dtype).view(*x.shape[:-1], -1)
 
 
@@ -112,7 +123,9 @@ class Graphs:
             fills it again.
     """
 
-    def __init__(self, model: Callable[..., Latents], recorder: Callable[[], Record] | None = None) -> None:
+    def __init__(
+        self, model: Callable[..., Latents], recorder: Callable[[], Record] | None = None
+    ) -> None:
         self.model, self.recorder = model, recorder or CudaRecorder
         self._text: TextCache | None = None
         self._forget()
@@ -134,7 +147,9 @@ class Graphs:
                 self._seen.add(kind)
                 return self.model(x, sigma, text, view)
             given = x.map(Tensor.clone)
-            self._recorded[kind] = Recording(given, *self._record(lambda: self.model(given, sigma, text, view)))
+            self._recorded[kind] = Recording(
+                given, *self._record(lambda: self.model(given, sigma, text, view))
+            )
         recording = self._recorded[kind]
         recording.given.map(lambda place, value: place.copy_(value), x)
         recording.replay()

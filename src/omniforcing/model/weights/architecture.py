@@ -85,7 +85,13 @@ _FIXED: dict[str, Any] = {
     "use_middle_indices_grid": True,
 }
 # Keys of the text connectors, and two that nothing reads.
-_OTHERS = ("connector_", "audio_connector_", "caption_proj", "text_encoder_norm_type", "use_embeddings_connector")
+_OTHERS = (
+    "connector_",
+    "audio_connector_",
+    "caption_proj",
+    "text_encoder_norm_type",
+    "use_embeddings_connector",
+)
 _UNREAD = ("norm_num_groups", "num_embeds_ada_norm")
 # The latents of every release so far, which Lightricks' transformer config does not describe.
 _LATENTS: dict[str, Any] = {
@@ -121,7 +127,9 @@ _AUTHORS: dict[str, Any] = {
 _HIDDEN = tuple(_AUTHORS)
 _PATCHES = ("patch_size", "patch_size_t", "audio_patch_size", "audio_patch_size_t")
 _PRECISIONS = ("float64", "float32")
-_PARAMETERS = frozenset(inspect.signature(LTX2VideoTransformer3DModel.__init__).parameters) - {"self"}
+_PARAMETERS = frozenset(inspect.signature(LTX2VideoTransformer3DModel.__init__).parameters) - {
+    "self"
+}
 
 
 def _refuse_unknown(keys: Iterable[str], known: Iterable[str], where: str) -> None:
@@ -150,8 +158,14 @@ def _refuse_no_measures(values: Mapping[str, Any], where: str) -> None:
         value, like = values[key], _AUTHORS[key]
         number = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
         if not (isinstance(value, type(like)) if isinstance(like, str | bool) else number):
-            needed = "a positive number" if not isinstance(like, str | bool) else f"a value like {like!r}"
-            raise WeightsError(f"{where}: the transformer config says {key}={value!r}; {needed} is needed there")
+            needed = (
+                "a positive number"
+                if not isinstance(like, str | bool)
+                else f"a value like {like!r}"
+            )
+            raise WeightsError(
+                f"{where}: the transformer config says {key}={value!r}; {needed} is needed there"
+            )
 
 
 def checked(config: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -163,7 +177,9 @@ def checked(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """
     kind = config.get("_class_name", LTX2VideoTransformer3DModel.__name__)
     if kind != LTX2VideoTransformer3DModel.__name__:
-        raise WeightsError(f"{where} describes a {kind}; a {LTX2VideoTransformer3DModel.__name__} is needed there")
+        raise WeightsError(
+            f"{where} describes a {kind}; a {LTX2VideoTransformer3DModel.__name__} is needed there"
+        )
     values = {key: value for key, value in config.items() if not key.startswith("_")}
     _refuse_unknown(values, _PARAMETERS, where)
     _require(values, _HIDDEN, where)
@@ -193,13 +209,25 @@ def from_metadata(values: Mapping[str, Any], shapes: Shapes, where: str) -> dict
     Raises:
         WeightsError: as ``checked``, and for a value that neither implementation computes.
     """
-    own = [key for key in values if not key.startswith(_OTHERS) or key == "caption_proj_before_connector"]
+    own = [
+        key
+        for key in values
+        if not key.startswith(_OTHERS) or key == "caption_proj_before_connector"
+    ]
     maximum = ("positional_embedding_max_pos", "audio_positional_embedding_max_pos")
-    _refuse_unknown(own, {*_KEYS, *_ABSENT, *_FIXED, *_UNREAD, *maximum, "frequencies_precision"}, where)
+    _refuse_unknown(
+        own, {*_KEYS, *_ABSENT, *_FIXED, *_UNREAD, *maximum, "frequencies_precision"}, where
+    )
     for key, value in _FIXED.items():
         if values.get(key, value) != value:
-            raise WeightsError(f"{where}: the transformer config says {key}={values[key]!r}; LTX-2 has {value!r}")
-    values = {**_ABSENT, "audio_in_channels": _matrix(shapes, "audio_proj_in.weight", where)[1], **values}
+            raise WeightsError(
+                f"{where}: the transformer config says {key}={values[key]!r}; LTX-2 has {value!r}"
+            )
+    values = {
+        **_ABSENT,
+        "audio_in_channels": _matrix(shapes, "audio_proj_in.weight", where)[1],
+        **values,
+    }
     _require(values, (*_KEYS, *maximum, "frequencies_precision"), where)
     if values["frequencies_precision"] not in _PRECISIONS:
         found = values["frequencies_precision"]
@@ -246,8 +274,14 @@ def to_metadata(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     Raises:
         WeightsError: if Lightricks' format has no word for a value.
     """
-    differing = [key for key, value in _LATENTS.items() if _plain(config.get(key, value)) != _plain(value)]
-    differing += [ours for _, (ours, theirs) in _PAIRS.items() if config.get(ours, False) != config.get(theirs, False)]
+    differing = [
+        key for key, value in _LATENTS.items() if _plain(config.get(key, value)) != _plain(value)
+    ]
+    differing += [
+        ours
+        for _, (ours, theirs) in _PAIRS.items()
+        if config.get(ours, False) != config.get(theirs, False)
+    ]
     if differing:
         raise WeightsError(
             f"{where}: Lightricks' format cannot say {differing[0]}={config[differing[0]]!r}; keep to diffusers format"
@@ -257,7 +291,9 @@ def to_metadata(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         **_FIXED,
         **values,
         **{theirs: config.get(ours, False) for theirs, (ours, _) in _PAIRS.items()},
-        "positional_embedding_max_pos": [config[key] for key in ("pos_embed_max_pos", "base_height", "base_width")],
+        "positional_embedding_max_pos": [
+            config[key] for key in ("pos_embed_max_pos", "base_height", "base_width")
+        ],
         "audio_positional_embedding_max_pos": [config["audio_pos_embed_max_pos"]],
         "frequencies_precision": "float64" if config["rope_double_precision"] else "float32",
         "caption_proj_before_connector": not config.get("use_prompt_embeddings", True),
@@ -283,7 +319,9 @@ def of_the_authors(shapes: Shapes, where: str) -> dict[str, Any]:
         "audio_out_channels": _matrix(shapes, "audio_proj_out.weight", where)[0],
         "audio_attention_head_dim": audio // _AUTHORS["audio_num_attention_heads"],
         "audio_cross_attention_dim": audio,
-        "num_layers": len({name.split(".")[1] for name in shapes if name.startswith("transformer_blocks.")}),
+        "num_layers": len(
+            {name.split(".")[1] for name in shapes if name.startswith("transformer_blocks.")}
+        ),
         "caption_channels": _matrix(shapes, "caption_projection.linear_1.weight", where)[1],
     }
     return checked(config, where)

@@ -20,9 +20,27 @@ from diffusers import LTX2VideoTransformer3DModel
 from torch import Tensor
 
 from omniforcing.core.files import read_json
-from omniforcing.model.weights.architecture import checked, expected_shapes, from_metadata, of_the_authors, on_meta
-from omniforcing.model.weights.names import OTHER_PARTS, TRANSFORMER, generation, to_diffusers, to_original
-from omniforcing.model.weights.tensor_file import DTYPES, Entry, WeightsError, read_header, read_tensor
+from omniforcing.model.weights.architecture import (
+    checked,
+    expected_shapes,
+    from_metadata,
+    of_the_authors,
+    on_meta,
+)
+from omniforcing.model.weights.names import (
+    OTHER_PARTS,
+    TRANSFORMER,
+    generation,
+    to_diffusers,
+    to_original,
+)
+from omniforcing.model.weights.tensor_file import (
+    DTYPES,
+    Entry,
+    WeightsError,
+    read_header,
+    read_tensor,
+)
 
 SINKS_FILE = "sinks.safetensors"
 _INDEX = ".safetensors.index.json"
@@ -119,7 +137,9 @@ def _sinks_beside(source: Path) -> Entry | None:
         return None
     kept = _headers(file)[0]
     if "sinks" not in kept or len(kept["sinks"].shape) != 2:
-        raise WeightsError(f"{file} must hold sinks [S, audio width], but holds {sorted(kept)}; export it again")
+        raise WeightsError(
+            f"{file} must hold sinks [S, audio width], but holds {sorted(kept)}; export it again"
+        )
     return kept["sinks"] if kept["sinks"].shape[0] else None
 
 
@@ -130,10 +150,14 @@ def _headers(place: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     if place.is_dir():
         return _headers(_inside(place))
     if place.suffix in _PICKLES:
-        raise WeightsError(f"{place} is a pickle, which can run code when it is opened; get the weights as safetensors")
+        raise WeightsError(
+            f"{place} is a pickle, which can run code when it is opened; get the weights as safetensors"
+        )
     if place.suffix != ".safetensors":
         state = "is not a safetensors file" if place.exists() else "does not exist"
-        raise WeightsError(f"{place} {state}; name a folder, a .safetensors file or a {_INDEX} file of LTX-2 weights")
+        raise WeightsError(
+            f"{place} {state}; name a folder, a .safetensors file or a {_INDEX} file of LTX-2 weights"
+        )
     return read_header(place)
 
 
@@ -145,25 +169,33 @@ def _inside(folder: Path) -> Path:
         return found[0]
     if found:
         names = ", ".join(file.name for file in found[:3])
-        raise WeightsError(f"{folder} holds several checkpoints ({names}) and nothing says which; name one of the files")
+        raise WeightsError(
+            f"{folder} holds several checkpoints ({names}) and nothing says which; name one of the files"
+        )
     # A folder of pickles alone is refused as such, by name, rather than as an empty one.
     pickles = sorted(file for file in folder.iterdir() if file.suffix in _PICKLES)
     if pickles:
         return pickles[0]
-    raise WeightsError(f"{folder} holds no transformer: there is no .safetensors file in it; download or export one there")
+    raise WeightsError(
+        f"{folder} holds no transformer: there is no .safetensors file in it; download or export one there"
+    )
 
 
 def _indexed(index: Path) -> dict[str, Entry]:
     values = read_json(index)
     places = values.get("weight_map") if isinstance(values, dict) else None
     if not isinstance(places, dict) or not places:
-        raise WeightsError(f"{index} has no weight_map; it is not an index of safetensors: download it again")
+        raise WeightsError(
+            f"{index} has no weight_map; it is not an index of safetensors: download it again"
+        )
     shards: dict[str, dict[str, Entry]] = {}
     for name in sorted(set(map(str, places.values()))):
         file = index.parent / name
         # An index comes from elsewhere: it must not lead out of its folder.
         if Path(name).name != name or not file.is_file():
-            raise WeightsError(f"{index} names the shard {name}, which is not beside it; copy or download that file too")
+            raise WeightsError(
+                f"{index} names the shard {name}, which is not beside it; copy or download that file too"
+            )
         shards[name] = _headers(file)[0]
     lost = [key for key, name in places.items() if key not in shards[name]]
     if lost:
@@ -177,7 +209,9 @@ def _diffusers(place: Path, tensors: dict[str, Entry]) -> Checkpoint:
     file = (place if place.is_dir() else place.parent) / "config.json"
     config = read_json(file)
     if not isinstance(config, dict):
-        raise WeightsError(f"{file} is no config of a model; take the file that was published with the weights")
+        raise WeightsError(
+            f"{file} is no config of a model; take the file that was published with the weights"
+        )
     return Checkpoint(place, "diffusers", checked(config, str(file)), tensors)
 
 
@@ -187,7 +221,9 @@ def _original(file: Path, tensors: dict[str, Entry], metadata: dict[str, str]) -
             f"{file} holds a transformer without sound (audio_patchify_proj is missing); LTX-2 weights are needed"
         )
     others = Counter({part: sum(key.startswith(part) for key in tensors) for part in OTHER_PARTS})
-    entries = _renamed({k: e for k, e in tensors.items() if not k.startswith(OTHER_PARTS)}, TRANSFORMER)
+    entries = _renamed(
+        {k: e for k, e in tensors.items() if not k.startswith(OTHER_PARTS)}, TRANSFORMER
+    )
     try:
         values = dict(json.loads(metadata.get("config", "{}"))["transformer"])
     except (ValueError, KeyError, TypeError) as error:
@@ -195,14 +231,24 @@ def _original(file: Path, tensors: dict[str, Entry], metadata: dict[str, str]) -
             f"{file} carries no transformer config in its metadata, and the architecture is never guessed; take the file as "
             f"Lightricks published it"
         ) from error
-    config = from_metadata(values, {name: entry.shape for name, entry in entries.items()}, str(file))
+    config = from_metadata(
+        values, {name: entry.shape for name, entry in entries.items()}, str(file)
+    )
     return Checkpoint(file, "original", config, entries, others=+others)
 
 
 def _omniforcing(place: Path, tensors: dict[str, Entry]) -> Checkpoint:
-    entries = _renamed({key: entry for key, entry in tensors.items() if key != _AUTHORS_SINKS}, _AUTHORS_PREFIX)
+    entries = _renamed(
+        {key: entry for key, entry in tensors.items() if key != _AUTHORS_SINKS}, _AUTHORS_PREFIX
+    )
     shapes = {name: entry.shape for name, entry in entries.items()}
-    return Checkpoint(place, "omniforcing", of_the_authors(shapes, str(place)), entries, tensors.get(_AUTHORS_SINKS))
+    return Checkpoint(
+        place,
+        "omniforcing",
+        of_the_authors(shapes, str(place)),
+        entries,
+        tensors.get(_AUTHORS_SINKS),
+    )
 
 
 def _renamed(tensors: dict[str, Entry], prefix: str) -> dict[str, Entry]:
@@ -233,7 +279,11 @@ def _verified(found: Checkpoint) -> Checkpoint:
                 f"({(missing + extra)[0]} is {'missing' if missing else 'unexpected'}); use config and weights of one release"
             )
         name = (missing or extra)[0]
-        told = f"lacks {name} {list(expected[name])}" if missing else f"holds {name}, which its config has no place for"
+        told = (
+            f"lacks {name} {list(expected[name])}"
+            if missing
+            else f"holds {name}, which its config has no place for"
+        )
         raise WeightsError(
             f"{found.source} {told} ({len(missing)} missing, {len(extra)} unexpected, of {len(expected)} tensors); "
             f"download it again or use the config that belongs to it"

@@ -23,18 +23,34 @@ STREAMS = ("video", "audio", "cross-modal")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the actions of ``omniforcing weights`` and their options."""
-    actions = parser.add_subparsers(dest="action", required=True, metavar="inspect | import | export")
+    actions = parser.add_subparsers(
+        dest="action", required=True, metavar="inspect | import | export"
+    )
     source = argparse.ArgumentParser(add_help=False)
     source.add_argument(
-        "source", type=Path, help="a diffusers folder, Lightricks' .safetensors, or OmniForcing's index or folder"
+        "source",
+        type=Path,
+        help="a diffusers folder, Lightricks' .safetensors, or OmniForcing's index or folder",
     )
-    show = actions.add_parser("inspect", parents=[source], help="show what the weights are, from their headers alone")
-    show.add_argument("--values", action="store_true", help="also read every tensor, and stop at the first NaN or infinity")
+    show = actions.add_parser(
+        "inspect", parents=[source], help="show what the weights are, from their headers alone"
+    )
+    show.add_argument(
+        "--values",
+        action="store_true",
+        help="also read every tensor, and stop at the first NaN or infinity",
+    )
     show.add_argument("--json", action="store_true", help="print json")
     for action, target in (("import", "diffusers format"), ("export", "Lightricks' format")):
-        convert = actions.add_parser(action, parents=[source], help=f"write the weights in {target}, bit for bit")
+        convert = actions.add_parser(
+            action, parents=[source], help=f"write the weights in {target}, bit for bit"
+        )
         convert.add_argument("destination", type=Path, help="the folder to write, a new one")
-        convert.add_argument("--rope", choices=("split", "interleaved"), help="exchange the RoPE convention on the way")
+        convert.add_argument(
+            "--rope",
+            choices=("split", "interleaved"),
+            help="exchange the RoPE convention on the way",
+        )
 
 
 def summary(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -51,7 +67,10 @@ def summary(checkpoint: Checkpoint) -> dict[str, Any]:
         "generation": generation(entries),
         "layers": config["num_layers"],
         "heads": config["num_attention_heads"],
-        "head_dim": {"video": config["attention_head_dim"], "audio": config["audio_attention_head_dim"]},
+        "head_dim": {
+            "video": config["attention_head_dim"],
+            "audio": config["audio_attention_head_dim"],
+        },
         "rope": config["rope_type"],
         "rope_frequencies": "fp64" if config["rope_double_precision"] else "fp32",
         "timestep_scale": config["timestep_scale_multiplier"],
@@ -82,7 +101,8 @@ def table(values: dict[str, Any]) -> str:
         "tensors": f"{dtypes}; {values['bytes'] / 1e9:.2f} GB",
         "parameters": ", ".join(f"{name} {count / 1e6:,.2f} M" for name, count in counts.items()),
         "sinks": str(values["sinks"] or "none"),
-        "other parts": ", ".join(f"{name} {count}" for name, count in values["other_parts"].items()) or "none",
+        "other parts": ", ".join(f"{name} {count}" for name, count in values["other_parts"].items())
+        or "none",
     }
     return "\n".join(f"{name:<14}{text}" for name, text in rows.items())
 
@@ -115,10 +135,14 @@ def convert(source: Path, destination: Path, action: str, rope: str | None) -> N
 def check_destination(destination: Path, size: int) -> None:
     """Refuse a folder that exists, and one whose disk has less than ``size`` bytes free."""
     if destination.exists():
-        raise OmniForcingError(f"{destination} exists already, and weights are never written over; name a new folder")
+        raise OmniForcingError(
+            f"{destination} exists already, and weights are never written over; name a new folder"
+        )
     parent = next(folder for folder in destination.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise OmniForcingError(f"{destination} cannot be made: {parent} is not a folder that you may write; name another place")
+        raise OmniForcingError(
+            f"{destination} cannot be made: {parent} is not a folder that you may write; name another place"
+        )
     free = shutil.disk_usage(parent).free
     if free < size:
         raise OmniForcingError(
@@ -147,7 +171,13 @@ def inspect(source: Path, values: bool, as_json: bool) -> None:
 
     checkpoint = open_checkpoint(source)
     if values:
-        for _ in tqdm(checkpoint.tensors(), total=len(checkpoint.entries), unit="tensor", desc="reading", file=sys.stderr):
+        for _ in tqdm(
+            checkpoint.tensors(),
+            total=len(checkpoint.entries),
+            unit="tensor",
+            desc="reading",
+            file=sys.stderr,
+        ):
             pass
     found = summary(checkpoint)
     print(json.dumps(found) if as_json else table(found))

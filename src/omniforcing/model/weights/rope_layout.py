@@ -52,7 +52,9 @@ def exchange_rope(name: str, tensor: Tensor, config: Mapping[str, Any], to: str)
     if site not in _SITES or part not in _TURNED:
         return tensor
     prefix = "" if site == "attn1" else "audio_"
-    rows = rope_rows(config[f"{prefix}num_attention_heads"], config[f"{prefix}attention_head_dim"], to)
+    rows = rope_rows(
+        config[f"{prefix}num_attention_heads"], config[f"{prefix}attention_head_dim"], to
+    )
     return tensor[rows]
 
 
@@ -67,7 +69,9 @@ def with_rope(checkpoint: Checkpoint, to: str) -> Checkpoint:
         return checkpoint
     _refuse_inexact(config, str(checkpoint.source))
     return replace(
-        checkpoint, config={**config, "rope_type": to}, turn=lambda name, tensor: exchange_rope(name, tensor, config, to)
+        checkpoint,
+        config={**config, "rope_type": to},
+        turn=lambda name, tensor: exchange_rope(name, tensor, config, to),
     )
 
 

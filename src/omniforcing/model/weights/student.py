@@ -49,12 +49,24 @@ def load_model(
     wanted = held if sinks is None else sinks
     begins = fresh and added.stabiliser is None
     if held != wanted and not begins:
-        raise WeightsError(f"{source} holds {held} sinks, expected {wanted}; set student.sinks to what it was trained with")
-    core = on_meta(checkpoint.config).to(dtype or torch.float32).eval() if meta else checkpoint.core(dtype)
+        raise WeightsError(
+            f"{source} holds {held} sinks, expected {wanted}; set student.sinks to what it was trained with"
+        )
+    core = (
+        on_meta(checkpoint.config).to(dtype or torch.float32).eval()
+        if meta
+        else checkpoint.core(dtype)
+    )
     model = DualStream(core, wanted, stabiliser or added.stabiliser or Stabiliser.sinks)
-    if added.stabiliser is None and not begins and any(p.numel() for p in model.parameters(recurse=False)):
+    if (
+        added.stabiliser is None
+        and not begins
+        and any(p.numel() for p in model.parameters(recurse=False))
+    ):
         name = model.stabiliser.value
-        raise WeightsError(f"{source} holds nothing of {name}; set student.stabiliser to what it was trained with")
+        raise WeightsError(
+            f"{source} holds nothing of {name}; set student.stabiliser to what it was trained with"
+        )
     adopt(model, added, source / SINKS_FILE)
     if meta:
         model.weights = lambda: ((f"core.{name}", tensor) for name, tensor in checkpoint.tensors())
@@ -67,4 +79,6 @@ def _added(checkpoint: Checkpoint, source: Path, dtype: torch.dtype | None) -> A
     beside, sinks = load_added(source / SINKS_FILE), checkpoint.read_sinks()
     tensors = beside.tensors if sinks is None else {**beside.tensors, "sinks": sinks}
     stabiliser = beside.stabiliser if sinks is None else beside.stabiliser or Stabiliser.sinks
-    return Added({name: tensor.to(dtype or tensor.dtype) for name, tensor in tensors.items()}, stabiliser)
+    return Added(
+        {name: tensor.to(dtype or tensor.dtype) for name, tensor in tensors.items()}, stabiliser
+    )

@@ -67,14 +67,20 @@ def read_header(file: Path) -> tuple[dict[str, Entry], dict[str, str]]:
             length = int.from_bytes(opened.read(8), "little")
             header = json.loads(opened.read(length))
     except FileNotFoundError as error:
-        raise WeightsError(f"{file} does not exist; name the place where the weights were saved to") from error
+        raise WeightsError(
+            f"{file} does not exist; name the place where the weights were saved to"
+        ) from error
     except (SafetensorError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise WeightsError(f"{file} is truncated or damaged ({reason}); copy or download it again") from error
+        raise WeightsError(
+            f"{file} is truncated or damaged ({reason}); copy or download it again"
+        ) from error
     metadata = header.pop("__metadata__", {})
     start = 8 + length
     return {
-        key: Entry(file, key, tuple(value["shape"]), value["dtype"], start + value["data_offsets"][0])
+        key: Entry(
+            file, key, tuple(value["shape"]), value["dtype"], start + value["data_offsets"][0]
+        )
         for key, value in header.items()
     }, metadata
 
@@ -88,7 +94,9 @@ def read_tensor(opened: BinaryIO, entry: Entry) -> Tensor:
     data = torch.empty(math.prod(entry.shape), dtype=DTYPES[entry.dtype])
     opened.seek(entry.start)
     if opened.readinto(data.view(torch.uint8).numpy()) != entry.size:  # type: ignore[attr-defined]
-        raise WeightsError(f"{entry.file} ends within {entry.key}; it was changed while it was read: try again")
+        raise WeightsError(
+            f"{entry.file} ends within {entry.key}; it was changed while it was read: try again"
+        )
     # The extremes of a tensor are finite only if all of it is; this is one pass and allocates nothing.
     if entry.size and not all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(data)):
         raise WeightsError(
@@ -118,7 +126,11 @@ def write_safetensors(
     end = 0
     for name, entry in layout.items():
         start, end = end, end + entry.size
-        header[name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [start, end]}
+        header[name] = {
+            "dtype": entry.dtype,
+            "shape": list(entry.shape),
+            "data_offsets": [start, end],
+        }
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)  # the format aligns the data to 8 bytes
     with path.open("wb") as file:

@@ -21,7 +21,9 @@ _PATTERN = "diffusion_pytorch_model{suffix}.safetensors"  # diffusers' name of t
 ORIGINAL_FILE = "transformer.safetensors"
 
 
-def write_diffusers(checkpoint: Checkpoint, folder: Path, max_shard_size: str = SHARD_SIZE, watch: Watch = ignore) -> None:
+def write_diffusers(
+    checkpoint: Checkpoint, folder: Path, max_shard_size: str = SHARD_SIZE, watch: Watch = ignore
+) -> None:
     """Write ``transformer/``, which diffusers' ``from_pretrained`` opens, and the sinks beside it if there are any.
 
     Args:
@@ -48,10 +50,16 @@ def write_diffusers(checkpoint: Checkpoint, folder: Path, max_shard_size: str = 
 def planned(checkpoint: Checkpoint, max_shard_size: str = SHARD_SIZE) -> StateDictSplit:
     """Which tensors go into which file."""
     plan = {
-        name: torch.empty(checkpoint.entries[name].shape, dtype=DTYPES[checkpoint.entries[name].dtype], device="meta")
+        name: torch.empty(
+            checkpoint.entries[name].shape,
+            dtype=DTYPES[checkpoint.entries[name].dtype],
+            device="meta",
+        )
         for name in checkpoint.names()
     }
-    return split_torch_state_dict_into_shards(plan, filename_pattern=_PATTERN, max_shard_size=max_shard_size)
+    return split_torch_state_dict_into_shards(
+        plan, filename_pattern=_PATTERN, max_shard_size=max_shard_size
+    )
 
 
 def _write_sinks(checkpoint: Checkpoint, folder: Path) -> None:
@@ -67,7 +75,11 @@ def write_original(checkpoint: Checkpoint, folder: Path, watch: Watch = ignore) 
         WeightsError: if a tensor holds NaN or infinity, or the config has values that Lightricks' format cannot say.
     """
     config = {"transformer": to_metadata(checkpoint.config, str(checkpoint.source))}
-    layout = {TRANSFORMER + to_original(name): checkpoint.entries[name] for name in checkpoint.names()}
+    layout = {
+        TRANSFORMER + to_original(name): checkpoint.entries[name] for name in checkpoint.names()
+    }
     tensors = ((TRANSFORMER + to_original(name), tensor) for name, tensor in checkpoint.tensors())
-    write_safetensors(folder / ORIGINAL_FILE, layout, tensors, {"config": json.dumps(config)}, watch)
+    write_safetensors(
+        folder / ORIGINAL_FILE, layout, tensors, {"config": json.dumps(config)}, watch
+    )
     _write_sinks(checkpoint, folder)

@@ -67,7 +67,9 @@ def connect(cluster: ClusterConfig) -> None:
     # A job's working folder comes with the job, and its PYTHONPATH names that.
     environment = {} if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else {"env_vars": variables}
     try:
-        ray.init(address=address, runtime_env=environment, logging_level="WARNING", log_to_driver=True)
+        ray.init(
+            address=address, runtime_env=environment, logging_level="WARNING", log_to_driver=True
+        )
     except AuthenticationError as error:
         raise ClusterError(refused_token(address)) from error
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -86,7 +88,9 @@ def needs(cluster: ClusterConfig) -> dict[str, float]:
 
 def room(nodes: list[Mapping[str, float]], each: Mapping[str, float]) -> int:
     """How many workers fit on nodes of such resources, if nothing else runs there."""
-    return sum(min(int(node.get(name, 0) // need) for name, need in each.items() if need) for node in nodes)
+    return sum(
+        min(int(node.get(name, 0) // need) for name, need in each.items() if need) for node in nodes
+    )
 
 
 def _nodes() -> list[dict[str, Any]]:
@@ -127,7 +131,9 @@ def installed() -> Installed:
 
     place = Path(str(omniforcing.__file__)).parent
     return Installed(
-        str(place), tree_digest(place), {name: version(name) for name in ("torch", "lightning", "diffusers", "webdataset")}
+        str(place),
+        tree_digest(place),
+        {name: version(name) for name in ("torch", "lightning", "diffusers", "webdataset")},
     )
 
 
@@ -168,7 +174,9 @@ def check_nodes(cluster: ClusterConfig, reads: list[Path], writes: Path) -> None
             there, problem = ray.get(answer)
         except RayTaskError as error:
             reason = str(error.cause or error).strip().splitlines()[-1]
-            raise ClusterError(f"node {name} cannot run omniforcing ({reason}); install the same environment there") from error
+            raise ClusterError(
+                f"node {name} cannot run omniforcing ({reason}); install the same environment there"
+            ) from error
         if problem := problem or difference(here, Installed(**there)):
             raise ClusterError(f"node {name} {problem}")
     mark.unlink()

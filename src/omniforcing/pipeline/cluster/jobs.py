@@ -38,7 +38,17 @@ from omniforcing.pipeline.declaration import read_declaration
 
 # Set in a job: its stage runs there and is not submitted again.
 # What a job runs: stages that take long on many clips or train; the others are quick, or trained for pocket alone.
-HEAVY = frozenset({"shards", "latents", "teacher", "bidirectional_dmd", "trajectories", "causal_ode", "self_forcing"})
+HEAVY = frozenset(
+    {
+        "shards",
+        "latents",
+        "teacher",
+        "bidirectional_dmd",
+        "trajectories",
+        "causal_ode",
+        "self_forcing",
+    }
+)
 RUN_LINE = "mlflow run: "
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 PAUSE = 1.0  # seconds between two looks at a job
@@ -62,7 +72,9 @@ def submit_stage(name: str, config: Config, root: Path, overrides: Sequence[str]
     place = str(config.cluster.jobs)
     client = _client(place)
     memory = Path(config.cluster.data_root or root) / ".work" / config.preset / name / "job.json"
-    ordered = digest({"words": [name, *overrides], "place": place, "code": declared.work_digest(root)})
+    ordered = digest(
+        {"words": [name, *overrides], "place": place, "code": declared.work_digest(root)}
+    )
     job = _under_way(client, memory, ordered)
     if job is None:
         job = _submit(client, name, config, root, overrides)
@@ -118,7 +130,11 @@ def _submit(client: Any, name: str, config: Config, root: Path, overrides: Seque
     entrypoint = shlex.join(["python", f"pipelines/{name}.py", *overrides])
     environment = {"working_dir": str(root), "env_vars": job_variables(config, root)}
     try:
-        return str(client.submit_job(entrypoint=entrypoint, runtime_env=environment, metadata={"stage": name}))
+        return str(
+            client.submit_job(
+                entrypoint=entrypoint, runtime_env=environment, metadata={"stage": name}
+            )
+        )
     except RuntimeError as error:
         if "413" in str(error):
             raise ClusterError(
@@ -196,7 +212,9 @@ def announce_run(run_id: str, environment: Mapping[str, str] = os.environ) -> No
         print(f"{RUN_LINE}{run_id}", flush=True)
 
 
-def command_of_a_stage(about: str | None, act: Callable[[str, Config, Path, list[str]], None]) -> NoReturn:
+def command_of_a_stage(
+    about: str | None, act: Callable[[str, Config, Path, list[str]], None]
+) -> NoReturn:
     """The command line ``STAGE [key=value ...]``: ``act(stage, config, root, overrides)``, or what it is about; exits."""
 
     def command() -> None:
@@ -213,7 +231,9 @@ def command_of_a_stage(about: str | None, act: Callable[[str, Config, Path, list
 def _submit_named(name: str, config: Config, root: Path, overrides: list[str]) -> None:
     """The stage as a job, heavy or not."""
     if config.cluster.jobs is None:
-        raise OmniForcingError("cluster.jobs is not set: name a cluster that takes jobs, such as cluster=ray")
+        raise OmniForcingError(
+            "cluster.jobs is not set: name a cluster that takes jobs, such as cluster=ray"
+        )
     if code := submit_stage(name, config, root, overrides):
         raise SystemExit(code)
 

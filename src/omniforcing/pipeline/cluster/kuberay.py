@@ -30,7 +30,9 @@ def manifest(name: str, config: Config, overrides: Sequence[str]) -> dict[str, A
     """
     cluster, kube = config.cluster, config.cluster.kuberay
     if cluster.data_root is None:
-        raise ConfigError("cluster.data_root is not set: give the path at which pods mount the volume with the checkout")
+        raise ConfigError(
+            "cluster.data_root is not set: give the path at which pods mount the volume with the checkout"
+        )
     command = ["python", f"pipelines/{name}.py", *overrides]
     limits: dict[str, Any] = {"cpu": f"{cluster.cpus:g}", "memory": kube.memory}
     if cluster.gpus:
@@ -56,7 +58,10 @@ def manifest(name: str, config: Config, overrides: Sequence[str]) -> dict[str, A
                 "rayVersion": version("ray"),
                 "authOptions": {"mode": "token"},
                 # The head hands out work; with CPUs of its own it would be given some.
-                "headGroupSpec": {"rayStartParams": {"dashboard-host": "0.0.0.0", "num-cpus": "0"}, "template": head},
+                "headGroupSpec": {
+                    "rayStartParams": {"dashboard-host": "0.0.0.0", "num-cpus": "0"},
+                    "template": head,
+                },
                 "workerGroupSpecs": [workers],
             },
         },

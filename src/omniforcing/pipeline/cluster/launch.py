@@ -19,7 +19,15 @@ from omniforcing.core.config import ClusterConfig
 from omniforcing.core.environment import die_with_parent
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import atomic_write, read_json, remove, write_json
-from omniforcing.pipeline.cluster.connect import ClusterError, answers, check_nodes, check_room, connect, needs, unreachable
+from omniforcing.pipeline.cluster.connect import (
+    ClusterError,
+    answers,
+    check_nodes,
+    check_room,
+    connect,
+    needs,
+    unreachable,
+)
 
 JOB, ORDER, ANSWER, FAILURE = "job.pkl", "order.json", "answer.json", "failure.json"
 LOST = 75  # exit code of a driver that cannot reach its cluster
@@ -53,7 +61,13 @@ def launch(function: Callable[[], None], cluster: ClusterConfig, work: Path) -> 
     remove(folder)
     folder.mkdir(parents=True)
     atomic_write(folder / JOB, cloudpickle.dumps(function))
-    write_json(folder / ORDER, {name: getattr(cluster, name) for name in ("address", "workers", "cpus", "gpus", "restarts")})
+    write_json(
+        folder / ORDER,
+        {
+            name: getattr(cluster, name)
+            for name in ("address", "workers", "cpus", "gpus", "restarts")
+        },
+    )
     _supervise(folder)
     remove(folder)
 
@@ -61,7 +75,9 @@ def launch(function: Callable[[], None], cluster: ClusterConfig, work: Path) -> 
 def _check_address(address: str) -> None:
     """Refuse at once what no driver could reach."""
     if address.startswith("ray://"):
-        raise ClusterError(f"cluster.address is {address}; name the head itself, HOST:6379, or submit the stage as a Ray job")
+        raise ClusterError(
+            f"cluster.address is {address}; name the head itself, HOST:6379, or submit the stage as a Ray job"
+        )
     host, _, port = address.rpartition(":")
     if port.isdigit() and not answers(host, int(port)):
         raise ClusterError(unreachable(address))
@@ -77,10 +93,16 @@ def _supervise(folder: Path) -> None:
             if answer["error"]:
                 raise OmniForcingError(answer["error"])
             return
-        began = read_json(folder / "began.json")["time"] if (folder / "began.json").is_file() else None
+        began = (
+            read_json(folder / "began.json")["time"] if (folder / "began.json").is_file() else None
+        )
         if lost is None or (began is not None and began > lost):
             lost = time.time()
-            print("the cluster is lost; waiting for it, to go on from the last checkpoint", file=sys.stderr, flush=True)
+            print(
+                "the cluster is lost; waiting for it, to go on from the last checkpoint",
+                file=sys.stderr,
+                flush=True,
+            )
         if time.time() - lost > PATIENCE:
             raise ClusterError(
                 f"the cluster did not come back within {PATIENCE / 60:.0f} minutes; start it and run the same command again, "
@@ -92,10 +114,22 @@ def _supervise(folder: Path) -> None:
 def _drive(folder: Path, again: bool) -> None:
     """One driver process, which ends with us."""
 
-    command = [sys.executable, "-m", "omniforcing.pipeline.cluster.launch", str(folder), *(["again"] if again else [])]
+    command = [
+        sys.executable,
+        "-m",
+        "omniforcing.pipeline.cluster.launch",
+        str(folder),
+        *(["again"] if again else []),
+    ]
     # Train reports to a dashboard that small clusters may lack; its state actor is of no use to us.
-    environment = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", **os.environ}
-    driver = subprocess.Popen(command, env=environment, preexec_fn=partial(die_with_parent, os.getpid()))
+    environment = {
+        "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        **os.environ,
+    }
+    driver = subprocess.Popen(
+        command, env=environment, preexec_fn=partial(die_with_parent, os.getpid())
+    )
     try:
         driver.wait()
     finally:
@@ -137,7 +171,9 @@ def _train(cluster: ClusterConfig, folder: Path, again: bool) -> None:
             _worker,
             train_loop_config={"folder": str(folder)},
             scaling_config=ScalingConfig(
-                num_workers=cluster.workers, use_gpu=cluster.gpus > 0, resources_per_worker=needs(cluster)
+                num_workers=cluster.workers,
+                use_gpu=cluster.gpus > 0,
+                resources_per_worker=needs(cluster),
             ),
             # A name of its own each time: under an old one Ray would go on from its own idea of that run.
             run_config=RunConfig(
@@ -155,7 +191,9 @@ def _train(cluster: ClusterConfig, folder: Path, again: bool) -> None:
                 f"kept: run the same command again, it continues there"
             ) from error
     except (RayError, ConnectionError) as error:
-        raise ClusterLost(f"the cluster at {cluster.address} is lost: {str(error).splitlines()[0]}") from error
+        raise ClusterLost(
+            f"the cluster at {cluster.address} is lost: {str(error).splitlines()[0]}"
+        ) from error
     finally:
         ray.shutdown()
     if message := _failure(folder):

@@ -83,8 +83,12 @@ class Pool:
         from ray.exceptions import RayActorError, RayTaskError
 
         waiting = deque((task, 0) for task in tasks)
-        hold = ray.remote(num_cpus=self.cluster.cpus, num_gpus=self.cluster.gpus, max_restarts=0)(_Holder)
-        free = [hold.remote(build, self.threads) for _ in range(min(self.cluster.workers, len(tasks)))]
+        hold = ray.remote(num_cpus=self.cluster.cpus, num_gpus=self.cluster.gpus, max_restarts=0)(
+            _Holder
+        )
+        free = [
+            hold.remote(build, self.threads) for _ in range(min(self.cluster.workers, len(tasks)))
+        ]
         under_way: dict[Any, tuple[Any, Any, int]] = {}
         while waiting or under_way:
             while waiting and free:
@@ -103,7 +107,9 @@ class Pool:
                         f"a worker died {deaths + 1} times on one shard, and cluster.restarts is {self.cluster.restarts}; its "
                         f"memory may be too small: finished shards are kept, run the same command again"
                     ) from error
-                print("a worker died; its shard is made again by another", file=sys.stderr, flush=True)
+                print(
+                    "a worker died; its shard is made again by another", file=sys.stderr, flush=True
+                )
                 waiting.appendleft((task, deaths + 1))
                 free.append(hold.remote(build, self.threads))
 

@@ -45,19 +45,25 @@ def variants_of(config: Config) -> dict[str, Variant]:
             ("trajectories.source=teacher", "causal_ode.init=teacher"),
         ),
         "without-II": Variant(
-            "Stage II skipped: Stage III starts from Stage I's weights", ("self_forcing.init=bidirectional_dmd",)
+            "Stage II skipped: Stage III starts from Stage I's weights",
+            ("self_forcing.init=bidirectional_dmd",),
         ),
-        "without-III": Variant("Stage III skipped: Stage II's student is the final one", ("self_forcing.optim.steps=0",)),
+        "without-III": Variant(
+            "Stage III skipped: Stage II's student is the final one",
+            ("self_forcing.optim.steps=0",),
+        ),
         # The merged first block is pinned and a second longer: with a window one block shorter as much of the past is seen.
         "merged-layout": Variant(
             "the prefix merged into the first block, as much of the past seen",
             ("student.layout=merged", f"student.window={config.student.window - 1}"),
         ),
         "teacher-pairs": Variant(
-            "ODE pairs of the guided teacher, Stage II still initialised from Stage I", ("trajectories.source=teacher",)
+            "ODE pairs of the guided teacher, Stage II still initialised from Stage I",
+            ("trajectories.source=teacher",),
         ),
         "causal-scores": Variant(
-            "teacher and critic of Stage III score with causal attention", ("self_forcing.scores=causal",)
+            "teacher and critic of Stage III score with causal attention",
+            ("self_forcing.scores=causal",),
         ),
     }
 
@@ -97,8 +103,12 @@ def chosen_variants(root: Path, config: Config, names: Sequence[str]) -> dict[st
     unknown = [name for name in names if name not in VARIANTS]
     if unknown:
         raise OmniForcingError(f"unknown variant {unknown[0]!r}; known: {', '.join(VARIANTS)}")
-    chosen = {name: variant for name, variant in variants_of(config).items() if not names or name in names}
-    misfits = {name: error for name, variant in chosen.items() if (error := _misfit(root, config, variant))}
+    chosen = {
+        name: variant for name, variant in variants_of(config).items() if not names or name in names
+    }
+    misfits = {
+        name: error for name, variant in chosen.items() if (error := _misfit(root, config, variant))
+    }
     if names and misfits:
         raise next(iter(misfits.values()))
     for name, error in misfits.items():
@@ -134,10 +144,16 @@ def run_ablation(root: Path, preset: str | None, names: Sequence[str], measure: 
         return _run(lab, work, _with_trained(lab, config, chosen), measure)
 
 
-def _with_trained(lab: Laboratory, config: Config, chosen: Mapping[str, Variant]) -> dict[str, Variant]:
+def _with_trained(
+    lab: Laboratory, config: Config, chosen: Mapping[str, Variant]
+) -> dict[str, Variant]:
     """The chosen variants and those that are trained for this baseline, in the table's order."""
     known = variants_of(config).items()
-    return {name: variant for name, variant in known if name in chosen or lab.find(_experiment(lab, name), FINAL)}
+    return {
+        name: variant
+        for name, variant in known
+        if name in chosen or lab.find(_experiment(lab, name), FINAL)
+    }
 
 
 def _run(lab: Laboratory, work: Path, variants: Mapping[str, Variant], measure: Measure) -> Path:
@@ -146,9 +162,16 @@ def _run(lab: Laboratory, work: Path, variants: Mapping[str, Variant], measure: 
     baseline = lab.folder / read_declaration(EVALUATION, lab.folder, lab.preset).folder
     evaluation = read_json(baseline / "metrics.json")
     measured_at = {"git_commit": lab.commit, "evaluation": folder_digest(baseline)}
-    rows = {row: evaluation["models"][model] for row, model in BESIDE.items() if model in evaluation["models"]}
+    rows = {
+        row: evaluation["models"][model]
+        for row, model in BESIDE.items()
+        if model in evaluation["models"]
+    }
     # Read now, while the clone stands as the baseline left it.
-    configs = {name: load_config(list(variant.overrides), lab.folder, lab.preset) for name, variant in variants.items()}
+    configs = {
+        name: load_config(list(variant.overrides), lab.folder, lab.preset)
+        for name, variant in variants.items()
+    }
     measured = work / "measured" / _measured_with(lab)[:16]
     with tracking.closing(_parent_run(lab, work, variants)) as parent:
         for number, (name, variant) in enumerate(variants.items(), 1):
@@ -159,7 +182,9 @@ def _run(lab: Laboratory, work: Path, variants: Mapping[str, Variant], measure: 
         from omniforcing.evaluation.ablation import write_ablation
 
         folder = lab.root / "data" / lab.preset / "ablation"
-        about = {name: {"about": v.about, "overrides": list(v.overrides)} for name, v in variants.items()}
+        about = {
+            name: {"about": v.about, "overrides": list(v.overrides)} for name, v in variants.items()
+        }
         write_ablation(folder, rows, about, {**evaluation["settings"], **measured_at})
         parent.metrics(rows)
         parent.artifact(folder)
@@ -177,7 +202,9 @@ def _measured_with(lab: Laboratory) -> str:
 def _parent_run(lab: Laboratory, work: Path, variants: Mapping[str, Variant]) -> tracking.Run:
     tags = {"preset": lab.preset, "git_commit": lab.commit}
     changes = {name: " ".join(variant.overrides) for name, variant in variants.items()}
-    return tracking.open_run(tracking.connect(lab.root), f"ablation {lab.preset}", work / "parent.json", tags, changes)
+    return tracking.open_run(
+        tracking.connect(lab.root), f"ablation {lab.preset}", work / "parent.json", tags, changes
+    )
 
 
 def _experiment(lab: Laboratory, name: str) -> str:

@@ -79,7 +79,9 @@ class Laboratory:
         """Put the clone on the commit and the lock, with nothing left of an experiment that was killed."""
         _git(self.folder, "checkout", "--quiet", "--force", "--detach", self.commit)
         # DVC would take up a half-done experiment that it finds among its refs, and its locks may name dead processes.
-        for ref in _git(self.folder, "for-each-ref", "--format=%(refname)", "refs/exps").splitlines():
+        for ref in _git(
+            self.folder, "for-each-ref", "--format=%(refname)", "refs/exps"
+        ).splitlines():
             _git(self.folder, "update-ref", "--no-deref", "-d", ref)
         remove(self.folder / ".dvc" / "tmp")
         self._share_cache()
@@ -95,7 +97,9 @@ class Laboratory:
             raise OmniForcingError(
                 f"`dvc cache dir` failed in {self.root}: {said[-1]}; variants share that cache, mend it first"
             )
-        atomic_write(self.folder / ".dvc" / "config.local", f"[cache]\n    dir = {cache.stdout.strip()}\n")
+        atomic_write(
+            self.folder / ".dvc" / "config.local", f"[cache]\n    dir = {cache.stdout.strip()}\n"
+        )
 
     def check_out_baseline(self, target: str) -> None:
         """Fetch what the stage ``target`` and all before it wrote.
@@ -106,7 +110,9 @@ class Laboratory:
         self.reset()
         address = self.target(target)
         if _dvc(self.folder, "checkout", "--with-deps", address).returncode:
-            raise OmniForcingError(_no_baseline(self.preset, "outputs are missing from DVC's cache"))
+            raise OmniForcingError(
+                _no_baseline(self.preset, "outputs are missing from DVC's cache")
+            )
         # Edited prose is no change of a stage; the digests tell.
         call_python(["-m", "dvc", "repro", "--quiet", self.target(CODE)], self.folder)
         status = _dvc(self.folder, "status", "--json", "--with-deps", address)
@@ -114,7 +120,9 @@ class Laboratory:
             raise OmniForcingError(f"`dvc status` failed in {self.folder}: {status.stderr.strip()}")
         changed = list(json.loads(status.stdout))
         if changed:
-            raise OmniForcingError(_no_baseline(self.preset, f"changed since it ran: {', '.join(changed)}"))
+            raise OmniForcingError(
+                _no_baseline(self.preset, f"changed since it ran: {', '.join(changed)}")
+            )
 
     def find(self, name: str, target: str) -> str | None:
         """The commit of a finished experiment that brought ``target`` up to date.
@@ -132,7 +140,9 @@ class Laboratory:
         ref = f"refs/exps/{self.commit[:2]}/{self.commit[2:]}/{name}"
         return _git(self.root, "for-each-ref", "--format=%(objectname)", ref) or None
 
-    def run(self, name: str, overrides: Sequence[str], target: str, environment: Mapping[str, str]) -> str:
+    def run(
+        self, name: str, overrides: Sequence[str], target: str, environment: Mapping[str, str]
+    ) -> str:
         """Bring ``target`` up to date under overrides of the preset, as an experiment of the checkout; returns its commit.
 
         Stages that the overrides leave as they were are taken from DVC's cache. ``environment`` is added to that of the stages.
@@ -143,15 +153,26 @@ class Laboratory:
         """
         self.reset()
         # In the preset's file, because what stands there wins over conf/config.yaml; ++ also sets keys that it leaves out.
-        changes = [word for o in overrides for word in ("--set-param", f"conf/preset/{self.preset}.yaml:++{o}")]
+        changes = [
+            word
+            for o in overrides
+            for word in ("--set-param", f"conf/preset/{self.preset}.yaml:++{o}")
+        ]
         # The commit's code, not the checkout's, which may be edited meanwhile.
-        code = os.pathsep.join(filter(None, [str(self.folder / "src"), os.environ.get("PYTHONPATH")]))
+        code = os.pathsep.join(
+            filter(None, [str(self.folder / "src"), os.environ.get("PYTHONPATH")])
+        )
         words = ["exp", "run", "--name", name, *changes, self.target(target)]
         call_python(["-m", "dvc", *words], self.folder, PYTHONPATH=code, **environment)
-        call_python(["-m", "dvc", "exp", "push", "--quiet", "--force", "--no-cache", "origin", name], self.folder)
+        call_python(
+            ["-m", "dvc", "exp", "push", "--quiet", "--force", "--no-cache", "origin", name],
+            self.folder,
+        )
         commit = self._newest(name)
         if commit is None:
-            raise OmniForcingError(f"`dvc exp push` left no experiment {name} in {self.root}; run the same command again")
+            raise OmniForcingError(
+                f"`dvc exp push` left no experiment {name} in {self.root}; run the same command again"
+            )
         return commit
 
     def fetch(self, experiment: str, output: str, target: Path) -> Path:
@@ -161,7 +182,16 @@ class Laboratory:
         """
         if not target.exists():
             with atomic_dir(target) as partial:
-                words = ["get", "--quiet", "--rev", experiment, "--out", str(partial), str(self.root), output]
+                words = [
+                    "get",
+                    "--quiet",
+                    "--rev",
+                    experiment,
+                    "--out",
+                    str(partial),
+                    str(self.root),
+                    output,
+                ]
                 call_python(["-m", "dvc", *words], self.root)
         return target / Path(output).name
 
@@ -170,7 +200,9 @@ def _git(folder: Path, *words: str) -> str:
     answer = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True)
     if answer.returncode:
         said = answer.stderr.strip().splitlines() or ["no reason given"]
-        raise OmniForcingError(f"`git {words[0]}` failed in {folder}: {said[-1]}; DVC's experiments need a git checkout")
+        raise OmniForcingError(
+            f"`git {words[0]}` failed in {folder}: {said[-1]}; DVC's experiments need a git checkout"
+        )
     return answer.stdout.strip()
 
 
@@ -183,7 +215,9 @@ def _same_outputs(baseline: bytes, experiment: str, target: str) -> bool:
     from yaml import safe_load
 
     ours, theirs = (safe_load(lock)["stages"] for lock in (baseline, experiment))
-    makers = {out["path"]: stage for stage, entry in theirs.items() for out in entry.get("outs", [])}
+    makers = {
+        out["path"]: stage for stage, entry in theirs.items() for out in entry.get("outs", [])
+    }
     read: set[str] = set()
     waiting = [target]
     while waiting:
@@ -191,7 +225,9 @@ def _same_outputs(baseline: bytes, experiment: str, target: str) -> bool:
         new = {dep["path"] for dep in deps if dep["path"] in makers} - read
         read |= new
         waiting += [makers[path] for path in new]
-    return all(_same_output(ours.get(makers[path], {}), theirs[makers[path]], path) for path in read)
+    return all(
+        _same_output(ours.get(makers[path], {}), theirs[makers[path]], path) for path in read
+    )
 
 
 def _same_output(ours: Mapping[str, Any], theirs: Mapping[str, Any], path: str) -> bool:
@@ -203,11 +239,20 @@ def _same_output(ours: Mapping[str, Any], theirs: Mapping[str, Any], path: str) 
 
 
 def _refuse_uncommitted(root: Path) -> None:
-    changed = _git(root, "status", "--porcelain", "--", *(path for path in _SOURCES if (root / path).exists()), _GENERATED)
+    changed = _git(
+        root,
+        "status",
+        "--porcelain",
+        "--",
+        *(path for path in _SOURCES if (root / path).exists()),
+        _GENERATED,
+    )
     if changed:
         # The first line may have lost its leading blank.
         first = changed.splitlines()[0].split(maxsplit=1)[1]
-        raise OmniForcingError(f"{first} is not committed, and an experiment is a change of a commit; commit or stash it")
+        raise OmniForcingError(
+            f"{first} is not committed, and an experiment is a change of a commit; commit or stash it"
+        )
 
 
 def _no_baseline(preset: str, reason: str) -> str:

@@ -57,24 +57,45 @@ class Sizes:
         loads = config.teacher.source is Source.load
         if loads:
             grid = (height // LTX2_PIXELS, width // LTX2_PIXELS)
-            description, wide, length = {**LTX2, "height": height, "grid": grid}, LTX2_CAPTION, LTX2_LENGTH
+            description, wide, length = (
+                {**LTX2, "height": height, "grid": grid},
+                LTX2_CAPTION,
+                LTX2_LENGTH,
+            )
         else:
             with torch.device("meta"):
                 codec = Codec.build(config.codec, height, width)
-            grid, wide, length = codec.spatial(height, width), config.codec.text.hidden, config.codec.text.length
-            channels = {"video_channels": codec.video_channels, "audio_channels": codec.audio_channels}
+            grid, wide, length = (
+                codec.spatial(height, width),
+                config.codec.text.hidden,
+                config.codec.text.length,
+            )
+            channels = {
+                "video_channels": codec.video_channels,
+                "audio_channels": codec.audio_channels,
+            }
             description = {**channels, "height": height, "grid": grid}
         path = root / str(config.teacher.path)
-        core = open_checkpoint(path).config if loads and path.exists() else core_config(config.teacher.model, description, wide)
+        core = (
+            open_checkpoint(path).config
+            if loads and path.exists()
+            else core_config(config.teacher.model, description, wide)
+        )
         prompt = core.get("use_prompt_embeddings", True)
-        widths = Pair(wide, wide) if prompt else Pair(core["cross_attention_dim"], core["audio_cross_attention_dim"])
+        widths = (
+            Pair(wide, wide)
+            if prompt
+            else Pair(core["cross_attention_dim"], core["audio_cross_attention_dim"])
+        )
         return cls(dict(core), grid, length, widths)
 
     def with_layers(self, layers: int) -> Sizes:
         """The same with another depth."""
         return replace(self, core={**self.core, "num_layers": layers})
 
-    def network(self, sinks: int = 0, dtype: torch.dtype = torch.float32, **rest: Any) -> DualStream:
+    def network(
+        self, sinks: int = 0, dtype: torch.dtype = torch.float32, **rest: Any
+    ) -> DualStream:
         """A network of random weights."""
         with torch.device(self.device):
             core = LTX2VideoTransformer3DModel(**self.core)
@@ -82,7 +103,9 @@ class Sizes:
 
     def text(self, batch: int) -> TextFeatures:
         """Text features of a batch."""
-        return self.caption.map(lambda width: torch.zeros(batch, self.length, width, device=self.device))
+        return self.caption.map(
+            lambda width: torch.zeros(batch, self.length, width, device=self.device)
+        )
 
     def batch(self, config: Config, size: int, states: int = 0) -> Batch:
         """A batch of clips, or of trajectories of so many ``states``."""

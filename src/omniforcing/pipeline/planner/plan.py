@@ -32,7 +32,17 @@ USABLE = 0.92  # of a GPU's memory; the rest is CUDA's own and lost between allo
 DEPTHS = (1, 2)  # layers of the traced networks
 TRACED_CRITIC_STEPS = 2
 PREFETCHED = 2  # layers whose weights are gathered at a time
-COLUMNS = ("weights", "critic", "teacher", "ema", "moments", "gradients", "activations", "caches", "gathered")
+COLUMNS = (
+    "weights",
+    "critic",
+    "teacher",
+    "ema",
+    "moments",
+    "gradients",
+    "activations",
+    "caches",
+    "gathered",
+)
 SHARDINGS = ("none", "node", "all")
 
 
@@ -94,7 +104,9 @@ class Stage:
         depths: layers of the two networks that are traced and carried on to the real depth; None: the real depth is traced.
     """
 
-    def __init__(self, name: str, config: Config, sizes: Sizes, depths: tuple[int, int] | None = DEPTHS) -> None:
+    def __init__(
+        self, name: str, config: Config, sizes: Sizes, depths: tuple[int, int] | None = DEPTHS
+    ) -> None:
         self.name, self.config, self.sizes, self.depths = name, config, sizes, depths
         self.mixed = config.trainer.precision == "bf16-mixed"
         self.dtype = torch.bfloat16 if self.mixed else torch.float32
@@ -104,7 +116,10 @@ class Stage:
         assert isinstance(student, torch.nn.Module)
         self.parameters = {"weights": _count(student)}
         if hasattr(counted, "critic"):
-            self.parameters |= {"critic": _count(counted.critic), "teacher": _count(counted.frozen[0])}  # type: ignore[index]
+            self.parameters |= {
+                "critic": _count(counted.critic),
+                "teacher": _count(counted.frozen[0]),
+            }  # type: ignore[index]
         block = student.core.transformer_blocks[0]  # type: ignore[index,union-attr]
         self.layer = _count(block)
         # AdamW keeps two moments of every number, Muon one.
@@ -124,7 +139,9 @@ class Stage:
         module = BUILDERS[self.name](_few_critic_steps(self.config), sizes, self.dtype)
         # Whatever a mask or a count asks for is answered with this; the earliest exit holds what the latest one does.
         answer = 1 if self.name == "causal_ode" else 0
-        return trace_step(module, sizes.batch(self.config, batch, states), exit_step=answer, recompute=recompute)
+        return trace_step(
+            module, sizes.batch(self.config, batch, states), exit_step=answer, recompute=recompute
+        )
 
     def step(self, setting: Setting, share: float) -> tuple[list[tuple[float, float]], Trace]:
         """Peaks of the phases of a step, and its counts, at the real depth."""
@@ -140,14 +157,24 @@ class Stage:
         if self.name != "self_forcing":
             return 0.0
         config, core = self.config, self.sizes.core
-        widths = {name: core[f"{prefix}num_attention_heads"] * core[f"{prefix}attention_head_dim"] for name, prefix in _WIDTHS}
+        widths = {
+            name: core[f"{prefix}num_attention_heads"] * core[f"{prefix}attention_head_dim"]
+            for name, prefix in _WIDTHS
+        }
         spatial = self.sizes.grid[0] * self.sizes.grid[1]
-        past = [config.table.block(b) for b in config.table.visible(config.horizon, config.student.window)[:-1]]
-        spans = [dict(zip(("video", "audio"), b.tokens(spatial, config.student.sinks), strict=True)) for b in past]
+        past = [
+            config.table.block(b)
+            for b in config.table.visible(config.horizon, config.student.window)[:-1]
+        ]
+        spans = [
+            dict(zip(("video", "audio"), b.tokens(spatial, config.student.sinks), strict=True))
+            for b in past
+        ]
         tokens = {stream: sum(len(span[stream]) for span in spans) for stream in ("video", "audio")}
         # Cross-modal attention is as wide as the audio on both sides.
         sites = sum(
-            tokens[keys] * (widths["video"] if site == "video" else widths["audio"]) for site, (_, keys, _) in SITES.items()
+            tokens[keys] * (widths["video"] if site == "video" else widths["audio"])
+            for site, (_, keys, _) in SITES.items()
         )
         return 2 * 2 * sites * self.layers * batch * self.dtype.itemsize
 
@@ -199,10 +226,16 @@ class Stage:
             forwards["critic"] += more
             backwards = {**backwards, "critic": backwards["critic"] + more}
         computing = flops / cluster.flops
-        return setting.accumulation * max(computing, self._moving(forwards, backwards, setting, cluster))
+        return setting.accumulation * max(
+            computing, self._moving(forwards, backwards, setting, cluster)
+        )
 
     def _moving(
-        self, forwards: Mapping[str, float], backwards: Mapping[str, float], setting: Setting, cluster: Cluster
+        self,
+        forwards: Mapping[str, float],
+        backwards: Mapping[str, float],
+        setting: Setting,
+        cluster: Cluster,
     ) -> float:
         shards = cluster.shards(setting.sharding)
         away, copies = (shards - 1) / shards, cluster.gpus // shards
@@ -211,7 +244,12 @@ class Stage:
         for name, network in (("weights", "model"), ("critic", "critic"), ("teacher", "teacher")):
             count = self.parameters.get(name, 0)
             passes = forwards.get(network, 0) + backwards.get(network, 0)
-            seconds += away * count * (self.dtype.itemsize * passes + MASTER * bool(backwards.get(network))) / inside
+            seconds += (
+                away
+                * count
+                * (self.dtype.itemsize * passes + MASTER * bool(backwards.get(network)))
+                / inside
+            )
             if copies > 1 and backwards.get(network):
                 between = cluster.network if shards * copies > cluster.node else cluster.link
                 seconds += 2 * MASTER * count / shards * (copies - 1) / copies / between
@@ -241,7 +279,11 @@ def make_plans(stage: Stage, cluster: Cluster, batch: int | None = None) -> list
     """
     wanted = max(batch or getattr(stage.config, stage.name).optim.batch, cluster.gpus)
     plans = []
-    shardings = [s for i, s in enumerate(SHARDINGS) if cluster.shards(s) not in map(cluster.shards, SHARDINGS[:i])]
+    shardings = [
+        s
+        for i, s in enumerate(SHARDINGS)
+        if cluster.shards(s) not in map(cluster.shards, SHARDINGS[:i])
+    ]
     for sharding, recompute in product(shardings, (False, True)):
         each, best = -(-wanted // cluster.gpus), None
         for size in (2**power for power in range(each.bit_length())):
@@ -265,7 +307,11 @@ def advise(stage: Stage, cluster: Cluster, plans: list[Plan]) -> str:
         best = min(fitting, key=lambda plan: plan.seconds)
         s = best.setting
         kept = "recompute layers" if s.recompute else "keep activations"
-        spread = {"none": "no sharding", "node": "shard within a node", "all": "shard over all GPUs"}[s.sharding]
+        spread = {
+            "none": "no sharding",
+            "node": "shard within a node",
+            "all": "shard over all GPUs",
+        }[s.sharding]
         return (
             f"{stage.name}: {spread}, {kept}, {s.batch} per GPU x {s.accumulation}: {best.total / 1e9:.1f} GB per GPU, "
             f"about {best.seconds:.1f} s per update"
@@ -293,15 +339,34 @@ def parse_memory(text: str) -> float:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``omniforcing plan``."""
-    parser.add_argument("overrides", nargs="*", metavar="key.subkey=value", help="overrides of the configuration")
-    parser.add_argument("--preset", help="a name in conf/preset (default: the key `preset` of conf/config.yaml)")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key.subkey=value", help="overrides of the configuration"
+    )
+    parser.add_argument(
+        "--preset", help="a name in conf/preset (default: the key `preset` of conf/config.yaml)"
+    )
     parser.add_argument("--gpus", type=int, default=8, help="GPUs of the cluster (default: 8)")
-    parser.add_argument("--memory", default="80GB", help="of one GPU, such as 80GB (the default) or 141GB")
+    parser.add_argument(
+        "--memory", default="80GB", help="of one GPU, such as 80GB (the default) or 141GB"
+    )
     parser.add_argument("--node", type=int, default=8, help="GPUs of one machine (default: 8)")
-    parser.add_argument("--batch", type=int, help="clips per update of all GPUs (default: the preset's, at least one per GPU)")
-    parser.add_argument("--tflops", type=float, default=400, help="sustained per GPU (default: 400, 40 %% of an H100 in bf16)")
-    parser.add_argument("--link", type=float, default=300, help="GB/s per GPU within a machine (default: 300)")
-    parser.add_argument("--network", type=float, default=40, help="GB/s per GPU between machines (default: 40)")
+    parser.add_argument(
+        "--batch",
+        type=int,
+        help="clips per update of all GPUs (default: the preset's, at least one per GPU)",
+    )
+    parser.add_argument(
+        "--tflops",
+        type=float,
+        default=400,
+        help="sustained per GPU (default: 400, 40 %% of an H100 in bf16)",
+    )
+    parser.add_argument(
+        "--link", type=float, default=300, help="GB/s per GPU within a machine (default: 300)"
+    )
+    parser.add_argument(
+        "--network", type=float, default=40, help="GB/s per GPU between machines (default: 40)"
+    )
     parser.add_argument("--stage", choices=BUILDERS, help="this stage alone")
     parser.add_argument("--json", action="store_true", help="print json instead of tables")
 
@@ -326,16 +391,24 @@ def run(arguments: argparse.Namespace) -> None:
     for name in tqdm(names, "tracing", unit="stage", leave=False):
         stage = Stage(name, config, sizes)
         planned.append((stage, make_plans(stage, cluster, arguments.batch)))
-    print(_as_json(config, cluster, planned) if arguments.json else _as_text(config, cluster, planned))
+    print(
+        _as_json(config, cluster, planned) if arguments.json else _as_text(config, cluster, planned)
+    )
 
 
 def _as_json(config: Config, cluster: Cluster, planned: list[tuple[Stage, list[Plan]]]) -> str:
     stages = [
-        {"parameters": stage.parameters, "plans": [{**asdict(plan), "total": plan.total} for plan in plans]}
+        {
+            "parameters": stage.parameters,
+            "plans": [{**asdict(plan), "total": plan.total} for plan in plans],
+        }
         for stage, plans in planned
     ]
     found = {"preset": config.preset, "cluster": asdict(cluster), "usable": USABLE * cluster.memory}
-    return json.dumps({**found, "stages": dict(zip((stage.name for stage, _ in planned), stages, strict=True))}, indent=2)
+    return json.dumps(
+        {**found, "stages": dict(zip((stage.name for stage, _ in planned), stages, strict=True))},
+        indent=2,
+    )
 
 
 def _as_text(config: Config, cluster: Cluster, planned: list[tuple[Stage, list[Plan]]]) -> str:
@@ -345,7 +418,13 @@ def _as_text(config: Config, cluster: Cluster, planned: list[tuple[Stage, list[P
     usable = USABLE * cluster.memory / 1e9
     room = f"{cluster.gpus} GPUs of {cluster.memory / 1e9:g} GB ({usable:.1f} usable), {cluster.node} a node"
     heads = "".join(f"{name:>{len(name) + 2}}" for name in COLUMNS)
-    lines = [f"preset {config.preset}: {size}", f"{room}; GB per GPU at the fullest moment, seconds per update", ""]
-    lines += [f"{'stage':<18}{'shard':<6}{'layers':<10}{'batch':<9}{heads}{'all':>8}  {'':<5}{'seconds':>8}"]
+    lines = [
+        f"preset {config.preset}: {size}",
+        f"{room}; GB per GPU at the fullest moment, seconds per update",
+        "",
+    ]
+    lines += [
+        f"{'stage':<18}{'shard':<6}{'layers':<10}{'batch':<9}{heads}{'all':>8}  {'':<5}{'seconds':>8}"
+    ]
     lines += [str(plan) for _, plans in planned for plan in plans]
     return "\n".join([*lines, "", *(advise(stage, cluster, plans) for stage, plans in planned)])

@@ -65,11 +65,15 @@ class Trace:
         A process keeps ``share`` of the gradients.
         """
         return [
-            max(((gradients * share, rest) for gradients, rest in phase.items()), key=sum) for phase in self.phases if phase
+            max(((gradients * share, rest) for gradients, rest in phase.items()), key=sum)
+            for phase in self.phases
+            if phase
         ]
 
 
-def deepened(few: Trace, more: Trace, layers: tuple[int, int, int], share: float) -> tuple[list[tuple[float, float]], Trace]:
+def deepened(
+    few: Trace, more: Trace, layers: tuple[int, int, int], share: float
+) -> tuple[list[tuple[float, float]], Trace]:
     """What a network of ``layers[2]`` layers takes, from traces at ``layers[0]`` and ``layers[1]``: all layers are alike.
 
     Returns the peaks of each phase, and a trace whose counts are those of the deep network.
@@ -105,7 +109,9 @@ class _Live(TorchDispatchMode):
         if func is _aten._local_scalar_dense.default and args[0].device == META:
             return self.answer
         if func not in self.placed:
-            self.placed[func] = any(argument.name == "device" for argument in func._schema.arguments)
+            self.placed[func] = any(
+                argument.name == "device" for argument in func._schema.arguments
+            )
         if self.placed[func]:
             kwargs["device"] = META
         if kwargs.get("generator") is not None:
@@ -163,7 +169,9 @@ def _tensors(values: Any) -> Iterator[Tensor]:
 def _picks_by_mask(func: Any, args: Any) -> bool:
     """Whether what comes out depends on a mask's values, which nobody knows here."""
     indexing = (_aten.index, _aten.index_put_, _aten.index_put, _aten._index_put_impl_)
-    return func._overloadpacket in indexing and any(t.dtype == torch.bool for t in _tensors(args[1]))
+    return func._overloadpacket in indexing and any(
+        t.dtype == torch.bool for t in _tensors(args[1])
+    )
 
 
 def _masked(func: Any, args: Any) -> Tensor:
@@ -176,7 +184,9 @@ def _flash(*args: Any, **kwargs: Any) -> Tensor:
     return _FLASH(*args, **kwargs)[0]
 
 
-def trace_step(module: StageModule, batch: Batch, *, exit_step: int = 0, recompute: bool = False) -> Trace:
+def trace_step(
+    module: StageModule, batch: Batch, *, exit_step: int = 0, recompute: bool = False
+) -> Trace:
     """Trace ``module.training_step`` on a batch; module and batch move to the meta device and are of no use afterwards.
 
     Args:
@@ -186,7 +196,9 @@ def trace_step(module: StageModule, batch: Batch, *, exit_step: int = 0, recompu
     module.place(META)
     # The meta device has no generators; what is drawn on the CPU is put on the meta device.
     module.generator_device = torch.device("cpu")
-    networks = {name: child for name, child in module.named_children() if isinstance(child, DualStream)}
+    networks = {
+        name: child for name, child in module.named_children() if isinstance(child, DualStream)
+    }
     for teacher in getattr(module, "frozen", ()):
         networks["teacher"] = teacher
     optimisers = module.configure_optimizers()

@@ -12,7 +12,9 @@ from omniforcing.media.files import write_mp4
 from omniforcing.pipeline.stage import Stage
 
 
-def log_samples(stage: Stage, latents: Latents, captions: list[str], codec: Path, grid: tuple[int, int]) -> None:
+def log_samples(
+    stage: Stage, latents: Latents, captions: list[str], codec: Path, grid: tuple[int, int]
+) -> None:
     """Decode a few samples and log them to MLflow as mp4."""
     media = Codec.load(codec, stage.config.trainer.device).decode(latents, grid).map(Tensor.cpu)
     folder = stage.work / "samples"

@@ -39,10 +39,15 @@ def open_student(stage: Stage, source: str) -> DualStream:
 
 def open_teachers(stage: Stage, count: int) -> list[DualStream]:
     """So many models of the teacher's weights; without memory if they are to be sharded."""
-    return [load_model(stage.input("teacher"), sinks=0, meta=stage.config.cluster.sharded) for _ in range(count)]
+    return [
+        load_model(stage.input("teacher"), sinks=0, meta=stage.config.cluster.sharded)
+        for _ in range(count)
+    ]
 
 
-def train_and_publish(stage: Stage, module: StageModule, data: TensorShards, optim: OptimiserConfig) -> None:
+def train_and_publish(
+    stage: Stage, module: StageModule, data: TensorShards, optim: OptimiserConfig
+) -> None:
     """Fit a module on shuffled batches, publish its EMA weights, and record curves and largest gradient norms."""
     if optim.steps:
         _train(stage, module, data, optim)
@@ -84,7 +89,10 @@ def sharding(config: Config) -> Sharding:
     """How a config shards its models."""
     hybrid = config.cluster.strategy is Strategy.hybrid
     group = config.cluster.shard_size or int(os.environ["LOCAL_WORLD_SIZE"])
-    return Sharding(group if hybrid else None, torch.bfloat16 if config.trainer.precision == "bf16-mixed" else None)
+    return Sharding(
+        group if hybrid else None,
+        torch.bfloat16 if config.trainer.precision == "bf16-mixed" else None,
+    )
 
 
 def publish_model(stage: Stage, module: StageModule) -> None:

@@ -90,7 +90,13 @@ def latent_crops(
         cut_before, cut_behind = first > 0, first + length < z.shape[2]
         last = 8 * (length - 1)
         counted = 8 * config.context * cut_before, 1 + last - 8 * config.context * cut_behind
-        known = z.new_empty(0) if frames is None else frames[clips, 8 * first : 8 * first + last + 1]
-        return z[clips, :, first : first + length].contiguous(memory_format=torch.channels_last_3d), known, counted
+        known = (
+            z.new_empty(0) if frames is None else frames[clips, 8 * first : 8 * first + last + 1]
+        )
+        return (
+            z[clips, :, first : first + length].contiguous(memory_format=torch.channels_last_3d),
+            known,
+            counted,
+        )
 
     return draw

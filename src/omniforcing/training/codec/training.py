@@ -22,7 +22,9 @@ from omniforcing.core.layout import HOP, SAMPLE_RATE
 from omniforcing.core.random import step_generator
 
 WARMUP = 60  # steps
-LOG_VARIANCE = -6.0  # of a fresh posterior: 0 lets it collapse onto the prior before the latents carry anything
+LOG_VARIANCE = (
+    -6.0
+)  # of a fresh posterior: 0 lets it collapse onto the prior before the latents carry anything
 CONTRAST = 0.2  # mean difference from the clip's other frames, of [-1, 1], that counts as foreground in full
 OTHERS = 8  # frames that stand for the whole clip
 SHARPNESS = 0.05  # of the absolute error, beside the squared one
@@ -52,12 +54,16 @@ class Part(nn.Module):
 
     def configure_optimizers(self) -> tuple[Optimizer, LRScheduler]:
         """Build the optimiser and its learning-rate schedule, to be stepped once per step."""
-        optimiser = torch.optim.AdamW(self.net.parameters(), lr=self.config.lr, betas=(0.9, 0.99), weight_decay=1e-4)
+        optimiser = torch.optim.AdamW(
+            self.net.parameters(), lr=self.config.lr, betas=(0.9, 0.99), weight_decay=1e-4
+        )
         return optimiser, LambdaLR(optimiser, self._rate)
 
     def _rate(self, step: int) -> float:
         done = step / self.config.steps
-        return min(1.0, (step + 1) / WARMUP) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+        return min(1.0, (step + 1) / WARMUP) * (
+            0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        )
 
     def clip(self) -> Tensor:
         """Clip the gradients to a norm of 1 together; return their norm before."""
@@ -84,7 +90,10 @@ class VideoVaeTraining(Part):
         pixels = to_pixels(frames)
         posterior = self.net.encode(pixels).latent_dist
         z, kl_weight = self._latents(posterior, step)
-        error = self.net.decode(z.contiguous(memory_format=torch.channels_last_3d)).sample.float() - pixels
+        error = (
+            self.net.decode(z.contiguous(memory_format=torch.channels_last_3d)).sample.float()
+            - pixels
+        )
         weight = 1 + self.config.foreground_weight * foreground(pixels, to_pixels(others))
         loss = (weight * (error.square() + SHARPNESS * error.abs())).mean() / weight.mean()
         kl = divergence(posterior)
@@ -155,7 +164,9 @@ def spectral_distance(found: Tensor, samples: Tensor, floor: float) -> Tensor:
 
 def _magnitudes(samples: Tensor, window: int, floor: float) -> Tensor:
     hann = torch.hann_window(window, device=samples.device)
-    spectrum = torch.stft(samples.flatten(0, 1), window, window // 4, window=hann, return_complex=True)
+    spectrum = torch.stft(
+        samples.flatten(0, 1), window, window // 4, window=hann, return_complex=True
+    )
     return (spectrum.real.square() + spectrum.imag.square() + floor**2).sqrt()
 
 
@@ -170,7 +181,9 @@ def initialise_video(vae: Any, pixels: Tensor) -> None:
     the last convolution of the encoder project on principal components, whitened.
     """
     for name, module in vae.named_modules():
-        if name.endswith("conv2") or ("samplers" in name and hasattr(module, "stride") and hasattr(module, "conv")):
+        if name.endswith("conv2") or (
+            "samplers" in name and hasattr(module, "stride") and hasattr(module, "conv")
+        ):
             inner = module.conv.conv if hasattr(module.conv, "conv") else module.conv
             inner.weight.zero_()
             inner.bias.zero_()
@@ -216,7 +229,10 @@ def initialise_vocoder(vocoder: Any, mels: Tensor) -> None:
     bank = vocoder.upsamplers[-1]
     inputs, outputs, taps = bank.weight.shape
     frequencies = (torch.arange(inputs) // 2 + 0.5) * SPACING / SAMPLE_RATE
-    turns = frequencies[:, None] * (torch.arange(taps) - taps / 2) + (torch.arange(inputs) % 2)[:, None] / 4
+    turns = (
+        frequencies[:, None] * (torch.arange(taps) - taps / 2)
+        + (torch.arange(inputs) % 2)[:, None] / 4
+    )
     waves = torch.cos(2 * math.pi * turns) * torch.hann_window(taps) * bank.stride[0] / taps
     signs = 1.0 - 2 * (torch.arange(outputs) % 2)
     bank.weight.copy_(waves[:, None] * signs[:, None])
@@ -279,7 +295,9 @@ def crop_at(crops: list[CropConfig], done: float) -> CropConfig:
     return crops[-1]
 
 
-def video_crops(frames: Tensor, config: VideoCodecConfig, seed: int) -> Callable[[int], tuple[Tensor, Tensor]]:
+def video_crops(
+    frames: Tensor, config: VideoCodecConfig, seed: int
+) -> Callable[[int], tuple[Tensor, Tensor]]:
     """A function from the step to crops uint8 ``[B, t, H, W, 3]`` and frames ``[B, R, H, W, 3]`` from all over
     their clips, by which ``foreground`` tells what moves.
 
@@ -293,7 +311,12 @@ def video_crops(frames: Tensor, config: VideoCodecConfig, seed: int) -> Callable
         length = min(crop.frames, frames.shape[1])
         clips = torch.randint(len(frames), (crop.batch,), generator=generator)
         starts = torch.randint(frames.shape[1] - length + 1, (crop.batch,), generator=generator)
-        cut = torch.stack([frames[c, s : s + length] for c, s in zip(clips.tolist(), starts.tolist(), strict=True)])
+        cut = torch.stack(
+            [
+                frames[c, s : s + length]
+                for c, s in zip(clips.tolist(), starts.tolist(), strict=True)
+            ]
+        )
         mirrored = bool(torch.rand((), generator=generator) < 0.5)
         others = frames[clips[:, None], spread]
         return (cut.flip(3), others.flip(3)) if mirrored else (cut, others)
@@ -331,7 +354,9 @@ def sound_crops(
     return draw
 
 
-def _places(mels: Tensor, batch: int, length: int, seed: int, step: int, stream: str) -> list[tuple[int, int]]:
+def _places(
+    mels: Tensor, batch: int, length: int, seed: int, step: int, stream: str
+) -> list[tuple[int, int]]:
     """Clip and first frame of each crop of a step."""
     generator = step_generator(seed, step, stream)
     clips = torch.randint(len(mels), (batch,), generator=generator).tolist()

@@ -1,6 +1,6 @@
 """The structure of the code, as figures: rooms, sizes, imports upward, circles, prose.
 
-``python -m benchmarks.structure [REVISION ...]`` prints a column for the working tree and one for each revision of git, so that
+``python -m tools.structure [REVISION ...]`` prints a column for the working tree and one for each revision of git, so that
 a clean-up shows. It reads files and runs none of them.
 """
 
@@ -30,7 +30,14 @@ ROOMS = (
     *("streaming", "serving", "pipeline", "cli"),
 )
 PACKAGE = Path("src", "omniforcing")
-SILENT = {tokenize.NEWLINE, tokenize.NL, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING, tokenize.ENDMARKER}
+SILENT = {
+    tokenize.NEWLINE,
+    tokenize.NL,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.ENCODING,
+    tokenize.ENDMARKER,
+}
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -75,7 +82,11 @@ class Module:
                 names = [alias.name for alias in node.names]
             else:
                 continue
-            yield from (name.removeprefix("omniforcing.") for name in names if name.startswith("omniforcing."))
+            yield from (
+                name.removeprefix("omniforcing.")
+                for name in names
+                if name.startswith("omniforcing.")
+            )
 
 
 def read_package(root: Path) -> list[Module]:
@@ -99,7 +110,10 @@ def imports_upward(modules: list[Module]) -> list[str]:
 def circle(modules: list[Module]) -> list[str]:
     """The modules of one circle of imports, within functions and for types too; none if there is none."""
     names = {module.name for module in modules}
-    graph = {module.name: {n for n in module.imports() if n in names and n != module.name} for module in modules}
+    graph = {
+        module.name: {n for n in module.imports() if n in names and n != module.name}
+        for module in modules
+    }
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -113,7 +127,9 @@ def figures(modules: list[Module]) -> dict[str, str]:
     rooms: dict[Path, int] = {}
     for module in code:
         rooms[module.path.parent] = rooms.get(module.path.parent, 0) + 1
-    lines, comments, tokens = map(sum, zip(*(_tokens(module.text) for module in modules), strict=True))
+    lines, comments, tokens = map(
+        sum, zip(*(_tokens(module.text) for module in modules), strict=True)
+    )
     longest = max(code, key=lambda module: len(module.text.splitlines()))
     length, function = max((_length(f), f"{m.name}.{f.name}") for m in code for f in m.functions)
     public = [node for module in code for node in _public(module.tree)]
@@ -132,7 +148,9 @@ def figures(modules: list[Module]) -> dict[str, str]:
         "code lines": str(lines),
         "tokens per code line": f"{tokens / lines:.1f}",
         "comments per 100 code lines": f"{100 * comments / lines:.1f}",
-        "public names described": _share(sum(ast.get_docstring(node) is not None for node in public), len(public)),
+        "public names described": _share(
+            sum(ast.get_docstring(node) is not None for node in public), len(public)
+        ),
         "public functions typed": _share(sum(map(_is_typed, typed)), len(typed)),
     }
 
@@ -160,7 +178,11 @@ def _docstring_lines(tree: ast.Module) -> set[int]:
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         first = body[0] if isinstance(body, list) and body else None
-        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+        if (
+            isinstance(first, ast.Expr)
+            and isinstance(first.value, ast.Constant)
+            and isinstance(first.value.value, str)
+        ):
             found |= set(range(first.lineno, (first.end_lineno or first.lineno) + 1))
     return found
 
@@ -195,16 +217,25 @@ def at_revision(root: Path, revision: str) -> list[Module]:
     command = ["git", "archive", "--format=tar", revision, PACKAGE.as_posix()]
     answer = subprocess.run(command, cwd=root, capture_output=True)
     if answer.returncode:
-        raise OmniForcingError(f"git has no revision {revision!r} here: {answer.stderr.decode().strip()}")
-    with tempfile.TemporaryDirectory() as folder, tarfile.open(fileobj=io.BytesIO(answer.stdout)) as archive:
+        raise OmniForcingError(
+            f"git has no revision {revision!r} here: {answer.stderr.decode().strip()}"
+        )
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        tarfile.open(fileobj=io.BytesIO(answer.stdout)) as archive,
+    ):
         archive.extractall(folder, filter="data")
         return read_package(Path(folder))
 
 
 def main() -> None:
     """Parse the command line and print the table in Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("revisions", nargs="*", metavar="REVISION", help="of git, to compare the working tree with")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "revisions", nargs="*", metavar="REVISION", help="of git, to compare the working tree with"
+    )
     revisions = parser.parse_args().revisions
 
     def run() -> None:

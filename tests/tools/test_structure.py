@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from benchmarks.structure import Module, circle, figures, imports_upward
+from tools.structure import Module, circle, figures, imports_upward
 
 LOW = '"""Low."""\n\n\ndef double(x: int) -> int:\n    """Twice x."""\n    return 2 * x  # a product\n'
 HIGH = "from omniforcing.core.low import double\n\n\nclass Plain:\n    def method(self, x):\n        return double(x)\n"
@@ -16,7 +16,10 @@ def test_figures_of_a_small_tree() -> None:
     found = figures(tree(core__low=LOW, model__high=HIGH))
     assert found["files"] == "2" and found["code lines"] == "6"
     assert found["comments per 100 code lines"] == "16.7"
-    assert found["public names described"] == "33 % of 3" and found["public functions typed"] == "50 % of 2"
+    assert (
+        found["public names described"] == "33 % of 3"
+        and found["public functions typed"] == "50 % of 2"
+    )
     assert found["imports upward"] == "0" and found["a circle of imports"] == "none"
 
 

@@ -1,0 +1,1 @@
+"""Commands for those who change the project: figures of its structure, generated pages."""
