@@ -34,7 +34,8 @@ def main() -> None:
         curves = stage_curves(data, MODELS)
         if not curves:
             raise OmniForcingError(
-                f"{data} holds no *.curves.csv; run `python pipelines/main.py --preset {arguments.preset}`"
+                "file.missing",
+                f"{data} holds no *.curves.csv; run `python pipelines/main.py --preset {arguments.preset}`",
             )
         draw_training(arguments.out, curves, stage_curves(reference, MODELS))
         if arguments.keep:

@@ -79,7 +79,9 @@ class Training:
             if time.monotonic() - began > DEADLINE or (
                 self.process and self.process.poll() not in (None, 0)
             ):
-                raise OmniForcingError(f"{name} did not come; see {self.log}")
+                raise OmniForcingError(
+                    "benchmarks.timed-out", f"{name} did not come; see {self.log}"
+                )
             time.sleep(0.2)
 
     def checkpoint(self) -> Path | None:
@@ -97,7 +99,9 @@ class Training:
         assert self.process is not None
         code = self.process.wait(DEADLINE)
         if code:
-            raise OmniForcingError(f"the training ended with {code}; see {self.log}")
+            raise OmniForcingError(
+                "benchmarks.command-failed", f"the training ended with {code}; see {self.log}"
+            )
 
     def stop(self) -> None:
         if self.process and self.process.poll() is None:
@@ -169,7 +173,8 @@ def copy_project(root: Path, folder: Path) -> None:
         shutil.copytree(root / name, folder / name)
     if not (root / "data" / "smoke" / "causal_ode").is_dir():
         raise OmniForcingError(
-            f"{root / 'data' / 'smoke'} is not there; run `python pipelines/main.py --preset smoke` first"
+            "file.missing",
+            f"{root / 'data' / 'smoke'} is not there; run `python pipelines/main.py --preset smoke` first",
         )
     shutil.copytree(root / "data" / "smoke", folder / "data" / "smoke")
 
@@ -242,7 +247,8 @@ def _mount(folder: Path) -> bool:
     )
     if answer.returncode:
         raise OmniForcingError(
-            f"a small disk could not be mounted ({answer.stderr.strip()}); run this as root, or leave out disk"
+            "benchmarks.no-small-disk",
+            f"a small disk could not be mounted ({answer.stderr.strip()}); run this as root, or leave out disk",
         )
     return True
 

@@ -107,7 +107,8 @@ class Cluster:
         while not _listens(self.board):
             if time.monotonic() > deadline:
                 raise OmniForcingError(
-                    f"the head does not take jobs after {PATIENCE:.0f} s: {self._log()}"
+                    "benchmarks.timed-out",
+                    f"the head does not take jobs after {PATIENCE:.0f} s: {self._log()}",
                 )
             time.sleep(0.2)
 
@@ -126,7 +127,9 @@ class Cluster:
                 command, env={**self.environment, MARK: self.mark}, stdout=log, stderr=log
             )
         if answer.returncode:
-            raise OmniForcingError(f"`{' '.join(command)}` failed: {self._log()}")
+            raise OmniForcingError(
+                "benchmarks.command-failed", f"`{' '.join(command)}` failed: {self._log()}"
+            )
 
     def _log(self) -> str:
         return (self.folder / "ray.log").read_text(errors="replace")[-2000:]

@@ -61,10 +61,11 @@ def clone_of(root: Path, preset: str, clone: Path) -> Path:
     """The checkout as it is committed, with the preset's outputs."""
     if not (root / "data" / preset).is_dir():
         raise OmniForcingError(
-            f"{root / 'data' / preset} is not there; run `python pipelines/main.py --preset {preset}` first"
+            "file.missing",
+            f"{root / 'data' / preset} is not there; run `python pipelines/main.py --preset {preset}` first",
         )
     if clone.exists():
-        raise OmniForcingError(f"--keep {clone} is there already; name a new folder")
+        raise OmniForcingError("file.exists", f"--keep {clone} is there already; name a new folder")
     subprocess.run(["git", "clone", "--quiet", str(root), str(clone)], check=True)
     shutil.copytree(root / "data" / preset, clone / "data" / preset)
     return clone
@@ -79,7 +80,8 @@ def timed(command: list[str], clone: Path, variables: Mapping[str, str], log: Pa
         )
     if answer.returncode:
         raise OmniForcingError(
-            f"`{' '.join(command)}` ended with {answer.returncode}: {log.read_text()[-2000:]}"
+            "benchmarks.command-failed",
+            f"`{' '.join(command)}` ended with {answer.returncode}: {log.read_text()[-2000:]}",
         )
     return time.monotonic() - began
 
@@ -109,7 +111,8 @@ def logged(clone: Path) -> tuple[list[tuple[int, dict[str, float]]], float]:
     first, last = min(times, default=0), max(times, default=0)
     if first == last:
         raise OmniForcingError(
-            "the stage logged fewer than two steps; name a preset that trains longer"
+            "benchmarks.too-few-steps",
+            "the stage logged fewer than two steps; name a preset that trains longer",
         )
     # From the end of the first logged step to that of the last.
     return sorted(steps.items()), (times[last] - times[first]) / 1000 * (last + 1 - first) / (

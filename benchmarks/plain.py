@@ -84,7 +84,8 @@ class PlainStudent:
     def __init__(self, model: DualStream, config: RolloutConfig) -> None:
         if prompt_follows_sigma(model.core):
             raise OmniForcingError(
-                "the plain forward knows LTX-2.0 alone; these weights modulate the prompt by sigma"
+                "benchmarks.other-release",
+                "the plain forward knows LTX-2.0 alone; these weights modulate the prompt by sigma",
             )
         self.model, self.core, self.config = model, model.core, config
         self.sinks = model.sinks.shape[0]

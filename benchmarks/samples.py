@@ -86,7 +86,8 @@ def main() -> None:
         captions = split_clips(data / "shards", HELDOUT, arguments.clips).captions
         if not any(map(colours_in, captions)):
             raise OmniForcingError(
-                f"{data / 'shards'} holds no clips of the pocket world, which alone can be measured so"
+                "benchmarks.not-pocket",
+                f"{data / 'shards'} holds no clips of the pocket world, which alone can be measured so",
             )
         bench = Bench.open(config, data / "codec", data / "latents")
         print(
@@ -109,7 +110,9 @@ def main() -> None:
 def _asked(word: str, data: Path, guidance: list[float], steps: list[int]) -> Asked:
     name, _, folder = word.partition("=")
     if name not in MODELS:
-        raise OmniForcingError(f"{word}: no model of that name; there are {', '.join(MODELS)}")
+        raise OmniForcingError(
+            "option.unknown-name", f"{word}: no model of that name; there are {', '.join(MODELS)}"
+        )
     return Asked(word, name, Path(folder) if folder else data / name, guidance, steps)
 
 

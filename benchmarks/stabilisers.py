@@ -91,7 +91,7 @@ class Watched(CausalOde):
 
     def record(self, norms: Pair[Tensor], losses: dict[str, Pair[Tensor]]) -> dict[str, Tensor]:
         if not all(torch.isfinite(norm) for norm in norms):
-            raise Diverged("a gradient norm is not finite")
+            raise Diverged("training.not-finite", "a gradient norm is not finite")
         return super().record(norms, losses)
 
 
@@ -279,7 +279,8 @@ def run(preset: str, updates: int, rows: list[str], precisions: list[str]) -> No
     for needed in ("latents", "trajectories", config.causal_ode.init.value):
         if not (data / needed).is_dir():
             raise OmniForcingError(
-                f"{data / needed} is missing; run `python pipelines/main.py --preset {preset}` first"
+                "file.missing",
+                f"{data / needed} is missing; run `python pipelines/main.py --preset {preset}` first",
             )
     bench = Bench(
         config, data, root / ".work" / preset / "stabilisers" / f"{updates}-updates", updates

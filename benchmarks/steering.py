@@ -83,7 +83,8 @@ def measure(
     pairs = [(old, new) for n, old in enumerate(captions) if (new := _other(captions, n))][:count]
     if not pairs:
         raise OmniForcingError(
-            f"{data / 'shards'} holds no clips of the pocket world, which alone can be measured so"
+            "benchmarks.not-pocket",
+            f"{data / 'shards'} holds no clips of the pocket world, which alone can be measured so",
         )
     bench = Bench.open(config, data / "codec", data / "latents")
     student = config.student

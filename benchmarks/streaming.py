@@ -61,7 +61,8 @@ def main() -> None:
     def run() -> None:
         if arguments.seconds < 20:
             raise OmniForcingError(
-                f"--seconds is {arguments.seconds}; first and last tenth are compared, so give 20 or more"
+                "option.out-of-range",
+                f"--seconds is {arguments.seconds}; first and last tenth are compared, so give 20 or more",
             )
         set_threads(arguments.threads)
         figures = measure(

@@ -389,7 +389,8 @@ def check_equal(bench: Bench, apart: float, name: str) -> None:
     """
     if not apart <= allowed(bench):
         raise OmniForcingError(
-            f"the blocks of {name!r} differ from the student's by {apart:.2g} of their size"
+            "benchmarks.results-differ",
+            f"the blocks of {name!r} differ from the student's by {apart:.2g} of their size",
         )
 
 
@@ -482,7 +483,8 @@ def prepare(arguments: argparse.Namespace) -> Bench:
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
-            "--device is cuda, but torch finds no CUDA device here; leave it out, or try --device cpu"
+            "device.no-cuda",
+            "--device is cuda, but torch finds no CUDA device here; leave it out, or try --device cpu",
         )
     case = CASES[arguments.config]()
     if arguments.layers:

@@ -51,15 +51,15 @@ def test_config_prints_what_a_stage_would_see() -> None:
     [
         (
             ["config", "clips.cuont=1"],
-            "error: unknown key 'clips.cuont' in the command line; did you mean 'clips.count'?",
+            "]: unknown key 'clips.cuont' in the command line; did you mean 'clips.count'?",
         ),
         (["strem"], "invalid choice: 'strem'"),
         (
             ["stream", "--prompt", "a", "--artifact", "/nowhere", "--out", "/tmp/a.mp4"],
-            "error: /nowhere",
+            "]: /nowhere",
         ),
         (["stream"], "the following arguments are required"),
-        (["inspect", "/nowhere"], "error: /nowhere"),
+        (["inspect", "/nowhere"], "]: /nowhere"),
     ],
 )
 def test_a_mistake_is_a_sentence_and_exit_code_2(words: list[str], sentence: str) -> None:
@@ -74,5 +74,5 @@ def test_a_missing_package_is_named(tmp_path: Path) -> None:
     code += f"from omniforcing.cli import main; main(['inspect', {str(tmp_path)!r}])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert answer.returncode == 2
-    assert "needs the package av" in answer.stderr or "error:" in answer.stderr
+    assert "needs the package av" in answer.stderr or "error[" in answer.stderr
     assert "Traceback" not in answer.stderr

@@ -218,7 +218,8 @@ def at_revision(root: Path, revision: str) -> list[Module]:
     answer = subprocess.run(command, cwd=root, capture_output=True)
     if answer.returncode:
         raise OmniForcingError(
-            f"git has no revision {revision!r} here: {answer.stderr.decode().strip()}"
+            "tools.unknown-revision",
+            f"git has no revision {revision!r} here: {answer.stderr.decode().strip()}",
         )
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -131,7 +131,7 @@ def nvenc_encode(setup: Setup) -> Figures:
         encoder.open()
     except (av.FFmpegError, ValueError, OSError) as error:
         raise OmniForcingError(
-            f"PyAV {av.__version__} opens no h264_nvenc here ({error})"
+            "benchmarks.no-nvenc", f"PyAV {av.__version__} opens no h264_nvenc here ({error})"
         ) from error
 
     def encode(frames: np.ndarray) -> None:

@@ -102,10 +102,11 @@ class Results:
             return
         if not path.parent.is_dir():
             raise OmniForcingError(
-                f"--json {path}: the folder {path.parent} does not exist; make it or name another file"
+                "file.no-folder",
+                f"--json {path}: the folder {path.parent} does not exist; make it or name another file",
             )
         if path.is_dir():
-            raise OmniForcingError(f"--json {path} is a folder; name a file")
+            raise OmniForcingError("file.is-a-folder", f"--json {path} is a folder; name a file")
         if path.exists():
             self._take(read_json(path))
 
@@ -114,14 +115,16 @@ class Results:
         whole = isinstance(kept, dict) and {"about", "rows"} <= kept.keys()
         if not whole or kept.get("schema") != SCHEMA:
             raise OmniForcingError(
-                f"--json {self.path} exists and holds no results of schema {SCHEMA}; name another file"
+                "file.unknown-schema",
+                f"--json {self.path} exists and holds no results of schema {SCHEMA}; name another file",
             )
         found = {key: kept["about"].get(key) for key in self.about}
         for key, value in self.about.items():
             if found[key] != value:
                 raise OmniForcingError(
+                    "benchmarks.another-run",
                     f"--json {self.path} holds another run: its {key} is {found[key]!r}, this one's is {value!r}; "
-                    "name another file, or remove that one"
+                    "name another file, or remove that one",
                 )
         self.about = kept["about"]
         self.rows = [
@@ -154,7 +157,8 @@ class Results:
         except OSError as error:
             reason = error.strerror or error
             raise OmniForcingError(
-                f"--json {self.path} cannot be written ({reason}); name another file"
+                "file.cannot-write",
+                f"--json {self.path} cannot be written ({reason}); name another file",
             ) from error
 
     @property

@@ -187,7 +187,8 @@ def opened(setup: Setup, case: Case, speed: Speed, release: bool) -> tuple[Bench
             layers = 1 + floor((total - few) * (_layers(case) - 1) / (all_of_them - few))
             if layers < 1:
                 raise OmniForcingError(
-                    f"one layer needs {few / 1e9:.0f} GB, the card has {total / 1e9:.0f} usable"
+                    "device.too-small",
+                    f"one layer needs {few / 1e9:.0f} GB, the card has {total / 1e9:.0f} usable",
                 )
             remark["remark"] = (
                 f"{layers} of {_layers(case)} layers: all of them need {all_of_them / 1e9:.0f} GB, "
@@ -270,7 +271,9 @@ def best_stream(setup: Setup) -> Figures:
     """All that is faster by itself, together, to block 60."""
     speed = best(setup)
     if switched(speed) == "usual":
-        raise OmniForcingError("no speed-up was measured to be faster than eager")
+        raise OmniForcingError(
+            "benchmarks.no-speed-up", "no speed-up was measured to be faster than eager"
+        )
     found = streamed(setup, student_case(setup), speed, LONG)
     ours, plain_ratio = (
         setup.figure("student", row, key)
@@ -396,7 +399,9 @@ def by_operation(setup: Setup) -> Figures:
         if event.key.startswith(("aten::", "mkldnn::")):
             spent[kind_of(event.key, event.input_shapes)] += own / 1000
     if not sum(spent.values()):
-        raise OmniForcingError("torch's profiler saw nothing run; is CUPTI missing?")
+        raise OmniForcingError(
+            "benchmarks.empty-profile", "torch's profiler saw nothing run; is CUPTI missing?"
+        )
     found: Figures = {f"{name}_ms": value for name, value in spent.items()}
     if setup.cuda:
         found["launches"] = sum(event.count for event in events if "LaunchKernel" in event.key)
@@ -426,7 +431,9 @@ def kernels(setup: Setup, chosen: partial[Speed]) -> Figures:
     events.sort(key=lambda event: -event.self_device_time_total)
     total = sum(event.self_device_time_total for event in events)
     if not total:
-        raise OmniForcingError("torch's profiler saw no kernel; is CUPTI missing?")
+        raise OmniForcingError(
+            "benchmarks.empty-profile", "torch's profiler saw no kernel; is CUPTI missing?"
+        )
     found: Figures = {"kernels_ms": total / 1000, "on": switched(speed)}
     for place, event in enumerate(events[:5], 1):
         share = event.self_device_time_total / total

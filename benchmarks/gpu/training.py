@@ -49,7 +49,8 @@ def one_update(setup: Setup, name: str) -> Figures:
         fitting = min(layers, 1 + floor((room - planned(1)) / per_layer))
         if fitting < 1:
             raise OmniForcingError(
-                f"one layer is planned at {planned(1) / 1e9:.0f} GB, {room / 1e9:.0f} are usable"
+                "device.too-small",
+                f"one layer is planned at {planned(1) / 1e9:.0f} GB, {room / 1e9:.0f} are usable",
             )
     here = replace(sizes.with_layers(fitting), device=setup.device)
     module = BUILDERS[name](config, here, torch.float32)
@@ -114,7 +115,10 @@ class Updates:
         seconds = self._now() - began
         broken = [name for name, value in logged.items() if not torch.isfinite(value)]
         if broken:
-            raise OmniForcingError(f"after {self.step} updates {', '.join(broken)} is not finite")
+            raise OmniForcingError(
+                "training.not-finite",
+                f"after {self.step} updates {', '.join(broken)} is not finite",
+            )
         return seconds
 
     def _now(self) -> float:

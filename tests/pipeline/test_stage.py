@@ -171,16 +171,16 @@ def test_help_says_what_a_stage_reads_and_writes_without_running_it(project: Pat
             "raise OSError(28, 'No space left on device', 'x.tar')",
             [],
             2,
-            "error: the disk is full while writing x.tar; free",
+            "error[disk.full]: the disk is full while writing x.tar; free",
         ),
         ("raise KeyboardInterrupt", [], 130, "stopped; run the same command again to continue"),
         (
             "pass",
             ["clip.count=1"],
             2,
-            "error: unknown key 'clip' in the command line; did you mean 'clips'?",
+            "error[unnamed]: unknown key 'clip' in the command line; did you mean 'clips'?",
         ),
-        ("pass", ["--count"], 2, "error: override '--count' is not of the form key.subkey=value"),
+        ("pass", ["--count"], 2, "error[unnamed]: override '--count' is not of the form key.subkey=value"),
     ],
 )
 def test_a_stage_ends_in_a_sentence_and_a_code(

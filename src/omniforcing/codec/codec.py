@@ -78,7 +78,8 @@ def build_audio_vae(config: AudioCodecConfig) -> Any:
     token = config.latent_channels * config.mel_bins // 4
     if config.base_channels != token:
         raise CodecError(
-            f"codec.audio.base_channels is {config.base_channels}; it must equal latent_channels * mel_bins / 4 = {token}"
+            "config.inconsistent",
+            f"codec.audio.base_channels is {config.base_channels}; it must equal latent_channels * mel_bins / 4 = {token}",
         )
     return AutoencoderKLLTX2Audio(
         base_channels=config.base_channels,
@@ -132,8 +133,9 @@ class Codec(nn.Module):
         self.spatial(height, width)
         if (made := MEL_RATE * prod(vocoder.config.upsample_factors)) != self.sample_rate:
             raise CodecError(
+                "codec.wrong-sample-rate",
                 f"the vocoder's upsample_factors make {made} samples a second, but its output_sampling_rate is "
-                f"{self.sample_rate}; one of them is wrong"
+                f"{self.sample_rate}; one of them is wrong",
             )
         self.requires_grad_(False).eval()
         # Plain layout makes small 3-D convolutions several times slower on a CPU.
@@ -157,7 +159,8 @@ class Codec(nn.Module):
         description = read_json(folder / DESCRIPTION)
         if description.get("schema") != SCHEMA:
             raise CodecError(
-                f"{folder / DESCRIPTION} has schema {description.get('schema')}; this version reads {SCHEMA}"
+                "file.unknown-schema",
+                f"{folder / DESCRIPTION} has schema {description.get('schema')}; this version reads {SCHEMA}",
             )
         reach = described_reach(description)
         return cls(*load_parts(folder), description["height"], description["width"], reach).to(
@@ -221,7 +224,8 @@ class Codec(nn.Module):
         ratio = int(self.video_vae.spatial_compression_ratio)
         if height % ratio or width % ratio:
             raise CodecError(
-                f"pictures of {width}x{height} do not divide into tokens of {ratio}x{ratio} pixels"
+                "codec.wrong-picture-size",
+                f"pictures of {width}x{height} do not divide into tokens of {ratio}x{ratio} pixels",
             )
         return height // ratio, width // ratio
 
@@ -296,8 +300,9 @@ class Codec(nn.Module):
         rows, columns = grid or self.spatial(self.height, self.width)
         if latents.video.shape[2] != rows * columns:
             raise CodecError(
+                "codec.wrong-grid",
                 f"video latents have {latents.video.shape[2]} tokens, a grid of {rows}x{columns} has {rows * columns}; "
-                "give the grid of the picture they were encoded from"
+                "give the grid of the picture they were encoded from",
             )
         raw = latents.map(
             lambda z, vae: (z * vae.latents_std + vae.latents_mean).to(vae.dtype), self._vaes
@@ -362,7 +367,9 @@ def video_folder(folder: Path) -> str:
 def _load_part(kind: Any, folder: Path) -> Any:
     found = read_json(folder / "config.json").get("_class_name")
     if found != kind.__name__:
-        raise CodecError(f"{folder} holds a {found}; a {kind.__name__} is needed there")
+        raise CodecError(
+            "codec.wrong-class", f"{folder} holds a {found}; a {kind.__name__} is needed there"
+        )
     try:
         return kind.from_pretrained(
             folder,
@@ -373,7 +380,8 @@ def _load_part(kind: Any, folder: Path) -> Any:
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise CodecError(
-            f"{folder} is not a readable {kind.__name__}: {str(error).splitlines()[0]}"
+            "file.unreadable",
+            f"{folder} is not a readable {kind.__name__}: {str(error).splitlines()[0]}",
         ) from error
 
 
@@ -381,6 +389,7 @@ def _refuse_other_than_whole_seconds(frames: int, samples: int) -> None:
     seconds = clip_seconds(Counts(1 - (1 - frames) // 8, 1 - -samples // 640))
     if (frames, samples) != (clip_frames(seconds), clip_samples(seconds)):
         raise LayoutError(
+            "layout.partial-second",
             f"{frames} frames and {samples} samples are no whole seconds: "
-            f"{seconds} s are {clip_frames(seconds)} frames and {clip_samples(seconds)} samples"
+            f"{seconds} s are {clip_frames(seconds)} frames and {clip_samples(seconds)} samples",
         )

@@ -30,7 +30,8 @@ class Reach:
     def __post_init__(self) -> None:
         if min(self.ahead, self.again, self.blend) < 0 or self.blend > 8 * self.ahead:
             raise StreamingError(
-                f"{self} cannot be: nothing is negative, and blend is at most the 8 frames of each latent ahead"
+                "codec.impossible-reach",
+                f"{self} cannot be: nothing is negative, and blend is at most the 8 frames of each latent ahead",
             )
 
 
@@ -57,7 +58,8 @@ def refuse(part: str, settings: dict[str, tuple[Any, Any]]) -> None:
     for name, (found, needed) in settings.items():
         if found != needed:
             raise StreamingError(
-                f"streaming needs a {part} with {name}={needed!r}, found {found!r}; train or fine-tune one with that setting"
+                "codec.cannot-stream",
+                f"streaming needs a {part} with {name}={needed!r}, found {found!r}; train or fine-tune one with that setting",
             )
 
 

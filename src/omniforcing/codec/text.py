@@ -49,7 +49,8 @@ class TextEncoder(nn.Module):
         for part in (folder / "tokenizer", encoder, folder / "connectors"):
             if not part.is_dir():
                 raise OmniForcingError(
-                    f"{part} is missing: a text encoder folder holds tokenizer, encoder and connectors"
+                    "file.missing",
+                    f"{part} is missing: a text encoder folder holds tokenizer, encoder and connectors",
                 )
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
@@ -64,7 +65,8 @@ class TextEncoder(nn.Module):
             )
         except (OSError, ValueError) as error:
             raise OmniForcingError(
-                f"{folder} is not a readable text encoder: {str(error).splitlines()[0]}"
+                "file.unreadable",
+                f"{folder} is not a readable text encoder: {str(error).splitlines()[0]}",
             ) from error
         tokenizer.padding_side = "left"
         return cls(tokenizer, gemma, connectors, tokenizer.model_max_length).to(device)

@@ -9,19 +9,27 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from omniforcing.core.errors import OmniForcingError
-from omniforcing.core.layout import LayoutError
 
 FAILED, INTERRUPTED, TERMINATED = 2, 130, 143
 
 
-def explain(error: BaseException) -> str | None:
-    """The sentence for an error that the user can mend; None for a fault of ours, which deserves its traceback."""
-    if isinstance(error, OmniForcingError | LayoutError):
-        return str(error)
+def explain(error: BaseException | None) -> OmniForcingError | None:
+    """Return the error that the user can mend; None for a bug, which deserves its traceback."""
+    if isinstance(error, OmniForcingError):
+        return error
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         where = f" while writing {error.filename}" if error.filename else ""
-        return f"the disk is full{where}; free some space and run the same command again, it continues where it stopped"
+        return OmniForcingError(
+            "disk.full",
+            f"the disk is full{where}; free some space and run the same command again, "
+            "it continues where it stopped",
+        )
     return None
+
+
+def line(error: OmniForcingError) -> str:
+    """Return the one line of stderr that tells a user of an error: ``error[code]: sentence``."""
+    return f"error[{error.code}]: {' '.join(str(error).split())}"
 
 
 def run_command(command: Callable[[], None]) -> int:
@@ -34,10 +42,10 @@ def run_command(command: Callable[[], None]) -> int:
         print("stopped; run the same command again to continue", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        sentence = explain(error)
-        if sentence is None:
+        explained = explain(error)
+        if explained is None:
             raise
-        print(f"error: {sentence}", file=sys.stderr)
+        print(line(explained), file=sys.stderr)
         return FAILED
     return 0
 

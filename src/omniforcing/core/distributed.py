@@ -79,8 +79,9 @@ def own_rows(total: int, parts: int = 1) -> Rows:
     """
     if total % (size() * parts):
         raise OmniForcingError(
+            "config.inconsistent",
             f"a batch of {total} does not divide among {size()} workers with {parts} micro-batches each; "
-            f"change optim.batch, cluster.workers or trainer.accumulate"
+            f"change optim.batch, cluster.workers or trainer.accumulate",
         )
     return Rows(0, total, total).split(size())[rank()]
 

@@ -1,9 +1,10 @@
-"""The exception that users see as one sentence instead of a traceback."""
+"""The exception that users see as one line, `error[code]: sentence`, instead of a traceback."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 
 class OmniForcingError(Exception):
@@ -26,6 +27,23 @@ class OmniForcingError(Exception):
 
     def __str__(self) -> str:
         return self.message
+
+    def __reduce__(self) -> tuple[Callable[..., OmniForcingError], tuple[Any, ...], dict[str, Any]]:
+        # The default would call the subclass with (code, message), whatever its own arguments are.
+        return _unpickle, (type(self), self.args), self.__dict__
+
+    def as_json(self) -> dict[str, str]:
+        """Return the code and the message, for a file or a message to another process."""
+        return {"code": self.code, "message": self.message}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, str]) -> OmniForcingError:
+        """Rebuild the error that another process wrote with ``as_json``."""
+        return cls(values["code"], values["message"])
+
+
+def _unpickle(kind: type[OmniForcingError], arguments: tuple[Any, ...]) -> OmniForcingError:
+    return kind.__new__(kind, *arguments)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -106,9 +106,11 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise FileError(f"{path} is missing; run the stage that writes it") from error
+        raise FileError(
+            "file.missing", f"{path} is missing; run the stage that writes it"
+        ) from error
     except (ValueError, OSError) as error:
-        raise FileError(f"{path} is not readable json: {error}") from error
+        raise FileError("file.unreadable", f"{path} is not readable json: {error}") from error
 
 
 def sha256_file(path: Path) -> str:
@@ -132,7 +134,7 @@ def tree_digest(path: Path) -> str:
     if path.is_file():
         return sha256_file(path)
     if not path.is_dir():
-        raise FileError(f"{path} does not exist; run the stage that writes it")
+        raise FileError("file.missing", f"{path} does not exist; run the stage that writes it")
     lines = [f"{sha256_file(p)}  {name}\n" for name, p in sorted(_files(path).items())]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -160,19 +162,25 @@ def verify_manifest(folder: Path) -> dict[str, Any]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileError(f"{folder} is not a folder; give the folder that holds {MANIFEST}")
+        raise FileError(
+            "file.not-a-folder", f"{folder} is not a folder; give the folder that holds {MANIFEST}"
+        )
     manifest = read_json(folder / MANIFEST)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
-        raise FileError(f"{folder / MANIFEST} lists no files; make the folder again")
+        raise FileError(
+            "file.empty-manifest", f"{folder / MANIFEST} lists no files; make the folder again"
+        )
     for name, expected in manifest["files"].items():
         path = folder / name
         if not path.is_file():
             raise FileError(
-                f"{path} is missing though {MANIFEST} lists it; make or copy the folder again"
+                "file.missing",
+                f"{path} is missing though {MANIFEST} lists it; make or copy the folder again",
             )
         if path.stat().st_size != expected["bytes"] or sha256_file(path) != expected["sha256"]:
             raise FileError(
-                f"{path} is not the file that {MANIFEST} lists (its sha256 differs); make or copy the folder again"
+                "file.altered",
+                f"{path} is not the file that {MANIFEST} lists (its sha256 differs); make or copy the folder again",
             )
     return manifest
 

@@ -2,7 +2,7 @@
 
 A table is a first block and a cycle of following blocks, each counted in video and audio latents. Everything about time
 follows from it and from LTX-2's fixed rates (one second = 24 frames = 3 video latents = 100 mel frames = 25 audio
-latents = 16 000 samples to encode; the first latent of each stream covers a single frame). This module imports nothing of ours.
+latents = 16 000 samples to encode; the first latent of each stream covers a single frame).
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+
+from omniforcing.core.errors import OmniForcingError
 
 FPS = 24
 FRAMES_PER_LATENT = 8
@@ -21,8 +23,8 @@ MEL_PER_LATENT = 4
 AUDIO_LATENTS_PER_SECOND = 25
 
 
-class LayoutError(ValueError):
-    """A table or a pair of latent counts that does not fit the rates; the message says which count is off."""
+class LayoutError(OmniForcingError):
+    """A block table or latent counts that do not fit the rates; names the count that is off."""
 
 
 @dataclass(frozen=True)
@@ -97,16 +99,19 @@ def clip_seconds(counts: Counts) -> int:
     audio, rest_a = divmod(counts.audio - 1, AUDIO_LATENTS_PER_SECOND)
     if rest_v or video < 1:
         raise LayoutError(
-            f"{counts.video} video latents are not 1+3K for any K >= 1 seconds; check the frame count (1+24K)"
+            "layout.partial-second",
+            f"{counts.video} video latents are not 1+3K for any K >= 1 seconds; check the frame count (1+24K)",
         )
     if rest_a or audio < 1:
         raise LayoutError(
-            f"{counts.audio} audio latents are not 1+25K for any K >= 1 seconds; check the sample count (16000K)"
+            "layout.partial-second",
+            f"{counts.audio} audio latents are not 1+25K for any K >= 1 seconds; check the sample count (16000K)",
         )
     if video != audio:
         raise LayoutError(
+            "layout.unequal-lengths",
             f"{counts.video} video latents last {video} s but {counts.audio} audio latents last {audio} s; "
-            f"{clip_latents(video).audio} audio latents would fit the video"
+            f"{clip_latents(video).audio} audio latents would fit the video",
         )
     return video
 
@@ -167,23 +172,28 @@ class BlockTable:
         ]:
             if counts.video < 1 or counts.audio < 1:
                 raise LayoutError(
-                    f"{name} has {counts.video} video and {counts.audio} audio latents; both need at least 1"
+                    "layout.empty-block",
+                    f"{name} has {counts.video} video and {counts.audio} audio latents; both need at least 1",
                 )
         if not self.cycle:
-            raise LayoutError("the cycle is empty: name at least one block after the first")
+            raise LayoutError(
+                "layout.empty-cycle", "the cycle is empty: name at least one block after the first"
+            )
         total = sum(self.cycle, Counts(0, 0))
         if total.video * AUDIO_LATENTS_PER_SECOND != total.audio * VIDEO_LATENTS_PER_SECOND:
             fitting = total.video * AUDIO_LATENTS_PER_SECOND / VIDEO_LATENTS_PER_SECOND
             raise LayoutError(
+                "layout.drifting-streams",
                 f"a cycle of {total.video} video latents needs {fitting:g} audio latents, found {total.audio}: "
-                "the streams would drift apart"
+                "the streams would drift apart",
             )
         for block in self.blocks(1 + len(self.cycle)):
             due = (block.video.stop - 1) * AUDIO_LATENTS_PER_SECOND / VIDEO_LATENTS_PER_SECOND
             if abs(block.audio.stop - 1 - due) >= 1:
                 raise LayoutError(
+                    "layout.drifting-streams",
                     f"block {block.index} ends at video latent {block.video.stop}, where {1 + due:g} audio latents are "
-                    f"due, but at audio latent {block.audio.stop}"
+                    f"due, but at audio latent {block.audio.stop}",
                 )
 
     # --- blocks -------------------------------------------------------------------------------------------------------
@@ -195,7 +205,9 @@ class BlockTable:
     def block(self, index: int) -> Block:
         """Block ``index`` with its absolute spans, for any index >= 0."""
         if index < 0:
-            raise LayoutError(f"block {index} does not exist: blocks are counted from 0")
+            raise LayoutError(
+                "layout.no-such-block", f"block {index} does not exist: blocks are counted from 0"
+            )
         return _block(self, index)
 
     def blocks(self, count: int) -> tuple[Block, ...]:
@@ -229,7 +241,8 @@ class BlockTable:
                 else ("audio", latents.audio, total.audio)
             )
             raise LayoutError(
-                f"{found} {name} latents do not fill whole blocks: {count} blocks hold {whole}"
+                "layout.partial-block",
+                f"{found} {name} latents do not fill whole blocks: {count} blocks hold {whole}",
             )
         return count
 
@@ -237,7 +250,8 @@ class BlockTable:
         """The fewest blocks whose picture lasts at least ``seconds``."""
         if seconds <= 0:
             raise LayoutError(
-                f"a stream of {seconds:g} seconds is not possible: ask for more than 0"
+                "layout.no-time",
+                f"a stream of {seconds:g} seconds is not possible: ask for more than 0",
             )
         return next(
             block.index + 1 for block in self if block.frames.stop - 1 >= seconds * FPS - 1e-9
@@ -264,7 +278,10 @@ class BlockTable:
     def visible(self, index: int, window: int | None = None) -> tuple[int, ...]:
         """Blocks that block ``index`` sees: the prefix, the last ``window`` past blocks (None: all), and itself."""
         if window is not None and window < 1:
-            raise LayoutError(f"a window of {window} blocks sees nothing: the least is 1")
+            raise LayoutError(
+                "layout.window-too-small",
+                f"a window of {window} blocks sees nothing: the least is 1",
+            )
         oldest = 1 if window is None else max(1, index - window)
         return (0, *range(oldest, index + 1)) if index else (0,)
 
@@ -289,8 +306,9 @@ class BlockTable:
         most = horizon - len(self.cycle)
         if not 1 <= window <= most:
             raise LayoutError(
+                "layout.window-too-large",
                 f"a window of {window} blocks does not fit a horizon of {horizon + 1} blocks: it must be 1 to {most}; "
-                "train on longer clips or narrow the window"
+                "train on longer clips or narrow the window",
             )
 
     def ring(self, window: int) -> int:
@@ -305,7 +323,8 @@ class BlockTable:
         """
         if slots % len(self.cycle):
             raise LayoutError(
-                f"a ring of {slots} blocks does not hold whole cycles of {len(self.cycle)} blocks"
+                "layout.partial-cycle",
+                f"a ring of {slots} blocks does not hold whole cycles of {len(self.cycle)} blocks",
             )
         return self.block(1 + (index - 1) % slots if index else 0)
 

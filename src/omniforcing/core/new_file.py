@@ -15,10 +15,11 @@ from omniforcing.core.errors import OmniForcingError
 def _explain(path: Path, error: OSError) -> OmniForcingError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return OmniForcingError(
-            f"the disk is full while writing {path}; free some space and try again"
+            "disk.full", f"the disk is full while writing {path}; free some space and try again"
         )
     return OmniForcingError(
-        f"{path} cannot be written ({error.strerror or error}); choose another place"
+        "file.cannot-write",
+        f"{path} cannot be written ({error.strerror or error}); choose another place",
     )
 
 

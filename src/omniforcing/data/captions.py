@@ -40,19 +40,19 @@ class Captions:
         """
         key, beside = same_name(name), (folder / name).with_suffix(".txt")
         if key in self.repeated:
-            raise Rejected("captioned twice", f"{self.file} gives it different captions")
+            raise Rejected("data.captioned-twice", f"{self.file} gives it different captions")
         text = self.texts.get(key)
         if text is None and beside.is_file():
             try:
                 text = beside.read_text(encoding="utf-8-sig")
             except (UnicodeDecodeError, OSError) as error:
                 raise Rejected(
-                    "unreadable caption", f"{beside.name} is not UTF-8 text: {error}"
+                    "data.unreadable-caption", f"{beside.name} is not UTF-8 text: {error}"
                 ) from error
         text = " ".join((text or "").split())
         if not text:
             source = self.file.name if self.file else "a caption file"
-            raise Rejected("no caption", f"neither {source} nor {beside.name} has one")
+            raise Rejected("data.no-caption", f"neither {source} nor {beside.name} has one")
         return text
 
 
@@ -67,7 +67,8 @@ def find_captions(folder: Path, named: str | None) -> Captions:
         path = next((place for place in places if place.is_file()), None)
         if path is None:
             raise OmniForcingError(
-                f"caption file {named} is neither here nor in {folder}; correct clips.captions"
+                "file.missing",
+                f"caption file {named} is neither here nor in {folder}; correct clips.captions",
             )
         return read_captions(path)
     found = [
@@ -75,7 +76,8 @@ def find_captions(folder: Path, named: str | None) -> Captions:
     ]
     if len(found) > 1:
         raise OmniForcingError(
-            f"{folder} holds {' and '.join(path.name for path in found)}; name one with clips.captions"
+            "data.several-caption-files",
+            f"{folder} holds {' and '.join(path.name for path in found)}; name one with clips.captions",
         )
     return read_captions(found[0]) if found else Captions()
 
@@ -89,13 +91,15 @@ def read_captions(path: Path) -> Captions:
     readers = {".json": _json, ".jsonl": _jsonl, ".csv": _csv}
     if path.suffix.lower() not in readers:
         raise OmniForcingError(
-            f"caption file {path} is neither .json, .jsonl nor .csv; convert it to one of them"
+            "data.unknown-caption-format",
+            f"caption file {path} is neither .json, .jsonl nor .csv; convert it to one of them",
         )
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (UnicodeDecodeError, OSError) as error:
         raise OmniForcingError(
-            f"caption file {path} cannot be read as UTF-8 text ({error}); save it as UTF-8"
+            "file.unreadable",
+            f"caption file {path} cannot be read as UTF-8 text ({error}); save it as UTF-8",
         ) from error
     captions = Captions(path)
     for where, entry in readers[path.suffix.lower()](path, text):
@@ -109,7 +113,8 @@ def _add(captions: Captions, where: str, entry: Any) -> None:
     )
     if not isinstance(video, str) or not isinstance(caption, str):
         raise OmniForcingError(
-            f"{captions.file}, {where}: expected a text `video` and a text `caption`, found {entry!r:.80}"
+            "data.malformed-captions",
+            f"{captions.file}, {where}: expected a text `video` and a text `caption`, found {entry!r:.80}",
         )
     key = same_name(video)
     if captions.texts.setdefault(key, caption) != caption:
@@ -120,7 +125,9 @@ def _loads(path: Path, where: str, text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise OmniForcingError(f"{path}, {where}: not json ({error}); mend or remove it") from error
+        raise OmniForcingError(
+            "data.malformed-captions", f"{path}, {where}: not json ({error}); mend or remove it"
+        ) from error
 
 
 def _json(path: Path, text: str) -> Iterator[tuple[str, Any]]:
@@ -129,7 +136,8 @@ def _json(path: Path, text: str) -> Iterator[tuple[str, Any]]:
         content = [{"video": video, "caption": caption} for video, caption in content.items()]
     if not isinstance(content, list):
         raise OmniForcingError(
-            f"{path}: expected a list of {{video, caption}} or an object, found {content!r:.80}"
+            "data.malformed-captions",
+            f"{path}: expected a list of {{video, caption}} or an object, found {content!r:.80}",
         )
     yield from ((f"entry {i}", entry) for i, entry in enumerate(content, start=1))
 
@@ -145,12 +153,14 @@ def _csv(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     try:
         if not {"video", "caption"} <= set(rows.fieldnames or ()):
             raise OmniForcingError(
-                f"{path}: expected a first line `video,caption`, found {text[:60].splitlines()[:1]}"
+                "data.malformed-captions",
+                f"{path}: expected a first line `video,caption`, found {text[:60].splitlines()[:1]}",
             )
         yield from ((f"line {rows.line_num}", row) for row in rows)
     except csv.Error as error:
         raise OmniForcingError(
-            f"{path}, after line {rows.line_num}: not csv ({error}); quote captions with commas"
+            "data.malformed-captions",
+            f"{path}, after line {rows.line_num}: not csv ({error}); quote captions with commas",
         ) from error
 
 

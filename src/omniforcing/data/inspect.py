@@ -63,13 +63,15 @@ def inspect_folder(folder: Path, out: Path | None = None) -> str:
     """
     if not folder.is_dir():
         raise OmniForcingError(
-            f"{folder} is not a folder; give the output folder of {', '.join(MEMBERS)}"
+            "file.not-a-folder",
+            f"{folder} is not a folder; give the output folder of {', '.join(MEMBERS)}",
         )
     manifest = read_json(folder / MANIFEST)
     kind = manifest.get("kind")
     if kind not in MEMBERS:
         raise OmniForcingError(
-            f"{folder} holds {kind or 'something else'}; inspect shows {', '.join(MEMBERS)}"
+            "data.wrong-folder",
+            f"{folder} holds {kind or 'something else'}; inspect shows {', '.join(MEMBERS)}",
         )
     items = [
         Item(raw["__key__"], raw["txt"].decode(), json.loads(raw["json"]))
@@ -209,5 +211,6 @@ def _save(rows: list[tuple[str, Image]], out: Path) -> None:
         sheet.save(out, "png")
     except OSError as error:
         raise OmniForcingError(
-            f"contact sheet {out} cannot be written ({error.strerror}); choose another place"
+            "file.cannot-write",
+            f"contact sheet {out} cannot be written ({error.strerror}); choose another place",
         ) from error

@@ -38,7 +38,8 @@ def stack(
 
     if (head := next(stored, None)) is None:
         raise OmniForcingError(
-            f"{shards} has no {split} clips; set clips.count and clips.heldout so that each split has some"
+            "data.no-clips",
+            f"{shards} has no {split} clips; set clips.count and clips.heldout so that each split has some",
         )
     first = decoded(*head)
     wanted = found if largest is None else min(found, max(1, largest // first.nbytes))

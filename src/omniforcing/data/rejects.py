@@ -42,12 +42,15 @@ def refuse_share(rejects: list[Reject], accepted: int, most: float, what: str) -
     if accepted and len(rejects) <= most * total:
         return
     if not rejects:
-        raise OmniForcingError(f"there are no {what}; check the config section clips")
+        raise OmniForcingError(
+            "data.no-clips", f"there are no {what}; check the config section clips"
+        )
     reasons = ", ".join(f"{n} {reason}" for reason, n in summary(rejects)["reject_counts"].items())
     first = rejects[0]
     raise OmniForcingError(
+        "data.too-many-rejects",
         f"{len(rejects)} of {total} {what} cannot be used ({reasons}; the first is {first.name}: {first.detail}); "
-        f"mend them or raise clips.max_reject_share from {most:g}"
+        f"mend them or raise clips.max_reject_share from {most:g}",
     )
 
 
@@ -64,5 +67,6 @@ def writing(path: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise OmniForcingError(
-            f"the disk is full while writing {path} ({error.strerror}); free some space and run again, finished parts are kept"
+            "disk.full",
+            f"the disk is full while writing {path} ({error.strerror}); free some space and run again, finished parts are kept",
         ) from error

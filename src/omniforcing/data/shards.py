@@ -224,7 +224,8 @@ def decode_media(form: Form, path: Path, raw: dict[str, Any]) -> Pair[Any]:
         media = read_mp4(raw["mp4"])
     except Rejected as error:
         raise FileError(
-            f"shard {path}: sample {raw['__key__']} cannot be decoded ({error}); make the shards again"
+            "data.damaged-shard",
+            f"shard {path}: sample {raw['__key__']} cannot be decoded ({error}); make the shards again",
         ) from error
     expected = (
         (clip_frames(form.seconds), form.height, form.width, 3),
@@ -233,6 +234,7 @@ def decode_media(form: Form, path: Path, raw: dict[str, Any]) -> Pair[Any]:
     found = media.video.shape, media.audio.shape
     if found != expected:
         raise FileError(
-            f"shard {path}: sample {raw['__key__']} is {found}, expected {expected}; make the shards again"
+            "data.damaged-shard",
+            f"shard {path}: sample {raw['__key__']} is {found}, expected {expected}; make the shards again",
         )
     return media

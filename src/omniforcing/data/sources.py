@@ -103,14 +103,15 @@ def read_clips(folder: Path) -> list[Entry]:
     """
     path = folder / CLIPS
     if not path.is_file():
-        raise OmniForcingError(f"{path} is missing; run the stage clips")
+        raise OmniForcingError("file.missing", f"{path} is missing; run the stage clips")
     entries = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             entry = Entry(**json.loads(line))
         except (ValueError, TypeError) as error:
             raise OmniForcingError(
-                f"{path}, line {number} is not a clip ({error}); run the stage clips again"
+                "file.unreadable",
+                f"{path}, line {number} is not a clip ({error}); run the stage clips again",
             ) from error
         entries.append(replace(entry, path=str(folder / entry.path)))
     return entries
@@ -145,13 +146,15 @@ def _folder(clips: ClipsConfig, rejects: list[Reject]) -> Iterator[Entry]:
     folder = Path(clips.folder or "").expanduser().absolute()
     if not folder.is_dir():
         raise OmniForcingError(
-            f"{folder} is not a folder; set clips.folder to the folder that holds your videos"
+            "file.not-a-folder",
+            f"{folder} is not a folder; set clips.folder to the folder that holds your videos",
         )
     captions = find_captions(folder, clips.captions)
     names = _videos(folder, captions)
     if not names:
         raise OmniForcingError(
-            f"{folder} holds no video ({', '.join(sorted(VIDEO_SUFFIXES))}); correct clips.folder"
+            "data.no-clips",
+            f"{folder} holds no video ({', '.join(sorted(VIDEO_SUFFIXES))}); correct clips.folder",
         )
     form = Form(clips.height, clips.width, clips.seconds)
     for name in tqdm(names, "probing", unit="file"):
@@ -200,7 +203,8 @@ def _hold_out(entries: list[Entry], heldout: int) -> list[Entry]:
     wanted = min(heldout, max(1, int(MOST_HELDOUT * sum(entry.cuts for entry in entries))))
     if heldout and len(entries) == 1:
         raise OmniForcingError(
-            f"only {entries[0].path} can be used: a second video is needed to hold out from training"
+            "data.too-few-clips",
+            f"only {entries[0].path} can be used: a second video is needed to hold out from training",
         )
     chosen: set[str] = set()
     count = 0

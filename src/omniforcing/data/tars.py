@@ -95,7 +95,8 @@ def require_kind(folder: Path, kind: str) -> dict[str, Any]:
     if manifest.get("kind") != kind:
         found = manifest.get("kind", "something else")
         raise OmniForcingError(
-            f"{folder} holds {found}, not {kind}; give the output folder of the stage {kind}"
+            "data.wrong-folder",
+            f"{folder} holds {found}, not {kind}; give the output folder of the stage {kind}",
         )
     return manifest
 
@@ -125,14 +126,16 @@ def indices(folder: Path, kind: str, split: str | None = None) -> dict[Path, dic
     }
     if not found:
         raise FileError(
-            f"{folder} holds no shard of the split {split or 'train, heldout or duets'}; {_AGAIN}"
+            "data.no-shards",
+            f"{folder} holds no shard of the split {split or 'train, heldout or duets'}; {_AGAIN}",
         )
     for path, index in found.items():
         if not path.is_file():
-            raise FileError(f"shard {path} is missing; {_AGAIN}")
+            raise FileError("file.missing", f"shard {path} is missing; {_AGAIN}")
         if path.stat().st_size != index["bytes"]:
             raise FileError(
-                f"shard {path} has {path.stat().st_size} bytes where its index says {index['bytes']}; {_AGAIN}"
+                "data.damaged-shard",
+                f"shard {path} has {path.stat().st_size} bytes where its index says {index['bytes']}; {_AGAIN}",
             )
     return found
 
@@ -152,13 +155,15 @@ def read_tar(path: Path, index: dict[str, Any], members: Set[str]) -> Iterator[d
             lacking = sorted(members - sample.keys())
             if lacking:
                 raise FileError(
-                    f"shard {path}: sample {sample['__key__']} lacks its .{lacking[0]}; {_AGAIN}"
+                    "data.damaged-shard",
+                    f"shard {path}: sample {sample['__key__']} lacks its .{lacking[0]}; {_AGAIN}",
                 )
             count += 1
             yield sample
     if count != index["n"]:
         raise FileError(
-            f"shard {path} holds {count} samples where its index says {index['n']}; {_AGAIN}"
+            "data.damaged-shard",
+            f"shard {path} holds {count} samples where its index says {index['n']}; {_AGAIN}",
         )
 
 
@@ -169,5 +174,6 @@ def _next(path: Path, samples: Iterator[dict[str, Any]], count: int) -> dict[str
         Exception
     ) as error:  # tarfile and webdataset raise many kinds, all of them for a damaged file
         raise FileError(
-            f"shard {path} is damaged after sample {count} ({error.args[0]}); {_AGAIN}"
+            "data.damaged-shard",
+            f"shard {path} is damaged after sample {count} ({error.args[0]}); {_AGAIN}",
         ) from error

@@ -65,7 +65,8 @@ def commit_shards(
     missing = [name for name in shards if not is_done(work, name)]
     if missing:
         raise OmniForcingError(
-            f"shard {missing[0]} is not in {work} though its worker wrote it; the data must lie on storage that all nodes share"
+            "cluster.no-shared-storage",
+            f"shard {missing[0]} is not in {work} though its worker wrote it; the data must lie on storage that all nodes share",
         )
     for name in shards:
         for suffix in (".tar", ".json"):
@@ -106,7 +107,8 @@ class TextTable:
         stored = load_file(folder / TEXT_FILE)
         if len(captions) != stored["video"].shape[0]:
             raise OmniForcingError(
-                f"{folder / TEXT_FILE} has {stored['video'].shape[0]} rows for {len(captions)} captions; encode again"
+                "data.stale-text",
+                f"{folder / TEXT_FILE} has {stored['video'].shape[0]} rows for {len(captions)} captions; encode again",
             )
         return cls({c: i for i, c in enumerate(captions)}, Pair(stored["video"], stored["audio"]))
 
@@ -124,7 +126,8 @@ class TextTable:
         unknown = [c for c in captions if c not in self.captions]
         if unknown:
             raise OmniForcingError(
-                f"caption {unknown[0]!r} has no stored features; run the latents stage on these clips"
+                "data.unknown-caption",
+                f"caption {unknown[0]!r} has no stored features; run the latents stage on these clips",
             )
         rows = torch.tensor([self.captions[c] for c in captions])
         return self.features.map(lambda f: f[rows])
@@ -197,8 +200,9 @@ class TensorShards:
         found = Counts(latents.video.shape[-3], latents.audio.shape[-2])
         if found != self.expected:
             raise OmniForcingError(
+                "data.wrong-length",
                 f"{self.folder}, sample {raw['__key__']}: {found.video} video and {found.audio} audio latents, expected "
-                f"{self.expected.video} and {self.expected.audio}; encode the clips again"
+                f"{self.expected.video} and {self.expected.audio}; encode the clips again",
             )
         return latents, raw["txt"].decode(), json.loads(raw["json"])
 

@@ -59,7 +59,8 @@ def refine(sigmas: Sequence[float], steps: int) -> list[float]:
     substeps, rest = divmod(steps, len(sigmas))
     if rest or not substeps:
         raise OmniForcingError(
-            f"{steps} Euler steps, not a multiple of the {len(sigmas)} student.sigmas (trajectories.steps)"
+            "config.inconsistent",
+            f"{steps} Euler steps, not a multiple of the {len(sigmas)} student.sigmas (trajectories.steps)",
         )
     fine = [
         high + (low - high) * i / substeps

@@ -98,7 +98,9 @@ class Subject:
         captions, read = self.heldout.captions, self.heldout.read
         if len(captions) < 2:
             found = f"found {len(captions)}; raise clips.heldout"
-            raise OmniForcingError(f"an evaluation compares at least 2 held-out clips, {found}")
+            raise OmniForcingError(
+                "data.too-few-clips", f"an evaluation compares at least 2 held-out clips, {found}"
+            )
         prompts, seeds = plan(captions, self.config.seeds, self.seed)
         long = slice(self.config.drift_clips)
         last = list(self.models)[-1] if self.models else None
@@ -268,7 +270,8 @@ def _counted(
         clip = next(clips, None)
         if clip is None:
             raise OmniForcingError(
-                f"{label or 'a sampler'} gave {index} clips for {len(captions)} captions, not one for each"
+                "evaluation.wrong-count",
+                f"{label or 'a sampler'} gave {index} clips for {len(captions)} captions, not one for each",
             )
         yield caption, clip
 

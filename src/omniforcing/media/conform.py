@@ -57,7 +57,7 @@ class Recording:
         self.cuts = int((end - self._origin + EPSILON) // form.seconds)
         if self.cuts < 1:
             raise Rejected(
-                "too short",
+                "media.too-short",
                 f"picture and sound share {end - self._origin:.2f} s, a clip lasts {form.seconds} s",
             )
 
@@ -106,7 +106,7 @@ class Recording:
         # The header may promise sound that the packets do not hold.
         if missing > SOUND_SLACK * SAMPLE_RATE + 1:
             raise Rejected(
-                "undecodable sound", f"{missing / SAMPLE_RATE:.2f} s of the sound are missing"
+                "media.undecodable-sound", f"{missing / SAMPLE_RATE:.2f} s of the sound are missing"
             )
         return np.pad(part, ((0, 0), (0, missing)))
 
@@ -135,7 +135,7 @@ def crop_box(probe: Probe, form: Form) -> tuple[int, int, int, int]:
     width = min(probe.width, round(probe.height * aspect))
     if height * MAX_ENLARGE < form.height or width * MAX_ENLARGE < form.width:
         found = f"{probe.width}x{probe.height} would be enlarged more than {MAX_ENLARGE:g} times"
-        raise Rejected("too small", f"{found} to fill {form.width}x{form.height}")
+        raise Rejected("media.too-small", f"{found} to fill {form.width}x{form.height}")
     return (probe.height - height) // 2, (probe.width - width) // 2, height, width
 
 

@@ -43,11 +43,17 @@ DOWNMIX |= {"BL": (_HALF, 0.0), "SL": (_HALF, 0.0), "BR": (0.0, _HALF), "SR": (0
 
 
 class Rejected(OmniForcingError):
-    """A clip that cannot be used: ``reason`` is one of few short phrases, for counting; ``detail`` says what was found."""
+    """A clip that cannot be used.
 
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail = reason, detail
+    Args:
+        code: ``room.reason``; its second half in words is the ``reason`` that manifests count.
+        detail: what was found in the file.
+    """
+
+    def __init__(self, code: str, detail: str) -> None:
+        self.reason = code.partition(".")[2].replace("-", " ")
+        self.detail = detail
+        super().__init__(code, f"{self.reason}: {detail}")
 
 
 @dataclass(frozen=True)
@@ -74,12 +80,12 @@ def _opened(source: Source) -> Iterator[Any]:
     """A PyAV container of a source; what FFmpeg refuses becomes a reject."""
     try:
         if (len(source) if isinstance(source, bytes) else source.stat().st_size) == 0:
-            raise Rejected("empty file", "0 bytes")
+            raise Rejected("media.empty-file", "0 bytes")
         with av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source)) as container:
             yield container
     except (av.FFmpegError, OSError, UnicodeDecodeError) as error:
         raise Rejected(
-            "not a readable video", getattr(error, "strerror", None) or str(error)
+            "media.not-a-readable-video", getattr(error, "strerror", None) or str(error)
         ) from error
 
 
@@ -134,9 +140,9 @@ def _tracks(container: Any) -> tuple[Any, Any]:
         None,
     )
     if video is None:
-        raise Rejected("no video track", f"the file holds {kinds}")
+        raise Rejected("media.no-video-track", f"the file holds {kinds}")
     if not container.streams.audio:
-        raise Rejected("no audio track", f"the file holds {kinds}")
+        raise Rejected("media.no-audio-track", f"the file holds {kinds}")
     return video, container.streams.audio[0]
 
 
@@ -145,12 +151,12 @@ def _refuse_truncated(
 ) -> None:
     for stream in (video, audio):
         if not packets[stream.index]:
-            raise Rejected("truncated", f"the {stream.type} track holds no packet")
+            raise Rejected("media.truncated", f"the {stream.type} track holds no packet")
         # An mp4 with its index in front opens and plays until the data ends.
         due = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
         if due > container.size:
             raise Rejected(
-                "truncated",
+                "media.truncated",
                 f"the {stream.type} track needs {due} bytes, the file has {container.size}",
             )
     end, promised = (
@@ -158,7 +164,7 @@ def _refuse_truncated(
         (container.duration or 0) / av.time_base,
     )
     if end < promised - END_SLACK:
-        raise Rejected("truncated", f"it ends at {end:.2f} s of {promised:.2f} s")
+        raise Rejected("media.truncated", f"it ends at {end:.2f} s of {promised:.2f} s")
 
 
 def _frame_times(video: Any, packets: list[_Packet]) -> tuple[Times, float]:
@@ -177,7 +183,7 @@ def _upright_size(source: Source, index: int) -> tuple[int, int]:
     with _opened(source) as container:
         frame = next(container.decode(container.streams[index]), None)
     if frame is None:
-        raise Rejected("not a readable video", "no frame can be decoded")
+        raise Rejected("media.not-a-readable-video", "no frame can be decoded")
     return (frame.width, frame.height) if frame.rotation % 180 else (frame.height, frame.width)
 
 
@@ -197,10 +203,11 @@ class Pictures:
             # Without a tolerance decord silently repeats a neighbour for every frame that it cannot decode.
             self._reader = decord.VideoReader(file, num_threads=1, fault_tol=1)
         except (decord.DECORDError, RuntimeError) as error:
-            raise Rejected("not a readable video", _first_line(error)) from error
+            raise Rejected("media.not-a-readable-video", _first_line(error)) from error
         if len(self._reader) != count:
             raise Rejected(
-                "truncated", f"{len(self._reader)} frames can be reached, the file has {count}"
+                "media.truncated",
+                f"{len(self._reader)} frames can be reached, the file has {count}",
             )
 
     def __getitem__(self, indices: NDArray[np.int64]) -> Frames:
@@ -214,7 +221,7 @@ class Pictures:
         try:
             frames: Frames = self._reader.get_batch(indices).asnumpy()
         except (decord.DECORDError, RuntimeError) as error:
-            raise Rejected("undecodable frames", _first_line(error)) from error
+            raise Rejected("media.undecodable-frames", _first_line(error)) from error
         return frames
 
 
@@ -264,7 +271,7 @@ def read_audio(source: Source, origin: float = 0.0) -> tuple[Samples, int]:
     parts: list[Samples] = []
     with _opened(source) as container:
         if not container.streams.audio:
-            raise Rejected("no audio track", "nothing to listen to")
+            raise Rejected("media.no-audio-track", "nothing to listen to")
         stream = container.streams.audio[0]
         planar, rate = av.AudioResampler(format="fltp"), stream.rate
         count = 0
@@ -303,7 +310,7 @@ def read_mp4(source: Source) -> Pair[Any]:
     samples, rate = read_audio(source)
     if rate != SAMPLE_RATE or np.abs(times - np.arange(len(times)) / FPS).max() > 1e-3:
         raise Rejected(
-            "not conformed",
+            "media.not-conformed",
             f"expected {FPS} fps from 0 s and {SAMPLE_RATE} Hz, found {rate} Hz and other times",
         )
     return Pair(frames, samples)

@@ -55,21 +55,28 @@ class Speed:
         for name in GPU_ONLY:
             if getattr(self, name) and device.type != "cuda":
                 raise OmniForcingError(
-                    f"speed-up {name} needs a CUDA device, found {device.type}; switch it off"
+                    "device.no-cuda",
+                    f"speed-up {name} needs a CUDA device, found {device.type}; switch it off",
                 )
         if self.compiled and not (self.layers and self.conditions and self.ring):
             raise OmniForcingError(
-                "speed-up compiled replays what lies still: it needs layers, conditions and ring"
+                "model.speed-ups-conflict",
+                "speed-up compiled replays what lies still: it needs layers, conditions and ring",
             )
         if self.compiled and self.merged:
             raise OmniForcingError(
-                "speed-up merged sends tokens' owners along, which none replays; switch it or compiled off"
+                "model.speed-ups-conflict",
+                "speed-up merged sends tokens' owners along, which none replays; switch it or compiled off",
             )
         if self.merged and not self.ring:
-            raise OmniForcingError("speed-up merged turns history where it lies: it needs ring")
+            raise OmniForcingError(
+                "model.speed-ups-conflict",
+                "speed-up merged turns history where it lies: it needs ring",
+            )
         if (self.concurrent or self.fp8) and not self.layers:
             raise OmniForcingError(
-                "speed-ups concurrent and fp8 are made of fast layers: they need layers"
+                "model.speed-ups-conflict",
+                "speed-ups concurrent and fp8 are made of fast layers: they need layers",
             )
 
 
@@ -86,6 +93,7 @@ def with_speed_ups(names: Iterable[str]) -> Speed:
     for name in names:
         if name not in OPTIONAL:
             raise OmniForcingError(
-                f"there is no speed-up {name!r} to switch on; known: {', '.join(OPTIONAL)}"
+                "option.unknown-name",
+                f"there is no speed-up {name!r} to switch on; known: {', '.join(OPTIONAL)}",
             )
     return replace(DEFAULT, **dict.fromkeys(names, True))

@@ -97,11 +97,14 @@ def adopt(model: Stabilised, added: Added, path: Path) -> None:
         return
     if added.stabiliser is not model.stabiliser:
         raise OmniForcingError(
-            f"{path} holds {added.stabiliser.value}, expected {model.stabiliser.value}"
+            "weights.other-stabiliser",
+            f"{path} holds {added.stabiliser.value}, expected {model.stabiliser.value}",
         )
     own = dict(model.named_parameters(recurse=False))
     for name, kept in added.tensors.items():
         if name not in own or kept.shape != own[name].shape:
             wanted = list(own[name].shape) if name in own else "none"
-            raise OmniForcingError(f"{path} holds {name} {list(kept.shape)}, expected {wanted}")
+            raise OmniForcingError(
+                "weights.wrong-shape", f"{path} holds {name} {list(kept.shape)}, expected {wanted}"
+            )
         setattr(model, name, nn.Parameter(kept))

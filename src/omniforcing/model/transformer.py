@@ -62,7 +62,8 @@ class DualStream(nn.Module):
         check_architecture(core)
         if sinks and stabiliser not in WITH_SINKS:
             raise OmniForcingError(
-                f"a student stabilised by {stabiliser.value} has no sinks, found {sinks}"
+                "config.inconsistent",
+                f"a student stabilised by {stabiliser.value} has no sinks, found {sinks}",
             )
         self.core, self.stabiliser = core, stabiliser
         width, heads = core.audio_proj_in.out_features, core.config.audio_num_attention_heads
@@ -148,20 +149,24 @@ def check_architecture(core: LTX2VideoTransformer3DModel) -> None:
     for key in config:
         if key not in known and not key.startswith("_"):
             raise OmniForcingError(
-                f"transformer config: {key} is unknown to this version, which covers LTX-2.0, 2.3 and 2.5"
+                "weights.unknown-key",
+                f"transformer config: {key} is unknown to this version, which covers LTX-2.0, 2.3 and 2.5",
             )
     if config.num_attention_heads != config.audio_num_attention_heads:
         raise OmniForcingError(
+            "weights.unsupported-config",
             f"transformer config: num_attention_heads is {config.num_attention_heads} but audio_num_attention_heads is "
-            f"{config.audio_num_attention_heads}; the cross-modal RoPE needs them equal"
+            f"{config.audio_num_attention_heads}; the cross-modal RoPE needs them equal",
         )
     for key, value in _FIXED.items():
         if config[key] != value:
             raise OmniForcingError(
-                f"transformer config: {key} is {config[key]}, but all that is built on it needs {value}"
+                "weights.unsupported-config",
+                f"transformer config: {key} is {config[key]}, but all that is built on it needs {value}",
             )
     if config.vae_scale_factors[0] != FRAMES_PER_LATENT:
         raise OmniForcingError(
+            "weights.unsupported-config",
             f"transformer config: vae_scale_factors starts with {config.vae_scale_factors[0]}, but a video latent lasts "
-            f"{FRAMES_PER_LATENT} frames"
+            f"{FRAMES_PER_LATENT} frames",
         )

@@ -66,7 +66,9 @@ class Module:
         try:
             self._tree = ast.parse(path.read_text(encoding="utf-8"))
         except SyntaxError as error:
-            raise OmniForcingError(f"{path}:{error.lineno} is not Python: {error.msg}") from error
+            raise OmniForcingError(
+                "file.unreadable", f"{path}:{error.lineno} is not Python: {error.msg}"
+            ) from error
         self.imports = list(_project_imports(self._tree, package))
 
     @cached_property

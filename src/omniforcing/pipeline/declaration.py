@@ -121,7 +121,8 @@ class Declaration:
         for path in self.inputs:
             if not (data_root(root) / path).exists():
                 raise OmniForcingError(
-                    f"{path} is missing, which {self.name} reads; run `dvc repro {self.name}`"
+                    "file.missing",
+                    f"{path} is missing, which {self.name} reads; run `dvc repro {self.name}`",
                 )
         return {path: folder_digest(data_root(root) / path) for path in self.inputs}
 
@@ -157,11 +158,15 @@ def read_specs(root: Path) -> tuple[StageSpec, ...]:
     """
     path = root / DECLARATION
     if not path.is_file():
-        raise OmniForcingError(f"{path} is missing; run inside a checkout of the project")
+        raise OmniForcingError(
+            "file.missing", f"{path} is missing; run inside a checkout of the project"
+        )
     try:
         specs: tuple[StageSpec, ...] = runpy.run_path(str(path))["STAGES"]
     except (SyntaxError, NameError, TypeError, KeyError) as error:
-        raise OmniForcingError(f"{path} does not declare STAGES: {error}") from error
+        raise OmniForcingError(
+            "pipeline.bad-declaration", f"{path} does not declare STAGES: {error}"
+        ) from error
     return tuple(sorted(specs, key=lambda spec: spec.optional))
 
 
@@ -185,7 +190,9 @@ def read_declaration(name: str, root: Path, preset: str) -> Declaration:
     if name not in specs:
         known = ", ".join(specs)
         hint = did_you_mean(name, specs)
-        raise OmniForcingError(f"the pipeline has no stage {name!r}; it has: {known}{hint}")
+        raise OmniForcingError(
+            "pipeline.unknown-stage", f"the pipeline has no stage {name!r}; it has: {known}{hint}"
+        )
     spec = specs[name]
     inputs = tuple(specs[read].folder(preset) for read in spec.reads)
     return Declaration(spec, spec.folder(preset), inputs)
@@ -205,7 +212,8 @@ def check_preset(root: Path, preset: str) -> None:
         for key in preset_keys(spec.keys):
             if not _has(named, key):
                 raise OmniForcingError(
-                    f"{path} lacks {key!r}, which DVC tracks; name it there, if nothing differs with {{}}"
+                    "config.missing-value",
+                    f"{path} lacks {key!r}, which DVC tracks; name it there, if nothing differs with {{}}",
                 )
 
 
@@ -227,7 +235,8 @@ def tracked_preset(root: Path) -> str:
     named = (safe_load(path.read_text(encoding="utf-8")) or {}).get("preset")
     if not isinstance(named, str):
         raise OmniForcingError(
-            f"{path} has no line `preset: NAME`; add one, such as `preset: pocket`"
+            "config.missing-value",
+            f"{path} has no line `preset: NAME`; add one, such as `preset: pocket`",
         )
     return named
 

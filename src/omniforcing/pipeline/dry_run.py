@@ -155,7 +155,8 @@ def _weights(root: Path, config: Config) -> list[str]:
             if not path.exists():
                 loads = f"from where preset {config.preset} loads its {name}"
                 raise OmniForcingError(
-                    f"{path} is missing, {loads}; fetch the weights, or set {name}.path"
+                    "file.missing",
+                    f"{path} is missing, {loads}; fetch the weights, or set {name}.path",
                 )
             found.append(f"{name}.path={path}")
     return found
@@ -184,7 +185,9 @@ def _run_stages(root: Path, changed: list[str]) -> Iterator[Footprint]:
             process.kill()  # does nothing unless we are being stopped ourselves
         if process.exitcode:
             failed = f"{name} failed (exit code {process.exitcode})"
-            raise OmniForcingError(f"dry run of preset {config.preset}: {failed}, see above")
+            raise OmniForcingError(
+                "pipeline.dry-run-failed", f"dry run of preset {config.preset}: {failed}, see above"
+            )
         seconds, gigabytes = receive.recv()
         folder = root / read_declaration(name, root, config.preset).folder
         yield Footprint(

@@ -155,13 +155,14 @@ def refuse_old_lock(root: Path, preset: str) -> None:
         modules = [dep["path"] for dep in entry.get("deps", []) if dep["path"].startswith("src/")]
         if modules and name != CODE:
             raise OmniForcingError(
+                "pipeline.old-lock",
                 f"{path} was written for an older dvc.yaml: its stage {name} depends on "
-                f"{modules[0]}; `git checkout` a newer one, or delete it to run every stage again"
+                f"{modules[0]}; `git checkout` a newer one, or delete it to run every stage again",
             )
 
 
 def _stale_error(root: Path, path: str) -> OmniForcingError:
-    return OmniForcingError(f"{root / path} is stale; run `{WRITE}`")
+    return OmniForcingError("pipeline.stale-file", f"{root / path} is stale; run `{WRITE}`")
 
 
 def _wanted(root: Path) -> dict[str, str | None]:

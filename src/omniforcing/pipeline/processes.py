@@ -39,7 +39,9 @@ def run_side_by_side(jobs: Sequence[Job], failed: str) -> None:
                 process.kill()
                 process.join()
     if any(process.exitcode for process in processes):
-        raise OmniForcingError(f"{failed} (see above); run the stage again, it continues")
+        raise OmniForcingError(
+            "pipeline.command-failed", f"{failed} (see above); run the stage again, it continues"
+        )
 
 
 def _child(parent: int, job: Callable[..., None], arguments: tuple[Any, ...]) -> None:

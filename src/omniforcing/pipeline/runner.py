@@ -55,7 +55,8 @@ def call_python(command: Sequence[str], root: Path, **environment: str) -> None:
     if answer.returncode:
         shown = " ".join(command)
         raise OmniForcingError(
-            f"`{shown}` failed, see above; mend it and run the same command again, it continues there"
+            "pipeline.command-failed",
+            f"`{shown}` failed, see above; mend it and run the same command again, it continues there",
         )
 
 

@@ -76,7 +76,8 @@ class Stage:
         folder = read_declaration(stage, self.root, self.config.preset).folder
         if folder not in self.declaration.inputs:
             raise OmniForcingError(
-                f"stage {self.name} reads {folder}, which {DECLARATION} does not list; add {stage!r} there and run `{WRITE}`"
+                "pipeline.undeclared-input",
+                f"stage {self.name} reads {folder}, which {DECLARATION} does not list; add {stage!r} there and run `{WRITE}`",
             )
         return self.data_root / folder
 
@@ -150,7 +151,8 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
         except BlockingIOError as error:
             file.seek(0)
             raise OmniForcingError(
-                f"{what} is already running (process {file.read()}); wait for it or stop it"
+                "pipeline.already-running",
+                f"{what} is already running (process {file.read()}); wait for it or stop it",
             ) from error
         file.truncate(0)
         file.write(str(os.getpid()))

@@ -110,7 +110,8 @@ def connect(root: Path) -> Any:
                 client.create_experiment(EXPERIMENT, artifact_location=local)
         except MlflowException as error:
             raise OmniForcingError(
-                f"MLflow at {uri} does not answer ({error}); check MLFLOW_TRACKING_URI"
+                "pipeline.no-mlflow",
+                f"MLflow at {uri} does not answer ({error}); check MLFLOW_TRACKING_URI",
             ) from error
     return client
 

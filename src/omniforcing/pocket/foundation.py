@@ -78,21 +78,26 @@ def take_kept(
     folder = KEPT / part
     remedy = _REMEDY.format(part=part)
     if not folder.is_dir():
-        raise OmniForcingError(f"the package keeps no {part} ({folder} is missing); {remedy}")
+        raise OmniForcingError(
+            "file.missing", f"the package keeps no {part} ({folder} is missing); {remedy}"
+        )
     verify_manifest(folder)
     record: dict[str, Any] = read_json(folder.with_suffix(".json"))
     if record["weights"] != weights_digest(folder):
         raise OmniForcingError(
-            f"the weights in {folder} are not those that {part}.json records; restore them, or {remedy}"
+            "file.altered",
+            f"the weights in {folder} are not those that {part}.json records; restore them, or {remedy}",
         )
     different = _differences(record["architecture"], architecture(config, part))
     if different:
         raise OmniForcingError(
-            f"the kept {part} does not fit preset {config.preset}: {part}.{different[0]}; {remedy}"
+            "pocket.other-config",
+            f"the kept {part} does not fit preset {config.preset}: {part}.{different[0]}; {remedy}",
         )
     if codec is not None and record.get("latent_space") != latent_space_digest(codec):
         raise OmniForcingError(
-            f"the kept {part} was trained on another codec than {codec}; {remedy}"
+            "pocket.other-codec",
+            f"the kept {part} was trained on another codec than {codec}; {remedy}",
         )
     shutil.copytree(folder, destination, dirs_exist_ok=True)
     return record

@@ -108,7 +108,8 @@ def pool(
     """
     if len(seen) < 2:
         raise OmniForcingError(
-            f"sync needs another clip's sound for comparison, found {len(seen)} clip; raise evaluate.clips"
+            "data.too-few-clips",
+            f"sync needs another clip's sound for comparison, found {len(seen)} clip; raise evaluate.clips",
         )
     events = np.array([_histogram([*s, *h], edges) for s, h in zip(seen, heard, strict=True)])
     hits = np.array([[_hits(s, h, tolerance, edges) for h in heard] for s in seen])

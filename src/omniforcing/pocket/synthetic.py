@@ -164,10 +164,13 @@ def make_clip(
         OmniForcingError: if there are fewer than 1 or more than 4 balls, or no second.
     """
     if not 1 <= balls <= len(COLOURS):
-        raise OmniForcingError(f"a synthetic clip has 1 to {len(COLOURS)} balls, not {balls}")
+        raise OmniForcingError(
+            "config.out-of-range", f"a synthetic clip has 1 to {len(COLOURS)} balls, not {balls}"
+        )
     if seconds < 1:
         raise OmniForcingError(
-            f"a synthetic clip lasts at least 1 s, not {seconds}; change clips.seconds"
+            "config.out-of-range",
+            f"a synthetic clip lasts at least 1 s, not {seconds}; change clips.seconds",
         )
     rng = np.random.default_rng([seed, index])
     room = _draw_room(rng)

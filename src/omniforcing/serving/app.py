@@ -75,7 +75,7 @@ def build_app(service: Service) -> Starlette:
 
 def _refusal(service: Service, refused: Refused) -> Response:
     service.gauges.refused.labels(refused.reason).inc()
-    return JSONResponse({"error": str(refused)}, refused.status)
+    return JSONResponse({"error": str(refused), "code": refused.code}, refused.status)
 
 
 def _page_headers(page: str) -> dict[str, str]:

@@ -88,19 +88,23 @@ class _Fields:
     def take(self, name: str, kind: type, default: Any = ...) -> Any:
         value = self._values.pop(name, default)
         if value is ...:
-            raise ProtocolError(f"{self._kind!r} lacks {name!r}")
+            raise ProtocolError("serving.missing-field", f"{self._kind!r} lacks {name!r}")
         fits = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             fits, value = True, float(value)
         if value is not default and not fits:
             raise ProtocolError(
-                f"{self._kind!r}: {name!r} is {type(value).__name__}, expected {kind.__name__}"
+                "serving.bad-field",
+                f"{self._kind!r}: {name!r} is {type(value).__name__}, expected {kind.__name__}",
             )
         return value
 
     def finish(self) -> None:
         if self._values:
-            raise ProtocolError(f"{self._kind!r} has the unknown field {min(self._values)!r}")
+            raise ProtocolError(
+                "serving.unknown-field",
+                f"{self._kind!r} has the unknown field {min(self._values)!r}",
+            )
 
 
 def parse(text: str, limits: Limits) -> Message:
@@ -114,14 +118,19 @@ def parse(text: str, limits: Limits) -> Message:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ProtocolError(
-            f"the message is no json ({str(error)[:80]}); docs/protocol.md lists the messages"
+            "serving.malformed-message",
+            f"the message is no json ({str(error)[:80]}); docs/protocol.md lists the messages",
         ) from error
     if not isinstance(values, dict) or not isinstance(values.get("type"), str):
-        raise ProtocolError('a message is a json object with a "type"; docs/protocol.md lists them')
+        raise ProtocolError(
+            "serving.malformed-message",
+            'a message is a json object with a "type"; docs/protocol.md lists them',
+        )
     kind = values.pop("type")
     if kind not in _READERS:
         raise ProtocolError(
-            f"there is no message of type {kind[:40]!r}; known are {', '.join(_READERS)}"
+            "serving.unknown-message",
+            f"there is no message of type {kind[:40]!r}; known are {', '.join(_READERS)}",
         )
     fields = _Fields(kind, values)
     message = _READERS[kind](fields, limits)
@@ -133,7 +142,8 @@ def _prompt(fields: _Fields, limits: Limits) -> str:
     prompt: str = fields.take("prompt", str)
     if len(prompt) > limits.prompt_chars:
         raise RequestError(
-            f"the prompt has {len(prompt):,} characters, at most {limits.prompt_chars:,} are taken; shorten it"
+            "serving.prompt-too-long",
+            f"the prompt has {len(prompt):,} characters, at most {limits.prompt_chars:,} are taken; shorten it",
         )
     check_prompt(prompt)
     return prompt
@@ -143,7 +153,8 @@ def _start(fields: _Fields, limits: Limits) -> Start:
     prompt, seconds = _prompt(fields, limits), fields.take("seconds", float, limits.seconds)
     if seconds > limits.seconds:
         raise RequestError(
-            f"a stream of {seconds:g} seconds is too long; this server allows {limits.seconds:g}"
+            "serving.stream-too-long",
+            f"a stream of {seconds:g} seconds is too long; this server allows {limits.seconds:g}",
         )
     request = Request(prompt, seconds, fields.take("seed", int, 0))
     return Start(request, fields.take("image", bool, False), fields.take("paced", bool, True))
@@ -159,7 +170,8 @@ def _position(fields: _Fields, _: Limits) -> Position:
     seconds, stalls = fields.take("seconds", float), fields.take("stalls", int, 0)
     if not math.isfinite(seconds) or seconds < 0 or stalls < 0:
         raise ProtocolError(
-            f"'position' counts seconds and stalls from 0, found {seconds} and {stalls}"
+            "serving.bad-field",
+            f"'position' counts seconds and stalls from 0, found {seconds} and {stalls}",
         )
     return Position(seconds, stalls)
 

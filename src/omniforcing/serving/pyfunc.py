@@ -49,7 +49,8 @@ def rows_of(model_input: Any) -> list[dict[str, Any]]:
     table = pd.DataFrame([model_input] if isinstance(model_input, dict) else model_input)
     if "prompt" not in table:
         raise OmniForcingError(
-            f"the input has the columns {list(table)}; a row is prompt, and if you like seconds and seed"
+            "serving.wrong-columns",
+            f"the input has the columns {list(table)}; a row is prompt, and if you like seconds and seed",
         )
     for name, default in DEFAULTS.items():
         table[name] = (

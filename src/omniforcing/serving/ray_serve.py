@@ -49,7 +49,8 @@ def app(arguments: Mapping[str, str]) -> serve.Application:
     """
     if "artifact" not in arguments:
         raise OmniForcingError(
-            "name the artifact: serve run omniforcing.serving.ray_serve:app artifact=FOLDER"
+            "option.missing",
+            "name the artifact: serve run omniforcing.serving.ray_serve:app artifact=FOLDER",
         )
     folder = Path(arguments["artifact"]).resolve()  # replicas run elsewhere
     Artifact.open(folder)
@@ -59,7 +60,9 @@ def app(arguments: Mapping[str, str]) -> serve.Application:
     try:
         drain = float(arguments.get("drain", "10"))
     except ValueError as error:
-        raise OmniForcingError(f"drain={arguments['drain']} is no number of seconds") from error
+        raise OmniForcingError(
+            "option.malformed", f"drain={arguments['drain']} is no number of seconds"
+        ) from error
 
     def build() -> Starlette:
         service = Service(Engine(folder, device, speed), Limits(), origins, token)

@@ -107,10 +107,12 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
             raise OmniForcingError(
-                f"port {port} of {host} is in use; choose another one with --port"
+                "serving.port-in-use",
+                f"port {port} of {host} is in use; choose another one with --port",
             ) from error
         raise OmniForcingError(
-            f"cannot listen at {host}, port {port}: {error}; choose another --host or --port"
+            "serving.cannot-listen",
+            f"cannot listen at {host}, port {port}: {error}; choose another --host or --port",
         ) from error
 
 

@@ -22,10 +22,17 @@ BEARER = (
 
 
 class Refused(OmniForcingError):
-    """A connection that is not taken, with the HTTP status that says so and the reason that is counted."""
+    """A connection that is not taken.
 
-    def __init__(self, status: int, reason: str, message: str) -> None:
-        super().__init__(message)
+    Args:
+        code: as of every error.
+        message: likewise.
+        status: of the HTTP answer.
+        reason: the label under which the gauges count it.
+    """
+
+    def __init__(self, code: str, message: str, status: int, reason: str) -> None:
+        super().__init__(code, message)
         self.status, self.reason = status, reason
 
 
@@ -47,7 +54,8 @@ class Service:
     ) -> None:
         if token is not None and not re.fullmatch(r"[A-Za-z0-9._~-]{8,}", token):
             raise OmniForcingError(
-                "the token must be 8 or more letters, digits and . _ ~ -, which browsers can send"
+                "serving.bad-token",
+                "the token must be 8 or more letters, digits and . _ ~ -, which browsers can send",
             )
         self.engine, self.limits, self.gauges = engine, limits, Gauges()
         self._origins, self._token = {origin.rstrip("/").lower() for origin in origins}, token
@@ -76,9 +84,10 @@ class Service:
             tokens.append(value.strip())
         if not any(hmac.compare_digest(token.encode(), self._token.encode()) for token in tokens):
             raise Refused(
+                "serving.wrong-token",
+                "this server wants a bearer token; send it in Authorization or as a subprotocol",
                 401,
                 "token",
-                "this server wants a bearer token; send it in Authorization or as a subprotocol",
             )
 
     def admit(self, headers: Mapping[str, str]) -> None:
@@ -90,19 +99,23 @@ class Service:
         origin = headers.get("origin")
         if origin is not None and origin.lower() not in self._origins:
             raise Refused(
+                "serving.foreign-origin",
+                f"pages of {origin} may not connect; the server's --origin names those that may",
                 403,
                 "origin",
-                f"pages of {origin} may not connect; the server's --origin names those that may",
             )
         self.authorise(headers)
         if SUBPROTOCOL not in [
             word.strip() for word in headers.get("sec-websocket-protocol", "").split(",")
         ]:
             raise Refused(
-                400, "protocol", f"this server speaks the subprotocol {SUBPROTOCOL}; offer it"
+                "serving.wrong-protocol",
+                f"this server speaks the subprotocol {SUBPROTOCOL}; offer it",
+                400,
+                "protocol",
             )
         if (reason := self.not_ready()) is not None:
-            raise Refused(503, "busy", reason)
+            raise Refused("serving.busy", reason, 503, "busy")
 
     def not_ready(self) -> str | None:
         """Why no session would be taken now; None if one would."""

@@ -78,8 +78,10 @@ class Session:
         except Exception as error:
             reason, code = "failed", FAULT
             logger.exception("a session failed")
-            message = explain(error) or "the stream failed inside; the server's log says why"
-            await self._last_words("error", message=message, fatal=True)
+            told = explain(error) or OmniForcingError(
+                "serving.fault", "the stream failed inside; the server's log says why"
+            )
+            await self._last_words("error", **told.as_json(), fatal=True)
         finally:
             for watcher in self._watchers:
                 watcher.cancel()
@@ -117,12 +119,17 @@ class Session:
                 if message.image == (self._image is not None):
                     return message
                 await self._mistake(
-                    'an image is sent before "start", which then says "image": true'
+                    ProtocolError(
+                        "serving.late-image",
+                        'an image is sent before "start", which then says "image": true',
+                    )
                 )
             elif isinstance(message, Command) and message.name == "stop":
                 raise _End("stopped")
             elif message is not None:
-                await self._mistake('the stream has not begun; send "start"')
+                await self._mistake(
+                    ProtocolError("serving.not-begun", 'the stream has not begun; send "start"')
+                )
 
     def _open(self, start: Start) -> Stream:
         engine, request = self._service.engine, start.request
@@ -150,7 +157,10 @@ class Session:
                 await self._obey(stream, message.name)
             elif message is not None:
                 await self._mistake(
-                    "the stream has begun already; open another connection for another one"
+                    ProtocolError(
+                        "serving.begun-already",
+                        "the stream has begun already; open another connection for another one",
+                    )
                 )
 
     async def _obey(self, stream: Stream, command: str) -> None:
@@ -174,26 +184,29 @@ class Session:
                 return None
             return parse(event["text"], self._service.limits)
         except OmniForcingError as error:
-            await self._mistake(str(error))
+            await self._mistake(error)
             return None
 
     async def _take_image(self, data: bytes) -> None:
         if self._stream is not None:
-            raise ProtocolError("the stream has begun already; an image is sent before it")
+            raise ProtocolError(
+                "serving.late-image", "the stream has begun already; an image is sent before it"
+            )
         if len(data) > self._service.limits.image_bytes:
             most = self._service.limits.image_bytes
             raise ProtocolError(
-                f"the image has {len(data):,} bytes, at most {most:,} are taken; scale it down"
+                "streaming.image-too-large",
+                f"the image has {len(data):,} bytes, at most {most:,} are taken; scale it down",
             )
         await self._call(
             self._service.engine.image, data
         )  # a bad one is answered now, not when the stream begins
         self._image = data
 
-    async def _mistake(self, message: str) -> None:
+    async def _mistake(self, error: OmniForcingError) -> None:
         self._mistakes += 1
         self._service.gauges.mistakes.inc()
-        await self._say("error", message=message, fatal=False)
+        await self._say("error", **error.as_json(), fatal=False)
         if self._mistakes >= self._service.limits.mistakes:
             raise _End("mistakes", AGAINST_THE_RULES)
 
@@ -241,7 +254,7 @@ class Session:
             try:
                 applied = await asyncio.wrap_future(future)
             except NotApplied as error:
-                await self._say("dropped", id=number, reason=str(error))
+                await self._say("dropped", id=number, reason=str(error), code=error.code)
             else:
                 self._service.gauges.prompts.inc()
                 await self._say("applied", id=number, block=applied.block, seconds=applied.seconds)

@@ -110,7 +110,8 @@ class StreamSettings:
         schema = values.pop("schema", None) if isinstance(values, dict) else None
         if schema != SCHEMA:
             raise ArtifactError(
-                f"{path} has schema {schema}, this version reads schema {SCHEMA}; export the artifact again"
+                "file.unknown-schema",
+                f"{path} has schema {schema}, this version reads schema {SCHEMA}; export the artifact again",
             )
         fields = dataclasses.fields(cls)
         names, needed = (
@@ -122,14 +123,19 @@ class StreamSettings:
             ("has the unknown key", values.keys() - names),
         ):
             if keys:
-                raise ArtifactError(f"{path} {problem} {min(keys)!r}; export the artifact again")
+                raise ArtifactError(
+                    "streaming.damaged-settings",
+                    f"{path} {problem} {min(keys)!r}; export the artifact again",
+                )
         if values["layout"] not in LAYOUTS:
             raise ArtifactError(
-                f"{path} names layout {values['layout']!r}; this version knows {', '.join(LAYOUTS)}"
+                "streaming.unknown-setting",
+                f"{path} names layout {values['layout']!r}; this version knows {', '.join(LAYOUTS)}",
             )
         if values["stabiliser"] not in (known := [stabiliser.value for stabiliser in Stabiliser]):
             raise ArtifactError(
-                f"{path} names stabiliser {values['stabiliser']!r}; this version knows {', '.join(known)}"
+                "streaming.unknown-setting",
+                f"{path} names stabiliser {values['stabiliser']!r}; this version knows {', '.join(known)}",
             )
         for unit, value, able in (
             ("fps", values.get("fps", FPS), (FPS,)),
@@ -137,12 +143,13 @@ class StreamSettings:
         ):
             if value not in able:
                 raise ArtifactError(
-                    f"{path} asks for {value} {unit}; this version streams {', '.join(map(str, able))}"
+                    "streaming.unknown-setting",
+                    f"{path} asks for {value} {unit}; this version streams {', '.join(map(str, able))}",
                 )
         try:
             LAYOUTS[values["layout"]].check_window(values["window"], values["horizon"])
         except LayoutError as error:
-            raise ArtifactError(f"{path}: {error}") from error
+            raise ArtifactError("streaming.damaged-settings", f"{path}: {error}") from error
         return cls(**values)
 
     @property
@@ -183,7 +190,8 @@ class Artifact:
         folder = Path(folder)
         if not (folder / SETTINGS_FILE).is_file():
             raise ArtifactError(
-                f"{folder} is not an artifact, it has no {SETTINGS_FILE}; give the folder of an export stage"
+                "streaming.not-an-artifact",
+                f"{folder} is not an artifact, it has no {SETTINGS_FILE}; give the folder of an export stage",
             )
         if verify:
             verify_manifest(folder)
@@ -200,7 +208,8 @@ def _copy(source: Path, parts: tuple[str, ...], target: Path) -> None:
             shutil.copyfile(origin, target / part)
         else:
             raise ArtifactError(
-                f"{origin} is missing, which an artifact needs; run the stage that writes it"
+                "file.missing",
+                f"{origin} is missing, which an artifact needs; run the stage that writes it",
             )
 
 

@@ -113,13 +113,15 @@ def check_target(path: Path) -> None:
         return
     if path.suffix.lower() != ".mp4":
         raise OmniForcingError(
-            f"{path} does not end in .mp4, the only format that is written; rename it in --out"
+            "option.malformed",
+            f"{path} does not end in .mp4, the only format that is written; rename it in --out",
         )
     if path.is_dir():
-        raise OmniForcingError(f"{path} is a folder; name a file in --out")
+        raise OmniForcingError("file.is-a-folder", f"{path} is a folder; name a file in --out")
     if not path.parent.is_dir():
         raise OmniForcingError(
-            f"the folder {path.parent} does not exist; make it or choose another --out"
+            "file.no-folder",
+            f"the folder {path.parent} does not exist; make it or choose another --out",
         )
 
 
@@ -230,13 +232,13 @@ def _prepare(device: str, threads: int) -> None:
 
     logging.disable_progress_bar()  # one bar is enough: ours
     if threads < 1:
-        raise OmniForcingError(f"--threads is {threads}; the least is 1")
+        raise OmniForcingError("option.out-of-range", f"--threads is {threads}; the least is 1")
     torch.set_num_threads(threads)
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise OmniForcingError(
-            f"--device {device} does not work here: {str(error).splitlines()[0]}"
+            "device.unusable", f"--device {device} does not work here: {str(error).splitlines()[0]}"
         ) from error
 
 
@@ -247,11 +249,13 @@ def _check(args: argparse.Namespace) -> list[tuple[float, str]]:
     check_target(args.out)
     if sum(x is not None for x in (args.image, args.clip, args.resume)) > 1:
         raise OmniForcingError(
-            "a stream begins with one of --image, --continue and --resume; leave the others out"
+            "option.conflict",
+            "a stream begins with one of --image, --continue and --resume; leave the others out",
         )
     if args.save and args.endless:
         raise OmniForcingError(
-            "--save writes the state at the end, which --endless has not; give --seconds"
+            "option.conflict",
+            "--save writes the state at the end, which --endless has not; give --seconds",
         )
     Request(
         "resumed" if args.resume and args.prompt is None else args.prompt, args.seconds, args.seed
@@ -263,7 +267,7 @@ def _check(args: argparse.Namespace) -> list[tuple[float, str]]:
             changes.append((float(seconds), prompt))
         except ValueError as error:
             raise OmniForcingError(
-                f"--then {seconds}: give the seconds, then the prompt"
+                "option.malformed", f"--then {seconds}: give the seconds, then the prompt"
             ) from error
     return changes
 
@@ -290,7 +294,7 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise OmniForcingError(
-            f"{path} cannot be read ({error.strerror}); name an image in --image"
+            "file.unreadable", f"{path} cannot be read ({error.strerror}); name an image in --image"
         ) from error
 
 

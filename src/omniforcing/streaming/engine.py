@@ -88,7 +88,8 @@ class Engine:
             if found != needed:
                 place = self.artifact.folder
                 raise ArtifactError(
-                    f"{what}: {found}, but its codec has {needed}; {place} mixes parts, export it again"
+                    "streaming.mixed-artifact",
+                    f"{what}: {found}, but its codec has {needed}; {place} mixes parts, export it again",
                 )
 
     @cached_property

@@ -54,7 +54,8 @@ def read_image(data: bytes, height: int, width: int) -> np.ndarray:
 
     if len(data) > IMAGE_BYTES:
         raise OpeningError(
-            f"the image has {len(data):,} bytes, at most {IMAGE_BYTES:,} are taken; scale it down"
+            "streaming.image-too-large",
+            f"the image has {len(data):,} bytes, at most {IMAGE_BYTES:,} are taken; scale it down",
         )
     try:
         with warnings.catch_warnings():
@@ -64,12 +65,14 @@ def read_image(data: bytes, height: int, width: int) -> np.ndarray:
             image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
         if image.width * image.height > IMAGE_PIXELS:
             raise OpeningError(
-                f"the image has {image.width}x{image.height} pixels, too many; scale it down"
+                "streaming.image-too-large",
+                f"the image has {image.width}x{image.height} pixels, too many; scale it down",
             )
         picture = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (width, height))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise OpeningError(
-            f"the image cannot be read ({error}); give a {', '.join(IMAGE_FORMATS)} file"
+            "streaming.unreadable-image",
+            f"the image cannot be read ({error}); give a {', '.join(IMAGE_FORMATS)} file",
         ) from error
     return np.array(picture)
 
@@ -84,7 +87,8 @@ def clip_opening(path: Path, codec: Codec, table: BlockTable) -> Opening:
     seconds = (len(frames) - 1) // FPS
     if seconds < 1:
         raise OpeningError(
-            f"{path} has {len(frames)} frames; a stream can go on from {clip_frames(1)} or more, one second"
+            "streaming.clip-too-short",
+            f"{path} has {len(frames)} frames; a stream can go on from {clip_frames(1)} or more, one second",
         )
     first = len(frames) - clip_frames(seconds)
     start = round(first / FPS * SAMPLE_RATE)
@@ -107,7 +111,8 @@ def _encode(codec: Codec, media: Pair[Tensor]) -> Latents:
         return codec.encode(media)
     except ModuleNotFoundError as error:  # mel spectrograms are of the training side
         raise OpeningError(
-            f"to go on from a clip, its sound must be encoded, which needs the package {error.name}"
+            "package.missing",
+            f"to go on from a clip, its sound must be encoded, which needs the package {error.name}",
         ) from error
 
 
@@ -127,14 +132,16 @@ def _read_clip(path: Path, codec: Codec) -> tuple[np.ndarray, np.ndarray]:
             wanted = f"{codec.width}x{codec.height} at {FPS} fps"
             if found != wanted:
                 raise OpeningError(
-                    f"{path} has {found}; a stream goes on from {wanted}: convert it first"
+                    "streaming.wrong-clip",
+                    f"{path} has {found}; a stream goes on from {wanted}: convert it first",
                 )
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video)]
             container.seek(0)
             sound = [frame.to_ndarray() for frame in _as_encoded(container.decode(audio))]
     except (OSError, IndexError, ValueError) as error:
         raise OpeningError(
-            f"{path} is no readable clip with picture and sound ({error}); give an MP4"
+            "streaming.unreadable-clip",
+            f"{path} is no readable clip with picture and sound ({error}); give an MP4",
         ) from error
     return np.stack(frames), np.concatenate(sound, 1)
 

@@ -34,7 +34,8 @@ class Request:
             not math.isfinite(self.seconds) or round(FPS * self.seconds) < 1
         ):
             raise RequestError(
-                f"a stream cannot last {self.seconds} seconds; ask for at least {1 / FPS:.3f}, one frame"
+                "streaming.no-time",
+                f"a stream cannot last {self.seconds} seconds; ask for at least {1 / FPS:.3f}, one frame",
             )
         if (
             isinstance(self.seed, bool)
@@ -42,7 +43,8 @@ class Request:
             or not 0 <= self.seed <= MAX_SEED
         ):
             raise RequestError(
-                f"the seed is {self.seed!r}; use a whole number from 0 to {MAX_SEED}"
+                "streaming.bad-seed",
+                f"the seed is {self.seed!r}; use a whole number from 0 to {MAX_SEED}",
             )
 
     @property
@@ -76,4 +78,6 @@ def check_prompt(prompt: str) -> None:
         RequestError: if it is no text, or says nothing.
     """
     if not isinstance(prompt, str) or not prompt.strip():
-        raise RequestError(f"the prompt is {prompt!r}; say in words what to show and hear")
+        raise RequestError(
+            "streaming.no-prompt", f"the prompt is {prompt!r}; say in words what to show and hear"
+        )

@@ -82,19 +82,23 @@ class StreamState:
             schema, owner = facts["schema"], facts["artifact"]
         except FileNotFoundError as error:
             raise StateError(
-                f"{path} does not exist; give a file that a stream's state was saved to"
+                "file.missing",
+                f"{path} does not exist; give a file that a stream's state was saved to",
             ) from error
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise StateError(
-                f"{path} is not the state of a stream ({error}); give a file that one was saved to"
+                "file.unreadable",
+                f"{path} is not the state of a stream ({error}); give a file that one was saved to",
             ) from error
         if schema != SCHEMA:
             raise StateError(
-                f"{path} has schema {schema}, this version reads schema {SCHEMA}; save the stream again"
+                "file.unknown-schema",
+                f"{path} has schema {schema}, this version reads schema {SCHEMA}; save the stream again",
             )
         if owner != artifact:
             raise StateError(
-                f"{path} belongs to another artifact (manifest {owner[:12]}, this one's is {artifact[:12]})"
+                "streaming.other-artifact",
+                f"{path} belongs to another artifact (manifest {owner[:12]}, this one's is {artifact[:12]})",
             )
         on_device = {
             name: x if name.endswith("generator") else x.to(device) for name, x in tensors.items()

@@ -63,7 +63,7 @@ class Controls:
         wish.done.set_running_or_notify_cancel()  # whoever waits may give up, but not take the wish back
         with self._changed:
             if self._over:
-                wish.done.set_exception(NotApplied("the stream is over"))
+                wish.done.set_exception(NotApplied("streaming.over", "the stream is over"))
             elif isinstance(wish, Switch):
                 self._switches.append(wish)
             else:
@@ -113,7 +113,9 @@ class Controls:
             )
             self._switches = [wish for wish in self._switches if wish not in switches]
         for overtaken in switches[:-1]:
-            overtaken.done.set_exception(NotApplied("another prompt came before the next block"))
+            overtaken.done.set_exception(
+                NotApplied("streaming.overtaken", "another prompt came before the next block")
+            )
         return (switches[-1] if switches else None), saves
 
     def _due_saves(self, index: int) -> list[Wish[StreamState]]:
@@ -127,4 +129,4 @@ class Controls:
             self._switches, self._saves = [], []
             self._changed.notify_all()
         for wish in waiting:
-            wish.done.set_exception(NotApplied("the stream ended before"))
+            wish.done.set_exception(NotApplied("streaming.over", "the stream ended before"))

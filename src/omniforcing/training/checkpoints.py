@@ -40,8 +40,9 @@ def latest(work: Path, sharded: bool) -> Path | None:
     if not here and (foreign := [path for path in other if path.exists()]):
         wanted = "ddp, or without a cluster" if sharded else "fsdp or hybrid"
         raise OmniForcingError(
+            "training.other-strategy",
             f"{foreign[-1]} was written by a training that {'did not shard' if sharded else 'sharded'} its models; go on with "
-            f"cluster.strategy {wanted}, or remove it to start afresh"
+            f"cluster.strategy {wanted}, or remove it to start afresh",
         )
     return here[-1] if here else None
 

@@ -49,7 +49,8 @@ class _Steps(IterableDataset):
             yield step, batch
         if step + 1 < self.last:
             raise OmniForcingError(
-                f"the data of epoch {self.epoch} ended at step {step + 1} of {self.last}: too few samples"
+                "data.too-few-clips",
+                f"the data of epoch {self.epoch} ended at step {step + 1} of {self.last}: too few samples",
             )
 
 
@@ -111,7 +112,8 @@ class _Curves(Callback):
             values |= self.probe()
         if not all(map(_finite, values.values())):
             raise OmniForcingError(
-                f"step {step}: {values} is not finite; lower the learning rate or check the data"
+                "training.not-finite",
+                f"step {step}: {values} is not finite; lower the learning rate or check the data",
             )
         self.rows.append({"step": str(step), **{k: f"{v:.6g}" for k, v in values.items()}})
         if self.sink and distributed.rank() == 0:
@@ -201,7 +203,8 @@ def fit(
     except (RuntimeError, KeyError) as error:
         if "state_dict" in str(error):
             raise OmniForcingError(
-                f"{checkpoint} is of another model; remove {work} to start afresh"
+                "training.other-model",
+                f"{checkpoint} is of another model; remove {work} to start afresh",
             ) from error
         raise
     if runner.interrupted:

@@ -138,8 +138,9 @@ def _refuse_unknown(keys: Iterable[str], known: Iterable[str], where: str) -> No
         near = difflib.get_close_matches(unknown[0], known, n=1)
         hint = f" (like {near[0]!r}?)" if near else ""
         raise WeightsError(
+            "weights.unknown-key",
             f"{where}: the transformer config has the unknown key {unknown[0]!r}{hint}; it may be of a pruned model or of a "
-            f"release after LTX-2.5, which this version cannot compute: use the weights of LTX-2.0, 2.3 or 2.5"
+            f"release after LTX-2.5, which this version cannot compute: use the weights of LTX-2.0, 2.3 or 2.5",
         )
 
 
@@ -147,8 +148,9 @@ def _require(values: Mapping[str, Any], keys: Iterable[str], where: str) -> None
     missing = [key for key in keys if key not in values]
     if missing:
         raise WeightsError(
+            "weights.missing-key",
             f"{where}: the transformer config lacks {missing[0]!r}, which no tensor's shape shows; take the file as its "
-            f"authors published it, metadata included"
+            f"authors published it, metadata included",
         )
 
 
@@ -164,7 +166,8 @@ def _refuse_no_measures(values: Mapping[str, Any], where: str) -> None:
                 else f"a value like {like!r}"
             )
             raise WeightsError(
-                f"{where}: the transformer config says {key}={value!r}; {needed} is needed there"
+                "weights.bad-value",
+                f"{where}: the transformer config says {key}={value!r}; {needed} is needed there",
             )
 
 
@@ -178,7 +181,8 @@ def checked(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     kind = config.get("_class_name", LTX2VideoTransformer3DModel.__name__)
     if kind != LTX2VideoTransformer3DModel.__name__:
         raise WeightsError(
-            f"{where} describes a {kind}; a {LTX2VideoTransformer3DModel.__name__} is needed there"
+            "weights.wrong-class",
+            f"{where} describes a {kind}; a {LTX2VideoTransformer3DModel.__name__} is needed there",
         )
     values = {key: value for key, value in config.items() if not key.startswith("_")}
     _refuse_unknown(values, _PARAMETERS, where)
@@ -187,13 +191,15 @@ def checked(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     patched = [key for key in _PATCHES if values.get(key, 1) != 1]
     if patched:
         raise WeightsError(
-            f"{where}: the transformer config says {patched[0]}={values[patched[0]]!r}; LTX-2 has tokens of one latent"
+            "weights.unsupported-config",
+            f"{where}: the transformer config says {patched[0]}={values[patched[0]]!r}; LTX-2 has tokens of one latent",
         )
     heads, audio_heads = values["num_attention_heads"], values["audio_num_attention_heads"]
     if heads != audio_heads:
         raise WeightsError(
+            "weights.unsupported-config",
             f"{where}: num_attention_heads is {heads} but audio_num_attention_heads is {audio_heads}; the cross-modal RoPE "
-            f"needs them equal, as they are in every LTX-2 release"
+            f"needs them equal, as they are in every LTX-2 release",
         )
     return values
 
@@ -221,7 +227,8 @@ def from_metadata(values: Mapping[str, Any], shapes: Shapes, where: str) -> dict
     for key, value in _FIXED.items():
         if values.get(key, value) != value:
             raise WeightsError(
-                f"{where}: the transformer config says {key}={values[key]!r}; LTX-2 has {value!r}"
+                "weights.unsupported-config",
+                f"{where}: the transformer config says {key}={values[key]!r}; LTX-2 has {value!r}",
             )
     values = {
         **_ABSENT,
@@ -232,7 +239,8 @@ def from_metadata(values: Mapping[str, Any], shapes: Shapes, where: str) -> dict
     if values["frequencies_precision"] not in _PRECISIONS:
         found = values["frequencies_precision"]
         raise WeightsError(
-            f"{where}: the transformer config says frequencies_precision={found!r}; it must be one of {_PRECISIONS}"
+            "weights.bad-value",
+            f"{where}: the transformer config says frequencies_precision={found!r}; it must be one of {_PRECISIONS}",
         )
     frames, height, width = _positions(values, maximum[0], 3, where)
     config = {
@@ -253,7 +261,8 @@ def _positions(values: Mapping[str, Any], key: str, count: int, where: str) -> l
     found = values[key]
     if not isinstance(found, list) or len(found) != count:
         raise WeightsError(
-            f"{where}: the transformer config says {key}={found!r}; a list of {count} (seconds, pixels) is needed"
+            "weights.bad-value",
+            f"{where}: the transformer config says {key}={found!r}; a list of {count} (seconds, pixels) is needed",
         )
     return found
 
@@ -263,7 +272,8 @@ def _matrix(shapes: Shapes, name: str, where: str) -> tuple[int, ...]:
     if len(shape) != 2:
         found = f"has shape {list(shape)}" if name in shapes else "is missing"
         raise WeightsError(
-            f"{where}: tensor {name} {found}; a matrix is expected: take LTX-2 weights as their authors published them"
+            "weights.wrong-shape",
+            f"{where}: tensor {name} {found}; a matrix is expected: take LTX-2 weights as their authors published them",
         )
     return shape
 
@@ -284,7 +294,8 @@ def to_metadata(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     ]
     if differing:
         raise WeightsError(
-            f"{where}: Lightricks' format cannot say {differing[0]}={config[differing[0]]!r}; keep to diffusers format"
+            "weights.cannot-convert",
+            f"{where}: Lightricks' format cannot say {differing[0]}={config[differing[0]]!r}; keep to diffusers format",
         )
     values = {theirs: config[ours] for theirs, ours in _KEYS.items() if ours in config}
     return {
@@ -344,5 +355,6 @@ def expected_shapes(config: Mapping[str, Any], where: str) -> dict[str, tuple[in
     except Exception as error:  # diffusers fails in as many ways as there are wrong values
         reason = str(error).splitlines()[0]
         raise WeightsError(
-            f"{where}: no transformer can be built from its config ({reason}); use the config as published"
+            "weights.unsupported-config",
+            f"{where}: no transformer can be built from its config ({reason}); use the config as published",
         ) from error

@@ -125,8 +125,9 @@ def open_checkpoint(source: Path) -> Checkpoint:
         found = _omniforcing(place, tensors)
     else:
         raise WeightsError(
+            "weights.no-transformer",
             f"{place} holds no LTX-2 transformer: it begins with {min(tensors, default='nothing')!r}; name a diffusers folder, "
-            f"Lightricks' file or OmniForcing's index"
+            f"Lightricks' file or OmniForcing's index",
         )
     return _verified(replace(found, sinks=found.sinks or _sinks_beside(source)))
 
@@ -138,7 +139,8 @@ def _sinks_beside(source: Path) -> Entry | None:
     kept = _headers(file)[0]
     if "sinks" not in kept or len(kept["sinks"].shape) != 2:
         raise WeightsError(
-            f"{file} must hold sinks [S, audio width], but holds {sorted(kept)}; export it again"
+            "weights.missing-tensor",
+            f"{file} must hold sinks [S, audio width], but holds {sorted(kept)}; export it again",
         )
     return kept["sinks"] if kept["sinks"].shape[0] else None
 
@@ -151,12 +153,14 @@ def _headers(place: Path) -> tuple[dict[str, Entry], dict[str, str]]:
         return _headers(_inside(place))
     if place.suffix in _PICKLES:
         raise WeightsError(
-            f"{place} is a pickle, which can run code when it is opened; get the weights as safetensors"
+            "weights.pickle",
+            f"{place} is a pickle, which can run code when it is opened; get the weights as safetensors",
         )
     if place.suffix != ".safetensors":
         state = "is not a safetensors file" if place.exists() else "does not exist"
         raise WeightsError(
-            f"{place} {state}; name a folder, a .safetensors file or a {_INDEX} file of LTX-2 weights"
+            "weights.not-safetensors",
+            f"{place} {state}; name a folder, a .safetensors file or a {_INDEX} file of LTX-2 weights",
         )
     return read_header(place)
 
@@ -170,14 +174,16 @@ def _inside(folder: Path) -> Path:
     if found:
         names = ", ".join(file.name for file in found[:3])
         raise WeightsError(
-            f"{folder} holds several checkpoints ({names}) and nothing says which; name one of the files"
+            "weights.several-checkpoints",
+            f"{folder} holds several checkpoints ({names}) and nothing says which; name one of the files",
         )
     # A folder of pickles alone is refused as such, by name, rather than as an empty one.
     pickles = sorted(file for file in folder.iterdir() if file.suffix in _PICKLES)
     if pickles:
         return pickles[0]
     raise WeightsError(
-        f"{folder} holds no transformer: there is no .safetensors file in it; download or export one there"
+        "weights.no-transformer",
+        f"{folder} holds no transformer: there is no .safetensors file in it; download or export one there",
     )
 
 
@@ -186,7 +192,8 @@ def _indexed(index: Path) -> dict[str, Entry]:
     places = values.get("weight_map") if isinstance(values, dict) else None
     if not isinstance(places, dict) or not places:
         raise WeightsError(
-            f"{index} has no weight_map; it is not an index of safetensors: download it again"
+            "weights.bad-index",
+            f"{index} has no weight_map; it is not an index of safetensors: download it again",
         )
     shards: dict[str, dict[str, Entry]] = {}
     for name in sorted(set(map(str, places.values()))):
@@ -194,13 +201,15 @@ def _indexed(index: Path) -> dict[str, Entry]:
         # An index comes from elsewhere: it must not lead out of its folder.
         if Path(name).name != name or not file.is_file():
             raise WeightsError(
-                f"{index} names the shard {name}, which is not beside it; copy or download that file too"
+                "weights.missing-shard",
+                f"{index} names the shard {name}, which is not beside it; copy or download that file too",
             )
         shards[name] = _headers(file)[0]
     lost = [key for key, name in places.items() if key not in shards[name]]
     if lost:
         raise WeightsError(
-            f"{index.parent / places[lost[0]]} lacks {lost[0]}, which the index says it holds; download both again"
+            "weights.missing-tensor",
+            f"{index.parent / places[lost[0]]} lacks {lost[0]}, which the index says it holds; download both again",
         )
     return {key: shards[name][key] for key, name in places.items()}
 
@@ -210,7 +219,8 @@ def _diffusers(place: Path, tensors: dict[str, Entry]) -> Checkpoint:
     config = read_json(file)
     if not isinstance(config, dict):
         raise WeightsError(
-            f"{file} is no config of a model; take the file that was published with the weights"
+            "weights.no-config",
+            f"{file} is no config of a model; take the file that was published with the weights",
         )
     return Checkpoint(place, "diffusers", checked(config, str(file)), tensors)
 
@@ -218,7 +228,8 @@ def _diffusers(place: Path, tensors: dict[str, Entry]) -> Checkpoint:
 def _original(file: Path, tensors: dict[str, Entry], metadata: dict[str, str]) -> Checkpoint:
     if f"{TRANSFORMER}audio_patchify_proj.weight" not in tensors:
         raise WeightsError(
-            f"{file} holds a transformer without sound (audio_patchify_proj is missing); LTX-2 weights are needed"
+            "weights.no-sound",
+            f"{file} holds a transformer without sound (audio_patchify_proj is missing); LTX-2 weights are needed",
         )
     others = Counter({part: sum(key.startswith(part) for key in tensors) for part in OTHER_PARTS})
     entries = _renamed(
@@ -228,8 +239,9 @@ def _original(file: Path, tensors: dict[str, Entry], metadata: dict[str, str]) -
         values = dict(json.loads(metadata.get("config", "{}"))["transformer"])
     except (ValueError, KeyError, TypeError) as error:
         raise WeightsError(
+            "weights.no-config",
             f"{file} carries no transformer config in its metadata, and the architecture is never guessed; take the file as "
-            f"Lightricks published it"
+            f"Lightricks published it",
         ) from error
     config = from_metadata(
         values, {name: entry.shape for name, entry in entries.items()}, str(file)
@@ -258,8 +270,9 @@ def _renamed(tensors: dict[str, Entry], prefix: str) -> dict[str, Entry]:
         name = to_diffusers(key.removeprefix(prefix))
         if prefix + to_original(name) != key:
             raise WeightsError(
+                "weights.unknown-tensor",
                 f"{entry.file} holds {key}, which is no part of an LTX-2 model that this version knows; "
-                f"take the file as its authors published it"
+                f"take the file as its authors published it",
             )
         entries[name] = entry
     return entries
@@ -275,8 +288,9 @@ def _verified(found: Checkpoint) -> Checkpoint:
         releases = generation(expected), generation(found.entries)
         if releases[0] != releases[1]:
             raise WeightsError(
+                "weights.mixed-releases",
                 f"{found.source}: the config describes LTX-{releases[0]} but the tensors are LTX-{releases[1]}'s "
-                f"({(missing + extra)[0]} is {'missing' if missing else 'unexpected'}); use config and weights of one release"
+                f"({(missing + extra)[0]} is {'missing' if missing else 'unexpected'}); use config and weights of one release",
             )
         name = (missing or extra)[0]
         told = (
@@ -285,8 +299,9 @@ def _verified(found: Checkpoint) -> Checkpoint:
             else f"holds {name}, which its config has no place for"
         )
         raise WeightsError(
+            "weights.wrong-tensors",
             f"{found.source} {told} ({len(missing)} missing, {len(extra)} unexpected, of {len(expected)} tensors); "
-            f"download it again or use the config that belongs to it"
+            f"download it again or use the config that belongs to it",
         )
     for name, shape in expected.items():
         _fits(found.entries[name], shape)
@@ -298,10 +313,12 @@ def _verified(found: Checkpoint) -> Checkpoint:
 def _fits(entry: Entry, shape: tuple[int, ...]) -> None:
     if entry.shape != shape:
         raise WeightsError(
+            "weights.wrong-shape",
             f"{entry.file}: tensor {entry.key} has shape {list(entry.shape)}, its config expects {list(shape)}; "
-            f"use the config that belongs to these weights"
+            f"use the config that belongs to these weights",
         )
     if entry.dtype not in DTYPES:
         raise WeightsError(
-            f"{entry.file}: tensor {entry.key} is stored as {entry.dtype}; quantised weights are not read: take the bf16 file"
+            "weights.quantised",
+            f"{entry.file}: tensor {entry.key} is stored as {entry.dtype}; quantised weights are not read: take the bf16 file",
         )

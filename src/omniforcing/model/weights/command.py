@@ -136,17 +136,20 @@ def check_destination(destination: Path, size: int) -> None:
     """Refuse a folder that exists, and one whose disk has less than ``size`` bytes free."""
     if destination.exists():
         raise OmniForcingError(
-            f"{destination} exists already, and weights are never written over; name a new folder"
+            "file.exists",
+            f"{destination} exists already, and weights are never written over; name a new folder",
         )
     parent = next(folder for folder in destination.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise OmniForcingError(
-            f"{destination} cannot be made: {parent} is not a folder that you may write; name another place"
+            "file.cannot-write",
+            f"{destination} cannot be made: {parent} is not a folder that you may write; name another place",
         )
     free = shutil.disk_usage(parent).free
     if free < size:
         raise OmniForcingError(
-            f"{destination} needs {size / 1e9:.1f} GB and its disk has {free / 1e9:.1f} GB free; free some or name another disk"
+            "disk.too-small",
+            f"{destination} needs {size / 1e9:.1f} GB and its disk has {free / 1e9:.1f} GB free; free some or name another disk",
         )
 
 

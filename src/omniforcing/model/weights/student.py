@@ -50,7 +50,8 @@ def load_model(
     begins = fresh and added.stabiliser is None
     if held != wanted and not begins:
         raise WeightsError(
-            f"{source} holds {held} sinks, expected {wanted}; set student.sinks to what it was trained with"
+            "weights.other-stabiliser",
+            f"{source} holds {held} sinks, expected {wanted}; set student.sinks to what it was trained with",
         )
     core = (
         on_meta(checkpoint.config).to(dtype or torch.float32).eval()
@@ -65,7 +66,8 @@ def load_model(
     ):
         name = model.stabiliser.value
         raise WeightsError(
-            f"{source} holds nothing of {name}; set student.stabiliser to what it was trained with"
+            "weights.other-stabiliser",
+            f"{source} holds nothing of {name}; set student.stabiliser to what it was trained with",
         )
     adopt(model, added, source / SINKS_FILE)
     if meta:

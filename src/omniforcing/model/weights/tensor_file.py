@@ -68,12 +68,13 @@ def read_header(file: Path) -> tuple[dict[str, Entry], dict[str, str]]:
             header = json.loads(opened.read(length))
     except FileNotFoundError as error:
         raise WeightsError(
-            f"{file} does not exist; name the place where the weights were saved to"
+            "file.missing", f"{file} does not exist; name the place where the weights were saved to"
         ) from error
     except (SafetensorError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise WeightsError(
-            f"{file} is truncated or damaged ({reason}); copy or download it again"
+            "weights.truncated",
+            f"{file} is truncated or damaged ({reason}); copy or download it again",
         ) from error
     metadata = header.pop("__metadata__", {})
     start = 8 + length
@@ -95,13 +96,15 @@ def read_tensor(opened: BinaryIO, entry: Entry) -> Tensor:
     opened.seek(entry.start)
     if opened.readinto(data.view(torch.uint8).numpy()) != entry.size:  # type: ignore[attr-defined]
         raise WeightsError(
-            f"{entry.file} ends within {entry.key}; it was changed while it was read: try again"
+            "weights.truncated",
+            f"{entry.file} ends within {entry.key}; it was changed while it was read: try again",
         )
     # The extremes of a tensor are finite only if all of it is; this is one pass and allocates nothing.
     if entry.size and not all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(data)):
         raise WeightsError(
+            "weights.not-finite",
             f"{entry.file}: tensor {entry.key} holds NaN or infinity; the file is damaged or its training diverged: "
-            f"download it again or take an earlier checkpoint"
+            f"download it again or take an earlier checkpoint",
         )
     return data.view(entry.shape)
 

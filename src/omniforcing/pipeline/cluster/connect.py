@@ -36,16 +36,27 @@ def answers(host: str, port: int) -> bool:
     return True
 
 
-def unreachable(address: str) -> str:
-    """The sentence for an address at which nothing answers."""
-    return f"no Ray cluster answers at cluster.address={address}; start it with `ray start --head` or name another"
+def unreachable(key: str, address: str, note: str = "") -> ClusterError:
+    """Build the error for an address at which nothing answers.
+
+    Args:
+        key: the configuration key that holds the address.
+        address: what it holds.
+        note: what else is known, in brackets.
+    """
+    return ClusterError(
+        "cluster.unreachable",
+        f"no Ray cluster answers at {key}={address}; start it with `ray start --head` "
+        f"or name another{note}",
+    )
 
 
-def refused_token(address: str) -> str:
-    """The sentence for a token that a cluster does not take."""
-    return (
-        f"the cluster at {address} refuses this token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or ~/.ray/auth_token) to "
-        f"what its head was started with"
+def refused_token(address: str, note: str = "") -> ClusterError:
+    """Build the error for a token that a cluster does not take; ``note`` is appended."""
+    return ClusterError(
+        "cluster.refused-token",
+        f"the cluster at {address} refuses this token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN "
+        f"(or ~/.ray/auth_token) to what its head was started with{note}",
     )
 
 
@@ -62,7 +73,7 @@ def connect(cluster: ClusterConfig) -> None:
     address = str(cluster.address)
     host, _, port = address.rpartition(":")
     if port.isdigit() and not answers(host.rpartition("//")[2], int(port)):
-        raise ClusterError(unreachable(address))
+        raise unreachable("cluster.address", address)
     variables = {name: os.environ[name] for name in FORWARDED if name in os.environ}
     # A job's working folder comes with the job, and its PYTHONPATH names that.
     environment = {} if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else {"env_vars": variables}
@@ -71,14 +82,14 @@ def connect(cluster: ClusterConfig) -> None:
             address=address, runtime_env=environment, logging_level="WARNING", log_to_driver=True
         )
     except AuthenticationError as error:
-        raise ClusterError(refused_token(address)) from error
+        raise refused_token(address) from error
     except (ConnectionError, RuntimeError, ValueError) as error:
         said = str(error).strip().splitlines()[0]
         if port.isdigit():
             # Ray tells a wrong token to its log alone; to us it is a connection that failed though somebody listens.
             also = f"if it is the same, the head is too busy or runs another Ray than {ray.__version__} here; Ray says: {said}"
-            raise ClusterError(f"{refused_token(address)} ({also})") from error
-        raise ClusterError(f"{unreachable(address)} ({said})") from error
+            raise refused_token(address, f" ({also})") from error
+        raise unreachable("cluster.address", address, f" ({said})") from error
 
 
 def needs(cluster: ClusterConfig) -> dict[str, float]:
@@ -109,8 +120,9 @@ def check_room(cluster: ClusterConfig) -> None:
     if found < cluster.workers:
         each = " and ".join(f"{need:g} {name}" for name, need in needs(cluster).items())
         raise ClusterError(
+            "cluster.too-small",
             f"the cluster has room for {found} workers of {each}, but cluster.workers is {cluster.workers}; "
-            f"lower it, or add nodes"
+            f"lower it, or add nodes",
         )
 
 
@@ -175,10 +187,11 @@ def check_nodes(cluster: ClusterConfig, reads: list[Path], writes: Path) -> None
         except RayTaskError as error:
             reason = str(error.cause or error).strip().splitlines()[-1]
             raise ClusterError(
-                f"node {name} cannot run omniforcing ({reason}); install the same environment there"
+                "cluster.unusable-node",
+                f"node {name} cannot run omniforcing ({reason}); install the same environment there",
             ) from error
         if problem := problem or difference(here, Installed(**there)):
-            raise ClusterError(f"node {name} {problem}")
+            raise ClusterError("cluster.unusable-node", f"node {name} {problem}")
     mark.unlink()
 
 

@@ -33,7 +33,7 @@ from omniforcing.core.environment import (
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import read_json, write_json
 from omniforcing.pipeline import tracking
-from omniforcing.pipeline.cluster.connect import ClusterError, answers, refused_token
+from omniforcing.pipeline.cluster.connect import ClusterError, answers, refused_token, unreachable
 from omniforcing.pipeline.declaration import read_declaration
 
 # Set in a job: its stage runs there and is not submitted again.
@@ -90,8 +90,9 @@ def submit_stage(name: str, config: Config, root: Path, overrides: Sequence[str]
     print(f"job {job} {details.status.value.lower()}, exit code {code}{where}", flush=True)
     if code == 0 and not (root / declared.folder).exists():
         raise ClusterError(
+            "cluster.no-shared-storage",
             f"job {job} succeeded, but {root / declared.folder} is not there; cluster.data_root must be this checkout, on "
-            f"storage that all nodes share, or its data folder a link to the one below cluster.data_root"
+            f"storage that all nodes share, or its data folder a link to the one below cluster.data_root",
         )
     return code
 
@@ -101,18 +102,18 @@ def _client(place: str) -> Any:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    nobody = f"no Ray cluster answers at cluster.jobs={place}; start one with `ray start --head`, or name another"
+    nobody = unreachable("cluster.jobs", place)
     try:
         return JobSubmissionClient(place)
     except AuthenticationError as error:
         # Ray wants a token before it looks whether anybody is there.
         url = urlsplit(place)
         there = answers(str(url.hostname), url.port or (443 if url.scheme == "https" else 80))
-        raise ClusterError(refused_token(place) if there else nobody) from error
+        raise (refused_token(place) if there else nobody) from error
     except (ConnectionError, RuntimeError) as error:
         if "401" in str(error) or "403" in str(error):
-            raise ClusterError(refused_token(place)) from error
-        raise ClusterError(nobody) from error
+            raise refused_token(place) from error
+        raise nobody from error
 
 
 def _under_way(client: Any, memory: Path, ordered: str) -> str | None:
@@ -138,10 +139,12 @@ def _submit(client: Any, name: str, config: Config, root: Path, overrides: Seque
     except RuntimeError as error:
         if "413" in str(error):
             raise ClusterError(
-                f"{root} is too large to travel with a job; list what is not code in .rayignore, as data/ is"
+                "cluster.large-job",
+                f"{root} is too large to travel with a job; list what is not code in .rayignore, as data/ is",
             ) from error
         raise ClusterError(
-            f"the cluster at {config.cluster.jobs} took no job: {str(error).strip().splitlines()[-1]}"
+            "cluster.refused-job",
+            f"the cluster at {config.cluster.jobs} took no job: {str(error).strip().splitlines()[-1]}",
         ) from error
 
 
@@ -232,7 +235,8 @@ def _submit_named(name: str, config: Config, root: Path, overrides: list[str]) -
     """The stage as a job, heavy or not."""
     if config.cluster.jobs is None:
         raise OmniForcingError(
-            "cluster.jobs is not set: name a cluster that takes jobs, such as cluster=ray"
+            "config.missing-value",
+            "cluster.jobs is not set: name a cluster that takes jobs, such as cluster=ray",
         )
     if code := submit_stage(name, config, root, overrides):
         raise SystemExit(code)

@@ -31,7 +31,8 @@ def manifest(name: str, config: Config, overrides: Sequence[str]) -> dict[str, A
     cluster, kube = config.cluster, config.cluster.kuberay
     if cluster.data_root is None:
         raise ConfigError(
-            "cluster.data_root is not set: give the path at which pods mount the volume with the checkout"
+            "config.missing-value",
+            "cluster.data_root is not set: give the path at which pods mount the volume with the checkout",
         )
     command = ["python", f"pipelines/{name}.py", *overrides]
     limits: dict[str, Any] = {"cpu": f"{cluster.cpus:g}", "memory": kube.memory}

@@ -76,11 +76,12 @@ def _check_address(address: str) -> None:
     """Refuse at once what no driver could reach."""
     if address.startswith("ray://"):
         raise ClusterError(
-            f"cluster.address is {address}; name the head itself, HOST:6379, or submit the stage as a Ray job"
+            "cluster.wrong-address",
+            f"cluster.address is {address}; name the head itself, HOST:6379, or submit the stage as a Ray job",
         )
     host, _, port = address.rpartition(":")
     if port.isdigit() and not answers(host, int(port)):
-        raise ClusterError(unreachable(address))
+        raise unreachable("cluster.address", address)
 
 
 def _supervise(folder: Path) -> None:
@@ -91,7 +92,7 @@ def _supervise(folder: Path) -> None:
         if (folder / ANSWER).is_file():
             answer = read_json(folder / ANSWER)
             if answer["error"]:
-                raise OmniForcingError(answer["error"])
+                raise OmniForcingError.from_json(answer["error"])
             return
         began = (
             read_json(folder / "began.json")["time"] if (folder / "began.json").is_file() else None
@@ -105,8 +106,9 @@ def _supervise(folder: Path) -> None:
             )
         if time.time() - lost > PATIENCE:
             raise ClusterError(
+                "cluster.unreachable",
                 f"the cluster did not come back within {PATIENCE / 60:.0f} minutes; start it and run the same command again, "
-                f"it continues from the last checkpoint"
+                f"it continues from the last checkpoint",
             )
         time.sleep(PAUSE)
 
@@ -153,7 +155,7 @@ def drive(folder: Path, again: bool) -> None:
         print(error, file=sys.stderr, flush=True)
         sys.exit(LOST)
     except OmniForcingError as error:
-        write_json(folder / ANSWER, {"error": str(error)})
+        write_json(folder / ANSWER, {"error": error.as_json()})
     else:
         write_json(folder / ANSWER, {"error": None})
 
@@ -187,8 +189,9 @@ def _train(cluster: ClusterConfig, folder: Path, again: bool) -> None:
         if not _failure(folder):
             _still_there(cluster, error)
             raise OmniForcingError(
+                "cluster.workers-died",
                 f"the workers failed more often than cluster.restarts={cluster.restarts} (see above); the last checkpoint is "
-                f"kept: run the same command again, it continues there"
+                f"kept: run the same command again, it continues there",
             ) from error
     except (RayError, ConnectionError) as error:
         raise ClusterLost(
@@ -196,8 +199,8 @@ def _train(cluster: ClusterConfig, folder: Path, again: bool) -> None:
         ) from error
     finally:
         ray.shutdown()
-    if message := _failure(folder):
-        raise OmniForcingError(message)
+    if failure := _failure(folder):
+        raise failure
 
 
 def _still_there(cluster: ClusterConfig, error: Exception) -> None:
@@ -207,9 +210,9 @@ def _still_there(cluster: ClusterConfig, error: Exception) -> None:
         raise ClusterLost(f"the cluster at {cluster.address} is lost") from error
 
 
-def _failure(folder: Path) -> str | None:
+def _failure(folder: Path) -> OmniForcingError | None:
     path = folder / FAILURE
-    return read_json(path)["error"] if path.is_file() else None
+    return OmniForcingError.from_json(read_json(path)) if path.is_file() else None
 
 
 def _reach(cluster: ClusterConfig, folder: Path, again: bool) -> None:
@@ -241,8 +244,8 @@ def _worker(order: dict[str, str]) -> None:
     try:
         cloudpickle.loads((folder / JOB).read_bytes())()
     except Exception as error:
-        if (sentence := explain(error)) and not isinstance(error, OSError):
-            write_json(folder / FAILURE, {"error": sentence})
+        if (explained := explain(error)) and not isinstance(error, OSError):
+            write_json(folder / FAILURE, explained.as_json())
         raise
 
 

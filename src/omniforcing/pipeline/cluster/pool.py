@@ -17,7 +17,7 @@ from omniforcing.core.config import ClusterConfig, Config
 from omniforcing.core.console import explain
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.data.work import Done, Runner, Worker, in_process
-from omniforcing.pipeline.cluster.connect import ClusterError, check_nodes, check_room, connect
+from omniforcing.pipeline.cluster.connect import check_nodes, check_room, connect
 from omniforcing.pipeline.stage import Stage
 
 
@@ -104,8 +104,9 @@ class Pool:
             except RayActorError as error:
                 if deaths >= self.cluster.restarts:
                     raise OmniForcingError(
+                        "cluster.workers-died",
                         f"a worker died {deaths + 1} times on one shard, and cluster.restarts is {self.cluster.restarts}; its "
-                        f"memory may be too small: finished shards are kept, run the same command again"
+                        f"memory may be too small: finished shards are kept, run the same command again",
                     ) from error
                 print(
                     "a worker died; its shard is made again by another", file=sys.stderr, flush=True
@@ -133,5 +134,4 @@ class _Holder:
 
 def _said(error: Any) -> Exception:
     """What a worker raised: its sentence if it is one for the user, else Ray's error with the worker's traceback."""
-    sentence = explain(error.cause) if error.cause is not None else None
-    return error if sentence is None else ClusterError(sentence)
+    return explain(error.cause) or error

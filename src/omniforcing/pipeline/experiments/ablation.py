@@ -102,7 +102,9 @@ def chosen_variants(root: Path, config: Config, names: Sequence[str]) -> dict[st
     """
     unknown = [name for name in names if name not in VARIANTS]
     if unknown:
-        raise OmniForcingError(f"unknown variant {unknown[0]!r}; known: {', '.join(VARIANTS)}")
+        raise OmniForcingError(
+            "option.unknown-name", f"unknown variant {unknown[0]!r}; known: {', '.join(VARIANTS)}"
+        )
     chosen = {
         name: variant for name, variant in variants_of(config).items() if not names or name in names
     }

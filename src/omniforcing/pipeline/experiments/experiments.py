@@ -55,7 +55,7 @@ class Laboratory:
         _refuse_uncommitted(root)
         lock = root / lock_file(root, preset)
         if not lock.is_file():
-            raise OmniForcingError(_no_baseline(preset, f"{lock_file(root, preset)} is missing"))
+            raise _no_baseline(preset, f"{lock_file(root, preset)} is missing")
         if not folder.exists():
             with atomic_dir(folder) as partial:
                 _git(root, "clone", "--quiet", "--shared", "--no-checkout", str(root), str(partial))
@@ -95,7 +95,8 @@ class Laboratory:
         if cache.returncode or not cache.stdout.strip():
             said = cache.stderr.strip().splitlines() or ["no reason given"]
             raise OmniForcingError(
-                f"`dvc cache dir` failed in {self.root}: {said[-1]}; variants share that cache, mend it first"
+                "experiments.dvc-failed",
+                f"`dvc cache dir` failed in {self.root}: {said[-1]}; variants share that cache, mend it first",
             )
         atomic_write(
             self.folder / ".dvc" / "config.local", f"[cache]\n    dir = {cache.stdout.strip()}\n"
@@ -110,19 +111,18 @@ class Laboratory:
         self.reset()
         address = self.target(target)
         if _dvc(self.folder, "checkout", "--with-deps", address).returncode:
-            raise OmniForcingError(
-                _no_baseline(self.preset, "outputs are missing from DVC's cache")
-            )
+            raise _no_baseline(self.preset, "outputs are missing from DVC's cache")
         # Edited prose is no change of a stage; the digests tell.
         call_python(["-m", "dvc", "repro", "--quiet", self.target(CODE)], self.folder)
         status = _dvc(self.folder, "status", "--json", "--with-deps", address)
         if status.returncode:
-            raise OmniForcingError(f"`dvc status` failed in {self.folder}: {status.stderr.strip()}")
+            raise OmniForcingError(
+                "experiments.dvc-failed",
+                f"`dvc status` failed in {self.folder}: {status.stderr.strip()}",
+            )
         changed = list(json.loads(status.stdout))
         if changed:
-            raise OmniForcingError(
-                _no_baseline(self.preset, f"changed since it ran: {', '.join(changed)}")
-            )
+            raise _no_baseline(self.preset, f"changed since it ran: {', '.join(changed)}")
 
     def find(self, name: str, target: str) -> str | None:
         """The commit of a finished experiment that brought ``target`` up to date.
@@ -171,7 +171,8 @@ class Laboratory:
         commit = self._newest(name)
         if commit is None:
             raise OmniForcingError(
-                f"`dvc exp push` left no experiment {name} in {self.root}; run the same command again"
+                "experiments.dvc-failed",
+                f"`dvc exp push` left no experiment {name} in {self.root}; run the same command again",
             )
         return commit
 
@@ -201,7 +202,8 @@ def _git(folder: Path, *words: str) -> str:
     if answer.returncode:
         said = answer.stderr.strip().splitlines() or ["no reason given"]
         raise OmniForcingError(
-            f"`git {words[0]}` failed in {folder}: {said[-1]}; DVC's experiments need a git checkout"
+            "experiments.git-failed",
+            f"`git {words[0]}` failed in {folder}: {said[-1]}; DVC's experiments need a git checkout",
         )
     return answer.stdout.strip()
 
@@ -251,9 +253,14 @@ def _refuse_uncommitted(root: Path) -> None:
         # The first line may have lost its leading blank.
         first = changed.splitlines()[0].split(maxsplit=1)[1]
         raise OmniForcingError(
-            f"{first} is not committed, and an experiment is a change of a commit; commit or stash it"
+            "experiments.not-committed",
+            f"{first} is not committed, and an experiment is a change of a commit; commit or stash it",
         )
 
 
-def _no_baseline(preset: str, reason: str) -> str:
-    return f"preset {preset} has no finished baseline ({reason}); run `python pipelines/main.py --preset {preset}` first"
+def _no_baseline(preset: str, reason: str) -> OmniForcingError:
+    return OmniForcingError(
+        "experiments.no-baseline",
+        f"preset {preset} has no finished baseline ({reason}); "
+        f"run `python pipelines/main.py --preset {preset}` first",
+    )

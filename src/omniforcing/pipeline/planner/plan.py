@@ -333,7 +333,9 @@ def parse_memory(text: str) -> float:
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GB|GiB|)", text.strip())
     if not found or not float(found[1]):
-        raise OmniForcingError(f"--memory is {text!r}; give a size such as 80GB")
+        raise OmniForcingError(
+            "option.malformed", f"--memory is {text!r}; give a size such as 80GB"
+        )
     return float(found[1]) * (2**30 if found[2] == "GiB" else 1e9)
 
 
@@ -380,7 +382,7 @@ def run(arguments: argparse.Namespace) -> None:
     for name in ("gpus", "node", "batch"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
-            raise OmniForcingError(f"--{name} is {value}; give 1 or more")
+            raise OmniForcingError("option.out-of-range", f"--{name} is {value}; give 1 or more")
     root = project_root()
     config = load_config(arguments.overrides, root, arguments.preset)
     speeds = (arguments.tflops * 1e12, arguments.link * 1e9, arguments.network * 1e9)
