@@ -80,7 +80,7 @@ class Training:
                 self.process and self.process.poll() not in (None, 0)
             ):
                 raise OmniForcingError(
-                    "benchmarks.timed-out", f"{name} did not come; see {self.log}"
+                    "benchmarks.timed-out", f"{name} did not appear in time; see {self.log}"
                 )
             time.sleep(0.2)
 

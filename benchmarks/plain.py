@@ -85,7 +85,8 @@ class PlainStudent:
         if prompt_follows_sigma(model.core):
             raise OmniForcingError(
                 "benchmarks.other-release",
-                "the plain forward knows LTX-2.0 alone; these weights modulate the prompt by sigma",
+                "the plain forward computes LTX-2.0 only, and these weights modulate the prompt by sigma; "
+                "name weights of LTX-2.0",
             )
         self.model, self.core, self.config = model, model.core, config
         self.sinks = model.sinks.shape[0]

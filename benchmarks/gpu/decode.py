@@ -131,7 +131,9 @@ def nvenc_encode(setup: Setup) -> Figures:
         encoder.open()
     except (av.FFmpegError, ValueError, OSError) as error:
         raise OmniForcingError(
-            "benchmarks.no-nvenc", f"PyAV {av.__version__} opens no h264_nvenc here ({error})"
+            "benchmarks.no-nvenc",
+            f"PyAV {av.__version__} cannot open the encoder h264_nvenc ({error}); "
+            "install a PyAV that is built with NVENC",
         ) from error
 
     def encode(frames: np.ndarray) -> None:

@@ -188,7 +188,8 @@ def opened(setup: Setup, case: Case, speed: Speed, release: bool) -> tuple[Bench
             if layers < 1:
                 raise OmniForcingError(
                     "device.too-small",
-                    f"one layer needs {few / 1e9:.0f} GB, the card has {total / 1e9:.0f} usable",
+                    f"one layer needs {few / 1e9:.0f} GB, the card has {total / 1e9:.0f} usable; "
+                    "use a larger card",
                 )
             remark["remark"] = (
                 f"{layers} of {_layers(case)} layers: all of them need {all_of_them / 1e9:.0f} GB, "

@@ -19,7 +19,7 @@ from benchmarks.gpu.setup import Setup, plain_preset
 from benchmarks.gpu.student import kind_of, needed
 from benchmarks.student import ltx2
 from omniforcing.core.config import load_config, project_root, to_dict
-from omniforcing.core.errors import OmniForcingError
+from tests.support.refusals import refuses
 
 ABOUT = {"device": "CPU", "commit": "abc", "small": True}
 
@@ -62,17 +62,15 @@ def test_a_file_goes_on_where_it_stopped_and_another_runs_file_is_refused(tmp_pa
     first.add(Row("parity", "late", "stopped", why="out of time"))
     again = Results(ABOUT, path)
     assert again.done("parity") == {"good"} and [row.name for row in again.rows] == ["good"]
-    with pytest.raises(
-        OmniForcingError, match="its commit is 'abc', this one's is 'def'; name another file"
-    ):
+    with refuses("benchmarks.another-run", path, "'abc'", "'def'"):
         Results({**ABOUT, "commit": "def"}, path)
     for other in ("[]", '{"schema": 1}'):
         path.write_text(other)
-        with pytest.raises(OmniForcingError, match="holds no results"):
+        with refuses("file.unknown-schema", path):
             Results(ABOUT, path)
-    with pytest.raises(OmniForcingError, match="is a folder; name a file"):
+    with refuses("file.is-a-folder", tmp_path):
         Results(ABOUT, tmp_path)
-    with pytest.raises(OmniForcingError, match=r"the folder .* does not exist"):
+    with refuses("file.no-folder", tmp_path / "missing"):
         Results(ABOUT, tmp_path / "missing" / "out.json")
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from omniforcing.codec.codec import Codec, build_video_vae
-from omniforcing.codec.reach import Reach, StreamingError, vocoder_reach
+from omniforcing.codec.reach import Reach, vocoder_reach
 from omniforcing.codec.streaming import (
     MelStream,
     SoundStream,
@@ -23,6 +23,7 @@ from omniforcing.core.config import AudioCodecConfig, CodecConfig, VideoCodecCon
 from omniforcing.core.latents import Latents, Pair
 from omniforcing.core.layout import LAYOUTS, SAMPLE_RATE, clip_latents
 from omniforcing.training.codec.causal import with_decoder
+from tests.support.refusals import refuses
 
 SECONDS = 2
 COUNTS = clip_latents(SECONDS)
@@ -323,5 +324,5 @@ def test_codec_that_cannot_be_streamed_is_refused_by_name(
 ) -> None:
     codec = Codec.build(CONFIG, 64, 64)
     getattr(codec, part).register_to_config(**{setting: value})
-    with pytest.raises(StreamingError, match=setting):
+    with refuses("codec.cannot-stream", part, setting):
         StreamingDecoder(codec, (4, 4))

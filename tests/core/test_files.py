@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from omniforcing.core.files import (
-    FileError,
     atomic_dir,
     atomic_write,
     folder_digest,
@@ -20,6 +19,7 @@ from omniforcing.core.files import (
     write_json,
     write_manifest,
 )
+from tests.support.refusals import refuses
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -85,7 +85,7 @@ def test_atomic_write_and_json_round_trip(tmp_path: Path) -> None:
     assert read_json(path) == {"a": "ü", "b": 1}
     atomic_write(path, b"\x00")
     assert path.read_bytes() == b"\x00"
-    with pytest.raises(FileError, match=r"a\.json is not readable json"):
+    with refuses("file.unreadable", "a.json"):
         read_json(path)
 
 
@@ -96,12 +96,12 @@ def test_manifest_names_the_missing_and_the_altered_file(tmp_path: Path) -> None
     write_manifest(tmp_path, {"kind": "test"})
     assert verify_manifest(tmp_path)["kind"] == "test"
     (tmp_path / "sub" / "x.bin").write_bytes(b"12349")
-    with pytest.raises(FileError, match=r"sub/x\.bin is not the file"):
+    with refuses("file.altered", "sub/x.bin"):
         verify_manifest(tmp_path)
     (tmp_path / "sub" / "x.bin").unlink()
-    with pytest.raises(FileError, match=r"sub/x\.bin is missing"):
+    with refuses("file.missing", "sub/x.bin"):
         verify_manifest(tmp_path)
-    with pytest.raises(FileError, match="is not a folder"):
+    with refuses("file.not-a-folder", "nowhere"):
         verify_manifest(tmp_path / "nowhere")
 
 
@@ -115,7 +115,7 @@ def test_tree_digest_follows_names_and_contents_only(tmp_path: Path) -> None:
     assert tree_digest(a) == before
     (a / "m.py").rename(a / "n.py")
     assert tree_digest(a) != before
-    with pytest.raises(FileError, match="does not exist"):
+    with refuses("file.missing", tmp_path / "b"):
         tree_digest(tmp_path / "b")
 
 

@@ -15,7 +15,6 @@ from omniforcing.core.layout import (
     VIDEO_LATENTS_PER_SECOND,
     BlockTable,
     Counts,
-    LayoutError,
     Span,
     clip_frames,
     clip_latents,
@@ -25,6 +24,7 @@ from omniforcing.core.layout import (
     mel_of,
     samples_of,
 )
+from tests.support.refusals import refuses
 
 
 def legal(parts: list[int], lead: int) -> BlockTable:
@@ -172,66 +172,77 @@ def test_tokens_of_a_block_count_pixels_and_sinks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "cycle", "sentence"),
+    ("first", "cycle", "code", "facts"),
     [
         (
             Counts(1, 1),
             (Counts(3, 24),),
-            "a cycle of 3 video latents needs 25 audio latents, found 24",
+            "layout.drifting-streams",
+            ["needs 25 audio latents", "found 24"],
         ),
         (
             Counts(1, 1),
             (Counts(0, 25), Counts(6, 25)),
-            "cycle block 0 has 0 video and 25 audio latents",
+            "layout.empty-block",
+            ["cycle block 0", "0 video"],
         ),
-        (Counts(1, 0), (Counts(3, 25),), "first block has 1 video and 0 audio latents"),
-        (Counts(1, 1), (), "the cycle is empty"),
-        (Counts(1, 2), (Counts(3, 25),), "where 1 audio latents are due, but at audio latent 2"),
+        (Counts(1, 0), (Counts(3, 25),), "layout.empty-block", ["first block", "0 audio"]),
+        (Counts(1, 1), (), "layout.empty-cycle", []),
+        (
+            Counts(1, 2),
+            (Counts(3, 25),),
+            "layout.drifting-streams",
+            ["1 audio latents are due", "audio latent 2"],
+        ),
         (
             Counts(1, 1),
             (Counts(1, 6), Counts(1, 10), Counts(1, 9)),
-            "block 1 ends at video latent 2",
+            "layout.drifting-streams",
+            ["block 1", "video latent 2"],
         ),
     ],
 )
 def test_tables_that_do_not_fit_are_refused_with_the_count_that_is_off(
-    first: Counts, cycle: tuple[Counts, ...], sentence: str
+    first: Counts, cycle: tuple[Counts, ...], code: str, facts: list[str]
 ) -> None:
-    with pytest.raises(LayoutError, match=sentence):
+    with refuses(code, *facts):
         BlockTable(first, cycle)
 
 
 @pytest.mark.parametrize(
-    ("counts", "sentence"),
+    ("counts", "code", "facts"),
     [
-        (Counts(12, 101), r"12 video latents are not 1\+3K"),
-        (Counts(13, 100), r"100 audio latents are not 1\+25K"),
+        (Counts(12, 101), "layout.partial-second", ["12 video latents"]),
+        (Counts(13, 100), "layout.partial-second", ["100 audio latents"]),
         (
             Counts(13, 76),
-            "13 video latents last 4 s but 76 audio latents last 3 s; 101 audio latents would fit",
+            "layout.unequal-lengths",
+            ["13 video latents", "4 s", "76 audio latents", "3 s", "101"],
         ),
-        (Counts(1, 1), r"1 video latents are not 1\+3K"),
+        (Counts(1, 1), "layout.partial-second", ["1 video latents"]),
     ],
 )
 def test_wrong_latent_counts_are_refused_with_the_one_that_is_off(
-    counts: Counts, sentence: str
+    counts: Counts, code: str, facts: list[str]
 ) -> None:
-    with pytest.raises(LayoutError, match=sentence):
+    with refuses(code, *facts):
         clip_seconds(counts)
 
 
 def test_impossible_questions_are_refused() -> None:
     table = LAYOUTS["thirds"]
-    for question, sentence in [
-        (lambda: table.block(-1), "block -1 does not exist"),
-        (lambda: table.visible(3, 0), "a window of 0 blocks sees nothing"),
-        (lambda: table.slot(4, 4), "does not hold whole cycles of 3"),
-        (lambda: table.blocks_for_seconds(-1), "a stream of -1 seconds is not possible"),
+    for question, code, *facts in [
+        (lambda: table.block(-1), "layout.no-such-block", "block -1"),
+        (lambda: table.visible(3, 0), "layout.window-too-small", "window of 0"),
+        (lambda: table.slot(4, 4), "layout.partial-cycle", "ring of 4", "cycles of 3"),
+        (lambda: table.blocks_for_seconds(-1), "layout.no-time", "-1 seconds"),
         (
             lambda: table.count_for(Counts(4, 27)),
-            "27 audio latents do not fill whole blocks: 4 blocks hold 26",
+            "layout.partial-block",
+            "27 audio",
+            "4 blocks hold 26",
         ),
-        (lambda: table.check_window(10, 12), "it must be 1 to 9"),
+        (lambda: table.check_window(10, 12), "layout.window-too-large", "window of 10", "1 to 9"),
     ]:
-        with pytest.raises(LayoutError, match=sentence):
+        with refuses(code, *facts):
             question()

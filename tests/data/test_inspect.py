@@ -10,13 +10,13 @@ from PIL import Image
 from safetensors.torch import save
 
 from omniforcing.core.config import ClipsConfig
-from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import write_manifest
 from omniforcing.data.inspect import add_arguments, inspect_folder, run
 from omniforcing.data.shards import plan_shards, publish_shards, write_shards
 from omniforcing.data.sources import read_clips, write_clips
 from omniforcing.data.tars import write_tar
 from omniforcing.media.conform import Form
+from tests.support.refusals import refuses
 
 
 @pytest.fixture(scope="module")
@@ -97,12 +97,12 @@ def test_latents_are_counted_and_drawn(latents, tmp_path):
 
 
 def test_folders_of_other_kinds_and_unwritable_sheets_are_one_sentence(shards, tmp_path):
-    with pytest.raises(OmniForcingError, match="is not a folder"):
+    with refuses("file.not-a-folder", "gone"):
         inspect_folder(tmp_path / "gone")
-    with pytest.raises(OmniForcingError, match=r"manifest\.json"):
+    with refuses("file.missing", "manifest.json"):
         inspect_folder(tmp_path)
     (tmp_path / "manifest.json").write_text(json.dumps({"kind": "teacher", "files": {}}))
-    with pytest.raises(OmniForcingError, match="holds teacher"):
+    with refuses("data.wrong-folder", tmp_path, "teacher"):
         inspect_folder(tmp_path)
-    with pytest.raises(OmniForcingError, match="cannot be written"):
+    with refuses("file.cannot-write", "sheet.png"):
         inspect_folder(shards, tmp_path / "gone" / "sheet.png")

@@ -21,7 +21,6 @@ from omniforcing.core.config import (
     TrainerConfig,
     Weights,
 )
-from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.latents import Batch, Pair
 from omniforcing.core.layout import LAYOUTS, clip_latents
 from omniforcing.core.random import step_generator
@@ -40,6 +39,7 @@ from omniforcing.training.loop import CURVES, fit
 from omniforcing.training.muon import Muon
 from omniforcing.training.stages import Ema, StageModule, by_modality, modality_of
 from tests.model.conftest import GRID, features, latents, tiny_model
+from tests.support.refusals import refuses
 
 COUNTS, TABLE, SIGMAS = clip_latents(2), LAYOUTS["prefix"], (1.0, 0.6)
 ROLLOUT = RolloutConfig(TABLE, GRID, SIGMAS, window=1, horizon=2)
@@ -114,7 +114,7 @@ def test_refined_sigmas_hold_the_students_own() -> None:
     assert fine[::4] == [*SIGMAS, 0.0]
     assert all(a > b for a, b in pairwise(fine))
     for steps in (0, 3):
-        with pytest.raises(OmniForcingError, match="multiple of the 2 student"):
+        with refuses("config.inconsistent", f"trajectories.steps is {steps}", "student.sigmas, 2"):
             refine(SIGMAS, steps)
 
 

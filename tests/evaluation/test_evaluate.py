@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from omniforcing.core.config import EvaluateConfig
-from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.latents import Pair
 from omniforcing.evaluation.evaluate import (
     NEAREST,
@@ -25,6 +24,7 @@ from omniforcing.evaluation.summary import colour_score, pitch_score
 from omniforcing.pocket.drift import drift
 from omniforcing.pocket.observe import Clips, observe
 from omniforcing.pocket.synthetic import COLOURS, make_clip
+from tests.support.refusals import refuses
 
 CLIPS, SECONDS, TRAINED = 6, 2, 12
 SETTINGS = EvaluateConfig(clips=CLIPS, seeds=2, page_clips=2, drift_clips=3, page_nearest=3)
@@ -202,14 +202,14 @@ def test_a_model_that_fails_leaves_nothing_behind(training, tmp_path):
     def dies(captions, seeds):
         yield from list(in_sync(captions, seeds))[:3]
 
-    with pytest.raises(OmniForcingError, match="teacher gave 3 clips for 12 captions"):
+    with refuses("evaluation.wrong-count", "teacher gave 3 clips", "12"):
         evaluate(subject(heldout(), {"teacher": dies}, tmp_path), training)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["codec", "real", "shuffled"]
 
 
 def test_one_heldout_clip_is_refused(training, tmp_path):
     one = Clips(["a red ball"], lambda: iter([media(clip(0))]))
-    with pytest.raises(OmniForcingError, match=r"clips\.heldout"):
+    with refuses("data.too-few-clips", "clips.heldout"):
         evaluate(subject(one, {}, tmp_path), training)
 
 

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import save_file
 
 from omniforcing.core.config import Config, load_config
-from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import read_json, verify_manifest, write_json, write_manifest
 from omniforcing.pocket import foundation
 from omniforcing.pocket.foundation import PARTS, publish, take_kept
+from tests.support.refusals import refuses
 
 
 @pytest.fixture
@@ -56,25 +56,21 @@ def test_training_keys_may_change_and_architecture_may_not(config: Config, tmp_p
     wider = replace(
         config, teacher=replace(config.teacher, model=replace(config.teacher.model, layers=7))
     )
-    with pytest.raises(
-        OmniForcingError, match=r"teacher\.model\.layers was 4, is 7; retrain it with `make found"
-    ):
+    with refuses("pocket.other-config", "teacher.model.layers was 4, is 7", "make foundation"):
         take_kept(wider, "teacher", tmp_path / "wider")
     assert not (tmp_path / "wider").exists()
 
 
 def test_an_altered_or_missing_file_is_named(kept: Path, config: Config, tmp_path: Path) -> None:
     save_file({"w": torch.ones(3)}, kept / "codec" / "model.safetensors")
-    with pytest.raises(
-        OmniForcingError, match=r"model\.safetensors is not the file that manifest\.json lists"
-    ):
+    with refuses("file.altered", "model.safetensors", "manifest.json"):
         take_kept(config, "codec", tmp_path / "codec")
     # A manifest made to fit does not help: the record names the weights too.
     write_manifest(kept / "codec")
-    with pytest.raises(OmniForcingError, match=r"are not those that codec\.json records"):
+    with refuses("file.altered", "codec.json"):
         take_kept(config, "codec", tmp_path / "codec")
     (kept / "codec" / "model.safetensors").unlink()
-    with pytest.raises(OmniForcingError, match=r"model\.safetensors is missing"):
+    with refuses("file.missing", kept / "codec" / "model.safetensors"):
         take_kept(config, "codec", tmp_path / "codec")
 
 
@@ -82,7 +78,7 @@ def test_an_altered_or_missing_file_is_named(kept: Path, config: Config, tmp_pat
 def test_a_teacher_is_refused_with_another_codec(config: Config, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     save_file({"w": torch.ones(3)}, tmp_path / "other" / "model.safetensors")
-    with pytest.raises(OmniForcingError, match="was trained on another codec"):
+    with refuses("pocket.other-codec", tmp_path / "other", "teacher"):
         take_kept(config, "teacher", tmp_path / "teacher", codec=tmp_path / "other")
 
 
@@ -90,10 +86,7 @@ def test_nothing_kept_says_how_to_train(
     project: Path, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(foundation, "KEPT", project / "nothing")
-    with pytest.raises(
-        OmniForcingError,
-        match=r"keeps no codec .* with `make foundation`, or set codec.source=train",
-    ):
+    with refuses("file.missing", "codec", "make foundation", "codec.source=train"):
         take_kept(config, "codec", project / "codec")
 
 

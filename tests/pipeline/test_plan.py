@@ -15,7 +15,6 @@ from torch.profiler import ProfilerActivity, profile
 
 from omniforcing.cli import main
 from omniforcing.core.config import Config, load_config
-from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.latents import Batch
 from omniforcing.distill.sampling import rollout_config
 from omniforcing.model.cache import FunctionalCache
@@ -32,6 +31,7 @@ from omniforcing.pipeline.planner.plan import (
 )
 from omniforcing.training.loop import fit
 from omniforcing.training.stages import StageModule
+from tests.support.refusals import refused, refuses
 from tests.support.tiny_checkpoints import FACTS
 
 ROOT = Path(__file__).parents[2]
@@ -231,7 +231,7 @@ def test_the_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("text", ["eighty", "0GB", "80TB", "-1"])
 def test_a_memory_that_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(OmniForcingError, match="give a size such as 80GB"):
+    with refuses("option.malformed", text):
         parse_memory(text)
 
 
@@ -244,4 +244,4 @@ def test_no_gpus_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["plan", "--preset", "smoke", "--gpus", "0"])
     assert end.value.code == 2
-    assert "--gpus is 0; give 1 or more" in capsys.readouterr().err
+    refused(capsys.readouterr().err, "option.out-of-range", "--gpus is 0")

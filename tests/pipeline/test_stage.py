@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from omniforcing.core.config import load_config
-from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import read_json, write_json
 from omniforcing.pipeline import tracking
 from omniforcing.pipeline.code import CodeBase
 from omniforcing.pipeline.declaration import MEASURES, PRESENTS, read_declaration
 from omniforcing.pipeline.stage import Stage, exclusive, run_stage, split_overrides
+from tests.support.refusals import refuses
 
 ROOT = Path(__file__).parents[2]
 
@@ -116,16 +116,13 @@ def test_an_interrupted_stage_continues_its_run_and_a_finished_one_begins_anew(
 
 
 def test_a_missing_input_names_the_stage_to_run(project: Path) -> None:
-    with pytest.raises(
-        OmniForcingError,
-        match=r"data/pocket/clips is missing, which teacher reads; run `dvc repro teacher`",
-    ):
+    with refuses("file.missing", "data/pocket/clips", "dvc repro teacher"):
         run_stage("teacher", lambda _: None, load_config(root=project), project)
 
 
 def test_reading_an_undeclared_input_is_refused(project: Path) -> None:
-    with pytest.raises(
-        OmniForcingError, match=r"which pipelines/stages\.py does not list; add 'teacher' there"
+    with refuses(
+        "pipeline.undeclared-input", "data/pocket/teacher", "pipelines/stages.py", "'teacher'"
     ):
         run_stage(
             "clips", lambda stage: print(stage.input("teacher")), load_config(root=project), project
@@ -133,9 +130,7 @@ def test_reading_an_undeclared_input_is_refused(project: Path) -> None:
 
 
 def test_a_lock_is_exclusive_and_freed(tmp_path: Path) -> None:
-    refused = pytest.raises(
-        OmniForcingError, match=f"the stage is already running .process {os.getpid()}."
-    )
+    refused = refuses("pipeline.already-running", "the stage", os.getpid())
     with (
         exclusive(tmp_path / "lock", "the stage"),
         refused,
@@ -165,30 +160,30 @@ def test_help_says_what_a_stage_reads_and_writes_without_running_it(project: Pat
 
 
 @pytest.mark.parametrize(
-    ("body", "words", "code", "sentence"),
+    ("body", "words", "exit_code", "ends"),
     [
         (
             "raise OSError(28, 'No space left on device', 'x.tar')",
             [],
             2,
-            "error[disk.full]: the disk is full while writing x.tar; free",
+            "error[disk.full]: the disk is full while writing x.tar",
         ),
         ("raise KeyboardInterrupt", [], 130, "stopped; run the same command again to continue"),
         (
             "pass",
             ["clip.count=1"],
             2,
-            "error[unnamed]: unknown key 'clip' in the command line; did you mean 'clips'?",
+            "error[config.unknown-key]: unknown key 'clip'",
         ),
-        ("pass", ["--count"], 2, "error[unnamed]: override '--count' is not of the form key.subkey=value"),
+        ("pass", ["--count"], 2, "error[config.bad-override]: override '--count'"),
     ],
 )
 def test_a_stage_ends_in_a_sentence_and_a_code(
-    project: Path, body: str, words: list[str], code: int, sentence: str
+    project: Path, body: str, words: list[str], exit_code: int, ends: str
 ) -> None:
     answer = script(project, body, *words)
-    assert answer.returncode == code
-    assert answer.stderr.strip().splitlines()[-1].startswith(sentence)
+    assert answer.returncode == exit_code
+    assert answer.stderr.strip().splitlines()[-1].startswith(ends)
     assert "Traceback" not in answer.stderr
 
 

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omniforcing.core.errors import OmniForcingError
 from omniforcing.pocket.events import hear, see
 from omniforcing.pocket.sync import match, pool, score_sync
 from omniforcing.pocket.synthetic import make_clip
+from tests.support.refusals import refuses
 
 CLIPS, SECONDS = 24, 4
 times = st.lists(st.floats(0, 4, allow_nan=False), max_size=7)
@@ -180,5 +180,5 @@ def test_the_standard_error_is_that_of_resampled_clips():
 
 
 def test_one_clip_cannot_be_scored():
-    with pytest.raises(OmniForcingError, match="another clip's sound"):
+    with refuses("data.too-few-clips", "1 clip", "evaluate.clips"):
         score_sync([[1.0]], [[1.0]])

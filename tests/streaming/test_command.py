@@ -20,6 +20,7 @@ from omniforcing.core.console import run_command
 from omniforcing.evaluation.timing import BlockTiming, stream_speed
 from omniforcing.streaming import command
 from omniforcing.streaming.artifact import Artifact
+from tests.support.refusals import refused
 
 
 def stream(*options: str) -> int:
@@ -97,24 +98,25 @@ def test_a_compiled_student_streams_the_same_clip(
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("changes", "code", "named"),
     [
-        ({"prompt": " "}, "the prompt is"),
-        ({"seconds": "-2"}, "cannot last -2.0 seconds"),
-        ({"seconds": "nan"}, "cannot last nan seconds"),
-        ({"seconds": "0"}, "cannot last 0.0 seconds"),
-        ({"seed": "-1"}, "the seed is -1"),
-        ({"artifact": "nowhere"}, "nowhere is not an artifact"),
-        ({"out": "clip.avi"}, "does not end in .mp4"),
-        ({"out": "no/such/clip.mp4"}, "the folder no/such does not exist"),
-        ({"threads": "0"}, "--threads is 0"),
-        ({"device": "cuda:99"}, "--device cuda:99 does not work here"),
-        ({"device": "toaster"}, "--device toaster does not work here"),
-        ({"speed-ups": "fp8"}, "speed-up fp8 needs a CUDA device, found cpu"),
-        ({"speed-ups": "concurrent"}, "speed-up concurrent needs a CUDA device, found cpu"),
+        ({"prompt": " "}, "streaming.no-prompt", "' '"),
+        ({"seconds": "-2"}, "streaming.no-time", "-2.0 seconds"),
+        ({"seconds": "nan"}, "streaming.no-time", "nan seconds"),
+        ({"seconds": "0"}, "streaming.no-time", "0.0 seconds"),
+        ({"seed": "-1"}, "streaming.bad-seed", "-1"),
+        ({"artifact": "nowhere"}, "streaming.not-an-artifact", "nowhere"),
+        ({"out": "clip.avi"}, "option.malformed", "clip.avi"),
+        ({"out": "no/such/clip.mp4"}, "file.no-folder", "no/such"),
+        ({"threads": "0"}, "option.out-of-range", "--threads is 0"),
+        ({"device": "cuda:99"}, "device.unusable", "--device cuda:99"),
+        ({"device": "toaster"}, "device.unusable", "--device toaster"),
+        ({"speed-ups": "fp8"}, "device.no-cuda", "fp8"),
+        ({"speed-ups": "concurrent"}, "device.no-cuda", "concurrent"),
         (
             {"speed-ups": "warp"},
-            "there is no speed-up 'warp' to switch on; known: merged, compiled, concurrent, fp8",
+            "option.unknown-name",
+            "'warp' to switch on; known: merged, compiled, concurrent, fp8",
         ),
     ],
 )
@@ -123,12 +125,14 @@ def test_bad_value_is_one_sentence(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     changes: dict[str, str],
-    sentence: str,
+    code: str,
+    named: str,
 ) -> None:
     out = Path(changes.pop("out", str(tmp_path / "clip.mp4")))
     assert stream(*options_for(artifact.folder, out, **changes)) == 2
     error = capsys.readouterr().err
-    assert sentence in error and error.count("\n") == 1
+    refused(error, code, named)
+    assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
@@ -137,7 +141,7 @@ def test_folder_as_target_is_refused(
 ) -> None:
     (tmp_path / "clip.mp4").mkdir()
     assert stream(*options_for(artifact.folder, tmp_path / "clip.mp4")) == 2
-    assert "is a folder" in capsys.readouterr().err
+    refused(capsys.readouterr().err, "file.is-a-folder", tmp_path / "clip.mp4")
 
 
 def test_altered_artifact_is_one_sentence(
@@ -145,7 +149,7 @@ def test_altered_artifact_is_one_sentence(
 ) -> None:
     (own_artifact / "sinks.safetensors").write_bytes(b"other")
     assert stream(*options_for(own_artifact, tmp_path / "clip.mp4")) == 2
-    assert "sinks.safetensors is not the file" in capsys.readouterr().err
+    refused(capsys.readouterr().err, "file.altered", "sinks.safetensors")
 
 
 def test_streaming_runs_where_the_training_side_is_not_installed(
@@ -273,15 +277,15 @@ def test_ctrl_c_ends_an_endless_clip_properly(artifact: Artifact, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("extra", "sentence"),
+    ("extra", "code", "named"),
     [
-        (["--then", "soon", "a blue ball"], "--then soon"),
-        (["--then", "1", " "], "the prompt is"),
-        (["--image", "nowhere.png"], "nowhere.png cannot be read"),
-        (["--continue", "nowhere.mp4"], "no readable clip"),
-        (["--resume", "nowhere"], "nowhere does not exist"),
-        (["--resume", "a", "--image", "b"], "begins with one of"),
-        (["--save", "state", "--endless"], "which --endless has not"),
+        (["--then", "soon", "a blue ball"], "option.malformed", "--then soon"),
+        (["--then", "1", " "], "streaming.no-prompt", "' '"),
+        (["--image", "nowhere.png"], "file.unreadable", "nowhere.png"),
+        (["--continue", "nowhere.mp4"], "streaming.unreadable-clip", "nowhere.mp4"),
+        (["--resume", "nowhere"], "file.missing", "nowhere"),
+        (["--resume", "a", "--image", "b"], "option.conflict", "--resume"),
+        (["--save", "state", "--endless"], "option.conflict", "--endless"),
     ],
 )
 def test_bad_beginning_is_one_sentence(
@@ -289,10 +293,11 @@ def test_bad_beginning_is_one_sentence(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     extra: list[str],
-    sentence: str,
+    code: str,
+    named: str,
 ) -> None:
     assert stream(*options_for(artifact.folder, tmp_path / "clip.mp4"), *extra) == 2
-    assert sentence in capsys.readouterr().err
+    refused(capsys.readouterr().err, code, named)
     assert list(tmp_path.iterdir()) == []
 
 

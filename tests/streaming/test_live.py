@@ -22,7 +22,6 @@ import torch
 from PIL import Image
 
 from omniforcing.codec.codec import to_frames
-from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.latents import Pair, noise_like
 from omniforcing.core.layout import LAYOUTS
 from omniforcing.core.random import step_generator
@@ -33,11 +32,11 @@ from omniforcing.streaming.command import write_stream
 from omniforcing.streaming.engine import Chunk, Engine
 from omniforcing.streaming.generation import Generation, Opening
 from omniforcing.streaming.live import Stream
-from omniforcing.streaming.opening import IMAGE_BYTES, OpeningError
-from omniforcing.streaming.state import StateError, StreamState
-from omniforcing.streaming.steering import NotApplied
+from omniforcing.streaming.opening import IMAGE_BYTES
+from omniforcing.streaming.state import StreamState
 from tests.streaming.test_engine import PROMPT, media_of
 from tests.support.limits import files_of_at_most
+from tests.support.refusals import refuses
 
 OTHER = "a blue ball rolls"
 
@@ -347,7 +346,7 @@ def test_the_latest_prompt_wins_and_the_others_are_told(engine: Engine) -> None:
     assert list(stream)[3].prompt == "three"
     assert futures[2].result(0).block == 3
     for overtaken in futures[:2]:
-        with pytest.raises(NotApplied, match="another prompt came"):
+        with refuses("streaming.overtaken"):
             overtaken.result(0)
 
 
@@ -356,9 +355,9 @@ def test_wishes_that_come_too_late_fail_in_a_sentence(engine: Engine) -> None:
     never = stream.steer(OTHER, at=50)
     list(stream)
     for future in (never, stream.steer(OTHER), stream.snapshot()):
-        with pytest.raises(NotApplied, match="stream"):
+        with refuses("streaming.over"):
             future.result(10)
-    with pytest.raises(OmniForcingError, match="prompt"):
+    with refuses("streaming.no-prompt", "'  '"):
         stream.steer("  ")
 
 
@@ -505,27 +504,32 @@ def test_the_first_frame_is_the_image_as_the_codec_makes_it(engine: Engine, kind
 
 
 @pytest.mark.parametrize(
-    ("data", "sentence"),
+    ("data", "code", "named"),
     [
-        (b"", "cannot be read"),
-        (b"GIF89a" + bytes(100), "cannot be read"),
-        (b"x" * 1000, "cannot be read"),
-        (image_file()[:2000], "cannot be read"),
-        (bytes(IMAGE_BYTES + 1), "at most 10,000,000"),
-        (image_file("GIF"), "give a PNG, JPEG, WEBP file"),
+        (b"", "streaming.unreadable-image", "image"),
+        (b"GIF89a" + bytes(100), "streaming.unreadable-image", "image"),
+        (b"x" * 1000, "streaming.unreadable-image", "image"),
+        (image_file()[:2000], "streaming.unreadable-image", "image"),
+        (bytes(IMAGE_BYTES + 1), "streaming.image-too-large", "10,000,000"),
+        (image_file("GIF"), "streaming.unreadable-image", "PNG, JPEG, WEBP"),
     ],
     ids=["empty", "damaged", "junk", "cut", "too large", "another type"],
 )
-def test_what_is_no_image_is_one_sentence(engine: Engine, data: bytes, sentence: str) -> None:
-    with pytest.raises(OpeningError, match=sentence):
+def test_what_is_no_image_is_one_sentence(
+    engine: Engine, data: bytes, code: str, named: str
+) -> None:
+    with refuses(code, named):
         engine.image(data)
 
 
 def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(engine: Engine) -> None:
-    for side, sentence in ((10_000, "10000x10000 pixels"), (20_000, "cannot be read")):
+    for side, code, named in (
+        (10_000, "streaming.image-too-large", "10000x10000"),
+        (20_000, "streaming.unreadable-image", "decompression bomb"),
+    ):
         content = io.BytesIO()
         Image.new("1", (side, side)).save(content, "PNG")
-        with pytest.raises(OpeningError, match=sentence):
+        with refuses(code, named):
             engine.image(content.getvalue())
 
 
@@ -551,12 +555,12 @@ def test_a_stream_goes_on_from_a_clip(engine: Engine, tmp_path: Path) -> None:
 
 def test_what_is_no_clip_is_one_sentence(engine: Engine, tmp_path: Path) -> None:
     (tmp_path / "junk.mp4").write_bytes(b"junk")
-    with pytest.raises(OpeningError, match=r"junk\.mp4 is no readable clip"):
+    with refuses("streaming.unreadable-clip", "junk.mp4"):
         engine.clip(tmp_path / "junk.mp4")
-    with pytest.raises(OpeningError, match="no readable clip"):
+    with refuses("streaming.unreadable-clip", "nowhere.mp4"):
         engine.clip(tmp_path / "nowhere.mp4")
     write_stream(engine.stream(PROMPT, 0.5), tmp_path / "short.mp4", engine.settings)
-    with pytest.raises(OpeningError, match="has 13 frames"):
+    with refuses("streaming.clip-too-short", "short.mp4", "13 frames"):
         engine.clip(tmp_path / "short.mp4")
 
 
@@ -632,17 +636,17 @@ def test_states_of_any_layout_repeat(engine: Engine) -> None:
 def test_a_state_that_is_not_ours_is_one_sentence(engine: Engine, tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
     saved_at(engine.stream(PROMPT, 2), 2, path)
-    with pytest.raises(StateError, match="belongs to another artifact"):
+    with refuses("streaming.other-artifact", path, "0" * 12):
         StreamState.load(path, "0" * 64)
     whole = path.read_bytes()
     for data in (b"", b"junk", whole[: len(whole) // 2], (2**40).to_bytes(8, "little")):
         path.write_bytes(data)
-        with pytest.raises(StateError, match="is not the state of a stream"):
+        with refuses("file.unreadable", path):
             StreamState.load(path, engine.digest)
     path.write_bytes(whole.replace(b'\\"schema\\": 1', b'\\"schema\\": 7'))
-    with pytest.raises(StateError, match="has schema 7"):
+    with refuses("file.unknown-schema", path, "schema 7"):
         StreamState.load(path, engine.digest)
-    with pytest.raises(StateError, match="does not exist"):
+    with refuses("file.missing", tmp_path / "nothing"):
         StreamState.load(tmp_path / "nothing", engine.digest)
 
 
@@ -655,7 +659,7 @@ def test_a_full_disk_while_saving_is_one_sentence_and_the_stream_goes_on(
         future = stream.snapshot(at=1)
         chunks = [next(stream), next(stream)]
         with (
-            pytest.raises(OmniForcingError, match="disk is full while writing"),
+            refuses("disk.full", path),
             files_of_at_most(4096),
         ):
             future.result(10).save(path)

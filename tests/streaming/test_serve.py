@@ -31,6 +31,7 @@ from omniforcing.streaming.artifact import Artifact
 from omniforcing.streaming.engine import Engine
 from omniforcing.streaming.live import Stream
 from tests.streaming.test_live import image_file, settled
+from tests.support.refusals import check, refused
 from tests.support.serving import Server, hear, say, server
 
 PROMPT = "a red ball bounces"
@@ -323,20 +324,29 @@ def neighbour(serving: Server) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("data", "sentence"),
+    ("data", "code", "named"),
     [
         (
             json.dumps({"type": "start", "prompt": "x" * 1_000_000}),
-            "has 1,000,000 characters, at most 1,000",
+            "serving.prompt-too-long",
+            "1,000,000 characters",
         ),
-        (json.dumps({"type": "start", "prompt": ""}), "the prompt is ''"),
-        (json.dumps({"type": "start", "prompt": PROMPT, "seconds": 1e6}), "this server allows 600"),
-        (json.dumps({"type": "start", "prompt": PROMPT, "image": True}), 'sent before "start"'),
-        (json.dumps({"type": "dance"}), "no message of type 'dance'"),
-        (json.dumps({"type": "pause"}), "has not begun"),
-        (b"GIF89a" + bytes(100), "the image cannot be read"),
-        (bytes(10_000_001), "at most 10,000,000 are taken"),
-        ("\x00", "is no json"),
+        (json.dumps({"type": "start", "prompt": ""}), "streaming.no-prompt", "''"),
+        (
+            json.dumps({"type": "start", "prompt": PROMPT, "seconds": 1e6}),
+            "serving.stream-too-long",
+            "600",
+        ),
+        (
+            json.dumps({"type": "start", "prompt": PROMPT, "image": True}),
+            "serving.late-image",
+            "image",
+        ),
+        (json.dumps({"type": "dance"}), "serving.unknown-message", "'dance'"),
+        (json.dumps({"type": "pause"}), "serving.not-begun", "start"),
+        (b"GIF89a" + bytes(100), "streaming.unreadable-image", "PNG"),
+        (bytes(10_000_001), "streaming.image-too-large", "10,000,000"),
+        ("\x00", "serving.malformed-message", "json"),
     ],
     ids=[
         "1 MB prompt",
@@ -352,17 +362,14 @@ def neighbour(serving: Server) -> Iterator[None]:
 )
 @pytest.mark.usefixtures("neighbour")
 def test_a_bad_message_is_one_error_and_the_session_goes_on(
-    serving: Server, data: str | bytes, sentence: str
+    serving: Server, data: str | bytes, code: str, named: str
 ) -> None:
     with serving.connect() as client:
         hear(client, "hello")
         client.send(data)
         answer = json.loads(client.recv(timeout=20))
-        assert (
-            answer["type"] == "error"
-            and sentence in answer["message"]
-            and "\n" not in answer["message"]
-        )
+        assert answer["type"] == "error" and not answer["fatal"]
+        check(answer["code"], answer["message"], code, named)
         say(client, "start", prompt=PROMPT, seconds=0.5, paced=False)
         assert frames_in(take(client)[0]) == 13
 
@@ -377,9 +384,13 @@ def test_a_bad_message_while_streaming_is_one_error(serving: Server) -> None:
             {"type": "start", "prompt": PROMPT},
             {"type": "prompt", "id": 1, "prompt": ""},
         )
-        for data in (json.dumps(again), bytes(10), json.dumps(empty)):
+        for data, code in (
+            (json.dumps(again), "serving.begun-already"),
+            (bytes(10), "serving.late-image"),
+            (json.dumps(empty), "streaming.no-prompt"),
+        ):
             client.send(data)
-            with pytest.raises(AssertionError, match=r"begun already|prompt is"):
+            with pytest.raises(AssertionError, match=code):
                 hear(client, "nothing")
         say(client, "stop")
         hear(client, "ended")
@@ -484,19 +495,20 @@ def test_sigterm_lets_streams_go_on_for_a_while_and_ends_them_in_order(
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "code", "named"),
     [
         (
             ["--port", "{port}"],
-            "port {port} of 127.0.0.1 is in use; choose another one with --port",
+            "serving.port-in-use",
+            "port {port} of 127.0.0.1",
         ),
-        (["--port", "99999"], "cannot listen at 127.0.0.1, port 99999"),
-        (["--host", "203.0.113.7", "--port", "0"], "cannot listen at 203.0.113.7"),
-        (["--port", "0", "--artifact", "/nowhere"], "/nowhere is not an artifact"),
+        (["--port", "99999"], "serving.cannot-listen", "127.0.0.1, port 99999"),
+        (["--host", "203.0.113.7", "--port", "0"], "serving.cannot-listen", "203.0.113.7"),
+        (["--port", "0", "--artifact", "/nowhere"], "streaming.not-an-artifact", "/nowhere"),
     ],
 )
 def test_a_server_that_cannot_begin_says_why(
-    serving: Server, artifact: Artifact, options: list[str], sentence: str
+    serving: Server, artifact: Artifact, options: list[str], code: str, named: str
 ) -> None:
     port = serving.address.rpartition(":")[2]
     words = [
@@ -512,12 +524,13 @@ def test_a_server_that_cannot_begin_says_why(
         timeout=60,
     )
     assert answer.returncode == 2
-    assert sentence.format(port=port) in answer.stderr and answer.stderr.count("\n") == 1
+    refused(answer.stderr, code, named.format(port=port))
+    assert answer.stderr.count("\n") == 1
 
 
 def test_a_token_that_browsers_cannot_send_is_refused(artifact: Artifact, tmp_path: Path) -> None:
     with (
-        pytest.raises(AssertionError, match="the token must be"),
+        pytest.raises(AssertionError, match=r"serving\.bad-token"),
         server(artifact.folder, tmp_path, OMNIFORCING_TOKEN="a b"),
     ):
         pass

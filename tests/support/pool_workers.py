@@ -25,7 +25,7 @@ class Slow:
         with (self.work / "starts.txt").open("a") as file:
             file.write(f"{name} {os.getpid()}\n")
         if self.says:
-            raise OmniForcingError(self.says)
+            raise OmniForcingError("data.damaged-shard", self.says)
         if not is_done(self.work, name):
             write_shard(self.work, name, self.samples(name))
         done(3)

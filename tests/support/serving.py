@@ -127,4 +127,4 @@ def hear(socket: ClientConnection, kind: str, seconds: float = 30) -> dict[str, 
             assert message["type"] in (kind, "error") or message["type"] != "ended", message
             if message["type"] == kind:
                 return message
-            assert message["type"] != "error", message["message"]
+            assert message["type"] != "error", message

@@ -31,7 +31,8 @@ class Reach:
         if min(self.ahead, self.again, self.blend) < 0 or self.blend > 8 * self.ahead:
             raise StreamingError(
                 "codec.impossible-reach",
-                f"{self} cannot be: nothing is negative, and blend is at most the 8 frames of each latent ahead",
+                f"{self} is impossible: no value may be negative, and blend is at most 8 frames "
+                "for each latent ahead",
             )
 
 

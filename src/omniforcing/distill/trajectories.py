@@ -60,7 +60,7 @@ def refine(sigmas: Sequence[float], steps: int) -> list[float]:
     if rest or not substeps:
         raise OmniForcingError(
             "config.inconsistent",
-            f"{steps} Euler steps, not a multiple of the {len(sigmas)} student.sigmas (trajectories.steps)",
+            f"trajectories.steps is {steps}; it must be a multiple of the number of student.sigmas, {len(sigmas)}",
         )
     fine = [
         high + (low - high) * i / substeps

@@ -61,22 +61,22 @@ class Speed:
         if self.compiled and not (self.layers and self.conditions and self.ring):
             raise OmniForcingError(
                 "model.speed-ups-conflict",
-                "speed-up compiled replays what lies still: it needs layers, conditions and ring",
+                "speed-up compiled needs layers, conditions and ring, and one is off; switch it on, or compiled off",
             )
         if self.compiled and self.merged:
             raise OmniForcingError(
                 "model.speed-ups-conflict",
-                "speed-up merged sends tokens' owners along, which none replays; switch it or compiled off",
+                "speed-ups merged and compiled exclude each other; switch one of them off",
             )
         if self.merged and not self.ring:
             raise OmniForcingError(
                 "model.speed-ups-conflict",
-                "speed-up merged turns history where it lies: it needs ring",
+                "speed-up merged needs ring, which is off; switch ring on, or merged off",
             )
         if (self.concurrent or self.fp8) and not self.layers:
             raise OmniForcingError(
                 "model.speed-ups-conflict",
-                "speed-ups concurrent and fp8 are made of fast layers: they need layers",
+                "speed-ups concurrent and fp8 need layers, which is off; switch layers on, or them off",
             )
 
 

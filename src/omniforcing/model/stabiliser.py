@@ -98,13 +98,16 @@ def adopt(model: Stabilised, added: Added, path: Path) -> None:
     if added.stabiliser is not model.stabiliser:
         raise OmniForcingError(
             "weights.other-stabiliser",
-            f"{path} holds {added.stabiliser.value}, expected {model.stabiliser.value}",
+            f"{path} holds the stabiliser {added.stabiliser.value}, expected {model.stabiliser.value}; "
+            f"set student.stabiliser to {added.stabiliser.value}",
         )
     own = dict(model.named_parameters(recurse=False))
     for name, kept in added.tensors.items():
         if name not in own or kept.shape != own[name].shape:
             wanted = list(own[name].shape) if name in own else "none"
             raise OmniForcingError(
-                "weights.wrong-shape", f"{path} holds {name} {list(kept.shape)}, expected {wanted}"
+                "weights.wrong-shape",
+                f"{path} holds {name} {list(kept.shape)}, expected {wanted}; "
+                "use the config that belongs to these weights",
             )
         setattr(model, name, nn.Parameter(kept))

@@ -63,7 +63,8 @@ class DualStream(nn.Module):
         if sinks and stabiliser not in WITH_SINKS:
             raise OmniForcingError(
                 "config.inconsistent",
-                f"a student stabilised by {stabiliser.value} has no sinks, found {sinks}",
+                f"a student with stabiliser {stabiliser.value} has no sinks, found {sinks}; "
+                "set student.sinks to 0",
             )
         self.core, self.stabiliser = core, stabiliser
         width, heads = core.audio_proj_in.out_features, core.config.audio_num_attention_heads
@@ -162,7 +163,8 @@ def check_architecture(core: LTX2VideoTransformer3DModel) -> None:
         if config[key] != value:
             raise OmniForcingError(
                 "weights.unsupported-config",
-                f"transformer config: {key} is {config[key]}, but all that is built on it needs {value}",
+                f"transformer config: {key} is {config[key]}, and only {value} is supported; "
+                "use weights of LTX-2.0, 2.3 or 2.5",
             )
     if config.vae_scale_factors[0] != FRAMES_PER_LATENT:
         raise OmniForcingError(

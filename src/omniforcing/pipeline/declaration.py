@@ -165,7 +165,7 @@ def read_specs(root: Path) -> tuple[StageSpec, ...]:
         specs: tuple[StageSpec, ...] = runpy.run_path(str(path))["STAGES"]
     except (SyntaxError, NameError, TypeError, KeyError) as error:
         raise OmniForcingError(
-            "pipeline.bad-declaration", f"{path} does not declare STAGES: {error}"
+            "pipeline.bad-declaration", f"{path} does not declare STAGES: {error}; mend it"
         ) from error
     return tuple(sorted(specs, key=lambda spec: spec.optional))
 

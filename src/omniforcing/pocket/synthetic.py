@@ -165,12 +165,12 @@ def make_clip(
     """
     if not 1 <= balls <= len(COLOURS):
         raise OmniForcingError(
-            "config.out-of-range", f"a synthetic clip has 1 to {len(COLOURS)} balls, not {balls}"
+            "config.out-of-range", f"a synthetic clip has 1 to {len(COLOURS)} balls, found {balls}"
         )
     if seconds < 1:
         raise OmniForcingError(
             "config.out-of-range",
-            f"a synthetic clip lasts at least 1 s, not {seconds}; change clips.seconds",
+            f"a synthetic clip lasts at least 1 s, found {seconds}; change clips.seconds",
         )
     rng = np.random.default_rng([seed, index])
     room = _draw_room(rng)

@@ -88,7 +88,7 @@ class _Fields:
     def take(self, name: str, kind: type, default: Any = ...) -> Any:
         value = self._values.pop(name, default)
         if value is ...:
-            raise ProtocolError("serving.missing-field", f"{self._kind!r} lacks {name!r}")
+            raise ProtocolError("serving.missing-field", f"{self._kind!r} lacks the field {name!r}")
         fits = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             fits, value = True, float(value)
@@ -119,7 +119,7 @@ def parse(text: str, limits: Limits) -> Message:
     except (ValueError, RecursionError) as error:
         raise ProtocolError(
             "serving.malformed-message",
-            f"the message is no json ({str(error)[:80]}); docs/protocol.md lists the messages",
+            f"the message is not json ({str(error)[:80]}); docs/protocol.md lists the messages",
         ) from error
     if not isinstance(values, dict) or not isinstance(values.get("type"), str):
         raise ProtocolError(
@@ -171,7 +171,7 @@ def _position(fields: _Fields, _: Limits) -> Position:
     if not math.isfinite(seconds) or seconds < 0 or stalls < 0:
         raise ProtocolError(
             "serving.bad-field",
-            f"'position' counts seconds and stalls from 0, found {seconds} and {stalls}",
+            f"'position': 'seconds' and 'stalls' must be 0 or more, found {seconds} and {stalls}",
         )
     return Position(seconds, stalls)
 

@@ -50,7 +50,8 @@ def rows_of(model_input: Any) -> list[dict[str, Any]]:
     if "prompt" not in table:
         raise OmniForcingError(
             "serving.wrong-columns",
-            f"the input has the columns {list(table)}; a row is prompt, and if you like seconds and seed",
+            f"the input has the columns {list(table)}; "
+            "a row has prompt, and optionally seconds and seed",
         )
     for name, default in DEFAULTS.items():
         table[name] = (

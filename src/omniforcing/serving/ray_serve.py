@@ -61,7 +61,8 @@ def app(arguments: Mapping[str, str]) -> serve.Application:
         drain = float(arguments.get("drain", "10"))
     except ValueError as error:
         raise OmniForcingError(
-            "option.malformed", f"drain={arguments['drain']} is no number of seconds"
+            "option.malformed",
+            f"drain={arguments['drain']} is not a number of seconds; give one, such as drain=30",
         ) from error
 
     def build() -> Starlette:

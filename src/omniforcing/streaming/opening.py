@@ -66,7 +66,8 @@ def read_image(data: bytes, height: int, width: int) -> np.ndarray:
         if image.width * image.height > IMAGE_PIXELS:
             raise OpeningError(
                 "streaming.image-too-large",
-                f"the image has {image.width}x{image.height} pixels, too many; scale it down",
+                f"the image has {image.width}x{image.height} pixels, "
+                f"at most {IMAGE_PIXELS:,} are taken; scale it down",
             )
         picture = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (width, height))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -112,7 +113,8 @@ def _encode(codec: Codec, media: Pair[Tensor]) -> Latents:
     except ModuleNotFoundError as error:  # mel spectrograms are of the training side
         raise OpeningError(
             "package.missing",
-            f"to go on from a clip, its sound must be encoded, which needs the package {error.name}",
+            f"to go on from a clip, its sound must be encoded, which needs the package {error.name}; "
+            "install it with pip install 'omniforcing[pipeline]'",
         ) from error
 
 

@@ -98,7 +98,8 @@ class StreamState:
         if owner != artifact:
             raise StateError(
                 "streaming.other-artifact",
-                f"{path} belongs to another artifact (manifest {owner[:12]}, this one's is {artifact[:12]})",
+                f"{path} belongs to another artifact (manifest {owner[:12]}, this one's is {artifact[:12]}); "
+                "give the artifact with which it was saved",
             )
         on_device = {
             name: x if name.endswith("generator") else x.to(device) for name, x in tensors.items()

@@ -129,4 +129,6 @@ class Controls:
             self._switches, self._saves = [], []
             self._changed.notify_all()
         for wish in waiting:
-            wish.done.set_exception(NotApplied("streaming.over", "the stream ended before"))
+            wish.done.set_exception(
+                NotApplied("streaming.over", "the stream ended before this took effect")
+            )

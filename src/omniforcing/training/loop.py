@@ -50,7 +50,8 @@ class _Steps(IterableDataset):
         if step + 1 < self.last:
             raise OmniForcingError(
                 "data.too-few-clips",
-                f"the data of epoch {self.epoch} ended at step {step + 1} of {self.last}: too few samples",
+                f"the data of epoch {self.epoch} ended at step {step + 1} of {self.last}; "
+                "there are too few clips: raise clips.count or lower optim.batch",
             )
 
 

@@ -11,7 +11,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from benchmarks.student import ltx2
-from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.latents import Latents, Pair
 from omniforcing.core.layout import Counts
 from omniforcing.model.cache import RingCache
@@ -20,6 +19,7 @@ from omniforcing.model.inference.gpu import Fp8Linear
 from omniforcing.model.options import Speed
 from omniforcing.model.rollout import new_cache
 from omniforcing.model.transformer import DualStream
+from tests.support.refusals import refuses
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -117,9 +117,7 @@ def test_an_fp8_product_is_laid_out_as_the_gpus_kernel_demands(tokens: int) -> N
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(24, 32), (32, 24)])
 def test_widths_without_an_fp8_product_are_refused_in_a_sentence(inputs: int, outputs: int) -> None:
-    with pytest.raises(
-        OmniForcingError, match=f"found a layer of {inputs} to {outputs}; switch it off"
-    ):
+    with refuses("inference.wrong-width", f"{inputs} to {outputs}"):
         Fp8Linear(nn.Linear(inputs, outputs))
 
 
@@ -128,6 +126,6 @@ def test_a_gpu_before_fp8_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA A100")
     with (
         FakeTensorMode(),
-        pytest.raises(OmniForcingError, match=r"capability 8\.9 on, NVIDIA A100 is older"),
+        refuses("device.too-old", "8.9", "NVIDIA A100"),
     ):
         Fp8Linear(on_gpu(nn.Linear(32, 32, device="meta")))

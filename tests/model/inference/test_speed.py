@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.latents import Latents
 from omniforcing.core.layout import LAYOUTS
 from omniforcing.model.inference.fast import FastStudent, accelerate, turn
@@ -19,6 +18,7 @@ from omniforcing.model.options import GPU_ONLY, Speed
 from omniforcing.model.rollout import Rollout, RolloutConfig
 from tests.model.conftest import GRID, features, tiny_model
 from tests.model.test_transformer import TOLERANCE, difference
+from tests.support.refusals import refuses
 
 CONFIG = RolloutConfig(LAYOUTS["prefix"], GRID, (1.0, 0.6), window=2, horizon=3)
 
@@ -67,19 +67,17 @@ def test_a_refresh_merged_with_the_next_blocks_first_step_leaves_the_blocks_equa
 def test_what_only_a_gpu_has_is_refused_on_a_cpu_in_a_sentence(name: str) -> None:
     speed = Speed(**{name: True})
     for build in (lambda: accelerate(tiny_model(), speed), lambda: stream(speed)):
-        with pytest.raises(
-            OmniForcingError, match=f"speed-up {name} needs a CUDA device, found cpu"
-        ):
+        with refuses("device.no-cuda", name, "cpu"):
             build()
 
 
 def test_a_speed_up_without_what_it_needs_is_refused_and_goes_with_it() -> None:
     cuda = torch.device("cuda")
-    with pytest.raises(OmniForcingError, match="needs layers, conditions and ring"):
+    with refuses("model.speed-ups-conflict", "compiled", "ring"):
         Speed(compiled=True, ring=False).check(cuda)
-    with pytest.raises(OmniForcingError, match="they need layers"):
+    with refuses("model.speed-ups-conflict", "fp8", "layers"):
         Speed(fp8=True, layers=False).check(cuda)
-    with pytest.raises(OmniForcingError, match="switch it or compiled off"):
+    with refuses("model.speed-ups-conflict", "merged", "compiled"):
         Speed(compiled=True, merged=True).check(cuda)
     for speed in Speed(compiled=True, concurrent=True, fp8=True).without_each().values():
         speed.check(cuda)
