@@ -41,7 +41,7 @@ def test_other_sinks_than_the_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with refuses("weights.not-safetensors", "nowhere"):
+    with refuses("file.missing", "nowhere"):
         load_model(tmp_path / "nowhere")
 
 

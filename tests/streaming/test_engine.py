@@ -136,7 +136,7 @@ def test_settings_of_another_grid_are_refused(own_artifact: Path) -> None:
 def test_student_of_another_codec_is_refused(own_artifact: Path) -> None:
     path = own_artifact / "transformer" / "config.json"
     write_json(path, {**read_json(path), "in_channels": 4})
-    with refuses("streaming.mixed-artifact", "transformer"):
+    with refuses("weights.wrong-shape", "transformer"):
         Engine(Artifact.open(own_artifact, verify=False))
 
 

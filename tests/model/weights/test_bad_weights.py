@@ -151,7 +151,7 @@ def test_sinks_that_are_not_finite_or_not_as_wide_as_the_audio_stream(tmp_path: 
 
 def test_an_empty_folder_and_a_place_that_is_not_there(tmp_path: Path) -> None:
     assert_refused(tmp_path, "weights.no-transformer", tmp_path)
-    assert_refused(tmp_path / "gone", "weights.not-safetensors", "gone")
+    assert_refused(tmp_path / "gone", "file.missing", "gone")
     assert_refused(tmp_path / "gone.safetensors", "file.missing", "gone.safetensors")
     assert_refused(
         tmp_path / "gone.safetensors.index.json", "file.missing", "gone.safetensors.index.json"

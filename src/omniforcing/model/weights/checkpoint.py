@@ -151,16 +151,17 @@ def _headers(place: Path) -> tuple[dict[str, Entry], dict[str, str]]:
         return _indexed(place), {}
     if place.is_dir():
         return _headers(_inside(place))
+    formats = f"a folder, a .safetensors file or a {_INDEX} file of LTX-2 weights"
+    if place.suffix != ".safetensors" and not place.exists():
+        raise WeightsError("file.missing", f"{place} does not exist; name {formats}")
     if place.suffix in _PICKLES:
         raise WeightsError(
             "weights.pickle",
             f"{place} is a pickle, which can run code when it is opened; get the weights as safetensors",
         )
     if place.suffix != ".safetensors":
-        state = "is not a safetensors file" if place.exists() else "does not exist"
         raise WeightsError(
-            "weights.not-safetensors",
-            f"{place} {state}; name a folder, a .safetensors file or a {_INDEX} file of LTX-2 weights",
+            "weights.not-safetensors", f"{place} is not a safetensors file; name {formats}"
         )
     return read_header(place)
 
