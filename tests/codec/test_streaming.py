@@ -324,5 +324,5 @@ def test_codec_that_cannot_be_streamed_is_refused_by_name(
 ) -> None:
     codec = Codec.build(CONFIG, 64, 64)
     getattr(codec, part).register_to_config(**{setting: value})
-    with refuses("codec.cannot-stream", part, setting):
+    with refuses("codec.cannot-stream", setting):
         StreamingDecoder(codec, (4, 4))

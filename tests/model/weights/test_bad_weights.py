@@ -319,7 +319,7 @@ def test_weights_that_are_none_of_ltx_2s(tmp_path: Path) -> None:
         key: value for key, value in original_tensors(tiny_core()).items() if "audio" not in key
     }
     save_file(tensors, tmp_path / "gemma.safetensors")
-    assert_refused(tmp_path, "weights.no-sound", "gemma.safetensors")
+    assert_refused(tmp_path, "weights.no-sound", tmp_path)
     save_file({"model.patchify_proj.weight": torch.zeros(2)}, tmp_path / "gemma.safetensors")
     assert_refused(tmp_path, "weights.wrong-shape", "proj_in.weight", "[2]")
 
