@@ -160,30 +160,26 @@ def test_help_says_what_a_stage_reads_and_writes_without_running_it(project: Pat
 
 
 @pytest.mark.parametrize(
-    ("body", "words", "exit_code", "ends"),
+    ("body", "words", "exit_code", "facts"),
     [
         (
             "raise OSError(28, 'No space left on device', 'x.tar')",
             [],
             2,
-            "error[disk.full]: the disk is full while writing x.tar",
+            ["error[disk.full]: ", "x.tar"],
         ),
-        ("raise KeyboardInterrupt", [], 130, "stopped; run the same command again to continue"),
-        (
-            "pass",
-            ["clip.count=1"],
-            2,
-            "error[config.unknown-key]: unknown key 'clip'",
-        ),
-        ("pass", ["--count"], 2, "error[config.bad-override]: override '--count'"),
+        ("raise KeyboardInterrupt", [], 130, ["stopped", "same command again"]),
+        ("pass", ["clip.count=1"], 2, ["error[", "'clip'", "the command line", "'clips'?"]),
+        ("pass", ["--count"], 2, ["error[", "'--count'"]),
     ],
 )
 def test_a_stage_ends_in_a_sentence_and_a_code(
-    project: Path, body: str, words: list[str], exit_code: int, ends: str
+    project: Path, body: str, words: list[str], exit_code: int, facts: list[str]
 ) -> None:
     answer = script(project, body, *words)
     assert answer.returncode == exit_code
-    assert answer.stderr.strip().splitlines()[-1].startswith(ends)
+    last = answer.stderr.strip().splitlines()[-1]
+    assert all(fact in last for fact in facts), last
     assert "Traceback" not in answer.stderr
 
 
