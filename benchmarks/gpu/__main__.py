@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.gpu --json out.json`` takes nine minutes on one card and prints a row as soon as it is measured, then
 Markdown tables. Given the same file again it goes on with what is missing. ``--device cpu --small`` tries every part at tiny
-size anywhere. docs/gpu.md has the protocol.
+size anywhere. docs/how-to/gpu-check.md has the protocol.
 """
 
 from __future__ import annotations

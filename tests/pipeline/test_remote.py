@@ -1,4 +1,4 @@
-"""Clips, shards and latents from a web server, by the commands of docs/cluster.md: DVC brings them, and stages read files."""
+"""Clips, shards and latents from a web server, by the commands of docs/how-to/cluster.md: DVC brings them, and stages read files."""
 
 import subprocess
 import threading

@@ -36,7 +36,7 @@ class Reach:
             )
 
 
-# The least for 45 dB at LTX-2's depth in the curve of `python -m benchmarks.lookahead` (docs/streaming.md), where decoding
+# The least for 45 dB at LTX-2's depth in the curve of `python -m benchmarks.lookahead` (docs/results/decoding.md), where decoding
 # again gains 1 dB and blending loses some. Of random weights: a trained decoder needs less, and its codec.json may say so.
 NON_CAUSAL = Reach(ahead=6)
 

@@ -388,7 +388,7 @@ class StreamingDecoder:
     """Media from normalised latents, block by block: one stream's state over a codec that many streams may share.
 
     Concatenated, the chunks are what ``codec.decode`` makes of the concatenated latents, for any split; memory stays constant.
-    Of a video decoder that is not causal they are so but for the error of its look-ahead (docs/streaming.md).
+    Of a video decoder that is not causal they are so but for the error of its look-ahead (docs/results/decoding.md).
 
     Args:
         codec: the codec.
