@@ -1,8 +1,9 @@
-"""Make an animated WebP of a clip with sound: each frame beside the spectrogram, under a moving line.
+"""Make the animated WebP of README: frames beside the spectrogram of their sound, under a moving line.
 
-``python -m tools.moving_picture CLIP.mp4 OUT.webp --prompt TEXT`` makes the picture at the top of the
-README from a clip that `omniforcing stream` wrote. Impacts that are seen in the picture are marked
-above the spectrogram, impacts that are heard in the sound below it.
+``python -m tools.moving_picture docs/pictures/pocket.webp --prompt "a red ball bounces high on the
+floor" --prompt "..."`` lets the kept teacher of the pocket world make a clip of four seconds for each
+prompt, and shows them one after the other. ``--clip clip.mp4`` shows a clip that `omniforcing stream`
+wrote instead. Impacts that are seen are marked above the spectrogram, impacts that are heard below.
 """
 
 from __future__ import annotations
@@ -18,12 +19,19 @@ from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from omniforcing.codec.codec import Codec
+from omniforcing.codec.text import TextEncoder
+from omniforcing.core.config import load_config
 from omniforcing.core.console import run_command
-from omniforcing.core.layout import FPS
+from omniforcing.core.latents import Pair
+from omniforcing.core.layout import FPS, MEL_RATE
+from omniforcing.distill.sampling import WholeClip
 from omniforcing.evaluation.plots import HEARD, SEEN
 from omniforcing.media.files import read_mp4
-from omniforcing.media.mel import log_mel
+from omniforcing.media.mel import log_mel, resample
+from omniforcing.model.weights.student import load_model
 from omniforcing.pocket.events import Media
+from omniforcing.pocket.foundation import KEPT
 from omniforcing.pocket.observe import Observation, observe
 
 SIDE, WIDTH, MARK = 192, 528, 16  # pixels: frame, spectrogram, height of a row of marks
@@ -33,32 +41,54 @@ EVERY = 2  # of the clip's 24 frames per second, this one is shown
 def main() -> None:
     """Parse the command line and write the picture."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("clip", type=Path, help="an MP4 of 24 fps with 16 kHz sound")
     parser.add_argument("out", type=Path, help="the WebP to write")
-    parser.add_argument("--prompt", required=True, help="what the clip was generated from")
-    parser.add_argument("--seconds", type=float, default=10.0, help="length (default: 10)")
+    parser.add_argument("--prompt", action="append", required=True, help="one per clip")
+    parser.add_argument("--clip", type=Path, help="show this MP4 instead of sampling the teacher")
+    parser.add_argument("--seconds", type=float, default=10.0, help="in all (default: 10)")
+    parser.add_argument("--seed", type=int, default=1, help="of the teacher (default: 1)")
     arguments = parser.parse_args()
 
     def write() -> None:
-        media = read_mp4(arguments.clip)
-        observation = observe(media, arguments.prompt)
-        frames = list(animate(media, observation, arguments.seconds))
-        frames[0].save(
+        prompts, pictures = arguments.prompt, []
+        if arguments.clip:
+            clips = iter([read_mp4(arguments.clip)])
+        else:
+            clips = sample_teacher(prompts, arguments.seed)
+        for prompt, media in zip(prompts, clips, strict=True):
+            seconds = arguments.seconds / len(prompts)
+            pictures += animate(media, observe(media, prompt), seconds)
+        pictures[0].save(
             arguments.out,
             save_all=True,
-            append_images=frames[1:],
+            append_images=pictures[1:],
             duration=round(1000 * EVERY / FPS),
             loop=0,
             quality=60,
             method=6,
         )
-        print(f"{arguments.out}: {len(frames)} frames, {arguments.out.stat().st_size:,} bytes")
+        print(f"{arguments.out}: {len(pictures)} frames, {arguments.out.stat().st_size:,} bytes")
 
     sys.exit(run_command(write))
 
 
+@torch.no_grad()
+def sample_teacher(prompts: list[str], seed: int) -> Iterator[Media]:
+    """Yield a clip of the kept teacher per prompt, sampled as preset ``pocket`` does."""
+    config = load_config(preset="pocket")
+    codec, text = Codec.load(KEPT / "codec"), TextEncoder.load(KEPT / "codec" / "text")
+    grid = codec.spatial(config.clips.height, config.clips.width)
+    teacher = load_model(KEPT / "teacher", sinks=0).eval()
+    clip = WholeClip(teacher, config.latent_counts, grid)
+    for prompt in prompts:
+        noise = torch.Generator().manual_seed(seed)
+        features = text.encode([prompt]), text.encode([""])
+        latents = clip.sample_guided(*features, config.teacher.sampler, noise)
+        media = codec.decode(latents, grid)
+        yield Pair(media.video[0].numpy(), resample(media.audio, codec.sample_rate)[0].numpy())
+
+
 def animate(media: Media, observation: Observation, seconds: float) -> Iterator[Image.Image]:
-    """Yield a picture per shown frame, ``192 x 720`` pixels.
+    """Yield a picture per shown frame, 192 pixels high and 720 wide.
 
     Args:
         media: frames uint8 ``[T, H, W, 3]`` and samples float32 ``[2, N]``.
@@ -85,11 +115,12 @@ def _background(media: Media, observation: Observation, seconds: float) -> Image
     """The spectrogram between the two rows of marks."""
     picture = Image.new("RGB", (WIDTH, SIDE), "black")
     mel = log_mel(torch.as_tensor(media.audio).float()[None])[0].mean(0).numpy()
-    picture.paste(_coloured(mel[: round(100 * seconds)]), (0, MARK))
+    picture.paste(_coloured(mel[: round(MEL_RATE * seconds)]), (0, MARK))
     drawing = ImageDraw.Draw(picture)
-    rows = ((observation.seen.impacts, 0, SEEN, "seen"),)
-    rows += ((observation.heard.impacts, SIDE - MARK, HEARD, "heard"),)
-    for times, top, colour, name in rows:
+    for times, top, colour, name in (
+        (observation.seen.impacts, 0, SEEN, "seen"),
+        (observation.heard.impacts, SIDE - MARK, HEARD, "heard"),
+    ):
         for time in times:
             x = _column(time, seconds)
             drawing.rectangle([x - 1, top + 2, x + 1, top + MARK - 2], colour)
