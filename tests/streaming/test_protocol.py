@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from omniforcing.core.errors import OmniForcingError
-from omniforcing.serving.protocol import Command, Limits, Position, Start, Steer, parse
+from omniforcing.serving.protocol import Command, Limits, Position, Start, Steer, compose, parse
 from omniforcing.streaming.request import Request
 from tests.support.refusals import check
 
@@ -80,3 +80,10 @@ def test_a_bad_message_is_one_sentence(text: str, code: str, named: str) -> None
         parse(text, LIMITS)
     check(error.value.code, str(error.value), code, named)
     assert len(str(error.value)) <= 300
+
+
+def test_a_message_of_the_server_has_the_fields_that_are_declared() -> None:
+    assert json.loads(compose("received", {"id": 3})) == {"type": "received", "id": 3}
+    for wrong in ({}, {"id": 3, "now": True}):
+        with pytest.raises(ValueError, match="'received' has"):
+            compose("received", wrong)

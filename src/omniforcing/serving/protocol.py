@@ -1,11 +1,14 @@
-"""The control messages of a WebSocket session (docs/protocol.md): what a client may say, checked. No network here."""
+"""The control messages of a WebSocket session: every message and field, declared and checked.
+
+``CLIENT`` and ``SERVER`` are what docs/reference/protocol.md is made of. No network here.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from omniforcing.core.errors import OmniForcingError
@@ -79,39 +82,142 @@ class Command:
 Message = Start | Steer | Position | Command
 
 
-class _Fields:
-    """A json object whose fields are taken one by one, so that what is left over is unknown."""
+@dataclass(frozen=True)
+class Field:
+    """One field of a message.
 
-    def __init__(self, kind: str, values: dict[str, Any]) -> None:
-        self._kind, self._values = kind, values
+    Args:
+        kind: type of its value; whole numbers are taken for a float.
+        about: what it means.
+        default: value if it is left out; ``...`` for a field that must be there.
+    """
 
-    def take(self, name: str, kind: type, default: Any = ...) -> Any:
-        value = self._values.pop(name, default)
-        if value is ...:
-            raise ProtocolError("serving.missing-field", f"{self._kind!r} lacks the field {name!r}")
-        fits = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            fits, value = True, float(value)
-        if value is not default and not fits:
-            raise ProtocolError(
-                "serving.bad-field",
-                f"{self._kind!r}: {name!r} is {type(value).__name__}, expected {kind.__name__}",
-            )
-        return value
+    kind: type
+    about: str
+    default: Any = ...
 
-    def finish(self) -> None:
-        if self._values:
-            raise ProtocolError(
-                "serving.unknown-field",
-                f"{self._kind!r} has the unknown field {min(self._values)!r}",
-            )
+
+@dataclass(frozen=True)
+class Declared:
+    """A message: what it is for, and its fields by name."""
+
+    about: str
+    fields: Mapping[str, Field] = field(default_factory=dict)
+
+
+_NUMBER = Field(int, "the client's own number of the prompt")
+CLIENT: dict[str, Declared] = {
+    "start": Declared(
+        "begin the stream; once",
+        {
+            "prompt": Field(str, "what to show and hear"),
+            "seconds": Field(float, "length; by default the server's limit", None),
+            "seed": Field(int, "of all noise", 0),
+            "image": Field(bool, "a first frame was sent before, as a binary message", False),
+            "paced": Field(bool, "generate only so far ahead of the last `position`", True),
+        },
+    ),
+    "prompt": Declared(
+        "follow another prompt, from the next block that is not generated yet",
+        {
+            "id": _NUMBER,
+            "prompt": Field(str, "what to show and hear"),
+            "rewrite": Field(bool, "also repaint what the student remembers", False),
+        },
+    ),
+    "position": Declared(
+        "where the player is; at least every few seconds",
+        {
+            "seconds": Field(float, "place in the stream"),
+            "stalls": Field(int, "how often the player has run dry so far", 0),
+        },
+    ),
+    "pause": Declared("generate no further block until `resume`"),
+    "resume": Declared("undo `pause`"),
+    "stop": Declared("end the stream"),
+}
+SERVER: dict[str, Declared] = {
+    "hello": Declared(
+        "first",
+        {
+            "protocol": Field(int, "version"),
+            "token": Field(bool, "whether clients must show one"),
+            "limits": Field(dict, "see below"),
+            "width": Field(int, "of the picture, pixels"),
+            "height": Field(int, "of the picture, pixels"),
+            "fps": Field(int, "frames per second"),
+            "sample_rate": Field(int, "samples per second"),
+            "preset": Field(str, "with which the student was trained"),
+        },
+    ),
+    "started": Declared(
+        "the stream is open",
+        {
+            "mime": Field(str, "what `MediaSource.addSourceBuffer` wants"),
+            "prompt": Field(str, "as asked"),
+            "seconds": Field(float, "as asked"),
+            "seed": Field(int, "as asked"),
+        },
+    ),
+    "block": Declared(
+        "before each block's media",
+        {
+            "block": Field(int, "index"),
+            "prompt": Field(str, "that it follows"),
+            "start": Field(float, "of its frames, seconds of the stream"),
+            "end": Field(float, "of its frames"),
+            "generate_s": Field(float, "seconds of generating"),
+            "decode_s": Field(float, "seconds of decoding"),
+            "encode_s": Field(float, "seconds of encoding"),
+            "elapsed_s": Field(float, "seconds from the request until it was decoded"),
+            "waited_s": Field(float, "seconds that the stream waited for the client"),
+            "bytes": Field(int, "of its media"),
+        },
+    ),
+    "received": Declared("a prompt was understood", {"id": _NUMBER}),
+    "applied": Declared(
+        "a prompt took effect",
+        {
+            "id": _NUMBER,
+            "block": Field(int, "the first that follows it"),
+            "seconds": Field(float, "where its picture begins"),
+        },
+    ),
+    "dropped": Declared(
+        "a prompt came to nothing: a later one overtook it, or the stream ended",
+        {
+            "id": _NUMBER,
+            "reason": Field(str, "in a sentence"),
+            "code": Field(str, "of the error"),
+        },
+    ),
+    "paused": Declared("as asked"),
+    "resumed": Declared("as asked"),
+    "error": Declared(
+        "a message was not understood, or the stream failed",
+        {
+            "code": Field(str, "kind of error"),
+            "message": Field(str, "a sentence for people"),
+            "fatal": Field(bool, "whether the stream is over"),
+        },
+    ),
+    "ended": Declared(
+        "last; then the connection is closed",
+        {
+            "reason": Field(str, "`ended`, `stopped`, `idle`, `mistakes`, `draining` or `failed`"),
+            "frames": Field(int, "sent"),
+            "seconds": Field(float, "of the stream"),
+        },
+    ),
+}
 
 
 def parse(text: str, limits: Limits) -> Message:
-    """A client's text message.
+    """Read a client's text message.
 
     Raises:
-        ProtocolError: if it is no json object, of an unknown type, or a field is missing, unknown or of the wrong type.
+        ProtocolError: if it is no json object, of an unknown type, or a field is missing, unknown
+            or of the wrong type.
         RequestError: if what it asks for is beyond the limits or cannot be streamed.
     """
     try:
@@ -119,68 +225,96 @@ def parse(text: str, limits: Limits) -> Message:
     except (ValueError, RecursionError) as error:
         raise ProtocolError(
             "serving.malformed-message",
-            f"the message is not json ({str(error)[:80]}); docs/protocol.md lists the messages",
+            f"the message is not json ({str(error)[:80]}); docs/reference/protocol.md lists them",
         ) from error
     if not isinstance(values, dict) or not isinstance(values.get("type"), str):
         raise ProtocolError(
             "serving.malformed-message",
-            'a message is a json object with a "type"; docs/protocol.md lists them',
+            'a message is a json object with a "type"; docs/reference/protocol.md lists them',
         )
     kind = values.pop("type")
-    if kind not in _READERS:
+    if kind not in CLIENT:
         raise ProtocolError(
             "serving.unknown-message",
-            f"there is no message of type {kind[:40]!r}; known are {', '.join(_READERS)}",
+            f"there is no message of type {kind[:40]!r}; known are {', '.join(CLIENT)}",
         )
-    fields = _Fields(kind, values)
-    message = _READERS[kind](fields, limits)
-    fields.finish()
-    return message
+    return _build(kind, _checked(kind, values), limits)
 
 
-def _prompt(fields: _Fields, limits: Limits) -> str:
-    prompt: str = fields.take("prompt", str)
+def compose(kind: str, values: Mapping[str, Any]) -> str:
+    """Write a message of the server.
+
+    Raises:
+        ValueError: if its fields are not those that ``SERVER`` declares.
+    """
+    declared = SERVER[kind].fields
+    if values.keys() != declared.keys():
+        raise ValueError(f"{kind!r} has {sorted(values)}, declared are {sorted(declared)}")
+    return json.dumps({"type": kind, **values})
+
+
+def _checked(kind: str, values: dict[str, Any]) -> dict[str, Any]:
+    """The declared fields of a message, defaults filled in."""
+    declared = CLIENT[kind].fields
+    checked = {name: _value(kind, name, values) for name in declared}
+    if unknown := values.keys() - declared.keys():
+        raise ProtocolError(
+            "serving.unknown-field", f"{kind!r} has the unknown field {min(unknown)!r}"
+        )
+    return checked
+
+
+def _value(kind: str, name: str, values: dict[str, Any]) -> Any:
+    wanted = CLIENT[kind].fields[name]
+    if name not in values:
+        if wanted.default is ...:
+            raise ProtocolError("serving.missing-field", f"{kind!r} lacks the field {name!r}")
+        return wanted.default
+    value = values[name]
+    if wanted.kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    # A bool is an int to Python, and not to a client.
+    if not isinstance(value, wanted.kind) or isinstance(value, bool) != (wanted.kind is bool):
+        raise ProtocolError(
+            "serving.bad-field",
+            f"{kind!r}: {name!r} is {type(value).__name__}, expected {wanted.kind.__name__}",
+        )
+    return value
+
+
+def _build(kind: str, fields: dict[str, Any], limits: Limits) -> Message:
+    """The message of checked fields, its values held to the limits."""
+    if "prompt" in fields:
+        _check_length(fields["prompt"], limits)
+    if kind == "start":
+        seconds = limits.seconds if fields["seconds"] is None else fields["seconds"]
+        if seconds > limits.seconds:
+            raise RequestError(
+                "serving.stream-too-long",
+                f"a stream of {seconds:g} seconds is too long; this server allows "
+                f"{limits.seconds:g}",
+            )
+        request = Request(fields["prompt"], seconds, fields["seed"])
+        return Start(request, fields["image"], fields["paced"])
+    if kind == "prompt":
+        return Steer(fields["id"], fields["prompt"], fields["rewrite"])
+    if kind == "position":
+        seconds, stalls = fields["seconds"], fields["stalls"]
+        if not math.isfinite(seconds) or seconds < 0 or stalls < 0:
+            raise ProtocolError(
+                "serving.bad-field",
+                "'position': 'seconds' and 'stalls' must be 0 or more, found "
+                f"{seconds} and {stalls}",
+            )
+        return Position(seconds, stalls)
+    return Command(kind)
+
+
+def _check_length(prompt: str, limits: Limits) -> None:
     if len(prompt) > limits.prompt_chars:
         raise RequestError(
             "serving.prompt-too-long",
-            f"the prompt has {len(prompt):,} characters, at most {limits.prompt_chars:,} are taken; shorten it",
+            f"the prompt has {len(prompt):,} characters, at most {limits.prompt_chars:,} are "
+            "taken; shorten it",
         )
     check_prompt(prompt)
-    return prompt
-
-
-def _start(fields: _Fields, limits: Limits) -> Start:
-    prompt, seconds = _prompt(fields, limits), fields.take("seconds", float, limits.seconds)
-    if seconds > limits.seconds:
-        raise RequestError(
-            "serving.stream-too-long",
-            f"a stream of {seconds:g} seconds is too long; this server allows {limits.seconds:g}",
-        )
-    request = Request(prompt, seconds, fields.take("seed", int, 0))
-    return Start(request, fields.take("image", bool, False), fields.take("paced", bool, True))
-
-
-def _steer(fields: _Fields, limits: Limits) -> Steer:
-    return Steer(
-        fields.take("id", int), _prompt(fields, limits), fields.take("rewrite", bool, False)
-    )
-
-
-def _position(fields: _Fields, _: Limits) -> Position:
-    seconds, stalls = fields.take("seconds", float), fields.take("stalls", int, 0)
-    if not math.isfinite(seconds) or seconds < 0 or stalls < 0:
-        raise ProtocolError(
-            "serving.bad-field",
-            f"'position': 'seconds' and 'stalls' must be 0 or more, found {seconds} and {stalls}",
-        )
-    return Position(seconds, stalls)
-
-
-_READERS: dict[str, Callable[[_Fields, Limits], Message]] = {
-    "start": _start,
-    "prompt": _steer,
-    "position": _position,
-    "pause": lambda *_: Command("pause"),
-    "resume": lambda *_: Command("resume"),
-    "stop": lambda *_: Command("stop"),
-}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import Callable, Coroutine
@@ -24,6 +23,7 @@ from omniforcing.serving.protocol import (
     ProtocolError,
     Start,
     Steer,
+    compose,
     parse,
 )
 from omniforcing.serving.service import Service
@@ -245,7 +245,7 @@ class Session:
 
     async def _say(self, kind: str, **values: Any) -> None:
         async with asyncio.timeout(self._service.limits.idle_seconds):
-            await self._socket.send_text(json.dumps({"type": kind, **values}))
+            await self._socket.send_text(compose(kind, values))
 
     def _watch(self, number: int, future: Future[Applied]) -> None:
         """Tell the client what becomes of its prompt, when it is known."""
