@@ -12,7 +12,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export RAY_AUTH_MODE ?= token
 
 .DEFAULT_GOAL := help
-.PHONY: help ray-job env pocket smoke ablation foundation ui test lint clean
+.PHONY: help ray-job env pocket smoke ablation foundation ui test lint docs clean
 
 help:  ## these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -45,6 +45,9 @@ test: $(STAMP)  ## environment + tests
 lint: $(STAMP)  ## ruff and mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+
+docs: $(STAMP)  ## renew the generated pages in docs/reference
+	$(RUN) -m tools.reference --write
 
 clean:  ## forget half-done work (.work) and temporary folders; outputs, runs and environment stay
 	rm -rf .work data/*/.*.tmp-*
