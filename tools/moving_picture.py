@@ -49,7 +49,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     def write() -> None:
-        prompts, pictures = arguments.prompt, []
+        prompts: list[str] = arguments.prompt
+        pictures: list[Image.Image] = []
         if arguments.clip:
             clips = iter([read_mp4(arguments.clip)])
         else:

@@ -35,7 +35,8 @@ def ours() -> dict[str, str]:
     found = {}
     for node in ast.parse(source).body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
-            comment, line = [], node.lineno - 2
+            comment: list[str] = []
+            line = node.lineno - 2
             while lines[line].startswith("# "):
                 comment.insert(0, lines[line].removeprefix("# "))
                 line -= 1
