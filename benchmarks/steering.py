@@ -101,7 +101,7 @@ def measure(
             lambda features: Rollout(model, features, rollout, generator), text(old)
         )
         blocks = [generation.next() for _ in range(before)]
-        generation.switch(text(new), rewrite)
+        generation.change_prompt(text(new), rewrite)
         return list(bench.decoded(concatenate(blocks + [generation.next() for _ in range(after)])))
 
     result: dict[str, Any] = {"rollouts": len(pairs), "switch at block": before}

@@ -43,7 +43,7 @@ from omniforcing.model.options import Speed
 from omniforcing.model.rollout import Rollout
 from omniforcing.streaming.decoding import Decoding
 from omniforcing.streaming.generation import Generation
-from omniforcing.streaming.live import Plan, Stream
+from omniforcing.streaming.live import Stream, StreamParts
 
 LONG, SHORT = 62, 12  # blocks: to block 60 and beyond; measured after the window is full
 PLENTY = 400.0  # seconds of the part's time with which every stream may be a long one
@@ -323,7 +323,7 @@ def decoded(setup: Setup, causal: bool, layout: str) -> Figures:
         limits = round(24 * length) + 1, round(codec.sample_rate * length)
         blocks = case.rollout.table.blocks_for_seconds(length)
         asked = time.perf_counter()
-        plan = Plan(
+        parts = StreamParts(
             generation=Generation(
                 lambda text: Rollout(bench.student, text, case.rollout, bench.noise(), speed),
                 bench.prompt(),
@@ -339,7 +339,7 @@ def decoded(setup: Setup, causal: bool, layout: str) -> Figures:
             device=setup.device,
             asked=asked,
         )
-        with Stream(plan) as opened_stream:
+        with Stream(parts) as opened_stream:
             return list(opened_stream)
 
     cold = reached(chunks(2.0), sound=False)

@@ -26,12 +26,13 @@ from omniforcing.core.latents import Pair, noise_like
 from omniforcing.core.layout import LAYOUTS
 from omniforcing.core.random import step_generator
 from omniforcing.core.schedule import add_noise
+from omniforcing.model.inference.cuda_streams import own_cuda_stream
 from omniforcing.model.rollout import Rollout, RolloutConfig, predict_x0
 from omniforcing.streaming import live
 from omniforcing.streaming.command import write_stream
 from omniforcing.streaming.engine import Chunk, Engine
 from omniforcing.streaming.generation import Generation, Opening
-from omniforcing.streaming.live import Stream
+from omniforcing.streaming.live import Stream, StreamThreads
 from omniforcing.streaming.opening import IMAGE_BYTES
 from omniforcing.streaming.state import StreamState
 from tests.streaming.test_engine import PROMPT, media_of
@@ -111,7 +112,7 @@ def test_queues_are_finished_before_another_thread_reads_what_they_made(
 ) -> None:
     """On a GPU each thread has a queue of its own: text is waited for before the threads begin, and latents after their use."""
     events: list[str] = []
-    push, begin = live.Decoding.push, live._Work.begin
+    push, begin = live.Decoding.push, live.StreamThreads.begin
 
     def pushing(self: Any, latents: Any, last: bool) -> Any:
         part = push(self, latents, last)
@@ -122,8 +123,8 @@ def test_queues_are_finished_before_another_thread_reads_what_they_made(
         events.append(f"finished in {threading.current_thread().name}")
 
     monkeypatch.setattr(live.Decoding, "push", pushing)
-    monkeypatch.setattr(live, "finish_queue", finishing)
-    monkeypatch.setattr(live._Work, "begin", lambda self: (events.append("begun"), begin(self))[1])
+    monkeypatch.setattr(live, "synchronise", finishing)
+    monkeypatch.setattr(live.StreamThreads, "begin", lambda self: (events.append("begun"), begin(self))[1])
     list(engine.stream(PROMPT, 1))
     here = f"finished in {threading.current_thread().name}"
     assert here in events[: events.index("begun")]
@@ -135,21 +136,20 @@ def test_a_streams_cuda_queue_goes_to_the_next_stream_of_its_kind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Memory stays with the queue it was taken for; two streams at a time never share one."""
-    monkeypatch.setattr(live, "_queues", {})
     monkeypatch.setattr(torch.cuda, "Stream", lambda _device: object())
     entered: list[object] = []
     monkeypatch.setattr(
         torch.cuda, "stream", lambda queue: (entered.append(queue), contextlib.nullcontext())[1]
     )
     with (
-        live._own_queue("cuda", "generate"),
-        live._own_queue("cuda", "decode"),
-        live._own_queue("cuda", "generate"),
+        own_cuda_stream("cuda", "test generating"),
+        own_cuda_stream("cuda", "test decoding"),
+        own_cuda_stream("cuda", "test generating"),
     ):
         pass
     first, decoding, second = entered
     assert len({first, decoding, second}) == 3
-    with live._own_queue("cuda", "generate"), live._own_queue("cuda", "decode"):
+    with own_cuda_stream("cuda", "test generating"), own_cuda_stream("cuda", "test decoding"):
         pass
     assert entered[3] is first and entered[4] is decoding
 
@@ -159,7 +159,7 @@ def test_a_slow_consumer_holds_generation_back_and_changes_nothing(engine: Engin
     with engine.stream(PROMPT, 6, seed=3) as stream:
         slow = [next(stream)]
         time.sleep(1.0)
-        held = stream._work.plan.generation.index
+        held = stream.parts.generation.index
         # Two chunks wait for the consumer, one at the decoder, one before it, and one is generated already.
         assert stream.waiting == live.AHEAD and held <= live.AHEAD + 4
         for chunk in stream:
@@ -243,16 +243,23 @@ def test_a_stream_may_be_closed_while_it_begins(
 
 @pytest.mark.parametrize("chunks", [0, 1])
 def test_a_closed_stream_is_freed_without_the_garbage_collector(
-    engine: Engine, chunks: int
+    engine: Engine, chunks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    made: list[weakref.ref[StreamThreads]] = []
+
+    class Recorded(StreamThreads):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr(live, "StreamThreads", Recorded)
     stream = engine.stream(PROMPT, None)
-    work = weakref.ref(stream._work)
     gc.disable()
     try:
         list(itertools.islice(stream, chunks))
         stream.close()
         del stream
-        assert settled(lambda: work() is None)
+        assert len(made) == 1 and settled(lambda: made[0]() is None)
     finally:
         gc.enable()
 
@@ -287,15 +294,15 @@ def test_an_endless_stream_stays_flat(engine: Engine) -> None:
         for _ in itertools.islice(stream, 4):
             pass
         before = tracemalloc.take_snapshot()
-        state = stream._work.plan.generation
-        kept = len(state._kept)
+        state = stream.parts.generation
+        kept = len(state.kept)
         for chunk in itertools.islice(stream, 30):
             assert chunk.first_frame == 1 + 24 * (chunk.block - 1)
         growth = sum(
             line.size_diff for line in tracemalloc.take_snapshot().compare_to(before, "filename")
         )
         tracemalloc.stop()
-        assert len(state._kept) == kept
+        assert len(state.kept) == kept
         assert growth < 2_000_000, f"thirty blocks left {growth} bytes behind; one chunk is 0.5 MB"
 
 
@@ -317,7 +324,7 @@ def test_a_prompt_takes_effect_at_the_next_ungenerated_block(engine: Engine) -> 
     with engine.stream(PROMPT, None) as stream:
         first = next(stream)
         time.sleep(0.8)  # everything that has room is generated
-        due = stream._work.plan.generation.index
+        due = stream.parts.generation.index
         future = stream.steer(OTHER)
         chunks = [first, *itertools.islice(stream, due + 1)]
         assert future.result(10).block == due
@@ -385,8 +392,8 @@ def test_rewriting_is_beginning_anew_with_rewritten_blocks(
     generation = generation_of(engine, config)
     for _ in range(before):
         generation.next()
-    random, kept = generation._rollout.generator.get_state(), list(generation._kept)
-    generation.switch(other, rewrite=True)
+    random, kept = generation._rollout.generator.get_state(), list(generation.kept)
+    generation.change_prompt(other, rewrite=True)
     got = generation.next()
 
     generator = torch.Generator()
@@ -424,9 +431,9 @@ def test_only_what_can_be_rewritten_is(
     generation = generation_of(engine, config, opening=Opening(blocks=blocks))
     for _ in range(2):
         generation.next()
-    kept = list(generation._kept)
-    generation.switch(engine._text.encode([OTHER]), rewrite=True)
-    assert [a is not b for a, b in zip(kept, generation._kept, strict=True)] == [rewritten] * 2
+    kept = list(generation.kept)
+    generation.change_prompt(engine._text.encode([OTHER]), rewrite=True)
+    assert [a is not b for a, b in zip(kept, generation.kept, strict=True)] == [rewritten] * 2
 
 
 def test_a_switch_that_fails_is_told_to_whoever_asked_and_to_the_consumer(
@@ -453,10 +460,10 @@ def test_pause_stops_generation_and_resume_goes_on_with_the_same_chunks(engine: 
         chunks = [next(stream)]
         stream.pause()
         time.sleep(0.6)
-        index = stream._work.plan.generation.index
+        index = stream.parts.generation.index
         assert stream.paused and index < 5
         time.sleep(0.3)
-        assert stream._work.plan.generation.index == index
+        assert stream.parts.generation.index == index
         stream.resume()
         chunks += stream
     assert same(plain, chunks)

@@ -11,11 +11,11 @@ T = TypeVar("T")
 
 
 class Closed(Exception):
-    """The channel takes or gives nothing any more."""
+    """The channel has ended: it takes no items and has none to give."""
 
 
 class Channel(Generic[T]):
-    """At most ``size`` items wait in it: who puts waits for who gets, so that a slow consumer holds its producers back."""
+    """Queue of at most ``size`` items; a full one blocks its producers until the consumer takes one."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -28,7 +28,7 @@ class Channel(Generic[T]):
         return len(self._items)
 
     def put(self, item: T) -> float:
-        """Add ``item`` when there is room; returns the seconds waited for it.
+        """Add ``item`` when there is room; return the seconds waited.
 
         Raises:
             Closed: if the channel has ended.
@@ -43,7 +43,7 @@ class Channel(Generic[T]):
         return time.perf_counter() - began
 
     def get(self) -> T:
-        """The oldest item, when there is one.
+        """Wait for an item and return the oldest.
 
         Raises:
             Closed: if the channel has ended and is empty.
@@ -60,14 +60,14 @@ class Channel(Generic[T]):
         raise Closed
 
     def finish(self, error: BaseException | None = None) -> None:
-        """Put nothing more; what waits can still be taken, and then ``error`` is raised, if there is one."""
+        """End for producers; waiting items can still be taken, and then ``error`` is raised."""
         with self._changed:
             if not self._ended:
                 self._ended, self._error = True, error
             self._changed.notify_all()
 
     def close(self) -> None:
-        """End at once, for both sides; what waits is dropped."""
+        """End at once for both sides and drop waiting items."""
         with self._changed:
             self._ended = True
             self._items.clear()

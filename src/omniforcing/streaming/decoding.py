@@ -1,4 +1,7 @@
-"""Media from a stream's latents, block by block, cut to the length that was asked for. No threads here."""
+"""Media of a stream from its latents, block by block, cut to the requested length.
+
+Threads are the business of ``live.py``.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,15 @@ from omniforcing.core.states import State, joined, part_of
 
 
 @dataclass(frozen=True)
-class Part:
-    """A block's media: frames uint8 ``[T, H, W, 3]`` and samples float32 ``[2, N]``, and how many of each came before."""
+class DecodedBlock:
+    """Media that a block completes.
+
+    Attributes:
+        frames: uint8 ``[T, H, W, 3]``.
+        samples: float32 ``[2, N]``.
+        first_frame: number of frames before these.
+        first_sample: number of samples before these.
+    """
 
     frames: np.ndarray
     samples: np.ndarray
@@ -23,11 +33,11 @@ class Part:
 
 
 class Decoding:
-    """One stream's decoder and its counts.
+    """Decoder of one stream, with counts of the frames and samples so far.
 
     Args:
-        decoder: a fresh one, or one in the state of the block before.
-        limits: frames and samples after which the stream ends; None without end.
+        decoder: fresh, or in its state after the previous block.
+        limits: total frames and samples of the stream; None for no end.
         counts: frames and samples that were decoded before.
     """
 
@@ -41,8 +51,13 @@ class Decoding:
         self._frames, self._samples = counts
         self._before_the_end: State | None = None
 
-    def push(self, latents: Latents, last: bool) -> Part:
-        """Decode the next block's latents; the ``last`` block brings what was held back."""
+    def push(self, latents: Latents, last: bool) -> DecodedBlock:
+        """Decode the latents of the next block.
+
+        Args:
+            latents: video ``[1, Tv, S, Cv]``, audio ``[1, Ta, Ca]``.
+            last: whether the stream ends here; also returns what waited for its look-ahead.
+        """
         media = self._decoder.push(latents)
         frames, samples = self._frames, self._samples
         self._frames, self._samples = frames + media.video.shape[1], samples + media.audio.shape[2]
@@ -58,10 +73,14 @@ class Decoding:
                 picture[: self._limits[0] - frames],
                 waveform[:, : self._limits[1] - samples],
             )
-        return Part(picture.cpu().numpy(), waveform.cpu().numpy(), frames, samples)
+        return DecodedBlock(picture.cpu().numpy(), waveform.cpu().numpy(), frames, samples)
 
     def state(self) -> State:
-        """A copy of decoder and counts; after the last block, as if more were to come."""
+        """Copy the state of decoder and counts.
+
+        After the last block it is the state before the look-ahead was flushed, so that a stream
+        can be saved at its end and go on.
+        """
         if self._before_the_end is not None:
             return self._before_the_end
         return {
@@ -73,7 +92,7 @@ class Decoding:
     def restore(
         cls, decoder: StreamingDecoder, limits: tuple[int, int] | None, state: State
     ) -> Decoding:
-        """Go on from a state, with a fresh decoder of the same codec."""
+        """Go on from a state with a fresh decoder of the same codec."""
         frames, samples = state["counts"].tolist()
         decoder.restore(part_of(state, "decoder"))
         return cls(decoder, limits, (frames, samples))

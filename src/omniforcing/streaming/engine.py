@@ -18,6 +18,7 @@ from omniforcing.core.files import folder_digest
 from omniforcing.core.latents import TextFeatures
 from omniforcing.core.layout import FPS
 from omniforcing.core.random import step_generator
+from omniforcing.model.inference.cuda_streams import synchronise
 from omniforcing.model.inference.fast import accelerate
 from omniforcing.model.options import DEFAULT, Speed
 from omniforcing.model.rollout import Rollout
@@ -25,7 +26,7 @@ from omniforcing.model.weights.student import load_model
 from omniforcing.streaming.artifact import Artifact, ArtifactError
 from omniforcing.streaming.decoding import Decoding
 from omniforcing.streaming.generation import Generation, Opening
-from omniforcing.streaming.live import Chunk, Plan, Stream, finish_queue
+from omniforcing.streaming.live import Chunk, Stream, StreamParts
 from omniforcing.streaming.opening import clip_opening, image_opening
 from omniforcing.streaming.request import Request
 from omniforcing.streaming.state import StreamState
@@ -60,7 +61,7 @@ class Engine:
         self._codec = Codec.load(folder / "codec", device=device)
         self._text = TextEncoder.load(folder / "text", device=device)
         self._refuse_misfit()
-        finish_queue(
+        synchronise(
             device
         )  # streams compute in queues of their own, which must find the weights in place
 
@@ -170,7 +171,7 @@ class Engine:
         before: int,
     ) -> Stream:
         return Stream(
-            Plan(
+            StreamParts(
                 generation=generation,
                 decoding=decoding,
                 encode=self._encode,
@@ -187,7 +188,7 @@ class Engine:
 
     def _encode(self, prompt: str) -> TextFeatures:
         text = self._text.encode([prompt])
-        finish_queue(self.device)
+        synchronise(self.device)
         return text
 
     def _decoder(self) -> StreamingDecoder:

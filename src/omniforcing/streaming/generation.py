@@ -1,4 +1,7 @@
-"""A stream's latents, block by block: what opens it, what steers it, and its state at any border. No threads here."""
+"""Latents of a stream, block by block: its opening, changes of prompt, its state at any border.
+
+Threads are the business of ``live.py``.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,11 @@ from omniforcing.model.rollout import Rollout
 
 @dataclass(frozen=True)
 class Opening:
-    """What a stream begins with instead of noise.
+    """First frame or first blocks of a stream, given instead of generated.
 
     Attributes:
-        image: video latents ``[1, 1, S, C]`` of a first frame, or None.
-        blocks: latents of the first blocks, for continuing a clip.
+        image: video latents ``[1, 1, S, C]`` of the first frame, or None.
+        blocks: latents of the first blocks, for a stream that continues a clip.
     """
 
     image: Tensor | None = None
@@ -27,12 +30,17 @@ class Opening:
 
 
 class Generation:
-    """The student rolling on without end.
+    """Endless rollout of the student.
 
     Args:
-        start: makes a fresh rollout for features of a prompt, always with the same random generator.
+        start: makes a fresh rollout under given text features, always with the same generator of
+            random numbers.
         text: features of the prompt, batch 1.
-        opening: what to begin with.
+        opening: first frame or blocks to begin with.
+
+    Attributes:
+        index: index of the next block.
+        kept: latents that a rewrite repaints: the prefix, then whole cycles that cover the window.
     """
 
     def __init__(
@@ -43,12 +51,12 @@ class Generation:
     ) -> None:
         self._start, self._text, self._opening = start, text, opening or Opening()
         self._rollout = start(text)
-        self._kept: list[Latents] = []  # the prefix, then whole cycles that cover the window
+        self.kept: list[Latents] = []
         self.index = 0
 
     @torch.no_grad()
     def next(self) -> Latents:
-        """The next block's latents, video ``[1, Tv, S, Cv]`` and audio ``[1, Ta, Ca]``."""
+        """Generate the next block: video latents ``[1, Tv, S, Cv]``, audio ``[1, Ta, Ca]``."""
         if self.index < len(self._opening.blocks):
             latents = self._rollout.follow(self._opening.blocks[self.index])
         elif self.index == 0 and self._opening.image is not None:
@@ -61,39 +69,44 @@ class Generation:
 
     def _keep(self, latents: Latents) -> None:
         window, cycle = self._rollout.config.window, len(self._rollout.config.table.cycle)
-        self._kept.append(latents)
-        # Only whole cycles are dropped, so that what is kept can stand at the beginning of a stream.
-        if len(self._kept) - 1 >= window + cycle:
-            del self._kept[1 : 1 + cycle]
+        self.kept.append(latents)
+        # A rewrite puts the kept blocks at the beginning of a stream, where the sizes of blocks
+        # follow the cycle: only whole cycles may be dropped.
+        if len(self.kept) - 1 >= window + cycle:
+            del self.kept[1 : 1 + cycle]
 
-    def switch(self, text: TextFeatures, rewrite: bool = False) -> None:
+    def change_prompt(self, text: TextFeatures, rewrite: bool = False) -> None:
         """Follow another prompt from the next block on.
 
+        With ``rewrite`` the blocks in the student's memory (prefix and window) are generated again
+        from a middle sigma under the new prompt (``Rollout.rewrite``), as if the stream had begun
+        with such blocks. The change then shows at once; it costs as much as generating those
+        blocks. Computing only their K/V again under the new prompt hardly makes a difference. A
+        given first frame is repainted like the rest.
+
         Args:
-            text: its features.
-            rewrite: also write anew what the student remembers, the prefix and the window, as if the stream had begun with
-                such blocks under this prompt (``Rollout.rewrite``). The change comes at once, and costs as much as
-                generating those blocks. K/V alone, of the old blocks under the new prompt, hardly make a difference. A first
-                frame is repainted with the rest. Nothing is rewritten while a clip that opens the stream is repeated, and by
-                a student of one sigma, which would begin again from noise.
+            text: features of the prompt.
+            rewrite: whether to rewrite the memory. Without effect while the stream repeats the
+                clip that opens it, and for a student of one sigma, which has no middle sigma and
+                would begin again from noise.
         """
         self._text, config = text, self._rollout.config
         if not rewrite or self.index < len(self._opening.blocks) or len(config.sigmas) == 1:
             self._rollout.switch(text)
             return
         self._rollout = self._start(text)
-        self._kept = [self._rollout.rewrite(latents) for latents in self._kept]
+        self.kept = [self._rollout.rewrite(latents) for latents in self.kept]
 
     @property
     def can_be_saved(self) -> bool:
-        """Whether what opened the stream is behind it."""
+        """Whether the opening is over: until then, the state would have to hold the opening."""
         return self.index >= max(1, len(self._opening.blocks))
 
     def state(self) -> State:
-        """A copy of everything that the blocks to come depend on; only when ``can_be_saved``."""
+        """Copy everything that the coming blocks depend on; requires ``can_be_saved``."""
         kept = {
             f"kept.{n}": dict(latents.map(torch.clone).items())
-            for n, latents in enumerate(self._kept)
+            for n, latents in enumerate(self.kept)
         }
         text = dict(self._text.map(torch.clone).items())
         return {
@@ -103,10 +116,10 @@ class Generation:
 
     @classmethod
     def restore(cls, start: Callable[[TextFeatures], Rollout], state: State) -> Generation:
-        """Go on from a state: the blocks to come are the same, bit for bit."""
+        """Go on from a state; the coming blocks are the same, bit for bit."""
         generation = cls(start, Pair(**part_of(state, "text")))
         generation.index = int(state["index"])
         kept = part_of(state, "kept")
-        generation._kept = [Pair(**part_of(kept, str(n))) for n in range(len(kept) // 2)]
+        generation.kept = [Pair(**part_of(kept, str(n))) for n in range(len(kept) // 2)]
         generation._rollout.restore(part_of(state, "rollout"))
         return generation

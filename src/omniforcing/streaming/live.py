@@ -1,8 +1,8 @@
-"""A running stream: one thread generates, one decodes, and whoever iterates takes chunks as soon as they are decoded.
+"""A running stream: one thread generates latents, one decodes them, the consumer takes chunks.
 
-Both queues are bounded, so a slow consumer holds the generation back and memory stays flat. What comes out depends on the
-seed and on the blocks at which prompts change, never on anybody's speed. ``close`` may come at any moment; a stream that is
-forgotten closes itself.
+Both queues are bounded, so a slow consumer holds the generation back and memory stays flat. What
+comes out depends on the seed and on the blocks at which prompts change, never on anybody's speed.
+``close`` may be called at any moment; a stream that nothing refers to any more closes itself.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock, Thread, current_thread
 from types import TracebackType
@@ -22,28 +21,32 @@ import torch
 from omniforcing.core.latents import Latents, TextFeatures
 from omniforcing.core.layout import Block, BlockTable
 from omniforcing.evaluation.timing import BlockTiming
+from omniforcing.model.inference.cuda_streams import own_cuda_stream, synchronise
 from omniforcing.streaming.channel import Channel, Closed
 from omniforcing.streaming.decoding import Decoding
 from omniforcing.streaming.generation import Generation
 from omniforcing.streaming.request import check_prompt
 from omniforcing.streaming.state import StreamState
-from omniforcing.streaming.steering import Applied, Controls, Switch, Wish
+from omniforcing.streaming.steering import Applied, Controls, Pending, PromptChange
 
 AHEAD = 2  # decoded chunks that may wait for the consumer
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """What one block adds to the stream.
+    """Media that one block adds to the stream.
+
+    Chunks follow each other without gap or overlap. Picture and sound of a chunk may each be late
+    by the look-ahead of their decoder; both are complete at the end of the stream.
 
     Attributes:
-        block: its index.
-        frames: uint8 ``[T, H, W, 3]``; chunks follow each other without gap or overlap.
-        samples: float32 ``[2, N]``. Either is late by what its decoder looks ahead; they are level at the end.
-        first_frame: frames before this chunk.
-        first_sample: samples before this chunk.
-        timing: what it cost.
-        prompt: what it was generated for.
+        block: index of the block.
+        frames: uint8 ``[T, H, W, 3]``.
+        samples: float32 ``[2, N]``.
+        first_frame: number of frames before this chunk.
+        first_sample: number of samples before this chunk.
+        timing: seconds that the block took.
+        prompt: prompt that the block was generated for.
     """
 
     block: int
@@ -56,21 +59,21 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a stream is made of, apart from its threads.
+class StreamParts:
+    """Everything that a stream is made of, apart from its threads.
 
     Attributes:
-        generation: where its latents come from.
-        decoding: what makes media of them.
-        encode: features of a prompt.
+        generation: makes the latents.
+        decoding: makes media of latents.
+        encode: gives the text features of a prompt.
         table: the block table.
-        stop: number of blocks after which it ends; None without end.
-        frames: that are still to come; None without end.
-        prompt: the first one.
-        seed: of the stream, for its saved state.
-        artifact: digest of the artifact, for its saved state.
-        device: where it computes.
-        asked: when it was asked for, by ``time.perf_counter``.
+        stop: number of blocks after which the stream ends; None for no end.
+        frames: number of frames to come; None for no end.
+        prompt: the first prompt.
+        seed: seed of the stream, kept in its saved state.
+        artifact: digest of the artifact, kept in its saved state.
+        device: device that computes.
+        asked: ``time.perf_counter`` when the stream was asked for.
     """
 
     generation: Generation
@@ -87,7 +90,9 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class _Generated:
+class _GeneratedBlock:
+    """Latents of a block on their way to the decoder."""
+
     block: Block
     latents: Latents
     waited: float
@@ -96,43 +101,46 @@ class _Generated:
 
 
 @dataclass(frozen=True)
-class _Saved:
-    """The generation's half of a state, on its way through the decoder, which adds the other half."""
+class _Snapshot:
+    """The generation's half of a state; the decoder adds its own when it gets there."""
 
-    wishes: list[Wish[StreamState]]
+    pending: list[Pending[StreamState]]
     generation: dict[str, torch.Tensor]
     prompt: str
 
 
 class Stream:
-    """Chunks of a stream in order, ended by the length asked for or by ``close``; also a context manager.
+    """Chunks of a stream in order; also a context manager.
 
-    It begins when the first chunk is asked for; what is wished for before holds from block 0 on.
+    The stream begins when the first chunk is asked for; prompts changed before that hold from
+    block 0 on. It ends at its length, or by ``close``.
 
     Args:
-        plan: what it is made of.
-        ahead: decoded chunks that may wait for the consumer.
+        parts: what the stream is made of.
+        ahead: number of decoded chunks that may wait for the consumer.
 
     Attributes:
-        blocks: index of the block at which it ends; None without end.
-        frames: how many it brings; None without end.
+        parts: what the stream is made of.
+        blocks: number of blocks after which the stream ends; None for no end.
+        frames: number of frames that it brings; None for no end.
     """
 
-    def __init__(self, plan: Plan, ahead: int = AHEAD) -> None:
-        # Text keys and values, or a restored state, were computed in the maker's queue, and each thread has its own.
-        finish_queue(plan.device)
-        self._work = _Work(plan, ahead)
-        self.blocks, self.frames = plan.stop, plan.frames
-        # The threads know the work alone, so that a stream nobody holds any more is closed.
-        self._closing = weakref.finalize(self, self._work.close)
+    def __init__(self, parts: StreamParts, ahead: int = AHEAD) -> None:
+        # The maker's CUDA stream computed the text's keys and values, or a restored state, and
+        # the threads read them from CUDA streams of their own.
+        synchronise(parts.device)
+        self._threads = StreamThreads(parts, ahead)
+        self.parts, self.blocks, self.frames = parts, parts.stop, parts.frames
+        # The threads hold no reference to this object, so that forgetting it closes the stream.
+        self._closing = weakref.finalize(self, self._threads.close)
 
     def __iter__(self) -> Iterator[Chunk]:
         return self
 
     def __next__(self) -> Chunk:
-        self._work.begin()
+        self._threads.begin()
         try:
-            return self._work.chunks.get()
+            return self._threads.chunks.get()
         except Closed:
             self.close()
             raise StopIteration from None
@@ -141,58 +149,70 @@ class Stream:
             raise
 
     def steer(self, prompt: str, at: int | None = None, rewrite: bool = False) -> Future[Applied]:
-        """Follow another prompt from the next block that is not yet generated, or from block ``at`` if that comes later.
+        """Follow another prompt from a coming block on.
 
         Args:
             prompt: what to show and hear.
-            at: for a switch at an exact place.
-            rewrite: also write anew what the student remembers, under the prompt (``Generation.switch``).
+            at: index of the block to begin with; None, or one that is already generated, means the
+                next block.
+            rewrite: also rewrite the student's memory under the prompt
+                (``Generation.change_prompt``).
 
         Returns:
-            When and where it took effect. It fails with ``NotApplied`` if a later prompt overtakes it or the stream ends.
+            When and where the prompt took effect. Fails with ``NotApplied`` if a later prompt
+            replaces this one before, or the stream ends.
 
         Raises:
-            RequestError: for an empty prompt.
+            RequestError: if the prompt is empty.
         """
         check_prompt(prompt)
-        wish = Switch(at, prompt=prompt, text=self._work.plan.encode(prompt), rewrite=rewrite)
-        self._work.controls.ask(wish)
-        return wish.done
+        text = self.parts.encode(prompt)
+        change = PromptChange(at, prompt=prompt, text=text, rewrite=rewrite)
+        self._threads.controls.ask(change)
+        return change.done
 
     def snapshot(self, at: int | None = None) -> Future[StreamState]:
-        """The whole state at the next border between blocks, or at the one before block ``at``.
+        """Take the whole state at the border before block ``at``, or at the next border.
 
-        It comes once the chunks before that border are decoded, for which they must be taken. It fails with ``NotApplied``
-        if the stream ends before.
+        Returns:
+            The state, once the chunks before that border are decoded, which needs a consumer that
+            takes them. Fails with ``NotApplied`` if the stream ends before.
         """
-        wish: Wish[StreamState] = Wish(at)
-        self._work.controls.ask(wish)
-        return wish.done
+        pending: Pending[StreamState] = Pending(at)
+        self._threads.controls.ask(pending)
+        return pending.done
 
     def pause(self) -> None:
-        """Generate no further block until ``resume``; what is under way still comes."""
-        self._work.controls.pause(True)
+        """Generate no further block until ``resume``; blocks under way still come."""
+        self._threads.controls.pause(True)
 
     def resume(self) -> None:
         """Undo ``pause``."""
-        self._work.controls.pause(False)
+        self._threads.controls.pause(False)
 
     def allow(self, until: float) -> None:
-        """Begin no block at or after so many seconds of the stream: a player who moves this on steers what comes soon."""
-        self._work.controls.allow(until)
+        """Generate no block that begins at or after ``until`` seconds of the stream.
+
+        A player that moves this limit on with its position keeps few blocks ahead of it, so that
+        a change of prompt is seen soon.
+        """
+        self._threads.controls.allow(until)
 
     @property
     def paused(self) -> bool:
         """Whether ``pause`` holds."""
-        return self._work.controls.paused
+        return self._threads.controls.paused
 
     @property
     def waiting(self) -> int:
-        """Decoded chunks that wait for the consumer."""
-        return len(self._work.chunks)
+        """Number of decoded chunks that wait for the consumer."""
+        return len(self._threads.chunks)
 
     def close(self) -> None:
-        """Stop, wait for both threads (for a forward, or a rewrite's, at most) and drop everything; twice is harmless."""
+        """Stop, wait for both threads and drop everything; a second call does nothing.
+
+        The wait lasts one forward of the student at most, or one rewrite.
+        """
         self._closing()
 
     def __enter__(self) -> Stream:
@@ -207,73 +227,48 @@ class Stream:
         self.close()
 
 
-class _Work:
-    """The two threads of a stream, their queues, and what is wished for."""
+class StreamThreads:
+    """The two threads of a stream, the queues between them, and what the viewer asks for."""
 
-    def __init__(self, plan: Plan, ahead: int) -> None:
-        self.plan = plan
+    def __init__(self, parts: StreamParts, ahead: int) -> None:
+        self.parts = parts
         self.controls = Controls()
-        self.latents: Channel[_Generated | _Saved] = Channel(1)
+        self.latents: Channel[_GeneratedBlock | _Snapshot] = Channel(1)
         self.chunks: Channel[Chunk] = Channel(ahead)
         self._threads: list[Thread] = []
         self._begun, self._starting = False, Lock()
 
     def begin(self) -> None:
-        """Start the threads, once, and never after ``close``."""
+        """Start the threads once, and never after ``close``."""
         with self._starting:
-            if not self._begun:
-                self._begun = True
-                # Made here, for a thread that is never started keeps this object, in a circle. Daemons, for the interpreter
-                # waits for other threads before it would close a forgotten stream.
-                for body in (self.generate, self.decode):
-                    thread = Thread(target=body, name=f"omniforcing-{body.__name__}", daemon=True)
-                    thread.start()
-                    self._threads.append(thread)
+            if self._begun:
+                return
+            self._begun = True
+            # Made here and not in the constructor: a thread that never starts would keep this
+            # object alive in a reference cycle. Daemons, because the interpreter waits for other
+            # threads before it would close a forgotten stream.
+            for body in (self.generate, self.decode):
+                thread = Thread(target=body, name=f"omniforcing-{body.__name__}", daemon=True)
+                thread.start()
+                self._threads.append(thread)
 
     def close(self) -> None:
+        """End both queues and the controls, and wait for the threads."""
         self.controls.end()
         self.latents.close()
         self.chunks.close()
-        with self._starting:  # whoever asks for the first chunk may be starting them just now
+        with self._starting:  # a consumer may be starting the threads just now
             self._begun = True
         for thread in self._threads:
+            # The garbage collector may call this from one of the threads themselves.
             if thread is not current_thread():
                 thread.join()
 
     def generate(self) -> None:
-        """The first thread: latents, block by block, with what is due at each border."""
-        plan = self.plan
-        generation, prompt = plan.generation, plan.prompt
+        """Body of the first thread: generate latents block by block."""
         try:
-            with _own_queue(plan.device, "generate"):
-                while True:
-                    arrived, block = time.perf_counter(), plan.table.block(generation.index)
-                    over = block.index == plan.stop
-                    start = -1.0 if over else block.seconds[0]
-                    switch, saves = self.controls.border(
-                        block.index, start, generation.can_be_saved
-                    )
-                    if saves:
-                        self.latents.put(_Saved(saves, generation.state(), prompt))
-                        continue  # it may be paused
-                    if over:
-                        break
-                    began = time.perf_counter()
-                    if switch is not None and switch.text is not None:
-                        try:
-                            generation.switch(switch.text, switch.rewrite)
-                        except BaseException as error:
-                            switch.done.set_exception(error)
-                            raise
-                        prompt = switch.prompt
-                        switch.done.set_result(Applied(block.index, start))
-                    latents = generation.next()
-                    finish_queue(plan.device)
-                    self.latents.put(
-                        _Generated(
-                            block, latents, began - arrived, time.perf_counter() - began, prompt
-                        )
-                    )
+            with own_cuda_stream(self.parts.device, "generate"):
+                self._generate_blocks()
         except Closed:
             pass
         except BaseException as error:
@@ -281,17 +276,50 @@ class _Work:
         self.latents.finish()
         self.controls.end()
 
+    def _generate_blocks(self) -> None:
+        parts = self.parts
+        generation, prompt = parts.generation, parts.prompt
+        while True:
+            arrived, block = time.perf_counter(), parts.table.block(generation.index)
+            over = block.index == parts.stop
+            # The border after the last block begins before everything, so that a paused stream
+            # or a limit set by ``allow`` does not hold its end back.
+            start = -1.0 if over else block.seconds[0]
+            change, snapshots = self.controls.border(block.index, start, generation.can_be_saved)
+            if snapshots:
+                self.latents.put(_Snapshot(snapshots, generation.state(), prompt))
+                continue  # back to the border: the stream may be paused there
+            if over:
+                return
+            began = time.perf_counter()
+            if change is not None:
+                self._change_prompt(change, block.index, start)
+                prompt = change.prompt
+            latents = generation.next()
+            # The decoder's thread reads the latents from another CUDA stream.
+            synchronise(parts.device)
+            waited, seconds = began - arrived, time.perf_counter() - began
+            self.latents.put(_GeneratedBlock(block, latents, waited, seconds, prompt))
+
+    def _change_prompt(self, change: PromptChange, block: int, start: float) -> None:
+        try:
+            self.parts.generation.change_prompt(change.text, change.rewrite)
+        except BaseException as error:
+            change.done.set_exception(error)
+            raise
+        change.done.set_result(Applied(block, start))
+
     def decode(self) -> None:
-        """The second thread: chunks of latents, as soon as they can be decoded."""
+        """Body of the second thread: decode latents into chunks as soon as they come."""
         waited = 0.0
         try:
-            with _own_queue(self.plan.device, "decode"):
+            with own_cuda_stream(self.parts.device, "decode"):
                 while True:
                     item = self.latents.get()
-                    if isinstance(item, _Saved):
-                        self._save(item)
+                    if isinstance(item, _Snapshot):
+                        self._finish_snapshot(item)
                     else:
-                        waited = self.chunks.put(self._chunk(item, waited))
+                        waited = self.chunks.put(self._decode_block(item, waited))
         except Closed:
             self.chunks.finish()
         except BaseException as error:
@@ -299,59 +327,34 @@ class _Work:
             self.controls.end()
             self.chunks.finish(error)
 
-    def _chunk(self, item: _Generated, waited: float) -> Chunk:
+    def _decode_block(self, item: _GeneratedBlock, waited: float) -> Chunk:
         began = time.perf_counter()
-        part = self.plan.decoding.push(item.latents, item.block.index + 1 == self.plan.stop)
-        # Even where nothing came out that was copied to the CPU: the generation's queue gets the latents' memory back.
-        finish_queue(self.plan.device)
-        decoded = time.perf_counter()
+        last = item.block.index + 1 == self.parts.stop
+        decoded = self.parts.decoding.push(item.latents, last)
+        # Also where nothing was copied to the CPU, which would have waited: afterwards the
+        # latents' memory goes back to the generating thread's CUDA stream, to be written again.
+        synchronise(self.parts.device)
+        ended = time.perf_counter()
         timing = BlockTiming(
-            len(part.frames),
+            len(decoded.frames),
             item.seconds,
-            decoded - began,
-            decoded - self.plan.asked,
+            ended - began,
+            ended - self.parts.asked,
             item.waited + waited,
         )
         return Chunk(
             item.block.index,
-            part.frames,
-            part.samples,
-            part.first_frame,
-            part.first_sample,
+            decoded.frames,
+            decoded.samples,
+            decoded.first_frame,
+            decoded.first_sample,
             timing,
             item.prompt,
         )
 
-    def _save(self, item: _Saved) -> None:
-        plan = self.plan
-        state = StreamState(
-            plan.artifact, item.prompt, plan.seed, item.generation, plan.decoding.state()
-        )
-        for wish in item.wishes:
-            wish.done.set_result(state)
-
-
-# CUDA streams that no thread uses now, by device and what they are for. A CUDA stream's memory serves itself alone, so the next
-# stream of the same kind takes over what the last one left instead of asking for as much again.
-_queues: dict[tuple[str, str], list[torch.cuda.Stream]] = {}
-
-
-@contextmanager
-def _own_queue(device: str, purpose: str) -> Iterator[None]:
-    """On a GPU a CUDA stream that this thread has to itself, so that generation and decoding overlap there too."""
-    if not device.startswith("cuda"):
-        yield
-        return
-    free = _queues.setdefault((device, purpose), [])
-    queue = free.pop() if free else torch.cuda.Stream(device)
-    try:
-        with torch.cuda.stream(queue):
-            yield
-    finally:
-        free.append(queue)
-
-
-def finish_queue(device: str) -> None:
-    """Wait for what this thread gave the GPU, so that another may use it and time is told truly."""
-    if device.startswith("cuda"):
-        torch.cuda.current_stream(device).synchronize()
+    def _finish_snapshot(self, item: _Snapshot) -> None:
+        parts = self.parts
+        decoding = parts.decoding.state()
+        state = StreamState(parts.artifact, item.prompt, parts.seed, item.generation, decoding)
+        for pending in item.pending:
+            pending.done.set_result(state)

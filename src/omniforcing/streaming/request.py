@@ -1,4 +1,7 @@
-"""What may be asked of a stream, and exactly what it will hold. No torch here: a bad request costs no loading."""
+"""Requests for streams: checks, and the exact number of frames, samples and blocks.
+
+Imports no torch, so that a bad request is refused before anything is loaded.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,21 @@ MAX_SEED = 2**63 - 1
 
 
 class RequestError(OmniForcingError):
-    """A prompt, a length or a seed that cannot be streamed; names what was given."""
+    """A prompt, length or seed that cannot be streamed."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt, a length in seconds (whole or not; None: until it is closed) and a seed.
+    """A request for a stream.
+
+    Attributes:
+        prompt: what to show and hear.
+        seconds: length, whole or not; None for a stream that goes on until it is closed.
+        seed: seed of all its noise.
 
     Raises:
-        RequestError: for an empty prompt, a length that is not finite or is below one frame, or a seed that is not a whole
-            number from 0 to 2^63 - 1.
+        RequestError: if the prompt is empty, the length is not finite or below one frame, or the
+            seed is not an integer from 0 to 2^63 - 1.
     """
 
     prompt: str
@@ -49,17 +57,17 @@ class Request:
 
     @property
     def frames(self) -> int | None:
-        """``1 + 24 K``, to the nearest frame; None without end."""
+        """Number of frames, ``1 + 24 seconds`` rounded; None for no end."""
         return None if self.seconds is None else 1 + round(FPS * self.seconds)
 
     def limits(self, sample_rate: int) -> tuple[int, int] | None:
-        """Frames, and samples at the rate of the sound, to the nearest one; None without end."""
+        """Numbers of frames and of samples at ``sample_rate`` Hz, rounded; None for no end."""
         if self.seconds is None or self.frames is None:
             return None
         return self.frames, round(sample_rate * self.seconds)
 
     def block_count(self, table: BlockTable, sample_rate: int) -> int | None:
-        """The fewest blocks that hold all frames and all samples; None without end."""
+        """Smallest number of blocks that hold all frames and samples; None for no end."""
         limits = self.limits(sample_rate)
         if limits is None:
             return None
@@ -72,10 +80,10 @@ class Request:
 
 
 def check_prompt(prompt: str) -> None:
-    """Refuse what cannot be shown.
+    """Refuse a prompt that is empty.
 
     Raises:
-        RequestError: if it is no text, or says nothing.
+        RequestError: if it is not text, or only white space.
     """
     if not isinstance(prompt, str) or not prompt.strip():
         raise RequestError(

@@ -1,4 +1,4 @@
-"""The whole state of a stream at a border between blocks, as one safetensors file that goes on where it was taken."""
+"""Saved state of a stream at a border between blocks: one safetensors file."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from omniforcing.core.new_file import new_file
 from omniforcing.core.states import State, joined, part_of
 
 SCHEMA = 1
-_KEY = "omniforcing"  # safetensors' metadata is text to text: ours is json under this key
+_KEY = "omniforcing"  # metadata of safetensors maps text to text: ours is JSON under this key
 
 
 class StateError(OmniForcingError):
-    """A saved stream that cannot be continued; says why."""
+    """A saved stream that cannot be continued."""
 
 
 @dataclass(frozen=True)
 class StreamState:
-    """Everything that the blocks to come depend on.
+    """Everything that the coming blocks depend on.
 
     Attributes:
-        artifact: sha256 of the manifest of the artifact it belongs to.
-        prompt: the present one.
-        seed: of the stream.
-        generation: caches, random state, text features, block index.
-        decoding: decoder state and counts of frames and samples.
+        artifact: sha256 of the manifest of the artifact that generated the stream.
+        prompt: current prompt.
+        seed: seed of the stream.
+        generation: K/V caches, state of the random generator, text features, block index.
+        decoding: state of the decoder, counts of frames and samples.
     """
 
     artifact: str
@@ -41,16 +41,16 @@ class StreamState:
 
     @property
     def block(self) -> int:
-        """Index of the first block to come."""
+        """Index of the next block."""
         return int(self.generation["index"])
 
     @property
     def frames(self) -> int:
-        """Frames before it."""
+        """Number of frames before the next block."""
         return int(self.decoding["counts"][0])
 
     def save(self, path: Path) -> None:
-        """Write a file that appears when it is whole.
+        """Write the state to a file that appears when it is complete.
 
         Raises:
             OmniForcingError: if the disk is full or the place cannot be written.
@@ -70,7 +70,7 @@ class StreamState:
 
     @classmethod
     def load(cls, path: Path, artifact: str, device: str = "cpu") -> StreamState:
-        """Read what ``save`` wrote for this artifact.
+        """Read a file that ``save`` wrote for this artifact.
 
         Raises:
             StateError: if the file is missing, not ours, of another schema, or belongs to another artifact.

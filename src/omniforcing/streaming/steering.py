@@ -1,4 +1,4 @@
-"""What a viewer asks of a running stream, handed to its generating thread at the next border between blocks."""
+"""Requests to a running stream, handed to its generating thread at the borders between blocks."""
 
 from __future__ import annotations
 
@@ -17,81 +17,110 @@ T = TypeVar("T")
 
 
 class NotApplied(OmniForcingError):
-    """A wish that came to nothing: another prompt overtook it, or the stream ended before."""
+    """A request was dropped: a later prompt replaced it, or the stream ended before it was due."""
 
 
 @dataclass(frozen=True)
 class Applied:
-    """Where in the stream a prompt took effect: the block, and the seconds at which its picture begins."""
+    """Where a prompt took effect.
+
+    Attributes:
+        block: index of the first block that follows the prompt.
+        seconds: time in the stream at which the picture of that block begins.
+    """
 
     block: int
     seconds: float
 
 
 @dataclass(frozen=True)
-class Wish(Generic[T]):
-    """Something to do at the border before block ``at``, or at the next one."""
+class Pending(Generic[T]):
+    """A request that waits for its border.
+
+    Attributes:
+        at: index of the block before which it is due; None for the next border.
+        done: its result.
+    """
 
     at: int | None
     done: Future[T] = field(default_factory=Future)
 
     def due(self, index: int) -> bool:
+        """Whether the border before block ``index`` is the one, or behind it."""
         return self.at is None or self.at <= index
 
 
-@dataclass(frozen=True)
-class Switch(Wish[Applied]):
-    """Another prompt, its features, and whether what the student remembers is written anew under it."""
+@dataclass(frozen=True, kw_only=True)
+class PromptChange(Pending[Applied]):
+    """A request to follow another prompt.
 
-    prompt: str = ""
-    text: TextFeatures | None = None
+    Attributes:
+        prompt: the prompt.
+        text: its features.
+        rewrite: whether to rewrite the student's memory under it.
+    """
+
+    at: int | None
+    prompt: str
+    text: TextFeatures
     rewrite: bool = False
 
 
 class Controls:
-    """Wishes and the pause switch; one side asks from any thread, the other looks at every border."""
+    """Pending requests and the pause; any thread asks, the generating thread looks at borders."""
 
     def __init__(self) -> None:
         self._changed = Condition()
         self._paused = self._over = False
         self._until = math.inf
-        self._switches: list[Switch] = []
-        self._saves: list[Wish[StreamState]] = []
+        self._changes: list[PromptChange] = []
+        self._snapshots: list[Pending[StreamState]] = []
 
-    def ask(self, wish: Switch | Wish[StreamState]) -> None:
-        """Add a wish; one that comes after the end fails at once."""
-        wish.done.set_running_or_notify_cancel()  # whoever waits may give up, but not take the wish back
+    def ask(self, request: PromptChange | Pending[StreamState]) -> None:
+        """Add a request; after the end of the stream it fails at once."""
+        # A caller may stop waiting for the result, but cannot cancel the request.
+        request.done.set_running_or_notify_cancel()
         with self._changed:
             if self._over:
-                wish.done.set_exception(NotApplied("streaming.over", "the stream is over"))
-            elif isinstance(wish, Switch):
-                self._switches.append(wish)
+                request.done.set_exception(NotApplied("streaming.over", "the stream is over"))
+            elif isinstance(request, PromptChange):
+                self._changes.append(request)
             else:
-                self._saves.append(wish)
+                self._snapshots.append(request)
             self._changed.notify_all()
 
     def pause(self, paused: bool) -> None:
-        """Stop before the next block, or go on."""
+        """Pause before the next block, or end the pause."""
         with self._changed:
             self._paused = paused
             self._changed.notify_all()
 
     def allow(self, until: float) -> None:
-        """Begin no block at or after so many seconds of the stream."""
+        """Let no block begin at or after ``until`` seconds of the stream."""
         with self._changed:
             self._until = until
             self._changed.notify_all()
 
     @property
     def paused(self) -> bool:
+        """Whether the stream is paused."""
         return self._paused
 
     def border(
         self, index: int, start: float, can_be_saved: bool
-    ) -> tuple[Switch | None, list[Wish[StreamState]]]:
-        """What is due before block ``index``, which begins at ``start`` seconds: the latest prompt and all saves.
+    ) -> tuple[PromptChange | None, list[Pending[StreamState]]]:
+        """Return the requests that are due before block ``index``.
 
-        Waits while paused or not allowed to go on, but for saves.
+        Waits while the stream is paused or not allowed to go on. Snapshots end the wait: they need
+        no further block.
+
+        Args:
+            index: index of the next block.
+            start: time in the stream at which it begins, seconds.
+            can_be_saved: whether the generation has a state to save at this border.
+
+        Returns:
+            The latest change of prompt, or None, and all snapshots. Changes that it replaces fail.
 
         Raises:
             Closed: if the stream was closed.
@@ -100,35 +129,35 @@ class Controls:
         def held() -> bool:
             return self._paused or start >= self._until
 
+        def due_snapshots() -> list[Pending[StreamState]]:
+            return [s for s in self._snapshots if s.due(index)] if can_be_saved else []
+
         with self._changed:
-            self._changed.wait_for(
-                lambda: not held() or self._over or (can_be_saved and bool(self._due_saves(index)))
-            )
+            self._changed.wait_for(lambda: not held() or self._over or bool(due_snapshots()))
             if self._over:
                 raise Closed
-            saves = self._due_saves(index) if can_be_saved else []
-            self._saves = [wish for wish in self._saves if wish not in saves]
-            switches = (
-                [] if held() or saves else [wish for wish in self._switches if wish.due(index)]
-            )
-            self._switches = [wish for wish in self._switches if wish not in switches]
-        for overtaken in switches[:-1]:
-            overtaken.done.set_exception(
+            snapshots = due_snapshots()
+            self._snapshots = [s for s in self._snapshots if s not in snapshots]
+            changes = []
+            # A prompt is only taken when its block follows at once, so that one which comes
+            # during the pause can still replace it.
+            if not held() and not snapshots:
+                changes = [change for change in self._changes if change.due(index)]
+            self._changes = [change for change in self._changes if change not in changes]
+        for replaced in changes[:-1]:
+            replaced.done.set_exception(
                 NotApplied("streaming.overtaken", "another prompt came before the next block")
             )
-        return (switches[-1] if switches else None), saves
-
-    def _due_saves(self, index: int) -> list[Wish[StreamState]]:
-        return [wish for wish in self._saves if wish.due(index)]
+        return (changes[-1] if changes else None), snapshots
 
     def end(self) -> None:
-        """Take no more wishes and fail those that wait."""
+        """Take no more requests and fail those that wait."""
         with self._changed:
             self._over = True
-            waiting: list[Wish[Any]] = [*self._switches, *self._saves]
-            self._switches, self._saves = [], []
+            waiting: list[Pending[Any]] = [*self._changes, *self._snapshots]
+            self._changes, self._snapshots = [], []
             self._changed.notify_all()
-        for wish in waiting:
-            wish.done.set_exception(
+        for request in waiting:
+            request.done.set_exception(
                 NotApplied("streaming.over", "the stream ended before this took effect")
             )
