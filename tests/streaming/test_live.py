@@ -124,7 +124,9 @@ def test_queues_are_finished_before_another_thread_reads_what_they_made(
 
     monkeypatch.setattr(live.Decoding, "push", pushing)
     monkeypatch.setattr(live, "synchronise", finishing)
-    monkeypatch.setattr(live.StreamThreads, "begin", lambda self: (events.append("begun"), begin(self))[1])
+    monkeypatch.setattr(
+        live.StreamThreads, "begin", lambda self: (events.append("begun"), begin(self))[1]
+    )
     list(engine.stream(PROMPT, 1))
     here = f"finished in {threading.current_thread().name}"
     assert here in events[: events.index("begun")]

@@ -1,4 +1,10 @@
-"""The server: sessions, protocol, page, metrics, Ray Serve and MLflow's pyfunc.
+"""Server for streams: page, WebSocket protocol, sessions, Prometheus metrics; MLflow's pyfunc.
 
-``serve`` is `omniforcing serve`.
+- ``serve``: the command ``omniforcing serve``; ``ray_serve``: the app as a Ray Serve deployment.
+- ``app.build_app``: the ASGI app; ``service.Service``: what all sessions share;
+  ``session.Session``: one WebSocket session; ``protocol``: its messages.
+- ``pyfunc``: the artifact as an MLflow model.
+
+Imports ``streaming`` and rooms below; must not import ``pipeline``, so that an inference machine
+serves without the training tools.
 """

@@ -1,4 +1,4 @@
-"""The ASGI app: the page, the WebSocket, health, readiness and metrics. Runs under uvicorn or Ray Serve."""
+"""The ASGI app: page, WebSocket, health, readiness, metrics. Runs under uvicorn or Ray Serve."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from omniforcing.serving.session import Session
 
 
 def build_app(service: Service) -> Starlette:
-    """The app over a service."""
+    """Build the app of a service."""
     page = files("omniforcing.serving").joinpath("page.html").read_text(encoding="utf-8")
     headers = _page_headers(page)
 
@@ -79,14 +79,15 @@ def _refusal(service: Service, refused: Refused) -> Response:
 
 
 def _page_headers(page: str) -> dict[str, str]:
-    """Nothing may run in the page but its own script, and no other site may frame it."""
+    """Headers that let the page run its own script only, and no other site frame it."""
     script = re.search(r"<script>(.*?)</script>", page, re.DOTALL)
     digest = (
         base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode() if script else ""
     )
     policy = (
-        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; connect-src 'self'; "
-        "media-src blob:; img-src blob: data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
+        "connect-src 'self'; media-src blob:; img-src blob: data:; "
+        "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
     )
     return {
         "Content-Security-Policy": policy,

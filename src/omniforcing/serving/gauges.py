@@ -1,4 +1,4 @@
-"""A server's figures in Prometheus' format."""
+"""Metrics of a server for Prometheus."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _SECONDS = (0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10)
 
 
 class Gauges:
-    """One registry per server, so that several can live in one process."""
+    """Metrics in a registry of their own, so that several servers can run in one process."""
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
@@ -47,5 +47,5 @@ class Gauges:
         )
 
     def text(self) -> bytes:
-        """What a scraper reads."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)

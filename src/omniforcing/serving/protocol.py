@@ -1,6 +1,7 @@
-"""The control messages of a WebSocket session: every message and field, declared and checked.
+"""Messages of a WebSocket session: every message and field, declared and checked.
 
-``CLIENT`` and ``SERVER`` are what docs/reference/protocol.md is made of. No network here.
+docs/reference/protocol.md is generated from ``CLIENT`` and ``SERVER``. To add a message, declare
+it there, read it in ``_READERS`` if a client sends it, and handle or send it in ``Session``.
 """
 
 from __future__ import annotations
@@ -20,21 +21,22 @@ SUBPROTOCOL = f"omniforcing.v{VERSION}"
 
 
 class ProtocolError(OmniForcingError):
-    """A message that is not understood; says which field is wrong and what is expected there."""
+    """A message that cannot be understood; names the field and what is expected there."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server allows, told to every client.
+    """Limits of a server, which every client is told.
 
     Attributes:
-        sessions: connections at a time.
-        seconds: length of a stream.
-        prompt_chars: length of a prompt.
-        image_bytes: size of a first frame's file.
-        idle_seconds: without a sign of life, or paused, after which a session ends.
-        lead_seconds: of the stream that may be generated ahead of the player, a block more at most.
-        mistakes: messages that are not understood, after which a session ends.
+        sessions: sessions at a time.
+        seconds: length of a stream, seconds.
+        prompt_chars: length of a prompt, characters.
+        image_bytes: size of the file of a first frame, bytes.
+        idle_seconds: time without a message, or paused, after which a session ends.
+        lead_seconds: how far the stream may be generated ahead of the player, seconds; one block
+            more at most.
+        mistakes: number of messages with mistakes after which a session ends.
     """
 
     sessions: int = 4
@@ -48,7 +50,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class Start:
-    """Begin the stream."""
+    """Begin the stream.
+
+    Attributes:
+        request: prompt, length and seed.
+        image: whether a first frame was sent before.
+        paced: whether the server keeps to the player's position (``Limits.lead_seconds``).
+    """
 
     request: Request
     image: bool
@@ -57,7 +65,13 @@ class Start:
 
 @dataclass(frozen=True)
 class Steer:
-    """Follow another prompt; ``id`` comes back in the answers."""
+    """Follow another prompt.
+
+    Attributes:
+        id: number that the answers repeat.
+        prompt: the prompt.
+        rewrite: whether to rewrite the student's memory under it.
+    """
 
     id: int
     prompt: str
@@ -66,7 +80,12 @@ class Steer:
 
 @dataclass(frozen=True)
 class Position:
-    """Where the player is, in seconds, and how often it has run dry so far."""
+    """Position of the player.
+
+    Attributes:
+        seconds: time in the stream that it plays.
+        stalls: number of times that it ran out of media so far.
+    """
 
     seconds: float
     stalls: int
@@ -74,7 +93,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Command:
-    """``pause``, ``resume`` or ``stop``."""
+    """``pause``, ``resume`` or ``stop``, by its name."""
 
     name: str
 

@@ -1,11 +1,12 @@
 """The artifact as an MLflow model ("models from code"): MLflow runs this file, nothing is pickled.
 
-A row is ``prompt`` (text), ``seconds`` (8 if left out) and ``seed`` (0 if left out).
+A row of the input is ``prompt`` (text), ``seconds`` (default 8) and ``seed`` (default 0).
 
-``predict(rows)`` answers with a table of one column, ``mp4``: the whole clip of each row as bytes.
-``predict_stream(row)`` yields one dictionary per block as soon as it is decoded: ``block`` (its index), ``first_frame``,
-``frames``, ``first_sample``, ``samples`` (counts) and ``mp4`` (bytes). The ``mp4`` values, joined in order, are one
-fragmented MP4 that plays while it grows, a fragment per block; a last dictionary without frames brings the end of the sound.
+``predict(rows)`` returns a table of one column, ``mp4``: the whole clip of each row, bytes.
+``predict_stream(row)`` yields a dictionary per block as soon as it is decoded: ``block`` (index),
+``first_frame``, ``frames``, ``first_sample``, ``samples`` (counts) and ``mp4`` (bytes). The ``mp4``
+values in order are one fragmented MP4, a fragment per block, that plays while it grows. A last
+dictionary without frames holds the end of the sound.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ SIGNATURE = mlflow.models.ModelSignature(
 
 
 def rows_of(model_input: Any) -> list[dict[str, Any]]:
-    """Requests from whatever MLflow hands over: a table, a dictionary, or a list of dictionaries.
+    """Read requests from a table, a dictionary or a list of dictionaries.
 
     Raises:
         OmniForcingError: if there is no prompt column.
@@ -63,13 +64,14 @@ def rows_of(model_input: Any) -> list[dict[str, Any]]:
 
 
 class StreamingModel(PythonModel):
-    """Clips and streams from an artifact."""
+    """Model that makes clips and streams with an artifact."""
 
-    # The signature is explicit; MLflow would else warn, at every load, that it cannot infer one from type hints.
+    # The signature is explicit; without this MLflow warns at every load that it cannot infer one
+    # from type hints.
     _skip_type_hint_validation = True
 
     def load_context(self, context: Any) -> None:
-        """Open the artifact that was logged with the model; checksums are verified."""
+        """Open the artifact that was logged with the model and verify its checksums."""
         from pathlib import Path
 
         from omniforcing.streaming.engine import Engine
@@ -77,7 +79,7 @@ class StreamingModel(PythonModel):
         self.engine: Engine = Engine(Path(context.artifacts["artifact"]))
 
     def predict(self, model_input: Any) -> pandas.DataFrame:
-        """Whole clips: a table with the column ``mp4``, one row per row of the input."""
+        """Make whole clips: a table with the column ``mp4``, a row per row of the input."""
         import pandas as pd
 
         clips = [
@@ -86,7 +88,7 @@ class StreamingModel(PythonModel):
         return pd.DataFrame({"mp4": clips})
 
     def predict_stream(self, model_input: Any) -> Iterator[dict[str, Any]]:
-        """Pieces of one clip, block by block; MLflow refuses several rows before they come here."""
+        """Yield the pieces of one clip block by block; MLflow itself refuses several rows."""
         (row,) = rows_of(model_input)
         return self._pieces(row)
 

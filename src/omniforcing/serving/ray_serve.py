@@ -1,13 +1,21 @@
-"""The server's ASGI app as a Ray Serve deployment: ``serve run omniforcing.serving.ray_serve:app artifact=FOLDER``.
+"""The server's ASGI app as a Ray Serve deployment.
 
-Nothing else imports this module, for an inference machine needs no Ray. Arguments: ``artifact``, ``device`` (cpu),
-``replicas`` (1), ``speed_ups`` (with commas), ``drain`` (10 seconds that streams get when their replica is stopped), ``origin``
-(of the pages that may connect; http://localhost:8000 and http://127.0.0.1:8000 if left out). The limits are those of
-``omniforcing serve``; the token comes from the same variable.
+``serve run omniforcing.serving.ray_serve:app artifact=FOLDER`` runs it. Arguments:
 
-A replica that is stopped, because its application is deleted, replaced or scaled down, ends its streams as
-``omniforcing serve`` does after SIGTERM. Ray Serve itself would wait for them unsaid, then kill the replica. Shutting down all
-of Serve (Ctrl-C of ``serve run``, ``serve shutdown``) breaks connections at once, for it kills its proxies first.
+- ``artifact``: folder of the artifact; required.
+- ``device``: where to compute (default: cpu).
+- ``replicas``: number of replicas (default: 1).
+- ``speed_ups``: names, separated by commas.
+- ``drain``: seconds that streams get when their replica is stopped (default: 10).
+- ``origin``: origin of pages that may connect (default: port 8000 of this machine).
+
+Limits are those of ``omniforcing serve``; the token comes from the same variable. No other module
+imports this one, so that an inference machine needs no Ray.
+
+A replica that is stopped (its application is deleted, replaced or scaled down) ends its streams
+as ``omniforcing serve`` does after SIGTERM. Ray Serve itself would wait without telling them, then
+kill the replica. Shutting down all of Serve (Ctrl-C of ``serve run``, ``serve shutdown``) breaks
+connections at once, because Serve kills its proxies first.
 """
 
 from __future__ import annotations
@@ -36,16 +44,17 @@ from omniforcing.streaming.artifact import Artifact
 from omniforcing.streaming.engine import Engine
 
 _LOCAL = ("http://localhost:8000", "http://127.0.0.1:8000")
-_POLL = 0.5  # seconds between two questions whether this replica is being stopped
-_END = 30.0  # seconds for the last messages and the rounds of a busy controller
+_POLL = 0.5  # seconds between two checks whether this replica is being stopped
+_END = 30.0  # seconds for last messages, and for a busy controller to get round to this replica
 logger = logging.getLogger("ray.serve")
 
 
 def app(arguments: Mapping[str, str]) -> serve.Application:
-    """What ``serve run`` runs.
+    """Build the application that ``serve run`` runs.
 
     Raises:
-        OmniForcingError: if the artifact is missing or altered, a speed-up unknown, or ``drain`` no number.
+        OmniForcingError: if the artifact is missing or altered, a speed-up is unknown, or
+            ``drain`` is not a number.
     """
     if "artifact" not in arguments:
         raise OmniForcingError(
@@ -87,10 +96,11 @@ def app(arguments: Mapping[str, str]) -> serve.Application:
 
 
 def _drained(inner: Any, service: Service, seconds: float) -> Any:
-    """A lifespan in which the service is drained as soon as its replica is being stopped.
+    """Build a lifespan of the app that drains the service as soon as its replica is stopped.
 
-    Ray Serve tells a replica's code that it is over once no request is left, but an endless stream is a request that never
-    ends. What the controller publishes for its dashboard is the one place that says so before.
+    Ray Serve tells a replica's code of its end only when no request is left, and an endless stream
+    is a request that never ends. Only the details that the controller publishes for its dashboard
+    say so before.
     """
 
     @asynccontextmanager
@@ -113,7 +123,7 @@ async def _drain_when_stopped(service: Service, seconds: float) -> None:
 
 
 async def _stopping() -> bool:
-    """Whether the controller has begun to stop this replica."""
+    """Return whether the controller has begun to stop this replica."""
     own = serve.get_replica_context()
     try:
         controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)

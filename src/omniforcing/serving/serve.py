@@ -1,4 +1,4 @@
-"""``omniforcing serve``: the page and its WebSocket, on this machine alone unless told otherwise."""
+"""``omniforcing serve``: serve the page and its WebSocket, by default to this machine only."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from omniforcing.serving.protocol import Limits
 from omniforcing.serving.service import Service
 from omniforcing.streaming.command import add_engine_arguments, open_engine
 
-MESSAGE_BYTES = (
-    12_000_000  # the largest message that is read at all: above the largest image that is taken
-)
+# Largest message that is read at all. Above the largest image that is accepted, so that an image
+# which is somewhat too large is refused with a sentence instead of a broken connection.
+MESSAGE_BYTES = 12_000_000
 _HELP = {
     "sessions": "connections at a time",
     "seconds": "longest stream",
@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, but the first signal lets streams and readiness probes have their time before connections are closed."""
+    """uvicorn's server, which on the first signal drains sessions before it closes connections."""
 
     def __init__(self, config: uvicorn.Config, service: Service, drain_seconds: float) -> None:
         super().__init__(config)
@@ -95,7 +95,7 @@ class _Server(uvicorn.Server):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket.
+    """Open a listening socket.
 
     Raises:
         OmniForcingError: if the port is taken or the address is not one of this machine.
@@ -117,10 +117,10 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until a signal comes; returns 0.
+    """Serve until a signal comes; return 0.
 
     Raises:
-        OmniForcingError: for anything in the arguments, the artifact or the address that the user can mend.
+        OmniForcingError: if an argument, the artifact or the address cannot be used.
     """
     limits = Limits(
         **{field.name: getattr(args, field.name) for field in dataclasses.fields(Limits)}

@@ -1,4 +1,4 @@
-"""What all sessions of a server share: the engine, the limits, who may come in, and the way to a quiet end."""
+"""Shared state of a server's sessions: engine, limits, admission, draining."""
 
 from __future__ import annotations
 
@@ -16,19 +16,18 @@ from omniforcing.serving.gauges import Gauges
 from omniforcing.serving.protocol import SUBPROTOCOL, VERSION, Limits
 from omniforcing.streaming.engine import Engine
 
-BEARER = (
-    "bearer."  # how a browser, which cannot set headers, offers its token: as a second subprotocol
-)
+# Browsers cannot set headers of a WebSocket: they offer the token as a second subprotocol.
+BEARER = "bearer."
 
 
 class Refused(OmniForcingError):
-    """A connection that is not taken.
+    """A refused connection.
 
     Args:
-        code: as of every error.
-        message: likewise.
-        status: of the HTTP answer.
-        reason: the label under which the gauges count it.
+        code: code of the error.
+        message: the sentence.
+        status: HTTP status of the answer.
+        reason: label of the counter of refused connections.
     """
 
     def __init__(self, code: str, message: str, status: int, reason: str) -> None:
@@ -37,16 +36,17 @@ class Refused(OmniForcingError):
 
 
 class Service:
-    """Shared by all sessions; lives on one event loop.
+    """Engine, limits and gauges that all sessions share; belongs to one event loop.
 
     Args:
         engine: the loaded artifact.
-        limits: what clients may ask for.
-        origins: web origins (``http://host:port``) whose pages may connect; clients that are no browsers name none.
-        token: what every client must show; None: nothing.
+        limits: limits of what clients may ask for.
+        origins: web origins (``http://host:port``) whose pages may connect. Clients other than
+            browsers send no origin and are not checked.
+        token: bearer token that every client must send; None for none.
 
     Raises:
-        OmniForcingError: for a token that cannot be sent.
+        OmniForcingError: if the token has characters that browsers cannot send.
     """
 
     def __init__(
@@ -67,13 +67,13 @@ class Service:
         # A session waits for a chunk, encodes one and steers at the same time.
         self.executor = ThreadPoolExecutor(3 * limits.sessions, "omniforcing-serve")
 
-    # --- who may come in -------------------------------------------------------------------------------------------------
+    # --- admission ---
 
     def authorise(self, headers: Mapping[str, str]) -> None:
-        """Check the bearer token, if there is one.
+        """Check the client's bearer token, if the server has one.
 
         Raises:
-            Refused: if it is missing or another one.
+            Refused: if the token is missing or wrong.
         """
         if self._token is None:
             return
@@ -91,10 +91,11 @@ class Service:
             )
 
     def admit(self, headers: Mapping[str, str]) -> None:
-        """Check everything that stands between a client and a session.
+        """Check whether a client may have a session.
 
         Raises:
-            Refused: for a foreign origin, a missing token, another protocol, a full server, or one that is about to stop.
+            Refused: if its origin is not allowed, its token or subprotocol is wrong, the server is
+                full, or it is about to stop.
         """
         origin = headers.get("origin")
         if origin is not None and origin.lower() not in self._origins:
@@ -118,7 +119,7 @@ class Service:
             raise Refused("serving.busy", reason, 503, "busy")
 
     def not_ready(self) -> str | None:
-        """Why no session would be taken now; None if one would."""
+        """Return why the server would refuse a session now; None if it would not."""
         if self.draining:
             return "the server is about to stop; try another one"
         if self._sessions >= self.limits.sessions:
@@ -126,7 +127,7 @@ class Service:
         return None
 
     def about(self) -> dict[str, Any]:
-        """What a client should know before it asks for anything."""
+        """Facts that a client is told first: protocol version, limits, size and rates."""
         settings = self.engine.settings
         return {
             "protocol": VERSION,
@@ -139,24 +140,28 @@ class Service:
             "preset": settings.preset,
         }
 
-    # --- sessions and their end ------------------------------------------------------------------------------------------
+    # --- sessions and their end ---
 
     def __enter__(self) -> Service:
-        """A session begins."""
+        """Count a session that begins."""
         self._sessions += 1
         self._empty.clear()
         self.gauges.sessions.set(self._sessions)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """A session is over."""
+        """Count a session that ends."""
         self._sessions -= 1
         self.gauges.sessions.set(self._sessions)
         if self._sessions == 0:
             self._empty.set()
 
     async def drain(self, seconds: float) -> None:
-        """Take no more sessions, let those that run go on for so long, then end them in an orderly way."""
+        """Take no more sessions and wait for the running ones.
+
+        Args:
+            seconds: time after which running sessions are told to end; they get as long again.
+        """
         self.draining = True
         for end_them in (False, True):
             if end_them:
@@ -168,5 +173,5 @@ class Service:
             return
 
     def close(self) -> None:
-        """Let the worker threads go; no session may be open."""
+        """Release the worker threads; no session may be open."""
         self.executor.shutdown(wait=False, cancel_futures=True)

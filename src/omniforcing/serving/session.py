@@ -1,4 +1,4 @@
-"""One WebSocket session: a client's messages in, one stream out, and an orderly end whatever happens to either."""
+"""One WebSocket session: reads the client's messages, sends one stream, ends in an orderly way."""
 
 from __future__ import annotations
 
@@ -32,11 +32,12 @@ from omniforcing.streaming.steering import Applied, NotApplied
 
 T = TypeVar("T")
 logger = logging.getLogger("omniforcing.serve")
-NORMAL, GOING_AWAY, AGAINST_THE_RULES, FAULT = 1000, 1001, 1008, 1011  # WebSocket close codes
+# Close codes of WebSocket (RFC 6455, section 7.4.1).
+NORMAL, GOING_AWAY, POLICY_VIOLATION, INTERNAL_ERROR = 1000, 1001, 1008, 1011
 
 
-class _End(Exception):
-    """The session is over, for a ``reason`` that the client is told and the gauges count."""
+class _SessionEnd(Exception):
+    """The session is over; the client is told the ``reason`` and the gauges count it."""
 
     def __init__(self, reason: str, code: int = NORMAL) -> None:
         super().__init__(reason)
@@ -44,11 +45,11 @@ class _End(Exception):
 
 
 class Session:
-    """Runs from the accepted connection to its end; nothing of it is left afterwards.
+    """One session, from the accepted connection to its end; releases everything it opened.
 
     Args:
         socket: an accepted WebSocket.
-        service: the engine, the limits and the gauges.
+        service: engine, limits and gauges of the server.
     """
 
     def __init__(self, socket: WebSocket, service: Service) -> None:
@@ -61,7 +62,7 @@ class Session:
         self._asked = 0.0
         self._paced = True
         self._position = Position(0.0, 0)
-        self._mistakes = self._frames = 0  # frames: sent
+        self._mistakes = self._frames_sent = 0
         self._watchers: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -69,48 +70,53 @@ class Session:
         reason, code = "vanished", NORMAL
         try:
             await self._serve()
-        except _End as end:
+        except _SessionEnd as end:
             reason, code = end.reason, end.code
         except WebSocketDisconnect:
             pass
         except TimeoutError:
-            reason, code = "idle", AGAINST_THE_RULES
+            reason, code = "idle", POLICY_VIOLATION
         except Exception as error:
-            reason, code = "failed", FAULT
+            reason, code = "failed", INTERNAL_ERROR
             logger.exception("a session failed")
             told = explain(error) or OmniForcingError(
                 "serving.fault", "the stream failed inside; the server's log says why"
             )
-            await self._last_words("error", **told.as_json(), fatal=True)
+            await self._send_if_open("error", **told.as_json(), fatal=True)
         finally:
             for watcher in self._watchers:
                 watcher.cancel()
             if self._stream is not None:
-                await self._call(self._stream.close)
+                await self._in_thread(self._stream.close)
             self._muxer.release()
         self._service.gauges.ended.labels(reason).inc()
         if reason != "vanished":
-            await self._last_words(
-                "ended", reason=reason, frames=self._frames, seconds=max(0, self._frames - 1) / FPS
+            await self._send_if_open(
+                "ended",
+                reason=reason,
+                frames=self._frames_sent,
+                seconds=max(0, self._frames_sent - 1) / FPS,
             )
             await self._close(code)
 
     async def _serve(self) -> None:
-        await self._say("hello", **self._service.about())
+        await self._send_json("hello", **self._service.about())
         start = await self._first_message()
         self._asked, self._paced = time.perf_counter(), start.paced
-        self._stream = await self._call(self._open, start)
+        self._stream = await self._in_thread(self._open, start)
         request = start.request
-        await self._say(
+        await self._send_json(
             "started",
             mime=self._muxer.mime,
             prompt=request.prompt,
             seconds=request.seconds,
             seed=request.seed,
         )
-        await _first_of(self._listen(self._stream), self._send(self._stream), self._closing())
+        await _run_until_first_ends(
+            self._listen(self._stream), self._send(self._stream), self._end_when_draining()
+        )
 
-    # --- from the client --------------------------------------------------------------------------------------------------
+    # --- from the client ---
 
     async def _first_message(self) -> Start:
         while True:
@@ -118,16 +124,16 @@ class Session:
             if isinstance(message, Start):
                 if message.image == (self._image is not None):
                     return message
-                await self._mistake(
+                await self._answer_mistake(
                     ProtocolError(
                         "serving.late-image",
                         'an image is sent before "start", which then says "image": true',
                     )
                 )
             elif isinstance(message, Command) and message.name == "stop":
-                raise _End("stopped")
+                raise _SessionEnd("stopped")
             elif message is not None:
-                await self._mistake(
+                await self._answer_mistake(
                     ProtocolError("serving.not-begun", 'the stream has not begun; send "start"')
                 )
 
@@ -148,32 +154,35 @@ class Session:
                 self._position = message
                 self._allow(stream)
             elif isinstance(message, Steer):
-                await self._say("received", id=message.id)
-                self._watch(
+                await self._send_json("received", id=message.id)
+                self._report_outcome(
                     message.id,
-                    await self._call(stream.steer, message.prompt, None, message.rewrite),
+                    await self._in_thread(stream.steer, message.prompt, None, message.rewrite),
                 )
             elif isinstance(message, Command):
-                await self._obey(stream, message.name)
+                await self._run_command(stream, message.name)
             elif message is not None:
-                await self._mistake(
+                await self._answer_mistake(
                     ProtocolError(
                         "serving.begun-already",
                         "the stream has begun already; open another connection for another one",
                     )
                 )
 
-    async def _obey(self, stream: Stream, command: str) -> None:
+    async def _run_command(self, stream: Stream, command: str) -> None:
         if command == "stop":
-            raise _End("stopped")
+            raise _SessionEnd("stopped")
         if command == "pause":
             stream.pause()
         else:
             stream.resume()
-        await self._say(f"{command}d")
+        await self._send_json(f"{command}d")
 
     async def _receive(self, seconds: float | None) -> Message | None:
-        """The client's next message; None after an image or a mistake, which is answered here."""
+        """Wait for the client's next message; return None after an image or a mistake.
+
+        Mistakes are answered here. Raises ``TimeoutError`` after so many seconds of silence.
+        """
         async with asyncio.timeout(seconds):
             event = await self._socket.receive()
         if event["type"] == "websocket.disconnect":
@@ -184,7 +193,7 @@ class Session:
                 return None
             return parse(event["text"], self._service.limits)
         except OmniForcingError as error:
-            await self._mistake(error)
+            await self._answer_mistake(error)
             return None
 
     async def _take_image(self, data: bytes) -> None:
@@ -198,39 +207,42 @@ class Session:
                 "streaming.image-too-large",
                 f"the image has {len(data):,} bytes, at most {most:,} are taken; scale it down",
             )
-        await self._call(
+        await self._in_thread(
             self._service.engine.image, data
-        )  # a bad one is answered now, not when the stream begins
+        )  # decoded only to refuse a bad image now and not when the stream begins
         self._image = data
 
-    async def _mistake(self, error: OmniForcingError) -> None:
+    async def _answer_mistake(self, error: OmniForcingError) -> None:
         self._mistakes += 1
         self._service.gauges.mistakes.inc()
-        await self._say("error", **error.as_json(), fatal=False)
+        await self._send_json("error", **error.as_json(), fatal=False)
         if self._mistakes >= self._service.limits.mistakes:
-            raise _End("mistakes", AGAINST_THE_RULES)
+            raise _SessionEnd("mistakes", POLICY_VIOLATION)
 
-    # --- to the client ----------------------------------------------------------------------------------------------------
+    # --- to the client ---
 
     async def _send(self, stream: Stream) -> None:
-        while (chunk := await self._call(next, stream, None)) is not None:
+        while (chunk := await self._in_thread(next, stream, None)) is not None:
             began = time.perf_counter()
-            data = await self._call(self._encode, chunk)
-            await self._say(
+            data = await self._in_thread(self._encode, chunk)
+            await self._send_json(
                 "block", **_figures(chunk), encode_s=time.perf_counter() - began, bytes=len(data)
             )
-            await self._media(data)
-            self._frames += len(chunk.frames)
+            await self._send_media(data)
+            self._frames_sent += len(chunk.frames)
             self._service.gauges.blocks.inc()
             self._service.gauges.block.observe(chunk.timing.generate)
             if chunk.first_frame <= 1 < chunk.first_frame + len(chunk.frames):
                 self._service.gauges.first_chunk.observe(time.perf_counter() - self._asked)
         self._muxer.close()
-        await self._media(self._pieces.take())
-        raise _End("ended")
+        await self._send_media(self._pieces.take())
+        raise _SessionEnd("ended")
 
     def _allow(self, stream: Stream) -> None:
-        """Keep the stream no further ahead of the player than the lead: what is generated cannot be steered any more."""
+        """Limit how far the stream may run ahead of the player.
+
+        A block that is generated cannot follow a new prompt any more.
+        """
         if self._paced:
             stream.allow(self._position.seconds + self._service.limits.lead_seconds)
 
@@ -238,53 +250,55 @@ class Session:
         self._muxer.add(chunk)
         return self._pieces.take()
 
-    async def _media(self, data: bytes) -> None:
+    async def _send_media(self, data: bytes) -> None:
         async with asyncio.timeout(self._service.limits.idle_seconds):
             await self._socket.send_bytes(data)
         self._service.gauges.bytes.inc(len(data))
 
-    async def _say(self, kind: str, **values: Any) -> None:
+    async def _send_json(self, kind: str, **values: Any) -> None:
         async with asyncio.timeout(self._service.limits.idle_seconds):
             await self._socket.send_text(compose(kind, values))
 
-    def _watch(self, number: int, future: Future[Applied]) -> None:
-        """Tell the client what becomes of its prompt, when it is known."""
+    def _report_outcome(self, number: int, future: Future[Applied]) -> None:
+        """Tell the client whether its prompt was applied or dropped, when that is known."""
 
         async def watch() -> None:
             try:
                 applied = await asyncio.wrap_future(future)
             except NotApplied as error:
-                await self._say("dropped", id=number, reason=str(error), code=error.code)
+                await self._send_json("dropped", id=number, reason=str(error), code=error.code)
             else:
                 self._service.gauges.prompts.inc()
-                await self._say("applied", id=number, block=applied.block, seconds=applied.seconds)
+                await self._send_json(
+                    "applied", id=number, block=applied.block, seconds=applied.seconds
+                )
 
         task = asyncio.create_task(watch())
         self._watchers.add(task)
-        task.add_done_callback(self._watched)
+        task.add_done_callback(self._forget_watcher)
 
-    def _watched(self, task: asyncio.Task[None]) -> None:
+    def _forget_watcher(self, task: asyncio.Task[None]) -> None:
         self._watchers.discard(task)
         if not task.cancelled():
-            task.exception()  # the connection broke, which the others notice too
+            # Retrieved so that asyncio does not log it: the connection broke, and the tasks that
+            # send and listen end the session for that.
+            task.exception()
 
-    # --- the end ----------------------------------------------------------------------------------------------------------
+    # --- the end ---
 
-    async def _closing(self) -> None:
+    async def _end_when_draining(self) -> None:
         await self._service.closing.wait()
-        raise _End("draining", GOING_AWAY)
+        raise _SessionEnd("draining", GOING_AWAY)
 
-    async def _last_words(self, kind: str, **values: Any) -> None:
-        with suppress(
-            WebSocketDisconnect, RuntimeError, TimeoutError
-        ):  # nobody may listen any more
-            await self._say(kind, **values)
+    async def _send_if_open(self, kind: str, **values: Any) -> None:
+        with suppress(WebSocketDisconnect, RuntimeError, TimeoutError):  # the client may be gone
+            await self._send_json(kind, **values)
 
     async def _close(self, code: int) -> None:
         with suppress(WebSocketDisconnect, RuntimeError):  # the client may have been faster
             await self._socket.close(code)
 
-    async def _call(self, function: Callable[..., T], *arguments: Any) -> T:
+    async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(
             self._service.executor, function, *arguments
         )
@@ -304,8 +318,8 @@ def _figures(chunk: Chunk) -> dict[str, Any]:
     }
 
 
-async def _first_of(*parts: Coroutine[Any, Any, None]) -> None:
-    """Run all until the first is over, raise what it raised, and end the others."""
+async def _run_until_first_ends(*parts: Coroutine[Any, Any, None]) -> None:
+    """Run coroutines until the first ends; cancel the others and raise its exception."""
     tasks = [asyncio.create_task(part) for part in parts]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -318,6 +332,7 @@ async def _first_of(*parts: Coroutine[Any, Any, None]) -> None:
         if error is not None:
             raise error
     finally:
-        # What is raised holds this frame. If the frame held it too, a stream would outlive its session: decoder, caches and
-        # encoders, until the garbage collector looks at its oldest generation.
+        # The exception's traceback refers to this frame. A reference from the frame back to it
+        # would be a cycle, and the stream (decoder, caches, encoders) would stay in memory until
+        # a full garbage collection.
         del tasks, done, error

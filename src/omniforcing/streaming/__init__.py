@@ -1,4 +1,11 @@
-"""The artifact and the engine: generation, decoding, steering and saved states of a stream.
+"""Streams from an artifact: engine, generation, decoding, steering, saved state.
 
-Needs no training tools; ``command`` is `omniforcing stream`.
+- ``artifact.Artifact``: the folder that streams on its own; ``engine.Engine``: a loaded artifact.
+- ``live.Stream``: a running stream, two threads; ``generation``, ``decoding``: what each runs.
+- ``steering``: changes of prompt; ``state``: a stream saved at a border between blocks;
+  ``opening``: first frames and clips to begin with.
+- ``command``: ``omniforcing stream``.
+
+Must not import ``training``, ``data`` or the pipeline: an inference machine has torch, diffusers,
+transformers and PyAV alone.
 """

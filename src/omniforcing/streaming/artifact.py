@@ -1,10 +1,10 @@
 """The artifact: a folder that streams on a machine with torch, diffusers and PyAV alone.
 
-transformer/        the student in diffusers format (``LTX2VideoTransformer3DModel.from_pretrained`` opens it)
+transformer/        the student; ``LTX2VideoTransformer3DModel.from_pretrained`` opens it
 sinks.safetensors   its sink tokens
 codec/              video_vae/, audio_vae/, vocoder/, codec.json
 text/               tokenizer, Gemma and connectors
-streaming.json      how to run it: ``StreamSettings``
+streaming.json      settings of the stream: ``StreamSettings``
 README.md           model card
 manifest.json       bytes and sha256 of all of these
 """
@@ -36,29 +36,30 @@ CODEC_PARTS = ("video_vae", "audio_vae", "vocoder", "codec.json")
 
 
 class ArtifactError(OmniForcingError):
-    """An artifact folder that cannot be used; names the file and says what to do."""
+    """An artifact folder that cannot be used."""
 
 
 @dataclass(frozen=True)
 class StreamSettings:
-    """What ``streaming.json`` holds beside its schema version.
+    """Settings of a stream: the content of ``streaming.json`` without its schema version.
 
     Attributes:
-        preset: the preset it was trained with.
+        preset: preset that the student was trained with.
         layout: name of the block table.
-        height: of the picture, pixels.
-        width: of the picture, pixels.
-        grid: spatial tokens of a video latent, [H, W].
-        window: past blocks visible beside the prefix.
+        height: height of the picture, pixels.
+        width: width of the picture, pixels.
+        grid: spatial tokens of a video latent, [rows, columns].
+        window: number of past blocks that a block sees besides the prefix.
         horizon: index of the last block seen in training.
-        sigmas: the denoising steps.
-        context_noise: sigma of the forward that fills the cache.
+        sigmas: noise levels of the denoising steps.
+        context_noise: sigma of the forward that fills the K/V cache.
         sinks: number of sink tokens.
-        stabiliser: what keeps the first audio tokens in bounds.
-        look_ahead: mel frames (10 ms) after its own that must be known before sound comes out: the vocoder's reach.
-        sample_rate: samples per second of the sound, the vocoder's.
-        video_look_ahead: video latents (8 frames) after its own that must be known before a picture comes out.
-        fps: frames per second.
+        stabiliser: method that keeps the first audio tokens in bounds.
+        look_ahead: mel frames (10 ms each) that the vocoder must know after the one it decodes.
+        sample_rate: rate of the sound, Hz: the vocoder's.
+        video_look_ahead: video latents (8 frames each) that the video decoder must know after the
+            one it decodes.
+        fps: rate of the picture, Hz.
     """
 
     preset: str
@@ -74,12 +75,12 @@ class StreamSettings:
     stabiliser: str
     look_ahead: int
     sample_rate: int
-    video_look_ahead: int = 0  # artifacts of before declare none
+    video_look_ahead: int = 0  # older artifacts do not declare it
     fps: int = FPS
 
     @classmethod
     def of(cls, config: Config, codec: Mapping[str, Any]) -> StreamSettings:
-        """The settings of a student trained under ``config``, with what its codec declares in ``codec.json``."""
+        """Join the settings of a preset with the content of its codec's ``codec.json``."""
         student = config.student
         return cls(
             preset=config.preset,
@@ -103,8 +104,8 @@ class StreamSettings:
         """Read ``streaming.json``.
 
         Raises:
-            ArtifactError: if its schema is another one, a key is missing or unknown, or it asks for what this version
-                cannot do.
+            ArtifactError: if the file has another schema, a key is missing or unknown, or a value
+                is one that this version cannot stream.
         """
         values = read_json(path)
         schema = values.pop("schema", None) if isinstance(values, dict) else None
@@ -154,7 +155,7 @@ class StreamSettings:
 
     @property
     def rollout(self) -> RolloutConfig:
-        """What the rollout needs of it."""
+        """Settings of the student's rollout."""
         from omniforcing.model.rollout import RolloutConfig
 
         height, width = self.grid
@@ -169,23 +170,27 @@ class StreamSettings:
 
     @property
     def trained_seconds(self) -> float:
-        """How much media the student was trained on at once."""
+        """Length of the clips that the student was trained on, seconds."""
         return (LAYOUTS[self.layout].block(self.horizon).frames.stop - 1) / FPS
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A checked artifact folder."""
+    """An artifact folder that was checked."""
 
     folder: Path
     settings: StreamSettings
 
     @classmethod
     def open(cls, folder: Path, verify: bool = True) -> Artifact:
-        """Check the folder's checksums (unless told not to) and read its settings.
+        """Open an artifact folder.
+
+        Args:
+            folder: the folder.
+            verify: whether to verify the checksums of its manifest.
 
         Raises:
-            OmniForcingError: naming the file that is missing, altered, or of another schema.
+            OmniForcingError: if a file is missing, altered, or has another schema.
         """
         folder = Path(folder)
         if not (folder / SETTINGS_FILE).is_file():
@@ -216,17 +221,17 @@ def _copy(source: Path, parts: tuple[str, ...], target: Path) -> None:
 def write_artifact(
     folder: Path, student: Path, codec: Path, settings: StreamSettings, metrics: Mapping[str, Any]
 ) -> Artifact:
-    """Fill an empty folder, usually the temporary one of ``atomic_dir``; the same inputs give the same bytes.
+    """Write an artifact; the same inputs give the same bytes.
 
     Args:
-        folder: where to.
+        folder: an empty folder, usually the temporary one of ``atomic_dir``.
         student: folder with ``transformer/`` and ``sinks.safetensors``.
-        codec: folder of the codec stage, with the text encoder in ``text/``.
-        settings: how to run it.
-        metrics: the evaluation's ``metrics.json``, for the model card.
+        codec: folder of stage codec, with the text encoder in ``text/``.
+        settings: settings of the stream.
+        metrics: content of the evaluation's ``metrics.json``, for the model card.
 
     Raises:
-        ArtifactError: naming a part that is missing.
+        ArtifactError: if a part is missing.
     """
     _copy(student, STUDENT_PARTS, folder)
     _copy(codec, CODEC_PARTS, folder / "codec")
@@ -237,7 +242,7 @@ def write_artifact(
     return Artifact(folder, settings)
 
 
-# --- the model card ------------------------------------------------------------------------------------------------------
+# --- the model card ---
 
 _CARD = """---
 library_name: diffusers
@@ -277,7 +282,7 @@ def _number(value: Any) -> str:
 
 
 def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """Markdown: one line per row, one column per metric that is a number in any row."""
+    """Write a Markdown table: a line per row, a column per metric that is a number in any row."""
     names = sorted(
         {name for row in rows.values() for name, value in row.items() if _number(value) != "-"}
     )
@@ -302,7 +307,12 @@ def _measured(metrics: Mapping[str, Any]) -> str:
 
 
 def model_card(settings: StreamSettings, metrics: Mapping[str, Any]) -> str:
-    """README.md of an artifact: how to run it and what ``metrics`` (the schema of ``metrics.json``) says about it."""
+    """Write README.md of an artifact.
+
+    Args:
+        settings: settings of the stream.
+        metrics: content of ``metrics.json``.
+    """
     return _CARD.format(
         settings=settings,
         steps=len(settings.sigmas),

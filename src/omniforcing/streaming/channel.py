@@ -15,7 +15,7 @@ class Closed(Exception):
 
 
 class Channel(Generic[T]):
-    """Queue of at most ``size`` items; a full one blocks its producers until the consumer takes one."""
+    """Queue of at most ``size`` items; a full queue blocks its producers."""
 
     def __init__(self, size: int) -> None:
         self._size = size

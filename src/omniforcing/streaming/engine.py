@@ -1,4 +1,4 @@
-"""The engine: a loaded artifact that opens streams, each rolling the student out block by block and decoding as it goes."""
+"""The engine: a loaded artifact that opens streams."""
 
 from __future__ import annotations
 
@@ -35,16 +35,17 @@ __all__ = ["Chunk", "Engine"]
 
 
 class Engine:
-    """A loaded artifact; ``stream`` may be called any number of times, and streams do not disturb each other.
+    """A loaded artifact; opens any number of independent streams.
 
     Args:
-        artifact: opened, or its folder.
-        device: where to compute.
-        speed: the student's speed-ups. A stream goes on bit for bit only with those it was saved with.
+        artifact: an opened artifact, or its folder.
+        device: device to compute on.
+        speed: speed-ups of the student. A saved stream goes on bit for bit only with the speed-ups
+            that it was saved with.
 
     Raises:
-        OmniForcingError: if a part of the artifact is missing, does not fit, or its codec cannot be streamed, or the device
-            does not have a speed-up.
+        OmniForcingError: if a part of the artifact is missing or does not fit the others, its codec
+            cannot stream, or the device does not have a speed-up.
     """
 
     def __init__(
@@ -63,10 +64,10 @@ class Engine:
         self._refuse_misfit()
         synchronise(
             device
-        )  # streams compute in queues of their own, which must find the weights in place
+        )  # streams compute on CUDA streams of their own and must find the weights in place
 
     def _refuse_misfit(self) -> None:
-        """The parts came from one training, or they do not belong together."""
+        """Refuse parts that do not come from one training."""
         settings, core = self.settings, self._student.core.config
         tokens, *channels = self._codec.latent_shape(settings.height, settings.width)
         rows, columns = settings.grid
@@ -95,22 +96,23 @@ class Engine:
 
     @cached_property
     def digest(self) -> str:
-        """What identifies the artifact in saved states."""
+        """Digest that identifies the artifact in saved states."""
         return folder_digest(self.artifact.folder)
 
     def stream(
         self, prompt: str, seconds: float | None, seed: int = 0, opening: Opening | None = None
     ) -> Stream:
-        """Begin a stream; the same prompt, length, seed and opening give the same chunks.
+        """Open a stream; the same prompt, length, seed and opening give the same chunks.
 
         Args:
             prompt: what to show and hear.
-            seconds: its length; None: until it is closed.
-            seed: of all its noise.
-            opening: a first frame or a clip to begin with (``opening.py``).
+            seconds: length; None for a stream that goes on until it is closed.
+            seed: seed of all its noise.
+            opening: first frame or clip to begin with (``opening.py``).
 
         Raises:
-            RequestError: at once, for an empty prompt, a length that is not positive and finite, or a bad seed.
+            RequestError: if the prompt is empty, the length is not positive and finite, or the seed
+                is out of range.
         """
         asked, request = time.perf_counter(), Request(prompt, seconds, seed)
         generation = Generation(self._starter(seed), self._encode(prompt), opening)
@@ -123,7 +125,7 @@ class Engine:
         )
 
     def resume(self, state: StreamState, seconds: float | None) -> Stream:
-        """Go on for so many seconds where a state was taken, in the very chunks that would have followed there.
+        """Go on from a saved state for ``seconds``, with the same chunks that would have followed.
 
         Raises:
             RequestError: for a length that is not positive and finite.
@@ -139,7 +141,10 @@ class Engine:
         return self._open(asked, request, generation, decoding, state.frames)
 
     def block_at(self, seconds: float) -> int:
-        """The first block whose picture begins at or after ``seconds``, counted from the end of the first frame."""
+        """Index of the first block whose picture begins at or after ``seconds``.
+
+        Seconds count from the end of the first frame.
+        """
         return next(
             block.index
             for block in self._rollout.table
@@ -147,18 +152,19 @@ class Engine:
         )
 
     def image(self, data: bytes) -> Opening:
-        """A first frame from the content of an image file.
+        """Read a first frame from the content of an image file.
 
         Raises:
-            OpeningError: if it is no image that can be read, or is too large.
+            OpeningError: if the image cannot be read, or is too large.
         """
         return image_opening(data, self._codec)
 
     def clip(self, path: Path) -> Opening:
-        """The last whole seconds of a clip, which the stream then repeats, as the codec makes them, and goes on from.
+        """Encode the last whole seconds of a clip; the stream repeats them and goes on from there.
 
         Raises:
-            OpeningError: if it is no clip of the stream's size and rates, or is below one second.
+            OpeningError: if the clip has another size or rate than the stream, or lasts less than
+                a second.
         """
         return clip_opening(path, self._codec, self._rollout.table)
 

@@ -1,4 +1,4 @@
-"""What a stream may begin with: a first frame, or a clip to go on from, as the codec's encoders see them."""
+"""Openings of a stream: a first frame, or a clip to go on from, encoded by the codec."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ IMAGE_PIXELS = 50_000_000
 
 
 class OpeningError(OmniForcingError):
-    """An image or a clip that no stream can begin with; says what was expected and what was found."""
+    """An image or clip that no stream can begin with."""
 
 
 def image_opening(data: bytes, codec: Codec) -> Opening:
-    """A first frame from an image file's content, cropped in the middle to the codec's picture.
+    """Encode an image file's content as a first frame, cropped in the middle to the codec's size.
 
     Raises:
-        OpeningError: if it is no PNG, JPEG or WebP, is damaged, or is too large.
+        OpeningError: if it is not a PNG, JPEG or WebP, is damaged, or is too large.
     """
     frame = torch.from_numpy(read_image(data, codec.height, codec.width))
     return Opening(image=_normalised(codec.video_means(frame[None, None]), codec.video_vae))
 
 
 def read_image(data: bytes, height: int, width: int) -> np.ndarray:
-    """An image file's content as uint8 ``[height, width, 3]``, upright, cropped in the middle.
+    """Read an image file's content as uint8 ``[height, width, 3]``, upright, cropped in the middle.
 
     Raises:
         OpeningError: as ``image_opening``.
@@ -79,10 +79,13 @@ def read_image(data: bytes, height: int, width: int) -> np.ndarray:
 
 
 def clip_opening(path: Path, codec: Codec, table: BlockTable) -> Opening:
-    """The last whole seconds of a clip, as the first blocks of a stream; sound is cut or filled up with silence to fit.
+    """Encode the last whole seconds of a clip as the first blocks of a stream.
+
+    Sound that is longer than the picture is cut, missing sound is silent.
 
     Raises:
-        OpeningError: if it is no readable clip of the codec's size and 24 fps with sound, or is below one second.
+        OpeningError: if the clip cannot be read, has another size than the codec, another rate
+            than 24 fps, no sound, or lasts less than a second.
     """
     frames, samples = _read_clip(path, codec)
     seconds = (len(frames) - 1) // FPS
@@ -124,7 +127,7 @@ def _normalised(means: Tensor, vae: Any) -> Tensor:
 
 
 def _read_clip(path: Path, codec: Codec) -> tuple[np.ndarray, np.ndarray]:
-    """All frames uint8 ``[T, H, W, 3]`` and samples float32 ``[2, N]`` at 16 kHz of a clip of the codec's size."""
+    """Read all frames uint8 ``[T, H, W, 3]`` and samples float32 ``[2, N]`` at 16 kHz."""
     import av  # an engine that opens no clip does without
 
     try:
@@ -149,7 +152,10 @@ def _read_clip(path: Path, codec: Codec) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _as_encoded(frames: Any) -> Any:
-    """Decoded sound as planar float stereo of 16 kHz; streams may have another rate, the vocoder's."""
+    """Resample decoded sound to planar float stereo at 16 kHz, the rate that the codec encodes.
+
+    A clip that was streamed has the vocoder's rate.
+    """
     import av
 
     resampler = av.AudioResampler(format="fltp", layout="stereo", rate=SAMPLE_RATE)

@@ -73,7 +73,8 @@ class StreamState:
         """Read a file that ``save`` wrote for this artifact.
 
         Raises:
-            StateError: if the file is missing, not ours, of another schema, or belongs to another artifact.
+            StateError: if the file is missing, is not a saved stream, has another schema, or
+                belongs to another artifact.
         """
         try:
             data = path.read_bytes()
