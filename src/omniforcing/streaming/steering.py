@@ -60,7 +60,6 @@ class PromptChange(Pending[Applied]):
         rewrite: whether to rewrite the student's memory under it.
     """
 
-    at: int | None
     prompt: str
     text: TextFeatures
     rewrite: bool = False
