@@ -1,7 +1,7 @@
 """Messages of a WebSocket session: every message and field, declared and checked.
 
 docs/reference/protocol.md is generated from ``CLIENT`` and ``SERVER``. To add a message, declare
-it there, read it in ``_READERS`` if a client sends it, and handle or send it in ``Session``.
+it there, build it in ``_build`` if a client sends it, and handle or send it in ``Session``.
 """
 
 from __future__ import annotations
