@@ -48,12 +48,14 @@ def test_sites_of_subclasses_and_helpers_are_read_as_templates(checkout: Path) -
         "def helper(path, error, kind):\n"
         "    return Deeper('room.bad', f'{path.parent} holds {len(kind)}: '\n"
         "                  f'{error!r:.80}; mend it' if path else 'nothing')\n"
-        "raise RoomError(helper)\n"
+        "raise RoomError(computed())\n"
     )
     literal, unnamed = errors.sites(checkout)
     assert (literal.code, literal.module, literal.line) == ("room.bad", "src/room/a.py", 4)
     assert literal.sentences == ("{parent} holds {kind}: {error}; mend it", "nothing")
     assert literal.rooms == {"room", "a"}
-    assert unnamed.code is None
+    assert (unnamed.code, unnamed.line) == (None, 6)
+    (checkout / "src" / "b.py").write_text("raise RoomError('room.bad', 'no')\n")
+    assert "room" in errors.sites(checkout)[0].rooms, "the room of the error's class counts too"
     shown = errors.page(checkout)
     assert "### `room.bad`" in shown and "- nothing (`src/room/a.py`)" in shown

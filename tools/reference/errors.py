@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,31 +29,29 @@ class Site:
     """A place that makes an error.
 
     Attributes:
-        code: None if it is not a literal.
-        sentences: templates; several where the code chooses among literals.
+        code: None if it cannot be read, because it is computed.
+        sentences: templates; several where an expression chooses among literals.
         module: file relative to the checkout.
         line: of the call.
+        rooms: first words that the code may have, apart from shared ones: the parts of the file's
+            path, and of the file that defines the error's class.
     """
 
     code: str | None
     sentences: tuple[str, ...]
     module: str
     line: int
-
-    @property
-    def rooms(self) -> set[str]:
-        """Return the first words that a code made here may have, apart from shared ones."""
-        return {part.removesuffix(".py") for part in Path(self.module).parts} - {"src"}
+    rooms: frozenset[str]
 
 
 def sites(root: Path = ROOT) -> list[Site]:
     """Find every call of ``OmniForcingError`` and its subclasses, in the order of files and lines."""
     modules = {
-        path.relative_to(root).as_posix(): ast.parse(path.read_text())
+        path.relative_to(root).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
         for folder in FOLDERS
         for path in sorted((root / folder).rglob("*.py"))
     }
-    kinds = _kinds(list(modules.values()))
+    kinds = _kinds(modules)
     return [site for name, tree in modules.items() for site in _sites(tree, name, kinds)]
 
 
@@ -75,20 +73,25 @@ def page(root: Path = ROOT) -> str:
     return "\n".join(lines)
 
 
-def _kinds(trees: list[ast.Module]) -> set[str]:
+def _kinds(modules: Mapping[str, ast.Module]) -> dict[str, str]:
+    """The classes of errors, each with the file that defines it."""
     bases = {
-        node.name: {_name(base) for base in node.bases}
-        for tree in trees
+        node.name: (name, {_name(base) for base in node.bases})
+        for name, tree in modules.items()
         for node in ast.walk(tree)
         if isinstance(node, ast.ClassDef)
     }
-    kinds = {BASE}
-    while more := {name for name, above in bases.items() if above & kinds} - kinds:
+    kinds = {BASE: ""}
+    while more := {
+        kind: name
+        for kind, (name, above) in bases.items()
+        if above & kinds.keys() and kind not in kinds
+    }:
         kinds |= more
     return kinds
 
 
-def _sites(tree: ast.Module, module: str, kinds: set[str]) -> Iterator[Site]:
+def _sites(tree: ast.Module, module: str, kinds: Mapping[str, str]) -> Iterator[Site]:
     calls = [
         node for node in ast.walk(tree) if isinstance(node, ast.Call) and _name(node.func) in kinds
     ]
@@ -96,7 +99,13 @@ def _sites(tree: ast.Module, module: str, kinds: set[str]) -> Iterator[Site]:
         code, *rest = call.args or [ast.Constant(None)]
         literal = code.value if isinstance(code, ast.Constant) else None
         sentences = _templates(rest[0]) if rest else ("{message}",)
-        yield Site(literal if isinstance(literal, str) else None, sentences, module, call.lineno)
+        rooms = _parts(module) | _parts(kinds[_name(call.func)])
+        known = literal if isinstance(literal, str) else None
+        yield Site(known, sentences, module, call.lineno, rooms)
+
+
+def _parts(module: str) -> frozenset[str]:
+    return frozenset(part.removesuffix(".py") for part in Path(module).parts) - {"src"}
 
 
 def _name(node: ast.expr) -> str:
