@@ -6,11 +6,20 @@ from omniforcing.pipeline.stage import Stage, stage_main
 def run(stage: Stage) -> None:
     """Student, teacher and critic all start from the teacher's weights."""
     from omniforcing.distill.bidirectional_dmd import BidirectionalDmd
-    from omniforcing.pipeline.stages.training import open_shards, open_teachers, train_and_publish
+    from omniforcing.pipeline.stages.training import (
+        open_shards,
+        open_teachers,
+        train_and_publish,
+        training_options,
+    )
 
     config, data = stage.config, open_shards(stage, "latents")
     module = BidirectionalDmd.of(
-        config, open_teachers(stage, 3), data.text.unconditional, data.grid
+        config,
+        open_teachers(stage, 3),
+        data.text.unconditional,
+        data.grid,
+        training_options(config),
     )
     train_and_publish(stage, module, data, config.bidirectional_dmd.optim)
 

@@ -6,10 +6,16 @@ from omniforcing.pipeline.stage import Stage, stage_main
 def run(stage: Stage) -> None:
     """The student starts from Stage I's weights (default) or the teacher's, and fresh sink tokens."""
     from omniforcing.distill.causal_ode import CausalOde
-    from omniforcing.pipeline.stages.training import open_shards, open_student, train_and_publish
+    from omniforcing.pipeline.stages.training import (
+        open_shards,
+        open_student,
+        train_and_publish,
+        training_options,
+    )
 
     config, data = stage.config, open_shards(stage, "trajectories")
-    module = CausalOde.of(config, open_student(stage, config.causal_ode.init.value), data.grid)
+    student = open_student(stage, config.causal_ode.init.value)
+    module = CausalOde.of(config, student, data.grid, training_options(config))
     train_and_publish(stage, module, data, config.causal_ode.optim)
 
 

@@ -11,11 +11,13 @@ def run(stage: Stage) -> None:
         open_student,
         open_teachers,
         train_and_publish,
+        training_options,
     )
 
     config, data = stage.config, open_shards(stage, "latents")
     models = [open_student(stage, config.self_forcing.init.value), *open_teachers(stage, 2)]
-    module = SelfForcing.of(config, models, data.text.unconditional, data.text.features, data.grid)
+    text, options = data.text, training_options(config)
+    module = SelfForcing.of(config, models, text.unconditional, text.features, data.grid, options)
     train_and_publish(stage, module, data, config.self_forcing.optim)
 
 

@@ -15,7 +15,7 @@ from omniforcing.model.weights.tensor_file import WeightsError
 from omniforcing.model.weights.writing import write_diffusers
 from omniforcing.pipeline.stage import Stage, stage_main
 from omniforcing.pipeline.stages.samples import log_samples
-from omniforcing.pipeline.stages.training import open_shards, train_and_publish
+from omniforcing.pipeline.stages.training import open_shards, train_and_publish, training_options
 from omniforcing.pocket.foundation import KEPT, take_kept
 from omniforcing.training.loop import CURVES
 
@@ -57,10 +57,11 @@ def train(stage: Stage) -> None:
     core = build_core(
         core_config(config.model, description, unconditional.video.shape[-1]), stage.config.seed
     )
-    model = DualStream(core)
-    train_and_publish(
-        stage, Teacher.of(stage.config, model, unconditional, data.grid), data, config.optim
-    )
+    recompute = stage.config.trainer.checkpoint_activations
+    model = DualStream(core, checkpoint_activations=recompute)
+    options = training_options(stage.config)
+    module = Teacher.of(stage.config, model, unconditional, data.grid, options)
+    train_and_publish(stage, module, data, config.optim)
 
 
 def sample(stage: Stage) -> None:

@@ -25,7 +25,7 @@ from omniforcing.pipeline.planner.networks import BUILDERS, Sizes
 from omniforcing.training.codec import training
 from omniforcing.training.codec.training import (
     AudioVaeTraining,
-    Part,
+    CodecTraining,
     VideoVaeTraining,
     VocoderTraining,
 )
@@ -99,7 +99,7 @@ def video(setup: Setup, seconds: float) -> Figures:
         256, (4, config.clip_frames, config.clips.height, config.clips.width, 3), dtype=torch.uint8
     )
     draw = training.video_crops(frames, own, config.seed)
-    part = _Part(setup, VideoVaeTraining(build_video_vae(own), own, config.seed), own.precision)
+    part = _Trained(setup, VideoVaeTraining(build_video_vae(own), own, config.seed), own.precision)
     begun, total, updates = 0.0, 0.0, 0
     for crop in own.crops:
         at = int((begun + crop.share / 2) * own.steps)
@@ -117,7 +117,7 @@ def audio(setup: Setup, seconds: float) -> Figures:
     config = preset("smoke" if setup.small else "small")
     own = config.codec.audio
     draw = training.mel_crops(_mels(config), own, config.seed)
-    part = _Part(setup, AudioVaeTraining(build_audio_vae(own), own, config.seed), own.precision)
+    part = _Trained(setup, AudioVaeTraining(build_audio_vae(own), own, config.seed), own.precision)
     return _rate(setup, part.following(draw), own.steps, seconds)
 
 
@@ -127,7 +127,7 @@ def sound(setup: Setup, seconds: float) -> Figures:
     own, mels = config.codec.vocoder, _mels(config)
     samples = torch.rand(len(mels), 2, HOP * mels.shape[2]) - 0.5
     draw = training.sound_crops(mels, mels, samples, own, config.seed)
-    part = _Part(
+    part = _Trained(
         setup,
         VocoderTraining(build_vocoder(own, config.codec.audio.mel_bins), own, config.seed),
         own.precision,
@@ -139,10 +139,10 @@ def _mels(config: Config) -> Tensor:
     return torch.randn(16, 2, 1 + MEL_RATE * config.clips.seconds, config.codec.audio.mel_bins)
 
 
-class _Part:
+class _Trained:
     """One network of the codec, trained without a trainer."""
 
-    def __init__(self, setup: Setup, module: Part, precision: str) -> None:
+    def __init__(self, setup: Setup, module: CodecTraining, precision: str) -> None:
         self.setup, self.module = setup, module.to(setup.torch_device)
         self.optimiser, self.schedule = module.configure_optimizers()
         self.mixed = precision == "bf16-mixed"

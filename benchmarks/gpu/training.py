@@ -52,9 +52,10 @@ def one_update(setup: Setup, name: str) -> Figures:
                 "device.too-small",
                 f"one layer is planned at {planned(1) / 1e9:.0f} GB, {room / 1e9:.0f} are usable",
             )
-    here = replace(sizes.with_layers(fitting), device=setup.device)
+    here = replace(
+        sizes.with_layers(fitting), device=setup.device, checkpoint_activations=SETTING.recompute
+    )
     module = BUILDERS[name](config, here, torch.float32)
-    module.recompute()
     updates = Updates(setup, config, module, random_batch(config, here, name))
     updates.run(WARM_UP)
     seconds = updates.run(MEASURED) / MEASURED

@@ -34,10 +34,17 @@ from omniforcing.distill.trajectories import refine
 from omniforcing.model.attention import Masked
 from omniforcing.model.rollout import Rollout, RolloutConfig, predict_x0
 from omniforcing.model.student import positions_for
+from omniforcing.model.transformer import DualStream
 from omniforcing.training import checkpoints
 from omniforcing.training.loop import CURVES, fit
 from omniforcing.training.muon import Muon
-from omniforcing.training.stages import Ema, StageModule, by_modality, modality_of
+from omniforcing.training.stages import (
+    Ema,
+    StageModule,
+    TrainingOptions,
+    by_modality,
+    modality_of,
+)
 from tests.model.conftest import GRID, features, latents, tiny_model
 from tests.support.refusals import refuses
 
@@ -144,23 +151,29 @@ def test_an_x0_target_weighs_the_velocity_error_by_sigma_squared() -> None:
     torch.testing.assert_close(ode.regress(x0, x, x0, sigma), by_velocity * 0.25)
 
 
-def stage_teacher() -> Teacher:
-    model = tiny_model()
+PLAIN = TrainingOptions()
+
+
+def stage_teacher(options: TrainingOptions = PLAIN, recompute: bool = False) -> Teacher:
+    model = tiny_model(checkpoint_activations=recompute)
     return Teacher(
         model,
         TeacherConfig(optim=OPTIM),
         full_view(model, COUNTS, GRID),
         features(1, seed=9),
         seed=0,
+        options=options,
     )
 
 
-def models(sinks: int) -> tuple:
-    return tiny_model(sinks), tiny_model(), tiny_model()
+def models(sinks: int, recompute: bool) -> list[DualStream]:
+    return [tiny_model(count, checkpoint_activations=recompute) for count in (sinks, 0, 0)]
 
 
-def stage_bidirectional_dmd(**rates: Any) -> BidirectionalDmd:
-    three = models(0)
+def stage_bidirectional_dmd(
+    options: TrainingOptions = PLAIN, recompute: bool = False, **rates: Any
+) -> BidirectionalDmd:
+    three = models(0, recompute)
     config = DmdConfig(optim=OPTIM, critic_steps=2, **rates)
     view, none = full_view(three[1], COUNTS, GRID), features(1, seed=9)
     return BidirectionalDmd(
@@ -172,29 +185,35 @@ def stage_bidirectional_dmd(**rates: Any) -> BidirectionalDmd:
         counts=COUNTS,
         grid=GRID,
         seed=0,
+        options=options,
     )
 
 
-def stage_causal_ode() -> CausalOde:
-    model = tiny_model(3)
+def stage_causal_ode(options: TrainingOptions = PLAIN, recompute: bool = False) -> CausalOde:
+    model = tiny_model(3, checkpoint_activations=recompute)
     view = Masked(positions_for(model, COUNTS, GRID, sinks=True), TABLE, 3, None, 2)
-    return CausalOde(model, CausalOdeConfig(optim=OPTIM), SIGMAS, TABLE, view, seed=0)
+    return CausalOde(model, CausalOdeConfig(optim=OPTIM), SIGMAS, TABLE, view, 0, options)
 
 
-def stage_self_forcing(steered: float = 0.5) -> SelfForcing:
-    three = models(3)
+def stage_self_forcing(
+    steered: float = 0.5, options: TrainingOptions = PLAIN, recompute: bool = False
+) -> SelfForcing:
+    three = models(3, recompute)
     config = SelfForcingConfig(optim=OPTIM, critic_steps=2, steered=steered)
     rest = {
         "view": full_view(three[1], COUNTS, GRID),
         "unconditional": features(1, seed=9),
         "captions": features(5, seed=3),
     }
-    return SelfForcing(*three, config=config, rollout=ROLLOUT, blocks=3, seed=0, **rest)
+    return SelfForcing(
+        *three, config=config, rollout=ROLLOUT, blocks=3, seed=0, options=options, **rest
+    )
 
 
-def stage_with_muon() -> BidirectionalDmd:
+def stage_with_muon(options: TrainingOptions = PLAIN, recompute: bool = False) -> BidirectionalDmd:
     """Student and critic of two optimisers each."""
-    return stage_bidirectional_dmd(muon_lr=Weights(1e-3, 1e-3), critic_muon_lr=2e-3)
+    rates = {"muon_lr": Weights(1e-3, 1e-3), "critic_muon_lr": 2e-3}
+    return stage_bidirectional_dmd(options, recompute, **rates)
 
 
 STAGES = [

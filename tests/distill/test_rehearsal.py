@@ -23,7 +23,7 @@ from omniforcing.pipeline.stages.training import sharding
 from omniforcing.training import checkpoints
 from omniforcing.training.loop import CURVES, fit
 from omniforcing.training.sharding import is_sharded, save_sharded
-from omniforcing.training.stages import StageModule
+from omniforcing.training.stages import StageModule, TrainingOptions
 from tests.support.group import read_rows, run_group
 from tests.support.ray_cluster import ROOT, cluster_of_ours
 
@@ -82,7 +82,9 @@ def stages(config: Config, sizes: Sizes, teacher: Path) -> dict[str, Callable[[]
     """Stages I to III as the pipeline builds them on a cluster: no model has memory yet."""
 
     def networks(count: int) -> list[DualStream]:
-        return [load_model(teacher, 0, meta=True) for _ in range(count)]
+        return [
+            load_model(teacher, 0, meta=True, checkpoint_activations=True) for _ in range(count)
+        ]
 
     def student() -> DualStream:
         return load_model(
@@ -91,14 +93,16 @@ def stages(config: Config, sizes: Sizes, teacher: Path) -> dict[str, Callable[[]
             stabiliser=config.student.stabiliser,
             fresh=True,
             meta=True,
+            checkpoint_activations=True,
         )
 
+    options = TrainingOptions(sharding=sharding(config))
     none, captions = text(sizes, 1, 9), text(sizes, CAPTIONS, 8)
     return {
-        "I": lambda: BidirectionalDmd.of(config, networks(3), none, sizes.grid),
-        "II": lambda: CausalOde.of(config, student(), sizes.grid),
+        "I": lambda: BidirectionalDmd.of(config, networks(3), none, sizes.grid, options),
+        "II": lambda: CausalOde.of(config, student(), sizes.grid, options),
         "III": lambda: SelfForcing.of(
-            config, [student(), *networks(2)], none, captions, sizes.grid
+            config, [student(), *networks(2)], none, captions, sizes.grid, options
         ),
     }
 
@@ -111,8 +115,6 @@ def rehearse(teacher: Path, work: Path, steps: int) -> None:
     for name, build in stages(config, sizes, teacher).items():
         module = build()
         module.optim = replace(module.optim, steps=steps)
-        module.sharding = sharding(config)
-        module.recompute()
         assert all(p.is_meta for p in module.model.core.parameters())
         data = batches(config, sizes, states=len(config.student.sigmas) + 1 if name == "II" else 0)
         fit(module, data, steps=steps, work=work / name, trainer=trainer, sharded=True)

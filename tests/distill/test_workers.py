@@ -15,7 +15,7 @@ from omniforcing.pipeline.cluster.launch import launch
 from omniforcing.pipeline.stages.training import sharding as configured
 from omniforcing.training.loop import CURVES, fit
 from omniforcing.training.sharding import Sharding, gathered
-from omniforcing.training.stages import StageModule
+from omniforcing.training.stages import StageModule, TrainingOptions
 from tests.distill.test_distill import COUNTS, STAGES, stage_causal_ode, stage_self_forcing
 from tests.model.conftest import features, latents
 from tests.support.group import read_rows, run_group
@@ -24,7 +24,7 @@ from tests.support.ray_cluster import ROOT, cluster_of_ours
 BATCH, STEPS = 4, 4
 BF16 = "bf16-mixed"
 CAUSAL = [stage_causal_ode, stage_self_forcing]
-Stage = Callable[[], StageModule]
+Stage = Callable[..., StageModule]
 pytestmark = pytest.mark.slow
 
 
@@ -52,10 +52,7 @@ def train(
     steps: int = STEPS,
 ) -> None:
     for build in stages:
-        module = build()
-        module.accumulate, module.sharding = accumulate, sharding
-        if recompute:
-            module.recompute()
+        module = build(options=TrainingOptions(accumulate, sharding), recompute=recompute)
         trainer = TrainerConfig(
             checkpoint_every=2, log_every=1, accelerator="cpu", precision=precision
         )

@@ -37,10 +37,14 @@ def tiny_config(**changes: Any) -> dict[str, Any]:
 
 
 def tiny_model(
-    sinks: int = 0, stabiliser: Stabiliser = Stabiliser.sinks, **changes: Any
+    sinks: int = 0,
+    stabiliser: Stabiliser = Stabiliser.sinks,
+    checkpoint_activations: bool = False,
+    **changes: Any,
 ) -> DualStream:
     """A tiny dual-stream model with sinks, or what stabilises instead, large enough to matter."""
-    model = DualStream(build_core(tiny_config(**changes), seed=1), sinks, stabiliser)
+    core = build_core(tiny_config(**changes), seed=1)
+    model = DualStream(core, sinks, stabiliser, checkpoint_activations)
     with torch.no_grad():
         model.sinks.mul_(50)
         for parameter in (model.qk_gain, model.tanh_gate):

@@ -14,15 +14,18 @@ from omniforcing.distill.dmd import DistributionMatching
 from omniforcing.distill.sampling import full_view
 from omniforcing.model.rollout import few_step, gaussian
 from omniforcing.model.transformer import DualStream
+from omniforcing.training.stages import DEFAULT, TrainingOptions
 
 
 class BidirectionalDmd(DistributionMatching):
-    """The student sees the whole clip and starts from noise; gradient flows through one random exit step.
+    """The student sees the whole clip and starts from noise; one random exit step has gradient.
 
     Args:
-        sigmas: the student's denoising steps; 0 is not among them, so no update is spent where the loss is constant.
+        models: student, teacher and critic.
+        sigmas: the student's denoising steps, without 0, where the loss would be constant.
         counts: latents of the training clip.
         grid: spatial tokens of a video latent, (H, W).
+        rest: arguments of ``DistributionMatching``.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class BidirectionalDmd(DistributionMatching):
         models: Sequence[DualStream],
         unconditional: TextFeatures,
         grid: tuple[int, int],
+        options: TrainingOptions = DEFAULT,
     ) -> BidirectionalDmd:
         """As a preset trains it; ``models``: student, teacher, critic."""
         return cls(
@@ -54,16 +58,15 @@ class BidirectionalDmd(DistributionMatching):
             counts=config.latent_counts,
             grid=grid,
             seed=config.seed,
+            options=options,
         )
 
     def generate(
         self, student: DualStream, text: TextFeatures, generator: torch.Generator
     ) -> Latents:
-        """Backward simulation: noise to the clean estimate of a random exit step."""
-        exit_step = int(
-            torch.randint(len(self.sigmas), (), generator=generator, device=generator.device)
-        )
+        """Backward simulation: denoise from pure noise to the clean estimate of the exit step."""
+        device = generator.device
+        exit_step = int(torch.randint(len(self.sigmas), (), generator=generator, device=device))
         noise = gaussian(student, self.counts, self.grid, text.video.shape[0], generator)
-        return few_step(
-            student, noise, self.sigmas, student.cache_text(text), self.view, generator, exit_step
-        )
+        cached = student.cache_text(text)
+        return few_step(student, noise, self.sigmas, cached, self.view, generator, exit_step)

@@ -13,18 +13,30 @@ from omniforcing.core.layout import BlockTable
 from omniforcing.model.attention import Masked
 from omniforcing.model.student import positions_for
 from omniforcing.model.transformer import DualStream
-from omniforcing.training.stages import Backward, Part, StageModule
+from omniforcing.training.stages import (
+    DEFAULT,
+    Backward,
+    MicroBatch,
+    Optimisers,
+    StageModule,
+    TrainingOptions,
+)
 
 
 class CausalOde(StageModule):
-    """Every block sits at its own random point of a trajectory; the student regresses where that trajectory ends.
+    """Every block sits at its own random point of a trajectory; the student regresses its end.
 
-    Both streams of a block share the point, and all indices come from the block table. The last point (sigma 0) is drawn
-    too, so that clean context is seen, but carries no loss.
+    Both streams of a block share the point, and all indices come from the block table. The last
+    point (sigma 0) is drawn too, so that the student sees clean context, but carries no loss.
 
     Args:
+        model: the student, with its sinks.
+        config: optimiser, target and loss weights.
         sigmas: the student's sigmas; trajectories hold a state for each, and the end.
+        table: the block table.
         view: block-causal attention over the training clip.
+        seed: the run's seed.
+        options: micro-batches and sharding.
     """
 
     def __init__(
@@ -35,51 +47,77 @@ class CausalOde(StageModule):
         table: BlockTable,
         view: Masked,
         seed: int,
+        options: TrainingOptions = DEFAULT,
     ) -> None:
-        super().__init__(model, config.optim, seed, config.muon_lr)
+        super().__init__(model, config.optim, seed, config.muon_lr, options)
         self.config, self.table, self.view = config, table, view
         self.register_buffer("sigmas", torch.tensor([*sigmas, 0.0]), persistent=False)
 
     @classmethod
-    def of(cls, config: Config, student: DualStream, grid: tuple[int, int]) -> CausalOde:
+    def of(
+        cls,
+        config: Config,
+        student: DualStream,
+        grid: tuple[int, int],
+        options: TrainingOptions = DEFAULT,
+    ) -> CausalOde:
         """As a preset trains it; the student has its sinks."""
         positions = positions_for(student, config.latent_counts, grid, sinks=True)
         view = Masked(
             positions, config.table, config.horizon + 1, config.student.window, config.horizon
         )
         return cls(
-            student, config.causal_ode, config.student.sigmas, config.table, view, config.seed
+            student,
+            config.causal_ode,
+            config.student.sigmas,
+            config.table,
+            view,
+            config.seed,
+            options,
         )
 
     def training_step(
-        self, step: int, data: Batch, optimisers: list[torch.optim.Optimizer], backward: Backward
+        self, step: int, data: Batch, optimisers: Optimisers, backward: Backward
     ) -> dict[str, Tensor]:
-        losses = map(self.loss, self.parts(data, step))
-        found, norms = self.update(optimisers, backward, self.model, losses, self.config.loss, step)
+        update = self.begin_update(optimisers, backward, self.config.loss)
+        for micro_batch in self.micro_batches(data, step):
+            update.add(self.loss(micro_batch))
+        norms = update.step(self.model, step)
         self.ema.update(self.model, step)
-        return self.record(norms, {"loss": found})
+        return self.record(norms, {"loss": update.losses})
 
-    def loss(self, part: Part) -> Pair[Tensor]:
-        """The regression of one micro-batch, weighed so that the mean over all is that of the whole batch."""
-        data, generator = part.data, part.generator()
+    def loss(self, micro_batch: MicroBatch) -> Pair[Tensor]:
+        """Regression loss of one micro-batch, a scalar per modality.
+
+        Losses average over noisy latents alone, and micro-batches hold different numbers of
+        them. Each loss is weighted so that the mean over micro-batches and processes is the mean
+        over the noisy latents of the whole batch.
+        """
+        data, generator = micro_batch.data, micro_batch.generator()
         states, rows = data.latents, generator.rows
+        # Points of the whole batch [total, blocks]: this process must know how many latents of
+        # the other rows are noisy.
         shape, device = (rows.total, self.view.count), generator.device
         points = torch.randint(len(self.sigmas), shape, generator=generator, device=device)
         point = rows.of(points)
         x = states.map(pick, self.spread(point))
         v = self.model(x, self.sigmas[point], self.model.cache_text(data.text), self.view)
-        sigma = self.spread(self.sigmas[point])
-        losses = v.map(self.regress, x, states.map(lambda s: s[:, -1]), sigma)
-        noisy = self.spread(self.sigmas[points] > 0).map(lambda n: n.float().flatten(1).sum(1))
-        return losses.map(
-            lambda loss, n: (
-                loss * (rows.of(n).sum() * rows.total / (n.sum().clamp_min(1) * len(rows)))
-            ),
-            noisy,
-        )
+
+        # Trajectories are stored from noise to data, so the last state is where each one ends.
+        end = states.map(lambda s: s[:, -1])
+        losses = v.map(self.regress, x, end, self.spread(self.sigmas[point]))
+
+        noisy = self.spread(self.sigmas[points] > 0)
+
+        def reweight(loss: Tensor, mask: Tensor) -> Tensor:
+            per_row = mask.float().flatten(1).sum(1)
+            share = rows.of(per_row).sum() * rows.total / (per_row.sum().clamp_min(1) * len(rows))
+            return loss * share
+
+        return losses.map(reweight, noisy)
 
     def spread(self, per_block: Tensor) -> Pair[Tensor]:
-        """``[B, blocks]`` to one value per latent of each stream."""
+        """Repeat ``[B, blocks]`` to one value per latent of each stream, ``[B, T]``."""
         count = self.view.count
         return Pair(
             per_block[:, list(self.table.video_owner(count))],
@@ -87,16 +125,24 @@ class CausalOde(StageModule):
         )
 
     def regress(self, v: Tensor, x: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
-        """Mean square error against the velocity ``(x - x0) / sigma`` that leads to the trajectory's end, where sigma > 0."""
+        """Mean square error against the velocity ``(x - x0) / sigma``, where sigma > 0.
+
+        Args:
+            v: predicted velocity ``[B, T, ...]``.
+            x: states of the trajectories.
+            x0: where the trajectories end.
+            sigma: noise level of each latent, ``[B, T]``.
+        """
         sigma = sigma.reshape(*sigma.shape, *[1] * (v.ndim - sigma.ndim))
         noisy = (sigma > 0).expand_as(v)
         error = v - (x - x0) / sigma.clamp_min(1e-6)
         if self.config.target is OdeTarget.x0:
             error = error * sigma
+        # Without a noisy latent the loss is 0, but still a function of the weights.
         return error[noisy].square().mean() if noisy.any() else (v * 0).sum()
 
 
 def pick(states: Tensor, point: Tensor) -> Tensor:
-    """State ``point [B, T]`` of ``states [B, K, T, ...]`` for every latent: ``[B, T, ...]``."""
+    """Pick state ``point [B, T]`` of ``states [B, K, T, ...]`` for every latent: ``[B, T, ...]``."""
     batch = torch.arange(states.shape[0], device=states.device)[:, None]
     return states[batch, point, torch.arange(states.shape[2], device=states.device)]

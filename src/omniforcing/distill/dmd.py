@@ -1,6 +1,7 @@
-"""Distribution matching distillation: the gradient that teacher and critic give a sample, and the critic's own loss.
+"""Distribution matching distillation (Yin et al., DMD2; paper sections 3.2 and 3.4).
 
-Yin et al., DMD2; paper sections 3.2 and 3.4. Both functions treat video and audio alike and share one sigma per sample.
+Teacher and critic give a sample of the student a gradient; the critic learns the student's
+distribution by flow matching. Video and audio are treated alike and share one sigma per sample.
 """
 
 from __future__ import annotations
@@ -16,33 +17,52 @@ from omniforcing.model.attention import View
 from omniforcing.model.conditioning import TextCache
 from omniforcing.model.rollout import predict_x0
 from omniforcing.model.transformer import DualStream
-from omniforcing.training.stages import Backward, Part, StageModule, mean_square
+from omniforcing.training.stages import (
+    DEFAULT,
+    Backward,
+    Optimisers,
+    StageModule,
+    TrainingOptions,
+    mean_square,
+)
 
 
 def cache_guided(teacher: DualStream, text: TextFeatures, unconditional: TextFeatures) -> TextCache:
-    """Text K/V for ``guided_x0``: of the captions, then as often of the empty prompt."""
-    return teacher.cache_text(
-        text.map(lambda c, u: torch.cat([c, u.to(c).expand_as(c)]), unconditional)
-    )
+    """Cache text K/V for ``guided_x0``: the captions, then the empty prompt as often, ``[2B, ...]``."""
+    both = text.map(lambda c, u: torch.cat([c, u.to(c).expand_as(c)]), unconditional)
+    return teacher.cache_text(both)
 
 
 def guided_x0(
     teacher: DualStream, x: Latents, sigma: Tensor, text: TextCache, scale: Pair[Tensor], view: View
 ) -> Latents:
-    """The teacher's guided clean estimate; conditional and unconditional passes go as one batch (``cache_guided``)."""
-    x0 = predict_x0(
-        teacher, x.map(lambda a: torch.cat([a, a])), torch.cat([sigma, sigma]), text, view
-    )
+    """The teacher's clean estimate with classifier-free guidance.
 
-    def halves(a: Tensor, w: Tensor) -> Tensor:
-        conditional, unguided = a.chunk(2)
-        return guide(conditional, unguided, w)
+    Args:
+        x: noised latents ``[B, T, ...]``.
+        sigma: noise levels ``[B]``.
+        text: from ``cache_guided``; the conditional and the unconditional pass go as one batch.
+        scale: guidance scales ``[B]`` per modality.
+        view: which keys the queries see.
+    """
+    twice = x.map(lambda a: torch.cat([a, a]))
+    x0 = predict_x0(teacher, twice, torch.cat([sigma, sigma]), text, view)
 
-    return x0.map(halves, scale)
+    def combine(a: Tensor, w: Tensor) -> Tensor:
+        conditional, unconditional = a.chunk(2)
+        return guide(conditional, unconditional, w)
+
+    return x0.map(combine, scale)
 
 
 def dmd_gradient(x: Latents, real: Latents, fake: Latents) -> Latents:
-    """``(x0_critic - x0_teacher) / mean|x - x0_teacher|`` per modality and sample."""
+    """DMD gradient ``(x0_critic - x0_teacher) / mean|x - x0_teacher|`` per modality and sample.
+
+    Args:
+        x: the student's sample ``[B, T, ...]``.
+        real: the teacher's clean estimate of the noised sample.
+        fake: the critic's.
+    """
 
     def gradient(a: Tensor, r: Tensor, f: Tensor) -> Tensor:
         scale = (a - r).abs().flatten(1).mean(1).clamp_min(1e-6)
@@ -52,21 +72,25 @@ def dmd_gradient(x: Latents, real: Latents, fake: Latents) -> Latents:
 
 
 def dmd_loss(x: Latents, gradient: Latents) -> Pair[Tensor]:
-    """``1/2 mean |x - sg(x - g)|^2`` per modality: its gradient with respect to x is g / N."""
+    """Loss ``1/2 mean |x - sg(x - g)|^2`` per modality, whose gradient by x is ``g / N``."""
     return x.map(lambda a, g: 0.5 * (a - (a - g).detach()).square().mean(), gradient)
 
 
 class DistributionMatching(StageModule):
-    """The moves that Stages I and III share; each stage only says how its student makes a sample.
+    """DMD2's training step, which Stages I and III share; each says how its student makes a sample.
 
-    One step = a student update, then ``critic_steps`` critic updates on that sample at fresh noise levels.
+    One step is one student update, then ``critic_steps`` critic updates on the student's samples
+    at fresh noise levels.
 
     Args:
-        student: trained; its EMA is what is kept.
-        teacher: frozen.
-        critic: trained to follow the student's own distribution.
+        student: the model to train; its EMA is what is kept.
+        teacher: scores samples as real; frozen.
+        critic: scores samples as fake; trained to follow the student's own distribution.
+        config: optimisers, noise levels, guidance and loss weights.
         view: attention of teacher and critic.
-        unconditional: features of the empty prompt.
+        unconditional: features of the empty prompt, ``[1, L, D]`` per stream.
+        seed: the run's seed.
+        options: micro-batches and sharding.
     """
 
     def __init__(
@@ -78,30 +102,32 @@ class DistributionMatching(StageModule):
         view: View,
         unconditional: TextFeatures,
         seed: int,
+        options: TrainingOptions = DEFAULT,
     ) -> None:
-        super().__init__(student, config.optim, seed, config.muon_lr)
-        # The frozen teacher stays out of checkpoints: it is an input, not state.
+        super().__init__(student, config.optim, seed, config.muon_lr, options)
+        # In a list, which nn.Module does not look into: the teacher is an input of the stage and
+        # has no place in its checkpoints.
         self.frozen = [teacher.requires_grad_(False).eval()]
-        self.critic, self.config, self.view, self.unconditional = (
-            critic,
-            config,
-            view,
-            unconditional,
-        )
+        self.critic, self.config = critic, config
+        self.view, self.unconditional = view, unconditional
 
     def generate(
         self, student: DualStream, text: TextFeatures, generator: torch.Generator
     ) -> Latents:
-        """A sample of the student with gradient through its exit step."""
+        """Make a sample ``[B, T, ...]`` of the student, with gradient through its exit step."""
         raise NotImplementedError
+
+    @property
+    def teacher(self) -> DualStream:
+        """The frozen teacher."""
+        return self.frozen[0]
 
     def models(self) -> list[DualStream]:
         return [self.model, self.critic, *self.frozen]
 
     def place(self, device: torch.device) -> None:
         super().place(device)
-        # The list hides the teacher from ``to``, as from checkpoints.
-        self.frozen[0].to(device)
+        self.teacher.to(device)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         lr, muon_lr = self.config.critic_lr, self.config.critic_muon_lr
@@ -111,67 +137,65 @@ class DistributionMatching(StageModule):
         return [*for_student, *self.optimisers_of(self.critic, Weights(lr, lr), muon)]
 
     def training_step(
-        self, step: int, data: Batch, optimisers: list[torch.optim.Optimizer], backward: Backward
+        self, step: int, data: Batch, optimisers: Optimisers, backward: Backward
     ) -> dict[str, Tensor]:
-        for_student, for_critic = (
-            optimisers[: self.student_optimisers],
-            optimisers[self.student_optimisers :],
-        )
-        parts, samples = self.parts(data, step), []
+        for_student = optimisers[: self.student_optimisers]
+        for_critic = optimisers[self.student_optimisers :]
+        micro_batches = self.micro_batches(data, step)
 
-        def of_student(part: Part) -> Pair[Tensor]:
-            x = self.generate(self.model, part.data.text, part.generator("rollout"))
+        student = self.begin_update(for_student, backward, self.config.loss)
+        samples = []
+        for micro_batch in micro_batches:
+            text = micro_batch.data.text
+            x = self.generate(self.model, text, micro_batch.generator("rollout"))
+            gradient = self.score(x, text, micro_batch.generator("score"))
+            student.add(dmd_loss(x, gradient))
             samples.append(x.map(Tensor.detach))
-            return dmd_loss(x, self.score(x, part.data.text, part.generator("score")))
-
-        student_losses = map(of_student, parts)
-        losses, norms = self.update(
-            for_student, backward, self.model, student_losses, self.config.loss, step
-        )
+        norms = student.step(self.model, step)
         self.ema.update(self.model, step)
-        generators = [part.generator("critic") for part in parts]
+
+        # One generator per micro-batch for all critic updates: each goes on where the last ended.
+        generators = [micro_batch.generator("critic") for micro_batch in micro_batches]
         for _ in range(self.config.critic_steps):
-            of_critic = (
-                self.critic_loss(x, p.data.text, g)
-                for x, p, g in zip(samples, parts, generators, strict=True)
-            )
-            critic, _ = self.update(for_critic, backward, self.critic, of_critic, Weights(), step)
-        return self.record(norms, {"loss": losses, "critic_loss": critic})
+            critic = self.begin_update(for_critic, backward, Weights())
+            for x, micro_batch, generator in zip(samples, micro_batches, generators, strict=True):
+                critic.add(self.critic_loss(x, micro_batch.data.text, generator))
+            critic.step(self.critic, step)
+
+        return self.record(norms, {"loss": student.losses, "critic_loss": critic.losses})
 
     @torch.no_grad()
     def score(self, x: Latents, text: TextFeatures, generator: torch.Generator) -> Latents:
-        """The DMD gradient of a sample at a random sigma and guidance."""
+        """DMD gradient of a sample ``[B, T, ...]`` at a random sigma and guidance per row."""
         sigma, noised, _ = self.noised(x, generator)
-        low, high = self.config.guidance_low, self.config.guidance_high
-        u = draw(torch.rand, (len(sigma),), generator, device=sigma.device)
-        scale = Pair(
-            *(
-                getattr(low, m) + (getattr(high, m) - getattr(low, m)) * u
-                for m in ("video", "audio")
-            )
-        )
-        teacher = self.frozen[0]
-        real = guided_x0(
-            teacher,
-            noised,
-            sigma,
-            cache_guided(teacher, text, self.unconditional),
-            scale,
-            self.view,
-        )
+        scale = self.guidance(sigma, generator)
+        both = cache_guided(self.teacher, text, self.unconditional)
+        real = guided_x0(self.teacher, noised, sigma, both, scale, self.view)
         fake = predict_x0(self.critic, noised, sigma, self.critic.cache_text(text), self.view)
         return dmd_gradient(x, real, fake)
+
+    def guidance(self, sigma: Tensor, generator: torch.Generator) -> Pair[Tensor]:
+        """Guidance scales ``[B]`` per modality, at the same random place between both bounds."""
+        low, high = self.config.guidance_low, self.config.guidance_high
+        u = draw(torch.rand, (len(sigma),), generator, device=sigma.device)
+        return Pair(
+            low.video + (high.video - low.video) * u, low.audio + (high.audio - low.audio) * u
+        )
 
     def critic_loss(
         self, x: Latents, text: TextFeatures, generator: torch.Generator
     ) -> Pair[Tensor]:
-        """Flow matching of the critic on the student's sample."""
+        """Flow-matching loss of the critic on a sample of the student, a scalar per modality."""
         sigma, noised, noise = self.noised(x, generator)
         v = self.critic(noised, sigma, self.critic.cache_text(text), self.view)
         return mean_square(v.map(lambda p, a, n: p - velocity(a, n), x, noise))
 
     def noised(self, x: Latents, generator: torch.Generator) -> tuple[Tensor, Latents, Latents]:
-        """A random sigma per sample, shared by the streams, the sample noised to it, and the noise."""
+        """Noise a sample to a random sigma per row, shared by the streams.
+
+        Returns:
+            Sigma ``[B]``, the noised sample, and the noise.
+        """
         s = self.config.sigma
         sigma = sample_sigma(x.video.shape[0], s.low, s.high, s.shift, generator)
         noise = noise_like(x, generator)

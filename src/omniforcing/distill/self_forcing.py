@@ -17,24 +17,27 @@ from omniforcing.model.attention import Masked, View
 from omniforcing.model.rollout import RolloutConfig, train_rollout
 from omniforcing.model.student import positions_for
 from omniforcing.model.transformer import DualStream
+from omniforcing.training.stages import DEFAULT, TrainingOptions
 
 
 class SelfForcing(DistributionMatching):
-    """The student generates all blocks from its own K/V cache; teacher and critic score the whole rollout.
+    """The student generates all blocks from its own K/V cache; the whole rollout is scored.
 
-    One random exit step per iteration serves all blocks. Gradient flows through each block's exit forward and through the
-    text path; history is detached and the refresh forward has none.
+    One random exit step per training step serves all blocks. Gradient flows through each block's
+    exit forward and through the text path; history is detached and the refresh forward has none.
 
-    A share of the rollouts (``steered``) begins under another caption and switches to its own at a random block, as a stream
-    does that is steered (LongLive, Yang et al. 2025; the paper has no such rollouts). They too are scored with their own
-    caption, but blocks before the switch carry no gradient: the student learns to follow its text against its history.
+    A share of the rollouts (``config.steered``) begins under another caption and switches to its
+    own at a random block, as a stream does when its prompt changes (LongLive, Yang et al. 2025;
+    the paper has no such rollouts). They are scored under their own caption, and blocks before
+    the switch carry no gradient: the student learns to follow its text against its history.
 
     Args:
-        config: with the share of rollouts that switch.
+        models: student with its sinks, teacher and critic.
         rollout: block table, sigmas, window, horizon and context noise.
         blocks: blocks of the training clip.
-        captions: features ``[N, L, D]`` of which the other captions are drawn: all that the data has, the empty one and those
-            of held-out clips too, for no gradient reaches them.
+        captions: features ``[N, L, D]`` of which the other captions are drawn. All that the data
+            has may stand here, held-out ones included: no gradient reaches them.
+        rest: arguments of ``DistributionMatching``; its config has the share of steered rollouts.
     """
 
     config: SelfForcingConfig
@@ -58,6 +61,7 @@ class SelfForcing(DistributionMatching):
         unconditional: TextFeatures,
         captions: TextFeatures,
         grid: tuple[int, int],
+        options: TrainingOptions = DEFAULT,
     ) -> SelfForcing:
         """As a preset trains it; ``models``: the student, with its sinks, then teacher and critic, without."""
         view: View = full_view(models[1], config.latent_counts, grid)
@@ -73,41 +77,48 @@ class SelfForcing(DistributionMatching):
             blocks=config.horizon + 1,
             captions=captions,
             seed=config.seed,
+            options=options,
         )
 
     def generate(
         self, student: DualStream, text: TextFeatures, generator: torch.Generator
     ) -> Latents:
-        """A whole rollout, ``[B, T, ...]``."""
+        """Roll the student out over the whole clip, ``[B, T, ...]``."""
         batch, device = len(text.video), generator.device
-        exit_step = int(
-            torch.randint(len(self.rollout.sigmas), (), generator=generator, device=device)
-        )
+        sigmas = len(self.rollout.sigmas)
+        exit_step = int(torch.randint(sigmas, (), generator=generator, device=device))
         own = student.cache_text(text)
         if not self.config.steered:
+            texts = self.blocks * [own]
             return concatenate(
-                train_rollout(
-                    student, self.blocks * [own], self.rollout, batch, exit_step, generator
-                )
+                train_rollout(student, texts, self.rollout, batch, exit_step, generator)
             )
+
         steered = draw(torch.rand, (batch,), generator, device=device) < self.config.steered
         switch = 1 + int(torch.randint(self.blocks - 1, (), generator=generator, device=device))
-        other = (
-            draw(torch.rand, (batch,), generator, device=device) * len(self.captions.video)
-        ).long()
-        others = self.captions.map(lambda f: f[other.to(f.device)])
-        former = text.map(
+        former = student.cache_text(self.former_text(text, steered, generator))
+        texts = switch * [former] + (self.blocks - switch) * [own]
+        blocks = train_rollout(student, texts, self.rollout, batch, exit_step, generator)
+        # Teacher and critic score the clip under its own caption. A block from before the switch
+        # followed another one, so its score would be wrong: it keeps its values and no gradient.
+        for index in range(switch):
+            blocks[index] = blocks[index].map(
+                lambda x: torch.where(_rows(steered, x), x.detach(), x)
+            )
+        return concatenate(blocks)
+
+    def former_text(
+        self, text: TextFeatures, steered: Tensor, generator: torch.Generator
+    ) -> TextFeatures:
+        """Captions before the switch: a random other one where ``steered [B]``, else the own one."""
+        shape, device = (len(text.video),), generator.device
+        place = draw(torch.rand, shape, generator, device=device) * len(self.captions.video)
+        others = self.captions.map(lambda f: f[place.long().to(f.device)])
+        return text.map(
             lambda mine, theirs: torch.where(_rows(steered, mine), theirs.to(mine), mine), others
         )
-        texts = switch * [student.cache_text(former)] + (self.blocks - switch) * [own]
-        blocks = train_rollout(student, texts, self.rollout, batch, exit_step, generator)
-        before = [
-            block.map(lambda x: torch.where(_rows(steered, x), x.detach(), x))
-            for block in blocks[:switch]
-        ]
-        return concatenate(before + blocks[switch:])
 
 
 def _rows(mask: Tensor, like: Tensor) -> Tensor:
-    """``[B]`` to be broadcast against ``like``."""
+    """Reshape ``[B]`` to broadcast against ``like [B, ...]``."""
     return mask.reshape(-1, *[1] * (like.ndim - 1))

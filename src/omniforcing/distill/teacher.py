@@ -14,11 +14,28 @@ from omniforcing.core.schedule import add_noise, sample_sigma, velocity
 from omniforcing.distill.sampling import full_view
 from omniforcing.model.attention import View
 from omniforcing.model.transformer import DualStream
-from omniforcing.training.stages import Backward, Part, StageModule, mean_square
+from omniforcing.training.stages import (
+    DEFAULT,
+    Backward,
+    MicroBatch,
+    Optimisers,
+    StageModule,
+    TrainingOptions,
+    mean_square,
+)
 
 
 class Teacher(StageModule):
-    """Regress the velocity ``eps - x0`` at a random sigma that both streams share."""
+    """Regress the velocity ``eps - x0`` at a random sigma that both streams share.
+
+    Args:
+        model: the bidirectional model to train.
+        config: optimiser, noise levels, text dropout and loss weights.
+        view: full attention over a training clip.
+        unconditional: features of the empty prompt, ``[1, L, D]`` per stream.
+        seed: the run's seed.
+        options: micro-batches and sharding.
+    """
 
     def __init__(
         self,
@@ -27,13 +44,19 @@ class Teacher(StageModule):
         view: View,
         unconditional: TextFeatures,
         seed: int,
+        options: TrainingOptions = DEFAULT,
     ) -> None:
-        super().__init__(model, config.optim, seed, config.muon_lr)
+        super().__init__(model, config.optim, seed, config.muon_lr, options)
         self.config, self.view, self.unconditional = config, view, unconditional
 
     @classmethod
     def of(
-        cls, config: Config, model: DualStream, unconditional: TextFeatures, grid: tuple[int, int]
+        cls,
+        config: Config,
+        model: DualStream,
+        unconditional: TextFeatures,
+        grid: tuple[int, int],
+        options: TrainingOptions = DEFAULT,
     ) -> Teacher:
         """As a preset trains it."""
         return cls(
@@ -42,30 +65,35 @@ class Teacher(StageModule):
             full_view(model, config.latent_counts, grid),
             unconditional,
             config.seed,
+            options,
         )
 
     def training_step(
-        self, step: int, data: Batch, optimisers: list[torch.optim.Optimizer], backward: Backward
+        self, step: int, data: Batch, optimisers: Optimisers, backward: Backward
     ) -> dict[str, Tensor]:
-        decay = max(0.5 * (1 + math.cos(math.pi * step / self.optim.steps)), 0.02)
-        losses = map(self.loss, self.parts(data, step))
-        found, norms = self.update(
-            optimisers, backward, self.model, losses, self.config.loss, step, decay
-        )
+        update = self.begin_update(optimisers, backward, self.config.loss)
+        for micro_batch in self.micro_batches(data, step):
+            update.add(self.loss(micro_batch))
+        cosine = 0.5 * (1 + math.cos(math.pi * step / self.optim.steps))
+        norms = update.step(self.model, step, factor=max(cosine, 0.02))
         self.ema.update(self.model, step)
-        return self.record(norms, {"loss": found})
+        return self.record(norms, {"loss": update.losses})
 
-    def loss(self, part: Part) -> Pair[Tensor]:
-        """Flow matching of one micro-batch."""
-        data, generator = part.data, part.generator()
-        x0, size, device = data.latents, len(data.text.video), generator.device
-        dropped = draw(torch.rand, (size,), generator, device=device) < self.config.text_dropout
-        text = data.text.map(
-            lambda t, u: torch.where(dropped[:, None, None], u.to(t), t), self.unconditional
-        )
+    def loss(self, micro_batch: MicroBatch) -> Pair[Tensor]:
+        """Flow-matching loss of one micro-batch, a scalar per modality."""
+        data, generator = micro_batch.data, micro_batch.generator()
+        x0 = data.latents
+        text = self.drop_text(data.text, generator)
         s = self.config.sigma
-        sigma = sample_sigma(size, s.low, s.high, s.shift, generator)
+        sigma = sample_sigma(len(data.text.video), s.low, s.high, s.shift, generator)
         noise = noise_like(x0, generator)
         x = x0.map(lambda a, n: add_noise(a, n, sigma), noise)
         v = self.model(x, sigma, self.model.cache_text(text), self.view)
         return mean_square(v.map(lambda a, a0, n: a - velocity(a0, n), x0, noise))
+
+    def drop_text(self, text: TextFeatures, generator: torch.Generator) -> TextFeatures:
+        """Replace a random share of the prompts ``[B, L, D]`` by the empty one, for guidance."""
+        shape, device = (len(text.video),), generator.device
+        dropped = draw(torch.rand, shape, generator, device=device) < self.config.text_dropout
+        mask = dropped[:, None, None]
+        return text.map(lambda t, u: torch.where(mask, u.to(t), t), self.unconditional)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from omniforcing.core.latents import Pair
 from omniforcing.core.layout import BlockTable, Counts, Span
+from omniforcing.model.compat import meta_attention
 
 Rope = tuple[Tensor, Tensor]
 # site: (stream of the queries, stream of the keys, whether RoPE has all axes or time alone)
@@ -50,6 +51,8 @@ class View(Protocol):
 def sdpa(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """Multi-head attention on ``[B, N, heads * D]`` tensors, every key visible."""
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    if q.is_meta:
+        return meta_attention(q, k, v).transpose(1, 2).flatten(2)
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 

@@ -40,6 +40,8 @@ class DualStream(nn.Module):
         core: diffusers' transformer, of any LTX-2 generation.
         sinks: number of sink tokens S in hidden space (paper section 3.3); 0 for bidirectional models.
         stabiliser: what keeps the audio's self-attention in bounds; its parameters start afresh.
+        checkpoint_activations: keep the inputs of each block alone in a forward with gradient,
+            and compute the rest again in the backward.
 
     Raises:
         OmniForcingError: for an architecture this forward does not cover.
@@ -57,6 +59,7 @@ class DualStream(nn.Module):
         core: LTX2VideoTransformer3DModel,
         sinks: int = 0,
         stabiliser: Stabiliser = Stabiliser.sinks,
+        checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
         check_architecture(core)
@@ -67,6 +70,7 @@ class DualStream(nn.Module):
                 "set student.sinks to 0",
             )
         self.core, self.stabiliser = core, stabiliser
+        self.checkpoint_activations = checkpoint_activations
         width, heads = core.audio_proj_in.out_features, core.config.audio_num_attention_heads
         added = added_parameters(stabiliser, sinks, width, len(core.transformer_blocks), heads)
         for name, parameter in added.items():
@@ -74,7 +78,7 @@ class DualStream(nn.Module):
 
     def layers(self) -> list[Layer]:
         """The transformer's blocks as our forward runs them."""
-        recompute = self.core.gradient_checkpointing
+        recompute = self.checkpoint_activations
         blocks = enumerate(self.core.transformer_blocks)
         return [Layer(block, index, self.bounds(index), recompute) for index, block in blocks]
 

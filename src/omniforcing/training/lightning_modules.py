@@ -1,7 +1,7 @@
-"""Lightning adapters of the modules that are trained, which know nothing of Lightning themselves.
+"""Lightning adapters of the modules that are trained, which do not depend on Lightning themselves.
 
-A stage of the distillation calls backward and steps its optimisers itself (Lightning's manual
-optimisation). For a part of the codec Lightning does both, and steps the learning-rate schedule.
+A transformer stage calls backward and steps its optimisers itself (Lightning's manual
+optimisation). For a network of the codec Lightning does both, and steps its schedule.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from omniforcing.core import distributed
 
 
-# Protocols, not the classes: with imports, dvc.yaml would make the codec depend on the methods.
+# Protocols, not the classes: imports would make the codec's stages depend on the methods' code.
 @runtime_checkable
-class Stage(Protocol):
-    """What the loop calls of ``distill.common.StageModule``."""
+class ManuallyOptimised(Protocol):
+    """The methods of ``training.stages.StageModule`` that the loop calls."""
 
     def shard(self, device: torch.device) -> None: ...
 
@@ -35,8 +35,8 @@ class Stage(Protocol):
 
 
 @runtime_checkable
-class Part(Protocol):
-    """What the loop calls of ``codec.training.Part``."""
+class AutomaticallyOptimised(Protocol):
+    """The methods of ``training.codec.training.CodecTraining`` that the loop calls."""
 
     def configure_optimizers(self) -> tuple[Optimizer, LRScheduler]: ...
 
@@ -45,23 +45,23 @@ class Part(Protocol):
     def clip(self) -> Tensor: ...
 
 
-def adapt(module: Stage | Part) -> L.LightningModule:
+def adapt(module: ManuallyOptimised | AutomaticallyOptimised) -> L.LightningModule:
     """Wrap a module for Lightning's Trainer; batches arrive as ``(step, batch)``.
 
     Raises:
-        TypeError: if it is neither a stage nor a part of the codec.
+        TypeError: if it is neither a stage nor a network of the codec.
     """
-    if isinstance(module, Stage):
+    if isinstance(module, ManuallyOptimised):
         return StageAdapter(module)
-    if isinstance(module, Part):
-        return PartAdapter(module)
-    raise TypeError(f"{type(module).__name__} is neither a StageModule nor a Part of the codec")
+    if isinstance(module, AutomaticallyOptimised):
+        return CodecAdapter(module)
+    raise TypeError(f"{type(module).__name__} is neither a StageModule nor a CodecTraining")
 
 
 class StageAdapter(L.LightningModule):
     """Manual optimisation with Lightning's optimisers and backward; the bar shows logged values."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: ManuallyOptimised) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.stage = stage
@@ -77,18 +77,19 @@ class StageAdapter(L.LightningModule):
 
     def training_step(self, batch: tuple[int, Any], _index: int) -> None:
         step, data = batch
-        found = self.optimizers()
-        optimisers = found if isinstance(found, list) else [found]
+        optimisers = self.optimizers()
+        if not isinstance(optimisers, list):  # Lightning unwraps a list of one
+            optimisers = [optimisers]
         logged = self.stage.training_step(step, data, optimisers, self.manual_backward)
         self.log_dict(logged, prog_bar=True, batch_size=1, sync_dist=distributed.size() > 1)
 
 
-class PartAdapter(L.LightningModule):
-    """Automatic optimisation; the part clips its gradients, and their norm is logged."""
+class CodecAdapter(L.LightningModule):
+    """Automatic optimisation; the network clips its gradients, and their norm is logged."""
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: AutomaticallyOptimised) -> None:
         super().__init__()
-        self.part = part
+        self.part = part  # checkpoints name their entries by this attribute
 
     def configure_optimizers(self) -> Any:
         optimiser, schedule = self.part.configure_optimizers()

@@ -157,7 +157,7 @@ def fit(
     In a process group every process calls it alike, with its own rows of the batches.
 
     Args:
-        module: a ``StageModule`` or a ``Part`` of the codec, whose logged values the curves show.
+        module: a ``StageModule`` or a ``CodecTraining``, whose logged values the curves show.
         batches: the batches of an epoch of ``trainer.checkpoint_every`` steps, a function of the epoch alone.
         work: folder for checkpoints and curves; belongs to one process, or to one process group whose members all see it.
         log: called with logged values and step every ``trainer.log_every`` steps.

@@ -1,11 +1,11 @@
-"""What the trained models share: EMA, optimisers per modality, gradient norms, and the batch that stages train on."""
+"""What every trained transformer stage shares: optimisers per modality, EMA, updates, micro-batches."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,45 +18,48 @@ from omniforcing.model.transformer import DualStream
 from omniforcing.training.muon import Muon
 from omniforcing.training.sharding import Sharding, global_norm, is_sharded, own_part
 
+# Runs the backward pass of a loss; Lightning's, or ``Tensor.backward`` in a plain loop.
 Backward = Callable[[Tensor], None]
+Optimisers = Sequence[torch.optim.Optimizer]
 
-# What students have beside LTX-2's parameters: all of it acts on audio.
+# Parameters that a student has on top of LTX-2's; all of them act on audio.
 ADDED = ("sinks", "qk_gain", "tanh_gate")
 
 
 def modality_of(name: str) -> str:
-    """The stream that a parameter of LTX-2's transformer writes into, by its name."""
-    parts = name.split(".")
-    audio = any(
-        p in ADDED or (p.startswith("audio_") and not p.startswith("audio_to_video")) for p in parts
-    )
-    return (
-        "audio"
-        if audio or any(p.startswith(("video_to_audio", "av_cross_attn_audio")) for p in parts)
-        else "video"
-    )
+    """Name the stream that a parameter of LTX-2's transformer writes into, ``video`` or ``audio``.
+
+    Args:
+        name: the parameter's name in ``DualStream.named_parameters``.
+    """
+    for part in name.split("."):
+        if part in ADDED or part.startswith(("video_to_audio", "av_cross_attn_audio")):
+            return "audio"
+        if part.startswith("audio_") and not part.startswith("audio_to_video"):
+            return "audio"
+    return "video"
 
 
 def by_modality(model: nn.Module) -> Pair[list[nn.Parameter]]:
-    """A model's trainable parameters, split by the stream they write into."""
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and p.numel()]
-    return Pair(
-        [p for n, p in named if modality_of(n) == "video"],
-        [p for n, p in named if modality_of(n) == "audio"],
-    )
+    """Split a model's trainable parameters by the stream they write into."""
+    groups: dict[str, list[nn.Parameter]] = {"video": [], "audio": []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.numel():
+            groups[modality_of(name)].append(parameter)
+    return Pair(**groups)
 
 
 def matrices(model: nn.Module) -> Pair[list[nn.Parameter]]:
-    """The weight matrices of a transformer's layers, split by the stream they write into: what Muon is made for."""
-    inside = {
-        id(module.weight)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and "transformer_blocks" in name.split(".")
-    }
+    """Select the weight matrices of the transformer blocks, which Muon trains, by modality."""
+    inside = set()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and "transformer_blocks" in name.split("."):
+            inside.add(id(module.weight))
     return by_modality(model).map(lambda group: [p for p in group if id(p) in inside])
 
 
 def _with_rates(groups: Pair[list[nn.Parameter]], lr: Weights) -> list[dict[str, Any]]:
+    """Build an optimiser's parameter groups; ``peak`` keeps the learning rate after the warm-up."""
     return [
         {"params": group, "lr": getattr(lr, name), "peak": getattr(lr, name)}
         for name, group in groups.items()
@@ -64,21 +67,29 @@ def _with_rates(groups: Pair[list[nn.Parameter]], lr: Weights) -> list[dict[str,
 
 
 def gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    """Those that there are."""
+    """Gradients of the parameters that have one."""
     return [p.grad for p in parameters if p.grad is not None]
 
 
 @torch.no_grad()
 def clip(grads: Sequence[Tensor], largest: float) -> None:
-    """Scale gradients whose norm together is above ``largest`` down to it."""
+    """Scale gradients down, in place, until their joint norm is at most ``largest``."""
     if grads:
         factor = (largest / (global_norm(grads) + 1e-6)).clamp(max=1.0)
-        # Of the shards themselves: torch's own clipping lets DTensor plan each of thousands, slower than the step.
+        # On the local shards: torch's own clipping plans a DTensor operation for each of
+        # thousands of parameters, which takes longer than the training step.
         torch._foreach_mul_([own_part(grad) for grad in grads], factor)
 
 
 class Ema(nn.Module):
-    """Exponential moving average of a model's weights, with a warm-up so that early averages are not the start's."""
+    """Exponential moving average of a model's weights.
+
+    The decay grows from 1/10 with the step, so that early averages do not stay at the start.
+
+    Args:
+        model: the model to follow; ``self.model`` starts as a frozen copy of it.
+        decay: the largest decay.
+    """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         super().__init__()
@@ -87,6 +98,7 @@ class Ema(nn.Module):
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
+        """Move the average towards the weights of ``model`` after ``step``."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for mean, value in zip(self.model.parameters(), model.parameters(), strict=True):
             mean.lerp_(value, 1 - decay)
@@ -94,7 +106,15 @@ class Ema(nn.Module):
 
 @dataclass(frozen=True)
 class Randomness:
-    """What a micro-batch draws in one step: its rows of what the whole batch draws, a function of seed, stage and step."""
+    """Random numbers of one micro-batch in one step, a function of seed, step, stage and rows.
+
+    Attributes:
+        seed: the run's seed.
+        step: the training step.
+        stage: name of the stage, which keeps the stages' streams of numbers apart.
+        rows: rows of the global batch that the micro-batch holds.
+        device: device of the generators.
+    """
 
     seed: int
     step: int
@@ -103,38 +123,131 @@ class Randomness:
     device: torch.device
 
     def __call__(self, stream: str = "") -> RowGenerator:
-        """A generator at its start."""
+        """Make a fresh generator of the named stream; ``draw`` takes this micro-batch's rows."""
         generator = RowGenerator(device=self.device)
         generator.manual_seed(step_seed(self.seed, self.step, self.stage + stream))
         generator.rows = self.rows
         return generator
 
 
-class Part(NamedTuple):
-    """A micro-batch, and its generators by name."""
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows of a batch that one forward and backward pass takes.
+
+    Attributes:
+        data: latents and text features.
+        generator: makes a random generator by name.
+    """
 
     data: Batch
     generator: Randomness
 
 
-class StageModule(nn.Module):
-    """Base of the trained stages: fp32 master weights, AdamW or Muon per modality, clipping, EMA, randomness per step.
+class Update:
+    """One optimiser step on the mean of the micro-batches' losses.
 
-    The training loop calls ``shard``, ``place`` and ``configure_optimizers`` in this order, then
-    ``training_step`` once per step. For mixed precision, it runs under autocast.
+    Making it zeroes the gradients. ``add`` runs the backward pass of a micro-batch at once, so
+    that one autograd graph lives at a time. ``step`` clips the gradients and steps.
+
+    Args:
+        optimisers: the optimisers to step.
+        backward: adds a loss's gradients to the parameters.
+        weights: weights of the video and the audio loss.
+        micro_batches: how often ``add`` will be called.
+        optim: gradient clipping and warm-up.
+    """
+
+    def __init__(
+        self,
+        optimisers: Optimisers,
+        backward: Backward,
+        weights: Weights,
+        micro_batches: int,
+        optim: OptimiserConfig,
+    ) -> None:
+        self.optimisers, self.backward, self.weights = optimisers, backward, weights
+        self.micro_batches, self.optim = micro_batches, optim
+        self._losses: list[Pair[Tensor]] = []
+        for optimiser in optimisers:
+            optimiser.zero_grad()
+
+    def add(self, losses: Pair[Tensor]) -> None:
+        """Run the backward pass of one micro-batch's losses, scalars per modality."""
+        self.backward(weighted(losses, self.weights) / self.micro_batches)
+        self._losses.append(losses.map(Tensor.detach))
+
+    def step(self, model: nn.Module, step: int, factor: float = 1.0) -> Pair[Tensor]:
+        """Clip the gradients, set the learning rates and step the optimisers.
+
+        Args:
+            model: the model whose gradients are measured.
+            step: the training step, which decides the warm-up.
+            factor: the schedule's factor on the learning rates.
+
+        Returns:
+            Gradient norms per modality before clipping.
+        """
+        groups = [group for optimiser in self.optimisers for group in optimiser.param_groups]
+        norms = by_modality(model).map(lambda parameters: global_norm(gradients(parameters)))
+        clip(gradients(p for group in groups for p in group["params"]), self.optim.clip)
+        scale = factor * min(1.0, (step + 1) / max(1, self.optim.warmup))
+        for group in groups:
+            group["lr"] = group["peak"] * scale
+        for optimiser in self.optimisers:
+            optimiser.step()
+        return norms
+
+    @property
+    def losses(self) -> Pair[Tensor]:
+        """Mean loss per modality over the micro-batches so far."""
+        return mean(self._losses)
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How a stage trains, whatever its method.
+
+    Attributes:
+        accumulate: micro-batches per optimiser step.
+        sharding: how the models are sharded over the process group; None keeps them whole.
+    """
+
+    accumulate: int = 1
+    sharding: Sharding | None = None
+
+
+DEFAULT = TrainingOptions()
+
+
+class StageModule(nn.Module):
+    """Base of the trained transformer stages.
+
+    It holds fp32 master weights, AdamW or Muon with one learning rate per modality, gradient
+    clipping, EMA, and randomness that depends on the step alone. The training loop calls
+    ``shard``, ``place`` and ``configure_optimizers`` in this order, then ``training_step`` once
+    per step, under autocast for mixed precision.
+
+    Args:
+        model: the model to train.
+        optim: optimiser, schedule and EMA.
+        seed: the run's seed.
+        muon_lr: learning rates of Muon for the blocks' matrices; None trains all with AdamW.
+        options: micro-batches and sharding.
     """
 
     largest_norm: Tensor
 
     def __init__(
-        self, model: DualStream, optim: OptimiserConfig, seed: int, muon_lr: Weights | None = None
+        self,
+        model: DualStream,
+        optim: OptimiserConfig,
+        seed: int,
+        muon_lr: Weights | None = None,
+        options: TrainingOptions = DEFAULT,
     ) -> None:
         super().__init__()
         self.model, self.optim, self.seed, self.muon_lr = model, optim, seed, muon_lr
-        self.accumulate = 1  # micro-batches per step
-        # Device of the random generators; None: that of the model.
-        self.generator_device: torch.device | None = None
-        self.sharding: Sharding | None = None
+        self.options = options
         self.ema = Ema(model, optim.ema)
         self.register_buffer("largest_norm", torch.zeros(2))
 
@@ -143,27 +256,23 @@ class StageModule(nn.Module):
         """Device of the model's parameters."""
         return next(self.model.parameters()).device
 
-    def shard(self, device: torch.device) -> None:
-        """Shard all models over the process group, if ``sharding`` is set and they are whole."""
-        if self.sharding and not is_sharded(self.model):
-            self.sharding.apply(self.models(), device)
-            self.sharding.apply([self.ema.model], device)
-
-    def place(self, device: torch.device) -> None:
-        """Move all models, also a frozen teacher, to a device; call it before making optimisers."""
-        self.to(device)
-
     def models(self) -> list[DualStream]:
-        """All models but the averaged one."""
+        """All models except the EMA."""
         return [self.model]
 
-    def recompute(self) -> None:
-        """Keep one activation per layer of what is trained."""
-        for model in self.models():
-            model.core.gradient_checkpointing = True
+    def shard(self, device: torch.device) -> None:
+        """Shard all models over the process group, if asked for and not done yet."""
+        sharding = self.options.sharding
+        if sharding and not is_sharded(self.model):
+            sharding.apply(self.models(), device)
+            sharding.apply([self.ema.model], device)
+
+    def place(self, device: torch.device) -> None:
+        """Move all models, a frozen teacher included, to a device; call before making optimisers."""
+        self.to(device)
 
     def training_step(
-        self, step: int, data: Batch, optimisers: list[torch.optim.Optimizer], backward: Backward
+        self, step: int, data: Batch, optimisers: Optimisers, backward: Backward
     ) -> dict[str, Tensor]:
         """Take one training step, optimiser steps included.
 
@@ -185,7 +294,7 @@ class StageModule(nn.Module):
     def optimisers_of(
         self, model: nn.Module, lr: Weights, muon_lr: Weights | None
     ) -> list[torch.optim.Optimizer]:
-        """AdamW for all of a model, or with ``muon_lr`` Muon for its layers' matrices and AdamW for the rest."""
+        """Build AdamW for a whole model, or with ``muon_lr`` AdamW and Muon for block matrices."""
         if muon_lr is None:
             return [self.adamw(model, lr)]
         inside = matrices(model)
@@ -194,7 +303,7 @@ class StageModule(nn.Module):
     def adamw(
         self, model: nn.Module, lr: Weights, left_out: Pair[list[nn.Parameter]] | None = None
     ) -> torch.optim.Optimizer:
-        """AdamW with one learning rate per modality, for all trainable parameters but those ``left_out``."""
+        """Build AdamW, one learning rate per modality, without the parameters ``left_out``."""
         others = {id(p) for group in left_out or () for p in group}
         groups = by_modality(model).map(lambda group: [p for p in group if id(p) not in others])
         return torch.optim.AdamW(
@@ -204,58 +313,30 @@ class StageModule(nn.Module):
         )
 
     def muon(self, groups: Pair[list[nn.Parameter]], lr: Weights) -> torch.optim.Optimizer:
-        """Muon (Jordan et al. 2024), which steps along the nearest orthogonal matrix, scaled so that AdamW's rates fit."""
+        """Build Muon (Jordan et al. 2024), its updates scaled so that AdamW's rates fit."""
         return Muon(
             _with_rates(groups, lr),
             weight_decay=self.optim.weight_decay,
             adjust_lr_fn="match_rms_adamw",
         )
 
-    def parts(self, data: Batch, step: int) -> list[Part]:
-        """The micro-batches of this process's rows of a step's batch."""
+    def micro_batches(self, data: Batch, step: int) -> list[MicroBatch]:
+        """Split this process's rows of a batch into ``options.accumulate`` micro-batches."""
         local = len(data.text.video)
-        rows = own_rows(local * size(), self.accumulate).split(self.accumulate)
-        stage, count = f"{type(self).__name__}/", local // self.accumulate
-        device = self.generator_device or self.device
+        count = local // self.options.accumulate
+        pieces = own_rows(local * size(), self.options.accumulate).split(self.options.accumulate)
+        # The meta device has no generators: a trace draws on the CPU.
+        device = torch.device("cpu") if self.device.type == "meta" else self.device
+        found = []
+        for index, rows in enumerate(pieces):
+            randomness = Randomness(self.seed, step, f"{type(self).__name__}/", rows, device)
+            piece = data.rows(index * count, (index + 1) * count)
+            found.append(MicroBatch(piece, randomness))
+        return found
 
-        def part(index: int, mine: Rows) -> Part:
-            own = data.rows(index * count, (index + 1) * count)
-            return Part(own, Randomness(self.seed, step, stage, mine, device))
-
-        return [part(index, mine) for index, mine in enumerate(rows)]
-
-    def update(
-        self,
-        optimisers: list[torch.optim.Optimizer],
-        backward: Backward,
-        model: nn.Module,
-        losses: Iterator[Pair[Tensor]],
-        weights: Weights,
-        step: int,
-        factor: float = 1.0,
-    ) -> tuple[Pair[Tensor], Pair[Tensor]]:
-        """Step a model's optimisers on the mean of the micro-batches' losses.
-
-        Each loss is computed after the backward of the one before: only one graph lives at a time.
-
-        Returns:
-            The mean losses, and the gradient norms before clipping, per modality.
-        """
-        groups = [group for optimiser in optimisers for group in optimiser.param_groups]
-        for optimiser in optimisers:
-            optimiser.zero_grad()
-        means = []
-        for loss in losses:
-            backward(weighted(loss, weights) / self.accumulate)
-            means.append(loss.map(Tensor.detach))
-        norms = by_modality(model).map(lambda mine: global_norm(gradients(mine)))
-        clip(gradients(p for group in groups for p in group["params"]), self.optim.clip)
-        scale = factor * min(1.0, (step + 1) / max(1, self.optim.warmup))
-        for group in groups:
-            group["lr"] = group["peak"] * scale
-        for optimiser in optimisers:
-            optimiser.step()
-        return mean(means), norms
+    def begin_update(self, optimisers: Optimisers, backward: Backward, weights: Weights) -> Update:
+        """Zero the gradients and begin an update with ``weights`` of video and audio loss."""
+        return Update(optimisers, backward, weights, self.options.accumulate, self.optim)
 
     def record(self, norms: Pair[Tensor], losses: dict[str, Pair[Tensor]]) -> dict[str, Tensor]:
         """Remember the largest gradient norms; return the values to log.
@@ -263,34 +344,30 @@ class StageModule(nn.Module):
         Returns:
             Each pair as ``name_video`` and ``name_audio``.
         """
-        self.largest_norm = torch.maximum(
-            self.largest_norm, torch.stack([*norms]).detach().to(self.largest_norm)
-        )
-        pairs = {**losses, "gradient_norm": norms}
-        return {
-            f"{name}_{m}": value.detach()
-            for name, pair in pairs.items()
-            for m, value in pair.items()
-        }
+        latest = torch.stack([*norms]).detach().to(self.largest_norm)
+        self.largest_norm = torch.maximum(self.largest_norm, latest)
+        logged = {}
+        for name, pair in {**losses, "gradient_norm": norms}.items():
+            for modality, value in pair.items():
+                logged[f"{name}_{modality}"] = value.detach()
+        return logged
 
     def summary(self) -> dict[str, float]:
         """Largest gradient norm of each modality over the whole training, before clipping."""
-        return {
-            f"largest_gradient_norm_{m}": float(self.largest_norm[i])
-            for i, m in enumerate(("video", "audio"))
-        }
+        video, audio = self.largest_norm.tolist()
+        return {"largest_gradient_norm_video": video, "largest_gradient_norm_audio": audio}
 
 
 def weighted(losses: Pair[Tensor], weights: Weights) -> Tensor:
-    """``w_v L_v + w_a L_a``."""
+    """Weighted sum ``w_v L_v + w_a L_a``."""
     return weights.video * losses.video + weights.audio * losses.audio
 
 
 def mean(pairs: list[Pair[Tensor]]) -> Pair[Tensor]:
-    """Mean of pairs."""
+    """Mean of pairs, per modality."""
     return pairs[0].map(lambda *values: sum(values[1:], values[0]) / len(values), *pairs[1:])
 
 
 def mean_square(error: Latents) -> Pair[Tensor]:
-    """Mean of squares per modality."""
+    """Mean of squares, per modality."""
     return error.map(lambda e: e.square().mean())

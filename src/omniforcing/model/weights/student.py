@@ -28,6 +28,7 @@ def load_model(
     stabiliser: Stabiliser | None = None,
     fresh: bool = False,
     meta: bool = False,
+    checkpoint_activations: bool = False,
 ) -> DualStream:
     """Read what ``save_model``, diffusers, Lightricks or OmniForcing's authors wrote (``checkpoint.open_checkpoint``).
 
@@ -39,6 +40,7 @@ def load_model(
         stabiliser: what the model must be stabilised by; None takes what there is.
         meta: without memory for the weights, which ``sharding`` reads when each worker has its part of them to keep.
         fresh: where the file has no sinks and no other stabiliser, they start afresh: a student's first stage.
+        checkpoint_activations: whether training recomputes activations in the backward (``DualStream``).
 
     Raises:
         OmniForcingError: if the weights cannot be read, do not fit their config, or are stabilised otherwise than asked for.
@@ -58,7 +60,8 @@ def load_model(
         if meta
         else checkpoint.core(dtype)
     )
-    model = DualStream(core, wanted, stabiliser or added.stabiliser or Stabiliser.sinks)
+    kind = stabiliser or added.stabiliser or Stabiliser.sinks
+    model = DualStream(core, wanted, kind, checkpoint_activations)
     if (
         added.stabiliser is None
         and not begins

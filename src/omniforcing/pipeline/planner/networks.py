@@ -38,6 +38,7 @@ class Sizes:
         length: tokens of a caption.
         caption: widths of the text features, video and audio.
         device: where what is made of them goes; on ``meta`` it takes no memory.
+        checkpoint_activations: whether networks recompute activations in the backward.
     """
 
     core: dict[str, Any]
@@ -45,6 +46,7 @@ class Sizes:
     length: int
     caption: Pair[int]
     device: str = "meta"
+    checkpoint_activations: bool = False
 
     @classmethod
     def of(cls, config: Config, root: Path) -> Sizes:
@@ -99,7 +101,9 @@ class Sizes:
         """A network of random weights."""
         with torch.device(self.device):
             core = LTX2VideoTransformer3DModel(**self.core)
-        return DualStream(core, sinks, **rest).to(self.device, dtype)
+        recompute = self.checkpoint_activations
+        network = DualStream(core, sinks, checkpoint_activations=recompute, **rest)
+        return network.to(self.device, dtype)
 
     def text(self, batch: int) -> TextFeatures:
         """Text features of a batch."""

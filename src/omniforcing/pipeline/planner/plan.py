@@ -13,7 +13,7 @@ import copy
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import product
 from typing import Any
@@ -134,14 +134,12 @@ class Stage:
     @cache  # noqa: B019  # a handful of stages, which live as long as the command
     def traced(self, recompute: bool, layers: int, batch: int) -> Trace:
         """The step of ``batch`` clips with so many layers."""
-        sizes = self.sizes.with_layers(layers)
+        sizes = replace(self.sizes.with_layers(layers), checkpoint_activations=recompute)
         states = len(self.config.student.sigmas) + 1 if self.name == "causal_ode" else 0
         module = BUILDERS[self.name](_few_critic_steps(self.config), sizes, self.dtype)
         # Whatever a mask or a count asks for is answered with this; the earliest exit holds what the latest one does.
         answer = 1 if self.name == "causal_ode" else 0
-        return trace_step(
-            module, sizes.batch(self.config, batch, states), exit_step=answer, recompute=recompute
-        )
+        return trace_step(module, sizes.batch(self.config, batch, states), exit_step=answer)
 
     def step(self, setting: Setting, share: float) -> tuple[list[tuple[float, float]], Trace]:
         """Peaks of the phases of a step, and its counts, at the real depth."""

@@ -12,10 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from unittest.mock import patch
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -179,32 +177,29 @@ def _masked(func: Any, args: Any) -> Tensor:
     return args[0].new_empty(args[0].numel()) if func._overloadpacket is _aten.index else args[0]
 
 
-def _flash(*args: Any, **kwargs: Any) -> Tensor:
-    """Attention as the fused kernels keep it: inputs, output and one number per query, never a matrix of scores."""
-    return _FLASH(*args, **kwargs)[0]
+class _WithoutMoments(torch.optim.Optimizer):
+    """An optimiser's groups without its step: moments are no part of a trace, only gradients are."""
+
+    def __init__(self, optimiser: torch.optim.Optimizer) -> None:
+        super().__init__(optimiser.param_groups, {})
+
+    def step(self, closure: Any = None) -> None:
+        """Do nothing."""
 
 
-def trace_step(
-    module: StageModule, batch: Batch, *, exit_step: int = 0, recompute: bool = False
-) -> Trace:
+def trace_step(module: StageModule, batch: Batch, *, exit_step: int = 0) -> Trace:
     """Trace ``module.training_step`` on a batch; module and batch move to the meta device and are of no use afterwards.
 
     Args:
         exit_step: at which step of the student's few the gradient flows; more steps before it only cost time.
-        recompute: whether layers keep their inputs alone (activation checkpointing).
     """
     module.place(META)
-    # The meta device has no generators; what is drawn on the CPU is put on the meta device.
-    module.generator_device = torch.device("cpu")
     networks = {
         name: child for name, child in module.named_children() if isinstance(child, DualStream)
     }
     for teacher in getattr(module, "frozen", ()):
         networks["teacher"] = teacher
-    optimisers = module.configure_optimizers()
-    for optimiser in optimisers:
-        # Moments are no part of a trace: an optimiser only drops gradients here.
-        optimiser.step = lambda *_: None  # type: ignore[method-assign]
+    optimisers = [_WithoutMoments(optimiser) for optimiser in module.configure_optimizers()]
     live = _Live(exit_step)
 
     def backward(loss: Tensor) -> None:
@@ -212,11 +207,7 @@ def trace_step(
         loss.backward()
         live.trace.phases.append({})
 
-    if recompute:
-        module.recompute()
-    # Not as a mode: those are off where a backward recomputes.
-    flash = patch.object(F, "scaled_dot_product_attention", _flash)
-    with _watched(live, networks), live, flash:
+    with _watched(live, networks), live:
         module.training_step(0, batch.to(META), optimisers, backward)
     return live.trace
 

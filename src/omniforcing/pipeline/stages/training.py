@@ -17,7 +17,7 @@ from omniforcing.pipeline.stage import Stage
 from omniforcing.pipeline.stages.probe import training_probe
 from omniforcing.training.loop import CURVES, fit
 from omniforcing.training.sharding import Sharding, is_sharded, save_sharded
-from omniforcing.training.stages import StageModule
+from omniforcing.training.stages import StageModule, TrainingOptions
 
 
 def open_shards(stage: Stage, folder: str, split: str = "train") -> TensorShards:
@@ -34,15 +34,28 @@ def open_student(stage: Stage, source: str) -> DualStream:
         stabiliser=config.student.stabiliser,
         fresh=True,
         meta=config.cluster.sharded,
+        checkpoint_activations=config.trainer.checkpoint_activations,
     )
 
 
 def open_teachers(stage: Stage, count: int) -> list[DualStream]:
     """So many models of the teacher's weights; without memory if they are to be sharded."""
+    config = stage.config
     return [
-        load_model(stage.input("teacher"), sinks=0, meta=stage.config.cluster.sharded)
+        load_model(
+            stage.input("teacher"),
+            sinks=0,
+            meta=config.cluster.sharded,
+            checkpoint_activations=config.trainer.checkpoint_activations,
+        )
         for _ in range(count)
     ]
+
+
+def training_options(config: Config) -> TrainingOptions:
+    """Micro-batches and sharding, as a config sets them."""
+    sharded = sharding(config) if config.cluster.sharded else None
+    return TrainingOptions(config.trainer.accumulate, sharded)
 
 
 def train_and_publish(
@@ -61,11 +74,6 @@ def train_and_publish(
 
 def _train(stage: Stage, module: StageModule, data: TensorShards, optim: OptimiserConfig) -> None:
     config = stage.config
-    module.accumulate = config.trainer.accumulate
-    if config.trainer.checkpoint_activations:
-        module.recompute()
-    if config.cluster.sharded:
-        module.sharding = sharding(config)
     every = min(config.trainer.checkpoint_every, optim.steps)
 
     def batches(epoch: int) -> Iterator[Batch]:

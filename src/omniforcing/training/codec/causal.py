@@ -15,7 +15,7 @@ from torch import Tensor
 
 from omniforcing.core.config import DecoderConfig
 from omniforcing.core.random import step_generator
-from omniforcing.training.codec.training import SHARPNESS, LossAndLog, Part, foreground
+from omniforcing.training.codec.training import SHARPNESS, CodecTraining, LossAndLog, foreground
 
 Target = Callable[[Tensor, Tensor], Tensor]
 
@@ -42,7 +42,7 @@ def keep_still(decoder: Any) -> None:
             weight[:, :, -1] += future
 
 
-class DecoderTraining(Part):
+class DecoderTraining(CodecTraining):
     """A video decoder regresses pictures, in which what moves counts ``foreground_weight`` times more than what stays.
 
     Args:

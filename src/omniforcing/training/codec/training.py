@@ -36,7 +36,7 @@ Batches = Callable[[int], Iterator[Any]]
 LossAndLog = tuple[Tensor, dict[str, Tensor]]  # the loss to minimise, and values to log by name
 
 
-class Part(nn.Module):
+class CodecTraining(nn.Module):
     """One network of the codec: AdamW, a short warm-up, then a cosine to zero.
 
     In each step the training loop calls ``training_step``, the loss's backward and ``clip``, then
@@ -76,7 +76,7 @@ class Part(nn.Module):
         return posterior.sample(step_generator(self.seed, step, "posterior")), self.config.kl
 
 
-class VideoVaeTraining(Part):
+class VideoVaeTraining(CodecTraining):
     """Reconstruction in which what moves counts ``foreground_weight`` times more than what stays."""
 
     config: VideoCodecConfig
@@ -100,7 +100,7 @@ class VideoVaeTraining(Part):
         return loss + kl_weight * kl, {"reconstruction": loss.detach(), "kl": kl.detach()}
 
 
-class AudioVaeTraining(Part):
+class AudioVaeTraining(CodecTraining):
     """Absolute error of log-mels in which sound counts ``foreground_weight`` times more than near silence."""
 
     config: AudioCodecConfig
@@ -117,7 +117,7 @@ class AudioVaeTraining(Part):
         return loss + kl_weight * kl, {"reconstruction": loss.detach(), "kl": kl.detach()}
 
 
-class VocoderTraining(Part):
+class VocoderTraining(CodecTraining):
     """Waveforms from log-mels, by their spectra at several resolutions, loud parts first."""
 
     config: VocoderConfig
