@@ -34,7 +34,7 @@ from omniforcing.core.files import read_json
 from omniforcing.core.latents import Latents, Pair, TextFeatures
 from omniforcing.core.layout import LAYOUTS
 from omniforcing.model.inference.fast import accelerate
-from omniforcing.model.options import Speed
+from omniforcing.model.options import InferenceOptions
 from omniforcing.model.rollout import Rollout, RolloutConfig, gaussian
 from omniforcing.model.student import core_config
 from omniforcing.model.transformer import DualStream
@@ -205,7 +205,7 @@ class Bench:
     case: Case
     model: DualStream
     device: torch.device
-    speed: Speed
+    speed: InferenceOptions
     release: bool = False
 
     @cached_property
@@ -226,7 +226,7 @@ class Bench:
         """The source of a stream's noise, the same in every run."""
         return torch.Generator(self.device).manual_seed(2)
 
-    def clip(self, speed: Speed, model: DualStream) -> list[Latents]:
+    def clip(self, speed: InferenceOptions, model: DualStream) -> list[Latents]:
         """The blocks of the clip that everything is compared on."""
         return list(
             islice(
@@ -253,7 +253,7 @@ class Bench:
         for _ in islice(self.rollout(), self.first + 3):
             pass
 
-    def blocks(self, speed: Speed) -> Iterator[float]:
+    def blocks(self, speed: InferenceOptions) -> Iterator[float]:
         """Seconds of one block after the other, from ``first`` on, with other speed-ups."""
         fast = accelerate(self.model, speed)
         rollout = Rollout(fast, self.prompt(), self.case.rollout, self.noise(), speed)
@@ -413,7 +413,7 @@ def block_operations(bench: Bench) -> float:
     rollout, core = bench.case.rollout, bench.model.core.config
     table, spatial = rollout.table, rollout.grid[0] * rollout.grid[1]
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        bench.clip(Speed(layers=False), bench.model)
+        bench.clip(InferenceOptions(layers=False), bench.model)
         first = counter.get_flop_counts()["Global"]
     linear = (
         sum(count for name, count in first.items() if "attention" not in str(name))
@@ -494,7 +494,9 @@ def prepare(arguments: argparse.Namespace) -> Bench:
     if arguments.grid:
         case = replace(case, rollout=replace(case.rollout, grid=tuple(arguments.grid)), codec=None)
     speed = replace(
-        Speed(), **dict.fromkeys(arguments.on, True), **dict.fromkeys(arguments.off, False)
+        InferenceOptions(),
+        **dict.fromkeys(arguments.on, True),
+        **dict.fromkeys(arguments.off, False),
     )
     speed.check(device)
     return Bench(case, random_student(case, device), device, speed)
@@ -545,7 +547,7 @@ def main() -> None:
         default=torch.get_num_threads(),
         help="torch threads (default: torch's own)",
     )
-    switches = list(asdict(Speed()))
+    switches = list(asdict(InferenceOptions()))
     parser.add_argument(
         "--on", nargs="+", choices=switches, default=[], help="speed-ups to switch on"
     )

@@ -21,7 +21,7 @@ from omniforcing.core.latents import Latents, Pair
 from omniforcing.core.layout import LAYOUTS
 from omniforcing.model.attention import Masked
 from omniforcing.model.inference.fast import accelerate
-from omniforcing.model.options import Speed
+from omniforcing.model.options import InferenceOptions
 from omniforcing.model.rollout import Rollout, RolloutConfig, new_cache
 from omniforcing.model.student import positions_for
 from omniforcing.model.transformer import DualStream
@@ -30,7 +30,7 @@ BLOCKS = 7
 ROLLOUT = RolloutConfig(
     LAYOUTS["prefix"], (2, 3), (1.0, 0.725), window=2, horizon=4, context_noise=0.1
 )
-PLAIN = Speed(layers=False, conditions=False, ring=False)
+PLAIN = InferenceOptions(layers=False, conditions=False, ring=False)
 # Bounds of the relative error. fp32 sums in another order (1.8e-7 on a CPU); bf16 gives 0.006 and fp8 0.02 there, and a window
 # that is a block too narrow 0.03.
 FP32, BF16, FP8 = 1e-5, 0.02, 0.05
@@ -44,23 +44,23 @@ def measurements(setup: Setup) -> list[Measurement]:
     """Each way to compute a stream, then the oracles of the block-causal model on the card itself."""
     ways = [
         ("fp32 plain", torch.float32, PLAIN, FP32, False),
-        ("fp32 fast, ring", torch.float32, Speed(), FP32, False),
-        ("fp32 merged refresh", torch.float32, Speed(merged=True), FP32, False),
-        ("bf16 fast, ring", torch.bfloat16, Speed(), BF16, False),
-        ("fp32 compiled, graphs", torch.float32, Speed(compiled=True), FP32, True),
-        ("fp32 concurrent", torch.float32, Speed(concurrent=True), FP32, True),
+        ("fp32 fast, ring", torch.float32, InferenceOptions(), FP32, False),
+        ("fp32 merged refresh", torch.float32, InferenceOptions(merged=True), FP32, False),
+        ("bf16 fast, ring", torch.bfloat16, InferenceOptions(), BF16, False),
+        ("fp32 compiled, graphs", torch.float32, InferenceOptions(compiled=True), FP32, True),
+        ("fp32 concurrent", torch.float32, InferenceOptions(concurrent=True), FP32, True),
         (
             "fp32 compiled, concurrent",
             torch.float32,
-            Speed(compiled=True, concurrent=True),
+            InferenceOptions(compiled=True, concurrent=True),
             FP32,
             True,
         ),
-        ("bf16 fp8", torch.bfloat16, Speed(fp8=True), FP8, True),
+        ("bf16 fp8", torch.bfloat16, InferenceOptions(fp8=True), FP8, True),
         (
             "bf16 everything",
             torch.bfloat16,
-            Speed(compiled=True, concurrent=True, fp8=True),
+            InferenceOptions(compiled=True, concurrent=True, fp8=True),
             FP8,
             True,
         ),
@@ -108,7 +108,7 @@ def oracle(generation: str) -> list[Latents]:
     return stream(tiny_student(generation), PLAIN)
 
 
-def stream(student: DualStream, speed: Speed) -> list[Latents]:
+def stream(student: DualStream, speed: InferenceOptions) -> list[Latents]:
     """Seven blocks from the same noise on any device, in fp32 on the CPU."""
     text = features(student).map(lambda t: t.to(student.sinks.device, student.sinks.dtype))
     rollout = Rollout(
@@ -117,7 +117,9 @@ def stream(student: DualStream, speed: Speed) -> list[Latents]:
     return [block.map(lambda x: x.float().cpu()) for block in islice(rollout, BLOCKS)]
 
 
-def against_oracle(setup: Setup, dtype: torch.dtype, speed: Speed, bound: float) -> Figures:
+def against_oracle(
+    setup: Setup, dtype: torch.dtype, speed: InferenceOptions, bound: float
+) -> Figures:
     """Relative error of the generations' streams, and the largest single error; compiled: of two of them.
 
     Raises:
@@ -234,8 +236,8 @@ def waiting(setup: Setup) -> Figures:
     Raises:
         Wrong: naming the first call that waits for the device.
     """
-    ways = [(generation, Speed()) for generation in GENERATIONS]
-    ways += [("2.0", Speed(concurrent=True)), ("2.0", Speed(fp8=True))]
+    ways = [(generation, InferenceOptions()) for generation in GENERATIONS]
+    ways += [("2.0", InferenceOptions(concurrent=True)), ("2.0", InferenceOptions(fp8=True))]
     for generation, speed in ways:
         student = accelerate(tiny_student(generation).to(setup.device, torch.bfloat16), speed)
         text = features(student).map(lambda t: t.to(setup.device, torch.bfloat16))

@@ -18,7 +18,7 @@ from benchmarks.gpu.setup import Setup, preset
 from omniforcing.core.config import project_root
 from omniforcing.core.files import atomic_dir, read_json
 from omniforcing.evaluation.speed import measure_stream
-from omniforcing.model.options import Speed
+from omniforcing.model.options import InferenceOptions
 from omniforcing.streaming.artifact import StreamSettings, write_artifact
 from omniforcing.streaming.engine import Engine
 
@@ -28,10 +28,12 @@ PROMPT = "a red ball bounces high on the floor"
 def measurements(setup: Setup) -> list[Measurement]:
     """The usual stream, and with compiled layers and CUDA graphs."""
     return [
-        Measurement("eager", partial(stream, setup, Speed()), "stream the pocket student"),
+        Measurement(
+            "eager", partial(stream, setup, InferenceOptions()), "stream the pocket student"
+        ),
         Measurement(
             "compiled",
-            partial(stream, setup, Speed(compiled=True)),
+            partial(stream, setup, InferenceOptions(compiled=True)),
             "stream it with CUDA graphs",
             cuda=True,
             limit=120,
@@ -39,7 +41,7 @@ def measurements(setup: Setup) -> list[Measurement]:
     ]
 
 
-def stream(setup: Setup, speed: Speed) -> Figures:
+def stream(setup: Setup, speed: InferenceOptions) -> Figures:
     """A stream of some seconds, decoded; medians of three after one that warms up."""
     made = project_root() / "data" / "pocket" / "artifact"
     with tempfile.TemporaryDirectory() as folder:

@@ -39,7 +39,7 @@ from omniforcing.core.layout import LAYOUTS
 from omniforcing.evaluation.speed import stalls
 from omniforcing.evaluation.timing import stream_speed
 from omniforcing.model.attention import SITES
-from omniforcing.model.options import Speed
+from omniforcing.model.options import InferenceOptions
 from omniforcing.model.rollout import Rollout
 from omniforcing.streaming.decoding import Decoding
 from omniforcing.streaming.generation import Generation
@@ -63,7 +63,10 @@ def measurements(setup: Setup) -> list[Measurement]:
 
     def stream(*on: str) -> partial[Figures]:
         return partial(
-            streamed, setup, student_case(setup), replace(Speed(), **dict.fromkeys(on, True))
+            streamed,
+            setup,
+            student_case(setup),
+            replace(InferenceOptions(), **dict.fromkeys(on, True)),
         )
 
     fast = partial(best, setup)
@@ -118,14 +121,16 @@ def measurements(setup: Setup) -> list[Measurement]:
 def eager(setup: Setup) -> Figures:
     """The usual speed-ups, to block 60 where there is time, with the operations that a block takes."""
     case = student_case(setup)
-    bench, remark = opened(setup, case, Speed(), release=False)
+    bench, remark = opened(setup, case, InferenceOptions(), release=False)
     operations = block_operations(bench)
     long = LONG if setup.left > PLENTY else bench.first + SHORT
     found = figures(setup, bench, 8 if setup.small else long, operations, flat=long == LONG)
     return {**found, "tflop_per_block": operations / 1e12, **remark}
 
 
-def streamed(setup: Setup, case: Case, speed: Speed, blocks: int | None = None) -> Figures:
+def streamed(
+    setup: Setup, case: Case, speed: InferenceOptions, blocks: int | None = None
+) -> Figures:
     """A stream with some speed-ups; its weights in the form that they are used in alone."""
     bench, remark = opened(setup, case, speed, release=True)
     count = (bench.first + 4 if setup.small else bench.first + SHORT) if blocks is None else blocks
@@ -174,7 +179,9 @@ def _p95(blocks: Iterable[BlockCost]) -> float:
     return float(np.percentile([block.total for block in blocks], 95))
 
 
-def opened(setup: Setup, case: Case, speed: Speed, release: bool) -> tuple[Bench, Figures]:
+def opened(
+    setup: Setup, case: Case, speed: InferenceOptions, release: bool
+) -> tuple[Bench, Figures]:
     """A bench for a case, with as many layers as the card's memory holds; the remark says so where they are fewer."""
     remark: Figures = {}
     if setup.cuda:
@@ -234,9 +241,9 @@ def needed(case: Case, release: bool) -> float:
     return float(size * (weights + (cached + text) * _layers(case))) + ACTIVATIONS
 
 
-def switched(speed: Speed) -> str:
+def switched(speed: InferenceOptions) -> str:
     """The speed-ups beyond the usual ones."""
-    usual = asdict(Speed())
+    usual = asdict(InferenceOptions())
     return " ".join(name for name, on in asdict(speed).items() if on and not usual[name]) or "usual"
 
 
@@ -249,7 +256,7 @@ def plain(setup: Setup) -> Figures:
     case = student_case(setup)
     # The plain forward sees all of the clip, so ours must too.
     case = replace(case, rollout=replace(case.rollout, window=5, horizon=6))
-    bench, remark = opened(setup, case, Speed(), release=False)
+    bench, remark = opened(setup, case, InferenceOptions(), release=False)
     found: Figures = {**ratios(bench, 2), **remark}
     if not found["difference_plain"] <= allowed(bench):
         raise Wrong(
@@ -259,13 +266,17 @@ def plain(setup: Setup) -> Figures:
     return found
 
 
-def best(setup: Setup) -> Speed:
+def best(setup: Setup) -> InferenceOptions:
     """The usual speed-ups and those whose row shows them at least 2 % faster; all that were not measured stay off."""
     eager = setup.figure("student", "eager", "fps") or 0.0
     faster = [
         name for name in CANDIDATES if (setup.figure("student", name, "fps") or 0.0) > 1.02 * eager
     ]
-    return replace(Speed(), **dict.fromkeys(faster, True)) if setup.cuda and eager else Speed()
+    return (
+        replace(InferenceOptions(), **dict.fromkeys(faster, True))
+        if setup.cuda and eager
+        else InferenceOptions()
+    )
 
 
 def best_stream(setup: Setup) -> Figures:
@@ -374,7 +385,7 @@ def reached(chunks: list[Any], *, sound: bool) -> float:
     return float("inf")
 
 
-def profiled(setup: Setup, speed: Speed) -> Any:
+def profiled(setup: Setup, speed: InferenceOptions) -> Any:
     """One block in steady state under torch's profiler; its averages."""
     bench, _ = opened(setup, student_case(setup), speed, release=True)
     rollout = bench.rollout()
@@ -390,7 +401,7 @@ def profiled(setup: Setup, speed: Speed) -> Any:
 
 def by_operation(setup: Setup) -> Figures:
     """Milliseconds of one block by kind of operation: device time on a GPU, its own on a CPU."""
-    profiler = profiled(setup, Speed())
+    profiler = profiled(setup, InferenceOptions())
     spent = dict.fromkeys(
         ("attention", "feed_forward", "projections", "adaln_norms_rope", "copies"), 0.0
     )
@@ -421,7 +432,7 @@ def kind_of(operation: str, shapes: list[list[int]]) -> str:
     return "copies" if "copy" in operation else "adaln_norms_rope"
 
 
-def kernels(setup: Setup, chosen: partial[Speed]) -> Figures:
+def kernels(setup: Setup, chosen: partial[InferenceOptions]) -> Figures:
     """The five kernels that take most of a block, with milliseconds and share."""
     speed = replace(chosen(), compiled=False)
     events = [

@@ -69,7 +69,7 @@ def test_full_visibility_equals_diffusers_forward(
     owners = Pair(*(torch.tensor(o) for o in (table.video_owner(3), table.audio_owner(3))))
     tokens = Pair(owners.video.repeat_interleave(6), owners.audio)
     if per_block_sigma:
-        view.owner = Pair(tokens.video, tokens.audio)
+        view.group_ids = Pair(tokens.video, tokens.audio)
     ours = model(x, sigma, model.cache_text(text), view)
     core, rows = model.core, tokens.map(lambda o: sigma[:, o] if per_block_sigma else sigma[:, 0])
     # Coordinates in fp64, as ours are: diffusers' own fp32 angles are off by 1e-3 rad.
@@ -322,10 +322,10 @@ class _DetachedHistory:
     """A masked view whose tokens of earlier blocks are constants to the last block."""
 
     starts = True
-    kind = None
+    graph_key = None
 
     def __init__(self, view: Masked) -> None:
-        self.view, self.owner = view, view.owner
+        self.view, self.group_ids = view, view.group_ids
 
     def attend(
         self, layer: int, site: str, heads: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor

@@ -1,16 +1,18 @@
 """Which keys a query sees: the whole clip, a block-causal clip, or one block against a cache.
 
-The transformer hands every attention site its un-rotated queries and keys; the view rotates them to their places in time
-and calls plain scaled dot-product attention on exactly the keys that may be seen. No dense mask exists anywhere.
+At every attention site the transformer hands its un-rotated queries and keys to the view. The
+view rotates them to their places in time and attends to exactly the keys that may be seen. No
+dense mask exists anywhere.
 
-Sites: ``video`` and ``audio`` (self), ``a2v`` (queries video, keys audio), ``v2a`` (queries audio, keys video).
+Sites: ``video`` and ``audio`` (self), ``a2v`` (queries video, keys audio), ``v2a`` (queries audio,
+keys video).
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -25,43 +27,77 @@ from omniforcing.core.latents import Pair
 from omniforcing.core.layout import BlockTable, Counts, Span
 from omniforcing.model.compat import meta_attention
 
-Rope = tuple[Tensor, Tensor]
-# site: (stream of the queries, stream of the keys, whether RoPE has all axes or time alone)
+
+class Site(NamedTuple):
+    """Where attention with RoPE takes place.
+
+    Attributes:
+        queries: stream of the queries.
+        keys: stream of the keys and values.
+        axes: ``own`` for RoPE over all axes of the stream, ``cross`` for time alone.
+    """
+
+    queries: str
+    keys: str
+    axes: str
+
+
 SITES = {
-    "video": ("video", "video", "own"),
-    "audio": ("audio", "audio", "own"),
-    "a2v": ("video", "audio", "cross"),
-    "v2a": ("audio", "video", "cross"),
+    "video": Site("video", "video", "own"),
+    "audio": Site("audio", "audio", "own"),
+    "a2v": Site("video", "audio", "cross"),
+    "v2a": Site("audio", "video", "cross"),
 }
 
 
 class View(Protocol):
-    """What the transformer needs to know about the tokens it is given."""
+    """What the transformer needs to know about the tokens it is given.
+
+    Attributes:
+        starts: whether the tokens begin the stream, so that sinks come first.
+        group_ids: per stream the group ``[N]`` of each token, which a sigma per group refers to;
+            None where all tokens are one group.
+        graph_key: equal for views of one cache whose forwards differ in numbers alone, so that
+            one recorded CUDA graph serves both; None where no two are alike.
+    """
 
     starts: bool
-    owner: Pair[Tensor | None]
-    # Equal for views of one cache whose forwards differ in numbers alone; None where no two are alike.
-    kind: Hashable
+    group_ids: Pair[Tensor | None]
+    graph_key: Hashable
 
     def attend(self, layer: int, site: str, heads: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention output ``[B, Nq, heads * D]`` for un-rotated ``q [B, Nq, C]`` and this view's own ``k, v [B, Nk, C]``."""
+        """Attention output ``[B, Nq, heads * head_dim]``.
+
+        Args:
+            layer: number of the transformer block.
+            site: a key of ``SITES``.
+            heads: number of heads.
+            q: un-rotated queries ``[B, Nq, C]``.
+            k: un-rotated keys ``[B, Nk, C]`` of the view's own tokens.
+            v: their values ``[B, Nk, C]``.
+        """
         ...
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Multi-head attention on ``[B, N, heads * D]`` tensors, every key visible."""
+    """Multi-head attention on ``[B, N, heads * head_dim]`` tensors, every key visible."""
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-    if q.is_meta:
-        return meta_attention(q, k, v).transpose(1, 2).flatten(2)
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    attend = meta_attention if q.is_meta else F.scaled_dot_product_attention
+    return attend(q, k, v).transpose(1, 2).flatten(2)
 
 
 class Positions:
     """RoPE tables of the first latents of a stream, sinks included, for all four sites.
 
-    Angles are computed in fp64 from diffusers' own coordinates and modules, then cast (``facts``: fp32 angles lose
-    1.4e-3 rad within 5 s). Sinks have the identity rotation (paper section 3.3), or with ``growing`` that of the audio
-    latents from the first one on, sink i at the place of latent i.
+    Angles are computed in fp64 from diffusers' own coordinates and modules, then cast: fp32 angles
+    lose 1.4e-3 rad within 5 s.
+
+    Args:
+        core: diffusers' transformer, whose RoPE modules are used.
+        counts: latents of each stream.
+        grid: spatial tokens of a video latent, (H, W).
+        sinks: sink tokens in front of the audio. They have the identity rotation (section 3.3).
+        growing: give sink i the rotation of audio latent i instead.
     """
 
     def __init__(
@@ -80,12 +116,12 @@ class Positions:
             else apply_interleaved_rotary_emb
         )
         device, dtype = core.proj_in.weight.device, torch.float32
-        # A model without memory for its weights gets it later; angles do not depend on them.
-        device = torch.device("cpu") if device.type == "meta" else device
+        if device.type == "meta":
+            # Angles do not depend on the weights, which may get their memory later.
+            device = torch.device("cpu")
         video = core.rope.prepare_video_coords(1, counts.video, *grid, device=device).double()
-        audio = core.audio_rope.prepare_audio_coords(
-            1, max(counts.audio, sinks), device=device
-        ).double()
+        latents = max(counts.audio, sinks)
+        audio = core.audio_rope.prepare_audio_coords(1, latents, device=device).double()
         tables = {
             ("own", "video"): core.rope(video),
             ("own", "audio"): core.audio_rope(audio),
@@ -96,40 +132,40 @@ class Positions:
         for key, (cos, sin) in tables.items():
             cos, sin = cos.to(dtype), sin.to(dtype)
             if key[1] == "audio" and sinks:
-                places = cos[..., :sinks, :], sin[..., :sinks, :]
-                first = (
-                    places if growing else (torch.ones_like(places[0]), torch.zeros_like(places[1]))
-                )
-                cos, sin = torch.cat([first[0], cos], -2), torch.cat([first[1], sin], -2)
-            self._tables[key] = self._finish(cos, sin)
+                first_cos, first_sin = cos[..., :sinks, :], sin[..., :sinks, :]
+                if not growing:
+                    first_cos, first_sin = torch.ones_like(first_cos), torch.zeros_like(first_sin)
+                cos, sin = torch.cat([first_cos, cos], -2), torch.cat([first_sin, sin], -2)
+            self._tables[key] = self._stored(cos, sin)
 
-    def _finish(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
-        """Tables in the form that ``rotate`` uses."""
+    def _stored(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+        """Bring a table to the form in which ``rotate`` uses it."""
         return cos, sin
 
     def _table(self, axes: str, stream: str, device: torch.device) -> tuple[Tensor, ...]:
-        # Stages make their view before Lightning moves the model to a GPU: the tables follow, once.
+        # Stages make their view before Lightning moves the model to a GPU; the tables follow once.
         tables = self._tables[axes, stream]
         if tables[0].device != device:
             tables = self._tables[axes, stream] = tuple(table.to(device) for table in tables)
         return tables
 
     def rotate(self, x: Tensor, axes: str, stream: str, span: Span) -> Tensor:
-        """Turn ``x [B, N, C]`` to the places ``span`` (N tokens) of a stream."""
+        """Rotate ``x [B, N, C]`` to the places ``span`` (N tokens) of a stream."""
         cos, sin = (table[..., span.slice, :] for table in self._table(axes, stream, x.device))
-        if cos.ndim == 4:  # split tables carry heads; diffusers wants the batch spelled out
+        if cos.ndim == 4:
+            # A split table has heads, and diffusers' function does not broadcast the batch then.
             cos, sin = (table.expand(x.shape[0], -1, -1, -1) for table in (cos, sin))
         return self._rotate(x, (cos, sin))
 
 
 @dataclass
 class Full:
-    """Every token sees every token: the bidirectional models. No sinks."""
+    """Every token sees every token, as in the bidirectional models. No sinks."""
 
     positions: Positions
     starts: bool = False
-    kind: Hashable = None
-    owner: Pair[Tensor | None] = field(default_factory=lambda: Pair(None, None))
+    graph_key: Hashable = None
+    group_ids: Pair[Tensor | None] = field(default_factory=lambda: Pair(None, None))
 
     def attend(self, layer: int, site: str, heads: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # noqa: ARG002
         queries, keys, axes = SITES[site]
@@ -141,66 +177,83 @@ class Full:
 class Masked:
     """A whole clip, block-causal: block b sees the prefix (with sinks), its window and itself.
 
-    Each block's queries go against the slice of keys they may see, which is exact and never computes a masked entry.
+    Each block's queries attend to the slice of keys that they may see: no masked entry is computed.
+
+    Args:
+        positions: RoPE tables of the clip.
+        table: the block table.
+        count: blocks of the clip.
+        window: past blocks that a block sees besides the prefix; None for all.
+        horizon: index of the last block that has a place in time of its own.
     """
 
     starts = True
-    kind: Hashable = None
+    graph_key: Hashable = None
 
     def __init__(
         self, positions: Positions, table: BlockTable, count: int, window: int | None, horizon: int
     ) -> None:
-        self.positions, self.table, self.count, self.window, self.horizon = (
-            positions,
-            table,
-            count,
-            window,
-            horizon,
-        )
-        spans = [block.tokens(positions.spatial, positions.sinks) for block in table.blocks(count)]
-        self._spans = {"video": [s[0] for s in spans], "audio": [s[1] for s in spans]}
-        self.owner = Pair(
-            *(
-                torch.tensor(
-                    [b for b, span in enumerate(self._spans[stream]) for _ in range(len(span))]
-                )
-                for stream in ("video", "audio")
-            )
-        )
+        self.positions, self.table = positions, table
+        self.count, self.window, self.horizon = count, window, horizon
+        self._spans: dict[str, list[Span]] = {"video": [], "audio": []}
+        for block in table.blocks(count):
+            video, audio = block.tokens(positions.spatial, positions.sinks)
+            self._spans["video"].append(video)
+            self._spans["audio"].append(audio)
+        self.group_ids = Pair(_ids(self._spans["video"]), _ids(self._spans["audio"]))
 
     def attend(self, layer: int, site: str, heads: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # noqa: ARG002
         queries, keys, axes = SITES[site]
+        rotate = self.positions.rotate
         outputs = []
-        for b in range(self.count):
-            own = self._spans[queries][b]
-            place = self._spans[queries][self.table.position(b, self.horizon)]
-            past = [
-                (c, self.table.seen_at(b, c, self.horizon))
-                for c in self.table.visible(b, self.window)
-            ]
-            pieces = [(self._spans[keys][at], self._spans[keys][to]) for at, to in past]
-            rotated = [
-                self.positions.rotate(k[:, at.slice], axes, keys, to) for at, to in _merge(pieces)
-            ]
-            seen = [v[:, at.slice] for at, _ in _merge(pieces)]
-            query = self.positions.rotate(q[:, own.slice], axes, queries, place)
-            outputs.append(
-                self.mix(site, b, query, torch.cat(rotated, 1), torch.cat(seen, 1), heads)
-            )
+        for block in range(self.count):
+            # Past the horizon a block takes the place in time of an earlier one of its kind, as
+            # in a stream: the tokens stay where they are in the tensor, their rotation changes.
+            place = self._spans[queries][self.table.position(block, self.horizon)]
+            query = rotate(q[:, self._spans[queries][block].slice], axes, queries, place)
+            rotated, values = [], []
+            for piece in self._visible(block, keys):
+                rotated.append(rotate(k[:, piece.tokens.slice], axes, keys, piece.place))
+                values.append(v[:, piece.tokens.slice])
+            key, value = torch.cat(rotated, 1), torch.cat(values, 1)
+            outputs.append(self.mix(site, block, query, key, value, heads))
         return torch.cat(outputs, 1)
 
+    def _visible(self, block: int, stream: str) -> list[_Piece]:
+        """Tokens that a block sees, in as few pieces as possible."""
+        spans = self._spans[stream]
+        pieces = []
+        for past in self.table.visible(block, self.window):
+            place = self.table.seen_at(block, past, self.horizon)
+            pieces.append(_Piece(spans[past], spans[place]))
+        return _merge(pieces)
+
     def mix(self, site: str, block: int, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:  # noqa: ARG002
-        """Attention of one block's rotated queries to all that they see; measurements look in here."""
+        """Attention of one block's rotated queries to the keys they see; measurements override it."""
         return sdpa(q, k, v, heads)
 
 
-def _merge(pieces: list[tuple[Span, Span]]) -> list[tuple[Span, Span]]:
+class _Piece(NamedTuple):
+    """Tokens of a clip, and the places in time that they take as a block sees them."""
+
+    tokens: Span
+    place: Span
+
+
+def _ids(spans: list[Span]) -> Tensor:
+    """Index of the block of each token, ``[N]``."""
+    lengths = torch.tensor([len(span) for span in spans])
+    return torch.arange(len(spans)).repeat_interleave(lengths)
+
+
+def _merge(pieces: list[_Piece]) -> list[_Piece]:
     """Join pieces that follow one another both in the tensor and in time."""
     joined = [pieces[0]]
-    for at, to in pieces[1:]:
-        last_at, last_to = joined[-1]
-        if last_at.stop == at.start and last_to.stop == to.start:
-            joined[-1] = (Span(last_at.start, at.stop), Span(last_to.start, to.stop))
+    for piece in pieces[1:]:
+        last = joined[-1]
+        if last.tokens.stop == piece.tokens.start and last.place.stop == piece.place.start:
+            tokens = Span(last.tokens.start, piece.tokens.stop)
+            joined[-1] = _Piece(tokens, Span(last.place.start, piece.place.stop))
         else:
-            joined.append((at, to))
+            joined.append(piece)
     return joined

@@ -1,12 +1,14 @@
 """K/V caches of the causal student: functional in training, static ring buffers in streaming.
 
-Both keep keys un-rotated and turn them once per block to their places below the horizon (``BlockTable.position``), so an
-endless stream meets no distance, no phase against a sink and no rounding that training has not.
+Both keep keys un-rotated and rotate them once per block to their places below the horizon
+(``BlockTable.position``), so that an endless stream meets no distance, no phase against a sink
+and no rounding that training has not shown.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
@@ -17,139 +19,170 @@ from omniforcing.core.latents import Pair
 from omniforcing.core.layout import BlockTable, Span
 from omniforcing.core.states import State
 from omniforcing.model.attention import SITES, Positions, View, sdpa
+from omniforcing.model.conditioning import KeyValue
 
-Key = tuple[int, str]  # layer, site
+STREAMS = ("video", "audio")
+
+
+class CacheKey(NamedTuple):
+    """One attention of the model: number of the transformer block, and site."""
+
+    layer: int
+    site: str
 
 
 class Cache(Protocol):
-    """History of a rollout. ``view`` opens block b; the refresh forward of ``view(b, write=True)`` leaves its K/V behind."""
+    """History of a rollout.
+
+    ``view`` opens a block; the refresh forward through ``view(index, write=True)`` leaves the
+    block's keys and values behind.
+    """
 
     def view(self, index: int, write: bool = False) -> View: ...
 
 
+@dataclass(frozen=True)
 class _Places:
-    """Where blocks stand in time as seen from the present one, for either cache."""
+    """Places in time of blocks as the present block sees them, for either cache.
 
-    def __init__(self, positions: Positions, table: BlockTable, window: int, horizon: int) -> None:
-        self.positions, self.table, self.window, self.horizon = positions, table, window, horizon
+    Attributes:
+        positions: RoPE tables.
+        table: the block table.
+        window: past blocks that are visible besides the prefix.
+        horizon: index of the last block that has a place of its own.
+    """
+
+    positions: Positions
+    table: BlockTable
+    window: int
+    horizon: int
 
     def span(self, index: int, stream: str) -> Span:
-        spans = self.table.block(index).tokens(self.positions.spatial, self.positions.sinks)
-        return spans[0] if stream == "video" else spans[1]
+        """Tokens of a block, sinks included."""
+        video, audio = self.table.block(index).tokens(self.positions.spatial, self.positions.sinks)
+        return video if stream == "video" else audio
 
     def present(self, index: int) -> int:
+        """The block whose place block ``index`` takes while it is the present one."""
         return self.table.position(index, self.horizon)
 
     def past(self, index: int) -> tuple[int, ...]:
+        """Blocks that block ``index`` sees, without itself."""
         return self.table.visible(index, self.window)[:-1]
 
     def seen_at(self, index: int, past: int) -> int:
+        """The block whose place a past block takes as block ``index`` sees it."""
         return self.table.seen_at(index, past, self.horizon)
 
 
 class FunctionalCache:
-    """History as a list of tensors per block: nothing is overwritten, so gradients and checkpointing stay correct.
+    """History as tensors per block: nothing is overwritten, so autograd and checkpointing work.
 
-    History is detached: a block's loss reaches the weights through its own forward alone (self-forcing).
+    History is detached: a block's loss reaches the weights through its own forward alone
+    (Self-Forcing, paper section 3.4).
     """
 
     def __init__(self, positions: Positions, table: BlockTable, window: int, horizon: int) -> None:
         self.places = _Places(positions, table, window, horizon)
-        self.blocks: dict[int, dict[Key, tuple[Tensor, Tensor]]] = {}
-        self._open: tuple[int, dict[Key, tuple[Tensor, Tensor]]] | None = None
+        self.blocks: dict[int, dict[CacheKey, KeyValue]] = {}
+        # History of the block that is open; its denoising steps share it.
+        self._open: tuple[int, dict[CacheKey, KeyValue]] | None = None
 
     def view(self, index: int, write: bool = False) -> View:
+        """View of block ``index``; with ``write`` a forward leaves keys and values behind."""
         if self._open is None or self._open[0] != index:
-            self._open = (index, self._gather(index))
+            self._open = (index, self._history(index))
         record = self.blocks.setdefault(index, {}) if write else None
         return _FunctionalView(self.places, index, self._open[1], record)
 
-    def _gather(self, index: int) -> dict[Key, tuple[Tensor, Tensor]]:
-        places = self.places
-        past = places.past(index)
-        for stale in [b for b in self.blocks if b not in past]:
+    def _history(self, index: int) -> dict[CacheKey, KeyValue]:
+        """Keys, rotated as block ``index`` sees them, and values, of all that it sees."""
+        past = self.places.past(index)
+        for stale in self.blocks.keys() - set(past):
             del self.blocks[stale]
-        history: dict[Key, tuple[Tensor, Tensor]] = {}
-        for layer, site in self.blocks[0] if past else ():
-            _, keys, axes = SITES[site]
-            turned = [
-                places.positions.rotate(
-                    self.blocks[b][layer, site][0],
-                    axes,
-                    keys,
-                    places.span(places.seen_at(index, b), keys),
-                )
-                for b in past
-            ]
-            values = [self.blocks[b][layer, site][1] for b in past]
-            history[layer, site] = (torch.cat(turned, 1), torch.cat(values, 1))
+        history: dict[CacheKey, KeyValue] = {}
+        for key in self.blocks[0] if past else ():
+            site = SITES[key.site]
+            rotated, values = [], []
+            for block in past:
+                k, v = self.blocks[block][key]
+                place = self.places.span(self.places.seen_at(index, block), site.keys)
+                rotated.append(self.places.positions.rotate(k, site.axes, site.keys, place))
+                values.append(v)
+            history[key] = KeyValue(torch.cat(rotated, 1), torch.cat(values, 1))
         return history
 
 
 class _FunctionalView:
-    kind: Hashable = None
+    graph_key: Hashable = None
 
     def __init__(
         self,
         places: _Places,
         index: int,
-        history: dict[Key, tuple[Tensor, Tensor]],
-        record: dict[Key, tuple[Tensor, Tensor]] | None,
+        history: dict[CacheKey, KeyValue],
+        record: dict[CacheKey, KeyValue] | None,
     ) -> None:
         self.places, self.history, self.record = places, history, record
         self.starts = index == 0
         self.place = places.present(index)
-        self.owner: Pair[Tensor | None] = Pair(None, None)
+        self.group_ids: Pair[Tensor | None] = Pair(None, None)
 
     def attend(self, layer: int, site: str, heads: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        queries, keys, axes = SITES[site]
+        key, (queries, keys, axes) = CacheKey(layer, site), SITES[site]
         if self.record is not None:
-            self.record[layer, site] = (k.detach(), v.detach())
-        q = self.places.positions.rotate(q, axes, queries, self.places.span(self.place, queries))
-        k = self.places.positions.rotate(k, axes, keys, self.places.span(self.place, keys))
+            self.record[key] = KeyValue(k.detach(), v.detach())
+        rotate, span = self.places.positions.rotate, self.places.span
+        q = rotate(q, axes, queries, span(self.place, queries))
+        k = rotate(k, axes, keys, span(self.place, keys))
         if self.history:
-            old_k, old_v = self.history[layer, site]
-            k, v = torch.cat([old_k, k], 1), torch.cat([old_v, v], 1)
+            past = self.history[key]
+            k, v = torch.cat([past.keys, k], 1), torch.cat([past.values, v], 1)
         return sdpa(q, k, v, heads)
 
 
 class RingCache:
-    """Static buffers: prefix and sinks pinned in front, then a ring of ``window`` past blocks and the present one.
+    """Static buffers: prefix and sinks pinned in front, then a ring of past and present blocks.
 
-    A step writes the present block's K/V into its slot and attends to the buffer as it lies, head by head; nothing is copied
-    or allocated per step. The ring is rounded up to whole cycles of the table. Without gradient only.
+    The ring holds ``window`` past blocks and the present one, rounded up to whole cycles of the
+    table. A step writes the present block's keys and values into their slot and attends to the
+    buffer as it lies; nothing is copied or allocated per step. Without gradient only.
     """
 
     def __init__(self, positions: Positions, table: BlockTable, window: int, horizon: int) -> None:
         self.places = _Places(positions, table, window, horizon)
         self.slots = table.ring(window)
-        self.buffers: dict[Key, _Buffer] = {}
-        self._turned = 0
+        self.buffers: dict[CacheKey, _Buffer] = {}
+        # The block for which the history was last rotated.
+        self._rotated_for = 0
 
     def slot(self, index: int, stream: str) -> Span:
+        """Where a block's tokens lie in the buffers."""
         return self.places.span(self.places.table.slot(index, self.slots).index, stream)
 
     def view(self, index: int, write: bool = False) -> View:
-        if index > self.places.horizon and self._turned != index:
-            self._turn(index)
-            self._turned = index
+        """View of block ``index``; with ``write`` a forward leaves un-rotated keys behind."""
+        # Up to the horizon every block keeps the place at which it was written. Past it the
+        # history moves back by one block for each new one: it is rotated anew, once per block.
+        if index > self.places.horizon and self._rotated_for != index:
+            self.rotate_history(index)
+            self._rotated_for = index
         return _RingView(self, index, write)
 
-    def buffer(self, layer: int, site: str, heads: int, like: Tensor) -> _Buffer:
-        """The buffers of one site, made when it first writes ``like [B, N, C]``."""
-        if (layer, site) not in self.buffers:
-            capacity = self.places.span(self.slots, SITES[site][1]).stop
-            shape = (like.shape[0], heads, capacity, like.shape[2] // heads)
-            flat = like.new_zeros(like.shape[0], capacity, like.shape[2])
-            self.buffers[layer, site] = _Buffer(flat, like.new_zeros(shape), like.new_zeros(shape))
-        return self.buffers[layer, site]
+    def buffer(self, key: CacheKey, heads: int, like: Tensor) -> _Buffer:
+        """The buffers of one attention, made when it first writes keys ``like [B, N, C]``."""
+        if key not in self.buffers:
+            batch, _, width = like.shape
+            capacity = self.places.span(self.slots, SITES[key.site].keys).stop
+            shape = (batch, heads, capacity, width // heads)
+            raw = like.new_zeros(batch, capacity, width)
+            self.buffers[key] = _Buffer(raw, like.new_zeros(shape), like.new_zeros(shape))
+        return self.buffers[key]
 
     def visible(self, index: int, stream: str) -> list[Span]:
-        """What of the buffer block ``index`` sees: one span where that is all that was written, else several."""
-        spans = sorted(
-            (self.slot(b, stream) for b in self.places.table.visible(index, self.places.window)),
-            key=lambda s: s.start,
-        )
+        """Spans of the buffer that block ``index`` sees; one, unless slots between are stale."""
+        blocks = self.places.table.visible(index, self.places.window)
+        spans = sorted((self.slot(block, stream) for block in blocks), key=lambda s: s.start)
         merged = [spans[0]]
         for span in spans[1:]:
             if span.start == merged[-1].stop:
@@ -159,130 +192,139 @@ class RingCache:
         return merged
 
     def merged_view(self, index: int) -> View:
-        """Block ``index - 1`` as its refresh and block ``index`` as its first step, one behind the other in one forward.
+        """View of block ``index - 1`` in its refresh and block ``index`` in its first step.
 
-        At every site the refresh comes first, with the history turned to its own present; then that is turned for the step.
+        At every attention the refresh comes first, with the history rotated as block
+        ``index - 1`` sees it; then the history is rotated for block ``index``.
         """
         view = _MergedView(self, index)
-        self._turned = index
+        self._rotated_for = index
         return view
 
     def state(self) -> State:
-        """A copy of all that is held, for ``restore``."""
-        parts = ("raw", "turned", "values")
-        held = {
-            f"{layer}.{site}.{part}": tensor.clone()
-            for (layer, site), buffers in self.buffers.items()
-            for part, tensor in zip(parts, buffers, strict=True)
-        }
-        return {**held, "turned_for": torch.tensor(self._turned)}
+        """A copy of everything the cache holds, for ``restore``."""
+        held: State = {}
+        for (layer, site), buffer in self.buffers.items():
+            for part, tensor in zip(_STATE_PARTS, buffer, strict=True):
+                held[f"{layer}.{site}.{part}"] = tensor.clone()
+        return {**held, "turned_for": torch.tensor(self._rotated_for)}
 
     def restore(self, state: State) -> None:
-        """Hold again what ``state`` copied from a cache of the same model and table."""
-        self._turned = int(state["turned_for"])
-        for key in {name.rpartition(".")[0] for name in state if name != "turned_for"}:
-            layer, site = key.split(".")
-            kept = _Buffer(
-                *(state[f"{key}.{part}"].clone() for part in ("raw", "turned", "values"))
-            )
-            # Buffers stay where they are: recorded forwards read and write there.
-            for place, value in zip(
-                self.buffers.setdefault((int(layer), site), kept), kept, strict=True
-            ):
+        """Take over the ``state`` of a cache of the same model and table."""
+        self._rotated_for = int(state["turned_for"])
+        for name in {name.rpartition(".")[0] for name in state if name != "turned_for"}:
+            layer, site = name.split(".")
+            saved = _Buffer(*(state[f"{name}.{part}"].clone() for part in _STATE_PARTS))
+            # Copied into place: recorded CUDA graphs read and write the buffers where they lie.
+            buffer = self.buffers.setdefault(CacheKey(int(layer), site), saved)
+            for place, value in zip(buffer, saved, strict=True):
                 place.copy_(value)
 
-    def _turn(self, index: int) -> None:
+    def rotate_history(self, index: int) -> None:
+        """Rotate the whole history as block ``index`` past the horizon sees it."""
         for key in self.buffers:
-            self.turn(key, index)
+            self.rotate_site(key, index)
 
-    def turn(self, key: Key, index: int) -> None:
-        """Turn one site's history to the places that it has for a block past the horizon."""
-        places, buffer = self.places, self.buffers[key]
-        _, keys, axes = SITES[key[1]]
-        for b in places.past(index)[1:]:
-            at, to = self.slot(b, keys).slice, places.span(places.seen_at(index, b), keys)
-            buffer.write(
-                buffer.keys, at, places.positions.rotate(buffer.raw[:, at], axes, keys, to)
-            )
+    def rotate_site(self, key: CacheKey, index: int) -> None:
+        """Rotate one attention's history as block ``index`` past the horizon sees it."""
+        places, buffer, site = self.places, self.buffers[key], SITES[key.site]
+        # The prefix, first of the past blocks, keeps its place for ever.
+        for block in places.past(index)[1:]:
+            at = self.slot(block, site.keys).slice
+            place = places.span(places.seen_at(index, block), site.keys)
+            # From the un-rotated keys each time: rotating the rotated ones would add up rounding.
+            rotated = places.positions.rotate(buffer.raw[:, at], site.axes, site.keys, place)
+            buffer.write(buffer.keys, at, rotated)
+
+
+# Names of the buffers in a saved state; files of streams have them.
+_STATE_PARTS = ("raw", "turned", "values")
 
 
 class _Buffer(NamedTuple):
-    """One site's un-rotated keys ``[B, capacity, C]``, and its turned keys and values ``[B, heads, capacity, D]``."""
+    """Buffers of one attention.
+
+    Attributes:
+        raw: un-rotated keys ``[B, capacity, C]``.
+        keys: rotated keys ``[B, heads, capacity, head_dim]``.
+        values: values, of the same shape.
+    """
 
     raw: Tensor
     keys: Tensor
     values: Tensor
 
     def write(self, to: Tensor, at: slice, x: Tensor) -> None:
-        """Put ``x [B, N, C]`` at ``at`` of the buffer ``to``."""
+        """Write ``x [B, N, C]`` at ``at`` of ``keys`` or ``values``."""
         to[:, :, at] = x.unflatten(-1, (to.shape[1], -1)).transpose(1, 2)
 
 
 class _RingView:
+    """One block against a ring cache."""
+
     def __init__(self, cache: RingCache, index: int, write: bool) -> None:
         self.cache, self.write = cache, write
         self.starts = index == 0
-        self.owner: Pair[Tensor | None] = Pair(None, None)
+        self.group_ids: Pair[Tensor | None] = Pair(None, None)
         place = cache.places.present(index)
-        streams = ("video", "audio")
-        self._place = {stream: cache.places.span(place, stream) for stream in streams}
-        self._slot = {stream: cache.slot(index, stream).slice for stream in streams}
-        seen = {stream: cache.visible(index, stream) for stream in streams}
-        self._seen = {stream: [span.slice for span in spans] for stream, spans in seen.items()}
-        self.kind: Hashable = (place, cache.slot(index, "video"), *seen["video"], write)
+        self._place = {stream: cache.places.span(place, stream) for stream in STREAMS}
+        self._slot = {stream: cache.slot(index, stream).slice for stream in STREAMS}
+        self._seen = {stream: cache.visible(index, stream) for stream in STREAMS}
+        # Rotation, slot and visible spans decide which memory a forward touches.
+        self.graph_key: Hashable = (
+            place,
+            cache.slot(index, "video"),
+            *self._seen["video"],
+            write,
+        )
 
     def attend(self, layer: int, site: str, heads: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         queries, keys, axes = SITES[site]
-        rotate, buffer = (
-            self.cache.places.positions.rotate,
-            self.cache.buffer(layer, site, heads, k),
-        )
-        at = self._slot[keys]
+        rotate = self.cache.places.positions.rotate
+        buffer, at = self.cache.buffer(CacheKey(layer, site), heads, k), self._slot[keys]
         buffer.write(buffer.keys, at, rotate(k, axes, keys, self._place[keys]))
         buffer.write(buffer.values, at, v)
         if self.write:
             buffer.raw[:, at] = k
-        q = (
-            rotate(q, axes, queries, self._place[queries])
-            .unflatten(-1, (heads, -1))
-            .transpose(1, 2)
-        )
-        # Only a ring longer than the window (a table whose cycle does not divide it) leaves gaps to join over.
+        q = rotate(q, axes, queries, self._place[queries])
+        q = q.unflatten(-1, (heads, -1)).transpose(1, 2)
         seen = self._seen[keys]
-        old, values = (
-            x[:, :, seen[0]] if len(seen) == 1 else torch.cat([x[:, :, part] for part in seen], 2)
-            for x in (buffer.keys, buffer.values)
-        )
-        return F.scaled_dot_product_attention(q, old, values).transpose(1, 2).flatten(2)
+        visible, values = _rows(buffer.keys, seen), _rows(buffer.values, seen)
+        return F.scaled_dot_product_attention(q, visible, values).transpose(1, 2).flatten(2)
+
+
+def _rows(buffer: Tensor, spans: list[Span]) -> Tensor:
+    """Visible rows of a buffer ``[B, heads, capacity, head_dim]``."""
+    if len(spans) == 1:
+        return buffer[:, :, spans[0].slice]
+    # Only a ring longer than the window, of a table whose cycle does not divide it, leaves gaps.
+    return torch.cat([buffer[:, :, span.slice] for span in spans], 2)
 
 
 class _MergedView:
-    """Two views of neighbouring blocks, used one after the other at every site; see ``RingCache.merged_view``."""
+    """Views of two neighbouring blocks, used one after the other at every attention."""
 
     def __init__(self, cache: RingCache, index: int) -> None:
         self.cache, self.index = cache, index
-        self.refresh, self.step = (
-            _RingView(cache, index - 1, write=True),
-            _RingView(cache, index, write=False),
-        )
+        self.refresh = _RingView(cache, index - 1, write=True)
+        self.step = _RingView(cache, index, write=False)
         self.starts = index == 1
-        self.kind: Hashable = (self.refresh.kind, self.step.kind)
-        streams = ("video", "audio")
-        self._first = {stream: len(cache.places.span(index - 1, stream)) for stream in streams}
-        sizes = ((self._first[stream], len(cache.places.span(index, stream))) for stream in streams)
-        self.owner: Pair[Tensor | None] = Pair(
-            *(torch.tensor([0] * first + [1] * then) for first, then in sizes)
-        )
+        self.graph_key: Hashable = (self.refresh.graph_key, self.step.graph_key)
+        # Tokens of the refreshed block, which come first.
+        self._first = {stream: len(cache.places.span(index - 1, stream)) for stream in STREAMS}
+        self.group_ids: Pair[Tensor | None] = Pair(self._ids("video"), self._ids("audio"))
+
+    def _ids(self, stream: str) -> Tensor:
+        """Group of each token ``[N]``: 0 for the refresh, 1 for the step."""
+        first, then = self._first[stream], len(self.cache.places.span(self.index, stream))
+        return torch.tensor([0] * first + [1] * then)
 
     def attend(self, layer: int, site: str, heads: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        asked, kept = (self._first[stream] for stream in SITES[site][:2])
+        asked, kept = self._first[SITES[site].queries], self._first[SITES[site].keys]
         refreshed = self.refresh.attend(layer, site, heads, q[:, :asked], k[:, :kept], v[:, :kept])
+        # The step sees the refreshed keys, and the history from one block further on. Both are in
+        # the same buffers, so this order is the only right one.
         if self.index > self.cache.places.horizon:
-            self.cache.turn((layer, site), self.index)
-        return torch.cat(
-            [
-                refreshed,
-                self.step.attend(layer, site, heads, q[:, asked:], k[:, kept:], v[:, kept:]),
-            ],
-            1,
-        )
+            self.cache.rotate_site(CacheKey(layer, site), self.index)
+        stepped = self.step.attend(layer, site, heads, q[:, asked:], k[:, kept:], v[:, kept:])
+        return torch.cat([refreshed, stepped], 1)

@@ -1,10 +1,10 @@
-"""What a sigma and a prompt give every layer before any latents are seen: adaLN rows, and the text's keys and values."""
+"""What a sigma and a prompt decide before any latents are seen: adaLN, and the text's keys and values."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
 from diffusers import LTX2VideoTransformer3DModel
@@ -12,81 +12,81 @@ from torch import Tensor, nn
 
 from omniforcing.core.latents import Pair, TextFeatures
 
-KeyValue = tuple[Tensor, Tensor]
-# One noise level for all, one per sample, or one per group of tokens.
+# One noise level for all tokens, one per sample, or one per group of tokens.
 Sigma: TypeAlias = Tensor | float | tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class Row:
-    """adaLN of one sub-layer: ``x * scale + shift`` goes in, and what comes out is multiplied by ``gate``.
+class KeyValue(NamedTuple):
+    """Keys and values of an attention, ``[..., N, C]`` each."""
 
-    One value per distinct sigma, ``[B, G, D]``, which broadcasts over all tokens if G is 1, or one per token.
+    keys: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class AdaLNParams:
+    """adaLN of one sub-layer: ``x * scale + shift`` on its input, ``gate`` on its output.
+
+    Each is ``[B, G, D]`` with one value per distinct sigma, which broadcasts over all tokens if G
+    is 1, or ``[B, N, D]`` with one per token.
     """
 
     scale: Tensor
     shift: Tensor
     gate: Tensor | None = None
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def modulate(self, x: Tensor) -> Tensor:
+        """``x * scale + shift`` of normalised states ``[B, N, D]``."""
         return x * self.scale + self.shift
 
-    def spread(self, owner: Tensor) -> Row:
-        """One value per token: ``[B, N, D]`` for the group of each of N tokens."""
-        return Row(
-            self.scale[:, owner],
-            self.shift[:, owner],
-            None if self.gate is None else self.gate[:, owner],
-        )
+    def per_token(self, group_ids: Tensor) -> AdaLNParams:
+        """One value per token, ``[B, N, D]``, for the group ``[N]`` of each token."""
+        gate = None if self.gate is None else self.gate[:, group_ids]
+        return AdaLNParams(self.scale[:, group_ids], self.shift[:, group_ids], gate)
 
 
 @dataclass(frozen=True)
-class Modulation:
-    """The rows of one stream in one layer.
+class StreamAdaLN:
+    """adaLN parameters of one stream in one block.
 
     Attributes:
-        own: self-attention.
-        feed: feed-forward.
-        a2v: the stream's part in the attention of video to audio; it has a gate in the stream that asks.
-        v2a: the same in the attention of audio to video.
-        text: queries of the text attention, where they are modulated (LTX-2.3 on).
+        self_attention: self-attention.
+        feed_forward: feed-forward.
+        a2v: the stream's side of the attention of video to audio; gated in the stream that asks.
+        v2a: the stream's side of the attention of audio to video.
+        text: queries of the text attention, where the release modulates them (LTX-2.3 on).
     """
 
-    own: Row
-    feed: Row
-    a2v: Row
-    v2a: Row
-    text: Row | None
+    self_attention: AdaLNParams
+    feed_forward: AdaLNParams
+    a2v: AdaLNParams
+    v2a: AdaLNParams
+    text: AdaLNParams | None
 
-    def spread(self, owner: Tensor | None) -> Modulation:
-        """One value per token of each row; as it is without an owner."""
-        if owner is None:
+    def per_token(self, group_ids: Tensor | None) -> StreamAdaLN:
+        """One value per token of each; unchanged without groups."""
+        if group_ids is None:
             return self
-        own, feed, a2v, v2a = (
-            row.spread(owner) for row in (self.own, self.feed, self.a2v, self.v2a)
-        )
-        return Modulation(
-            own, feed, a2v, v2a, None if self.text is None else self.text.spread(owner)
+        return StreamAdaLN(
+            self_attention=self.self_attention.per_token(group_ids),
+            feed_forward=self.feed_forward.per_token(group_ids),
+            a2v=self.a2v.per_token(group_ids),
+            v2a=self.v2a.per_token(group_ids),
+            text=None if self.text is None else self.text.per_token(group_ids),
         )
 
 
 @dataclass(frozen=True)
-class Conditions:
-    """All that a forward needs beside latents and view: per layer the rows (or, as they stand, the embedded sigmas that it
-    makes them of) and the text, and the rows of the heads.
+class TimestepEmbedding:
+    """Embedded sigmas of one stream, ``[B, G, R * D]`` for the R rows of each adaLN table.
 
-    Text keys and values are ``[B, L, C]``, or ``[B, G, L, C]`` where they depend on sigma and there are several.
+    Attributes:
+        main: for the stream's own sub-layers.
+        cross: for scale and shift of the cross-modal attentions.
+        gate: for the gate of the cross-modal attention.
+        head: for the output head.
+        prompt: for the prompt, where its modulation depends on sigma.
     """
-
-    layers: Sequence[Pair[Modulation] | Pair[Embedded]]
-    text: list[Pair[KeyValue]]
-    head: Pair[Row]
-    groups: int
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """What the time embeddings of one stream make of sigmas, ``[B, G, rows * D]``; ``prompt`` where text is modulated."""
 
     main: Tensor
     cross: Tensor
@@ -95,26 +95,48 @@ class Embedded:
     prompt: Tensor | None
 
 
+@dataclass(frozen=True)
+class Conditioning:
+    """Everything that a forward needs besides latents and view.
+
+    Attributes:
+        blocks: per block the adaLN parameters, or the timestep embeddings to make them of.
+        text: per block the prompt's keys and values, ``[B, L, C]``, or ``[B, G, L, C]`` where
+            they depend on sigma and there are several.
+        head: adaLN parameters of the output heads.
+        groups: number G of distinct sigmas per sample.
+    """
+
+    blocks: Sequence[Pair[StreamAdaLN] | Pair[TimestepEmbedding]]
+    text: list[Pair[KeyValue]]
+    head: Pair[AdaLNParams]
+    groups: int
+
+
 def prompt_follows_sigma(core: LTX2VideoTransformer3DModel) -> bool:
     """Whether text keys and values depend on sigma (LTX-2.3 and 2.5 as released)."""
     return core.prompt_modulation and core.config.use_prompt_adaln_single
 
 
-def _embed(core: LTX2VideoTransformer3DModel, sigma: Tensor) -> Pair[Embedded]:
+def embed_timesteps(core: LTX2VideoTransformer3DModel, sigma: Tensor) -> Pair[TimestepEmbedding]:
+    """Embed sigmas ``[B, G]`` by the model's timestep embedders, for both streams."""
     config = core.config
     steps = (sigma * config.timestep_scale_multiplier).flatten()
     gate_steps = (sigma * config.cross_attn_timestep_scale_multiplier).flatten()
+    dtype = core.proj_in.weight.dtype
 
     def embed(module: Callable[..., tuple[Tensor, Tensor]], at: Tensor) -> tuple[Tensor, Tensor]:
-        rows, embedded = module(
-            at, batch_size=sigma.shape[0], hidden_dtype=core.proj_in.weight.dtype
-        )
+        rows, embedded = module(at, batch_size=sigma.shape[0], hidden_dtype=dtype)
         return rows.view(*sigma.shape, -1), embedded.view(*sigma.shape, -1)
 
-    def stream(time: nn.Module, cross: nn.Module, gate: nn.Module, prompt: str) -> Embedded:
+    def stream(
+        time: nn.Module, cross: nn.Module, gate: nn.Module, prompt: str
+    ) -> TimestepEmbedding:
         main, head = embed(time, steps)
         text = embed(getattr(core, prompt), steps)[0] if prompt_follows_sigma(core) else None
-        return Embedded(main, embed(cross, steps)[0], embed(gate, gate_steps)[0], head, text)
+        return TimestepEmbedding(
+            main, embed(cross, steps)[0], embed(gate, gate_steps)[0], head, text
+        )
 
     return Pair(
         stream(
@@ -133,112 +155,131 @@ def _embed(core: LTX2VideoTransformer3DModel, sigma: Tensor) -> Pair[Embedded]:
 
 
 def _rows(table: Tensor, embedding: Tensor) -> tuple[Tensor, ...]:
-    """``table [R, D]`` + embedding ``[B, G, R * D]``, as R tensors ``[B, G, D]``."""
+    """Add ``table [R, D]`` to the embedding ``[B, G, R * D]``; R tensors ``[B, G, D]``."""
     return (table + embedding.unflatten(-1, (table.shape[0], -1))).unbind(2)
 
 
-def modulation(tables: tuple[Tensor, Tensor], at: Embedded) -> Modulation:
-    """What a layer's tables make of embedded sigmas for one stream."""
+def adaln_params(tables: tuple[Tensor, Tensor], embedding: TimestepEmbedding) -> StreamAdaLN:
+    """Make a block's adaLN parameters of embedded timesteps, for one stream.
+
+    Args:
+        tables: ``[R, D]`` for the stream's own sub-layers, and ``[5, D]`` for cross-attentions.
+        embedding: embedded timesteps of the stream.
+    """
     main, cross = tables
-    shift, scale, gate, shift_feed, scale_feed, gate_feed, *text = _rows(main, at.main)
-    a2v_scale, a2v_shift, v2a_scale, v2a_shift = _rows(cross[:4], at.cross)
-    (cross_gate,) = _rows(cross[4:], at.gate)
-    return Modulation(
-        own=Row(1 + scale, shift, gate),
-        feed=Row(1 + scale_feed, shift_feed, gate_feed),
-        a2v=Row(1 + a2v_scale, a2v_shift, cross_gate),
-        v2a=Row(1 + v2a_scale, v2a_shift, cross_gate),
-        text=Row(1 + text[1], text[0], text[2]) if text else None,
+    # The order of the rows is that of diffusers' block.
+    shift, scale, gate, shift_ff, scale_ff, gate_ff, *text = _rows(main, embedding.main)
+    a2v_scale, a2v_shift, v2a_scale, v2a_shift = _rows(cross[:4], embedding.cross)
+    (cross_gate,) = _rows(cross[4:], embedding.gate)
+    return StreamAdaLN(
+        self_attention=AdaLNParams(1 + scale, shift, gate),
+        feed_forward=AdaLNParams(1 + scale_ff, shift_ff, gate_ff),
+        a2v=AdaLNParams(1 + a2v_scale, a2v_shift, cross_gate),
+        v2a=AdaLNParams(1 + v2a_scale, v2a_shift, cross_gate),
+        text=AdaLNParams(1 + text[1], text[0], text[2]) if text else None,
     )
 
 
-def _head(table: Tensor, embedded: Tensor) -> Row:
-    shift, scale = (table + embedded.unsqueeze(2)).unbind(2)
-    return Row(1 + scale, shift)
+def _head_params(table: Tensor, embedding: TimestepEmbedding) -> AdaLNParams:
+    shift, scale = (table + embedding.head.unsqueeze(2)).unbind(2)
+    return AdaLNParams(1 + scale, shift)
 
 
-class Conditioned(Protocol):
-    """What a layer makes of sigmas and prompts (``layers.Layer``)."""
+class ConditionedBlock(Protocol):
+    """What a block makes of sigmas and prompts (``block.TransformerBlock``)."""
 
-    def rows(self, at: Pair[Embedded]) -> Pair[Modulation]:
-        """Modulation of both streams for embedded sigmas."""
+    def adaln_params(self, embedding: Pair[TimestepEmbedding]) -> Pair[StreamAdaLN]:
+        """adaLN parameters of both streams for embedded timesteps."""
         ...
 
-    def text(self, features: TextFeatures, prompt: Pair[Tensor | None]) -> Pair[KeyValue]:
+    def text_key_value(self, features: TextFeatures, prompt: Pair[Tensor | None]) -> Pair[KeyValue]:
         """Keys and values of a prompt in both streams."""
         ...
 
 
 class TextCache:
-    """A prompt as the layers see it, and with it all else that a sigma decides.
+    """A prompt's keys and values in every block, and the conditioning of any sigma under it.
 
-    Text keys and values depend on the prompt alone in LTX-2.0 and are made at once, with gradient, so that the text path
-    learns in rollouts. From LTX-2.3 on they depend on sigma too, and are made for each sigma that is asked for. A stream,
-    whose few sigmas are known, has them all made beforehand (``prepare``), and then no forward computes any.
+    In LTX-2.0 text keys and values depend on the prompt alone: they are made once, with gradient,
+    so that the text path learns in rollouts. From LTX-2.3 on they depend on sigma too and are made
+    for each sigma that is asked for. A stream knows its few sigmas and has everything made
+    beforehand (``prepare``); its forwards then compute none of it.
 
     Args:
         core: the transformer.
-        layers: its layers.
-        features: of the prompts, ``[B, L, D]`` per stream.
+        blocks: its blocks.
+        features: text features of the prompts, ``[B, L, D]`` per stream.
     """
 
     def __init__(
         self,
         core: LTX2VideoTransformer3DModel,
-        layers: Sequence[Conditioned],
+        blocks: Sequence[ConditionedBlock],
         features: TextFeatures,
     ) -> None:
-        self._core, self._layers = core, layers
+        self._core, self._blocks = core, blocks
         features = features.map(lambda t: t.to(core.proj_in.weight.dtype))
         if core.config.use_prompt_embeddings:
-            features = Pair(
-                core.caption_projection(features.video),
-                core.audio_caption_projection(features.audio),
-            )
+            video = core.caption_projection(features.video)
+            features = Pair(video, core.audio_caption_projection(features.audio))
         self._features = features
-        self._fixed = None if prompt_follows_sigma(core) else self._text(None)
-        self._prepared: dict[tuple[float | tuple[float, ...], int], Conditions] = {}
+        unmodulated: Pair[Tensor | None] = Pair(None, None)
+        self._fixed = None if prompt_follows_sigma(core) else self._text(unmodulated)
+        self._prepared: dict[tuple[float | tuple[float, ...], int], Conditioning] = {}
 
     @torch.no_grad()
     def prepare(self, sigmas: Iterable[float | tuple[float, ...]], batch: int) -> None:
-        """Compute once what forwards of ``batch`` samples at these sigmas will need; without gradient."""
+        """Compute once what forwards of ``batch`` samples at these sigmas need; no gradient."""
         for sigma in sigmas:
-            made = self._conditions(self._column(sigma, batch))
-            rows = [layer.rows(at) for layer, at in zip(self._layers, made.layers, strict=True)]  # type: ignore[arg-type]
-            self._prepared[sigma, batch] = replace(made, layers=rows)
+            conditioning = self._conditioning(self._column(sigma, batch))
+            params = []
+            for block, embedding in zip(self._blocks, conditioning.blocks, strict=True):
+                params.append(block.adaln_params(embedding))  # type: ignore[arg-type]
+            self._prepared[sigma, batch] = replace(conditioning, blocks=params)
 
-    def at(self, sigma: Sigma, batch: int) -> Conditions:
-        """Conditions of a forward at ``sigma``: a number or one per group, ``[B]``, or ``[B, G]``."""
-        if not isinstance(sigma, Tensor):
-            ready = None if torch.is_grad_enabled() else self._prepared.get((sigma, batch))
-            return ready or self._conditions(self._column(sigma, batch))
-        return self._conditions(sigma.reshape(sigma.shape[0], -1).float())
+    def at(self, sigma: Sigma, batch: int) -> Conditioning:
+        """Conditioning of a forward at ``sigma``: a number or one per group, ``[B]`` or ``[B, G]``."""
+        if isinstance(sigma, Tensor):
+            return self._conditioning(sigma.reshape(sigma.shape[0], -1).float())
+        # What was prepared has no gradient, so training never takes it.
+        ready = None if torch.is_grad_enabled() else self._prepared.get((sigma, batch))
+        return ready or self._conditioning(self._column(sigma, batch))
 
     def _column(self, sigma: float | tuple[float, ...], batch: int) -> Tensor:
-        values, device = (
-            sigma if isinstance(sigma, tuple) else (sigma,),
-            self._core.proj_in.weight.device,
-        )
+        """Sigmas as ``[B, G]`` on the model's device."""
+        values = sigma if isinstance(sigma, tuple) else (sigma,)
+        device = self._core.proj_in.weight.device
+        # Filled, not copied from the CPU: a copy would make a stream wait for the GPU.
         return torch.cat([torch.full((batch, 1), value, device=device) for value in values], 1)
 
-    def _conditions(self, sigma: Tensor) -> Conditions:
-        core, at = self._core, _embed(self._core, sigma)
-        return Conditions(
-            layers=[at] * len(self._layers),
-            text=self._fixed or self._text(at.map(lambda e: e.prompt)),
-            head=Pair(core.scale_shift_table, core.audio_scale_shift_table).map(
-                lambda t, e: _head(t, e.head), at
-            ),
+    def _conditioning(self, sigma: Tensor) -> Conditioning:
+        core, embedding = self._core, embed_timesteps(self._core, sigma)
+        tables = Pair(core.scale_shift_table, core.audio_scale_shift_table)
+        return Conditioning(
+            # The blocks make their parameters themselves: a sharded one has its tables only
+            # while it runs.
+            blocks=[embedding] * len(self._blocks),
+            text=self._fixed or self._text(embedding.map(lambda e: e.prompt)),
+            head=tables.map(_head_params, embedding),
             groups=sigma.shape[1],
         )
 
-    def _text(self, prompt: Pair[Tensor | None] | None) -> list[Pair[KeyValue]]:
-        """Keys and values of every layer; ``prompt`` are the embedded sigmas where they follow sigma."""
-        return [layer.text(self._features, prompt or Pair(None, None)) for layer in self._layers]
+    def _text(self, prompt: Pair[Tensor | None]) -> list[Pair[KeyValue]]:
+        """Keys and values of every block; ``prompt``: embedded sigmas, where they modulate it."""
+        return [block.text_key_value(self._features, prompt) for block in self._blocks]
 
 
-def modulated(features: Tensor, table: Tensor, embedding: Tensor | None) -> Tensor:
-    """Text features ``[B, L, D]`` under a layer's rows: ``[B, L, D]`` without sigmas or for one, else ``[B, G, L, D]``."""
+def modulate_text(features: Tensor, table: Tensor, embedding: Tensor | None) -> Tensor:
+    """Modulate text features ``[B, L, D]`` by a block's table ``[2, D]``.
+
+    Args:
+        features: the text features.
+        table: shift and scale.
+        embedding: embedded sigmas ``[B, G, 2 * D]``; None where they play no part.
+
+    Returns:
+        ``[B, L, D]`` without sigmas or for one of them, else ``[B, G, L, D]``.
+    """
     if embedding is None:
         shift, scale = table.to(features.dtype)
         return features * (1 + scale) + shift

@@ -1,4 +1,4 @@
-"""What makes a stream fast, as switches; every one leaves the blocks equal up to rounding, but fp8, which is coarser."""
+"""Options that make a stream fast; blocks stay equal up to rounding, but for fp8, which is coarser."""
 
 from __future__ import annotations
 
@@ -9,23 +9,29 @@ import torch
 
 from omniforcing.core.errors import OmniForcingError
 
-# Those that are made of what only a GPU has.
+# Options that need a GPU.
 GPU_ONLY = ("concurrent", "fp8")
 
 
 @dataclass(frozen=True)
-class Speed:
-    """Speed-ups of a stream.
+class InferenceOptions:
+    """How a stream computes.
 
     Attributes:
-        layers: joined projections, and norms, adaLN, RoPE and GELU in fewer passes (``FastStudent``).
-        conditions: text keys and values, and adaLN rows, once per prompt and sigma instead of per forward.
-        ring: history in static buffers, written in place, instead of joined anew for every block and step.
-        merged: a block's refresh and the next one's first step as one forward (with ring); on a CPU no faster.
-        compiled: what lies between attentions compiled by ``torch.compile``, and on a GPU whole forwards replayed as CUDA
-            graphs (with layers, conditions and ring, without merged); the first blocks of a process wait for it.
-        concurrent: the audio stream beside the video stream between cross-attentions (GPU, with layers).
-        fp8: weights and inputs of the linear layers in fp8 (GPU, with layers).
+        layers: fast blocks (``inference.fast``): projections joined; norms, adaLN, RoPE and GELU
+            in fewer passes.
+        conditions: text keys and values, and adaLN parameters, once per prompt and sigma instead
+            of in every forward.
+        ring: history in static buffers, written in place, instead of concatenated anew for every
+            block and step.
+        merged: a block's refresh and the next block's first step in one forward (needs ring); no
+            faster on a CPU.
+        compiled: the parts between attentions compiled by ``torch.compile``, and on a GPU whole
+            forwards replayed as CUDA graphs (needs layers, conditions and ring; not with merged).
+            The first blocks of a process wait for it.
+        concurrent: the audio stream beside the video stream between cross-attentions (GPU, needs
+            layers).
+        fp8: weights and inputs of the linear layers in fp8 (GPU, needs layers).
     """
 
     layers: bool = True
@@ -36,8 +42,8 @@ class Speed:
     concurrent: bool = False
     fp8: bool = False
 
-    def without_each(self) -> dict[str, Speed]:
-        """For each speed-up that is on, the others alone, and without those that need it."""
+    def without_each(self) -> dict[str, InferenceOptions]:
+        """For each option that is on, the options without it and without those that need it."""
         needed_by = {
             "layers": ("compiled", "concurrent", "fp8"),
             "conditions": ("compiled",),
@@ -47,10 +53,10 @@ class Speed:
         return {name: replace(self, **dict.fromkeys(names, False)) for name, names in off.items()}
 
     def check(self, device: torch.device) -> None:
-        """Refuse what cannot be done on a device, or not without another speed-up.
+        """Refuse an option that a device does not have, or that lacks another one.
 
         Raises:
-            OmniForcingError: naming the switch.
+            OmniForcingError: naming the option.
         """
         for name in GPU_ONLY:
             if getattr(self, name) and device.type != "cuda":
@@ -80,12 +86,12 @@ class Speed:
             )
 
 
-DEFAULT = Speed()
+DEFAULT = InferenceOptions()
 OPTIONAL = tuple(name for name, on in asdict(DEFAULT).items() if not on)
 
 
-def with_speed_ups(names: Iterable[str]) -> Speed:
-    """The usual speed-ups and those of ``OPTIONAL`` that are named.
+def with_speed_ups(names: Iterable[str]) -> InferenceOptions:
+    """The default options and the named ones of ``OPTIONAL``.
 
     Raises:
         OmniForcingError: for another name.

@@ -16,23 +16,23 @@ from omniforcing.core.states import State, joined, part_of
 from omniforcing.model.attention import View
 from omniforcing.model.cache import Cache, FunctionalCache, RingCache
 from omniforcing.model.conditioning import Sigma, TextCache
-from omniforcing.model.options import DEFAULT, Speed
+from omniforcing.model.options import DEFAULT, InferenceOptions
 from omniforcing.model.student import positions_for
 from omniforcing.model.transformer import DualStream
 
-# The velocity of latents: a ``DualStream``, or what stands for it.
-Student = Callable[[Latents, Sigma, TextCache, View], Latents]
+# Gives the velocity of latents: a ``DualStream``, or recorded forwards of one.
+VelocityModel = Callable[[Latents, Sigma, TextCache, View], Latents]
 
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """What a rollout needs beside weights and prompt; the artifact records it.
+    """What a rollout needs besides weights and prompt; the artifact records it.
 
     Attributes:
         table: the block table.
         grid: spatial tokens of a video latent, (H, W).
         sigmas: the few denoising steps, from 1 downwards.
-        window: past blocks visible beside the prefix.
+        window: past blocks visible besides the prefix.
         horizon: index of the last block seen in training.
         context_noise: sigma of the refresh forward.
     """
@@ -49,7 +49,14 @@ class RolloutConfig:
 
 
 def new_cache(model: DualStream, config: RolloutConfig, static: bool) -> Cache:
-    """A functional cache for training, or static buffers for streaming."""
+    """A functional cache for training, or static buffers for streaming.
+
+    Args:
+        model: the causal student.
+        config: table, grid, window and horizon.
+        static: whether to make static buffers.
+    """
+    # One cycle beyond the horizon: places there are taken while the kind of block changes.
     counts = config.table.total(config.horizon + 1 + len(config.table.cycle))
     positions = positions_for(model, counts, config.grid, sinks=True)
     kind = RingCache if static else FunctionalCache
@@ -59,17 +66,15 @@ def new_cache(model: DualStream, config: RolloutConfig, static: bool) -> Cache:
 def gaussian(
     model: DualStream, counts: Counts, grid: tuple[int, int], batch: int, generator: torch.Generator
 ) -> Latents:
-    """Gaussian latents of ``counts`` latents of each stream, in the model's channels."""
+    """Draw Gaussian latents: video ``[B, Tv, S, Cv]``, audio ``[B, Ta, Ca]``."""
     config, device = model.core.config, model.sinks.device
     video = torch.empty(batch, counts.video, grid[0] * grid[1], config.in_channels, device=device)
-    return noise_like(
-        Pair(video, torch.empty(batch, counts.audio, config.audio_in_channels, device=device)),
-        generator,
-    )
+    audio = torch.empty(batch, counts.audio, config.audio_in_channels, device=device)
+    return noise_like(Pair(video, audio), generator)
 
 
 def few_step(
-    model: Student,
+    model: VelocityModel,
     x: Latents,
     sigmas: Sequence[float],
     text: TextCache,
@@ -77,36 +82,45 @@ def few_step(
     generator: torch.Generator,
     exit_step: int | None = None,
 ) -> Latents:
-    """Few-step sampling from noise ``x``: x0 prediction, fresh re-noising, stop after ``exit_step`` (default: the last).
+    """Few-step sampling: predict x0, add fresh noise, repeat.
 
-    The same for a whole clip (Stage I's backward simulation) and for one block of a rollout. Only the exit step carries
-    gradient, when gradient is on at all.
+    The same for a whole clip (Stage I's backward simulation) and for one block of a rollout. Only
+    the exit step has gradient, if gradient is enabled.
+
+    Args:
+        model: gives velocities.
+        x: noise ``[B, T, ...]``.
+        sigmas: the denoising steps, from high to low.
+        text: the prompt.
+        view: which keys the queries see.
+        generator: source of the fresh noise.
+        exit_step: index of the step whose x0 is returned; None for the last.
     """
     last = len(sigmas) - 1 if exit_step is None else exit_step
-    wanted = torch.is_grad_enabled()
     for step in range(last):
         with torch.no_grad():
             x0 = predict_x0(model, x, sigmas[step], text, view)
             x = noised(x0, sigmas[step + 1], generator)
-    with torch.set_grad_enabled(wanted):
-        return predict_x0(model, x, sigmas[last], text, view)
+    return predict_x0(model, x, sigmas[last], text, view)
 
 
 def noised(x0: Latents, sigma: float, generator: torch.Generator) -> Latents:
-    """Clean latents brought to ``sigma`` with fresh noise; at 0 as they are, and nothing is drawn."""
-    return (
-        x0.map(lambda a, n: add_noise(a, n, sigma), noise_like(x0, generator)) if sigma > 0 else x0
-    )
+    """Noise clean latents to ``sigma``; at 0 they are returned unchanged and nothing is drawn."""
+    if sigma == 0:
+        return x0
+    return x0.map(lambda a, n: add_noise(a, n, sigma), noise_like(x0, generator))
 
 
-def predict_x0(model: Student, x: Latents, sigma: Sigma, text: TextCache, view: View) -> Latents:
-    """The model's clean estimate of latents at ``sigma``, a number or ``[B]``."""
+def predict_x0(
+    model: VelocityModel, x: Latents, sigma: Sigma, text: TextCache, view: View
+) -> Latents:
+    """The model's clean estimate of latents ``[B, T, ...]`` at ``sigma``, a number or ``[B]``."""
     return x.map(lambda a, v: to_x0(a, v, sigma), model(x, sigma, text, view))
 
 
 @torch.no_grad()
 def refresh(
-    model: Student,
+    model: VelocityModel,
     config: RolloutConfig,
     cache: Cache,
     text: TextCache,
@@ -114,7 +128,17 @@ def refresh(
     x0: Latents,
     generator: torch.Generator,
 ) -> None:
-    """The forward at the context noise that leaves a finished block's K/V in the cache."""
+    """Run the forward, at the context noise, that leaves a finished block's K/V in the cache.
+
+    Args:
+        model: the causal student.
+        config: with the context noise.
+        cache: the cache to write to.
+        text: the prompt of the block.
+        index: the block.
+        x0: its clean latents.
+        generator: source of the context noise.
+    """
     x = noised(x0.map(torch.Tensor.detach), config.context_noise, generator)
     predict_x0(model, x, config.context_noise, text, cache.view(index, write=True))
 
@@ -122,14 +146,19 @@ def refresh(
 class Rollout:
     """An endless iterator over blocks of clean latents, for streaming and sampling; no gradient.
 
+    A block's keys and values are written when the next block is asked for, so that it can be
+    decoded and shown before that. Blocks are ``[B, T, ...]``.
+
     Args:
         model: the causal student.
-        text: features of the prompts; their batch is the rollout's.
+        text: features ``[B, L, D]`` of the prompts.
+        config: table, grid, sigmas, window, horizon and context noise.
         generator: source of all noise; the same seed gives the same stream.
-        speed: which speed-ups to use; those of layers are the model's (``accelerate``).
+        options: what makes the stream fast; the blocks' own options are the model's
+            (``accelerate``).
 
     Raises:
-        OmniForcingError: for a speed-up that the device does not have.
+        OmniForcingError: for an option that the device does not have.
     """
 
     def __init__(
@@ -138,29 +167,29 @@ class Rollout:
         text: TextFeatures,
         config: RolloutConfig,
         generator: torch.Generator,
-        speed: Speed = DEFAULT,
+        options: InferenceOptions = DEFAULT,
     ) -> None:
-        speed.check(model.sinks.device)
-        self.model, self.config, self.generator, self.speed = model, config, generator, speed
-        self._student: Student = model.replayed()
+        options.check(model.sinks.device)
+        self.model, self.config, self.generator, self.options = model, config, generator, options
+        self._student: VelocityModel = model.runner()
         self.index = 0
         self.batch = text.video.shape[0]
         self.switch(text)
-        self._cache = new_cache(model, config, static=speed.ring)
+        self._cache = new_cache(model, config, static=options.ring)
+        # The last block and its prompt, until its keys and values are in the cache.
         self._finished: tuple[Latents, TextCache] | None = None
 
     @torch.no_grad()
     def switch(self, text: TextFeatures) -> None:
         """Follow other prompts from the next block on."""
         self._text = self.model.cache_text(text)
-        if self.speed.conditions:
-            self._text.prepare(
-                {*self.config.sigmas, self.config.context_noise, self._pair}, self.batch
-            )
+        if self.options.conditions:
+            sigmas = {*self.config.sigmas, self.config.context_noise, self._merged_sigmas}
+            self._text.prepare(sigmas, self.batch)
 
     @property
-    def _pair(self) -> tuple[float, float]:
-        """Noise of a refresh and of a first step."""
+    def _merged_sigmas(self) -> tuple[float, float]:
+        """Sigmas of a refresh and of a first step, the two groups of a merged forward."""
         return self.config.context_noise, self.config.sigmas[0]
 
     def __iter__(self) -> Iterator[Latents]:
@@ -172,25 +201,32 @@ class Rollout:
 
     @torch.no_grad()
     def begin(self, known: Tensor) -> Latents:
-        """Block 0 whose first video latents are ``known`` ``[B, T, S, C]``: they stand in, noised, at every step."""
+        """Generate block 0 with given first video latents.
+
+        Args:
+            known: the video latents ``[B, T, S, C]``; noised, they replace the input's first
+                latents at every step (inpainting).
+        """
         noise, view = self._noise(), self._cache.view(0)
-        student = _Known(self._student, known, noise.video)
+        student = _WithKnown(self._student, known, noise.video)
         x0 = few_step(student, noise, self.config.sigmas, self._text, view, self.generator)
-        return self._take(Pair(student.put(x0.video, known), x0.audio))
+        return self._take(Pair(student.replace_first(x0.video, known), x0.audio))
 
     def follow(self, x0: Latents) -> Latents:
-        """Take ``x0`` as the next block, as if it had been generated; returns it."""
+        """Take given latents ``x0`` as the next block, as if they had been generated."""
         self._refresh()
         return self._take(x0)
 
     @torch.no_grad()
     def rewrite(self, x0: Latents) -> Latents:
-        """Take as the next block what the student makes of ``x0`` under its prompt, from the second of its sigmas on.
+        """Generate the next block out of ``x0``, noised to the second of the sigmas.
 
-        Noise of that level hides colours and details, not where things are (SDEdit, Meng et al. 2022).
+        Noise of that level hides colours and details, not the composition (SDEdit, Meng et al.
+        2022).
         """
         self._refresh()
-        return self._take(self._denoise(noised(x0, self.config.sigmas[1], self.generator), 1))
+        x = noised(x0, self.config.sigmas[1], self.generator)
+        return self._take(self._denoise(x, first_step=1))
 
     def _take(self, x0: Latents) -> Latents:
         self._finished = (x0, self._text)
@@ -198,78 +234,88 @@ class Rollout:
         return x0
 
     def state(self) -> State:
-        """A copy of index, cache and random state at a border between blocks; the prompt is the caller's."""
+        """A copy of index, cache and random state between two blocks; without the prompt."""
         self._refresh()
         own = {"index": torch.tensor(self.index), "generator": self.generator.get_state()}
         return {**joined(cache=cast(RingCache, self._cache).state()), **own}
 
     def restore(self, state: State) -> None:
-        """Go on from the ``state`` of a rollout with the same model, table and prompt, bit for bit."""
+        """Continue, bit for bit, from the ``state`` of a rollout of the same model and prompt."""
         self.index, self._finished = int(state["index"]), None
         self.generator.set_state(state["generator"].cpu())
         cast(RingCache, self._cache).restore(part_of(state, "cache"))
 
     def _separate(self) -> Latents:
-        """The last block's refresh, then all steps of this one."""
+        """Refresh the last block, then run all steps of the present one."""
         self._refresh()
-        return self._denoise(self._noise(), 0)
+        return self._denoise(self._noise(), first_step=0)
 
-    def _denoise(self, x: Latents, step: int) -> Latents:
-        """The present block out of ``x``, its latents at ``step``'s sigma."""
-        view = self._cache.view(self.index)
-        return few_step(
-            self._student, x, self.config.sigmas[step:], self._text, view, self.generator
-        )
+    def _denoise(self, x: Latents, first_step: int) -> Latents:
+        """Run the present block's steps from ``first_step`` on, out of ``x`` at its sigma."""
+        sigmas, view = self.config.sigmas[first_step:], self._cache.view(self.index)
+        return few_step(self._student, x, sigmas, self._text, view, self.generator)
 
     def _refresh(self) -> None:
-        # Only now, so that a block can be decoded and shown before its K/V are written, and the last one's never are.
-        if self._finished is not None:
-            x0, text = self._finished
-            refresh(
-                self._student, self.config, self._cache, text, self.index - 1, x0, self.generator
-            )
-            self._finished = None
+        """Write the last block's keys and values, if they are not in the cache yet."""
+        if self._finished is None:
+            return
+        x0, text = self._finished
+        last, generator = self.index - 1, self.generator
+        refresh(self._student, self.config, self._cache, text, last, x0, generator)
+        self._finished = None
 
     def _merged(self) -> Latents | None:
-        """The refresh and the first step in one forward, then the other steps; None where there is nothing to merge."""
-        if not self.speed.merged or self._finished is None or self._finished[1] is not self._text:
+        """Run the refresh and the first step as one forward, then the other steps.
+
+        Returns:
+            The block; None where the two cannot be merged: without the option, at the first
+            block, and where the prompt has changed, because a forward has one prompt.
+        """
+        finished = self._finished
+        if not self.options.merged or finished is None or finished[1] is not self._text:
             return None
         assert isinstance(self._cache, RingCache)
         sigmas, past = self.config.sigmas, self.config.table.counts(self.index - 1)
-        context = noised(self._finished[0], self.config.context_noise, self.generator)
+        # Drawn in the order of separate forwards, so that merging keeps the stream's noise.
+        context = noised(finished[0], self.config.context_noise, self.generator)
         noise = self._noise()
-        both = concatenate([context, noise])
-        v = self._student(both, self._pair, self._text, self._cache.merged_view(self.index))
+        # The tokens of both blocks in one forward, as two groups with a sigma each; the view
+        # lets each see what it would see alone.
+        both, view = concatenate([context, noise]), self._cache.merged_view(self.index)
+        v = self._student(both, self._merged_sigmas, self._text, view)
+        # The refresh only leaves keys and values behind; its velocity is of no use.
         v = Pair(v.video[:, past.video :], v.audio[:, past.audio :])
         x0 = noise.map(lambda a, b: to_x0(a, b, sigmas[0]), v)
         if len(sigmas) == 1:
             return x0
-        return self._denoise(noised(x0, sigmas[1], self.generator), 1)
+        return self._denoise(noised(x0, sigmas[1], self.generator), first_step=1)
 
     def _noise(self) -> Latents:
-        """Where the present block starts."""
-        return gaussian(
-            self.model,
-            self.config.table.counts(self.index),
-            self.config.grid,
-            self.batch,
-            self.generator,
-        )
+        """Noise of the present block."""
+        counts = self.config.table.counts(self.index)
+        return gaussian(self.model, counts, self.config.grid, self.batch, self.generator)
 
 
-class _Known:
-    """A model that sees known video latents, noised to the step's sigma, in place of the first ones of its input."""
+class _WithKnown:
+    """A model whose first video latents are known.
 
-    def __init__(self, model: Student, known: Tensor, noise: Tensor) -> None:
+    Args:
+        model: gives velocities.
+        known: clean video latents ``[B, T, S, C]``.
+        noise: the noise ``[B, Tv, S, C]`` that sampling starts from.
+    """
+
+    def __init__(self, model: VelocityModel, known: Tensor, noise: Tensor) -> None:
         self.model, self.known, self.noise = model, known, noise[:, : known.shape[1]]
 
     @staticmethod
-    def put(video: Tensor, first: Tensor) -> Tensor:
+    def replace_first(video: Tensor, first: Tensor) -> Tensor:
+        """Replace the first latents of ``video``."""
         return torch.cat([first, video[:, first.shape[1] :]], 1)
 
     def __call__(self, x: Latents, sigma: Sigma, text: TextCache, view: View) -> Latents:
         known = add_noise(self.known, self.noise, sigma)
-        return self.model(Pair(self.put(x.video, known), x.audio), sigma, text, view)
+        return self.model(Pair(self.replace_first(x.video, known), x.audio), sigma, text, view)
 
 
 def train_rollout(
@@ -280,20 +326,26 @@ def train_rollout(
     step: int,
     generator: torch.Generator,
 ) -> list[Latents]:
-    """A self-forcing rollout with gradient through each block's exit forward and a detached history.
+    """Roll out with gradient through each block's exit forward and a detached history.
 
     Args:
-        texts: of every block; a block's K/V are written under its own text, as when a stream switches.
-        batch: rollouts beside each other.
+        model: the causal student.
+        texts: the prompt of every block. A block's keys and values are written under its own
+            prompt, as in a stream whose prompt changes.
+        config: table, grid, sigmas, window, horizon and context noise.
+        batch: number of rollouts B.
         step: the step of every block whose clean estimate is the block.
+        generator: source of all noise.
+
+    Returns:
+        The blocks, ``[B, T, ...]`` each.
     """
     cache = new_cache(model, config, static=False)
     output: list[Latents] = []
     for index, text in enumerate(texts):
         noise = gaussian(model, config.table.counts(index), config.grid, batch, generator)
-        output.append(
-            few_step(model, noise, config.sigmas, text, cache.view(index), generator, step)
-        )
+        view = cache.view(index)
+        output.append(few_step(model, noise, config.sigmas, text, view, generator, step))
         if index + 1 < len(texts):
             refresh(model, config, cache, text, index, output[-1], generator)
     return output

@@ -1,4 +1,4 @@
-"""Architecture of a transformer for a codec, a fresh one of it, and RoPE tables of a model."""
+"""Build a transformer for a codec, and the RoPE tables of a model."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ from omniforcing.model.transformer import DualStream
 def core_config(
     model: TransformerConfig, codec: dict[str, Any], caption_channels: int
 ) -> dict[str, Any]:
-    """Arguments of diffusers' transformer for a codec (its ``codec.json``) and a width of text features.
+    """Arguments of diffusers' transformer for a codec, as LTX-2.0's released config has them.
 
-    Everything that LTX-2.0's released config sets apart from the constructor's defaults is set here too.
+    Args:
+        model: layers, heads and widths.
+        codec: contents of ``codec.json``.
+        caption_channels: width of the text features.
     """
     pixels = codec["height"] // codec["grid"][0]
     return {
@@ -42,7 +45,7 @@ def core_config(
 
 
 def build_core(config: dict[str, Any], seed: int) -> LTX2VideoTransformer3DModel:
-    """A transformer of random weights that depend on the seed alone."""
+    """Build a transformer with random weights that depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LTX2VideoTransformer3DModel(**config)
@@ -51,6 +54,13 @@ def build_core(config: dict[str, Any], seed: int) -> LTX2VideoTransformer3DModel
 def positions_for(
     model: DualStream, counts: Counts, grid: tuple[int, int], sinks: bool
 ) -> Positions:
-    """RoPE tables of a model over the first ``counts`` latents."""
+    """RoPE tables of a model over the first ``counts`` latents.
+
+    Args:
+        model: the model.
+        counts: latents of each stream.
+        grid: spatial tokens of a video latent, (H, W).
+        sinks: whether its sink tokens stand in front of the audio.
+    """
     growing = model.stabiliser is Stabiliser.sinks_rope_growing
-    return model.positions(model.core, counts, grid, model.sinks.shape[0] if sinks else 0, growing)
+    return model.positions(counts, grid, len(model.sinks) if sinks else 0, growing)

@@ -1,14 +1,15 @@
-"""Our forward over LTX-2's modules: one per-layer code path for teacher, critic and student.
+"""Our forward over LTX-2's modules: one code path for teacher, critic and student.
 
-The modules are diffusers' ``LTX2VideoTransformer3DModel`` with ``use_cross_timestep=False``, so every weight of LTX-2.0, 2.3
-and 2.5 loads by name; the architecture always comes from its config. What a query sees is the view's business
-(``attention.py``), what a sigma and a prompt decide is made before (``conditioning.py``).
+The modules are diffusers' ``LTX2VideoTransformer3DModel`` with ``use_cross_timestep=False``, so
+every weight of LTX-2.0, 2.3 and 2.5 loads by name; the architecture comes from its config. The
+view decides which keys a query sees (``attention.py``), ``conditioning.py`` prepares everything
+that depends on sigma and prompt, the kernels decide how the blocks compute (``kernels.py``).
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from diffusers import LTX2VideoTransformer3DModel
@@ -17,13 +18,14 @@ from torch import Tensor, nn
 from omniforcing.core.config import Stabiliser
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.latents import Latents, Pair, TextFeatures
-from omniforcing.core.layout import FRAMES_PER_LATENT, HOP, MEL_PER_LATENT, SAMPLE_RATE
+from omniforcing.core.layout import FRAMES_PER_LATENT, HOP, MEL_PER_LATENT, SAMPLE_RATE, Counts
 from omniforcing.model.attention import Positions, View
-from omniforcing.model.conditioning import Conditions, Row, Sigma, TextCache
-from omniforcing.model.layers import Bounds, Layer
+from omniforcing.model.block import BlockInputs, TransformerBlock
+from omniforcing.model.conditioning import AdaLNParams, Conditioning, Sigma, TextCache
+from omniforcing.model.kernels import PLAIN, Kernels, StabiliserParams
 from omniforcing.model.stabiliser import WITH_SINKS, added_parameters
 
-# What the forward and the block table take for granted, as every LTX-2 release has it.
+# Values that the forward and the block table rely on; every LTX-2 release has them.
 _FIXED = {
     **dict.fromkeys(("patch_size", "patch_size_t", "audio_patch_size", "audio_patch_size_t"), 1),
     "causal_offset": 1,
@@ -31,28 +33,32 @@ _FIXED = {
     "audio_hop_length": HOP,
     "audio_scale_factor": MEL_PER_LATENT,
 }
+# Yields the weights of a model by name, one tensor at a time.
+WeightSource = Callable[[], Iterator[tuple[str, Tensor]]]
 
 
 class DualStream(nn.Module):
-    """Video and audio streams joined in every layer, with learnable audio sinks in front when a view starts the stream.
+    """Video and audio streams that meet in every block, with learnable audio sinks in front.
 
     Args:
         core: diffusers' transformer, of any LTX-2 generation.
-        sinks: number of sink tokens S in hidden space (paper section 3.3); 0 for bidirectional models.
-        stabiliser: what keeps the audio's self-attention in bounds; its parameters start afresh.
+        sinks: number of sink tokens S in hidden space (paper section 3.3), prepended to the audio
+            when a view starts the stream; 0 for bidirectional models.
+        stabiliser: what keeps the audio's self-attention in bounds.
         checkpoint_activations: keep the inputs of each block alone in a forward with gradient,
             and compute the rest again in the backward.
+        kernels: how the blocks compute.
+        added: parameters of sinks and stabiliser, by name, to share with another model; None
+            makes fresh ones.
+        weights: source of the weights of a model that has no memory for them yet.
 
     Raises:
         OmniForcingError: for an architecture this forward does not cover.
     """
 
-    positions: type[Positions] = Positions
     sinks: nn.Parameter
     qk_gain: nn.Parameter | None
     tanh_gate: nn.Parameter | None
-    # Where the weights come from, of a model that has no memory for them yet.
-    weights: Callable[[], Iterator[tuple[str, Tensor]]] | None = None
 
     def __init__(
         self,
@@ -60,6 +66,9 @@ class DualStream(nn.Module):
         sinks: int = 0,
         stabiliser: Stabiliser = Stabiliser.sinks,
         checkpoint_activations: bool = False,
+        kernels: Kernels = PLAIN,
+        added: Mapping[str, nn.Parameter | None] | None = None,
+        weights: WeightSource | None = None,
     ) -> None:
         super().__init__()
         check_architecture(core)
@@ -69,78 +78,125 @@ class DualStream(nn.Module):
                 f"a student with stabiliser {stabiliser.value} has no sinks, found {sinks}; "
                 "set student.sinks to 0",
             )
-        self.core, self.stabiliser = core, stabiliser
-        self.checkpoint_activations = checkpoint_activations
-        width, heads = core.audio_proj_in.out_features, core.config.audio_num_attention_heads
-        added = added_parameters(stabiliser, sinks, width, len(core.transformer_blocks), heads)
-        for name, parameter in added.items():
-            self.register_parameter(name, parameter)
+        self.core, self.stabiliser, self.kernels = core, stabiliser, kernels
+        self.weights = weights
+        if added is None:
+            width, heads = core.audio_proj_in.out_features, core.config.audio_num_attention_heads
+            blocks = len(core.transformer_blocks)
+            added = added_parameters(stabiliser, sinks, width, blocks, heads)
+        for name in ("sinks", "qk_gain", "tanh_gate"):
+            self.register_parameter(name, added.get(name))
+        # Plain objects, not modules: parameters keep diffusers' names.
+        self.blocks: list[TransformerBlock] = []
+        for index, module in enumerate(core.transformer_blocks):
+            block = TransformerBlock(module, index, kernels, checkpoint_activations)
+            self.blocks.append(block)
 
-    def layers(self) -> list[Layer]:
-        """The transformer's blocks as our forward runs them."""
-        recompute = self.checkpoint_activations
-        blocks = enumerate(self.core.transformer_blocks)
-        return [Layer(block, index, self.bounds(index), recompute) for index, block in blocks]
+    def with_kernels(self, kernels: Kernels) -> DualStream:
+        """A model that shares these weights and computes with other kernels; for inference."""
+        added = dict(self.named_parameters(recurse=False))
+        twin = DualStream(self.core, len(self.sinks), self.stabiliser, kernels=kernels, added=added)
+        return twin.eval()
 
-    def bounds(self, index: int) -> Bounds:
-        """What the stabiliser adds to the audio's self-attention of a layer."""
-        return Bounds(*(None if p is None else p[index] for p in (self.qk_gain, self.tanh_gate)))
+    def take_weights(self) -> WeightSource | None:
+        """Hand over the source of the weights, once; None for a model that has its weights."""
+        source, self.weights = self.weights, None
+        return source
 
-    def replayed(self) -> Callable[..., Latents]:
-        """What a stream calls for a forward: the model, or what replays its recorded forwards."""
-        return self
+    def runner(self) -> Callable[..., Latents]:
+        """What a stream calls for a forward: the model, or recorded forwards of it."""
+        return self.kernels.runner(self)
+
+    def positions(
+        self, counts: Counts, grid: tuple[int, int], sinks: int, growing: bool
+    ) -> Positions:
+        """RoPE tables over the first ``counts`` latents, in the form that the kernels use."""
+        return self.kernels.positions(self.core, counts, grid, sinks, growing)
 
     def cache_text(self, text: TextFeatures) -> TextCache:
-        """The prompt as every layer sees it; with gradient, so that the text path learns in rollouts."""
-        return TextCache(self.core, self.layers(), text)
+        """Cache the prompt's keys and values in every block.
+
+        With gradient, where it is enabled: the text path learns in rollouts.
+
+        Args:
+            text: features ``[B, L, D]`` per stream.
+        """
+        return TextCache(self.core, self.blocks, text)
 
     def forward(self, x: Latents, sigma: Sigma, text: TextCache, view: View) -> Latents:
         """Velocity of latents.
 
         Args:
-            x: video ``[B, Tv, S, Cv]``, audio ``[B, Ta, Ca]``, of any precision; computed in that of the weights.
-            sigma: a number, ``[B]``, or ``[B, G]`` (a tuple for ``[G]``) with one value per group that ``view.owner`` names.
+            x: video ``[B, Tv, S, Cv]``, audio ``[B, Ta, Ca]``, of any precision; computed in that
+                of the weights.
+            sigma: a number, ``[B]``, or ``[B, G]`` (a tuple for ``[G]``) with one value per group
+                that ``view.group_ids`` names.
             text: from ``cache_text``, batch B (or 1).
             view: which keys the queries see.
         """
-        shapes = x.map(lambda t: t.shape)
-        cast = x.map(lambda t: t.to(self.core.proj_in.weight.dtype))
-        hidden = Pair(
-            self.core.proj_in(cast.video.flatten(1, 2)), self.core.audio_proj_in(cast.audio)
-        )
-        prepended = self.sinks.shape[0] if view.starts else 0
-        if prepended:
-            hidden = Pair(
-                hidden.video,
-                torch.cat([self.sinks.expand(hidden.audio.shape[0], -1, -1), hidden.audio], 1),
-            )
-        conditions = text.at(sigma, shapes.video[0])
-        owner = view.owner.map(
-            lambda o: None if o is None or conditions.groups == 1 else o.to(hidden.video.device)
-        )
-        runs = view.owner.map(lambda o: _runs(o, conditions))
-        for layer, rows, keys in zip(
-            self.layers(), conditions.layers, conditions.text, strict=True
-        ):
-            hidden = layer(hidden, rows, owner, keys, view, runs)
-        core, head = (
-            self.core,
-            conditions.head.map(lambda row, o: row if o is None else row.spread(o), owner),
-        )
-        video = _head(hidden.video, core.norm_out, head.video, core.proj_out)
-        audio = _head(hidden.audio, core.audio_norm_out, head.audio, core.audio_proj_out)
-        return Pair(video.reshape(shapes.video), audio[:, prepended:])
+        with self.kernels.context(self.sinks.device):
+            hidden = self._project_in(x, view)
+            conditioning = text.at(sigma, len(x.video))
+            group_ids = self._group_ids(view, conditioning)
+            group_sizes = view.group_ids.map(lambda ids: _group_sizes(ids, conditioning))
+            for index, block in enumerate(self.blocks):
+                inputs = BlockInputs(
+                    conditioning.blocks[index],
+                    group_ids,
+                    group_sizes,
+                    conditioning.text[index],
+                    self._stabiliser_params(index),
+                )
+                hidden = block(hidden, inputs, view)
+            out = self._project_out(hidden, conditioning, group_ids)
+        prepended = hidden.audio.shape[1] - x.audio.shape[1]
+        return Pair(out.video.reshape(x.video.shape), out.audio[:, prepended:])
+
+    def _project_in(self, x: Latents, view: View) -> Latents:
+        """Hidden states ``[B, N, D]`` of latents, sinks prepended where the stream starts."""
+        x = x.map(lambda t: t.to(self.core.proj_in.weight.dtype))
+        video = self.core.proj_in(x.video.flatten(1, 2))
+        audio = self.core.audio_proj_in(x.audio)
+        if view.starts and len(self.sinks):
+            audio = torch.cat([self.sinks.expand(audio.shape[0], -1, -1), audio], 1)
+        return Pair(video, audio)
+
+    def _project_out(
+        self, hidden: Latents, conditioning: Conditioning, group_ids: Pair[Tensor | None]
+    ) -> Latents:
+        """Velocity ``[B, N, C]`` of the last hidden states."""
+        core = self.core
+
+        def per_token(params: AdaLNParams, ids: Tensor | None) -> AdaLNParams:
+            return params if ids is None else params.per_token(ids)
+
+        head = conditioning.head.map(per_token, group_ids)
+        video = core.proj_out(head.video.modulate(core.norm_out(hidden.video)))
+        audio = core.audio_proj_out(head.audio.modulate(core.audio_norm_out(hidden.audio)))
+        return Pair(video, audio)
+
+    def _group_ids(self, view: View, conditioning: Conditioning) -> Pair[Tensor | None]:
+        """The view's groups on the model's device; None where all tokens share one sigma."""
+        device = self.sinks.device
+        if conditioning.groups == 1:
+            return Pair(None, None)
+        return view.group_ids.map(lambda ids: None if ids is None else ids.to(device))
+
+    def _stabiliser_params(self, index: int) -> StabiliserParams:
+        """The stabiliser's parameters for a block.
+
+        Looked up in each forward: sharding and loading replace the parameters.
+        """
+        gain = None if self.qk_gain is None else self.qk_gain[index]
+        gate = None if self.tanh_gate is None else self.tanh_gate[index]
+        return StabiliserParams(gain, gate)
 
 
-def _head(x: Tensor, norm: nn.Module, row: Row, project: nn.Module) -> Tensor:
-    return project(row(norm(x)))
-
-
-def _runs(owner: Tensor | None, conditions: Conditions) -> list[int] | None:
+def _group_sizes(group_ids: Tensor | None, conditioning: Conditioning) -> list[int] | None:
     """Tokens of each group, in order, where each group has a text of its own."""
-    if owner is None or conditions.text[0].video[0].ndim == 3:
+    if group_ids is None or conditioning.text[0].video.keys.ndim == 3:
         return None
-    return torch.bincount(owner, minlength=conditions.groups).tolist()
+    return torch.bincount(group_ids, minlength=conditioning.groups).tolist()
 
 
 def check_architecture(core: LTX2VideoTransformer3DModel) -> None:

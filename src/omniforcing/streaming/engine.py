@@ -20,7 +20,7 @@ from omniforcing.core.layout import FPS
 from omniforcing.core.random import step_generator
 from omniforcing.model.inference.cuda_streams import synchronise
 from omniforcing.model.inference.fast import accelerate
-from omniforcing.model.options import DEFAULT, Speed
+from omniforcing.model.options import DEFAULT, InferenceOptions
 from omniforcing.model.rollout import Rollout
 from omniforcing.model.weights.student import load_model
 from omniforcing.streaming.artifact import Artifact, ArtifactError
@@ -49,7 +49,7 @@ class Engine:
     """
 
     def __init__(
-        self, artifact: Artifact | Path, device: str = "cpu", speed: Speed = DEFAULT
+        self, artifact: Artifact | Path, device: str = "cpu", speed: InferenceOptions = DEFAULT
     ) -> None:
         speed.check(torch.device(device))
         self.artifact = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)

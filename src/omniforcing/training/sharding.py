@@ -1,13 +1,14 @@
-"""Models in shards (FSDP2): built without memory, filled from safetensors one tensor at a time, written back the same way.
+"""Models in shards (FSDP2), filled from safetensors and written back one tensor at a time.
 
-No worker ever holds a whole model. A layer's weights are gathered around what uses them (``Layer.within``), those outside the
-layers around ``forward`` and ``cache_text``.
+No worker ever holds a whole model: it is built without memory and gets its shards. A block's
+weights are gathered around each call that uses them (``run_gathered``), the weights outside of the
+blocks around ``forward`` and ``cache_text``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -23,27 +24,19 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 from torch.distributed.tensor import DTensor, Partial, distribute_tensor
-from torch.utils._pytree import register_pytree_node
 
 from omniforcing.core.latents import Pair
-from omniforcing.model.conditioning import Embedded, Modulation, Row
+from omniforcing.model.conditioning import AdaLNParams, StreamAdaLN, TimestepEmbedding
 from omniforcing.model.stabiliser import save_added
 from omniforcing.model.transformer import DualStream
 from omniforcing.model.weights.checkpoint import SINKS_FILE, Checkpoint
 from omniforcing.model.weights.tensor_file import DTYPES, Entry
 from omniforcing.model.weights.writing import planned, write_diffusers
+from omniforcing.training.compat import register_dataclass
 
-
-def _register(kind: type[Any]) -> None:
-    names = [field.name for field in fields(kind)]
-    register_pytree_node(
-        kind, lambda x: ([getattr(x, n) for n in names], None), lambda values, _: kind(*values)
-    )
-
-
-# FSDP looks for tensors in what a layer takes and gives.
-for _kind in (Pair, Embedded, Row, Modulation):
-    _register(_kind)
+# FSDP looks for tensors in what a block takes and gives.
+for _kind in (Pair, TimestepEmbedding, AdaLNParams, StreamAdaLN):
+    register_dataclass(_kind)
 
 
 @dataclass(frozen=True)
@@ -51,22 +44,23 @@ class Sharding:
     """How models are sharded.
 
     Attributes:
-        group: workers that hold one model together; beyond them it is held again. None: all workers.
-        compute: precision of gathered weights; None is their own. Shards and gradients keep theirs.
+        group: number of workers that hold one model together; further workers hold copies of it.
+            None for all workers.
+        compute: precision of gathered weights; None for their own. Shards and gradients keep
+            their own precision.
     """
 
     group: int | None = None
     compute: torch.dtype | None = None
 
     def mesh(self, device: torch.device) -> DeviceMesh:
-        """The workers as FSDP wants them: shards, or copies of shards."""
+        """Arrange the workers for FSDP: one dimension of shards, or replicas times shards."""
         size = dist.get_world_size()
         group = self.group or size
         if group == size:
             return init_device_mesh(device.type, (size,))
-        return init_device_mesh(
-            device.type, (size // group, group), mesh_dim_names=("replicate", "shard")
-        )
+        names = ("replicate", "shard")
+        return init_device_mesh(device.type, (size // group, group), mesh_dim_names=names)
 
     def apply(self, models: Iterable[DualStream], device: torch.device) -> None:
         """Shard models and give them their weights."""
@@ -81,36 +75,38 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
-def _within(_block: nn.Module, function: Callable[..., Any], *arguments: Any) -> Any:
+def _run_gathered(_block: nn.Module, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function; FSDP wraps this method of a block and gathers its weights around it."""
     return function(*arguments)
 
 
 def _shard(
     model: DualStream, mesh: DeviceMesh, policy: MixedPrecisionPolicy, device: torch.device
 ) -> None:
-    pending, own = (
-        model.weights,
-        {n: p.detach().clone() for n, p in model.named_parameters(recurse=False)},
-    )
+    source = model.take_weights()
+    # Sinks and stabiliser are small and have their values already, which ``to_empty`` would lose.
+    added = {n: p.detach().clone() for n, p in model.named_parameters(recurse=False)}
     for block in model.core.transformer_blocks:
-        block.within = MethodType(_within, block)
+        # FSDP wraps methods of the module that it shards, and our block calls its sub-layers one
+        # by one: the module gets a method that runs any function.
+        block.run_gathered = MethodType(_run_gathered, block)
         fully_shard(block, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
-        register_fsdp_forward_method(block, "within")
+        register_fsdp_forward_method(block, "run_gathered")
+    # FSDP cannot shard a parameter without elements, such as the sinks of a teacher.
     empty = {parameter for parameter in model.parameters() if not parameter.numel()}
     fully_shard(
         model, mesh=mesh, reshard_after_forward=True, mp_policy=policy, ignored_params=empty
     )
     register_fsdp_forward_method(model, "cache_text")
-    if pending is not None:
+    if source is not None:
         model.to_empty(device=device)
-        fill(model, pending())
-        fill(model, own.items())
-        model.weights = None
+        fill(model, source())
+        fill(model, added.items())
 
 
 @torch.no_grad()
 def fill(model: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Give a sharded model whole tensors by name, of which it keeps its shards."""
+    """Copy whole tensors, by name, into a sharded model, which keeps its shards of them."""
     own = dict(model.named_parameters())
     for name, whole in tensors:
         parameter = own[name]
@@ -125,54 +121,57 @@ def fill(model: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> None:
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """A tensor whole, on the CPU; all workers ask together."""
+    """Gather a whole tensor on the CPU; all workers call it together."""
     whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return whole.detach().cpu()
 
 
 def own_part(tensor: Tensor) -> Tensor:
-    """What this worker has of a tensor."""
+    """This worker's shard of a tensor, or the tensor itself if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """Euclidean norm of tensors together, over all workers if they are sharded; then they are all sharded alike."""
+    """Joint Euclidean norm of tensors, over all workers if they are sharded (all alike)."""
     norm = torch.nn.utils.get_total_norm([own_part(tensor) for tensor in tensors])
     if not tensors or not isinstance(tensors[0], DTensor):
         return norm
-    summed = [
-        Partial() if placement.is_shard() else placement for placement in tensors[0].placements
-    ]
+    placements = tensors[0].placements
+    summed = [Partial() if placement.is_shard() else placement for placement in placements]
     return DTensor.from_local(norm.square(), tensors[0].device_mesh, summed).full_tensor().sqrt()
 
 
+@dataclass(frozen=True)
 class _Live(Checkpoint):
-    """A sharded model as a checkpoint that is read one tensor at a time."""
+    """A sharded model as a checkpoint that is read one tensor at a time.
 
-    def of(self, parameters: dict[str, nn.Parameter]) -> _Live:
-        object.__setattr__(self, "_parameters", parameters)
-        return self
+    Attributes:
+        parameters: the model's parameters by diffusers name.
+    """
+
+    parameters: dict[str, nn.Parameter] = field(default_factory=dict)
 
     def tensors(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Tensor]]:
         """Gather tensors one after the other."""
         for name in self.names() if names is None else names:
-            yield name, gathered(self._parameters[name])  # type: ignore[attr-defined]
+            yield name, gathered(self.parameters[name])
 
 
 def save_sharded(model: DualStream, folder: Path) -> None:
-    """What ``save_model`` writes, of a sharded model; all workers call it, the first one writes."""
+    """Write a sharded model as ``save_model`` does; all workers call it, the first one writes."""
     words = {dtype: word for word, dtype in DTYPES.items()}
     parameters = dict(model.core.named_parameters())
-    entries = {
-        name: Entry(Path(), name, tuple(p.shape), words[p.dtype], 0)
-        for name, p in parameters.items()
-    }
-    live = _Live(folder, "diffusers", dict(model.core.config), entries).of(parameters)
+    entries = {}
+    for name, parameter in parameters.items():
+        entries[name] = Entry(Path(), name, tuple(parameter.shape), words[parameter.dtype], 0)
+    config = dict(model.core.config)
+    live = _Live(folder, "diffusers", config, entries, parameters=parameters)
     added = {name: gathered(p) for name, p in model.named_parameters(recurse=False)}
     if dist.get_rank() == 0:
         write_diffusers(live, folder)
         save_added(added, model.stabiliser, folder / SINKS_FILE)
     else:
+        # Gathering needs every worker, in the order in which the first one writes.
         for names in planned(live).filename_to_tensors.values():
             for _ in live.tensors(names):
                 pass

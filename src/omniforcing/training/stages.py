@@ -15,6 +15,7 @@ from omniforcing.core.distributed import RowGenerator, Rows, own_rows, size
 from omniforcing.core.latents import Batch, Latents, Pair
 from omniforcing.core.random import step_seed
 from omniforcing.model.transformer import DualStream
+from omniforcing.training.compat import scale_in_place
 from omniforcing.training.muon import Muon
 from omniforcing.training.sharding import Sharding, global_norm, is_sharded, own_part
 
@@ -78,7 +79,7 @@ def clip(grads: Sequence[Tensor], largest: float) -> None:
         factor = (largest / (global_norm(grads) + 1e-6)).clamp(max=1.0)
         # On the local shards: torch's own clipping plans a DTensor operation for each of
         # thousands of parameters, which takes longer than the training step.
-        torch._foreach_mul_([own_part(grad) for grad in grads], factor)
+        scale_in_place([own_part(grad) for grad in grads], factor)
 
 
 class Ema(nn.Module):

@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 from omniforcing.core.latents import Latents
 from omniforcing.core.layout import LAYOUTS
 from omniforcing.model.inference.fast import accelerate
-from omniforcing.model.options import Speed
+from omniforcing.model.options import InferenceOptions
 from omniforcing.model.rollout import Rollout, RolloutConfig
 from tests.model.conftest import GENERATIONS, GRID, features, tiny_model
 from tests.model.test_transformer import TOLERANCE, difference
@@ -27,7 +27,7 @@ def _compile_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counters.clear()
 
 
-def stream(speed: Speed, blocks: int = 6, **changes: Any) -> list[Latents]:
+def stream(speed: InferenceOptions, blocks: int = 6, **changes: Any) -> list[Latents]:
     model = tiny_model(3, **changes)
     text, noise = features(model=model), torch.Generator().manual_seed(3)
     return list(islice(Rollout(accelerate(model, speed), text, CONFIG, noise, speed), blocks))
@@ -37,7 +37,9 @@ def stream(speed: Speed, blocks: int = 6, **changes: Any) -> list[Latents]:
 def test_a_compiled_stream_equals_the_students_own_past_window_and_horizon(release: str) -> None:
     changes = GENERATIONS[release]
     for ours, compiled in zip(
-        stream(Speed(), **changes), stream(Speed(compiled=True), **changes), strict=True
+        stream(InferenceOptions(), **changes),
+        stream(InferenceOptions(compiled=True), **changes),
+        strict=True,
     ):
         assert difference(ours, compiled) < 10 * TOLERANCE
 
@@ -49,7 +51,7 @@ def test_layers_and_later_blocks_share_what_was_compiled() -> None:
         "eager"
     )  # what is compiled is the same, and nobody waits for C++
     for layers, blocks in ((2, 6), (3, 9)):
-        stream(Speed(compiled=True), blocks, num_layers=layers)
+        stream(InferenceOptions(compiled=True), blocks, num_layers=layers)
         counts.append(counters["stats"]["unique_graphs"])
     torch.compiler.set_default_backend(None)
     assert counts[0] > 0 and counts[1] == counts[0]

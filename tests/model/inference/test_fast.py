@@ -11,7 +11,7 @@ from omniforcing.core.config import Stabiliser
 from omniforcing.core.latents import Pair
 from omniforcing.core.layout import LAYOUTS, Counts
 from omniforcing.model.cache import RingCache
-from omniforcing.model.inference.fast import FastStudent, PackedGelu
+from omniforcing.model.inference.fast import PackedGelu, accelerate
 from omniforcing.model.rollout import Rollout, RolloutConfig, new_cache
 from omniforcing.model.stabiliser import WITH_SINKS
 from omniforcing.model.transformer import DualStream
@@ -29,7 +29,7 @@ def test_a_fast_stream_equals_the_students_own(rope: str, generation: dict[str, 
     """Past the window and the horizon, in every generation and both layouts of RoPE."""
     model = tiny_model(3, rope_type=rope, **generation)
     text = features(model=model)
-    for ours, fast in zip(stream(model, text), stream(FastStudent(model), text), strict=True):
+    for ours, fast in zip(stream(model, text), stream(accelerate(model), text), strict=True):
         assert difference(ours, fast) < 10 * TOLERANCE
 
 
@@ -37,7 +37,7 @@ def test_a_fast_stream_equals_the_students_own(rope: str, generation: dict[str, 
 def test_a_fast_stream_keeps_the_stabiliser(stabiliser: Stabiliser) -> None:
     model = tiny_model(3 if stabiliser in WITH_SINKS else 0, stabiliser)
     for ours, fast in zip(
-        stream(model, features()), stream(FastStudent(model), features()), strict=True
+        stream(model, features()), stream(accelerate(model), features()), strict=True
     ):
         assert difference(ours, fast) < 10 * TOLERANCE
 
@@ -45,7 +45,7 @@ def test_a_fast_stream_keeps_the_stabiliser(stabiliser: Stabiliser) -> None:
 def test_a_fast_student_leaves_the_weights_it_is_made_of_alone() -> None:
     model = tiny_model(3)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    fast = FastStudent(model)
+    fast = accelerate(model)
     stream(fast, features())
     assert fast.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in fast.state_dict().items())
@@ -59,7 +59,7 @@ def test_a_student_that_releases_what_it_copied_streams_the_same_from_less_memor
     kept, given_up = (tiny_model(3, **GENERATIONS[generation]) for _ in range(2))
     text = features(model=kept)
     whole = sum(p.numel() for p in given_up.parameters())
-    fast = FastStudent(given_up, release=True)
+    fast = accelerate(given_up, release=True)
     block = kept.core.transformer_blocks[0]
     attentions = [
         block.attn1,
@@ -71,7 +71,7 @@ def test_a_student_that_releases_what_it_copied_streams_the_same_from_less_memor
     if PackedGelu.fits(block.ff.net[0]):
         copied += block.ff.net[0].proj.weight.numel() + block.audio_ff.net[0].proj.weight.numel()
     assert whole - sum(p.numel() for p in given_up.parameters()) == 2 * copied > whole // 5
-    for ours, theirs in zip(stream(FastStudent(kept), text), stream(fast, text), strict=True):
+    for ours, theirs in zip(stream(accelerate(kept), text), stream(fast, text), strict=True):
         assert difference(ours, theirs) == 0
 
 
@@ -111,7 +111,7 @@ class Watch(TorchDispatchMode):
 @pytest.mark.parametrize("index", [7, 12])
 def test_a_step_waits_for_nothing_and_makes_nothing_as_large_as_the_history(index: int) -> None:
     """Neither a step nor a refresh, inside the window's first round and far beyond the horizon."""
-    model = FastStudent(tiny_model(2))
+    model = accelerate(tiny_model(2))
     config = RolloutConfig(LAYOUTS["prefix"], GRID, (1.0,), window=10, horizon=11)
     cache, text = new_cache(model, config, static=True), model.cache_text(features())
     assert isinstance(cache, RingCache)
@@ -132,14 +132,17 @@ def test_a_step_waits_for_nothing_and_makes_nothing_as_large_as_the_history(inde
 
 
 @torch.no_grad()
-def test_a_block_past_the_horizon_turns_its_keys_once_for_all_of_its_steps() -> None:
-    model = FastStudent(tiny_model(2))
+def test_a_block_past_the_horizon_turns_its_keys_once_for_all_of_its_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = accelerate(tiny_model(2))
     cache, text = new_cache(model, CONFIG, static=True), model.cache_text(features())
     for i in range(6):
         model(latents(Counts(3, 25) if i else Counts(1, 1)), 0.5, text, cache.view(i, write=True))
     turned: list[int] = []
     assert isinstance(cache, RingCache)
-    turn, cache._turn = cache._turn, lambda index: (turned.append(index), turn(index))[1]
+    rotate = cache.rotate_history
+    monkeypatch.setattr(cache, "rotate_history", lambda i: (turned.append(i), rotate(i)))
     for _ in range(3):
         cache.view(6)
     assert turned == [6]

@@ -14,9 +14,9 @@ from benchmarks.student import ltx2
 from omniforcing.core.latents import Latents, Pair
 from omniforcing.core.layout import Counts
 from omniforcing.model.cache import RingCache
-from omniforcing.model.inference.fast import FastStudent
+from omniforcing.model.inference.fast import accelerate
 from omniforcing.model.inference.gpu import Fp8Linear
-from omniforcing.model.options import Speed
+from omniforcing.model.options import InferenceOptions
 from omniforcing.model.rollout import new_cache
 from omniforcing.model.transformer import DualStream
 from tests.support.refusals import refuses
@@ -76,7 +76,7 @@ def test_the_19b_student_streams_on_a_gpu_without_a_tensor_elsewhere(fp8: bool) 
         student = DualStream(
             LTX2VideoTransformer3DModel(**{**case.core, "num_layers": 2}), sinks=16
         )
-    fast = FastStudent(on_gpu(student), Speed(fp8=fp8))
+    fast = accelerate(on_gpu(student), InferenceOptions(fp8=fp8))
     prompt = torch.empty(
         1, case.text, case.core["caption_channels"], device="cuda", dtype=case.dtype
     )

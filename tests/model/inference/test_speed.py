@@ -12,9 +12,9 @@ from torch import nn
 
 from omniforcing.core.latents import Latents
 from omniforcing.core.layout import LAYOUTS
-from omniforcing.model.inference.fast import FastStudent, accelerate, turn
-from omniforcing.model.inference.gpu import Fp8Linear, Graphs, Record
-from omniforcing.model.options import GPU_ONLY, Speed
+from omniforcing.model.inference.fast import accelerate, rotate_pairs
+from omniforcing.model.inference.gpu import CudaGraphRunner, Fp8Linear, Recorder
+from omniforcing.model.options import GPU_ONLY, InferenceOptions
 from omniforcing.model.rollout import Rollout, RolloutConfig
 from tests.model.conftest import GRID, features, tiny_model
 from tests.model.test_transformer import TOLERANCE, difference
@@ -23,7 +23,7 @@ from tests.support.refusals import refuses
 CONFIG = RolloutConfig(LAYOUTS["prefix"], GRID, (1.0, 0.6), window=2, horizon=3)
 
 
-def stream(speed: Speed, blocks: int = 6, **changes: Any) -> list[Latents]:
+def stream(speed: InferenceOptions, blocks: int = 6, **changes: Any) -> list[Latents]:
     model = accelerate(tiny_model(3, **changes), speed)
     return list(
         islice(Rollout(model, features(), CONFIG, torch.Generator().manual_seed(3), speed), blocks)
@@ -31,10 +31,10 @@ def stream(speed: Speed, blocks: int = 6, **changes: Any) -> list[Latents]:
 
 
 def test_every_speed_up_can_be_switched_off_alone_and_leaves_the_blocks_equal() -> None:
-    speeds = Speed().without_each()
+    speeds = InferenceOptions().without_each()
     assert set(speeds) == {"layers", "conditions", "ring"}
     for speed in speeds.values():
-        for ours, other in zip(stream(Speed()), stream(speed), strict=True):
+        for ours, other in zip(stream(InferenceOptions()), stream(speed), strict=True):
             assert difference(ours, other) < 10 * TOLERANCE
 
 
@@ -43,7 +43,7 @@ def test_a_refresh_merged_with_the_next_blocks_first_step_leaves_the_blocks_equa
     generation: dict[str, Any], layers: bool
 ) -> None:
     """Past window and horizon, with context noise, over a change of prompt, and where the text follows sigma."""
-    model = accelerate(tiny_model(3, **generation), Speed(layers=layers))
+    model = accelerate(tiny_model(3, **generation), InferenceOptions(layers=layers))
     config = replace(CONFIG, context_noise=0.1)
     rollouts = [
         Rollout(
@@ -51,7 +51,7 @@ def test_a_refresh_merged_with_the_next_blocks_first_step_leaves_the_blocks_equa
             features(model=model),
             config,
             torch.Generator().manual_seed(3),
-            Speed(merged=merged),
+            InferenceOptions(merged=merged),
         )
         for merged in (False, True)
     ]
@@ -65,7 +65,7 @@ def test_a_refresh_merged_with_the_next_blocks_first_step_leaves_the_blocks_equa
 
 @pytest.mark.parametrize("name", GPU_ONLY)
 def test_what_only_a_gpu_has_is_refused_on_a_cpu_in_a_sentence(name: str) -> None:
-    speed = Speed(**{name: True})
+    speed = InferenceOptions(**{name: True})
     for build in (lambda: accelerate(tiny_model(), speed), lambda: stream(speed)):
         with refuses("device.no-cuda", name, "cpu"):
             build()
@@ -74,12 +74,12 @@ def test_what_only_a_gpu_has_is_refused_on_a_cpu_in_a_sentence(name: str) -> Non
 def test_a_speed_up_without_what_it_needs_is_refused_and_goes_with_it() -> None:
     cuda = torch.device("cuda")
     with refuses("model.speed-ups-conflict", "compiled", "ring"):
-        Speed(compiled=True, ring=False).check(cuda)
+        InferenceOptions(compiled=True, ring=False).check(cuda)
     with refuses("model.speed-ups-conflict", "fp8", "layers"):
-        Speed(fp8=True, layers=False).check(cuda)
+        InferenceOptions(fp8=True, layers=False).check(cuda)
     with refuses("model.speed-ups-conflict", "merged", "compiled"):
-        Speed(compiled=True, merged=True).check(cuda)
-    for speed in Speed(compiled=True, concurrent=True, fp8=True).without_each().values():
+        InferenceOptions(compiled=True, merged=True).check(cuda)
+    for speed in InferenceOptions(compiled=True, concurrent=True, fp8=True).without_each().values():
         speed.check(cuda)
 
 
@@ -110,15 +110,15 @@ def record(function: Callable[[], Latents]) -> tuple[Latents, Callable[[], None]
 @torch.no_grad()
 def test_recorded_forwards_replay_what_the_student_computes_and_a_new_prompt_begins_anew() -> None:
     """With a new prompt comes a new recorder, whose memory is not that of recordings which are gone."""
-    model, recorders = FastStudent(tiny_model(3)), []
+    model, recorders = accelerate(tiny_model(3)), []
 
-    def recorder() -> Record:
+    def recorder() -> Recorder:
         recorders.append(Mock(side_effect=record))
         return recorders[-1]
 
     noise = torch.Generator().manual_seed(3)
     rollout = Rollout(model, features(), CONFIG, noise)
-    rollout._student = Graphs(model, recorder)
+    rollout._student = CudaGraphRunner(model, recorder)
     plain = Rollout(model, features(), CONFIG, torch.Generator().manual_seed(3))
     for index in range(14):
         if index == 10:
@@ -134,9 +134,9 @@ def test_recorded_forwards_replay_what_the_student_computes_and_a_new_prompt_beg
 @torch.no_grad()
 def test_recorded_forwards_go_on_from_a_restored_state() -> None:
     """What is restored lies where recordings look for it."""
-    model = FastStudent(tiny_model(3))
+    model = accelerate(tiny_model(3))
     rollout = Rollout(model, features(), CONFIG, torch.Generator().manual_seed(3))
-    rollout._student = Graphs(model, lambda: record)
+    rollout._student = CudaGraphRunner(model, lambda: record)
     for _ in range(12):
         next(rollout)
     state = rollout.state()
@@ -153,7 +153,7 @@ def test_a_turn_by_cosines_and_sines_is_the_complex_product(width: int) -> None:
     expected = torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * table).flatten(
         -2
     )
-    torch.testing.assert_close(turn(x, torch.view_as_real(table)), expected)
+    torch.testing.assert_close(rotate_pairs(x, torch.view_as_real(table)), expected)
 
 
 @torch.no_grad()
@@ -168,7 +168,9 @@ def test_a_student_in_fp8_stays_within_a_tenth_of_the_bf16_one(
         "audio_attention_head_dim": 16,
         "audio_cross_attention_dim": 32,
     }
-    bf16, fp8 = (stream(speed, 4, **wide) for speed in (Speed(), Speed(fp8=True)))
+    bf16, fp8 = (
+        stream(speed, 4, **wide) for speed in (InferenceOptions(), InferenceOptions(fp8=True))
+    )
     for ours, other in zip(bf16, fp8, strict=True):
         for a, b in zip(ours, other, strict=True):
             assert 0 < (a - b).norm() / a.norm() < 0.1

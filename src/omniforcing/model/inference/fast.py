@@ -1,14 +1,16 @@
-"""The student as streams run it: the same layers and weights with projections joined and norms, adaLN and RoPE in fewer passes.
+"""The fast strategy of a block: projections joined, norms, adaLN and RoPE in fewer passes.
 
-For inference alone, and equal to ``DualStream`` up to rounding. Queries and keys of the attentions with RoPE come with the two
-channels of every rotation side by side, whatever order the weights have; their products do not notice.
+For inference alone, and equal to the plain kernels up to rounding. Queries and keys of the
+attentions with RoPE have the two channels of every rotation side by side, whatever order the
+weights have: a dot product does not depend on the order of the channels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,22 +19,35 @@ from diffusers.models.normalization import RMSNorm
 from torch import Tensor, nn
 
 from omniforcing.core.latents import Latents, Pair
-from omniforcing.core.layout import Span
+from omniforcing.core.layout import Counts, Span
+from omniforcing.model import compat
 from omniforcing.model.attention import Positions, View
-from omniforcing.model.conditioning import KeyValue, Row, Sigma, TextCache
-from omniforcing.model.inference.gpu import Fp8Linear, Graphs, Lanes, attention_backend
-from omniforcing.model.layers import NONE, Attention, Bounds, Layer
-from omniforcing.model.options import DEFAULT, Speed
-from omniforcing.model.stabiliser import normalise_heads
+from omniforcing.model.conditioning import AdaLNParams, KeyValue
+from omniforcing.model.inference.gpu import (
+    ConcurrentStreams,
+    CudaGraphRunner,
+    Fp8Linear,
+    attention_backend,
+)
+from omniforcing.model.kernels import (
+    Attention,
+    Kernels,
+    LayerView,
+    ProjectedStates,
+    StabiliserParams,
+)
+from omniforcing.model.options import DEFAULT, InferenceOptions
 from omniforcing.model.transformer import DualStream
 from omniforcing.model.weights.rope_layout import rope_rows
 
-# Every stream, site and size of a block is compiled for itself; torch alone would give up after 8.
+T = TypeVar("T")
+Function = TypeVar("Function", bound=Callable[..., Any])
+# Each stream, site and size of a block is a compilation of its own; torch gives up after 8.
 COMPILED_SHAPES = 128
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    """Root mean square norm over the last dimension, in the fewest passes of either device."""
+    """Root mean square norm over the last dimension, in the fewest passes on either device."""
     if x.is_cuda or x.dtype is not torch.float32 or torch.compiler.is_compiling():
         return F.rms_norm(x, x.shape[-1:], weight, eps)
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
@@ -46,293 +61,302 @@ def _constant(value: float) -> Tensor:
 
 
 class PairedPositions(Positions):
-    """RoPE tables as complex numbers ``[T, C / 2]``, for channels whose pairs stand side by side."""
+    """RoPE tables as complex numbers ``[T, C / 2]``, for channels whose pairs are neighbours."""
 
-    def _finish(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
-        if cos.ndim == 4:  # split tables: heads, then their pairs
+    def _stored(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+        if cos.ndim == 4:  # a split table: heads, then their pairs
             cos, sin = (t[0].transpose(0, 1).flatten(1) for t in (cos, sin))
-        else:  # interleaved ones say everything twice
+        else:  # an interleaved table has every value twice
             cos, sin = (t[0, :, ::2] for t in (cos, sin))
         return (torch.complex(cos.contiguous(), sin.contiguous()),)
 
     def rotate(self, x: Tensor, axes: str, stream: str, span: Span) -> Tensor:
-        """Turn ``x [B, N, C]`` to the places ``span`` (N tokens) of a stream."""
+        """Rotate ``x [B, N, C]`` to the places ``span`` (N tokens) of a stream."""
         (table,) = self._table(axes, stream, x.device)
         pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
         return torch.view_as_real(pairs * table[span.slice]).flatten(-2).to(x.dtype)
 
 
-def turn(x: Tensor, table: Tensor) -> Tensor:
-    """``x [B, N, C]`` with its pairs of channels turned by cosines and sines ``table [N, C / 2, 2]``."""
-    (a, b), (cos, sin) = x.float().unflatten(-1, (-1, 2)).unbind(-1), table.unbind(-1)
+def rotate_pairs(x: Tensor, table: Tensor) -> Tensor:
+    """Rotate pairs of channels of ``x [B, N, C]`` by cosines and sines ``[N, C / 2, 2]``."""
+    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = table.unbind(-1)
     return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2).to(x.dtype)
 
 
 class CompiledPositions(PairedPositions):
-    """The same in one compiled pass; complex numbers are not compiled."""
+    """The same rotation in one compiled pass over real numbers; torch compiles no complex ones."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._turn = torch.compile(turn, dynamic=True)
+        self._rotate_pairs = torch.compile(rotate_pairs, dynamic=True)
 
     def rotate(self, x: Tensor, axes: str, stream: str, span: Span) -> Tensor:
-        """Turn ``x [B, N, C]`` to the places ``span`` (N tokens) of a stream."""
+        """Rotate ``x [B, N, C]`` to the places ``span`` (N tokens) of a stream."""
         (table,) = self._table(axes, stream, x.device)
-        return self._turn(x, torch.view_as_real(table[span.slice]))
+        return self._rotate_pairs(x, torch.view_as_real(table[span.slice]))
 
 
 class FastAttention(Attention):
     """An attention with RoPE whose projections of the same states are one matrix product.
 
     Args:
-        module: diffusers' module; its own weights stay as they are.
-        bounds: of a stabiliser.
+        module: diffusers' module.
         of_itself: whether queries come from the same states as keys and values.
+        linear: makes the joined projections, in fp8 for example.
     """
 
-    def __init__(self, module: nn.Module, bounds: Bounds = NONE, of_itself: bool = True) -> None:
-        super().__init__(module, bounds)
-        width, split = module.to_q.out_features, module.rope_type == "split"
-        order = (
-            rope_rows(self.heads, width // self.heads, "interleaved")
-            if split
-            else torch.arange(width)
-        )
+    def __init__(
+        self,
+        module: nn.Module,
+        of_itself: bool,
+        linear: Callable[[nn.Linear], Callable[[Tensor], Tensor]],
+    ) -> None:
+        super().__init__(module)
+        width = module.to_q.out_features
+        order = torch.arange(width)
+        if module.rope_type == "split":
+            order = rope_rows(self.heads, width // self.heads, "interleaved")
         order = order.to(module.to_q.weight.device)
-        joined = ("to_q", "to_k", "to_v") if of_itself else ("to_k", "to_v")
-        self.joined: Callable[[Tensor], Tensor] = _join(
-            [getattr(module, name) for name in joined], order
-        )
-        if not of_itself:
-            self.asks = _join([module.to_q], order, values=False)
+        if of_itself:
+            self.to_qkv = linear(_join([module.to_q, module.to_k, module.to_v], order))
+        else:
+            self.to_q = linear(_join([module.to_q], order, values=False))
+            self.to_kv = linear(_join([module.to_k, module.to_v], order))
         self.width, self.eps = width, module.norm_q.eps
-        gains = Pair(module.norm_q.weight, module.norm_k.weight)  # of queries and keys
-        self.gains = gains.map(lambda gain: gain.index_select(0, order))
-        self.both = torch.stack([self.gains.video, self.gains.audio])
+        self.q_gain = module.norm_q.weight.index_select(0, order)
+        self.k_gain = module.norm_k.weight.index_select(0, order)
+        self.qk_gains = torch.stack([self.q_gain, self.k_gain])
 
     def query(self, x: Tensor) -> Tensor:
-        return rms_norm(self.asks(x), self.gains.video, self.eps)
+        return rms_norm(self.to_q(x), self.q_gain, self.eps)
 
     def key_value(self, x: Tensor) -> KeyValue:
-        k, v = self.joined(x).split(self.width, -1)
-        return rms_norm(k, self.gains.audio, self.eps), v
+        k, v = self.to_kv(x).split(self.width, -1)
+        return KeyValue(rms_norm(k, self.k_gain, self.eps), v)
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        qk, v = self.joined(x).split([2 * self.width, self.width], -1)
-        q, k = rms_norm(qk.unflatten(-1, (2, -1)), None, self.eps).mul_(self.both).unbind(-2)
-        if self.bounds.qk_gain is not None:
-            q, k = (
-                normalise_heads(q, self.heads, self.bounds.qk_gain),
-                normalise_heads(k, self.heads),
-            )
-        return q, k, v
+    def project(self, x: Tensor, stabiliser: StabiliserParams) -> ProjectedStates:
+        qk, v = self.to_qkv(x).split([2 * self.width, self.width], -1)
+        # One norm over both: their gains, which differ, come after it.
+        normed = rms_norm(qk.unflatten(-1, (2, -1)), None, self.eps).mul_(self.qk_gains)
+        q, k = normed.unbind(-2)
+        return self._stabilised(q, k, v, stabiliser)
 
 
-class TextAttention(Attention):
-    """The attention to the prompt, whose keys and values a stream has beforehand."""
+class FastTextAttention(Attention):
+    """The attention to the prompt, whose keys and values a stream has cached."""
 
     def query(self, x: Tensor) -> Tensor:
-        return rms_norm(self.asks(x), self.module.norm_q.weight, self.module.norm_q.eps)
+        return rms_norm(self.to_q(x), self.module.norm_q.weight, self.module.norm_q.eps)
 
 
 def _join(parts: list[nn.Linear], order: Tensor, values: bool = True) -> nn.Linear:
-    """Projections as one, the rows of all but the values in ``order``."""
+    """Join projections into one.
+
+    Args:
+        parts: the projections.
+        order: order of the output rows of each, but for the values.
+        values: whether the last part projects values, whose rows keep their order.
+    """
     orders = [order] * len(parts)
     if values:
         orders[-1] = torch.arange(len(order), device=order.device)
-    like = parts[0].weight
-    joined = nn.Linear(
-        like.shape[1], len(order) * len(parts), parts[0].bias is not None, device="meta"
-    )
+    width, bias = parts[0].weight.shape[1], parts[0].bias is not None
+    joined = nn.Linear(width, len(order) * len(parts), bias, device="meta")
     taken = list(zip(parts, orders, strict=True))
-    joined.weight = nn.Parameter(
-        torch.cat([p.weight.index_select(0, o) for p, o in taken]), requires_grad=False
-    )
-    if parts[0].bias is not None:
-        joined.bias = nn.Parameter(
-            torch.cat([p.bias.index_select(0, o) for p, o in taken]), requires_grad=False
-        )
+    weight = torch.cat([part.weight.index_select(0, rows) for part, rows in taken])
+    joined.weight = nn.Parameter(weight, requires_grad=False)
+    if bias:
+        biases = torch.cat([part.bias.index_select(0, rows) for part, rows in taken])
+        joined.bias = nn.Parameter(biases, requires_grad=False)
     return joined
 
 
 class PackedGelu:
-    """A linear layer and its GELU as one product of oneDNN, on a CPU in fp32; the weights are packed once."""
+    """A linear layer and its GELU as one product of oneDNN, on a CPU in fp32.
+
+    Args:
+        linear: the layer, whose weights are packed once.
+    """
 
     def __init__(self, linear: nn.Linear) -> None:
-        self.weight, self.bias = (
-            torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach()),
-            linear.bias,
-        )
+        self.weight, self.bias = compat.pack_linear(linear.weight.detach()), linear.bias
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "gelu", [], "tanh")
+        return compat.packed_linear_gelu(x, self.weight, self.bias)
 
     @staticmethod
     def fits(gelu: nn.Module) -> bool:
-        """Whether this machine has the kernel, and the module is what it computes."""
+        """Whether this machine has the kernel for the module's device and precision."""
         weight = gelu.proj.weight
-        return (
-            weight.device.type == "cpu"
-            and weight.dtype == torch.float32
-            and torch.backends.mkldnn.is_available()
-        )
+        on_cpu = weight.device.type == "cpu" and weight.dtype == torch.float32
+        return on_cpu and torch.backends.mkldnn.is_available()
 
 
-class FastLayer(Layer):
-    """A block that keeps its weights in the form that is fastest to use.
+class FastFeedForward:
+    """A feed-forward of two layers and a GELU between them, by functions that keep the weights.
 
     Args:
-        block: diffusers' module.
-        index: its place, by which a view knows it.
-        bounds: what a stabiliser adds to the audio's self-attention.
-        speed: whether linear layers compute in fp8, and whether what lies between attentions is compiled.
-        lanes: two CUDA streams for the two streams of the block.
+        expand: the first layer, with its GELU.
+        contract: the second layer.
     """
 
     def __init__(
-        self, block: nn.Module, index: int, bounds: Bounds, speed: Speed, lanes: Lanes | None = None
+        self, expand: Callable[[Tensor], Tensor], contract: Callable[[Tensor], Tensor]
     ) -> None:
-        self._speed, self._lanes, self._place = speed, lanes, index
-        self._copied: list[
-            nn.Linear
-        ] = []  # diffusers' layers whose weights this one keeps in a form of its own
-        super().__init__(block, index, bounds)
-        if speed.compiled:
-            # Once for all layers: what is compiled must not see what tells them apart, which the view keeps.
-            self.index = 0
-            for name in ("_attend", "_cross", "_feed"):
-                setattr(self, name, torch.compile(getattr(self, name), dynamic=False))
+        self.expand, self.contract = expand, contract
 
-    def seen(self, view: View) -> View:
-        return _Apart(view, self._place) if self._speed.compiled else view
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.contract(self.expand(x))
 
-    def both(self, function: Callable[..., Tensor], *pairs: Pair[Any]) -> Latents:
-        return (
-            super().both(function, *pairs)
-            if self._lanes is None
-            else self._lanes.both(function, self.parts, *pairs)
-        )
 
-    def release(self) -> None:
-        """Give up the weights of diffusers' layers that this one has copies of; the block is of no use by itself then."""
-        for linear in self._copied:
-            linear.weight = nn.Parameter(linear.weight.new_empty(0), requires_grad=False)
-        self._copied.clear()
+class Fp8Gelu:
+    """A linear layer in fp8 and its GELU."""
 
-    def attention(self, module: nn.Module, bounds: Bounds = NONE, kind: str = "own") -> Attention:
-        own = kind == "own"
-        made = (
-            TextAttention(module)
-            if kind == "text"
-            else FastAttention(module, bounds, of_itself=own)
-        )
-        if kind != "text":
-            self._copied += [module.to_q, module.to_k, module.to_v]
-        if self._speed.fp8:
-            self._copied += [module.to_out[0], *([module.to_q] if kind == "text" else [])]
-            made.out = Fp8Linear(made.out)
-            if not own:
-                made.asks = Fp8Linear(made.asks)
-            if isinstance(made, FastAttention):
-                made.joined = Fp8Linear(made.joined)
-        return made
+    def __init__(self, linear: nn.Linear) -> None:
+        self.linear = Fp8Linear(linear)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.gelu(self.linear(x), approximate="tanh")
+
+
+class FastKernels(Kernels):
+    """Kernels that keep weights in the form that is fastest to use.
+
+    Args:
+        options: whether linear layers compute in fp8, whether the parts between attentions are
+            compiled, and whether the streams run beside each other.
+        device: device of the weights.
+        release: free each weight as soon as it is copied into another form. The model that the
+            weights belong to is then of no use by itself and cannot be saved; 19B parameters
+            take a fifth less memory, with fp8 half.
+
+    Raises:
+        OmniForcingError: for an option that the device does not have.
+    """
+
+    def __init__(
+        self, options: InferenceOptions, device: torch.device, release: bool = False
+    ) -> None:
+        options.check(device)
+        self.options, self._release = options, release
+        self._concurrent = ConcurrentStreams(device) if options.concurrent else None
+        if options.compiled:
+            compat.allow_compilations(COMPILED_SHAPES)
+
+    def self_attention(self, module: nn.Module) -> Attention:
+        return self._with_rope(module, of_itself=True)
+
+    def cross_attention(self, module: nn.Module) -> Attention:
+        return self._with_rope(module, of_itself=False)
+
+    def text_attention(self, module: nn.Module) -> Attention:
+        attention = FastTextAttention(module)
+        if self.options.fp8:
+            attention.to_q = Fp8Linear(module.to_q)
+            attention.to_out = Fp8Linear(module.to_out[0])
+            self._copied(module.to_q, module.to_out[0])
+        return attention
+
+    def _with_rope(self, module: nn.Module, of_itself: bool) -> Attention:
+        attention = FastAttention(module, of_itself, self._linear)
+        self._copied(module.to_q, module.to_k, module.to_v)
+        if self.options.fp8:
+            attention.to_out = Fp8Linear(module.to_out[0])
+            self._copied(module.to_out[0])
+        return attention
+
+    def _linear(self, linear: nn.Linear) -> Callable[[Tensor], Tensor]:
+        return Fp8Linear(linear) if self.options.fp8 else linear
 
     def feed_forward(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
         first, second = module.net[0], module.net[2]
         if not isinstance(first, GELU) or first.approximate != "tanh":
             return module
-        if self._speed.fp8:
-            self._copied += [first.proj, second]
-            wide, narrow = Fp8Linear(first.proj), Fp8Linear(second)
-            return lambda x: narrow(F.gelu(wide(x), approximate="tanh"))
-        if self._speed.compiled or not PackedGelu.fits(first):
+        if self.options.fp8:
+            fast = FastFeedForward(Fp8Gelu(first.proj), Fp8Linear(second))
+            self._copied(first.proj, second)
+            return fast
+        # A compiled block fuses the GELU itself.
+        if self.options.compiled or not PackedGelu.fits(first):
             return module
-        self._copied.append(first.proj)
         packed = PackedGelu(first.proj)
-        return lambda x: second(packed(x))
+        self._copied(first.proj)
+        return FastFeedForward(packed, second)
+
+    def _copied(self, *linears: nn.Linear) -> None:
+        """Free the weights of layers that were copied into another form, if asked for."""
+        if self._release:
+            for linear in linears:
+                linear.weight = nn.Parameter(linear.weight.new_empty(0), requires_grad=False)
+
+    def compile(self, function: Function) -> Function:
+        return torch.compile(function, dynamic=False) if self.options.compiled else function
 
     def normalise(self, norm: nn.Module, x: Tensor) -> Tensor:
         return rms_norm(x, norm.weight, norm.eps) if isinstance(norm, RMSNorm) else norm(x)
 
-    def modulate(self, row: Row, x: Tensor) -> Tensor:
-        return torch.addcmul(row.shift, x, row.scale)
+    def modulate(self, params: AdaLNParams, x: Tensor) -> Tensor:
+        return torch.addcmul(params.shift, x, params.scale)
 
-    def leave(self, h: Tensor, out: Tensor, gate: Tensor | None) -> Tensor:
+    def residual_add(self, h: Tensor, out: Tensor, gate: Tensor | None) -> Tensor:
         return h.add_(out) if gate is None else h.addcmul_(out, gate)
 
+    def per_stream(self, function: Callable[..., T], first: Pair[Any], *rest: Pair[Any]) -> Pair[T]:
+        if self._concurrent is None:
+            return first.map(function, *rest)
+        return self._concurrent.map(function, first, *rest)
 
-class _Apart:
-    """One layer's view whose attention is not compiled: where it writes and what it sees changes from block to block."""
+    def bind(self, view: View, layer: int) -> LayerView:
+        return UncompiledView(view, layer) if self.options.compiled else super().bind(view, layer)
+
+    def positions(
+        self, core: nn.Module, counts: Counts, grid: tuple[int, int], sinks: int, growing: bool
+    ) -> Positions:
+        kind = CompiledPositions if self.options.compiled else PairedPositions
+        return kind(core, counts, grid, sinks, growing)
+
+    def context(self, device: torch.device) -> AbstractContextManager[None]:
+        return attention_backend(device)
+
+    def runner(self, model: Callable[..., Latents]) -> Callable[..., Latents]:
+        graphs = self.options.compiled and model.sinks.is_cuda
+        return CudaGraphRunner(model) if graphs else model
+
+
+class UncompiledView:
+    """A bound view whose attention is not compiled.
+
+    Where an attention writes and what it sees changes from block to block, so compiled code would
+    be compiled anew for each.
+    """
 
     def __init__(self, view: View, layer: int) -> None:
-        self.starts, self.owner, self.kind, self._view, self._layer = (
-            view.starts,
-            view.owner,
-            view.kind,
-            view,
-            layer,
-        )
+        self._view, self._layer = view, layer
 
     @torch.compiler.disable
-    def attend(self, layer: int, site: str, heads: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # noqa: ARG002
+    def attend(self, site: str, heads: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return self._view.attend(self._layer, site, heads, q, k, v)
 
 
-class FastStudent(DualStream):
-    """A student for streams; shares the weights of the one it is made of, as they are now, and stays on its device.
+@torch.no_grad()
+def accelerate(
+    model: DualStream, options: InferenceOptions = DEFAULT, release: bool = False
+) -> DualStream:
+    """The student with the options that concern its blocks; the rollout knows the others.
+
+    It shares the weights of ``model`` as they are now, and stays on its device.
 
     Args:
         model: the student.
-        speed: which of the speed-ups that are its layers' own to use.
-        release: free each weight of the model as soon as it is copied into another form. The model is then of no use by
-            itself, and the student cannot be saved; 19B parameters take a fifth less memory, with fp8 half.
+        options: what makes the stream fast.
+        release: free the model's weights that are copied (``FastKernels``).
 
     Raises:
-        OmniForcingError: for a speed-up that the device does not have.
+        OmniForcingError: for an option that the device does not have.
     """
-
-    @torch.no_grad()
-    def __init__(self, model: DualStream, speed: Speed = DEFAULT, release: bool = False) -> None:
-        speed.check(model.sinks.device)
-        super().__init__(model.core, model.sinks.shape[0], model.stabiliser)
-        for name, parameter in model.named_parameters(recurse=False):
-            setattr(self, name, parameter)
-        self.speed = speed
-        if speed.compiled:
-            torch._dynamo.config.recompile_limit = max(
-                torch._dynamo.config.recompile_limit, COMPILED_SHAPES
-            )
-        self.positions = CompiledPositions if speed.compiled else PairedPositions
-        lanes = Lanes(model.sinks.device) if speed.concurrent else None
-        self._layers = []
-        for index, block in enumerate(self.core.transformer_blocks):
-            layer = FastLayer(block, index, self.bounds(index), speed, lanes)
-            if release:
-                layer.release()
-            self._layers.append(layer)
-        self.eval()
-
-    def forward(self, x: Latents, sigma: Sigma, text: TextCache, view: View) -> Latents:
-        """As the student's, on the device's fastest attention."""
-        with attention_backend(self.sinks.device):
-            return super().forward(x, sigma, text, view)
-
-    def layers(self) -> list[Layer]:
-        return list(self._layers)
-
-    def replayed(self) -> Callable[..., Latents]:
-        """CUDA graphs of this student's forwards, if it is compiled and on a GPU."""
-        return Graphs(self) if self.speed.compiled and self.sinks.is_cuda else self
-
-
-def accelerate(model: DualStream, speed: Speed = DEFAULT, release: bool = False) -> DualStream:
-    """The student with those speed-ups that are its layers' own; the rollout knows the others.
-
-    Args:
-        release: free the model's weights that are copied (``FastStudent``).
-
-    Raises:
-        OmniForcingError: for a speed-up that the device does not have.
-    """
-    speed.check(model.sinks.device)
-    return FastStudent(model, speed, release) if speed.layers else model
+    device = model.sinks.device
+    options.check(device)
+    if not options.layers:
+        return model
+    return model.with_kernels(FastKernels(options, device, release))

@@ -1,11 +1,11 @@
-"""Speed-ups that only a GPU has: fp8 products, CUDA graphs, two CUDA streams side by side, its fastest attention."""
+"""Speed-ups that only a GPU has: fp8 products, CUDA graphs, concurrent streams, fast attention."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +13,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.latents import Latents, Pair
+from omniforcing.model import compat
 from omniforcing.model.attention import View
 from omniforcing.model.conditioning import Sigma, TextCache
 
 FP8 = torch.float8_e4m3fn
 FP8_CAPABILITY = (8, 9)
 HOPPER = (9, 0)
-# cuDNN's attention may be faster on Hopper, but torch keeps its plans per thread and shape: each stream, with a thread of its
-# own, would build a dozen anew in its first seconds. ``benchmarks.gpu`` measures both (row "attention kernels").
+# cuDNN's attention may be faster on Hopper, but torch keeps its plans per thread and shape: each
+# stream, with a thread of its own, would build a dozen anew in its first seconds.
+# ``benchmarks.gpu`` measures both (row "attention kernels").
 BACKENDS = [
     SDPBackend.FLASH_ATTENTION,
     SDPBackend.EFFICIENT_ATTENTION,
@@ -31,20 +33,23 @@ T = TypeVar("T")
 
 
 def attention_backend(device: torch.device) -> AbstractContextManager[None]:
-    """Attention in here runs on the backend that suits streams best on the device."""
+    """Context in which attention runs on the backend that suits streams best on the device."""
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= HOPPER:
         return sdpa_kernel(BACKENDS, set_priority=True)
     return nullcontext()
 
 
 def to_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
-    """``x [N, C]`` as fp8 and the fp32 scale of each row ``[N, 1]`` that brings it back."""
+    """Quantise ``x [N, C]`` to fp8, with an fp32 scale per row, ``[N, 1]``."""
     scale = x.abs().amax(-1, keepdim=True).float().clamp_min_(1e-12) / torch.finfo(FP8).max
     return (x / scale).to(FP8), scale
 
 
 class Fp8Linear:
-    """A linear layer whose weights are kept in fp8, a scale per output, and whose inputs are brought to it row by row.
+    """A linear layer with weights in fp8, a scale per output; inputs are quantised row by row.
+
+    Args:
+        linear: the layer to quantise.
 
     Raises:
         OmniForcingError: for a GPU or a width that has no such product.
@@ -65,109 +70,136 @@ class Fp8Linear:
                 f"speed-up fp8 needs a GPU of compute capability 8.9 on, {name} is older; switch it off",
             )
         weight, scale = to_fp8(linear.weight.detach())
-        # The product wants its second factor by columns, which is how the rows of the weight lie.
+        # The product takes its second factor in column order: that is the transposed weight.
         self.weight, self.scale = weight.t(), scale.t().contiguous()
         self.bias = None if linear.bias is None else linear.bias.detach().to(torch.bfloat16)
 
     def __call__(self, x: Tensor) -> Tensor:
         rows, scale = to_fp8(x.flatten(0, -2))
-        # Fast accumulation, as is usual for inference: sums are kept in fewer bits, products run at full rate.
-        fast, out = x.is_cuda, torch.bfloat16
-        mixed = torch._scaled_mm(
-            rows, self.weight, scale, self.scale, bias=self.bias, out_dtype=out, use_fast_accum=fast
-        )
-        return mixed.to(x.dtype).view(*x.shape[:-1], -1)
+        out = compat.scaled_product(rows, self.weight, scale, self.scale, self.bias)
+        return out.to(x.dtype).view(*x.shape[:-1], -1)
 
 
-class Lanes:
-    """Video on the current CUDA stream, audio beside it on another; whoever asked goes on when both are done."""
+class ConcurrentStreams:
+    """Runs video on the current CUDA stream and audio on another one beside it.
+
+    Args:
+        device: the GPU.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.side = torch.cuda.Stream(device)
 
-    # Streams are switched outside of what is compiled; what runs on them may be.
+    # CUDA streams are switched outside of compiled code; what runs on them may be compiled.
     @torch.compiler.disable(recursive=False)
-    def both(self, function: Callable[..., T], first: Pair[Any], *others: Pair[Any]) -> Pair[T]:
-        """``first.map(function, *others)``.
+    def map(self, function: Callable[..., T], first: Pair[Any], *rest: Pair[Any]) -> Pair[T]:
+        """Apply ``function`` to both streams, as ``first.map(function, *rest)``.
 
-        What one lane makes and the other reads outlives the call that reads it, so no memory is used again too early.
+        The caller's CUDA stream waits for both. Tensors that one stream makes and the other reads
+        must outlive the call, so that their memory is not used again too early.
         """
         current = torch.cuda.current_stream(self.side.device)
         self.side.wait_stream(current)
         with torch.cuda.stream(self.side):
-            audio = function(first.audio, *(other.audio for other in others))
-        video = function(first.video, *(other.video for other in others))
+            audio = function(first.audio, *(pair.audio for pair in rest))
+        video = function(first.video, *(pair.video for pair in rest))
         current.wait_stream(self.side)
         return Pair(video, audio)
 
 
 @dataclass(frozen=True)
-class Recording:
-    """A forward that can be replayed: put latents into ``given``, call ``replay``, find the velocity in ``found``."""
+class RecordedForward:
+    """A forward that can be replayed on other numbers.
 
-    given: Latents
-    found: Latents
+    Attributes:
+        inputs: where its latents lie; copy new ones here before a replay.
+        outputs: where its velocity lies after a replay.
+        replay: runs it again.
+    """
+
+    inputs: Latents
+    outputs: Latents
     replay: Callable[[], None]
 
 
-Record = Callable[[Callable[[], Latents]], tuple[Latents, Callable[[], None]]]
+# Runs a function on tensors that stay in place; returns its result and what computes it again.
+Recorder = Callable[[Callable[[], Latents]], tuple[Latents, Callable[[], None]]]
 
 
-class Graphs:
-    """A student's forwards, each recorded the second time that one of its kind is asked for and replayed from then on.
+class GraphKey(NamedTuple):
+    """What tells recorded forwards apart.
 
-    Until the ring is full every forward is the first of its kind, so a stream's beginning waits for no recording. Callable
-    like the student; views must be of one cache, whose buffers recordings write to.
+    Attributes:
+        view: the view's ``graph_key``.
+        sigma: the sigma, a number or one per group.
+    """
+
+    view: Hashable
+    sigma: Hashable
+
+
+class CudaGraphRunner:
+    """Records a student's forwards as CUDA graphs and replays them.
+
+    A forward is recorded the second time that one of its kind is asked for. Until the ring is
+    full every forward is the first of its kind, so the beginning of a stream waits for no
+    recording. Callable like the student; all views must be of one cache, whose buffers the
+    recordings write to.
 
     Args:
         model: the student.
-        recorder: of one prompt's forwards. It runs a function on what lies still, and returns its result's place and what
-            fills it again.
+        new_recorder: makes the recorder of one prompt's forwards.
     """
 
     def __init__(
-        self, model: Callable[..., Latents], recorder: Callable[[], Record] | None = None
+        self,
+        model: Callable[..., Latents],
+        new_recorder: Callable[[], Recorder] | None = None,
     ) -> None:
-        self.model, self.recorder = model, recorder or CudaRecorder
+        self.model, self.new_recorder = model, new_recorder or CudaGraphRecorder
         self._text: TextCache | None = None
         self._forget()
 
     def _forget(self) -> None:
-        self._seen: set[Hashable] = set()
-        self._recorded: dict[Hashable, Recording] = {}
-        # With its graphs a memory pool is gone for good, so the next ones need another.
-        self._record = self.recorder()
+        self._seen: set[GraphKey] = set()
+        self._recorded: dict[GraphKey, RecordedForward] = {}
+        # The memory pool goes with its last graph, so the next graphs need another recorder.
+        self._record = self.new_recorder()
 
     def __call__(self, x: Latents, sigma: Sigma, text: TextCache, view: View) -> Latents:
         """Velocity of latents, as the student gives it."""
         if text is not self._text:
+            # Recordings read the old prompt's keys and values where they lie.
             self._forget()
             self._text = text
-        kind = (view.kind, sigma)
-        if kind not in self._recorded:
-            if kind not in self._seen:
-                self._seen.add(kind)
+        key = GraphKey(view.graph_key, sigma)
+        if key not in self._recorded:
+            if key not in self._seen:
+                self._seen.add(key)
                 return self.model(x, sigma, text, view)
-            given = x.map(Tensor.clone)
-            self._recorded[kind] = Recording(
-                given, *self._record(lambda: self.model(given, sigma, text, view))
-            )
-        recording = self._recorded[kind]
-        recording.given.map(lambda place, value: place.copy_(value), x)
-        recording.replay()
-        return recording.found.map(Tensor.clone)
+            inputs = x.map(Tensor.clone)
+            outputs, replay = self._record(lambda: self.model(inputs, sigma, text, view))
+            self._recorded[key] = RecordedForward(inputs, outputs, replay)
+        recorded = self._recorded[key]
+        recorded.inputs.map(lambda place, value: place.copy_(value), x)
+        recorded.replay()
+        # A copy: the next replay overwrites the outputs.
+        return recorded.outputs.map(Tensor.clone)
 
 
-class CudaRecorder:
-    """Records into CUDA graphs that share one memory pool; their results stay alive, so any order of replays is safe."""
+class CudaGraphRecorder:
+    """Records CUDA graphs that share one memory pool.
+
+    Their outputs stay alive, so that they can be replayed in any order.
+    """
 
     def __init__(self) -> None:
         self._pool: Any = None
 
     def __call__(self, function: Callable[[], Latents]) -> tuple[Latents, Callable[[], None]]:
         graph = torch.cuda.CUDAGraph()
-        # What other threads do meanwhile, such as decoding, is none of this graph's and must not spoil it.
+        # Other threads, which decode for example, must neither enter nor spoil the recording.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            found = function()
+            outputs = function()
         self._pool = self._pool or graph.pool()
-        return found, graph.replay
+        return outputs, graph.replay

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from omniforcing.core.config import Stabiliser
 from omniforcing.model.stabiliser import Added, adopt, load_added, save_added
@@ -61,7 +64,8 @@ def load_model(
         else checkpoint.core(dtype)
     )
     kind = stabiliser or added.stabiliser or Stabiliser.sinks
-    model = DualStream(core, wanted, kind, checkpoint_activations)
+    source_of_weights = partial(_named, checkpoint) if meta else None
+    model = DualStream(core, wanted, kind, checkpoint_activations, weights=source_of_weights)
     if (
         added.stabiliser is None
         and not begins
@@ -73,10 +77,13 @@ def load_model(
             f"{source} holds nothing of {name}; set student.stabiliser to what it was trained with",
         )
     adopt(model, added, source / SINKS_FILE)
-    if meta:
-        model.weights = lambda: ((f"core.{name}", tensor) for name, tensor in checkpoint.tensors())
-        return model
-    return model.to(device)
+    return model if meta else model.to(device)
+
+
+def _named(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
+    """Weights of a checkpoint one by one, under the names that they have in a ``DualStream``."""
+    for name, tensor in checkpoint.tensors():
+        yield f"core.{name}", tensor
 
 
 def _added(checkpoint: Checkpoint, source: Path, dtype: torch.dtype | None) -> Added:

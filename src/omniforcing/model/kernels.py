@@ -1,0 +1,183 @@
+"""How the sub-layers of a transformer block compute: the plain strategy, by diffusers' own modules.
+
+``inference.fast.FastKernels`` is the other strategy. A block (``block.TransformerBlock``) asks
+its kernels for attentions and feed-forwards when it is built and for the element-wise steps when
+it runs, so its structure stands once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from omniforcing.core.latents import Latents, Pair
+from omniforcing.core.layout import Counts
+from omniforcing.model.attention import Positions, View
+from omniforcing.model.conditioning import AdaLNParams, KeyValue
+from omniforcing.model.stabiliser import gate_heads, normalise_heads
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+T = TypeVar("T")
+
+
+class StabiliserParams(NamedTuple):
+    """A stabiliser's parameters for the audio self-attention of one block, ``[heads]`` each.
+
+    Attributes:
+        qk_gain: gains of the normalised heads.
+        tanh_gate: gates of the heads.
+    """
+
+    qk_gain: Tensor | None = None
+    tanh_gate: Tensor | None = None
+
+
+NO_STABILISER = StabiliserParams()
+
+
+class ProjectedStates(NamedTuple):
+    """Un-rotated queries and keys, and values, ``[B, N, C]`` each, of the same hidden states."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+
+class Attention:
+    """One of diffusers' attention modules, taken apart where a view decides what queries see.
+
+    Args:
+        module: diffusers' module.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.heads = module, module.heads
+        self.to_q: Callable[[Tensor], Tensor] = module.to_q
+        self.to_out: Callable[[Tensor], Tensor] = module.to_out[0]
+
+    def query(self, x: Tensor) -> Tensor:
+        """Un-rotated queries ``[B, N, C]`` of hidden states."""
+        return self.module.norm_q(self.to_q(x))
+
+    def key_value(self, x: Tensor) -> KeyValue:
+        """Un-rotated keys, and values, ``[..., N, C]``, of hidden states."""
+        return KeyValue(self.module.norm_k(self.module.to_k(x)), self.module.to_v(x))
+
+    def project(self, x: Tensor, stabiliser: StabiliserParams) -> ProjectedStates:
+        """Queries, keys and values of the same hidden states ``[B, N, D]``."""
+        k, v = self.key_value(x)
+        return self._stabilised(self.query(x), k, v, stabiliser)
+
+    def _stabilised(
+        self, q: Tensor, k: Tensor, v: Tensor, stabiliser: StabiliserParams
+    ) -> ProjectedStates:
+        if stabiliser.qk_gain is not None:
+            q = normalise_heads(q, self.heads, stabiliser.qk_gain)
+            k = normalise_heads(k, self.heads)
+        return ProjectedStates(q, k, v)
+
+    def output(
+        self, x: Tensor, mixed: Tensor, stabiliser: StabiliserParams = NO_STABILISER
+    ) -> Tensor:
+        """Output projection, after the gates that a release or a stabiliser has.
+
+        Args:
+            x: hidden states of the queries, ``[B, N, D]``.
+            mixed: values mixed by the attention weights, ``[B, N, heads * head_dim]``.
+            stabiliser: parameters of the stabiliser.
+        """
+        if self.module.to_gate_logits is not None:
+            gates = 2 * torch.sigmoid(self.module.to_gate_logits(x))
+            mixed = (mixed.unflatten(-1, (self.heads, -1)) * gates.unsqueeze(-1)).flatten(2)
+        if stabiliser.tanh_gate is not None:
+            mixed = gate_heads(mixed, stabiliser.tanh_gate)
+        return self.to_out(mixed)
+
+
+class LayerView(Protocol):
+    """A view as one block sees it: its layer is known."""
+
+    def attend(self, site: str, heads: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention output ``[B, Nq, heads * head_dim]``, as ``View.attend`` gives it."""
+        ...
+
+
+class BoundView:
+    """A view and the layer that asks it."""
+
+    def __init__(self, view: View, layer: int) -> None:
+        self._view, self._layer = view, layer
+
+    def attend(self, site: str, heads: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return self._view.attend(self._layer, site, heads, q, k, v)
+
+
+class Kernels:
+    """The plain strategy: every sub-layer computes as diffusers' module does."""
+
+    # What a block asks for when it is built.
+
+    def self_attention(self, module: nn.Module) -> Attention:
+        """Attention of a stream to itself."""
+        return Attention(module)
+
+    def cross_attention(self, module: nn.Module) -> Attention:
+        """Attention of one stream to the other."""
+        return Attention(module)
+
+    def text_attention(self, module: nn.Module) -> Attention:
+        """Attention to the prompt, whose keys and values are cached."""
+        return Attention(module)
+
+    def feed_forward(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
+        """Feed-forward network of one stream."""
+        return module
+
+    def compile(self, function: Function) -> Function:
+        """Compile a part of the block that lies between attentions, if the strategy does."""
+        return function
+
+    # What a block asks for when it runs.
+
+    def normalise(self, norm: nn.Module, x: Tensor) -> Tensor:
+        """Normalise hidden states ``[B, N, D]``."""
+        return norm(x)
+
+    def modulate(self, params: AdaLNParams, x: Tensor) -> Tensor:
+        """adaLN, ``x * scale + shift``, of normalised states."""
+        return params.modulate(x)
+
+    def residual_add(self, h: Tensor, out: Tensor, gate: Tensor | None) -> Tensor:
+        """Residual add, ``h + gate * out``; the caller does not use ``h`` again."""
+        return h + out if gate is None else h + out * gate
+
+    def per_stream(self, function: Callable[..., T], first: Pair[Any], *rest: Pair[Any]) -> Pair[T]:
+        """Apply ``function`` to both streams, as ``first.map(function, *rest)``."""
+        return first.map(function, *rest)
+
+    def bind(self, view: View, layer: int) -> LayerView:
+        """A view as the block of number ``layer`` sees it."""
+        return BoundView(view, layer)
+
+    # What a model asks for.
+
+    def positions(
+        self, core: nn.Module, counts: Counts, grid: tuple[int, int], sinks: int, growing: bool
+    ) -> Positions:
+        """RoPE tables that fit the order of this strategy's query and key channels."""
+        return Positions(core, counts, grid, sinks, growing)
+
+    def context(self, device: torch.device) -> AbstractContextManager[None]:  # noqa: ARG002
+        """Context in which forwards run."""
+        return nullcontext()
+
+    def runner(self, model: Callable[..., Latents]) -> Callable[..., Latents]:
+        """What a stream calls for a forward: the model, or recorded forwards of it."""
+        return model
+
+
+PLAIN = Kernels()

@@ -1,0 +1,46 @@
+"""Private APIs of torch that training uses, each with its reason. A test fails when torch's version moves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz
+from torch.utils._pytree import register_pytree_node
+
+# The version whose private APIs these functions were written for; tests/training/test_compat.py
+# holds it against the pin in constraints.txt.
+REVIEWED = {"torch": "2.13.0"}
+
+
+def register_dataclass(kind: type[Any]) -> None:
+    """Let torch find the tensors in a dataclass.
+
+    FSDP looks for tensors in what a module's methods take and give, through torch's pytrees,
+    whose public entry point (``torch.export``) is for exported programs alone.
+    """
+    names = [field.name for field in fields(kind)]
+
+    def flatten(value: Any) -> tuple[list[Any], None]:
+        return [getattr(value, name) for name in names], None
+
+    register_pytree_node(kind, flatten, lambda values, _: kind(*values))
+
+
+def scale_in_place(tensors: Sequence[Tensor], factor: Tensor) -> None:
+    """Multiply many tensors by one factor in a few kernels; torch has no public name for it."""
+    torch._foreach_mul_(list(tensors), factor)
+
+
+def orthogonalise(update: Tensor, group: dict[str, Any]) -> Tensor:
+    """Newton-Schulz iteration of torch's Muon on a whole matrix, by a parameter group's settings."""
+    coefficients, steps, eps = group["ns_coefficients"], group["ns_steps"], group["eps"]
+    return _zeropower_via_newtonschulz(update, coefficients, steps, eps)
+
+
+def adjusted_rate(group: dict[str, Any], shape: torch.Size) -> float:
+    """Learning rate of torch's Muon for a matrix of ``shape``."""
+    return _adjust_lr(group["lr"], group["adjust_lr_fn"], shape)
