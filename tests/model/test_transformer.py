@@ -395,3 +395,21 @@ def test_a_config_key_of_a_later_architecture_is_refused_by_name() -> None:
 def test_a_window_that_would_reach_below_the_prefix_is_refused() -> None:
     with refuses("layout.window-too-large", "a window of 4", "1 to 3"):
         RolloutConfig(LAYOUTS["prefix"], GRID, (1.0,), window=4, horizon=4)
+
+
+@torch.no_grad()
+def test_a_copy_of_a_model_computes_with_its_own_weights() -> None:
+    """Blocks are built once and refer to modules; a copy's (an EMA's) must refer to the copy's."""
+    model, counts = tiny_model(), clip_latents(1)
+    twin = copy.deepcopy(model)
+    view = full_view(model, counts, GRID)
+    x, text = latents(counts), features()
+
+    def velocity(of: DualStream) -> Latents:
+        return of(x, 0.5, of.cache_text(text), view)
+
+    before = velocity(model)
+    for parameter in twin.parameters():
+        parameter.mul_(0.5)
+    assert difference(velocity(model), before) == 0
+    assert difference(velocity(twin), before) > 0.01

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +131,10 @@ def test_crops_cut_within_a_clip_do_not_count_at_the_cut(z: Tensor) -> None:
     found = {(int(known[0, 0].flatten()[0]), *counted) for _, known, counted in drawn}
     assert found == {(0, 0, 17), (8, 8, 17), (16, 8, 17), (24, 8, 25)}
     assert all(known.shape[1] == 25 and latents.shape[2] == 4 for latents, known, _ in drawn)
+
+
+def test_recomputed_activations_change_no_weight(teacher: Any, z: Tensor, tmp_path: Path) -> None:
+    kept = adapt(teacher, z, tmp_path / "kept", CONFIG)
+    recomputed = adapt(teacher, z, tmp_path / "recomputed", replace(CONFIG, recompute=True))
+    for a, b in zip(kept.parameters(), recomputed.parameters(), strict=True):
+        torch.testing.assert_close(a, b)

@@ -100,6 +100,8 @@ class CausalOde(StageModule):
         shape, device = (rows.total, self.view.count), generator.device
         points = torch.randint(len(self.sigmas), shape, generator=generator, device=device)
         point = rows.of(points)
+        # One point per block, shared by both streams: in a stream too, a block's video and audio
+        # are always at the same sigma.
         x = states.map(pick, self.spread(point))
         v = self.model(x, self.sigmas[point], self.model.cache_text(data.text), self.view)
 
@@ -107,6 +109,8 @@ class CausalOde(StageModule):
         end = states.map(lambda s: s[:, -1])
         losses = v.map(self.regress, x, end, self.spread(self.sigmas[point]))
 
+        # ``regress`` took the mean over this micro-batch's noisy latents; count them here, and
+        # those of the whole batch, to undo it.
         noisy = self.spread(self.sigmas[points] > 0)
 
         def reweight(loss: Tensor, mask: Tensor) -> Tensor:
@@ -143,6 +147,6 @@ class CausalOde(StageModule):
 
 
 def pick(states: Tensor, point: Tensor) -> Tensor:
-    """Pick state ``point [B, T]`` of ``states [B, K, T, ...]`` for every latent: ``[B, T, ...]``."""
+    """Pick state ``point [B, T]`` of ``states [B, K, T, ...]`` per latent: ``[B, T, ...]``."""
     batch = torch.arange(states.shape[0], device=states.device)[:, None]
     return states[batch, point, torch.arange(states.shape[2], device=states.device)]

@@ -28,7 +28,7 @@ from omniforcing.training.stages import (
 
 
 def cache_guided(teacher: DualStream, text: TextFeatures, unconditional: TextFeatures) -> TextCache:
-    """Cache text K/V for ``guided_x0``: the captions, then the empty prompt as often, ``[2B, ...]``."""
+    """Cache text for ``guided_x0``: B captions, then the empty prompt B times."""
     both = text.map(lambda c, u: torch.cat([c, u.to(c).expand_as(c)]), unconditional)
     return teacher.cache_text(both)
 
@@ -147,9 +147,11 @@ class DistributionMatching(StageModule):
         samples = []
         for micro_batch in micro_batches:
             text = micro_batch.data.text
+            # Named generators: the rollout's draws do not shift those of score and critic.
             x = self.generate(self.model, text, micro_batch.generator("rollout"))
             gradient = self.score(x, text, micro_batch.generator("score"))
             student.add(dmd_loss(x, gradient))
+            # The critic learns the same samples, whose graph the backward pass has freed.
             samples.append(x.map(Tensor.detach))
         norms = student.step(self.model, step)
         self.ema.update(self.model, step)

@@ -1,4 +1,4 @@
-"""Offline samplers of every model: the guided teacher, the few-step bidirectional student, the causal rollout."""
+"""Offline samplers: guided teacher, few-step bidirectional student, causal rollout."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, pairwise
 
 import torch
+from torch import Tensor
 
 from omniforcing.core.config import Config, SamplerConfig, Weights
 from omniforcing.core.latents import Latents, Pair, TextFeatures, concatenate
@@ -17,7 +18,7 @@ from omniforcing.model.rollout import Rollout, RolloutConfig, few_step, gaussian
 from omniforcing.model.student import positions_for
 from omniforcing.model.transformer import DualStream
 
-# The clean estimate of latents at a sigma that the whole batch shares.
+# Gives the clean estimate of latents ``[B, T, ...]`` at a sigma that the whole batch shares.
 Denoiser = Callable[[Latents, float], Latents]
 
 
@@ -40,19 +41,25 @@ def rollout_config(config: Config, grid: tuple[int, int]) -> RolloutConfig:
 
 
 class WholeClip:
-    """A bidirectional model on clips of one length; samplers cache a prompt's text K/V once."""
+    """A bidirectional model on clips of one length; samplers cache a prompt's text K/V once.
+
+    Args:
+        model: the model.
+        counts: latents of a clip.
+        grid: spatial tokens of a video latent, (H, W).
+    """
 
     def __init__(self, model: DualStream, counts: Counts, grid: tuple[int, int]) -> None:
         self.model, self.counts, self.grid = model, counts, grid
         self.view = full_view(model, counts, grid)
 
     def noise(self, batch: int, generator: torch.Generator) -> Latents:
-        """Where sampling starts, ``[B, T, ...]``."""
+        """Draw the noise that sampling starts from, ``[B, T, ...]``."""
         return gaussian(self.model, self.counts, self.grid, batch, generator)
 
     @torch.no_grad()
     def plain(self, text: TextFeatures) -> Denoiser:
-        """The model without guidance, as a few-step student is used."""
+        """Denoise without guidance, as a few-step student is used; text ``[B, L, D]``."""
         cache = self.model.cache_text(text)
         return lambda x, sigma: predict_x0(self.model, x, sigma, cache, self.view)
 
@@ -60,17 +67,26 @@ class WholeClip:
     def guided(
         self, text: TextFeatures, unconditional: TextFeatures, guidance: Weights
     ) -> Denoiser:
-        """The model with classifier-free guidance, as a teacher is used."""
+        """Denoise with classifier-free guidance, as a teacher is used.
+
+        Args:
+            text: features ``[B, L, D]`` of the prompts.
+            unconditional: features ``[1, L, D]`` of the empty prompt.
+            guidance: scales of video and audio.
+        """
         cache, like = cache_guided(self.model, text, unconditional), text.video
-        scale = Pair(*(like.new_full((len(like),), w) for w in (guidance.video, guidance.audio)))
-        return lambda x, sigma: guided_x0(
-            self.model, x, like.new_full((len(like),), sigma), cache, scale, self.view
-        )
+        shape = (len(like),)
+        scale = Pair(like.new_full(shape, guidance.video), like.new_full(shape, guidance.audio))
+
+        def denoise(x: Latents, sigma: float) -> Latents:
+            return guided_x0(self.model, x, like.new_full(shape, sigma), cache, scale, self.view)
+
+        return denoise
 
     def denoiser(
         self, text: TextFeatures, unconditional: TextFeatures, guidance: Weights | None
     ) -> Denoiser:
-        """The model with guidance, or without (None)."""
+        """Denoise with guidance, or without it (None)."""
         return self.plain(text) if guidance is None else self.guided(text, unconditional, guidance)
 
     def sample_guided(
@@ -80,11 +96,9 @@ class WholeClip:
         sampler: SamplerConfig,
         generator: torch.Generator,
     ) -> Latents:
-        """Guided Euler sampling, ``[B, T, ...]``; two forwards per step, as one batch."""
-        x, denoise = (
-            self.noise(len(text.video), generator),
-            self.guided(text, unconditional, sampler.guidance),
-        )
+        """Sample ``[B, T, ...]`` by guided Euler steps, two forwards each, as one batch."""
+        x = self.noise(len(text.video), generator)
+        denoise = self.guided(text, unconditional, sampler.guidance)
         *_, last = ode_states(denoise, x, sampling_sigmas(sampler.steps, sampler.shift))
         return last
 
@@ -92,21 +106,27 @@ class WholeClip:
     def sample_few_step(
         self, text: TextFeatures, sigmas: Sequence[float], generator: torch.Generator
     ) -> Latents:
-        """Few-step sampling with fresh re-noising, as Stage I trains it."""
-        noise = self.noise(len(text.video), generator)
-        return few_step(
-            self.model, noise, sigmas, self.model.cache_text(text), self.view, generator
-        )
+        """Sample ``[B, T, ...]`` in few steps with fresh noise, as Stage I trains it."""
+        noise, cached = self.noise(len(text.video), generator), self.model.cache_text(text)
+        return few_step(self.model, noise, sigmas, cached, self.view, generator)
 
 
 @torch.no_grad()
 def ode_states(denoise: Denoiser, x: Latents, sigmas: Sequence[float]) -> Iterator[Latents]:
-    """The states of the probability-flow ODE from ``x`` on, one at each of ``sigmas``, which end in 0."""
+    """Yield the states of the probability-flow ODE, one at each sigma.
+
+    Args:
+        denoise: gives clean estimates.
+        x: the first state, noise ``[B, T, ...]``.
+        sigmas: from 1 down to 0.
+    """
     yield x
     for sigma, following in pairwise(sigmas):
-        x = x.map(
-            lambda a, a0, s=sigma, n=following: euler(a, (a - a0) / s, s, n), denoise(x, sigma)
-        )
+
+        def step(a: Tensor, a0: Tensor, s: float = sigma, n: float = following) -> Tensor:
+            return euler(a, (a - a0) / s, s, n)
+
+        x = x.map(step, denoise(x, sigma))
         yield x
 
 
@@ -117,5 +137,5 @@ def sample_rollout(
     blocks: int,
     generator: torch.Generator,
 ) -> Latents:
-    """The first ``blocks`` blocks of the causal student's stream, joined."""
+    """Sample the first ``blocks`` blocks of the causal student's stream, ``[B, T, ...]``."""
     return concatenate(list(islice(Rollout(model, text, config, generator), blocks)))

@@ -63,7 +63,7 @@ class SelfForcing(DistributionMatching):
         grid: tuple[int, int],
         options: TrainingOptions = DEFAULT,
     ) -> SelfForcing:
-        """As a preset trains it; ``models``: the student, with its sinks, then teacher and critic, without."""
+        """As a preset trains it; ``models``: student (with sinks), teacher, critic (without)."""
         view: View = full_view(models[1], config.latent_counts, grid)
         if config.self_forcing.scores is ScoreMask.causal:
             positions = positions_for(models[1], config.latent_counts, grid, sinks=True)
@@ -87,6 +87,7 @@ class SelfForcing(DistributionMatching):
         batch, device = len(text.video), generator.device
         sigmas = len(self.rollout.sigmas)
         exit_step = int(torch.randint(sigmas, (), generator=generator, device=device))
+        # With gradient and once per rollout: all blocks share the text path's graph.
         own = student.cache_text(text)
         if not self.config.steered:
             texts = self.blocks * [own]
@@ -95,6 +96,7 @@ class SelfForcing(DistributionMatching):
             )
 
         steered = draw(torch.rand, (batch,), generator, device=device) < self.config.steered
+        # One switch for all rows: a rollout's forward has one prompt per row and block.
         switch = 1 + int(torch.randint(self.blocks - 1, (), generator=generator, device=device))
         former = student.cache_text(self.former_text(text, steered, generator))
         texts = switch * [former] + (self.blocks - switch) * [own]
@@ -110,7 +112,7 @@ class SelfForcing(DistributionMatching):
     def former_text(
         self, text: TextFeatures, steered: Tensor, generator: torch.Generator
     ) -> TextFeatures:
-        """Captions before the switch: a random other one where ``steered [B]``, else the own one."""
+        """Captions before the switch: a random other one where ``steered [B]``, else the own."""
         shape, device = (len(text.video),), generator.device
         place = draw(torch.rand, shape, generator, device=device) * len(self.captions.video)
         others = self.captions.map(lambda f: f[place.long().to(f.device)])

@@ -125,6 +125,7 @@ class Positions:
         tables = {
             ("own", "video"): core.rope(video),
             ("own", "audio"): core.audio_rope(audio),
+            # Cross-modal attention rotates by time alone, the first axis: audio has no others.
             ("cross", "video"): core.cross_attn_rope(video[:, :1]),
             ("cross", "audio"): core.cross_attn_audio_rope(audio[:, :1]),
         }
@@ -132,6 +133,8 @@ class Positions:
         for key, (cos, sin) in tables.items():
             cos, sin = cos.to(dtype), sin.to(dtype)
             if key[1] == "audio" and sinks:
+                # Sinks get rows of their own in front, so that a span of the stream's tokens,
+                # which counts them, is a span of the table.
                 first_cos, first_sin = cos[..., :sinks, :], sin[..., :sinks, :]
                 if not growing:
                     first_cos, first_sin = torch.ones_like(first_cos), torch.zeros_like(first_sin)
@@ -167,7 +170,15 @@ class Full:
     graph_key: Hashable = None
     group_ids: Pair[Tensor | None] = field(default_factory=lambda: Pair(None, None))
 
-    def attend(self, layer: int, site: str, heads: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # noqa: ARG002
+    def attend(
+        self,
+        layer: int,  # noqa: ARG002
+        site: str,
+        heads: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+    ) -> Tensor:
         queries, keys, axes = SITES[site]
         q = self.positions.rotate(q, axes, queries, Span(0, q.shape[1]))
         k = self.positions.rotate(k, axes, keys, Span(0, k.shape[1]))
@@ -202,10 +213,20 @@ class Masked:
             self._spans["audio"].append(audio)
         self.group_ids = Pair(_ids(self._spans["video"]), _ids(self._spans["audio"]))
 
-    def attend(self, layer: int, site: str, heads: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # noqa: ARG002
+    def attend(
+        self,
+        layer: int,  # noqa: ARG002
+        site: str,
+        heads: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+    ) -> Tensor:
         queries, keys, axes = SITES[site]
         rotate = self.positions.rotate
         outputs = []
+        # Block by block, as a stream attends: a dense mask over the clip would compute every
+        # pair of tokens, and rotations differ from block to block once past the horizon.
         for block in range(self.count):
             # Past the horizon a block takes the place in time of an earlier one of its kind, as
             # in a stream: the tokens stay where they are in the tensor, their rotation changes.
@@ -223,13 +244,23 @@ class Masked:
         """Tokens that a block sees, in as few pieces as possible."""
         spans = self._spans[stream]
         pieces = []
+        # Up to the horizon all visible blocks but the prefix follow one another: merged, they are
+        # one rotation and one slice instead of one per block.
         for past in self.table.visible(block, self.window):
             place = self.table.seen_at(block, past, self.horizon)
             pieces.append(_Piece(spans[past], spans[place]))
         return _merge(pieces)
 
-    def mix(self, site: str, block: int, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:  # noqa: ARG002
-        """Attention of one block's rotated queries to the keys they see; measurements override it."""
+    def mix(
+        self,
+        site: str,  # noqa: ARG002
+        block: int,  # noqa: ARG002
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        heads: int,
+    ) -> Tensor:
+        """Attention of one block's rotated queries to the keys they see; a measurement's hook."""
         return sdpa(q, k, v, heads)
 
 

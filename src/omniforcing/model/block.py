@@ -178,6 +178,8 @@ class TransformerBlock:
         """Self-attention and text attention of one stream, ``[B, N, D]``."""
         kernels, attention = self.kernels, layers.self_attention
         x = kernels.modulate(params.self_attention, kernels.normalise(layers.norms[0], h))
+        # Un-rotated: the view knows the tokens' places in time, and what it keeps of the keys
+        # is rotated again for every later block.
         q, k, v = attention.project(x, stabiliser)
         mixed = view.attend(layers.site, attention.heads, q, k, v)
         out = attention.output(x, mixed, stabiliser)

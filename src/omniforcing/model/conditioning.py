@@ -1,4 +1,4 @@
-"""What a sigma and a prompt decide before any latents are seen: adaLN, and the text's keys and values."""
+"""Conditioning on sigma and prompt: adaLN parameters, and the text's keys and values."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class AdaLNParams:
 
     def per_token(self, group_ids: Tensor) -> AdaLNParams:
         """One value per token, ``[B, N, D]``, for the group ``[N]`` of each token."""
-        gate = None if self.gate is None else self.gate[:, group_ids]
-        return AdaLNParams(self.scale[:, group_ids], self.shift[:, group_ids], gate)
+        scale, shift = self.scale[:, group_ids], self.shift[:, group_ids]
+        return AdaLNParams(scale, shift, None if self.gate is None else self.gate[:, group_ids])
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ class TextCache:
             self._prepared[sigma, batch] = replace(conditioning, blocks=params)
 
     def at(self, sigma: Sigma, batch: int) -> Conditioning:
-        """Conditioning of a forward at ``sigma``: a number or one per group, ``[B]`` or ``[B, G]``."""
+        """Conditioning of a forward at a number, one per group, ``[B]`` or ``[B, G]``."""
         if isinstance(sigma, Tensor):
             return self._conditioning(sigma.reshape(sigma.shape[0], -1).float())
         # What was prepared has no gradient, so training never takes it.

@@ -69,8 +69,10 @@ class Attention:
 
     def project(self, x: Tensor, stabiliser: StabiliserParams) -> ProjectedStates:
         """Queries, keys and values of the same hidden states ``[B, N, D]``."""
+        # Queries first: the order decides in which order the backward pass adds up gradients.
+        q = self.query(x)
         k, v = self.key_value(x)
-        return self._stabilised(self.query(x), k, v, stabiliser)
+        return self._stabilised(q, k, v, stabiliser)
 
     def _stabilised(
         self, q: Tensor, k: Tensor, v: Tensor, stabiliser: StabiliserParams

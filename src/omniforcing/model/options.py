@@ -1,4 +1,4 @@
-"""Options that make a stream fast; blocks stay equal up to rounding, but for fp8, which is coarser."""
+"""Options that make a stream fast. Blocks stay equal up to rounding; with fp8 they get coarser."""
 
 from __future__ import annotations
 

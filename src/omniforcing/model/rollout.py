@@ -1,4 +1,4 @@
-"""The student generating block by block from its own K/V cache (paper section 3.4, Self-Forcing)."""
+"""The student generates block by block from its own K/V cache (section 3.4, Self-Forcing)."""
 
 from __future__ import annotations
 
@@ -98,6 +98,7 @@ def few_step(
     """
     last = len(sigmas) - 1 if exit_step is None else exit_step
     for step in range(last):
+        # Backpropagation through all steps would need a graph of each; DMD needs the last alone.
         with torch.no_grad():
             x0 = predict_x0(model, x, sigmas[step], text, view)
             x = noised(x0, sigmas[step + 1], generator)
@@ -208,6 +209,8 @@ class Rollout:
                 latents at every step (inpainting).
         """
         noise, view = self._noise(), self._cache.view(0)
+        # The known latents take part in every step, noised like the rest, so that the others are
+        # generated to fit them; at the end their clean values are put back.
         student = _WithKnown(self._student, known, noise.video)
         x0 = few_step(student, noise, self.config.sigmas, self._text, view, self.generator)
         return self._take(Pair(student.replace_first(x0.video, known), x0.audio))
@@ -340,12 +343,15 @@ def train_rollout(
     Returns:
         The blocks, ``[B, T, ...]`` each.
     """
+    # Every block attends to keys and values of earlier ones: written in place, they would be
+    # changed under the graphs of the blocks that have used them.
     cache = new_cache(model, config, static=False)
     output: list[Latents] = []
     for index, text in enumerate(texts):
         noise = gaussian(model, config.table.counts(index), config.grid, batch, generator)
         view = cache.view(index)
         output.append(few_step(model, noise, config.sigmas, text, view, generator, step))
+        # Nothing reads the last block's keys and values.
         if index + 1 < len(texts):
             refresh(model, config, cache, text, index, output[-1], generator)
     return output

@@ -1,6 +1,7 @@
-"""What keeps the first audio tokens of a causal student in bounds: the parameters added to LTX-2's, and their file.
+"""Stabilisers of a causal student's first audio tokens: added parameters, and their file.
 
-The paper (table 3) names four ways and defines the first; our reading of the others is written where they act.
+The paper (table 3) names four and defines the first, the sinks; our reading of the others is
+written where they act.
 """
 
 from __future__ import annotations
@@ -25,10 +26,17 @@ WITH_SINKS = (Stabiliser.sinks, Stabiliser.sinks_rope_growing)
 def added_parameters(
     stabiliser: Stabiliser, sinks: int, width: int, layers: int, heads: int
 ) -> dict[str, nn.Parameter | None]:
-    """Parameters of a stabiliser at their start, by name; None for those of another.
+    """Make the parameters of a stabiliser, by name; None for those of the other stabilisers.
 
-    ``qk_gain`` starts at 1, where a head's logits are bounded by the root of its width; ``tanh_gate`` at 0, closed, as in
-    Flamingo.
+    ``qk_gain`` starts at 1, where a head's logits are bounded by the root of its width;
+    ``tanh_gate`` at 0, closed, as in Flamingo.
+
+    Args:
+        stabiliser: which one.
+        sinks: number of sink tokens.
+        width: width of the audio's hidden states.
+        layers: number of transformer blocks.
+        heads: audio heads of a block.
     """
     start = torch.randn(sinks, width, generator=torch.Generator().manual_seed(0)) * 0.02
     gain = nn.Parameter(torch.ones(layers, heads)) if stabiliser is Stabiliser.qk_norm else None
@@ -37,29 +45,44 @@ def added_parameters(
 
 
 def normalise_heads(x: Tensor, heads: int, gain: Tensor | None = None) -> Tensor:
-    """``qk_norm``: every head of queries or keys ``[B, N, heads * D]`` to root mean square 1, times its gain ``[heads]``.
+    """Normalise every head to root mean square 1 (stabiliser ``qk_norm``).
 
     LTX-2 normalises all heads together, so that one of them can still grow without bound.
+
+    Args:
+        x: queries or keys ``[B, N, heads * head_dim]``.
+        heads: number of heads.
+        gain: factor of each head, ``[heads]``.
     """
     normed = F.rms_norm(x.unflatten(-1, (heads, -1)), (x.shape[-1] // heads,))
     return (normed if gain is None else normed * gain.unsqueeze(-1)).flatten(-2)
 
 
 def gate_heads(mixed: Tensor, gate: Tensor) -> Tensor:
-    """``tanh_gate``: what a head ``[B, N, heads * D]`` adds, times the tanh of its learnt gate ``[heads]``."""
+    """Multiply each head's output by the tanh of its gate (stabiliser ``tanh_gate``).
+
+    Args:
+        mixed: outputs ``[B, N, heads * head_dim]``.
+        gate: learnt gates ``[heads]``.
+    """
     return (mixed.unflatten(-1, (len(gate), -1)) * gate.tanh().unsqueeze(-1)).flatten(-2)
 
 
 @dataclass(frozen=True)
 class Added:
-    """What a file holds beside LTX-2's own weights; ``stabiliser`` is None where it has none at work."""
+    """Parameters that a file holds besides LTX-2's.
+
+    Attributes:
+        tensors: by name.
+        stabiliser: what they belong to; None if there are none.
+    """
 
     tensors: dict[str, Tensor]
     stabiliser: Stabiliser | None
 
 
 def save_added(added: Mapping[str, Tensor], stabiliser: Stabiliser, path: Path) -> None:
-    """Write the parameters that are not LTX-2's, and which stabiliser they are of."""
+    """Write the parameters that are not LTX-2's, and the name of their stabiliser."""
     save_file(
         {name: p.detach().contiguous() for name, p in added.items()},
         path,
@@ -68,7 +91,10 @@ def save_added(added: Mapping[str, Tensor], stabiliser: Stabiliser, path: Path) 
 
 
 def load_added(path: Path) -> Added:
-    """Read what ``save_added`` wrote; nothing where there is no file. Files of before hold sinks and no name."""
+    """Read what ``save_added`` wrote; nothing if there is no file.
+
+    Files of older versions hold sinks and no name of a stabiliser.
+    """
     if not path.is_file():
         return Added({}, None)
     with safe_open(path, "pt") as file:
@@ -88,7 +114,12 @@ class Stabilised(Protocol):
 
 
 def adopt(model: Stabilised, added: Added, path: Path) -> None:
-    """Give a model the parameters of a file; where the file has none, they stay at their start.
+    """Give a model the parameters of a file; without any, the model's stay at their start.
+
+    Args:
+        model: the model.
+        added: the file's parameters.
+        path: the file, for messages.
 
     Raises:
         OmniForcingError: if the file is of another stabiliser, or of other sizes.

@@ -40,7 +40,7 @@ class Engine:
     Args:
         artifact: an opened artifact, or its folder.
         device: device to compute on.
-        speed: speed-ups of the student. A saved stream goes on bit for bit only with the speed-ups
+        options: what makes the student fast. A saved stream goes on bit for bit only with options
             that it was saved with.
 
     Raises:
@@ -49,16 +49,16 @@ class Engine:
     """
 
     def __init__(
-        self, artifact: Artifact | Path, device: str = "cpu", speed: InferenceOptions = DEFAULT
+        self, artifact: Artifact | Path, device: str = "cpu", options: InferenceOptions = DEFAULT
     ) -> None:
-        speed.check(torch.device(device))
+        options.check(torch.device(device))
         self.artifact = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
         folder, self.settings = self.artifact.folder, self.artifact.settings
-        self.device, self.speed = device, speed
+        self.device, self.options = device, options
         self._rollout = self.settings.rollout
         stabiliser = Stabiliser(self.settings.stabiliser)
         student = load_model(folder, self.settings.sinks, device, stabiliser=stabiliser)
-        self._student = accelerate(student, speed, release=True)
+        self._student = accelerate(student, options, release=True)
         self._codec = Codec.load(folder / "codec", device=device)
         self._text = TextEncoder.load(folder / "text", device=device)
         self._refuse_misfit()
@@ -202,4 +202,4 @@ class Engine:
 
     def _starter(self, seed: int) -> Callable[[TextFeatures], Rollout]:
         generator = step_generator(seed, 0, "stream", self.device)
-        return lambda text: Rollout(self._student, text, self._rollout, generator, self.speed)
+        return lambda text: Rollout(self._student, text, self._rollout, generator, self.options)

@@ -1,19 +1,24 @@
-"""Private APIs of torch that training uses, each with its reason. A test fails when torch's version moves."""
+"""Private APIs of libraries that training uses, each with its reason.
+
+A test fails when the version of one of them moves.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz
 from torch.utils._pytree import register_pytree_node
+from torch.utils.checkpoint import checkpoint
 
-# The version whose private APIs these functions were written for; tests/training/test_compat.py
-# holds it against the pin in constraints.txt.
-REVIEWED = {"torch": "2.13.0"}
+# The versions whose private APIs these functions were written for; tests/test_compat.py holds
+# them against the pins in constraints.txt.
+REVIEWED = {"torch": "2.13.0", "diffusers": "0.42.1"}
 
 
 def register_dataclass(kind: type[Any]) -> None:
@@ -36,7 +41,7 @@ def scale_in_place(tensors: Sequence[Tensor], factor: Tensor) -> None:
 
 
 def orthogonalise(update: Tensor, group: dict[str, Any]) -> Tensor:
-    """Newton-Schulz iteration of torch's Muon on a whole matrix, by a parameter group's settings."""
+    """Newton-Schulz iteration of torch's Muon on a whole matrix, with a group's settings."""
     coefficients, steps, eps = group["ns_coefficients"], group["ns_steps"], group["eps"]
     return _zeropower_via_newtonschulz(update, coefficients, steps, eps)
 
@@ -44,3 +49,12 @@ def orthogonalise(update: Tensor, group: dict[str, Any]) -> Tensor:
 def adjusted_rate(group: dict[str, Any], shape: torch.Size) -> float:
     """Learning rate of torch's Muon for a matrix of ``shape``."""
     return _adjust_lr(group["lr"], group["adjust_lr_fn"], shape)
+
+
+def checkpoint_blocks(decoder: nn.Module) -> None:
+    """Let a video decoder of diffusers keep its blocks' inputs alone and recompute the rest.
+
+    diffusers' own switch is a method of whole VAEs, and would recompute inside of the blocks too.
+    """
+    decoder._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+    decoder.gradient_checkpointing = True

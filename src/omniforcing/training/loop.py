@@ -1,8 +1,8 @@
-"""The one training loop: Lightning's Trainer, exact resuming, curves; in this process, or in each of a process group.
+"""The training loop: Lightning's Trainer, exact resuming, curves; also in a process group.
 
-An epoch is ``checkpoint_every`` steps. Batches of an epoch depend on the seed and the epoch alone, randomness inside a step
-on the seed and the step alone, and a checkpoint is written at every epoch's end; so a killed run that is started again ends
-in the same weights as an unbroken one.
+An epoch is ``checkpoint_every`` steps. Batches of an epoch depend on the seed and the epoch alone,
+randomness inside a step on the seed and the step alone, and a checkpoint is written at the end of
+every epoch. So a run that was killed and started again ends in the weights of an unbroken one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Probe = Callable[[], dict[str, float]]
 
 
 class _Steps(IterableDataset):
-    """``(step, batch)`` of one epoch."""
+    """Yields ``(step, batch)`` of one epoch."""
 
     def __init__(
         self, batches: Callable[[int], Iterator[Any]], epoch: int, first: int, last: int
@@ -70,7 +70,10 @@ class _Data(L.LightningDataModule):
 
 
 class _Checkpoints(Callback):
-    """A whole checkpoint at each epoch's end; where the disk is full the one before it stays, and training goes on."""
+    """Writes a checkpoint at the end of each epoch.
+
+    If the disk is full, the checkpoint before it stays and training goes on.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -82,15 +85,16 @@ class _Checkpoints(Callback):
 
 
 class _Curves(Callback):
-    """Logged values every few steps, to ``curves.csv`` (cut back to the checkpoint on resuming) and to the tracker.
+    """Writes logged values every few steps to ``curves.csv`` and to the tracker.
 
-    What the probe measures stands beside them, in the rows of the steps after which it was asked.
+    On resuming the file is cut back to the checkpoint. The probe's measurements stand in the rows
+    of the steps after which they were taken.
     """
 
     def __init__(
         self, folder: Path, every: int, log: Log | None, probe: Probe | None, probe_steps: set[int]
     ) -> None:
-        # Not named log: Lightning overwrites that attribute of every callback.
+        # Not named ``log``: Lightning overwrites that attribute of every callback.
         self.path, self.every, self.sink = folder / CURVES, every, log
         self.probe, self.probe_steps = probe, probe_steps
 
@@ -132,7 +136,7 @@ class _Curves(Callback):
 
 
 def probe_steps(steps: int, probes: int) -> set[int]:
-    """The steps of ``steps`` after which one of ``probes`` evenly spaced measurements is due."""
+    """Steps after which one of ``probes`` evenly spaced measurements is due, of ``steps`` steps."""
     return {-(-steps * n // probes) - 1 for n in range(1, probes + 1)}
 
 
@@ -152,20 +156,25 @@ def fit(
     name: str = "training",
     sharded: bool = False,
 ) -> None:
-    """Train ``module`` for ``steps`` steps, going on from the last checkpoint in ``work`` if there is one.
+    """Train a module, from the last checkpoint in ``work`` on if there is one.
 
     In a process group every process calls it alike, with its own rows of the batches.
 
     Args:
         module: a ``StageModule`` or a ``CodecTraining``, whose logged values the curves show.
-        batches: the batches of an epoch of ``trainer.checkpoint_every`` steps, a function of the epoch alone.
-        work: folder for checkpoints and curves; belongs to one process, or to one process group whose members all see it.
+        batches: the batches of an epoch of ``trainer.checkpoint_every`` steps, a function of the
+            epoch alone.
+        steps: number of steps in all.
+        work: folder for checkpoints and curves, of one process or one process group.
+        trainer: precision, device, and how often to log, measure and write checkpoints.
         log: called with logged values and step every ``trainer.log_every`` steps.
-        probe: measures the module ``trainer.probes`` times, evenly spaced, the last time after the last step.
-        sharded: the module shards itself over the process group in ``shard``.
+        probe: measures the module ``trainer.probes`` times, the last time after the last step.
+        name: label of the progress bar.
+        sharded: whether the module shards itself over the process group in ``shard``.
 
     Raises:
-        OmniForcingError: if a logged value is not finite, the data runs out, or the checkpoint is of another model.
+        OmniForcingError: if a logged value is not finite, the data runs out, or the checkpoint is
+            of another model.
     """
     work.mkdir(parents=True, exist_ok=True)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -180,7 +189,7 @@ def fit(
         max_epochs=-(-steps // every),
         reload_dataloaders_every_n_epochs=1,
         callbacks=[
-            # Before the checkpoint: what it has too many is cut on resuming.
+            # Before the checkpoint: rows after the last checkpoint are cut on resuming.
             _Curves(work, trainer.log_every, log, probe, probe_steps(steps, trainer.probes)),
             _Checkpoints(work),
             _Progress(name, steps, every),
@@ -215,7 +224,7 @@ def fit(
 
 
 class _Progress(Callback):
-    """One bar over all steps, resumed ones included, with the curves' latest values."""
+    """A progress bar over all steps, with the latest logged values."""
 
     def __init__(self, name: str, steps: int, every: int) -> None:
         self.name, self.steps, self.every = name, steps, every
@@ -245,7 +254,7 @@ class _Progress(Callback):
 
 
 class _MetricSink(L.pytorch.loggers.logger.DummyLogger):
-    """Makes Lightning collect ``logged_metrics`` without writing anything of its own."""
+    """A logger that writes nothing; without one Lightning collects no ``logged_metrics``."""
 
 
 def set_threads(count: int) -> None:

@@ -1,4 +1,4 @@
-"""How Lightning trains in a process group that stands already, whoever made it: Ray Train, torchrun or a test."""
+"""Lightning in an existing process group, made by Ray Train, torchrun or a test."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from omniforcing.training.checkpoints import publish_shards, temporary, unless_f
 
 
 class _Group(LightningEnvironment):
-    """Ranks as the process group has them."""
+    """Takes ranks from the process group."""
 
     @property
     def creates_processes_externally(self) -> bool:
@@ -44,7 +44,7 @@ class _Group(LightningEnvironment):
 
 
 class _Placed:
-    """A strategy whose process computes on the one device that it was given."""
+    """A strategy whose process computes on one given device."""
 
     parallel_devices: list[torch.device] | None
 
@@ -62,14 +62,17 @@ class _Placed:
 
 
 class Replicated(_Placed, DDPStrategy):
-    """Every process holds everything; gradients are averaged. Of student and critic a backward reaches one."""
+    """Data parallelism: every process holds whole models, gradients are averaged.
+
+    A backward pass reaches either the student or the critic, so unused parameters are expected.
+    """
 
     def __init__(self) -> None:
         super().__init__(find_unused_parameters=True)
 
 
 class Sharded(_Placed, ModelParallelStrategy):
-    """Every process holds its shard of every model, and writes it into the checkpoint, a folder."""
+    """Fully sharded data parallelism; each process writes its shards into the checkpoint folder."""
 
     def __init__(self) -> None:
         super().__init__(data_parallel_size=distributed.size(), tensor_parallel_size=1)
@@ -90,12 +93,12 @@ class Sharded(_Placed, ModelParallelStrategy):
 
 
 def strategy(sharded: bool) -> Strategy | str:
-    """Lightning's strategy for this process: its default one without a process group."""
+    """Lightning's strategy for this process; its default one without a process group."""
     if not distributed.together():
         return "auto"
     return Sharded() if sharded else Replicated()
 
 
 def environment() -> list[LightningEnvironment]:
-    """What tells Lightning its rank, as a list of plugins."""
+    """Plugins that tell Lightning its rank; none without a process group."""
     return [_Group()] if distributed.together() else []

@@ -1,4 +1,4 @@
-"""What every trained transformer stage shares: optimisers per modality, EMA, updates, micro-batches."""
+"""Base of the transformer stages: optimisers per modality, EMA, updates, micro-batches."""
 
 from __future__ import annotations
 
@@ -269,7 +269,7 @@ class StageModule(nn.Module):
             sharding.apply([self.ema.model], device)
 
     def place(self, device: torch.device) -> None:
-        """Move all models, a frozen teacher included, to a device; call before making optimisers."""
+        """Move all models, a frozen teacher included; call it before making optimisers."""
         self.to(device)
 
     def training_step(

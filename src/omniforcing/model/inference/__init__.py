@@ -1,4 +1,5 @@
-"""Fast layers, CUDA graphs, concurrent streams and fp8 for streams; equal to ``model`` up to rounding.
+"""Fast kernels, CUDA graphs, concurrent streams and fp8 for streams.
 
-For inference alone: nothing here is trained.
+``accelerate`` makes a fast student; its blocks equal the plain ones up to rounding. For inference
+alone: nothing here is trained.
 """

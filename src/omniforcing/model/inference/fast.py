@@ -240,6 +240,7 @@ class FastKernels(Kernels):
     ) -> None:
         options.check(device)
         self.options, self._release = options, release
+        self._replays = options.compiled and device.type == "cuda"
         self._concurrent = ConcurrentStreams(device) if options.concurrent else None
         if options.compiled:
             compat.allow_compilations(COMPILED_SHAPES)
@@ -320,8 +321,7 @@ class FastKernels(Kernels):
         return attention_backend(device)
 
     def runner(self, model: Callable[..., Latents]) -> Callable[..., Latents]:
-        graphs = self.options.compiled and model.sinks.is_cuda
-        return CudaGraphRunner(model) if graphs else model
+        return CudaGraphRunner(model) if self._replays else model
 
 
 class UncompiledView:

@@ -16,24 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from omniforcing.core.latents import Batch
 from omniforcing.model.transformer import DualStream
+from omniforcing.pipeline.planner import compat
 from omniforcing.training.stages import StageModule
 
 META = torch.device("meta")
-_aten = torch.ops.aten
-_FLASH = _aten._scaled_dot_product_flash_attention_for_cpu
-_FLOPS = {
-    **flop_registry,
-    _FLASH: flop_registry[_aten._scaled_dot_product_flash_attention],
-    _aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
-        _aten._scaled_dot_product_flash_attention_backward
-    ],
-}
-
-
 Moments = dict[int, int]
 
 
@@ -104,12 +93,10 @@ class _Live(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if func is _aten._local_scalar_dense.default and args[0].device == META:
+        if func is compat.LOCAL_SCALAR and args[0].device == META:
             return self.answer
         if func not in self.placed:
-            self.placed[func] = any(
-                argument.name == "device" for argument in func._schema.arguments
-            )
+            self.placed[func] = compat.takes_device(func)
         if self.placed[func]:
             kwargs["device"] = META
         if kwargs.get("generator") is not None:
@@ -117,7 +104,7 @@ class _Live(TorchDispatchMode):
         for tensor in _tensors((args, kwargs)):
             self._meet(tensor)
         out = _masked(func, args) if _picks_by_mask(func, args) else func(*args, **kwargs)
-        count = _FLOPS.get(func._overloadpacket)
+        count = compat.FLOPS.get(compat.overloads(func))
         if count is not None:
             self.trace.flops += count(*args, **kwargs, out_val=out)
         for tensor in _tensors(out):
@@ -129,16 +116,18 @@ class _Live(TorchDispatchMode):
     def _meet(self, tensor: Tensor) -> None:
         """What was made elsewhere is not counted, for as long as it lives: its address is another tensor's afterwards."""
         storage = tensor.untyped_storage()
-        if storage._cdata not in self.kinds:
-            self.kinds[storage._cdata] = "outside"
-            weakref.finalize(storage, self.kinds.pop, storage._cdata, None)
+        key = compat.storage_key(storage)
+        if key not in self.kinds:
+            self.kinds[key] = "outside"
+            weakref.finalize(storage, self.kinds.pop, key, None)
 
     def _begin(self, tensor: Tensor, kind: str = "other") -> None:
         storage = tensor.untyped_storage()
-        if storage._cdata not in self.kinds:
-            self.kinds[storage._cdata] = kind
+        key = compat.storage_key(storage)
+        if key not in self.kinds:
+            self.kinds[key] = kind
             self.live[kind] += storage.nbytes()
-            weakref.finalize(storage, self._end, storage._cdata, storage.nbytes())
+            weakref.finalize(storage, self._end, key, storage.nbytes())
 
     def _end(self, key: int, size: int) -> None:
         self.live[self.kinds.pop(key)] -= size
@@ -148,8 +137,9 @@ class _Live(TorchDispatchMode):
         assert parameter.grad is not None
         storage = parameter.grad.untyped_storage()
         self._begin(parameter.grad, "gradient")
-        if self.kinds[storage._cdata] == "other":
-            self.kinds[storage._cdata] = "gradient"
+        key = compat.storage_key(storage)
+        if self.kinds[key] == "other":
+            self.kinds[key] = "gradient"
             self.live["other"] -= storage.nbytes()
             self.live["gradient"] += storage.nbytes()
 
@@ -166,15 +156,14 @@ def _tensors(values: Any) -> Iterator[Tensor]:
 
 def _picks_by_mask(func: Any, args: Any) -> bool:
     """Whether what comes out depends on a mask's values, which nobody knows here."""
-    indexing = (_aten.index, _aten.index_put_, _aten.index_put, _aten._index_put_impl_)
-    return func._overloadpacket in indexing and any(
-        t.dtype == torch.bool for t in _tensors(args[1])
-    )
+    by_mask = compat.overloads(func) in compat.INDEXING
+    return by_mask and any(t.dtype == torch.bool for t in _tensors(args[1]))
 
 
 def _masked(func: Any, args: Any) -> Tensor:
     """As if the mask left everything: the most that there can be."""
-    return args[0].new_empty(args[0].numel()) if func._overloadpacket is _aten.index else args[0]
+    picks = compat.overloads(func) is compat.INDEX
+    return args[0].new_empty(args[0].numel()) if picks else args[0]
 
 
 class _WithoutMoments(torch.optim.Optimizer):

@@ -1,8 +1,9 @@
-"""A causal video decoder out of a non-causal one, which stays its teacher, on latents alone.
+"""Training of a causal video decoder with a non-causal one as its teacher, on latents alone.
 
-LTX-2's released decoder looks both ways in time, so it cannot be streamed exactly. The causal one has the same modules and
-starts from the same weights: every kernel keeps its taps on the past and the present, and what it had for the future falls
-on the present, as if the last frame stood still. Regression of the teacher's pictures then makes up for what is missing.
+LTX-2's released decoder looks both ways in time, so it cannot be streamed exactly. The causal
+decoder has the same modules and starts from the same weights: every kernel keeps its taps on the
+past and the present, and its taps on the future are added to the present, as if the last frame
+stood still. It then learns to regress the teacher's pictures.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from torch import Tensor
 from omniforcing.core.config import DecoderConfig
 from omniforcing.core.random import step_generator
 from omniforcing.training.codec.training import SHARPNESS, CodecTraining, LossAndLog, foreground
+from omniforcing.training.compat import checkpoint_blocks
 
 Target = Callable[[Tensor, Tensor], Tensor]
 
 
 def with_decoder(vae: Any, causal: bool) -> Any:
-    """A copy of a video VAE whose decoder is causal or not; its weights are the same."""
+    """Copy a video VAE, with a decoder that is causal or not and has the same weights."""
     twin = type(vae).from_config({**vae.config, "decoder_causal": causal})
     twin.load_state_dict(vae.state_dict())
     return twin.eval()
@@ -29,7 +31,7 @@ def with_decoder(vae: Any, causal: bool) -> Any:
 
 @torch.no_grad()
 def keep_still(decoder: Any) -> None:
-    """Turn the kernels of a non-causal decoder, in place, into those of a causal one that sees the last frame stand still."""
+    """Make a decoder's kernels causal, in place, as if the last frame stood still."""
     from diffusers.models.autoencoders.autoencoder_kl_ltx2 import LTX2VideoCausalConv3d
 
     for module in decoder.modules():
@@ -43,11 +45,14 @@ def keep_still(decoder: Any) -> None:
 
 
 class DecoderTraining(CodecTraining):
-    """A video decoder regresses pictures, in which what moves counts ``foreground_weight`` times more than what stays.
+    """A video decoder regresses pictures; moving pixels count ``foreground_weight`` times more.
 
     Args:
         decoder: the decoder alone.
-        target: pictures ``[B, 3, T, H, W]`` in [-1, 1] for latents ``[B, C, t, h, w]`` and whatever the batch brings along.
+        config: sizes, optimiser and whether activations are recomputed.
+        seed: the run's seed.
+        target: gives the pictures ``[B, 3, T, H, W]`` in [-1, 1] for latents ``[B, C, t, h, w]``
+            and the batch's known frames.
     """
 
     config: DecoderConfig
@@ -56,7 +61,8 @@ class DecoderTraining(CodecTraining):
         # Plain layout makes small 3-D convolutions several times slower on a CPU.
         super().__init__(decoder.to(memory_format=torch.channels_last_3d), config, seed)
         self.target = target
-        decoder.gradient_checkpointing = config.recompute
+        if config.recompute:
+            checkpoint_blocks(decoder)
 
     def training_step(self, step: int, batch: tuple[Tensor, Tensor, tuple[int, int]]) -> LossAndLog:
         del step  # nothing here is random or scheduled
@@ -64,7 +70,8 @@ class DecoderTraining(CodecTraining):
         pixels = self.target(z, known)
         others = pixels[:, :, torch.linspace(0, pixels.shape[2] - 1, 8).round().long()]
         weight = 1 + self.config.foreground_weight * foreground(pixels, others)
-        error, weight = (x[:, :, first:stop] for x in (self.net(z).float() - pixels, weight))
+        weight = weight[:, :, first:stop]
+        error = (self.net(z).float() - pixels)[:, :, first:stop]
         loss = (weight * (error.square() + SHARPNESS * error.abs())).mean() / weight.mean()
         return loss, {"loss": loss.detach(), "mse": error.square().mean().detach()}
 
@@ -72,14 +79,21 @@ class DecoderTraining(CodecTraining):
 def latent_crops(
     z: Tensor, frames: Tensor | None, config: DecoderConfig, seed: int
 ) -> Callable[[int], tuple[Tensor, Tensor, tuple[int, int]]]:
-    """A function from the step to latents ``[B, C, t, h, w]``, their frames uint8 ``[B, T, H, W, 3]``, and
-    the first and the end of those frames that count.
+    """Make a function from the step to a batch of crops.
 
-    At a cut within a clip, ``config.context`` latents only lend context: a decoder would be blamed for what it cannot see.
+    At a cut within a clip, ``config.context`` latents only lend context and their frames do not
+    count: the decoder lacks the latents that it would need for them.
 
     Args:
-        z: what the decoder takes, ``[N, C, T, h, w]``.
-        frames: of the same clips, ``[N, 1 + 8 (T - 1), H, W, 3]``; None if the target does without.
+        z: inputs of the decoder, ``[N, C, T, h, w]``.
+        frames: frames of the same clips, uint8 ``[N, 1 + 8 (T - 1), H, W, 3]``; None if the
+            target does not need them.
+        config: sizes of crops and batch.
+        seed: the run's seed.
+
+    Returns:
+        It gives latents ``[B, C, t, h, w]``, frames ``[B, T, H, W, 3]``, and first and end of the
+        frames that count.
     """
     length = min(config.latents, z.shape[2])
 
@@ -90,13 +104,10 @@ def latent_crops(
         cut_before, cut_behind = first > 0, first + length < z.shape[2]
         last = 8 * (length - 1)
         counted = 8 * config.context * cut_before, 1 + last - 8 * config.context * cut_behind
-        known = (
-            z.new_empty(0) if frames is None else frames[clips, 8 * first : 8 * first + last + 1]
-        )
-        return (
-            z[clips, :, first : first + length].contiguous(memory_format=torch.channels_last_3d),
-            known,
-            counted,
-        )
+        known = z.new_empty(0)
+        if frames is not None:
+            known = frames[clips, 8 * first : 8 * first + last + 1]
+        cut = z[clips, :, first : first + length]
+        return cut.contiguous(memory_format=torch.channels_last_3d), known, counted
 
     return draw

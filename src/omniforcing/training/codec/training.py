@@ -1,8 +1,9 @@
-"""Training of the codec's three parts, one module each.
+"""Training of the codec's three networks, one module each.
 
-What decides whether so small a video VAE learns at all is where it starts (``initialise_video``): its encoder begins as a
-linear projection on the principal components of its own inputs, with every residual branch silent. Crops grow from single
-frames to a second and more. Randomness inside a step follows from the seed and the step alone.
+Whether so small a video VAE learns at all depends on its start (``initialise_video``): its encoder
+begins as a linear projection on the principal components of its own inputs, with every residual
+branch silent. Crops grow from single frames to a second and more. Randomness inside a step
+depends on the seed and the step alone.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ from omniforcing.core.layout import HOP, SAMPLE_RATE
 from omniforcing.core.random import step_generator
 
 WARMUP = 60  # steps
-LOG_VARIANCE = (
-    -6.0
-)  # of a fresh posterior: 0 lets it collapse onto the prior before the latents carry anything
-CONTRAST = 0.2  # mean difference from the clip's other frames, of [-1, 1], that counts as foreground in full
-OTHERS = 8  # frames that stand for the whole clip
-SHARPNESS = 0.05  # of the absolute error, beside the squared one
+# Log-variance of a fresh posterior: at 0 it collapses onto the prior before it carries anything.
+LOG_VARIANCE = -6.0
+# Mean difference from the clip's other frames, in [-1, 1], from which on a pixel is foreground.
+CONTRAST = 0.2
+OTHERS = 8  # frames that represent the whole clip
+SHARPNESS = 0.05  # weight of the absolute error next to the squared one
 WINDOWS = (256, 512, 1024, 2048)  # samples; the longest tells apart tones that a mel frame cannot
-FIRST_FLOOR, LAST_FLOOR = 0.1, 0.01  # of a magnitude: 55 and 75 dB below a full tone
+FIRST_FLOOR, LAST_FLOOR = 0.1, 0.01  # magnitudes: 55 and 75 dB below a full tone
 SPACING = 200  # Hz between the oscillators that a vocoder starts with
-QUIET = 0.03  # of the loudness that the oscillators would have
+QUIET = 0.03  # initial loudness, as a share of the oscillators' own
 Batches = Callable[[int], Iterator[Any]]
 LossAndLog = tuple[Tensor, dict[str, Tensor]]  # the loss to minimise, and values to log by name
 
@@ -40,7 +41,8 @@ class CodecTraining(nn.Module):
     """One network of the codec: AdamW, a short warm-up, then a cosine to zero.
 
     In each step the training loop calls ``training_step``, the loss's backward and ``clip``, then
-    steps the optimiser and the schedule. For mixed precision, ``training_step`` runs under autocast.
+    steps the optimiser and the schedule. For mixed precision, ``training_step`` runs under
+    autocast.
     """
 
     def __init__(self, net: Any, config: Any, seed: int) -> None:
@@ -49,7 +51,7 @@ class CodecTraining(nn.Module):
         self.net.requires_grad_(True).train()
 
     def training_step(self, step: int, batch: Any) -> LossAndLog:
-        """Compute the loss of a batch, and what is to be logged of it."""
+        """Compute the loss of a batch, and the values to log."""
         raise NotImplementedError
 
     def configure_optimizers(self) -> tuple[Optimizer, LRScheduler]:
@@ -70,14 +72,14 @@ class CodecTraining(nn.Module):
         return nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
 
     def _latents(self, posterior: Any, step: int) -> tuple[Tensor, float]:
-        """Posterior means and no KL at first; samples and a little KL once the latents carry something."""
+        """Latents and KL weight: means without KL at first, then samples with a little KL."""
         if step < self.config.kl_from * self.config.steps:
             return posterior.mode(), 0.0
         return posterior.sample(step_generator(self.seed, step, "posterior")), self.config.kl
 
 
 class VideoVaeTraining(CodecTraining):
-    """Reconstruction in which what moves counts ``foreground_weight`` times more than what stays."""
+    """Reconstruction of pixels; moving ones count ``foreground_weight`` times more than others."""
 
     config: VideoCodecConfig
 
@@ -90,10 +92,8 @@ class VideoVaeTraining(CodecTraining):
         pixels = to_pixels(frames)
         posterior = self.net.encode(pixels).latent_dist
         z, kl_weight = self._latents(posterior, step)
-        error = (
-            self.net.decode(z.contiguous(memory_format=torch.channels_last_3d)).sample.float()
-            - pixels
-        )
+        decoded = self.net.decode(z.contiguous(memory_format=torch.channels_last_3d)).sample
+        error = decoded.float() - pixels
         weight = 1 + self.config.foreground_weight * foreground(pixels, to_pixels(others))
         loss = (weight * (error.square() + SHARPNESS * error.abs())).mean() / weight.mean()
         kl = divergence(posterior)
@@ -101,7 +101,7 @@ class VideoVaeTraining(CodecTraining):
 
 
 class AudioVaeTraining(CodecTraining):
-    """Absolute error of log-mels in which sound counts ``foreground_weight`` times more than near silence."""
+    """Reconstruction of log-mels; sound counts ``foreground_weight`` times more than silence."""
 
     config: AudioCodecConfig
 
@@ -131,7 +131,7 @@ class VocoderTraining(CodecTraining):
         return loss, {"spectra": loss.detach(), "loudness": loudness.detach()}
 
 
-# --- losses ---------------------------------------------------------------------------------------------------------------
+# --- losses --------------------------------------------------------------------------------------
 
 
 def divergence(posterior: Any) -> Tensor:
@@ -141,19 +141,30 @@ def divergence(posterior: Any) -> Tensor:
 
 
 def foreground(pixels: Tensor, others: Tensor) -> Tensor:
-    """How far ``[B, 3, T, H, W]`` differs from other frames ``[B, 3, R, H, W]`` of its clip: ``[B, 1, T, H, W]`` in [0, 1].
+    """Measure how far pixels differ from other frames of their clip.
 
-    The mean over those frames, not the distance from their median: what covers a place for more than half of the clip, as a
-    ball that bounces low, would count as background there.
+    The mean difference, not the difference from the median: an object that covers a place for
+    more than half of the clip, such as a ball that bounces low, would count as background there.
+
+    Args:
+        pixels: ``[B, 3, T, H, W]`` in [-1, 1].
+        others: frames ``[B, 3, R, H, W]`` of the same clips.
+
+    Returns:
+        ``[B, 1, T, H, W]`` in [0, 1].
     """
     apart = [(pixels - other).abs().mean(1, keepdim=True) for other in others.split(1, 2)]
     return (torch.stack(apart).mean(0) / CONTRAST).clamp(max=1)
 
 
 def spectral_distance(found: Tensor, samples: Tensor, floor: float) -> Tensor:
-    """Multi-resolution STFT loss of ``[B, 2, N]``: relative error of the magnitudes plus that of their logarithms, a scalar.
+    """Multi-resolution STFT loss: relative error of magnitudes plus error of their logarithms.
 
-    ``floor`` is added to the magnitudes (as a root of squares), so that near silence does not outweigh what is heard.
+    Args:
+        found: samples ``[B, 2, N]``.
+        samples: target ``[B, 2, N]``.
+        floor: added to the magnitudes (as a root of squares), so that near silence does not
+            outweigh audible sound.
     """
     total = found.new_zeros(())
     for window in WINDOWS:
@@ -170,20 +181,20 @@ def _magnitudes(samples: Tensor, window: int, floor: float) -> Tensor:
     return (spectrum.real.square() + spectrum.imag.square() + floor**2).sqrt()
 
 
-# --- where training starts --------------------------------------------------------------------------------------------------
+# --- where training starts -----------------------------------------------------------------------
 
 
 @torch.no_grad()
 def initialise_video(vae: Any, pixels: Tensor) -> None:
-    """Start the VAE as a linear codec of ``pixels`` ``[B, 3, T, H, W]``, T of 9 or more.
+    """Start the VAE as a linear codec of ``pixels [B, 3, T, H, W]``, T of 9 or more.
 
-    Residual branches are silent, so that space-to-depth alone leads from the patches to the latents and back; the first and
-    the last convolution of the encoder project on principal components, whitened.
+    Residual branches are silent, so that space-to-depth alone leads from the patches to the
+    latents and back; the first and the last convolution of the encoder project on principal
+    components, whitened.
     """
     for name, module in vae.named_modules():
-        if name.endswith("conv2") or (
-            "samplers" in name and hasattr(module, "stride") and hasattr(module, "conv")
-        ):
+        sampler = "samplers" in name and hasattr(module, "stride") and hasattr(module, "conv")
+        if name.endswith("conv2") or sampler:
             inner = module.conv.conv if hasattr(module.conv, "conv") else module.conv
             inner.weight.zero_()
             inner.bias.zero_()
@@ -200,7 +211,7 @@ def initialise_video(vae: Any, pixels: Tensor) -> None:
 
 @torch.no_grad()
 def initialise_audio(vae: Any, mels: Tensor) -> None:
-    """Fold the mean and deviation of log-mels ``[B, 2, T, F]`` into the first and last convolutions; whiten the latents."""
+    """Fold mean and deviation of log-mels ``[B, 2, T, F]`` into the outer convolutions; whiten."""
     mean, std = mels.mean(), mels.std()
     _fold_input(vae.encoder.conv_in.conv, mean, std)
     out = vae.encoder.conv_out.conv
@@ -218,8 +229,9 @@ def initialise_audio(vae: Any, mels: Tensor) -> None:
 def initialise_vocoder(vocoder: Any, mels: Tensor) -> None:
     """Start the vocoder as a bank of oscillators, driven by the level of log-mels ``[B, 2, T, F]``.
 
-    The last upsampler's kernels are windowed cosines and sines of evenly spaced frequencies, residual branches are silent,
-    and rectified pairs of channels cancel to a linear way out: what is left to learn is how loud and in which phase.
+    The last upsampler's kernels are windowed cosines and sines of evenly spaced frequencies,
+    residual branches are silent, and rectified pairs of channels cancel to a linear output:
+    loudness and phase are left to learn.
     """
     _fold_input(vocoder.conv_in, mels.mean(), mels.std())
     for block in vocoder.resnets:
@@ -229,10 +241,9 @@ def initialise_vocoder(vocoder: Any, mels: Tensor) -> None:
     bank = vocoder.upsamplers[-1]
     inputs, outputs, taps = bank.weight.shape
     frequencies = (torch.arange(inputs) // 2 + 0.5) * SPACING / SAMPLE_RATE
-    turns = (
-        frequencies[:, None] * (torch.arange(taps) - taps / 2)
-        + (torch.arange(inputs) % 2)[:, None] / 4
-    )
+    # Every other channel a quarter of a turn later: cosine and sine of one frequency.
+    turns = frequencies[:, None] * (torch.arange(taps) - taps / 2)
+    turns = turns + (torch.arange(inputs) % 2)[:, None] / 4
     waves = torch.cos(2 * math.pi * turns) * torch.hann_window(taps) * bank.stride[0] / taps
     signs = 1.0 - 2 * (torch.arange(outputs) % 2)
     bank.weight.copy_(waves[:, None] * signs[:, None])
@@ -251,7 +262,7 @@ def _fold_input(conv: Any, mean: Tensor, std: Tensor) -> None:
 
 
 def _inputs(module: nn.Module, run: Callable[[], Any]) -> Tensor:
-    """What ``module`` receives while ``run`` runs."""
+    """Input of ``module`` while ``run`` runs."""
     seen: list[Tensor] = []
     hook = module.register_forward_pre_hook(lambda _module, arguments: seen.append(arguments[0]))
     run()
@@ -260,7 +271,13 @@ def _inputs(module: nn.Module, run: Callable[[], Any]) -> Tensor:
 
 
 def _project_on_principal_components(conv: Any, features: Tensor, count: int) -> None:
-    """Let the first ``count`` outputs of a causal convolution be the whitened leading components of ``[B, C, T, ...]``."""
+    """Set a causal convolution to project on whitened principal components.
+
+    Args:
+        conv: the convolution; its first ``count`` outputs are set.
+        features: its inputs ``[B, C, T, ...]``.
+        count: number of components.
+    """
     flat = features.movedim(1, -1).flatten(0, -2).double()
     mean = flat.mean(0)
     values, vectors = torch.linalg.eigh((flat - mean).T @ (flat - mean) / len(flat))
@@ -272,11 +289,11 @@ def _project_on_principal_components(conv: Any, features: Tensor, count: int) ->
     conv.bias[:count] = -(rows @ mean).to(conv.bias.dtype)
 
 
-# --- batches ----------------------------------------------------------------------------------------------------------------
+# --- batches -------------------------------------------------------------------------------------
 
 
 def batches_of(draw: Callable[[int], Any], steps: int, every: int) -> Batches:
-    """The batches of an epoch of ``every`` steps, of which ``draw(step)`` makes each."""
+    """Batches by epoch, for epochs of ``every`` steps; ``draw(step)`` makes each batch."""
     every = min(every, steps)
 
     def batches(epoch: int) -> Iterator[Any]:
@@ -287,7 +304,7 @@ def batches_of(draw: Callable[[int], Any], steps: int, every: int) -> Batches:
 
 
 def crop_at(crops: list[CropConfig], done: float) -> CropConfig:
-    """The leg of the curriculum that is under way when the share ``done`` of all steps lies behind."""
+    """The leg of the curriculum after the share ``done`` of all steps."""
     for crop in crops:
         done -= crop.share
         if done < 0:
@@ -298,10 +315,16 @@ def crop_at(crops: list[CropConfig], done: float) -> CropConfig:
 def video_crops(
     frames: Tensor, config: VideoCodecConfig, seed: int
 ) -> Callable[[int], tuple[Tensor, Tensor]]:
-    """A function from the step to crops uint8 ``[B, t, H, W, 3]`` and frames ``[B, R, H, W, 3]`` from all over
-    their clips, by which ``foreground`` tells what moves.
+    """Make a function from the step to a batch of video crops.
 
-    ``frames`` is ``[N, T, H, W, 3]``.
+    Args:
+        frames: clips, uint8 ``[N, T, H, W, 3]``.
+        config: the curriculum.
+        seed: the run's seed.
+
+    Returns:
+        It gives crops ``[B, t, H, W, 3]``, and frames ``[B, R, H, W, 3]`` from all over their
+        clips, by which ``foreground`` tells what moves.
     """
     spread = torch.linspace(0, frames.shape[1] - 1, OTHERS).round().long()
 
@@ -311,12 +334,8 @@ def video_crops(
         length = min(crop.frames, frames.shape[1])
         clips = torch.randint(len(frames), (crop.batch,), generator=generator)
         starts = torch.randint(frames.shape[1] - length + 1, (crop.batch,), generator=generator)
-        cut = torch.stack(
-            [
-                frames[c, s : s + length]
-                for c, s in zip(clips.tolist(), starts.tolist(), strict=True)
-            ]
-        )
+        places = zip(clips.tolist(), starts.tolist(), strict=True)
+        cut = torch.stack([frames[c, s : s + length] for c, s in places])
         mirrored = bool(torch.rand((), generator=generator) < 0.5)
         others = frames[clips[:, None], spread]
         return (cut.flip(3), others.flip(3)) if mirrored else (cut, others)
@@ -325,7 +344,7 @@ def video_crops(
 
 
 def mel_crops(mels: Tensor, config: AudioCodecConfig, seed: int) -> Callable[[int], Tensor]:
-    """A function from the step to crops ``[B, 2, 1 + 100 seconds, F]`` of log-mels ``[N, 2, T, F]``."""
+    """Make a function from the step to crops ``[B, 2, t, F]`` of log-mels ``[N, 2, T, F]``."""
     length = min(1 + 100 * config.seconds, mels.shape[2])
 
     def draw(step: int) -> Tensor:
@@ -338,9 +357,17 @@ def mel_crops(mels: Tensor, config: AudioCodecConfig, seed: int) -> Callable[[in
 def sound_crops(
     mels: Tensor, decoded: Tensor, samples: Tensor, config: VocoderConfig, seed: int
 ) -> Callable[[int], tuple[Tensor, Tensor]]:
-    """A function from the step to log-mels ``[B, 2, m, F]`` and their samples ``[B, 2, 160 m]``.
+    """Make a function from the step to log-mels ``[B, 2, m, F]`` and samples ``[B, 2, 160 m]``.
 
-    Half of the log-mels are those of the clips, half what the audio VAE makes of them, which is what the vocoder will get.
+    Half of the log-mels are those of the clips, half are decoded by the audio VAE: the vocoder
+    will be used on the latter.
+
+    Args:
+        mels: log-mels of the clips, ``[N, 2, T, F]``.
+        decoded: the same, encoded and decoded by the audio VAE.
+        samples: samples of the clips, ``[N, 2, 160 (T - 1)]``.
+        config: sizes of crops and batch.
+        seed: the run's seed.
     """
 
     def draw(step: int) -> tuple[Tensor, Tensor]:
