@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from omniforcing.core.config import ClipsConfig, ClusterConfig, project_root
-from omniforcing.data.encode import Encoder, Task
+from omniforcing.data.encode import Encoder, EncodingTask
 from omniforcing.data.shards import plan_shards, publish_shards, write_shards
 from omniforcing.data.sources import read_clips, write_clips
 from omniforcing.data.tars import indices
@@ -44,7 +44,7 @@ def measure(
 ) -> dict[str, float]:
     """Encode all shards into ``work``; clips per second over all, and once each of ``workers`` has finished a shard."""
     work.mkdir()
-    tasks = [Task(path, index) for path, index in indices(shards, "shards").items()]
+    tasks = [EncodingTask(path, index) for path, index in indices(shards, "shards").items()]
     times: list[tuple[float, int]] = []
     began = time.monotonic()
     build = partial(Encoder, shards, work, KEPT / "codec", "cpu", BATCH)

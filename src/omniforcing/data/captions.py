@@ -1,6 +1,6 @@
-"""Captions of a folder of videos: one json, jsonl or csv of ``video, caption``, or a .txt beside each video.
+"""Captions of a folder of videos: one JSON, JSONL or CSV file, or a .txt beside each video.
 
-Names match whatever Unicode form a file system or an editor chose for their accents.
+Names of videos match in any Unicode form that a file system or an editor chose for accents.
 """
 
 from __future__ import annotations
@@ -20,23 +20,33 @@ FORMATS = (".json", ".jsonl", ".csv")
 
 
 def same_name(name: str) -> str:
-    """The form of a relative file name under which captions and files meet."""
+    """Normalise a relative file name, so that names in captions and of files compare equal."""
     return unicodedata.normalize("NFC", name.strip().replace("\\", "/").removeprefix("./"))
 
 
 @dataclass
 class Captions:
-    """Captions by video name. ``repeated`` are the videos that the file captions twice, ``file`` is None without a file."""
+    """Captions by name of their video.
+
+    Attributes:
+        file: the caption file; None if there is none.
+        texts: caption per normalised name.
+        repeated: names to which the file gives different captions.
+    """
 
     file: Path | None = None
     texts: dict[str, str] = field(default_factory=dict)
     repeated: set[str] = field(default_factory=set)
 
     def of(self, folder: Path, name: str) -> str:
-        """The caption of a video by its name relative to ``folder``: from the file, or from the .txt beside it.
+        """Return the caption of a video: from the caption file, or from the .txt beside the video.
+
+        Args:
+            folder: folder of the videos.
+            name: name of the video, relative to the folder.
 
         Raises:
-            Rejected: captioned twice, no caption, unreadable caption.
+            Rejected: if the video has no caption, different ones, or one that cannot be read.
         """
         key, beside = same_name(name), (folder / name).with_suffix(".txt")
         if key in self.repeated:
@@ -57,10 +67,16 @@ class Captions:
 
 
 def find_captions(folder: Path, named: str | None) -> Captions:
-    """Read ``named`` (a path from here or from ``folder``), or else the only ``captions.{json,jsonl,csv}`` of the folder.
+    """Read the caption file of a folder of videos.
+
+    Args:
+        folder: folder of the videos.
+        named: path of the caption file, from the working folder or from ``folder``; None for the
+            only ``captions.{json,jsonl,csv}`` of the folder, if there is one.
 
     Raises:
-        OmniForcingError: if the named file does not exist, there are several, or the file cannot be read.
+        OmniForcingError: if the named file does not exist, the folder holds several caption files,
+            or the file cannot be read.
     """
     if named is not None:
         places = [Path(named), folder / named]
@@ -77,16 +93,21 @@ def find_captions(folder: Path, named: str | None) -> Captions:
     if len(found) > 1:
         raise OmniForcingError(
             "data.several-caption-files",
-            f"{folder} holds {' and '.join(path.name for path in found)}; name one with clips.captions",
+            f"{folder} holds {' and '.join(path.name for path in found)}; "
+            "name one with clips.captions",
         )
     return read_captions(found[0]) if found else Captions()
 
 
 def read_captions(path: Path) -> Captions:
-    """Read a caption file: json (a list of objects, or {video: caption}), jsonl or csv with a header, in UTF-8.
+    """Read a caption file in UTF-8.
+
+    Args:
+        path: JSON (a list of objects with ``video`` and ``caption``, or an object of captions by
+            video), JSONL of such objects, or CSV with a header ``video,caption``.
 
     Raises:
-        OmniForcingError: naming the file, the place in it and what was expected there.
+        OmniForcingError: if the file cannot be read or an entry is malformed; names the place.
     """
     readers = {".json": _json, ".jsonl": _jsonl, ".csv": _csv}
     if path.suffix.lower() not in readers:
@@ -114,7 +135,8 @@ def _add(captions: Captions, where: str, entry: Any) -> None:
     if not isinstance(video, str) or not isinstance(caption, str):
         raise OmniForcingError(
             "data.malformed-captions",
-            f"{captions.file}, {where}: expected a text `video` and a text `caption`, found {entry!r:.80}",
+            f"{captions.file}, {where}: expected a text `video` and a text `caption`, "
+            f"found {entry!r:.80}",
         )
     key = same_name(video)
     if captions.texts.setdefault(key, caption) != caption:
@@ -154,7 +176,8 @@ def _csv(path: Path, text: str) -> Iterator[tuple[str, Any]]:
         if not {"video", "caption"} <= set(rows.fieldnames or ()):
             raise OmniForcingError(
                 "data.malformed-captions",
-                f"{path}: expected a first line `video,caption`, found {text[:60].splitlines()[:1]}",
+                f"{path}: expected a first line `video,caption`, "
+                f"found {text[:60].splitlines()[:1]}",
             )
         yield from ((f"line {rows.line_num}", row) for row in rows)
     except csv.Error as error:
@@ -165,5 +188,5 @@ def _csv(path: Path, text: str) -> Iterator[tuple[str, Any]]:
 
 
 def missing_videos(captions: Captions, names: Iterable[str]) -> list[str]:
-    """Captioned videos that are not among the names of files, in order."""
+    """List captioned videos, sorted, that are not among ``names``."""
     return sorted(captions.texts.keys() - {same_name(name) for name in names})

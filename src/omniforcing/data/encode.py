@@ -31,26 +31,26 @@ from omniforcing.data.work import Done, Runner, in_process
 
 
 @dataclass(frozen=True)
-class Task:
-    """One shard of clips to encode."""
+class EncodingTask:
+    """A shard of clips to encode, with its index."""
 
     path: Path
     index: dict[str, Any]
 
 
 class Encoder:
-    """Holds a codec and encodes shards of clips into ``work``."""
+    """Worker that holds a codec and encodes shards of clips into ``work``."""
 
     def __init__(self, shards: Path, work: Path, codec: Path, device: str, batch: int) -> None:
         self.shards, self.work, self.batch = shards, work, batch
         self.codec = Codec.load(codec, device)
         self.grid = self.codec.spatial(self.codec.height, self.codec.width)
 
-    def __call__(self, task: Task, done: Done) -> None:
+    def __call__(self, task: EncodingTask, done: Done) -> None:
         if not is_done(self.work, task.path.stem):
             write_shard(self.work, task.path.stem, self._samples(task, done))
 
-    def _samples(self, task: Task, done: Done) -> Iterator[dict[str, Any]]:
+    def _samples(self, task: EncodingTask, done: Done) -> Iterator[dict[str, Any]]:
         raw, form = read_tar(task.path, task.index, MEMBERS), shard_form(self.shards)
         while part := list(islice(raw, self.batch)):
             media = [decode_media(form, task.path, sample) for sample in part]
@@ -69,8 +69,8 @@ class Encoder:
             done(len(part))
 
 
-class Reader:
-    """Holds a text encoder and writes the features of captions into a folder."""
+class CaptionEncoder:
+    """Worker that holds a text encoder and writes the features of captions into a folder."""
 
     def __init__(self, codec: Path, device: str) -> None:
         self.encoder = TextEncoder.load(codec / "text", device)
@@ -88,20 +88,29 @@ def encode_shards(
     batch: int,
     run: Runner = in_process,
 ) -> dict[str, Any]:
-    """Encode every clip of ``shards`` into ``folder``; finished shards in ``work`` are not made again.
+    """Encode all clips and captions of a shard folder, with a progress bar.
 
     Args:
-        codec: the folder of the codec and, in its ``text/``, the text encoder.
-        device: where each worker's codec computes.
+        shards: output folder of stage shards.
+        folder: folder to fill.
+        work: folder of finished shards; a later call goes on from what it holds.
+        codec: folder of the codec, with the text encoder in ``text/``.
+        device: device of each worker's codec.
         batch: clips encoded at a time.
-        run: where: here, or on a cluster that sees all folders under the same paths.
+        run: runs the work in this process, or on a cluster that sees all folders under the same
+            paths.
+
+    Returns:
+        Numbers of clips and of distinct captions.
 
     Raises:
         LayoutError: if a clip does not give exactly 1+3K video and 1+25K audio latents.
         OmniForcingError: if a shard is damaged.
     """
     found = indices(shards, "shards")
-    missing = [Task(path, index) for path, index in found.items() if not is_done(work, path.stem)]
+    missing = [
+        EncodingTask(path, index) for path, index in found.items() if not is_done(work, path.stem)
+    ]
     total, left = (
         sum(index["n"] for index in found.values()),
         sum(task.index["n"] for task in missing),
@@ -113,5 +122,5 @@ def encode_shards(
     captions: set[str] = set()
     for path, index in found.items():
         captions |= {sample["txt"].decode() for sample in read_tar(path, index, MEMBERS)}
-    run(partial(Reader, codec, device), [(folder, sorted(captions))], lambda _: None)
+    run(partial(CaptionEncoder, codec, device), [(folder, sorted(captions))], lambda _: None)
     return {"clips": total, "captions": len(captions)}

@@ -1,4 +1,4 @@
-"""``omniforcing inspect``: what a folder of shards, latents or trajectories holds, as a table and a contact sheet."""
+"""``omniforcing inspect``: table and contact sheet of shards, latents or trajectories."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ MEMBERS = {
 }
 SHOWN_CAPTIONS = 12
 SHEET_CLIPS = 8
-STRIP_WIDTH, TILE, BAND, TEXT, MARGIN = 960, 96, 80, 16, 8  # pixels of a row of the sheet
+# Sizes of the contact sheet, pixels.
+STRIP_WIDTH, TILE, BAND, TEXT, MARGIN = 960, 96, 80, 16, 8
 RANGE = 3.0  # standard deviations at which a latent's colour saturates
 Image = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Item:
-    """A sample as the table needs it."""
+    """Caption and JSON of a sample, for the table."""
 
     key: str
     caption: str
@@ -56,10 +57,18 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def inspect_folder(folder: Path, out: Path | None = None) -> str:
-    """The table of a folder; with ``out``, a contact sheet of a few of its samples too. Every sample is read and checked.
+    """Read and check every sample of a folder.
+
+    Args:
+        folder: output folder of stage shards, latents or trajectories.
+        out: contact sheet to write, of a few samples; None for none.
+
+    Returns:
+        The table, as text.
 
     Raises:
-        OmniForcingError: if the folder is none of the kinds, a shard is damaged, or the sheet cannot be written.
+        OmniForcingError: if the folder is of another kind, a shard is damaged, or the sheet cannot
+            be written.
     """
     if not folder.is_dir():
         raise OmniForcingError(
@@ -100,7 +109,7 @@ def _read(folder: Path, kind: str) -> Iterator[tuple[Path, dict[str, Any]]]:
         yield from ((path, raw) for raw in read_tar(path, index, MEMBERS[kind]))
 
 
-# --- table ------------------------------------------------------------------------------------------------------------
+# --- table ---
 
 
 def _table(folder: Path, kind: str, manifest: dict[str, Any], items: list[Item]) -> Iterator[str]:
@@ -124,7 +133,8 @@ def _table(folder: Path, kind: str, manifest: dict[str, Any], items: list[Item])
 def _source(info: dict[str, Any]) -> str:
     if info.get("source") != "file":
         return str(info.get("source", "unknown"))
-    return f"{info['width']}x{info['height']} at {info['fps']:g} fps, {info['rate']} Hz, {info['channels']} channels"
+    picture = f"{info['width']}x{info['height']} at {info['fps']:g} fps"
+    return f"{picture}, {info['rate']} Hz, {info['channels']} channels"
 
 
 def _counted(title: str, counts: Counter[str]) -> Iterator[str]:
@@ -138,11 +148,11 @@ def _counted(title: str, counts: Counter[str]) -> Iterator[str]:
         yield f"{'...':>8}  and {len(counts) - SHOWN_CAPTIONS} more"
 
 
-# --- contact sheet ----------------------------------------------------------------------------------------------------
+# --- contact sheet ---
 
 
 def _row(folder: Path, kind: str, path: Path, raw: dict[str, Any]) -> tuple[str, Image]:
-    """A sample's heading and picture [h, STRIP_WIDTH, 3]; time runs from left to right through both of its parts."""
+    """Draw a sample: heading and picture ``[h, STRIP_WIDTH, 3]``; time runs from left to right."""
     parts = _media(folder, path, raw) if kind == "shards" else _heat(raw)
     gap = np.full((2, STRIP_WIDTH, 3), 255, np.uint8)
     return f"{path.stem}/{raw['__key__']}  {raw['txt'].decode()}", np.concatenate(
@@ -151,7 +161,7 @@ def _row(folder: Path, kind: str, path: Path, raw: dict[str, Any]) -> tuple[str,
 
 
 def _media(folder: Path, path: Path, raw: dict[str, Any]) -> tuple[Image, Image]:
-    """Frames over the log-mel spectrogram: each frame stands at the middle of the time that it stands for."""
+    """Draw frames above the log-mel spectrogram, each frame at the middle of its time."""
     import torch
 
     from omniforcing.data.shards import decode_media, shard_form
@@ -168,15 +178,22 @@ def _media(folder: Path, path: Path, raw: dict[str, Any]) -> tuple[Image, Image]
 
 
 def _heat(raw: dict[str, Any]) -> tuple[Image, Image]:
-    """Latents as heat: a column per latent, a row per channel and place of the picture, per channel of the sound."""
+    """Draw latents as heat maps.
+
+    A column per latent; a row per channel and place of the picture, and per channel of the sound.
+    """
     from safetensors.torch import load
 
     stored = load(raw["safetensors"])
     # Trajectories have a leading dimension of sigmas: the last is the clean end.
     video = stored["video"][-1] if stored["video"].ndim == 5 else stored["video"]
     audio = stored["audio"][-1] if stored["audio"].ndim == 3 else stored["audio"]
-    rows = video.float().movedim(1, -1).flatten(0, -2).numpy(), audio.float().T.numpy()
-    return tuple(_scaled(_coloured(x, -RANGE, RANGE, "RdBu_r"), BAND) for x in rows)  # type: ignore[return-value]
+
+    def heat(rows: NDArray[Any]) -> Image:
+        return _scaled(_coloured(rows, -RANGE, RANGE, "RdBu_r"), BAND)
+
+    picture = video.float().movedim(1, -1).flatten(0, -2).numpy()
+    return heat(picture), heat(audio.float().T.numpy())
 
 
 def _coloured(values: NDArray[Any], low: float, high: float, name: str) -> Image:

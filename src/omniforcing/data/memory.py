@@ -1,4 +1,4 @@
-"""Decoded clips of a split, in memory as tensors."""
+"""Clips of a split, decoded into memory as tensors."""
 
 from __future__ import annotations
 
@@ -15,20 +15,37 @@ from omniforcing.core.latents import Pair
 from omniforcing.data.shards import decode_media, read_raw, shard_form
 from omniforcing.data.tars import indices
 
-# Frames that a training holds in memory: of clips of 4 s, 7200 of 64x64 pixels, 1800 of 128x128.
+# Most frames that a training holds in memory: 7200 clips of 4 s at 64x64 pixels, 1800 at 128x128.
 LARGEST_BYTES = 8 * 2**30
 
 
 def clips_of(shards: Path, split: str, count: int | None = None) -> Pair[Tensor]:
-    """The first ``count`` clips (None: all) of a split in memory: uint8 [N, T, H, W, 3] and float32 [N, 2, S]."""
+    """Decode the first ``count`` clips of a split (None: all).
+
+    Returns:
+        Frames uint8 ``[N, T, H, W, 3]`` and samples float32 ``[N, 2, S]``.
+    """
     return Pair(*(stack(shards, split, kind, count) for kind in ("video", "audio")))
 
 
 def stack(
     shards: Path, split: str, kind: str, count: int | None = None, largest: int | None = None
 ) -> Tensor:
-    """The frames (``kind`` video) or samples (audio) of the first ``count`` clips of a split; if ``largest`` bytes do not hold
-    them, of as many as they hold, evenly spaced among them. Each clip is in memory once.
+    """Decode the frames or samples of a split's clips; each clip is in memory only once.
+
+    Args:
+        shards: output folder of stage shards.
+        split: the split.
+        kind: ``video`` or ``audio``.
+        count: number of clips, from the first on; None for all.
+        largest: most bytes to hold; None for no limit. If the clips take more, as many are decoded
+            as fit, evenly spaced.
+
+    Returns:
+        Frames uint8 ``[N, T, H, W, 3]`` or samples float32 ``[N, 2, S]``.
+
+    Raises:
+        OmniForcingError: if the split has no clips.
     """
     form, found = shard_form(shards), min(count or sys.maxsize, clips_in(shards, split))
     stored = islice(read_raw(shards, split), found)
@@ -39,7 +56,8 @@ def stack(
     if (head := next(stored, None)) is None:
         raise OmniForcingError(
             "data.no-clips",
-            f"{shards} has no {split} clips; set clips.count and clips.heldout so that each split has some",
+            f"{shards} has no {split} clips; "
+            "set clips.count and clips.heldout so that each split has some",
         )
     first = decoded(*head)
     wanted = found if largest is None else min(found, max(1, largest // first.nbytes))
@@ -52,5 +70,5 @@ def stack(
 
 
 def clips_in(shards: Path, split: str) -> int:
-    """How many clips a split has."""
+    """Number of clips of a split."""
     return sum(index["n"] for index in indices(shards, "shards", split).values())

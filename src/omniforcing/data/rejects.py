@@ -1,4 +1,4 @@
-"""What could not be used, counted by reason, and what could not be written, told in a sentence."""
+"""Rejects: files and clips that cannot be used, with the reason, and their share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from omniforcing.core.errors import OmniForcingError
 
 @dataclass(frozen=True)
 class Reject:
-    """A file, or the clip of it that starts at ``start`` seconds, and why it was left out."""
+    """A file or clip that was left out.
+
+    Attributes:
+        name: name of the file.
+        start: start of the clip in the file, seconds; None for the whole file.
+        reason: kind of the fault; rejects are counted by it.
+        detail: what exactly is wrong.
+    """
 
     name: str
     start: float | None
@@ -24,7 +31,7 @@ class Reject:
 
 
 def summary(rejects: list[Reject]) -> dict[str, Any]:
-    """Rejects as json: each of them, and their number by reason."""
+    """Return rejects for a manifest: each of them, and their number by reason."""
     counts = Counter(reject.reason for reject in rejects)
     return {
         "rejects": [asdict(reject) for reject in rejects],
@@ -33,10 +40,10 @@ def summary(rejects: list[Reject]) -> dict[str, Any]:
 
 
 def refuse_share(rejects: list[Reject], accepted: int, most: float, what: str) -> None:
-    """Stop if nothing is left, or if the share of rejects exceeds ``most``.
+    """Raise if nothing is left, or if the share of rejects exceeds ``most``.
 
     Raises:
-        OmniForcingError: with the count of each reason and the first of the rejects.
+        OmniForcingError: with the count of each reason, and the first reject.
     """
     total = len(rejects) + accepted
     if accepted and len(rejects) <= most * total:
@@ -49,7 +56,8 @@ def refuse_share(rejects: list[Reject], accepted: int, most: float, what: str) -
     first = rejects[0]
     raise OmniForcingError(
         "data.too-many-rejects",
-        f"{len(rejects)} of {total} {what} cannot be used ({reasons}; the first is {first.name}: {first.detail}); "
+        f"{len(rejects)} of {total} {what} cannot be used "
+        f"({reasons}; the first is {first.name}: {first.detail}); "
         f"mend them or raise clips.max_reject_share from {most:g}",
     )
 

@@ -1,7 +1,8 @@
-"""The shards stage: clips of one form in WebDataset tars, written shard by shard and read back with checks.
+"""Clips of one form in WebDataset tars: planned, written shard by shard, read back with checks.
 
-Which clips a shard holds is planned before anything is decoded: so a rejected clip moves no other, the same inputs give the
-same bytes, and a killed run goes on with the first shard that has no index.
+The clips of a shard are planned before anything is decoded. A rejected clip therefore moves no
+other, the same inputs give the same bytes, and a killed run goes on with the first shard that has
+no index.
 """
 
 from __future__ import annotations
@@ -32,7 +33,13 @@ MEMBERS = frozenset({"mp4", "txt", "json"})
 
 @dataclass(frozen=True)
 class Cut:
-    """One planned clip: cut number ``cut`` of a file, stored under ``key``."""
+    """A planned clip.
+
+    Attributes:
+        key: key of its sample.
+        entry: the file that it is cut from.
+        cut: number of the cut in that file.
+    """
 
     key: str
     entry: Entry
@@ -40,8 +47,16 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """One planned shard."""
+class ShardPlan:
+    """A planned shard.
+
+    Attributes:
+        name: name of the tar without suffix.
+        split: split of all its clips.
+        cuts: its clips, in order.
+        form: size and length of its clips.
+        crf: quality of the video, x264's constant rate factor.
+    """
 
     name: str
     split: str
@@ -51,13 +66,19 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """Covers all that the shard's bytes depend on besides the files' content, and not where the files lie."""
+        """Digest of everything that the shard's bytes depend on, except the content of the files.
+
+        Paths do not count: a folder of videos may move.
+        """
         cuts = [replace(cut, entry=replace(cut.entry, path="")) for cut in self.cuts]
         return digest({"schema": SCHEMA, **asdict(replace(self, cuts=tuple(cuts)))})
 
 
-def plan_shards(entries: list[Entry], form: Form, per_shard: int, crf: int) -> list[Plan]:
-    """Spread the clips of each split over shards of ``per_shard``; keys number the clips of all splits together."""
+def plan_shards(entries: list[Entry], form: Form, per_shard: int, crf: int) -> list[ShardPlan]:
+    """Spread the clips of each split over shards of ``per_shard``.
+
+    Keys number the clips of all splits together.
+    """
     cuts = [
         Cut(f"{n:06d}", entry, cut)
         for n, (entry, cut) in enumerate((e, c) for e in entries for c in range(e.cuts))
@@ -67,7 +88,7 @@ def plan_shards(entries: list[Entry], form: Form, per_shard: int, crf: int) -> l
         mine = [cut for cut in cuts if cut.entry.split == split]
         for number, first in enumerate(range(0, len(mine), per_shard)):
             plans.append(
-                Plan(
+                ShardPlan(
                     f"{split}-{number:06d}",
                     split,
                     tuple(mine[first : first + per_shard]),
@@ -78,13 +99,17 @@ def plan_shards(entries: list[Entry], form: Form, per_shard: int, crf: int) -> l
     return plans
 
 
-def write_shards(plans: list[Plan], work: Path, run: Runner = in_process) -> None:
-    """Write every planned shard into ``work`` that is not there yet, with a progress bar of clips per second.
+def write_shards(plans: list[ShardPlan], work: Path, run: Runner = in_process) -> None:
+    """Write every planned shard that is not in ``work`` yet, with a progress bar.
 
-    ``run`` says where: here, or on a cluster that sees ``work`` and the clips under the same paths.
+    Args:
+        plans: the shards.
+        work: folder of finished shards; a later call goes on from what it holds.
+        run: runs the work in this process, or on a cluster that sees ``work`` and the clips under
+            the same paths.
 
     Raises:
-        OmniForcingError: if the disk is full; finished shards stay and are not made again.
+        OmniForcingError: if the disk is full; finished shards stay.
     """
     work.mkdir(parents=True, exist_ok=True)
     missing = [plan for plan in plans if not _is_done(plan, work)]
@@ -95,21 +120,21 @@ def write_shards(plans: list[Plan], work: Path, run: Runner = in_process) -> Non
 
 @dataclass(frozen=True)
 class Packer:
-    """Writes planned shards into ``work``."""
+    """Worker that writes planned shards into ``work``."""
 
     work: Path
 
-    def __call__(self, plan: Plan, done: Done) -> None:
+    def __call__(self, plan: ShardPlan, done: Done) -> None:
         if not _is_done(plan, self.work):
             extra: dict[str, Any] = {"split": plan.split, "plan": plan.digest, "rejects": []}
             write_tar(_tar(self.work, plan), _samples(plan, extra["rejects"], done), extra)
 
 
-def _tar(folder: Path, plan: Plan) -> Path:
+def _tar(folder: Path, plan: ShardPlan) -> Path:
     return folder / f"{plan.name}.tar"
 
 
-def _is_done(plan: Plan, work: Path) -> bool:
+def _is_done(plan: ShardPlan, work: Path) -> bool:
     path = _tar(work, plan)
     return (
         path.is_file()
@@ -118,8 +143,10 @@ def _is_done(plan: Plan, work: Path) -> bool:
     )
 
 
-def _samples(plan: Plan, rejects: list[dict[str, Any]], done: Done) -> Iterator[dict[str, Any]]:
-    # The cuts of a file follow each other: it is opened, and its sound decoded, once.
+def _samples(
+    plan: ShardPlan, rejects: list[dict[str, Any]], done: Done
+) -> Iterator[dict[str, Any]]:
+    # Cuts of a file follow each other, so the file is opened and its sound decoded only once.
     for path, cuts in groupby(plan.cuts, key=lambda cut: cut.entry.path):
         recording = None
         for cut in cuts:
@@ -134,7 +161,7 @@ def _samples(plan: Plan, rejects: list[dict[str, Any]], done: Done) -> Iterator[
             done(1)
 
 
-def _sample(plan: Plan, cut: Cut, recording: Recording) -> dict[str, Any]:
+def _sample(plan: ShardPlan, cut: Cut, recording: Recording) -> dict[str, Any]:
     start, seconds = recording.start(cut.cut), plan.form.seconds
     info = {
         **cut.entry.provenance,
@@ -153,12 +180,15 @@ def _sample(plan: Plan, cut: Cut, recording: Recording) -> dict[str, Any]:
 
 
 def publish_shards(
-    plans: list[Plan], work: Path, folder: Path, max_reject_share: float
+    plans: list[ShardPlan], work: Path, folder: Path, max_reject_share: float
 ) -> dict[str, Any]:
-    """Move the finished shards of ``work`` into ``folder`` and write its manifest; returns the counts of clips and the rejects.
+    """Move finished shards from ``work`` into ``folder`` and write its manifest.
+
+    Returns:
+        Counts of clips per split, and the rejects.
 
     Raises:
-        OmniForcingError: if more than ``max_reject_share`` of the planned clips was rejected.
+        OmniForcingError: if a larger share than ``max_reject_share`` of the clips was rejected.
     """
     made = {_tar(work, plan): read_index(_tar(work, plan)) for plan in plans}
     rejects = [Reject(**reject) for index in made.values() for reject in index["rejects"]]
@@ -177,13 +207,15 @@ def publish_shards(
 
 
 def read_shards(folder: Path, split: str | None = None) -> Iterator[dict[str, Any]]:
-    """The clips of a shard folder in order, of one split or of all.
+    """Yield the clips of a shard folder in order, of one split or of all.
 
-    Each is a dict: ``key``, ``media`` (Pair of frames uint8 [1+24K, H, W, 3] and samples float32 [2, 16000K]), ``caption``
-    and ``provenance``.
+    Yields:
+        ``key``, ``media`` (frames uint8 ``[1+24K, H, W, 3]``, samples float32 ``[2, 16000K]``),
+        ``caption`` and ``provenance``.
 
     Raises:
-        OmniForcingError: naming the shard, if it is missing, damaged or incomplete, or a clip has not the manifest's form.
+        OmniForcingError: if a shard is missing, damaged or incomplete, or a clip has another form
+            than the manifest says.
     """
     form = shard_form(folder)
     for path, raw in read_raw(folder, split):
@@ -196,36 +228,42 @@ def read_shards(folder: Path, split: str | None = None) -> Iterator[dict[str, An
 
 
 def shard_form(folder: Path) -> Form:
-    """The form of the clips in a shard folder.
+    """Read size and length of the clips in a shard folder.
 
     Raises:
-        OmniForcingError: if the folder is not one of the stage shards.
+        OmniForcingError: if the folder is not an output of stage shards.
     """
     return Form(**require_kind(folder, "shards")["form"])
 
 
 def read_raw(folder: Path, split: str | None = None) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Each sample's shard and its members as bytes, undecoded.
+    """Yield the shard and the undecoded members of every sample.
 
     Raises:
-        OmniForcingError: naming the shard, if it is missing, damaged or incomplete.
+        OmniForcingError: if a shard is missing, damaged or incomplete.
     """
     for path, index in indices(folder, "shards", split).items():
         yield from ((path, raw) for raw in read_tar(path, index, MEMBERS))
 
 
 def decode_media(form: Form, path: Path, raw: dict[str, Any]) -> Pair[Any]:
-    """The picture and sound of a raw sample of the shard ``path``.
+    """Decode picture and sound of a raw sample.
+
+    Args:
+        form: expected size and length.
+        path: shard of the sample, for errors.
+        raw: members of the sample as bytes.
 
     Raises:
-        FileError: naming the shard and the sample, if they cannot be decoded or have another form.
+        FileError: if the sample cannot be decoded or has another form.
     """
     try:
         media = read_mp4(raw["mp4"])
     except Rejected as error:
         raise FileError(
             "data.damaged-shard",
-            f"shard {path}: sample {raw['__key__']} cannot be decoded ({error}); make the shards again",
+            f"shard {path}: sample {raw['__key__']} cannot be decoded ({error}); "
+            "make the shards again",
         ) from error
     expected = (
         (clip_frames(form.seconds), form.height, form.width, 3),
@@ -235,6 +273,7 @@ def decode_media(form: Form, path: Path, raw: dict[str, Any]) -> Pair[Any]:
     if found != expected:
         raise FileError(
             "data.damaged-shard",
-            f"shard {path}: sample {raw['__key__']} is {found}, expected {expected}; make the shards again",
+            f"shard {path}: sample {raw['__key__']} is {found}, expected {expected}; "
+            "make the shards again",
         )
     return media

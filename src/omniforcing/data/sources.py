@@ -1,7 +1,8 @@
-"""Where clips come from: the synthetic world, or a folder of videos with captions. Both become one ``clips.jsonl``.
+"""Sources of clips: the synthetic world, or a folder of videos with captions.
 
-A line is one file: path, caption, split, how many clips of K seconds can be cut from it, and provenance. Synthetic clips are
-written as mp4 files and then take the same way as anybody's videos.
+Both write one ``clips.jsonl``, a line per file: path, caption, split, number of clips of K seconds
+that can be cut from it, provenance. Synthetic clips are written as MP4 files and then go the same
+way as users' videos.
 """
 
 from __future__ import annotations
@@ -26,11 +27,8 @@ from omniforcing.media.files import Rejected, encode_mp4
 from omniforcing.pocket.synthetic import make_clip
 
 CLIPS = "clips.jsonl"
-TRAIN, HELDOUT, DUETS = SPLITS = (
-    "train",
-    "heldout",
-    "duets",
-)  # the last: clips of two balls, held out as well
+# duets: clips of two balls, held out from training like heldout.
+TRAIN, HELDOUT, DUETS = SPLITS = ("train", "heldout", "duets")
 VIDEO_SUFFIXES = {
     ".mp4",
     ".mov",
@@ -46,15 +44,24 @@ VIDEO_SUFFIXES = {
     ".wmv",
     ".3gp",
 }
-# Synthetic clips are encoded a second time into shards; here nearly nothing is lost, so that shards.crf alone decides.
+# Stage shards encodes synthetic clips a second time. Nearly lossless here, so that shards.crf alone
+# decides the quality.
 SYNTHETIC_CRF = 4
-# A small folder cannot spare clips.heldout clips: at most this share of it is held out.
+# Largest share of a folder that is held out: a small one cannot spare clips.heldout clips.
 MOST_HELDOUT = 0.25
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One file of ``clips.jsonl``: ``path`` absolute or relative to the clips folder, ``cuts`` clips of K seconds."""
+    """A line of ``clips.jsonl``: one source file.
+
+    Attributes:
+        path: absolute, or relative to the clips folder.
+        caption: text that describes picture and sound.
+        split: one of ``SPLITS``.
+        cuts: number of clips of K seconds that it holds.
+        provenance: where it comes from; kept in every sample.
+    """
 
     path: str
     caption: str
@@ -64,12 +71,19 @@ class Entry:
 
 
 def write_clips(clips: ClipsConfig, seed: int, folder: Path) -> dict[str, Any]:
-    """Fill ``folder`` with ``clips.jsonl``, a manifest with the rejects, and the mp4 files of synthetic clips.
+    """Write ``clips.jsonl``, a manifest with the rejects, and the MP4 files of synthetic clips.
 
-    Returns the counts: clips per split, files, rejects by reason.
+    Args:
+        clips: config of the clips.
+        seed: seed of synthetic clips.
+        folder: an empty folder to fill.
+
+    Returns:
+        Content of the manifest: clips per split, number of files, rejects by reason.
 
     Raises:
-        OmniForcingError: if the folder or the captions cannot be read, or more than ``clips.max_reject_share`` is rejected.
+        OmniForcingError: if the source folder or the captions cannot be read, or a larger share
+            than ``clips.max_reject_share`` is rejected.
     """
     rejects: list[Reject] = []
     if clips.source == "synthetic":
@@ -96,7 +110,7 @@ def write_clips(clips: ClipsConfig, seed: int, folder: Path) -> dict[str, Any]:
 
 
 def read_clips(folder: Path) -> list[Entry]:
-    """The entries of a clips folder, with absolute paths.
+    """Read the entries of a clips folder, with absolute paths.
 
     Raises:
         OmniForcingError: if ``clips.jsonl`` is missing or a line of it is not an entry.
@@ -122,7 +136,7 @@ def _synthetic(clips: ClipsConfig, seed: int, folder: Path) -> Iterator[Entry]:
     train = clips.count - clips.heldout
     for index in range(clips.count + clips.heldout_duets):
         split = TRAIN if index < train else HELDOUT if index < clips.count else DUETS
-        # Spread evenly over the training clips.
+        # Duets are spread evenly over the training clips.
         duet = split == DUETS or (
             split == TRAIN and int((index + 1) * clips.duets) > int(index * clips.duets)
         )
@@ -142,7 +156,10 @@ def _synthetic(clips: ClipsConfig, seed: int, folder: Path) -> Iterator[Entry]:
 
 
 def _folder(clips: ClipsConfig, rejects: list[Reject]) -> Iterator[Entry]:
-    """Probe every video below ``clips.folder``; yield the usable ones (as training clips), collect the rejects."""
+    """Probe every video below ``clips.folder``; yield usable ones as training clips.
+
+    Rejects are added to ``rejects``.
+    """
     folder = Path(clips.folder or "").expanduser().absolute()
     if not folder.is_dir():
         raise OmniForcingError(
@@ -186,7 +203,7 @@ def _entry(folder: Path, name: str, caption: str, form: Form) -> Entry:
 
 
 def _videos(folder: Path, captions: Captions) -> list[str]:
-    """Names below ``folder``, sorted, of the files that end like a video or have a caption; hidden ones are left out."""
+    """List files below ``folder`` with a video's suffix or a caption, sorted, none hidden."""
     files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     names = (
         path.as_posix() for path in files if not any(part.startswith(".") for part in path.parts)
@@ -199,12 +216,16 @@ def _videos(folder: Path, captions: Captions) -> list[str]:
 
 
 def _hold_out(entries: list[Entry], heldout: int) -> list[Entry]:
-    """Mark whole files as held out, in the order of their names' hashes: at least one, and up to ``heldout`` clips."""
+    """Mark whole files as held out: at least one, with up to ``heldout`` clips together.
+
+    Files are taken in the order of their names' hashes, so that few of them change sides when
+    others are added.
+    """
     wanted = min(heldout, max(1, int(MOST_HELDOUT * sum(entry.cuts for entry in entries))))
     if heldout and len(entries) == 1:
         raise OmniForcingError(
             "data.too-few-clips",
-            f"only {entries[0].path} can be used: a second video is needed to hold out from training",
+            f"only {entries[0].path} can be used; add a second video, to hold out from training",
         )
     chosen: set[str] = set()
     count = 0

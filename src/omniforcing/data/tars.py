@@ -1,7 +1,8 @@
-"""WebDataset tars that a reader can trust: byte-deterministic, whole or absent, each with an index of what it must hold.
+"""WebDataset tars with an index: deterministic bytes, complete or absent.
 
-webdataset itself reads a tar that ends early at a member's border as if it were complete; the index beside each tar
-(``train-000000.json`` for ``train-000000.tar``: samples, bytes, sha256, and what the writer adds) is what notices.
+webdataset reads a tar that was cut off between two members as if it were complete. The index beside
+each tar (``train-000000.json`` for ``train-000000.tar``) holds number of samples, bytes, sha256 and
+what its writer adds, so that readers notice.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _AGAIN = "make the folder again with its stage, or copy it again"
 
 
 def dumps(value: Any) -> str:
-    """Json for inside a tar: sorted and without spaces, so that equal values are equal bytes."""
+    """Write JSON sorted and without spaces, so that equal values are equal bytes."""
     return json.dumps(
         value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False
     )
@@ -31,18 +32,27 @@ def dumps(value: Any) -> str:
 def write_tar(
     path: Path, samples: Iterable[dict[str, Any]], extra: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Write samples to the tar ``path``, then its index, which is returned.
+    """Write samples to a tar, then its index.
 
-    A sample is a dict of ``__key__`` (no dots) and members by suffix: bytes, text, or for ``json`` any json value. The tar
-    appears when it is complete and the index after it, so an index vouches for its tar. ``extra`` goes into the index; it is
-    read when the samples are exhausted, so that their generator may fill it.
+    The tar appears when it is complete and the index after it, so an index vouches for its tar.
+
+    Args:
+        path: the tar.
+        samples: dictionaries of ``__key__`` (without dots) and members by suffix: bytes, text, or
+            any JSON value for ``json``.
+        extra: further entries of the index; read after the last sample, so that the generator of
+            the samples may fill it.
+
+    Returns:
+        The index.
 
     Raises:
-        OmniForcingError: if the disk is full; nothing is left behind then.
+        OmniForcingError: if the disk is full; nothing is left behind.
     """
     from webdataset import TarWriter
 
-    # What a killed writer left; one that lives on elsewhere, taken for dead, loses its file and fails.
+    # Files of killed writers. A writer elsewhere that was only believed dead loses its file and
+    # fails.
     for left in path.parent.glob(f".{path.name}.*.part"):
         left.unlink(missing_ok=True)
     partial = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.part")
@@ -86,10 +96,14 @@ def _as_bytes(value: Any) -> bytes:
 
 
 def require_kind(folder: Path, kind: str) -> dict[str, Any]:
-    """The manifest of the output folder of a stage; its ``kind`` says which stage: clips, shards, latents, trajectories.
+    """Read the manifest of a stage's output folder.
+
+    Args:
+        folder: the folder.
+        kind: stage that must have written it: clips, shards, latents or trajectories.
 
     Raises:
-        OmniForcingError: if the folder is not one of that kind.
+        OmniForcingError: if the folder is of another kind.
     """
     manifest: dict[str, Any] = read_json(folder / MANIFEST)
     if manifest.get("kind") != kind:
@@ -102,20 +116,21 @@ def require_kind(folder: Path, kind: str) -> dict[str, Any]:
 
 
 def read_index(path: Path) -> dict[str, Any]:
-    """The index of the tar ``path``.
+    """Read the index of a tar.
 
     Raises:
-        FileError: if it is missing or not json.
+        FileError: if it is missing or not JSON.
     """
     index: dict[str, Any] = read_json(path.with_suffix(".json"))
     return index
 
 
 def indices(folder: Path, kind: str, split: str | None = None) -> dict[Path, dict[str, Any]]:
-    """The tars of a folder in order with their indices: of one split (how names begin) or of all.
+    """Read the indices of a folder's tars, in order, of one split or of all.
 
     Raises:
-        OmniForcingError: if the folder is of another kind or holds no such tar, or one is missing or not of its index's size.
+        OmniForcingError: if the folder is of another kind or holds no such tar, or a tar is missing
+            or has another size than its index says.
     """
     begin = f"{split}-" if split else ""
     listed = sorted(require_kind(folder, kind)["files"])
@@ -135,16 +150,18 @@ def indices(folder: Path, kind: str, split: str | None = None) -> dict[Path, dic
         if path.stat().st_size != index["bytes"]:
             raise FileError(
                 "data.damaged-shard",
-                f"shard {path} has {path.stat().st_size} bytes where its index says {index['bytes']}; {_AGAIN}",
+                f"shard {path} has {path.stat().st_size} bytes where its index says "
+                f"{index['bytes']}; {_AGAIN}",
             )
     return found
 
 
 def read_tar(path: Path, index: dict[str, Any], members: Set[str]) -> Iterator[dict[str, Any]]:
-    """The samples of a tar in order, through webdataset: ``__key__`` and the bytes of each member.
+    """Yield the samples of a tar in order: ``__key__`` and the bytes of each member.
 
     Raises:
-        FileError: naming the shard, if it is damaged, a sample lacks a member, or their number is not the index's.
+        FileError: if the tar is damaged, a sample lacks a member, or the number of samples differs
+            from the index.
     """
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
@@ -170,9 +187,7 @@ def read_tar(path: Path, index: dict[str, Any], members: Set[str]) -> Iterator[d
 def _next(path: Path, samples: Iterator[dict[str, Any]], count: int) -> dict[str, Any] | None:
     try:
         return next(samples, None)
-    except (
-        Exception
-    ) as error:  # tarfile and webdataset raise many kinds, all of them for a damaged file
+    except Exception as error:  # tarfile and webdataset raise many kinds for a damaged file
         raise FileError(
             "data.damaged-shard",
             f"shard {path} is damaged after sample {count} ({error.args[0]}); {_AGAIN}",

@@ -1,7 +1,8 @@
-"""Tensor shards: WebDataset tars whose samples hold a ``.safetensors``, a ``.txt`` caption and a ``.json``.
+"""Shards of tensors: WebDataset tars of latents or trajectories with captions.
 
-Latents and trajectories are both kept so. Shards are whole or absent (``tars.py``); text features stand once per caption in
-``text.safetensors`` beside them, row i for entry i of ``captions.json``, the empty caption first.
+A sample holds a ``.safetensors``, a ``.txt`` (caption) and a ``.json``. Text features are stored
+once per caption beside the tars: row i of ``text.safetensors`` belongs to entry i of
+``captions.json``, the empty caption first.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ TEXT_FILE, CAPTIONS_FILE = "text.safetensors", "captions.json"
 def to_sample(
     key: str, tensors: dict[str, Tensor], caption: str, info: dict[str, Any]
 ) -> dict[str, Any]:
-    """A WebDataset sample as ``tars.write_tar`` takes it."""
+    """Build a sample for ``tars.write_tar``."""
     return {
         "__key__": key,
         "safetensors": save({k: v.contiguous() for k, v in tensors.items()}),
@@ -44,29 +45,37 @@ def to_sample(
 
 
 def is_done(work: Path, name: str) -> bool:
-    """Whether a shard is in ``work``, whole."""
+    """Whether ``work`` holds a shard with its index."""
     return all((work / f"{name}{suffix}").is_file() for suffix in (".tar", ".json"))
 
 
 def write_shard(work: Path, name: str, samples: Iterable[dict[str, Any]]) -> None:
-    """Write one shard into ``work``, whole or not at all."""
+    """Write one shard with its index into ``work``."""
     write_tar(work / f"{name}.tar", samples, {"split": name.rpartition("-")[0]})
 
 
 def commit_shards(
     work: Path, folder: Path, kind: str, grid: tuple[int, int], shards: Iterable[str]
 ) -> None:
-    """Move the finished shards of ``work`` into ``folder`` with a manifest of that kind and grid.
+    """Move finished shards from ``work`` into ``folder`` and write its manifest.
+
+    Args:
+        work: folder of finished shards.
+        folder: output folder of the stage.
+        kind: stage: latents or trajectories.
+        grid: rows and columns of a video latent.
+        shards: names of the shards.
 
     Raises:
-        OmniForcingError: naming a shard that is not there; none is moved then.
+        OmniForcingError: if a shard is missing; none is moved then.
     """
     shards = list(shards)
     missing = [name for name in shards if not is_done(work, name)]
     if missing:
         raise OmniForcingError(
             "cluster.no-shared-storage",
-            f"shard {missing[0]} is not in {work} though its worker wrote it; the data must lie on storage that all nodes share",
+            f"shard {missing[0]} is not in {work} though its worker wrote it; "
+            "the data must lie on storage that all nodes share",
         )
     for name in shards:
         for suffix in (".tar", ".json"):
@@ -75,7 +84,7 @@ def commit_shards(
 
 
 def write_text(folder: Path, encoder: TextEncoder, captions: list[str]) -> None:
-    """Encode every distinct caption once, the empty one first."""
+    """Write features of every distinct caption, the empty one first."""
     distinct = ["", *sorted(set(captions) - {""})]
     parts = [encoder.encode(distinct[i : i + 64]).to("cpu") for i in range(0, len(distinct), 64)]
     features = {name: torch.cat([getattr(p, name) for p in parts]) for name in ("video", "audio")}
@@ -84,21 +93,26 @@ def write_text(folder: Path, encoder: TextEncoder, captions: list[str]) -> None:
 
 
 def copy_text(source: Path, folder: Path) -> None:
-    """Take another folder's text features."""
+    """Copy the text features of another folder."""
     for name in (TEXT_FILE, CAPTIONS_FILE):
         shutil.copyfile(source / name, folder / name)
 
 
 @dataclass(frozen=True)
 class TextTable:
-    """Stored features of captions."""
+    """Stored text features.
+
+    Attributes:
+        captions: row of each caption.
+        features: ``[N, L, D]`` per stream.
+    """
 
     captions: dict[str, int]
     features: TextFeatures
 
     @classmethod
     def load(cls, folder: Path) -> TextTable:
-        """Read what ``write_text`` wrote.
+        """Read the files that ``write_text`` wrote.
 
         Raises:
             OmniForcingError: if the files are missing or do not belong together.
@@ -108,7 +122,8 @@ class TextTable:
         if len(captions) != stored["video"].shape[0]:
             raise OmniForcingError(
                 "data.stale-text",
-                f"{folder / TEXT_FILE} has {stored['video'].shape[0]} rows for {len(captions)} captions; encode again",
+                f"{folder / TEXT_FILE} has {stored['video'].shape[0]} rows for {len(captions)} "
+                "captions; encode again",
             )
         return cls({c: i for i, c in enumerate(captions)}, Pair(stored["video"], stored["audio"]))
 
@@ -118,28 +133,37 @@ class TextTable:
         return self.of([""])
 
     def of(self, captions: list[str]) -> TextFeatures:
-        """Features ``[B, L, D]`` of known captions.
+        """Return features ``[B, L, D]`` of captions.
 
         Raises:
-            OmniForcingError: naming a caption that was not encoded.
+            OmniForcingError: if a caption was not encoded.
         """
         unknown = [c for c in captions if c not in self.captions]
         if unknown:
             raise OmniForcingError(
                 "data.unknown-caption",
-                f"caption {unknown[0]!r} has no stored features; run the latents stage on these clips",
+                f"caption {unknown[0]!r} has no stored features; "
+                "run the latents stage on these clips",
             )
         rows = torch.tensor([self.captions[c] for c in captions])
         return self.features.map(lambda f: f[rows])
 
 
 def to_tokens(video: Tensor, audio: Tensor) -> Latents:
-    """Stored ``[..., C, T, H, W]`` and ``[..., T, C]`` to model latents ``[..., T, S, C]`` and ``[..., T, C]``."""
+    """Convert stored latents to the model's tokens.
+
+    Args:
+        video: ``[..., C, T, H, W]``.
+        audio: ``[..., T, C]``.
+
+    Returns:
+        Video ``[..., T, S, C]`` with S = H W, audio ``[..., T, C]``, both float32.
+    """
     return Pair(video.flatten(-2).movedim(-3, -1).float(), audio.float())
 
 
 def from_tokens(latents: Latents, grid: tuple[int, int]) -> dict[str, Tensor]:
-    """The inverse of ``to_tokens``, as named tensors."""
+    """Convert the model's tokens to stored latents, by name; inverse of ``to_tokens``."""
     return {"video": latents.video.movedim(-1, -3).unflatten(-1, grid), "audio": latents.audio}
 
 
@@ -147,9 +171,9 @@ class TensorShards:
     """Reader of one split of a folder of tensor shards.
 
     Args:
-        folder: of latents or trajectories.
+        folder: output folder of stage latents or trajectories.
         split: ``train``, ``heldout`` or ``duets``.
-        expected: latents per sample; any other count is refused with the sentence that says which is off.
+        expected: latents per sample; a sample with other counts is refused.
     """
 
     def __init__(self, folder: Path, split: str, expected: Counts) -> None:
@@ -163,9 +187,16 @@ class TensorShards:
         return sum(index["n"] for index in self.shards.values())
 
     def batches(self, size: int, count: int, seed: int, epoch: int) -> Iterator[Batch]:
-        """``count`` shuffled batches of an epoch, a function of seed and epoch alone; samples come again if they must.
+        """Yield shuffled batches of an epoch, a function of seed and epoch alone.
 
-        Each of several processes that train together gets its rows of the same batches, and decodes no others.
+        Each of the processes that train together gets its own rows of the same batches, and decodes
+        no others.
+
+        Args:
+            size: samples per batch, all processes together.
+            count: number of batches; samples repeat if the split has fewer.
+            seed: seed of the run.
+            epoch: number of the epoch.
         """
         import webdataset as wds
 
@@ -189,7 +220,7 @@ class TensorShards:
             yield self._collate([self._decode(raw) for raw in batch])
 
     def samples(self) -> Iterator[tuple[str, Latents, str, dict[str, Any]]]:
-        """Every sample once, in order: key, latents without batch, caption, json."""
+        """Yield every sample once, in order: key, latents without batch, caption, JSON."""
         for path, index in self.shards.items():
             for raw in read_tar(path, index, MEMBERS):
                 yield raw["__key__"], *self._decode(raw)
@@ -201,7 +232,8 @@ class TensorShards:
         if found != self.expected:
             raise OmniForcingError(
                 "data.wrong-length",
-                f"{self.folder}, sample {raw['__key__']}: {found.video} video and {found.audio} audio latents, expected "
+                f"{self.folder}, sample {raw['__key__']}: {found.video} video and "
+                f"{found.audio} audio latents, expected "
                 f"{self.expected.video} and {self.expected.audio}; encode the clips again",
             )
         return latents, raw["txt"].decode(), json.loads(raw["json"])

@@ -1,7 +1,8 @@
-"""A stage's shards as independent pieces of work: who makes one is the runner's business, what it holds is not.
+"""Shards of a stage as independent tasks, made in this process or by a pool of workers.
 
-A worker is built once, wherever it runs, from something that pickles, holds what is dear (a codec, a model), and makes one
-shard after the other; a shard is whole or absent (``tars.py``), so one that was under way when its worker died is made again.
+A runner builds each worker once, where it runs, with a function that can be pickled. A worker loads
+what takes long to load (a codec, a model) and makes one shard after the other. A shard is complete
+or absent (``tars.py``), so one whose worker dies is made again.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ Runner = Callable[[Callable[[], Worker], Sequence[Any], Done], None]
 
 
 def in_process(build: Callable[[], Worker], tasks: Sequence[Any], done: Done) -> None:
-    """One worker, here, one task after the other; nothing is built when there is nothing to do."""
+    """Run tasks one after the other in this process; builds no worker if there are none."""
     if tasks:
         worker = build()
         for task in tasks:
