@@ -1,23 +1,31 @@
 """Files are whole or absent, whatever kills the writer; manifests notice any change."""
 
+import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from omniforcing.core.files import (
     atomic_dir,
     atomic_write,
+    disk_full,
     folder_digest,
     forget_origins,
+    new_file,
     read_json,
+    refusal,
     tree_digest,
     verify_manifest,
     write_json,
     write_manifest,
+    writing,
 )
 from tests.support.refusals import refuses
 
@@ -68,11 +76,14 @@ def test_killed_writer_leaves_nothing_behind_for_long(tmp_path: Path) -> None:
 
 
 def test_another_live_writer_is_left_alone(tmp_path: Path) -> None:
-    other = tmp_path / f".out.tmp-{os.getppid()}"
-    other.mkdir()
+    host = socket.gethostname()
+    alive, dead = (tmp_path / f".out.tmp-{host}-{pid}-ab" for pid in (os.getppid(), 2**30))
+    elsewhere = tmp_path / f".out.tmp-{host}.elsewhere-{os.getppid()}-ab"
+    for folder in (alive, dead, elsewhere):
+        folder.mkdir()
     with atomic_dir(tmp_path / "out"):
         pass
-    assert other.is_dir()
+    assert {path.name for path in tmp_path.iterdir()} == {"out", alive.name}
 
 
 def test_atomic_write_and_json_round_trip(tmp_path: Path) -> None:
@@ -87,6 +98,49 @@ def test_atomic_write_and_json_round_trip(tmp_path: Path) -> None:
     assert path.read_bytes() == b"\x00"
     with refuses("file.unreadable", "a.json"):
         read_json(path)
+
+
+@pytest.mark.parametrize("write", [atomic_write, new_file, atomic_dir])
+def test_an_unwritable_place_is_one_sentence(tmp_path: Path, write: Callable[..., Any]) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "below", tmp_path / ("x" * 300)):
+        with refuses("file.cannot-write", path):
+            if write is atomic_write:
+                atomic_write(path, "")
+            else:
+                with write(path):
+                    pass
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (errno.ENOSPC, "disk.full"),
+        (errno.EDQUOT, "disk.full"),
+        (errno.EFBIG, "disk.full"),
+        (errno.EROFS, "disk.read-only"),
+        (errno.EACCES, "file.no-permission"),
+        (errno.EPERM, "file.no-permission"),
+        (errno.EIO, None),
+    ],
+)
+def test_what_the_disk_refuses_is_told_with_the_file(number: int, code: str | None) -> None:
+    for error, path in (
+        (OSError(number, os.strerror(number), "a.tar"), None),
+        (OSError(number, os.strerror(number)), Path("a.tar")),
+    ):
+        told = refusal(error, path)
+        assert (told and told.code) == code
+        assert told is None or "a.tar" in str(told)
+    assert disk_full(error) == (code == "disk.full")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_no_space_left_is_told_and_other_errors_are_not_hidden() -> None:
+    with refuses("disk.full", "shard.tar"), writing(Path("shard.tar")):
+        Path("/dev/full").write_bytes(b"x" * 100_000)
+    with pytest.raises(PermissionError), writing(Path("shard.tar")):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def test_manifest_names_the_missing_and_the_altered_file(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from omniforcing.core.layout import (
     clip_samples,
     clip_seconds,
     frames_of,
+    join_spans,
     mel_of,
     samples_of,
 )
@@ -246,3 +247,9 @@ def test_impossible_questions_are_refused() -> None:
     ]:
         with refuses(code, *facts):
             question()
+
+
+def test_spans_are_joined_where_they_follow_one_another_on_every_axis() -> None:
+    pieces = [(Span(0, 2), Span(3, 5)), (Span(2, 4), Span(5, 7)), (Span(4, 5), Span(9, 10))]
+    assert join_spans(pieces) == [(Span(0, 4), Span(3, 7)), pieces[2]]
+    assert join_spans([]) == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 from collections.abc import Iterator
 from fractions import Fraction
@@ -12,7 +11,7 @@ import av
 import numpy as np
 import pytest
 
-from omniforcing.core.new_file import new_file
+from omniforcing.core.files import new_file
 from omniforcing.media.mux import Muxer, Pieces
 from tests.support.limits import files_of_at_most
 from tests.support.refusals import refuses
@@ -217,14 +216,3 @@ def test_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
             for _ in range(8):
                 muxer.write(noise, np.zeros((2, 16000), np.float32))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_no_space_left_on_the_device_is_the_same_sentence(tmp_path: Path) -> None:
-    with refuses("disk.full", "clip.mp4"), new_file(tmp_path / "clip.mp4"):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-
-@pytest.mark.parametrize("place", ["no/such/folder/clip.mp4", f"{'x' * 300}.mp4"])
-def test_unwritable_place_is_one_sentence(tmp_path: Path, place: str) -> None:
-    with refuses("file.cannot-write", place), new_file(tmp_path / place):
-        pass

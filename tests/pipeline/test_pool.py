@@ -88,7 +88,7 @@ def test_a_killed_workers_shard_is_made_again_and_no_other(
         name: data for name, data in content(here).items() if name.startswith("train")
     }
     assert sum(read_index(there / f"{name}.tar")["n"] for name in NAMES) == 18
-    assert not list(there.glob(".*.part"))
+    assert not list(there.glob(".*.tmp-*"))
 
 
 @ray_test
@@ -238,13 +238,9 @@ def test_room_counts_whole_workers_per_node() -> None:
 
 def test_two_workers_at_once_on_one_shard_leave_one_whole_shard(tmp_path: Path) -> None:
     """One taken for dead that lives on must not spoil what its successor writes."""
-    failed: list[BaseException] = []
 
     def write() -> None:
-        try:
-            write_shard(tmp_path, NAMES[0], Slow(tmp_path).samples(NAMES[0]))
-        except OSError as error:
-            failed.append(error)
+        write_shard(tmp_path, NAMES[0], Slow(tmp_path).samples(NAMES[0]))
 
     threads = [threading.Thread(target=write) for _ in range(2)]
     for thread in threads:
@@ -252,5 +248,4 @@ def test_two_workers_at_once_on_one_shard_leave_one_whole_shard(tmp_path: Path) 
         time.sleep(0.02)
     for thread in threads:
         thread.join()
-    assert len(failed) <= 1
     assert read_index(tmp_path / f"{NAMES[0]}.tar")["n"] == 3

@@ -245,7 +245,7 @@ class Codec(nn.Module):
         """
         _refuse_other_than_whole_seconds(media.video.shape[1], media.audio.shape[2])
         raw = Pair(self.video_means(media.video), self.audio_means(media.audio))
-        return raw.map(lambda z, vae: (z - vae.latents_mean) / vae.latents_std, self._vaes)
+        return raw.map(normalise, self._vaes)
 
     def video_means(self, frames: Tensor) -> Tensor:
         """Posterior means, not normalised, ``[B, Tv, S, Cv]`` of frames uint8 ``[B, T, H, W, 3]``."""
@@ -327,6 +327,11 @@ class Codec(nn.Module):
     @property
     def _device(self) -> torch.device:
         return next(self.video_vae.parameters()).device
+
+
+def normalise(means: Tensor, vae: Any) -> Tensor:
+    """Normalised latents of a VAE's posterior means ``[..., C]``."""
+    return (means - vae.latents_mean) / vae.latents_std
 
 
 def to_pixels(frames: Tensor) -> Tensor:

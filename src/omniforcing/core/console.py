@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.files import refusal
 
 FAILED, INTERRUPTED, TERMINATED = 2, 130, 143
 
@@ -17,13 +17,8 @@ def explain(error: BaseException | None) -> OmniForcingError | None:
     """Return the error that the user can mend; None for a bug, which deserves its traceback."""
     if isinstance(error, OmniForcingError):
         return error
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        where = f" while writing {error.filename}" if error.filename else ""
-        return OmniForcingError(
-            "disk.full",
-            f"the disk is full{where}; free some space and run the same command again, "
-            "it continues where it stopped",
-        )
+    if isinstance(error, OSError):
+        return refusal(error)
     return None
 
 

@@ -1,26 +1,98 @@
-"""Files that are either whole or absent: atomic writes, digests and manifests. Standard library only."""
+"""Files that are either whole or absent, what the disk refuses in one sentence, digests and manifests."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from omniforcing.core.errors import OmniForcingError
 
 MANIFEST = "manifest.json"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM)
 
 
 class FileError(OmniForcingError):
     """A file or folder that is missing, altered or unreadable; names it and says what to do."""
 
 
-def sync(path: Path) -> None:
+def disk_full(error: BaseException | None) -> bool:
+    """Tell whether an error, or one that caused it, says that a disk, quota or file size is full.
+
+    Errors that a distributed checkpoint collects from its workers (``failures``) count too.
+    """
+    if error is None:
+        return False
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return True
+    collected = [failure[0] for failure in getattr(error, "failures", {}).values()]
+    return any(map(disk_full, [error.__cause__, error.__context__, *collected]))
+
+
+def refusal(error: OSError, path: Path | None = None) -> FileError | None:
+    """Turn what the disk refused into the error that users see; None if it is no refusal.
+
+    Args:
+        path: what was being written; default: the file that the error names.
+    """
+    place = path or error.filename
+    while_writing = f" while writing {place}" if place else ""
+    if error.errno in _FULL:
+        return FileError(
+            "disk.full",
+            f"the disk is full{while_writing} ({error.strerror}); free some space and run the same "
+            "command again",
+        )
+    if error.errno == errno.EROFS:
+        return FileError(
+            "disk.read-only", f"the disk is read-only{while_writing}; choose another place"
+        )
+    if error.errno in _FORBIDDEN and place:
+        return FileError(
+            "file.no-permission",
+            f"no permission to use {place} ({error.strerror}); change its permissions or choose "
+            "another place",
+        )
+    return None
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name ``path`` in the error if the body meets a full or read-only disk; pass on all others.
+
+    Raises:
+        FileError: ``disk.full`` or ``disk.read-only``.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (*_FULL, errno.EROFS) or (told := refusal(error, path)) is None:
+            raise
+        raise told from error
+
+
+@contextmanager
+def _placing(path: Path) -> Iterator[None]:
+    """Turn any refusal to make, sync or rename ``path`` into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise refusal(error, path) or FileError(
+            "file.cannot-write",
+            f"{path} cannot be written ({error.strerror or error}); choose another place",
+        ) from error
+
+
+def _sync(path: Path) -> None:
     """Wait until a file or a folder is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -29,17 +101,27 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def _alive(pid: str) -> bool:
-    return pid.isdigit() and Path("/proc").is_dir() and Path("/proc", pid).exists()
+def _writer() -> str:
+    """Name this write: machine, process, and a word of its own, since threads may write too."""
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def _is_alive(temporary: Path) -> bool:
+    """Tell whether the process that writes ``temporary`` lives on this machine."""
+    place, _, pid = temporary.name.rpartition("-")[0].rpartition("-")
+    here = place.endswith(f"-{socket.gethostname()}")
+    return here and pid.isdigit() and Path("/proc", pid).exists()
 
 
 def _temporary(path: Path) -> Path:
-    """A sibling name of our own; what killed processes left under such names is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in path.parent.glob(f".{path.name}.tmp-*"):
-        if not _alive(stale.name.rpartition("-")[2]):
-            remove(stale)
-    return path.parent / f".{path.name}.tmp-{os.getpid()}"
+    """Name a new sibling to write, and remove what dead processes left.
+
+    A writer on another machine is taken for dead: it loses its file and fails.
+    """
+    for left in path.parent.glob(f".{path.name}.tmp-*"):
+        if not _is_alive(left):
+            remove(left)
+    return path.with_name(f".{path.name}.tmp-{_writer()}")
 
 
 def remove(path: Path) -> None:
@@ -50,43 +132,75 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def publish(temporary: Path, path: Path) -> None:
+    """Rename a whole file or folder to ``path`` once it is on the disk; an older one is replaced."""
+    for item in [*temporary.rglob("*"), temporary]:
+        _sync(item)
+    if temporary.is_dir() and path.exists():
+        # A folder cannot be renamed onto a full one: move the old one aside first, under a name
+        # that is cleared later.
+        aside = path.with_name(f".{path.name}.tmp-old-{_writer()}")
+        path.replace(aside)
+        temporary.replace(path)
+        remove(aside)
+    else:
+        temporary.replace(path)
+    _sync(path.parent)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a binary file that becomes ``path`` if the body succeeds, and vanishes if it fails.
+
+    The folder must exist.
+
+    Raises:
+        FileError: if the place cannot be written or the disk is full.
+    """
+    with _placing(path):
+        temporary = _temporary(path)
+        file = temporary.open("wb")
+    try:
+        with writing(path), file:
+            yield file
+        with _placing(path):
+            publish(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 @contextmanager
 def atomic_dir(path: Path) -> Iterator[Path]:
-    """Yield an empty sibling folder that becomes ``path`` if the body succeeds, and vanishes if it fails."""
+    """Yield an empty folder that becomes ``path`` if the body succeeds, and vanishes if it fails.
+
+    Raises:
+        FileError: if the place cannot be written or the disk is full.
+    """
     path = Path(path)
-    temporary = _temporary(path)
-    remove(temporary)
-    temporary.mkdir()
+    with _placing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary(path)
+        temporary.mkdir()
     try:
-        yield temporary
-        for item in [*temporary.rglob("*"), temporary]:
-            sync(item)
-        if path.exists():
-            # A folder cannot be renamed onto a full one: move the old one aside first, under a name that is cleared later.
-            aside = path.parent / f".{path.name}.tmp-old-{os.getpid()}"
-            path.replace(aside)
-            temporary.replace(path)
-            remove(aside)
-        else:
-            temporary.replace(path)
-        sync(path.parent)
-    except BaseException:
+        with writing(path):
+            yield temporary
+        with _placing(path):
+            publish(temporary, path)
+    finally:
         remove(temporary)
-        raise
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
-    """Write a whole file through a temporary sibling, so that no reader ever sees a part of it."""
+    """Write a whole file, and its folder if that is missing; no reader ever sees a part of it.
+
+    Raises:
+        FileError: if the place cannot be written or the disk is full.
+    """
     path = Path(path)
-    temporary = _temporary(path)
-    try:
-        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
-        sync(temporary)
-        temporary.replace(path)
-        sync(path.parent)
-    except BaseException:
-        remove(temporary)
-        raise
+    with _placing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -7,7 +7,7 @@ latents = 16 000 samples to encode; the first latent of each stream covers a sin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -51,6 +51,19 @@ class Span:
     @property
     def slice(self) -> slice:
         return slice(self.start, self.stop)
+
+
+def join_spans(pieces: Iterable[tuple[Span, ...]]) -> list[tuple[Span, ...]]:
+    """Join neighbouring pieces, each one span per axis, that follow one another on every axis."""
+    joined: list[tuple[Span, ...]] = []
+    for piece in pieces:
+        if joined and all(a.stop == b.start for a, b in zip(joined[-1], piece, strict=True)):
+            joined[-1] = tuple(
+                Span(a.start, b.stop) for a, b in zip(joined[-1], piece, strict=True)
+            )
+        else:
+            joined.append(piece)
+    return joined
 
 
 def _first_single(latents: Span, per_latent: int) -> Span:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from omniforcing.core.errors import OmniForcingError
@@ -60,21 +56,3 @@ def refuse_share(rejects: list[Reject], accepted: int, most: float, what: str) -
         f"({reasons}; the first is {first.name}: {first.detail}); "
         f"mend them or raise clips.max_reject_share from {most:g}",
     )
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn a full disk into a sentence that names ``path``.
-
-    Raises:
-        OmniForcingError: if the disk, a quota or the allowed file size is exhausted.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise OmniForcingError(
-            "disk.full",
-            f"the disk is full while writing {path} ({error.strerror}); free some space and run again, finished parts are kept",
-        ) from error

@@ -18,10 +18,10 @@ from typing import Any
 from tqdm import tqdm
 
 from omniforcing.core.config import digest
-from omniforcing.core.files import FileError, write_manifest
+from omniforcing.core.files import FileError, write_manifest, writing
 from omniforcing.core.latents import Pair
 from omniforcing.core.layout import clip_frames, clip_samples
-from omniforcing.data.rejects import Reject, refuse_share, summary, writing
+from omniforcing.data.rejects import Reject, refuse_share, summary
 from omniforcing.data.sources import SPLITS, Entry
 from omniforcing.data.tars import SCHEMA, indices, read_index, read_tar, require_kind, write_tar
 from omniforcing.data.work import Done, Runner, in_process

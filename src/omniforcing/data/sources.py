@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from omniforcing.core.config import ClipsConfig
 from omniforcing.core.errors import OmniForcingError
-from omniforcing.core.files import write_manifest
+from omniforcing.core.files import write_manifest, writing
 from omniforcing.core.latents import Pair
 from omniforcing.data.captions import Captions, find_captions, missing_videos, same_name
-from omniforcing.data.rejects import Reject, refuse_share, summary, writing
+from omniforcing.data.rejects import Reject, refuse_share, summary
 from omniforcing.media.conform import Form, Recording
 from omniforcing.media.files import Rejected, encode_mp4
 from omniforcing.pocket.synthetic import make_clip

@@ -8,15 +8,19 @@ what its writer adds, so that readers notice.
 from __future__ import annotations
 
 import json
-import os
-import socket
 from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 from typing import Any
 
 from omniforcing.core.errors import OmniForcingError
-from omniforcing.core.files import MANIFEST, FileError, read_json, sha256_file, write_json
-from omniforcing.data.rejects import writing
+from omniforcing.core.files import (
+    MANIFEST,
+    FileError,
+    new_file,
+    read_json,
+    sha256_file,
+    write_json,
+)
 
 SCHEMA = 1
 _AGAIN = "make the folder again with its stage, or copy it again"
@@ -47,37 +51,23 @@ def write_tar(
         The index.
 
     Raises:
-        OmniForcingError: if the disk is full; nothing is left behind.
+        FileError: if the disk is full; nothing is left behind.
     """
     from webdataset import TarWriter
 
-    # Files of killed writers. A writer elsewhere that was only believed dead loses its file and
-    # fails.
-    for left in path.parent.glob(f".{path.name}.*.part"):
-        left.unlink(missing_ok=True)
-    partial = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.part")
     count = 0
-    try:
-        with writing(path):
-            with partial.open("wb") as file:
-                with TarWriter(file, mtime=0, encoder=_encode) as tar:
-                    for sample in samples:
-                        tar.write(sample)
-                        count += 1
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-            size = path.stat().st_size
-            index = {
-                "schema": SCHEMA,
-                "n": count,
-                "bytes": size,
-                "sha256": sha256_file(path),
-                **(extra or {}),
-            }
-            write_json(path.with_suffix(".json"), index)
-    finally:
-        partial.unlink(missing_ok=True)
+    with new_file(path) as file, TarWriter(file, mtime=0, encoder=_encode) as tar:
+        for sample in samples:
+            tar.write(sample)
+            count += 1
+    index = {
+        "schema": SCHEMA,
+        "n": count,
+        "bytes": path.stat().st_size,
+        "sha256": sha256_file(path),
+        **(extra or {}),
+    }
+    write_json(path.with_suffix(".json"), index)
     return index
 
 

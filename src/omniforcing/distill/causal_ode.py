@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from omniforcing.core.config import CausalOdeConfig, Config, OdeTarget
-from omniforcing.core.latents import Batch, Pair
+from omniforcing.core.latents import Batch, Pair, broadcast
 from omniforcing.core.layout import BlockTable
 from omniforcing.model.attention import Masked
 from omniforcing.model.student import positions_for
@@ -137,7 +137,7 @@ class CausalOde(StageModule):
             x0: where the trajectories end.
             sigma: noise level of each latent, ``[B, T]``.
         """
-        sigma = sigma.reshape(*sigma.shape, *[1] * (v.ndim - sigma.ndim))
+        sigma = broadcast(sigma, v)
         noisy = (sigma > 0).expand_as(v)
         error = v - (x - x0) / sigma.clamp_min(1e-6)
         if self.config.target is OdeTarget.x0:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from omniforcing.core.config import DmdConfig, Weights
 from omniforcing.core.distributed import draw
-from omniforcing.core.latents import Batch, Latents, Pair, TextFeatures, noise_like
+from omniforcing.core.latents import Batch, Latents, Pair, TextFeatures, broadcast, noise_like
 from omniforcing.core.schedule import add_noise, guide, sample_sigma, velocity
 from omniforcing.model.attention import View
 from omniforcing.model.conditioning import TextCache
@@ -66,7 +66,7 @@ def dmd_gradient(x: Latents, real: Latents, fake: Latents) -> Latents:
 
     def gradient(a: Tensor, r: Tensor, f: Tensor) -> Tensor:
         scale = (a - r).abs().flatten(1).mean(1).clamp_min(1e-6)
-        return (f - r) / scale.reshape(-1, *[1] * (a.ndim - 1))
+        return (f - r) / broadcast(scale, a)
 
     return x.map(gradient, real, fake)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from omniforcing.core.config import Config, ScoreMask, SelfForcingConfig
 from omniforcing.core.distributed import draw
-from omniforcing.core.latents import Latents, TextFeatures, concatenate
+from omniforcing.core.latents import Latents, TextFeatures, broadcast, concatenate
 from omniforcing.distill.dmd import DistributionMatching
 from omniforcing.distill.sampling import full_view, rollout_config
 from omniforcing.model.attention import Masked, View
@@ -105,7 +105,7 @@ class SelfForcing(DistributionMatching):
         # followed another one, so its score would be wrong: it keeps its values and no gradient.
         for index in range(switch):
             blocks[index] = blocks[index].map(
-                lambda x: torch.where(_rows(steered, x), x.detach(), x)
+                lambda x: torch.where(broadcast(steered, x), x.detach(), x)
             )
         return concatenate(blocks)
 
@@ -117,10 +117,6 @@ class SelfForcing(DistributionMatching):
         place = draw(torch.rand, shape, generator, device=device) * len(self.captions.video)
         others = self.captions.map(lambda f: f[place.long().to(f.device)])
         return text.map(
-            lambda mine, theirs: torch.where(_rows(steered, mine), theirs.to(mine), mine), others
+            lambda mine, theirs: torch.where(broadcast(steered, mine), theirs.to(mine), mine),
+            others,
         )
-
-
-def _rows(mask: Tensor, like: Tensor) -> Tensor:
-    """Reshape ``[B]`` to broadcast against ``like [B, ...]``."""
-    return mask.reshape(-1, *[1] * (like.ndim - 1))

@@ -24,7 +24,7 @@ from diffusers.models.transformers.transformer_ltx2 import (
 from torch import Tensor
 
 from omniforcing.core.latents import Pair
-from omniforcing.core.layout import BlockTable, Counts, Span
+from omniforcing.core.layout import BlockTable, Counts, Span, join_spans
 from omniforcing.model.compat import meta_attention
 
 
@@ -249,7 +249,7 @@ class Masked:
         for past in self.table.visible(block, self.window):
             place = self.table.seen_at(block, past, self.horizon)
             pieces.append(_Piece(spans[past], spans[place]))
-        return _merge(pieces)
+        return [_Piece(*piece) for piece in join_spans(pieces)]
 
     def mix(
         self,
@@ -275,16 +275,3 @@ def _ids(spans: list[Span]) -> Tensor:
     """Index of the block of each token, ``[N]``."""
     lengths = torch.tensor([len(span) for span in spans])
     return torch.arange(len(spans)).repeat_interleave(lengths)
-
-
-def _merge(pieces: list[_Piece]) -> list[_Piece]:
-    """Join pieces that follow one another both in the tensor and in time."""
-    joined = [pieces[0]]
-    for piece in pieces[1:]:
-        last = joined[-1]
-        if last.tokens.stop == piece.tokens.start and last.place.stop == piece.place.start:
-            tokens = Span(last.tokens.start, piece.tokens.stop)
-            joined[-1] = _Piece(tokens, Span(last.place.start, piece.place.stop))
-        else:
-            joined.append(piece)
-    return joined

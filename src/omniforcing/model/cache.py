@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from omniforcing.core.latents import Pair
-from omniforcing.core.layout import BlockTable, Span
+from omniforcing.core.layout import BlockTable, Span, join_spans
 from omniforcing.core.states import State
 from omniforcing.model.attention import SITES, Positions, View, sdpa
 from omniforcing.model.conditioning import KeyValue
@@ -183,13 +183,7 @@ class RingCache:
         """Spans of the buffer that block ``index`` sees; one, unless slots between are stale."""
         blocks = self.places.table.visible(index, self.places.window)
         spans = sorted((self.slot(block, stream) for block in blocks), key=lambda s: s.start)
-        merged = [spans[0]]
-        for span in spans[1:]:
-            if span.start == merged[-1].stop:
-                merged[-1] = Span(merged[-1].start, span.stop)
-            else:
-                merged.append(span)
-        return merged
+        return [span for (span,) in join_spans((span,) for span in spans)]
 
     def merged_view(self, index: int) -> View:
         """View of block ``index - 1`` in its refresh and block ``index`` in its first step.

@@ -23,6 +23,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from omniforcing.core.config import Config, Source, flatten, load_config
 from omniforcing.core.console import run_command
 from omniforcing.core.environment import COMMIT_VARIABLE, PARENT_VARIABLE, die_with_parent
@@ -244,12 +246,8 @@ def count_parameters(folder: Path) -> int:
 
 
 def _numbers(path: Path) -> int:
-    # A safetensors file begins with the length of its json header.
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return sum(
-        math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"
-    )
+    with safe_open(path, "np") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
 
 
 def _tokens(config: Config, data: Path) -> str:

@@ -69,9 +69,7 @@ def write_digests(root: Path, preset: str) -> None:
     """Write the digest of each stage's code below ``data/<preset>/code``."""
     base = CodeBase(root)
     for spec in read_specs(root):
-        path = root / spec.code(preset)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(base.digest(spec.script, spec.files) + "\n", encoding="utf-8")
+        atomic_write(root / spec.code(preset), base.digest(spec.script, spec.files) + "\n")
 
 
 def write_pipelines(root: Path, presets: Iterable[str] = ()) -> list[str]:

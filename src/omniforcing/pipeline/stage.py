@@ -7,7 +7,6 @@ inputs and code, so a killed stage continues exactly its own work, and a changed
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shlex
 import sys
@@ -18,6 +17,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from omniforcing.core.config import ClusterConfig, Config, data_root, load_config, project_root
 from omniforcing.core.console import run_command
@@ -145,18 +146,17 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
         OmniForcingError: naming the process that holds it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise OmniForcingError(
-                "pipeline.already-running",
-                f"{what} is already running (process {file.read()}); wait for it or stop it",
-            ) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+    # Where the kernel has no locks, a mark on the disk would outlive kill -9: refuse instead.
+    lock = FileLock(path, fallback_to_soft=False)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise OmniForcingError(
+            "pipeline.already-running",
+            f"{what} is already running (process {path.read_text()}); wait for it or stop it",
+        ) from error
+    with lock:
+        path.write_text(str(os.getpid()))
         yield
 
 

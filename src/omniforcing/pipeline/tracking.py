@@ -6,13 +6,14 @@ the export stage cannot write into one another's runs.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from omniforcing.core.config import data_root, flatten
 from omniforcing.core.environment import PARENT_VARIABLE
@@ -101,8 +102,7 @@ def connect(root: Path) -> Any:
     # Two processes that both meet an empty database would both create its tables, and one would fail.
     lock = data_root(root) / ".work" / "mlflow.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with FileLock(lock):
         try:
             client = MlflowClient(uri)
             if client.get_experiment_by_name(EXPERIMENT) is None:

@@ -131,7 +131,7 @@ def write_stream(chunks: Iterable[Chunk], out: Path, settings: StreamSettings) -
     Raises:
         OmniForcingError: if the file cannot be written.
     """
-    from omniforcing.core.new_file import new_file
+    from omniforcing.core.files import new_file
 
     if out == STDOUT:
         return _encode(chunks, sys.stdout.buffer, settings)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omniforcing.codec.codec import Codec
+from omniforcing.codec.codec import Codec, normalise
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.latents import Latents, Pair
 from omniforcing.core.layout import (
@@ -41,7 +41,7 @@ def image_opening(data: bytes, codec: Codec) -> Opening:
         OpeningError: if it is not a PNG, JPEG or WebP, is damaged, or is too large.
     """
     frame = torch.from_numpy(read_image(data, codec.height, codec.width))
-    return Opening(image=_normalised(codec.video_means(frame[None, None]), codec.video_vae))
+    return Opening(image=normalise(codec.video_means(frame[None, None]), codec.video_vae))
 
 
 def read_image(data: bytes, height: int, width: int) -> np.ndarray:
@@ -119,11 +119,6 @@ def _encode(codec: Codec, media: Pair[Tensor]) -> Latents:
             f"to go on from a clip, its sound must be encoded, which needs the package {error.name}; "
             "install it with pip install 'omniforcing[pipeline]'",
         ) from error
-
-
-def _normalised(means: Tensor, vae: Any) -> Tensor:
-    normal: Tensor = (means - vae.latents_mean) / vae.latents_std
-    return normal
 
 
 def _read_clip(path: Path, codec: Codec) -> tuple[np.ndarray, np.ndarray]:

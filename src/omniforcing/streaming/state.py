@@ -6,11 +6,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 
 from omniforcing.core.errors import OmniForcingError
-from omniforcing.core.new_file import new_file
+from omniforcing.core.files import new_file
 from omniforcing.core.states import State, joined, part_of
 
 SCHEMA = 1
@@ -53,7 +53,7 @@ class StreamState:
         """Write the state to a file that appears when it is complete.
 
         Raises:
-            OmniForcingError: if the disk is full or the place cannot be written.
+            FileError: if the disk is full or the place cannot be written.
         """
         facts = {
             "schema": SCHEMA,
@@ -77,9 +77,8 @@ class StreamState:
                 belongs to another artifact.
         """
         try:
-            data = path.read_bytes()
-            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-            facts, tensors = json.loads(header["__metadata__"][_KEY]), load(data)
+            with safe_open(path, "pt", backend="pread") as file:
+                facts, tensors = json.loads(file.metadata()[_KEY]), file.get_tensors()
             schema, owner = facts["schema"], facts["artifact"]
         except FileNotFoundError as error:
             raise StateError(

@@ -5,19 +5,19 @@ A folder of shards is loaded by any number of workers, each of which reads its p
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
 from omniforcing.core import distributed
 from omniforcing.core.errors import OmniForcingError
-from omniforcing.core.files import remove, sync
+from omniforcing.core.files import disk_full, new_file, publish, remove
 
 WHOLE = "last.ckpt"
 SHARDS = ".shards"
@@ -48,23 +48,14 @@ def latest(work: Path, sharded: bool) -> Path | None:
 
 
 def temporary(path: Path) -> Path:
-    """Where a checkpoint is written before it is whole; never found by ``latest``."""
+    """Where all workers write a checkpoint before it is whole; never found by ``latest``."""
     return path.with_name(f".{path.name}.tmp")
-
-
-def publish(path: Path) -> None:
-    """Give what was written at ``temporary(path)`` its name, once it is on the disk."""
-    written = temporary(path)
-    for item in [*written.rglob("*"), written]:
-        sync(item)
-    written.replace(path)
-    sync(path.parent)
 
 
 def publish_shards(path: Path) -> None:
     """Give a folder of shards that all workers wrote its name; those before it go."""
     if distributed.rank() == 0:
-        publish(path)
+        publish(temporary(path), path)
         for older in path.parent.glob(f"*{SHARDS}"):
             if older != path:
                 remove(older)
@@ -89,24 +80,17 @@ def unless_full(write: Callable[[], None], path: Path) -> bool:
     return True
 
 
-def disk_full(error: BaseException | None) -> bool:
-    """Whether an error, one that it came from, or one of a worker's that it collects, says that a disk is full."""
-    if error is None:
-        return False
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    collected = [failure[0] for failure in getattr(error, "failures", {}).values()]
-    return any(map(disk_full, [error.__cause__, error.__context__, *collected]))
-
-
 class Atomic(TorchCheckpointIO):
     """One file, written beside the old one and renamed."""
 
     def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+        self,
+        checkpoint: dict[str, Any],
+        path: str | os.PathLike[str],
+        storage_options: Any = None,  # noqa: ARG002
     ) -> None:
         def write() -> None:
-            super(Atomic, self).save_checkpoint(checkpoint, temporary(Path(path)), storage_options)
-            publish(Path(path))
+            with new_file(Path(path)) as file:
+                torch.save(checkpoint, file)
 
         unless_full(write, Path(path))

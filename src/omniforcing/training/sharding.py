@@ -163,7 +163,7 @@ def save_sharded(model: DualStream, folder: Path) -> None:
     parameters = dict(model.core.named_parameters())
     entries = {}
     for name, parameter in parameters.items():
-        entries[name] = Entry(Path(), name, tuple(parameter.shape), words[parameter.dtype], 0)
+        entries[name] = Entry(Path(), name, tuple(parameter.shape), words[parameter.dtype])
     config = dict(model.core.config)
     live = _Live(folder, "diffusers", config, entries, parameters=parameters)
     added = {name: gathered(p) for name, p in model.named_parameters(recurse=False)}

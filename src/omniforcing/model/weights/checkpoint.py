@@ -38,6 +38,7 @@ from omniforcing.model.weights.tensor_file import (
     DTYPES,
     Entry,
     WeightsError,
+    open_file,
     read_header,
     read_tensor,
 )
@@ -86,7 +87,7 @@ class Checkpoint:
         """
         wanted = self.names() if names is None else list(names)
         for file, group in groupby(wanted, key=lambda name: self.entries[name].file):
-            with file.open("rb") as opened:
+            with open_file(file) as opened:
                 for name in group:
                     yield name, self.turn(name, read_tensor(opened, self.entries[name]))
 
@@ -94,7 +95,7 @@ class Checkpoint:
         """The sink tokens ``[S, audio width]``, if the checkpoint has any."""
         if self.sinks is None:
             return None
-        with self.sinks.file.open("rb") as opened:
+        with open_file(self.sinks.file) as opened:
             return read_tensor(opened, self.sinks).flatten(0, -2)
 
     def core(self, dtype: torch.dtype | None = None) -> LTX2VideoTransformer3DModel:

@@ -1,7 +1,7 @@
 """Safetensors files read and written one tensor at a time, so that 43 GB pass through the memory of their largest tensor.
 
-The library's own reader maps a file privately, which a machine with less memory than the file refuses, and its writer needs
-every tensor at once. It still checks each header here.
+The library reads (with ``pread``: its memory map is refused on a machine with less memory than the
+file), but its writer needs every tensor at once: see docs/decisions/0003-writing-weights.md.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -36,14 +36,12 @@ class Entry:
         key: the tensor's name in it.
         shape: as stored.
         dtype: safetensors' word for it; those of ``DTYPES`` can be read.
-        start: of its bytes in the file.
     """
 
     file: Path
     key: str
     shape: tuple[int, ...]
     dtype: str
-    start: int
 
     @property
     def size(self) -> int:
@@ -55,6 +53,11 @@ def ignore(size: int) -> None:
     """Watch nothing."""
 
 
+def open_file(file: Path) -> safe_open:
+    """Open a safetensors file for reading one tensor at a time; the library checks its header."""
+    return safe_open(file, "pt", backend="pread")
+
+
 def read_header(file: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     """The tensors of a safetensors file by name, and its metadata; no data are read.
 
@@ -62,10 +65,13 @@ def read_header(file: Path) -> tuple[dict[str, Entry], dict[str, str]]:
         WeightsError: if the file is missing, truncated or damaged.
     """
     try:
-        # As numpy the library maps the file shared, which needs no memory, and checks the header against the file's length.
-        with safe_open(file, "np"), file.open("rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            header = json.loads(opened.read(length))
+        with open_file(file) as opened:
+            slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118
+            entries = {
+                key: Entry(file, key, tuple(found.get_shape()), found.get_dtype())
+                for key, found in slices.items()
+            }
+            return entries, opened.metadata() or {}
     except FileNotFoundError as error:
         raise WeightsError(
             "file.missing", f"{file} does not exist; name the place where the weights were saved to"
@@ -76,29 +82,22 @@ def read_header(file: Path) -> tuple[dict[str, Entry], dict[str, str]]:
             "weights.truncated",
             f"{file} is truncated or damaged ({reason}); copy or download it again",
         ) from error
-    metadata = header.pop("__metadata__", {})
-    start = 8 + length
-    return {
-        key: Entry(
-            file, key, tuple(value["shape"]), value["dtype"], start + value["data_offsets"][0]
-        )
-        for key, value in header.items()
-    }, metadata
 
 
-def read_tensor(opened: BinaryIO, entry: Entry) -> Tensor:
+def read_tensor(opened: safe_open, entry: Entry) -> Tensor:
     """One tensor, from its opened file.
 
     Raises:
         WeightsError: if it holds a NaN or an infinity, or the file has become shorter.
     """
-    data = torch.empty(math.prod(entry.shape), dtype=DTYPES[entry.dtype])
-    opened.seek(entry.start)
-    if opened.readinto(data.view(torch.uint8).numpy()) != entry.size:  # type: ignore[attr-defined]
+    try:
+        # As torch aligns its own tensors: the library does not, and sums may depend on it.
+        data: Tensor = opened.get_tensor(entry.key).clone()
+    except SafetensorError as error:
         raise WeightsError(
             "weights.truncated",
             f"{entry.file} ends within {entry.key}; it was changed while it was read: try again",
-        )
+        ) from error
     # The extremes of a tensor are finite only if all of it is; this is one pass and allocates nothing.
     if entry.size and not all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(data)):
         raise WeightsError(
@@ -106,7 +105,7 @@ def read_tensor(opened: BinaryIO, entry: Entry) -> Tensor:
             f"{entry.file}: tensor {entry.key} holds NaN or infinity; the file is damaged or its training diverged: "
             f"download it again or take an earlier checkpoint",
         )
-    return data.view(entry.shape)
+    return data
 
 
 def write_safetensors(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from omniforcing.core.config import ClusterConfig
+from omniforcing.core.environment import COMMIT_VARIABLE, DATA_ROOT_VARIABLE, PARENT_VARIABLE
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import tree_digest
 
@@ -19,7 +20,7 @@ ROOM = 64 << 20  # bytes that a node must have free where it writes
 # What workers need to know of this process's environment; credentials must stand in the nodes' own.
 FORWARDED = (
     *("PYTHONPATH", "MLFLOW_TRACKING_URI", "MLFLOW_DISABLE_TELEMETRY"),
-    *("OMNIFORCING_PARENT_RUN", "OMNIFORCING_GIT_COMMIT", "OMNIFORCING_DATA_ROOT"),
+    *(PARENT_VARIABLE, COMMIT_VARIABLE, DATA_ROOT_VARIABLE),
 )
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from omniforcing.core.config import ClusterConfig
 from omniforcing.core.environment import die_with_parent
 from omniforcing.core.errors import OmniForcingError
-from omniforcing.core.files import atomic_write, read_json, remove, write_json
+from omniforcing.core.files import atomic_write, disk_full, read_json, remove, write_json
 from omniforcing.pipeline.cluster.connect import (
     ClusterError,
     answers,
@@ -244,7 +244,7 @@ def _worker(order: dict[str, str]) -> None:
     try:
         cloudpickle.loads((folder / JOB).read_bytes())()
     except Exception as error:
-        if (explained := explain(error)) and not isinstance(error, OSError):
+        if (explained := explain(error)) and not disk_full(error):
             write_json(folder / FAILURE, explained.as_json())
         raise
 
