@@ -70,7 +70,7 @@ def batches(config: Config, sizes: Sizes, states: int) -> Callable[[int], Iterat
     """The same whole batches wherever they are asked for, of which each worker takes its rows."""
 
     def of_epoch(epoch: int) -> Iterator[Batch]:
-        own, like = distributed.own_rows(2), replace(sizes, device="cpu").batch(config, 2, states)
+        own, like = distributed.local_rows(2), replace(sizes, device="cpu").batch(config, 2, states)
         generator = torch.Generator().manual_seed(epoch)
         x = like.latents.map(lambda t: torch.randn(t.shape, generator=generator))
         yield Batch(x, text(sizes, 2, epoch)).rows(own.first, own.last)

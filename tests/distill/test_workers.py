@@ -32,7 +32,7 @@ def batches(module: StageModule) -> Callable[[int], Iterator[Batch]]:
     """Global batches of which each process takes its rows."""
 
     def of_epoch(epoch: int) -> Iterator[Batch]:
-        own = distributed.own_rows(BATCH)
+        own = distributed.local_rows(BATCH)
         for i in range(2):
             x = latents(COUNTS, BATCH, seed=epoch * 2 + i)
             if isinstance(module, CausalOde):

@@ -25,7 +25,7 @@ from omniforcing.codec.codec import Codec, to_frames
 from omniforcing.codec.reach import Reach, refuse, video_reach, vocoder_reach
 from omniforcing.core.latents import Latents, Pair
 from omniforcing.core.layout import Span, samples_of
-from omniforcing.core.states import State, joined, part_of
+from omniforcing.core.states import State, join_states, part_of
 
 # --- decoders: every convolution remembers -------------------------------------------------------------------------------
 
@@ -430,7 +430,7 @@ class StreamingDecoder:
 
     def state(self) -> State:
         """A copy of all that is remembered after at least one ``push``, for ``restore``."""
-        return joined(**{part: stream.state() for part, stream in self._streams.items()})
+        return join_states(**{part: stream.state() for part, stream in self._streams.items()})
 
     def restore(self, state: State) -> None:
         """Go on, in a fresh decoder of the same codec, where ``state`` was taken: the same chunks follow, bit for bit."""

@@ -1,4 +1,11 @@
-"""What everything else stands on: the block table, latents, formulas, configuration, files, errors.
+"""Foundations of every other room.
 
-Imports nothing of ours outside this room.
+- ``layout``: the block table and LTX-2's rates; ``latents``: the pair of video and audio latents;
+  ``schedule``: flow matching, sigmas, guidance.
+- ``random``: seeds per step; ``distributed``: processes that train together; ``states``: named
+  tensors to save.
+- ``config``: sections, ranges, loading; ``files``: atomic writing; ``errors``, ``console``: what
+  users see; ``environment``: our environment variables.
+
+Must not import any other room.
 """

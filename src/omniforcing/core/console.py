@@ -1,4 +1,4 @@
-"""How every command of ours ends: a sentence and an exit code, never a traceback for what the user can mend."""
+"""End of every command: one line and an exit code for errors that the user can mend."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FAILED, INTERRUPTED, TERMINATED = 2, 130, 143
 
 
 def explain(error: BaseException | None) -> OmniForcingError | None:
-    """Return the error that the user can mend; None for a bug, which deserves its traceback."""
+    """Return the error that the user can mend; None for a bug, which keeps its traceback."""
     if isinstance(error, OmniForcingError):
         return error
     if isinstance(error, OSError):
@@ -28,8 +28,13 @@ def line(error: OmniForcingError) -> str:
 
 
 def run_command(command: Callable[[], None]) -> int:
-    """Run ``command`` and return its exit code: 0, 2 after an explained error, 130 after Ctrl-C, 143 after SIGTERM."""
-    # SIGTERM unwinds like an exception, so that temporary folders go and the MLflow run is closed.
+    """Run a command and return its exit code.
+
+    Returns:
+        0; 2 after an error that the user can mend, 130 after Ctrl-C, 143 after SIGTERM.
+    """
+    # SIGTERM unwinds like an exception, so that temporary folders are removed and the MLflow run
+    # is ended.
     signal.signal(signal.SIGTERM, _terminate)
     try:
         command()

@@ -1,7 +1,7 @@
-"""This process among those that train together: its rank, and its rows of a batch and of every random draw.
+"""Processes that train together: rank, and the local rows of a batch and of every random draw.
 
-A step's batch and randomness are those of one process; each process takes its rows of them. So the number of processes
-changes nothing but rounding.
+Batch and random numbers of a step are defined for a single process; with several, each takes its
+own rows of them. The number of processes therefore changes nothing but rounding.
 """
 
 from __future__ import annotations
@@ -17,39 +17,45 @@ from torch import Tensor
 from omniforcing.core.errors import OmniForcingError
 
 
-def together() -> bool:
-    """Whether there is a process group, be it of one."""
+def is_distributed() -> bool:
+    """Whether a process group exists, even of one process."""
     return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
-    """Of this process, 0 without others."""
-    return dist.get_rank() if together() else 0
+    """Rank of this process; 0 when not distributed."""
+    return dist.get_rank() if is_distributed() else 0
 
 
-def size() -> int:
-    """Processes that train together, 1 without others."""
-    return dist.get_world_size() if together() else 1
+def world_size() -> int:
+    """Number of processes; 1 when not distributed."""
+    return dist.get_world_size() if is_distributed() else 1
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
-    if together():
+    """Wait until every process gets here."""
+    if is_distributed():
         dist.barrier()
 
 
-def everywhere(fine: bool) -> bool:
-    """Whether ``fine`` holds in every process; all of them learn it."""
-    if not together():
+def all_true(fine: bool) -> bool:
+    """Whether ``fine`` is true in every process; every process must call it."""
+    if not is_distributed():
         return fine
-    found: list[bool] = [True] * size()
+    found: list[bool] = [True] * world_size()
     dist.all_gather_object(found, fine)
     return all(found)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows ``first`` to ``last`` (exclusive) of ``total``."""
+    """Rows of a batch.
+
+    Attributes:
+        first: first row.
+        last: row after the last.
+        total: rows of the whole batch.
+    """
 
     first: int
     last: int
@@ -59,11 +65,11 @@ class Rows:
         return self.last - self.first
 
     def of(self, whole: Tensor) -> Tensor:
-        """These rows of a tensor ``[total, ...]``."""
+        """Take these rows of a tensor ``[total, ...]``."""
         return whole[self.first : self.last]
 
     def split(self, count: int) -> list[Rows]:
-        """``count`` equal parts, in order."""
+        """Split the rows into ``count`` equal parts, in order."""
         part = len(self) // count
         return [
             Rows(first, first + part, self.total)
@@ -71,23 +77,31 @@ class Rows:
         ]
 
 
-def own_rows(total: int, parts: int = 1) -> Rows:
-    """The rows of a batch of ``total`` that are this process's.
+def local_rows(total: int, parts: int = 1) -> Rows:
+    """Rows of a batch that belong to this process.
+
+    Args:
+        total: rows of the whole batch.
+        parts: micro-batches per process, into which the local rows must divide.
 
     Raises:
-        OmniForcingError: if the batch does not come apart into ``parts`` equal micro-batches for each process.
+        OmniForcingError: if the batch does not divide into equal micro-batches.
     """
-    if total % (size() * parts):
+    if total % (world_size() * parts):
         raise OmniForcingError(
             "config.inconsistent",
-            f"a batch of {total} does not divide among {size()} workers with {parts} micro-batches each; "
-            f"change optim.batch, cluster.workers or trainer.accumulate",
+            f"a batch of {total} does not divide among {world_size()} workers with {parts} "
+            "micro-batches each; change optim.batch, cluster.workers or trainer.accumulate",
         )
-    return Rows(0, total, total).split(size())[rank()]
+    return Rows(0, total, total).split(world_size())[rank()]
 
 
 class RowGenerator(torch.Generator):
-    """A generator whose draws are those of the whole batch, of which ``draw`` returns these rows."""
+    """A generator that draws for the whole batch; ``draw`` returns its rows.
+
+    Attributes:
+        rows: rows to return.
+    """
 
     rows: Rows
 
@@ -98,7 +112,14 @@ def draw(
     generator: torch.Generator | None,
     **options: Any,
 ) -> Tensor:
-    """``function(shape)`` with this generator, batch first; of a ``RowGenerator`` its rows of what the whole batch draws."""
+    """Draw random numbers; with a ``RowGenerator``, draw for the whole batch and take its rows.
+
+    Args:
+        function: such as ``torch.randn``.
+        shape: shape of the result, batch first.
+        generator: source of the numbers; None for torch's own.
+        **options: further arguments of ``function``.
+    """
     if not isinstance(generator, RowGenerator):
         return function(shape, generator=generator, **options)
     return generator.rows.of(

@@ -1,4 +1,4 @@
-"""What a process takes from around it: our environment variables, the checkout's commit, its parent."""
+"""Environment of a process: our environment variables, the checkout's commit, its parent."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-# Folder that holds data, .work and mlflow.db instead of the checkout: a job runs from a copy of the code.
+# Folder that holds data, .work and mlflow.db instead of the checkout: a job on a cluster runs from
+# a copy of the code.
 DATA_ROOT_VARIABLE = "OMNIFORCING_DATA_ROOT"
 # Name of a file in conf/cluster, where no command line names one.
 CLUSTER_VARIABLE = "OMNIFORCING_CLUSTER"
@@ -24,7 +25,7 @@ TOKEN_VARIABLE = "OMNIFORCING_TOKEN"
 
 
 def git_commit(root: Path) -> str:
-    """The checkout's commit, with ``-dirty`` if tracked files differ from it; ``unknown`` outside git."""
+    """Commit of the checkout, with ``-dirty`` if tracked files differ; ``unknown`` without git."""
     if COMMIT_VARIABLE in os.environ:
         return os.environ[COMMIT_VARIABLE]
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
@@ -38,8 +39,8 @@ def git_commit(root: Path) -> str:
 def die_with_parent(parent: int | None = None) -> None:
     """Have the kernel kill this process when its parent dies (Linux).
 
-    DVC killed by ``kill -9`` would otherwise leave a stage running, and the next ``dvc repro`` would
-    start a second one.
+    Otherwise ``kill -9`` of DVC would leave a stage running, and the next ``dvc repro`` would start
+    a second one.
 
     Args:
         parent: process id of the parent; if it is dead already, end this process now.

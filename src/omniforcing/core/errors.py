@@ -47,6 +47,6 @@ def _unpickle(kind: type[OmniForcingError], arguments: tuple[Any, ...]) -> OmniF
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """End a sentence that refuses ``name`` with the nearest known name, or nothing if none is near."""
+    """Return the end of a sentence that names the nearest known name; empty if none is near."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.3)
     return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, what the disk refuses in one sentence, digests and manifests."""
+"""Atomic files and folders, errors of the disk, digests, manifests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM)
 
 
 class FileError(OmniForcingError):
-    """A file or folder that is missing, altered or unreadable; names it and says what to do."""
+    """A file or folder that is missing, altered or unreadable."""
 
 
 def disk_full(error: BaseException | None) -> bool:
@@ -39,7 +39,7 @@ def disk_full(error: BaseException | None) -> bool:
 
 
 def refusal(error: OSError, path: Path | None = None) -> FileError | None:
-    """Turn what the disk refused into the error that users see; None if it is no refusal.
+    """Turn an error of the disk into the error that users see; None if it is another error.
 
     Args:
         path: what was being written; default: the file that the error names.
@@ -133,7 +133,7 @@ def remove(path: Path) -> None:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Rename a whole file or folder to ``path`` once it is on the disk; an older one is replaced."""
+    """Sync a complete file or folder to disk and rename it to ``path``, replacing an older one."""
     for item in [*temporary.rglob("*"), temporary]:
         _sync(item)
     if temporary.is_dir() and path.exists():
@@ -204,7 +204,11 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write json atomically: sorted keys, two spaces, one newline at the end. NaN is refused, it is not json."""
+    """Write JSON atomically: sorted keys, two spaces, a newline at the end.
+
+    Raises:
+        ValueError: if a number is NaN or infinite, which JSON cannot hold.
+    """
     atomic_write(
         path,
         json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n",
@@ -212,7 +216,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a json file.
+    """Read a JSON file.
 
     Raises:
         FileError: if it is missing or is not json.
@@ -228,7 +232,7 @@ def read_json(path: Path) -> Any:
 
 
 def sha256_file(path: Path) -> str:
-    """Hex sha256 of a file's content."""
+    """Return the sha256 of a file's content, in hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -239,7 +243,9 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def tree_digest(path: Path) -> str:
-    """Hex sha256 of a file, or of a folder's relative names and contents (compiled Python left out).
+    """Return the sha256 of a file, or of a folder's relative names and contents.
+
+    Compiled Python is left out.
 
     Raises:
         FileError: if the path does not exist.
@@ -254,9 +260,15 @@ def tree_digest(path: Path) -> str:
 
 
 def write_manifest(folder: Path, extra: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Write ``manifest.json``: bytes and sha256 of every file in the folder, and whatever ``extra`` adds.
+    """Write ``manifest.json``: size and sha256 of every file in a folder.
 
-    Only put in ``extra`` what follows from the content: later stages take the manifest's hash for that of the folder.
+    Args:
+        folder: the folder.
+        extra: further entries. They must follow from the content of the folder, because later
+            stages take the manifest's hash for that of the folder.
+
+    Returns:
+        The manifest.
     """
     listed = {
         name: {"bytes": p.stat().st_size, "sha256": sha256_file(p)}
@@ -269,10 +281,10 @@ def write_manifest(folder: Path, extra: dict[str, Any] | None = None) -> dict[st
 
 
 def verify_manifest(folder: Path) -> dict[str, Any]:
-    """Check every file that the folder's manifest lists, and return the manifest.
+    """Check size and sha256 of every file in a folder's manifest, and return the manifest.
 
     Raises:
-        FileError: naming the first file that is missing or altered.
+        FileError: if a file is missing or altered.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -294,19 +306,26 @@ def verify_manifest(folder: Path) -> dict[str, Any]:
         if path.stat().st_size != expected["bytes"] or sha256_file(path) != expected["sha256"]:
             raise FileError(
                 "file.altered",
-                f"{path} is not the file that {MANIFEST} lists (its sha256 differs); make or copy the folder again",
+                f"{path} is not the file that {MANIFEST} lists (its sha256 differs); "
+                "make or copy the folder again",
             )
     return manifest
 
 
 def folder_digest(folder: Path) -> str:
-    """What identifies a stage's output: its manifest's sha256 if it has one (cheap), else ``tree_digest``."""
+    """Return a digest that identifies a stage's output.
+
+    It is the sha256 of the manifest if there is one, which is quick, else ``tree_digest``.
+    """
     manifest = Path(folder) / MANIFEST
     return sha256_file(manifest) if manifest.is_file() else tree_digest(folder)
 
 
 def forget_origins(folder: Path) -> None:
-    """Take out of every model config in a folder the path it was loaded from: output must not depend on where it was made."""
+    """Remove the path that a model was loaded from from every ``config.json`` in a folder.
+
+    The bytes of an output must not depend on the place where it was made.
+    """
     for path in sorted(Path(folder).rglob("config.json")):
         values = read_json(path)
         if values.pop("_name_or_path", None) is not None:

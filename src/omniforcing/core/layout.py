@@ -1,8 +1,9 @@
 """The block table: the only source of spans, masks, sigmas per block and cache offsets.
 
-A table is a first block and a cycle of following blocks, each counted in video and audio latents. Everything about time
-follows from it and from LTX-2's fixed rates (one second = 24 frames = 3 video latents = 100 mel frames = 25 audio
-latents = 16 000 samples to encode; the first latent of each stream covers a single frame).
+A table is a first block and a cycle of following blocks, each counted in video and audio latents.
+All times follow from it and from LTX-2's fixed rates. One second is 24 frames or 3 video latents,
+and 16 000 samples (at the encoder), 100 mel frames or 25 audio latents. The first latent of each
+stream covers a single frame.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ FRAMES_PER_LATENT = 8
 VIDEO_LATENTS_PER_SECOND = 3
 SAMPLE_RATE = 16_000
 HOP = 160
-MEL_RATE = SAMPLE_RATE // HOP  # frames per second
+MEL_RATE = SAMPLE_RATE // HOP  # mel frames per second
 MEL_PER_LATENT = 4
 AUDIO_LATENTS_PER_SECOND = 25
 
 
 class LayoutError(OmniForcingError):
-    """A block table or latent counts that do not fit the rates; names the count that is off."""
+    """A block table or latent counts that do not fit the rates."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How many latents of each stream."""
+    """Number of latents of each stream."""
 
     video: int
     audio: int
@@ -40,7 +41,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Span:
-    """A half-open range of one stream."""
+    """A half-open range of units of one stream."""
 
     start: int
     stop: int
@@ -54,7 +55,11 @@ class Span:
 
 
 def join_spans(pieces: Iterable[tuple[Span, ...]]) -> list[tuple[Span, ...]]:
-    """Join neighbouring pieces, each one span per axis, that follow one another on every axis."""
+    """Join consecutive pieces that adjoin on every axis.
+
+    Args:
+        pieces: one span per axis each.
+    """
     joined: list[tuple[Span, ...]] = []
     for piece in pieces:
         if joined and all(a.stop == b.start for a, b in zip(joined[-1], piece, strict=True)):
@@ -67,63 +72,71 @@ def join_spans(pieces: Iterable[tuple[Span, ...]]) -> list[tuple[Span, ...]]:
 
 
 def _first_single(latents: Span, per_latent: int) -> Span:
-    """Units (frames or mel frames) covered by latents when latent 0 covers one unit and every other ``per_latent``."""
+    """Span of frames of latents: latent 0 covers one frame, every other ``per_latent`` frames."""
     return Span(*(0 if n == 0 else 1 + per_latent * (n - 1) for n in (latents.start, latents.stop)))
 
 
 def frames_of(latents: Span) -> Span:
-    """Video frames of a span of video latents: latent 0 is frame 0, latent n is frames 8n-7 to 8n."""
+    """Frames of a span of video latents: latent 0 is frame 0, latent n is frames 8n-7 to 8n."""
     return _first_single(latents, FRAMES_PER_LATENT)
 
 
 def mel_of(latents: Span) -> Span:
-    """Mel frames of a span of audio latents: latent 0 is mel frame 0, latent n is mel frames 4n-3 to 4n."""
+    """Mel frames of a span of audio latents: latent 0 is frame 0, n is frames 4n-3 to 4n."""
     return _first_single(latents, MEL_PER_LATENT)
 
 
 def samples_of(mel: Span, rate: int = SAMPLE_RATE) -> Span:
-    """Waveform samples at ``rate`` Hz of a span of mel frames: frame 0 (centred on sample 0) has none, m ends at m hops."""
+    """Samples of a span of mel frames: frame 0, centred on sample 0, has none; m ends at m hops.
+
+    Args:
+        mel: span of mel frames.
+        rate: sample rate, Hz.
+    """
     hop = rate // MEL_RATE
     return Span(*(hop * max(0, m - 1) for m in (mel.start, mel.stop)))
 
 
 def clip_latents(seconds: int) -> Counts:
-    """Latents of a clip of K seconds: 1+3K video and 1+25K audio."""
+    """Number of latents of a clip of K seconds: 1+3K video, 1+25K audio."""
     return Counts(1 + VIDEO_LATENTS_PER_SECOND * seconds, 1 + AUDIO_LATENTS_PER_SECOND * seconds)
 
 
 def clip_frames(seconds: int) -> int:
-    """Frames of a clip of K seconds: 1+24K."""
+    """Number of frames of a clip of K seconds: 1+24K."""
     return 1 + FPS * seconds
 
 
 def clip_samples(seconds: int) -> int:
-    """Audio samples of a clip of K seconds: 16000K."""
+    """Number of samples of a clip of K seconds: 16000K."""
     return SAMPLE_RATE * seconds
 
 
 def clip_seconds(counts: Counts) -> int:
-    """Whole seconds K of a pair of latent counts.
+    """Length K of a clip in whole seconds.
 
     Raises:
-        LayoutError: if the counts are not 1+3K video and 1+25K audio latents of the same K >= 1.
+        LayoutError: if the counts are not 1+3K video and 1+25K audio latents with one K >= 1.
     """
     video, rest_v = divmod(counts.video - 1, VIDEO_LATENTS_PER_SECOND)
     audio, rest_a = divmod(counts.audio - 1, AUDIO_LATENTS_PER_SECOND)
     if rest_v or video < 1:
         raise LayoutError(
             "layout.partial-second",
-            f"{counts.video} video latents are not 1+3K for any K >= 1 seconds; check the frame count (1+24K)",
+            f"{counts.video} video latents are not 1+3K for any K >= 1 seconds; "
+            "check the frame count (1+24K)",
         )
     if rest_a or audio < 1:
         raise LayoutError(
             "layout.partial-second",
-            f"{counts.audio} audio latents are not 1+25K for any K >= 1 seconds; check the sample count (16000K)",
+            f"{counts.audio} audio latents are not 1+25K for any K >= 1 seconds; "
+            "check the sample count (16000K)",
         )
     if video != audio:
         raise LayoutError(
             "layout.unequal-lengths",
-            f"{counts.video} video latents last {video} s but {counts.audio} audio latents last {audio} s; "
+            f"{counts.video} video latents last {video} s but {counts.audio} audio latents last "
+            f"{audio} s; "
             f"{clip_latents(video).audio} audio latents would fit the video",
         )
     return video
@@ -131,7 +144,13 @@ def clip_seconds(counts: Counts) -> int:
 
 @dataclass(frozen=True)
 class Block:
-    """One unit of generation: its latents, and the frames, mel frames and samples they decode to."""
+    """One unit of generation.
+
+    Attributes:
+        index: number of the block in the stream, from 0.
+        video: span of its video latents.
+        audio: span of its audio latents.
+    """
 
     index: int
     video: Span
@@ -139,27 +158,36 @@ class Block:
 
     @property
     def frames(self) -> Span:
+        """Frames that the video latents decode to."""
         return frames_of(self.video)
 
     @property
     def mel(self) -> Span:
+        """Mel frames that the audio latents decode to."""
         return mel_of(self.audio)
 
     @property
     def samples(self) -> Span:
+        """Samples that the audio latents decode to, at the encoder's rate."""
         return samples_of(self.mel)
 
     @property
     def counts(self) -> Counts:
+        """Number of latents of each stream."""
         return Counts(len(self.video), len(self.audio))
 
     @property
     def seconds(self) -> tuple[float, float]:
-        """Start and end of the block's frames on the clock of the picture."""
+        """Start and end of its frames in the stream, seconds."""
         return self.frames.start / FPS, self.frames.stop / FPS
 
     def tokens(self, spatial: int, sinks: int = 0) -> tuple[Span, Span]:
-        """Token spans of both streams: ``spatial`` tokens per video latent; ``sinks`` stand before audio latent 0."""
+        """Spans of its video and audio tokens.
+
+        Args:
+            spatial: tokens per video latent.
+            sinks: number of sink tokens, which stand before audio latent 0 and belong to block 0.
+        """
         return (
             Span(self.video.start * spatial, self.video.stop * spatial),
             Span(self.audio.start + (sinks if self.index else 0), self.audio.stop + sinks),
@@ -168,11 +196,15 @@ class Block:
 
 @dataclass(frozen=True)
 class BlockTable:
-    """A first block, then a cycle of blocks without end. Immutable; build once, ask for everything.
+    """A first block, then a cycle of blocks that repeats without end.
+
+    Attributes:
+        first: latents of block 0.
+        cycle: latents of the blocks after it.
 
     Raises:
-        LayoutError: if a block lacks a latent of either stream, if the streams drift within the cycle, or if a block
-            border falls a whole audio latent or more away from its video time.
+        LayoutError: if a block lacks a latent of either stream, the streams drift apart, or the
+            audio of a block ends a whole latent or more away from its video.
     """
 
     first: Counts
@@ -186,7 +218,8 @@ class BlockTable:
             if counts.video < 1 or counts.audio < 1:
                 raise LayoutError(
                     "layout.empty-block",
-                    f"{name} has {counts.video} video and {counts.audio} audio latents; both need at least 1",
+                    f"{name} has {counts.video} video and {counts.audio} audio latents; "
+                    "both need at least 1",
                 )
         if not self.cycle:
             raise LayoutError(
@@ -197,7 +230,8 @@ class BlockTable:
             fitting = total.video * AUDIO_LATENTS_PER_SECOND / VIDEO_LATENTS_PER_SECOND
             raise LayoutError(
                 "layout.drifting-streams",
-                f"a cycle of {total.video} video latents needs {fitting:g} audio latents, found {total.audio}: "
+                f"a cycle of {total.video} video latents needs {fitting:g} audio latents, "
+                f"found {total.audio}: "
                 "the streams would drift apart",
             )
         for block in self.blocks(1 + len(self.cycle)):
@@ -205,18 +239,22 @@ class BlockTable:
             if abs(block.audio.stop - 1 - due) >= 1:
                 raise LayoutError(
                     "layout.drifting-streams",
-                    f"block {block.index} ends at video latent {block.video.stop}, where {1 + due:g} audio latents are "
-                    f"due, but at audio latent {block.audio.stop}",
+                    f"block {block.index} ends at video latent {block.video.stop}, where "
+                    f"{1 + due:g} audio latents are due, but at audio latent {block.audio.stop}",
                 )
 
-    # --- blocks -------------------------------------------------------------------------------------------------------
+    # --- blocks ---
 
     def counts(self, index: int) -> Counts:
-        """Latents of block ``index``."""
+        """Number of latents of block ``index``."""
         return self.first if index == 0 else self.cycle[(index - 1) % len(self.cycle)]
 
     def block(self, index: int) -> Block:
-        """Block ``index`` with its absolute spans, for any index >= 0."""
+        """Return block ``index`` with its absolute spans.
+
+        Raises:
+            LayoutError: if the index is negative.
+        """
         if index < 0:
             raise LayoutError(
                 "layout.no-such-block", f"block {index} does not exist: blocks are counted from 0"
@@ -224,11 +262,11 @@ class BlockTable:
         return _block(self, index)
 
     def blocks(self, count: int) -> tuple[Block, ...]:
-        """The first ``count`` blocks."""
+        """Return the first ``count`` blocks."""
         return tuple(self.block(i) for i in range(count))
 
     def total(self, count: int) -> Counts:
-        """Latents of the first ``count`` blocks."""
+        """Number of latents of the first ``count`` blocks."""
         return (
             Counts(0, 0)
             if count == 0
@@ -236,10 +274,10 @@ class BlockTable:
         )
 
     def count_for(self, latents: Counts) -> int:
-        """How many whole blocks hold exactly these latents.
+        """Number of blocks that hold exactly these latents.
 
         Raises:
-            LayoutError: if they end inside a block of either stream.
+            LayoutError: if either stream ends inside a block.
         """
         count = 0
         for block in self:
@@ -260,7 +298,11 @@ class BlockTable:
         return count
 
     def blocks_for_seconds(self, seconds: float) -> int:
-        """The fewest blocks whose picture lasts at least ``seconds``."""
+        """Smallest number of blocks whose picture lasts at least ``seconds``.
+
+        Raises:
+            LayoutError: if ``seconds`` is not above 0.
+        """
         if seconds <= 0:
             raise LayoutError(
                 "layout.no-time",
@@ -276,20 +318,25 @@ class BlockTable:
             yield self.block(index)
             index += 1
 
-    # --- tokens -------------------------------------------------------------------------------------------------------
+    # --- latents ---
 
     def video_owner(self, count: int) -> tuple[int, ...]:
-        """For each video latent of the first ``count`` blocks, its block."""
+        """Index of the block of each video latent, for the first ``count`` blocks."""
         return tuple(block.index for block in self.blocks(count) for _ in range(len(block.video)))
 
     def audio_owner(self, count: int) -> tuple[int, ...]:
-        """For each audio latent of the first ``count`` blocks, its block."""
+        """Index of the block of each audio latent, for the first ``count`` blocks."""
         return tuple(block.index for block in self.blocks(count) for _ in range(len(block.audio)))
 
-    # --- what a query may see ------------------------------------------------------------------------------------------
+    # --- visibility ---
 
     def visible(self, index: int, window: int | None = None) -> tuple[int, ...]:
-        """Blocks that block ``index`` sees: the prefix, the last ``window`` past blocks (None: all), and itself."""
+        """Indices of the blocks that block ``index`` sees: prefix, past blocks, itself.
+
+        Args:
+            index: the block.
+            window: number of past blocks besides the prefix; None for all.
+        """
         if window is not None and window < 1:
             raise LayoutError(
                 "layout.window-too-small",
@@ -299,40 +346,49 @@ class BlockTable:
         return (0, *range(oldest, index + 1)) if index else (0,)
 
     def position(self, index: int, horizon: int) -> int:
-        """The block whose place in time block ``index`` takes: itself up to ``horizon``, then the last of the same kind.
+        """Index of the block whose rotary position block ``index`` takes.
 
-        In an endless stream the present stays at the horizon, the window slides below it and the prefix keeps its own
-        place, so that no distance, and no phase against a sink, exceeds what training has shown.
+        Up to ``horizon``, the last block of a training clip, that is the block itself; then the
+        last block at or before the horizon with the same place in the cycle. In an endless stream
+        the present block therefore stays at the horizon, the window lies just before it and the
+        prefix keeps its own position, so that no distance between tokens, and no phase against a
+        sink, exceeds those seen in training.
         """
         return index if index <= horizon else horizon - (horizon - index) % len(self.cycle)
 
     def seen_at(self, index: int, past: int, horizon: int) -> int:
-        """The block whose place a past block takes as seen from block ``index``; the prefix keeps its own."""
+        """Index of the block whose position a past block takes when block ``index`` looks at it."""
         return 0 if past == 0 else self.position(index, horizon) - (index - past)
 
     def check_window(self, window: int, horizon: int) -> None:
-        """Refuse a window that would reach below the prefix once the stream is past the horizon.
+        """Refuse a window that reaches the prefix's position once a stream is past the horizon.
 
         Raises:
-            LayoutError: naming the largest window that fits.
+            LayoutError: if the window does not fit; names the largest that does.
         """
         most = horizon - len(self.cycle)
         if not 1 <= window <= most:
             raise LayoutError(
                 "layout.window-too-large",
-                f"a window of {window} blocks does not fit a horizon of {horizon + 1} blocks: it must be 1 to {most}; "
-                "train on longer clips or narrow the window",
+                f"a window of {window} blocks does not fit a horizon of {horizon + 1} blocks: it "
+                f"must be 1 to {most}; train on longer clips or narrow the window",
             )
 
     def ring(self, window: int) -> int:
-        """Slots of a ring for ``window`` past blocks and the present one, rounded up to whole cycles."""
+        """Number of slots of a ring for ``window`` past blocks and the present one.
+
+        Rounded up to whole cycles, so that a slot always holds blocks of one size.
+        """
         return -(-(window + 1) // len(self.cycle)) * len(self.cycle)
 
     def slot(self, index: int, slots: int) -> Block:
-        """Where a cache of block 0 and a ring of ``slots`` blocks keeps block ``index``, as if the ring were the stream.
+        """Block whose spans are the place of block ``index`` in a cache.
+
+        A cache holds block 0, then a ring of ``slots`` blocks; its slots lie where the first blocks
+        of a stream do.
 
         Raises:
-            LayoutError: if the slots are not whole cycles, so that they would differ in size.
+            LayoutError: if the ring does not hold whole cycles.
         """
         if slots % len(self.cycle):
             raise LayoutError(
@@ -342,9 +398,9 @@ class BlockTable:
         return self.block(1 + (index - 1) % slots if index else 0)
 
 
-@lru_cache(maxsize=1024)  # bounded, for a stream has no end
+@lru_cache(maxsize=1024)  # bounded: streams are endless
 def _block(table: BlockTable, index: int) -> Block:
-    # Closed form, so that block 100 000 of an endless stream costs what block 1 costs.
+    # Closed form, so that block 100 000 of an endless stream costs as much as block 1.
     rounds, rest = divmod(max(0, index - 1), len(table.cycle))
     whole = sum(table.cycle, Counts(0, 0))
     start = Counts(0, 0)
@@ -357,10 +413,10 @@ def _block(table: BlockTable, index: int) -> Block:
 
 
 LAYOUTS: dict[str, BlockTable] = {
-    # The paper's: a one-frame prefix, then one second a block.
+    # The paper's: a prefix of one frame, then blocks of one second.
     "prefix": BlockTable(Counts(1, 1), (Counts(3, 25),)),
-    # The authors' later one: the prefix merged into the first second.
+    # The authors' later layout: the prefix merged into the first second.
     "merged": BlockTable(Counts(4, 26), (Counts(3, 25),)),
-    # A third of a second a block; the streams are equal again at every second.
+    # Blocks of a third of a second; both streams end together at every whole second.
     "thirds": BlockTable(Counts(1, 1), (Counts(1, 8), Counts(1, 8), Counts(1, 9))),
 }

@@ -1,4 +1,4 @@
-"""Random streams that depend on (seed, name, step) alone, so that resuming a run needs no random state."""
+"""Random numbers that depend on seed, name and step alone: resuming needs no random state."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 def step_seed(seed: int, step: int, stream: str = "") -> int:
-    """A 63-bit seed for one step of one named stream."""
+    """Derive a 63-bit seed for one step of a named stream of random numbers."""
     text = f"{seed}/{stream}/{step}".encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
 
@@ -16,5 +16,5 @@ def step_seed(seed: int, step: int, stream: str = "") -> int:
 def step_generator(
     seed: int, step: int, stream: str = "", device: str | torch.device = "cpu"
 ) -> torch.Generator:
-    """A generator for one step of one named stream; the same arguments give the same numbers."""
+    """Make a generator for one step of a named stream of random numbers."""
     return torch.Generator(device=device).manual_seed(step_seed(seed, step, stream))

@@ -1,7 +1,8 @@
-"""Flow matching: sigmas, re-noising, Euler steps and guidance.
+"""Flow matching: sigmas, adding noise, Euler steps, guidance.
 
-Convention (LTX-2): ``x_sigma = (1 - sigma) x0 + sigma eps``; the network predicts ``v = eps - x0``. Sigma stays fp32.
-All functions take one tensor ``[B, T, ...]`` with sigma ``[B]``, ``[B, T]`` or a float; map them over a ``Pair``.
+LTX-2's convention: ``x_sigma = (1 - sigma) x0 + sigma eps``, and the network predicts
+``v = eps - x0``. Sigma stays in fp32. Functions take one tensor ``[B, T, ...]``, with sigma
+``[B]``, ``[B, T]`` or a float; map them over a ``Pair``.
 """
 
 from __future__ import annotations
@@ -20,40 +21,54 @@ def _like(sigma: Tensor | float, x: Tensor) -> Tensor | float:
 
 
 def add_noise(x0: Tensor, noise: Tensor, sigma: Tensor | float) -> Tensor:
-    """``x_sigma = (1 - sigma) x0 + sigma eps``."""
+    """Add noise to a clean sample: ``(1 - sigma) x0 + sigma eps``."""
     s = _like(sigma, x0)
     return (1 - s) * x0 + s * noise
 
 
 def velocity(x0: Tensor, noise: Tensor) -> Tensor:
-    """The flow-matching target ``v = eps - x0``."""
+    """Target of flow matching, ``eps - x0``."""
     return noise - x0
 
 
 def to_x0(x: Tensor, v: Tensor, sigma: Tensor | float) -> Tensor:
-    """The clean estimate ``x0 = x - sigma v``."""
+    """Clean estimate from a velocity, ``x - sigma v``."""
     return x - _like(sigma, x) * v
 
 
 def euler(x: Tensor, v: Tensor, sigma: Tensor | float, sigma_next: Tensor | float) -> Tensor:
-    """One Euler step of the probability-flow ODE: ``x + (sigma_next - sigma) v``."""
+    """Take an Euler step of the probability-flow ODE, ``x + (sigma_next - sigma) v``."""
     return x + (_like(sigma_next, x) - _like(sigma, x)) * v
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: Tensor | float) -> Tensor:
-    """Classifier-free guidance in x0 space (paper section 3.2): ``c + (w - 1)(c - u)``; scale is a float or ``[B]``."""
+    """Guide clean estimates without a classifier (paper section 3.2): ``c + (w - 1)(c - u)``.
+
+    Args:
+        conditional: estimate c under the prompt.
+        unconditional: estimate u under the empty prompt.
+        scale: guidance w, a float or ``[B]``.
+    """
     return conditional + (_like(scale, conditional) - 1) * (conditional - unconditional)
 
 
 def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
-    """Time-shift of LTX-2's scheduler, ``e^m / (e^m + 1/sigma - 1)`` with ``m = shift``; 0 stays 0 and 1 stays 1."""
+    """Shift sigmas as LTX-2's scheduler does: ``e^m / (e^m + 1/sigma - 1)`` with ``m = shift``.
+
+    0 stays 0 and 1 stays 1.
+    """
     return sigma / (sigma + (1 - sigma) * math.exp(-shift))
 
 
 def sampling_sigmas(steps: int, shift: float, terminal: float | None = None) -> list[float]:
-    """``steps + 1`` descending sigmas from 1 to 0; ``terminal`` stretches the last non-zero one to that value.
+    """Make ``steps + 1`` descending sigmas from 1 to 0, as LTX-2's scheduler does.
 
     LTX-2's own schedule is ``sampling_sigmas(40, 2.05, 0.1)``.
+
+    Args:
+        steps: number of denoising steps.
+        shift: shift of the sigmas (``shift_sigma``).
+        terminal: value to which the last non-zero sigma is stretched; None to leave it.
     """
     s = shift_sigma(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift)
     if terminal is not None and steps > 1:
@@ -64,6 +79,6 @@ def sampling_sigmas(steps: int, shift: float, terminal: float | None = None) -> 
 def sample_sigma(
     batch: int, low: float, high: float, shift: float, generator: torch.Generator
 ) -> Tensor:
-    """One fp32 sigma per sample, ``[B]``: uniform, time-shifted, then fitted to ``[low, high]`` (both ends reachable)."""
+    """Draw a sigma per sample, fp32 ``[B]``: uniform, shifted, then scaled to ``[low, high]``."""
     u = draw(torch.rand, (batch,), generator, device=generator.device, dtype=torch.float32)
     return low + (high - low) * shift_sigma(u, shift)

@@ -20,7 +20,7 @@ from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor
 
 from omniforcing.codec.text import TextEncoder
-from omniforcing.core.distributed import own_rows
+from omniforcing.core.distributed import local_rows
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import MANIFEST, read_json, write_json, write_manifest
 from omniforcing.core.latents import Batch, Latents, Pair, TextFeatures
@@ -214,7 +214,7 @@ class TensorShards:
             wds.tarfile_to_samples(),
             wds.detshuffle(bufsize=1024, initial=256, seed=shuffle),
         )
-        samples, own = iter(pipeline), own_rows(size)
+        samples, own = iter(pipeline), local_rows(size)
         for _ in range(count):
             batch = list(islice(samples, size))[own.first : own.last]
             yield self._collate([self._decode(raw) for raw in batch])

@@ -12,7 +12,7 @@ from torch import Tensor
 from omniforcing.core.latents import Latents, Pair, TextFeatures, concatenate, noise_like
 from omniforcing.core.layout import BlockTable, Counts
 from omniforcing.core.schedule import add_noise, to_x0
-from omniforcing.core.states import State, joined, part_of
+from omniforcing.core.states import State, join_states, part_of
 from omniforcing.model.attention import View
 from omniforcing.model.cache import Cache, FunctionalCache, RingCache
 from omniforcing.model.conditioning import Sigma, TextCache
@@ -240,7 +240,7 @@ class Rollout:
         """A copy of index, cache and random state between two blocks; without the prompt."""
         self._refresh()
         own = {"index": torch.tensor(self.index), "generator": self.generator.get_state()}
-        return {**joined(cache=cast(RingCache, self._cache).state()), **own}
+        return {**join_states(cache=cast(RingCache, self._cache).state()), **own}
 
     def restore(self, state: State) -> None:
         """Continue, bit for bit, from the ``state`` of a rollout of the same model and prompt."""

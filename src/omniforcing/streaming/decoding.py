@@ -12,7 +12,7 @@ import torch
 
 from omniforcing.codec.streaming import StreamingDecoder
 from omniforcing.core.latents import Latents, Pair
-from omniforcing.core.states import State, joined, part_of
+from omniforcing.core.states import State, join_states, part_of
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Decoding:
         if self._before_the_end is not None:
             return self._before_the_end
         return {
-            **joined(decoder=self._decoder.state()),
+            **join_states(decoder=self._decoder.state()),
             "counts": torch.tensor([self._frames, self._samples]),
         }
 

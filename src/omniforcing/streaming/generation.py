@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from omniforcing.core.latents import Latents, Pair, TextFeatures
-from omniforcing.core.states import State, joined, part_of
+from omniforcing.core.states import State, join_states, part_of
 from omniforcing.model.rollout import Rollout
 
 
@@ -110,7 +110,7 @@ class Generation:
         }
         text = dict(self._text.map(torch.clone).items())
         return {
-            **joined(text=text, rollout=self._rollout.state(), **kept),
+            **join_states(text=text, rollout=self._rollout.state(), **kept),
             "index": torch.tensor(self.index),
         }
 

@@ -11,7 +11,7 @@ from safetensors.torch import save
 
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import new_file
-from omniforcing.core.states import State, joined, part_of
+from omniforcing.core.states import State, join_states, part_of
 
 SCHEMA = 1
 _KEY = "omniforcing"  # metadata of safetensors maps text to text: ours is JSON under this key
@@ -63,7 +63,7 @@ class StreamState:
         }
         tensors = {
             name: x.contiguous()
-            for name, x in joined(generation=self.generation, decoding=self.decoding).items()
+            for name, x in join_states(generation=self.generation, decoding=self.decoding).items()
         }
         with new_file(path) as file:
             file.write(save(tensors, {_KEY: json.dumps(facts)}))

@@ -85,7 +85,7 @@ class Sharded(_Placed, ModelParallelStrategy):
             remove(temporary(path))
         distributed.barrier()
         save = partial(super().save_checkpoint, checkpoint, temporary(path), storage_options)
-        if distributed.everywhere(unless_full(save, path)):
+        if distributed.all_true(unless_full(save, path)):
             publish_shards(path)
         elif distributed.rank() == 0:
             remove(temporary(path))
@@ -94,11 +94,11 @@ class Sharded(_Placed, ModelParallelStrategy):
 
 def strategy(sharded: bool) -> Strategy | str:
     """Lightning's strategy for this process; its default one without a process group."""
-    if not distributed.together():
+    if not distributed.is_distributed():
         return "auto"
     return Sharded() if sharded else Replicated()
 
 
 def environment() -> list[LightningEnvironment]:
     """Plugins that tell Lightning its rank; none without a process group."""
-    return [_Group()] if distributed.together() else []
+    return [_Group()] if distributed.is_distributed() else []

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from omniforcing.core.config import OptimiserConfig, Weights
-from omniforcing.core.distributed import RowGenerator, Rows, own_rows, size
+from omniforcing.core.distributed import RowGenerator, Rows, local_rows, world_size
 from omniforcing.core.latents import Batch, Latents, Pair
 from omniforcing.core.random import step_seed
 from omniforcing.model.transformer import DualStream
@@ -325,7 +325,9 @@ class StageModule(nn.Module):
         """Split this process's rows of a batch into ``options.accumulate`` micro-batches."""
         local = len(data.text.video)
         count = local // self.options.accumulate
-        pieces = own_rows(local * size(), self.options.accumulate).split(self.options.accumulate)
+        pieces = local_rows(local * world_size(), self.options.accumulate).split(
+            self.options.accumulate
+        )
         # The meta device has no generators: a trace draws on the CPU.
         device = torch.device("cpu") if self.device.type == "meta" else self.device
         found = []
