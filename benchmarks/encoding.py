@@ -15,13 +15,15 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 
-from omniforcing.core.config import ClipsConfig, ClusterConfig, project_root
+from omniforcing.core.config import project_root
+from omniforcing.data.config import ClipsConfig
 from omniforcing.data.encode import Encoder, EncodingTask
 from omniforcing.data.shards import plan_shards, publish_shards, write_shards
 from omniforcing.data.sources import read_clips, write_clips
 from omniforcing.data.tars import indices
 from omniforcing.data.work import Runner, in_process
 from omniforcing.media.conform import Form
+from omniforcing.pipeline.cluster.config import ClusterConfig
 from omniforcing.pipeline.cluster.pool import Pool
 from omniforcing.pocket.foundation import KEPT
 
@@ -33,7 +35,7 @@ def make_clips(folder: Path, count: int) -> Path:
     for name in ("clips", "shards"):
         (folder / name).mkdir()
     write_clips(ClipsConfig(count=count, heldout=0, heldout_duets=0), 0, folder / "clips")
-    plans = plan_shards(read_clips(folder / "clips"), FORM, PER_SHARD, 14)
+    plans = plan_shards(read_clips(folder / "clips"), FORM, PER_SHARD)
     write_shards(plans, folder / "work")
     publish_shards(plans, folder / "work", folder / "shards", 0.0)
     return folder / "shards"

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.local_cluster import Cluster, kill, own_cluster
-from omniforcing.core.config import Strategy, project_root
+from omniforcing.core.config import project_root
 from omniforcing.core.console import run_command
 from omniforcing.core.errors import OmniForcingError
+from omniforcing.pipeline.cluster.config import Strategy
 from omniforcing.training import checkpoints
 
 STAGE, STEPS, EVERY = "self_forcing", 24, 4

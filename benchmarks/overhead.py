@@ -26,11 +26,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.local_cluster import Cluster, own_cluster
-from omniforcing.core.config import load_config, project_root
+from omniforcing.core.config import project_root
 from omniforcing.core.console import run_command
 from omniforcing.core.environment import CLUSTER_VARIABLE
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import read_json, remove
+from omniforcing.pipeline.config import load_config
 from omniforcing.pipeline.declaration import dvc_target
 from omniforcing.pipeline.generate import CODE
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from omniforcing.core.config import Config, Weights, load_config, project_root
+from omniforcing.core.config import project_root
 from omniforcing.core.console import run_command
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.latents import Latents, TextFeatures
@@ -27,8 +27,12 @@ from omniforcing.evaluation.evaluate import plan
 from omniforcing.evaluation.report import format_number
 from omniforcing.evaluation.summary import pocket_world
 from omniforcing.model.weights.student import load_model
+from omniforcing.pipeline.config import load_config
+from omniforcing.pipeline.stages.bench import open_bench
 from omniforcing.pocket.events import colours_in
 from omniforcing.pocket.observe import observe
+from omniforcing.pocket.sync import TOLERANCE_MS
+from omniforcing.training.config import Weights
 from omniforcing.training.loop import set_threads
 
 SHOWN = {
@@ -89,7 +93,7 @@ def main() -> None:
                 "benchmarks.not-pocket",
                 f"{data / 'shards'} holds no clips of the pocket world, which alone can be measured so",
             )
-        bench = Bench.open(config, data / "codec", data / "latents")
+        bench = open_bench(config, data / "codec", data / "latents")
         print(
             f"{'sampler':<40}"
             + "".join(f"{name:>11}" for name in (*SHOWN.values(), "std video", "std audio"))
@@ -99,7 +103,8 @@ def main() -> None:
                 print(
                     f"{label:<40}"
                     + "".join(
-                        f"{format_number(value):>11}" for value in row(bench, draw, captions)
+                        f"{format_number(value):>11}"
+                        for value in row(bench, draw, captions, config.seed + 1)
                     ),
                     flush=True,
                 )
@@ -118,13 +123,11 @@ def _asked(word: str, data: Path, guidance: list[float], steps: list[int]) -> As
 
 def samplers(bench: Bench, asked: Asked) -> Iterator[tuple[str, Draw]]:
     """The ways to draw from a model that were asked for."""
-    config, seconds = bench.config, bench.config.clips.seconds
+    seconds = bench.clips.seconds
     if asked.name == "teacher" and asked.guidance:
         for scale in asked.guidance:
-            sampler = replace(config.teacher.sampler, guidance=Weights(scale, scale))
-            guided = replace(
-                bench, config=replace(config, teacher=replace(config.teacher, sampler=sampler))
-            )
+            sampler = replace(bench.teacher_sampler, guidance=Weights(scale, scale))
+            guided = replace(bench, teacher_sampler=sampler)
             yield (
                 f"{asked.label}, guidance {scale:g}",
                 guided.draw(asked.name, asked.folder, seconds),
@@ -133,15 +136,15 @@ def samplers(bench: Bench, asked: Asked) -> Iterator[tuple[str, Draw]]:
         yield asked.label, bench.draw(asked.name, asked.folder, seconds)
     if asked.name not in CAUSAL:
         for steps in asked.steps:
-            yield f"{asked.label}, ODE in {steps} steps", ode(bench, asked, config, steps)
+            yield f"{asked.label}, ODE in {steps} steps", ode(bench, asked, steps)
 
 
-def ode(bench: Bench, asked: Asked, config: Config, steps: int) -> Draw:
+def ode(bench: Bench, asked: Asked, steps: int) -> Draw:
     """Ends of the model's ODE in so many Euler steps, which are shared out over the intervals of the student's sigmas."""
-    sigmas = refine(config.student.sigmas, steps)
+    sigmas = refine(bench.student.sigmas, steps)
     clip = WholeClip(
         load_model(asked.folder, device=bench.device, sinks=0).eval(),
-        config.latent_counts,
+        bench.clips.latent_counts,
         bench.grid,
     )
     unconditional = bench.text.unconditional.map(lambda x: x.to(bench.device))
@@ -150,7 +153,7 @@ def ode(bench: Bench, asked: Asked, config: Config, steps: int) -> Draw:
         denoise = clip.denoiser(
             text,
             unconditional,
-            config.teacher.sampler.guidance if asked.name == "teacher" else None,
+            bench.teacher_sampler.guidance if asked.name == "teacher" else None,
         )
         *_, last = ode_states(denoise, clip.noise(len(text.video), generator), sigmas)
         return last
@@ -158,7 +161,7 @@ def ode(bench: Bench, asked: Asked, config: Config, steps: int) -> Draw:
     return draw
 
 
-def row(bench: Bench, draw: Draw, captions: list[str]) -> list[float | None]:
+def row(bench: Bench, draw: Draw, captions: list[str], seed: int) -> list[float | None]:
     """The figures of one sampler: the pocket world's measures, and the standard deviation of the latents."""
     drawn: list[Latents] = []
 
@@ -166,13 +169,11 @@ def row(bench: Bench, draw: Draw, captions: list[str]) -> list[float | None]:
         drawn.append(draw(text, generator))
         return drawn[-1]
 
-    media = bench.media(kept, *plan(captions, 1, bench.config.seed + 1))
+    media = bench.media(kept, *plan(captions, 1, seed))
     shown = tqdm(
         zip(media, captions, strict=True), "sampling", len(captions), unit="clip", leave=False
     )
-    figures = pocket_world(
-        [observe(*both) for both in shown], bench.config.evaluate.tolerance_ms / 1000
-    )
+    figures = pocket_world([observe(*both) for both in shown], TOLERANCE_MS / 1000)
     deviations = drawn[0].map(lambda *parts: torch.cat(parts).std(), *drawn[1:])
     return [*(figures[name] for name in SHOWN), *map(float, deviations)]
 

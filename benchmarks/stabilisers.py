@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omniforcing.core.config import Config, Stabiliser, load_config, project_root
+from omniforcing.core.config import project_root
 from omniforcing.core.console import run_command
 from omniforcing.core.environment import git_commit
 from omniforcing.core.errors import OmniForcingError
@@ -27,11 +27,13 @@ from omniforcing.data.tensors import TensorShards
 from omniforcing.distill.causal_ode import CausalOde
 from omniforcing.evaluation.plots import BAR, CHANCE, new_figure, save_figure
 from omniforcing.model.attention import Masked
+from omniforcing.model.config import Stabiliser
 from omniforcing.model.rollout import predict_x0
 from omniforcing.model.student import positions_for
 from omniforcing.model.transformer import DualStream
 from omniforcing.model.weights.student import load_model
 from omniforcing.pipeline import tracking
+from omniforcing.pipeline.config import Config, load_config
 from omniforcing.training.loop import fit, set_threads
 
 SIGMA = 0.5
@@ -159,10 +161,12 @@ class Bench:
         student = load_model(source, variant.sinks, stabiliser=variant.stabiliser, fresh=True).to(
             dtype
         )
-        data = TensorShards(self.data / "trajectories", "train", config.latent_counts)
+        data = TensorShards(self.data / "trajectories", "train", config.clips.latent_counts)
         view = self._view(Masked, student, data.grid)
         stage = replace(config.causal_ode, optim=optim)
-        module = Watched(student, stage, config.student.sigmas, config.table, view, config.seed)
+        module = Watched(
+            student, stage, config.student.sigmas, config.student.table, view, config.seed
+        )
         trainer = replace(config.trainer, precision="32-true", probes=0)
         every = min(trainer.checkpoint_every, self.updates)
 
@@ -186,9 +190,13 @@ class Bench:
 
     def _view(self, kind: type[Masked], student: DualStream, grid: tuple[int, int]) -> Masked:
         config = self.config
-        positions = positions_for(student, config.latent_counts, grid, sinks=True)
+        positions = positions_for(student, config.clips.latent_counts, grid, sinks=True)
         return kind(
-            positions, config.table, config.horizon + 1, config.student.window, config.horizon
+            positions,
+            config.student.table,
+            config.horizon + 1,
+            config.student.window,
+            config.horizon,
         )
 
     @torch.no_grad()
@@ -210,7 +218,7 @@ class Bench:
 
 def held_out(folder: Path, config: Config) -> Iterator[Batch]:
     """Held-out clips, all of them (at most 64) as one batch."""
-    shards = TensorShards(folder, "heldout", config.latent_counts)
+    shards = TensorShards(folder, "heldout", config.clips.latent_counts)
     samples = [
         (latents, caption)
         for (_, latents, caption, _), _ in zip(shards.samples(), range(64), strict=False)

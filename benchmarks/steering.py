@@ -16,17 +16,19 @@ import numpy as np
 import torch
 from tqdm import trange
 
-from omniforcing.core.config import load_config, project_root
+from omniforcing.core.config import project_root
 from omniforcing.core.console import run_command
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.latents import TextFeatures, concatenate
 from omniforcing.core.layout import FPS
 from omniforcing.data.sources import HELDOUT
 from omniforcing.distill.sampling import rollout_config
-from omniforcing.evaluation.bench import Bench, split_clips
+from omniforcing.evaluation.bench import split_clips
 from omniforcing.evaluation.report import format_number
 from omniforcing.model.rollout import Rollout
 from omniforcing.model.weights.student import load_model
+from omniforcing.pipeline.config import load_config
+from omniforcing.pipeline.stages.bench import open_bench
 from omniforcing.pocket.events import Media, colours_in, hear, see
 from omniforcing.streaming.generation import Generation
 from omniforcing.training.loop import set_threads
@@ -86,11 +88,12 @@ def measure(
             "benchmarks.not-pocket",
             f"{data / 'shards'} holds no clips of the pocket world, which alone can be measured so",
         )
-    bench = Bench.open(config, data / "codec", data / "latents")
+    bench = open_bench(config, data / "codec", data / "latents")
     student = config.student
     weights = folder or data / "self_forcing"
     model = load_model(weights, student.sinks, bench.device, stabiliser=student.stabiliser).eval()
-    rollout, spans = rollout_config(config, bench.grid), config.table.blocks(before + after)
+    rollout = rollout_config(student, config.clips.latent_counts, bench.grid)
+    spans = student.table.blocks(before + after)
 
     def text(captions: list[str]) -> TextFeatures:
         return bench.text.of(captions).map(lambda x: x.to(bench.device))

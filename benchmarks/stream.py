@@ -9,9 +9,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from omniforcing.core.config import load_config, project_root
+from omniforcing.core.config import project_root
 from omniforcing.core.console import run_command
-from omniforcing.evaluation.bench import MODELS, Bench
+from omniforcing.evaluation.bench import MODELS
+from omniforcing.pipeline.config import load_config
+from omniforcing.pipeline.stages.bench import open_bench
 from omniforcing.pipeline.stages.speed import against_the_teacher
 from omniforcing.training.loop import set_threads
 
@@ -28,11 +30,11 @@ def main() -> None:
         root = project_root()
         config = load_config(root=root, preset=arguments.preset)
         data = root / "data" / arguments.preset
-        bench = Bench.open(config, data / "codec", data / "latents")
+        bench = open_bench(config, data / "codec", data / "latents")
         with tempfile.TemporaryDirectory() as work:
             folders, artifact = {name: data / name for name in MODELS}, Path(work, "artifact")
             figures = against_the_teacher(
-                bench, folders, data / "codec", artifact, config.export.prompt
+                config, bench, folders, data / "codec", artifact, config.export.prompt
             )
         print(json.dumps(figures, indent=2))
 

@@ -23,8 +23,7 @@ from tqdm import tqdm
 from omniforcing.core.console import run_command
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.layout import FPS
-from omniforcing.evaluation.speed import stalls
-from omniforcing.evaluation.timing import BlockTiming, block_seconds
+from omniforcing.evaluation.speed import BlockTiming, block_seconds, stalls
 from omniforcing.media.mel import resample
 from omniforcing.pocket.events import hear, see
 from omniforcing.pocket.sync import match

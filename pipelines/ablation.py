@@ -14,14 +14,15 @@ def measure(trial: Trial) -> Mapping[str, Any]:
     """The figures of a variant's final student, taken as stage evaluate takes them."""
     # Here, so that a mistake on the command line need not wait for torch.
     from omniforcing.data.sources import HELDOUT, TRAIN
-    from omniforcing.evaluation.bench import Bench, split_clips
-    from omniforcing.evaluation.evaluate import Subject, evaluate
+    from omniforcing.evaluation.bench import split_clips
+    from omniforcing.evaluation.evaluate import DRIFT_FACTOR, Subject, evaluate
     from omniforcing.evaluation.nearest import Training
+    from omniforcing.pipeline.stages.bench import open_bench
     from omniforcing.training.loop import set_threads
 
     set_threads(trial.config.trainer.threads)
     config, settings, seconds = trial.config, trial.config.evaluate, trial.config.clips.seconds
-    bench = Bench.open(config, trial.data / "codec", trial.data / "latents")
+    bench = open_bench(config, trial.data / "codec", trial.data / "latents")
     shards = trial.data / "shards"
     training = Training.collect(
         split_clips(shards, TRAIN, settings.train_clips), trial.work / "train"
@@ -30,9 +31,7 @@ def measure(trial: Trial) -> Mapping[str, Any]:
         split_clips(shards, HELDOUT, settings.clips),
         bench.reconstruct,
         models={trial.label: bench.sampler(FINAL, trial.weights, seconds)},
-        rollouts={
-            trial.label: bench.sampler(FINAL, trial.weights, settings.drift_factor * seconds)
-        },
+        rollouts={trial.label: bench.sampler(FINAL, trial.weights, DRIFT_FACTOR * seconds)},
         work=trial.work,
         config=settings,
         seed=config.seed,

@@ -14,11 +14,14 @@ def run(stage: Stage) -> None:
     )
 
     config, data = stage.config, open_shards(stage, "latents")
-    module = BidirectionalDmd.of(
-        config,
+    module = BidirectionalDmd.from_config(
+        config.bidirectional_dmd,
+        config.student.sigmas,
         open_teachers(stage, 3),
         data.text.unconditional,
+        config.clips.latent_counts,
         data.grid,
+        config.seed,
         training_options(config),
     )
     train_and_publish(stage, module, data, config.bidirectional_dmd.optim)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from omniforcing.codec.codec import DESCRIPTION, Codec, to_pixels, video_folder
 from omniforcing.codec.streaming import VideoStream
-from omniforcing.core.config import DecoderConfig, DecoderSource
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import MANIFEST, write_json
 from omniforcing.core.latents import Pair
@@ -23,6 +22,7 @@ from omniforcing.data.tensors import TensorShards
 from omniforcing.evaluation.reconstruction import measure
 from omniforcing.pipeline.stage import Stage, stage_main
 from omniforcing.training.codec import causal, training
+from omniforcing.training.config import CausalDecoderConfig, DecoderSource
 from omniforcing.training.loop import CURVES, fit
 
 TEACHER, STUDENT = "non_causal", "causal"
@@ -30,7 +30,7 @@ TEACHER, STUDENT = "non_causal", "causal"
 
 def decoder_inputs(stage: Stage, codec: Codec, split: str, count: int | None = None) -> Tensor:
     """What the video decoder takes, ``[N, C, T, h, w]``, of the first ``count`` clips of a split (None: all)."""
-    shards = TensorShards(stage.input("latents"), split, stage.config.latent_counts)
+    shards = TensorShards(stage.input("latents"), split, stage.config.clips.latent_counts)
     batches = [Pair(*(x[None] for x in latents)) for _, latents, _, _ in shards.samples()][:count]
     return torch.cat([codec.denormalise(latents, shards.grid).video for latents in batches])
 
@@ -39,13 +39,13 @@ def train_decoder(
     stage: Stage,
     name: str,
     vae: Any,
-    config: DecoderConfig,
+    config: CausalDecoderConfig,
     z: Tensor,
     frames: Tensor | None,
     target: causal.Target,
 ) -> None:
     """Fit the decoder of ``vae``, in place, going on from what the stage's work folder holds."""
-    trainer = replace(stage.config.trainer, precision=config.precision)
+    trainer = replace(stage.config.trainer, precision=training.PRECISION)
     seed = step_seed(stage.config.seed, 0, name)
     draw: Callable[[int], Any] = causal.latent_crops(z, frames, config, seed)
     module = causal.DecoderTraining(vae.decoder, config, seed, target)
@@ -87,7 +87,15 @@ def non_causal(stage: Stage, codec: Codec, z: Tensor) -> Any:
     vae.encoder.load_state_dict(codec.video_vae.encoder.state_dict())
     for name in ("latents_mean", "latents_std"):
         getattr(vae, name).copy_(getattr(codec.video_vae, name))
-    train_decoder(stage, TEACHER, vae, config.teacher, z, frames, lambda _, known: to_pixels(known))
+    train_decoder(
+        stage,
+        TEACHER,
+        vae,
+        replace(config, steps=config.train_steps),
+        z,
+        frames,
+        lambda _, known: to_pixels(known),
+    )
     return vae
 
 
@@ -101,7 +109,7 @@ def adapted(stage: Stage, teacher: Any, z: Tensor) -> Any:
         pictures: Tensor = teacher.to(latents.device).decode(latents).sample.float()
         return pictures
 
-    train_decoder(stage, STUDENT, student, stage.config.causal_decoder.student, z, None, target)
+    train_decoder(stage, STUDENT, student, stage.config.causal_decoder, z, None, target)
     return student
 
 

@@ -14,8 +14,15 @@ def run(stage: Stage) -> None:
     )
 
     config, data = stage.config, open_shards(stage, "trajectories")
-    student = open_student(stage, config.causal_ode.init.value)
-    module = CausalOde.of(config, student, data.grid, training_options(config))
+    module = CausalOde.from_config(
+        config.causal_ode,
+        config.student,
+        open_student(stage, config.causal_ode.init.value),
+        config.clips.latent_counts,
+        data.grid,
+        config.seed,
+        training_options(config),
+    )
     train_and_publish(stage, module, data, config.causal_ode.optim)
 
 

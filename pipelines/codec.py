@@ -19,8 +19,8 @@ from omniforcing.codec.codec import (
     load_parts,
     video_folder,
 )
+from omniforcing.codec.config import Source
 from omniforcing.codec.text import build_tiny
-from omniforcing.core.config import Config, Source
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import atomic_dir, atomic_write, write_json
 from omniforcing.core.latents import Pair
@@ -31,6 +31,7 @@ from omniforcing.data.sources import HELDOUT, TRAIN
 from omniforcing.evaluation.reconstruction import draw, measure
 from omniforcing.media.files import write_mp4
 from omniforcing.media.mel import log_mel, resample
+from omniforcing.pipeline.config import Config
 from omniforcing.pipeline.processes import run_side_by_side
 from omniforcing.pipeline.stage import Stage, stage_main
 from omniforcing.pocket.foundation import KEPT, take_kept
@@ -44,7 +45,7 @@ BATCH = 8
 
 def train_part(module: Any, draw_batch: Callable[[int], Any], config: Config, folder: Path) -> Any:
     """Train one part, continuing what ``folder`` holds, and return its network."""
-    trainer = replace(config.trainer, precision=module.config.precision)
+    trainer = replace(config.trainer, precision=training.PRECISION)
     batches = training.batches_of(draw_batch, module.config.steps, trainer.checkpoint_every)
     fit(module, batches, steps=module.config.steps, work=folder, trainer=trainer, name=folder.name)
     return module.net
@@ -81,7 +82,7 @@ def train_sound(config: Config, shards: Path, work: Path) -> None:
     save(vae, work / "audio_vae")
     decoded = through(vae.to(config.trainer.device), mels)
     torch.manual_seed(step_seed(config.seed, 0, "vocoder"))
-    vocoder = build_vocoder(voice, audio.mel_bins)
+    vocoder = build_vocoder(voice)
     training.initialise_vocoder(vocoder, mels[:16])
     crops = training.sound_crops(mels, decoded, samples, voice, config.seed)
     save(
@@ -163,7 +164,7 @@ def merge_curves(work: Path, path: Path) -> Path:
 
 def kept(stage: Stage, folder: Path) -> Path:
     """Take the codec that the package keeps, verified; return its curves."""
-    take_kept(stage.config, "codec", folder)
+    take_kept("codec", stage.config.codec, stage.config.preset, folder)
     return KEPT / "codec.curves.csv"
 
 

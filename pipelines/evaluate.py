@@ -9,24 +9,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from omniforcing.core.config import Config
 from omniforcing.core.files import read_json
 from omniforcing.data.sources import DUETS, HELDOUT, TRAIN
 from omniforcing.evaluation.bench import CAUSAL, MODELS, Bench, split_clips
 from omniforcing.evaluation.curves import REFERENCES, Curves, stage_curves
-from omniforcing.evaluation.evaluate import Sampler, Subject, evaluate
+from omniforcing.evaluation.evaluate import DRIFT_FACTOR, Sampler, Subject, evaluate
 from omniforcing.evaluation.nearest import Training
 from omniforcing.evaluation.report import DUETS_FOLDER, publish
+from omniforcing.pipeline.config import Config
 from omniforcing.pipeline.processes import run_side_by_side
 from omniforcing.pipeline.stage import Stage, stage_main
+from omniforcing.pipeline.stages.bench import open_bench
 from omniforcing.pipeline.stages.speed import against_the_teacher
 from omniforcing.pocket.observe import Clips
+from omniforcing.pocket.sync import TOLERANCE_MS
 
 ON_DUETS = (
     MODELS[0],
     MODELS[-1],
 )  # the harder split compares the teacher with what is left of it after all stages
 NORM = "largest_gradient_norm_"
+PAGE_DUETS = 3  # videos per model of clips of two balls: half as many as of the others
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Work:
 
     def bench(self) -> Bench:
         """The models as samplers."""
-        return Bench.open(self.config, self.inputs["codec"], self.inputs["latents"])
+        return open_bench(self.config, self.inputs["codec"], self.inputs["latents"])
 
     def training(self) -> Training:
         """The clips that the models were trained on."""
@@ -66,13 +69,13 @@ class Work:
             return {name: bench.sampler(name, self.inputs[name], seconds) for name in names}
 
         seconds = config.clips.seconds
-        long = samplers(CAUSAL, settings.drift_factor * seconds)
+        long = samplers(CAUSAL, DRIFT_FACTOR * seconds)
         heldout, models = self.clips(HELDOUT), samplers(MODELS, seconds)
         main = Subject(heldout, bench.reconstruct, models, long, self.folder, settings, config.seed)
         duets = self.clips(DUETS)
         if len(duets.captions) < 2:  # folders of videos have none, and one alone cannot be compared
             return main, None
-        once = replace(settings, seeds=1, page_clips=settings.page_duets)
+        once = replace(settings, seeds=1, page_clips=PAGE_DUETS)
         folder, two = self.folder / DUETS_FOLDER, samplers(ON_DUETS, seconds)
         return main, Subject(duets, bench.reconstruct, two, {}, folder, once, config.seed)
 
@@ -110,14 +113,14 @@ def run(stage: Stage) -> None:
         stage.work / "artifact",
         main.heldout.captions[0],
     )
-    speed = against_the_teacher(work.bench(), folders, codec, artifact, prompt)
+    speed = against_the_teacher(config, work.bench(), folders, codec, artifact, prompt)
     described = {
         "preset": config.preset,
         "seed": config.seed,
         "seeds": config.evaluate.seeds,
         "heldout_clips": len(main.heldout.captions),
         "heldout_duets": len(duets.heldout.captions) if duets else 0,
-        "tolerance_ms": config.evaluate.tolerance_ms,
+        "tolerance_ms": TOLERANCE_MS,
     }
     with stage.publish() as folder:
         metrics = publish(

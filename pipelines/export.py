@@ -66,7 +66,12 @@ def log_model(stage: Stage) -> None:
 def run(stage: Stage) -> None:
     """Write, try out and publish the artifact, then log it."""
     config, codec = stage.config, stage.input("codec")
-    settings = StreamSettings.of(config, read_json(codec / "codec.json"))
+    settings = StreamSettings.from_config(
+        config.preset,
+        config.student,
+        config.clips.latent_counts,
+        read_json(codec / "codec.json"),
+    )
     metrics = read_json(stage.input("evaluate") / "metrics.json")
     with stage.publish() as folder:
         artifact = write_artifact(folder, stage.input("self_forcing"), codec, settings, metrics)

@@ -16,8 +16,17 @@ def run(stage: Stage) -> None:
 
     config, data = stage.config, open_shards(stage, "latents")
     models = [open_student(stage, config.self_forcing.init.value), *open_teachers(stage, 2)]
-    text, options = data.text, training_options(config)
-    module = SelfForcing.of(config, models, text.unconditional, text.features, data.grid, options)
+    module = SelfForcing.from_config(
+        config.self_forcing,
+        config.student,
+        models,
+        data.text.unconditional,
+        data.text.features,
+        config.clips.latent_counts,
+        data.grid,
+        config.seed,
+        training_options(config),
+    )
     train_and_publish(stage, module, data, config.self_forcing.optim)
 
 

@@ -11,7 +11,7 @@ def run(stage: Stage) -> None:
     """Conform, pack and publish the clips; rejects are counted in the manifest and the metrics."""
     clips, shards = stage.config.clips, stage.config.shards
     form = Form(clips.height, clips.width, clips.seconds)
-    plans = plan_shards(read_clips(stage.input("clips")), form, shards.per_shard, shards.crf)
+    plans = plan_shards(read_clips(stage.input("clips")), form, shards.per_shard)
     with shard_runner(stage) as runner:
         write_shards(plans, stage.work, runner)
     with stage.publish() as folder:

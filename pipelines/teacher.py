@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from omniforcing.core.config import Source
+from omniforcing.codec.config import Source
 from omniforcing.core.files import atomic_write, read_json
 from omniforcing.core.random import step_generator
 from omniforcing.distill.sampling import WholeClip
@@ -27,7 +27,8 @@ def run(stage: Stage) -> None:
         train(stage)
     elif config.source is Source.kept:
         with stage.publish() as folder:
-            record = take_kept(stage.config, "teacher", folder, codec=stage.input("codec"))
+            codec = stage.input("codec")
+            record = take_kept("teacher", config, stage.config.preset, folder, codec)
         stage.curves(KEPT / "teacher.curves.csv")
         stage.metrics(record["metrics"])
     else:
@@ -59,8 +60,9 @@ def train(stage: Stage) -> None:
     )
     recompute = stage.config.trainer.checkpoint_activations
     model = DualStream(core, checkpoint_activations=recompute)
-    options = training_options(stage.config)
-    module = Teacher.of(stage.config, model, unconditional, data.grid, options)
+    counts, options = stage.config.clips.latent_counts, training_options(stage.config)
+    seed = stage.config.seed
+    module = Teacher.from_config(config, model, unconditional, counts, data.grid, seed, options)
     train_and_publish(stage, module, data, config.optim)
 
 
@@ -70,7 +72,7 @@ def sample(stage: Stage) -> None:
     captions = sorted({caption for _, _, caption, _ in data.samples()})[:4]
     device = config.trainer.device
     clip = WholeClip(
-        load_model(stage.folder, sinks=0, device=device), config.latent_counts, data.grid
+        load_model(stage.folder, sinks=0, device=device), config.clips.latent_counts, data.grid
     )
     text, generator = (
         data.text.of(captions).to(device),

@@ -1,7 +1,7 @@
 """Stage trajectories: the ODE pairs that Stage II learns from. A killed run keeps its finished shards."""
 
-from omniforcing.core.config import OdeSource
 from omniforcing.core.files import folder_digest
+from omniforcing.distill.config import OdeSource
 from omniforcing.distill.trajectories import Recipe, write_trajectories
 from omniforcing.pipeline.cluster.pool import shard_runner, worker_device
 from omniforcing.pipeline.stage import Stage, stage_main
@@ -16,7 +16,7 @@ def run(stage: Stage) -> None:
         config=config.trajectories,
         sigmas=tuple(config.student.sigmas),
         sampler=config.teacher.sampler if config.trajectories.source is OdeSource.teacher else None,
-        counts=config.latent_counts,
+        counts=config.clips.latent_counts,
         source=folder_digest(source),
         seed=config.seed,
     )

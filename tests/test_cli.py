@@ -9,7 +9,8 @@ from yaml import safe_load
 
 from omniforcing import __version__
 from omniforcing.cli import main
-from omniforcing.core.config import load_config, to_dict
+from omniforcing.core.config import to_dict
+from omniforcing.pipeline.config import load_config
 
 ROOT = Path(__file__).parents[1]
 

@@ -21,7 +21,6 @@ from PIL import Image, ImageDraw
 
 from omniforcing.codec.codec import Codec
 from omniforcing.codec.text import TextEncoder
-from omniforcing.core.config import load_config
 from omniforcing.core.console import run_command
 from omniforcing.core.latents import Pair
 from omniforcing.core.layout import FPS, MEL_RATE
@@ -30,6 +29,7 @@ from omniforcing.evaluation.plots import HEARD, SEEN
 from omniforcing.media.files import read_mp4
 from omniforcing.media.mel import log_mel, resample
 from omniforcing.model.weights.student import load_model
+from omniforcing.pipeline.config import load_config
 from omniforcing.pocket.events import Media
 from omniforcing.pocket.foundation import KEPT
 from omniforcing.pocket.observe import Observation, observe
@@ -79,7 +79,7 @@ def sample_teacher(prompts: list[str], seed: int) -> Iterator[Media]:
     codec, text = Codec.load(KEPT / "codec"), TextEncoder.load(KEPT / "codec" / "text")
     grid = codec.spatial(config.clips.height, config.clips.width)
     teacher = load_model(KEPT / "teacher", sinks=0).eval()
-    clip = WholeClip(teacher, config.latent_counts, grid)
+    clip = WholeClip(teacher, config.clips.latent_counts, grid)
     for prompt in prompts:
         noise = torch.Generator().manual_seed(seed)
         features = text.encode([prompt]), text.encode([""])

@@ -60,9 +60,11 @@ def stream(setup: Setup, speed: InferenceOptions) -> Figures:
 def stand_in(folder: Path) -> Path:
     """An artifact of the kept codec and the kept teacher's weights."""
     codec = kept("codec")
-    settings = replace(
-        StreamSettings.of(preset("pocket"), read_json(codec / "codec.json")), sinks=0
+    config = preset("pocket")
+    settings = StreamSettings.from_config(
+        config.preset, config.student, config.clips.latent_counts, read_json(codec / "codec.json")
     )
+    settings = replace(settings, sinks=0)
     with atomic_dir(folder) as temporary:
         write_artifact(temporary, kept("teacher"), codec, settings, {})
     return folder

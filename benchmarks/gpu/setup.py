@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.gpu.rows import Figures
-from omniforcing.core.config import Config, project_root
+from omniforcing.core.config import project_root
 from omniforcing.core.environment import git_commit
 from omniforcing.core.files import tree_digest
+from omniforcing.pipeline.config import Config
 
 if TYPE_CHECKING:
     import torch
@@ -182,7 +183,7 @@ def preset(name: str) -> Config:
         OmniForcingError: if it cannot be read.
     """
     if find_spec("omegaconf"):
-        from omniforcing.core.config import load_config
+        from omniforcing.pipeline.config import load_config
 
         return load_config(root=project_root(), preset=name)
     return plain_preset(name)

@@ -18,9 +18,10 @@ from torch import Tensor
 from benchmarks.gpu.rows import Figures, Measurement
 from benchmarks.gpu.setup import Setup, preset
 from benchmarks.gpu.training import Updates, random_batch
-from omniforcing.codec.codec import build_audio_vae, build_video_vae, build_vocoder
-from omniforcing.core.config import Config, project_root
+from omniforcing.codec.codec import MEL_BINS, build_audio_vae, build_video_vae, build_vocoder
+from omniforcing.core.config import project_root
 from omniforcing.core.layout import HOP, MEL_RATE
+from omniforcing.pipeline.config import Config
 from omniforcing.pipeline.planner.networks import BUILDERS, Sizes
 from omniforcing.training.codec import training
 from omniforcing.training.codec.training import (
@@ -96,10 +97,12 @@ def video(setup: Setup, seconds: float) -> Figures:
     config = preset("smoke" if setup.small else "small")
     own = config.codec.video
     frames = torch.randint(
-        256, (4, config.clip_frames, config.clips.height, config.clips.width, 3), dtype=torch.uint8
+        256, (4, config.clips.frames, config.clips.height, config.clips.width, 3), dtype=torch.uint8
     )
     draw = training.video_crops(frames, own, config.seed)
-    part = _Trained(setup, VideoVaeTraining(build_video_vae(own), own, config.seed), own.precision)
+    part = _Trained(
+        setup, VideoVaeTraining(build_video_vae(own), own, config.seed), training.PRECISION
+    )
     begun, total, updates = 0.0, 0.0, 0
     for crop in own.crops:
         at = int((begun + crop.share / 2) * own.steps)
@@ -117,7 +120,9 @@ def audio(setup: Setup, seconds: float) -> Figures:
     config = preset("smoke" if setup.small else "small")
     own = config.codec.audio
     draw = training.mel_crops(_mels(config), own, config.seed)
-    part = _Trained(setup, AudioVaeTraining(build_audio_vae(own), own, config.seed), own.precision)
+    part = _Trained(
+        setup, AudioVaeTraining(build_audio_vae(own), own, config.seed), training.PRECISION
+    )
     return _rate(setup, part.following(draw), own.steps, seconds)
 
 
@@ -129,14 +134,14 @@ def sound(setup: Setup, seconds: float) -> Figures:
     draw = training.sound_crops(mels, mels, samples, own, config.seed)
     part = _Trained(
         setup,
-        VocoderTraining(build_vocoder(own, config.codec.audio.mel_bins), own, config.seed),
-        own.precision,
+        VocoderTraining(build_vocoder(own), own, config.seed),
+        training.PRECISION,
     )
     return _rate(setup, part.following(draw), own.steps, seconds)
 
 
 def _mels(config: Config) -> Tensor:
-    return torch.randn(16, 2, 1 + MEL_RATE * config.clips.seconds, config.codec.audio.mel_bins)
+    return torch.randn(16, 2, 1 + MEL_RATE * config.clips.seconds, MEL_BINS)
 
 
 class _Trained:

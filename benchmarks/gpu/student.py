@@ -36,8 +36,7 @@ from benchmarks.student import (
 from omniforcing.codec.streaming import StreamingDecoder
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.layout import LAYOUTS
-from omniforcing.evaluation.speed import stalls
-from omniforcing.evaluation.timing import stream_speed
+from omniforcing.evaluation.speed import stalls, stream_speed
 from omniforcing.model.attention import SITES
 from omniforcing.model.options import InferenceOptions
 from omniforcing.model.rollout import Rollout

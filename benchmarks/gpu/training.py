@@ -18,9 +18,10 @@ from torch import Tensor
 
 from benchmarks.gpu.rows import Figures, Measurement
 from benchmarks.gpu.setup import Setup, preset
-from omniforcing.core.config import Config, project_root
+from omniforcing.core.config import project_root
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.latents import Batch
+from omniforcing.pipeline.config import Config
 from omniforcing.pipeline.planner.networks import BUILDERS, Sizes
 from omniforcing.pipeline.planner.plan import USABLE, Setting, Stage
 from omniforcing.training.stages import StageModule

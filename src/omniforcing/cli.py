@@ -37,7 +37,7 @@ COMMANDS = {
         "omniforcing.pipeline.generate",
         "make every preset's dvc.yaml of pipelines/stages.py, or check them",
     ),
-    "config": ("omniforcing.cli", "print the resolved configuration"),
+    "config": ("omniforcing.cli", "print the resolved configuration, or write conf/config.yaml"),
 }
 EXAMPLES = """examples:
   omniforcing stream --artifact data/pocket/artifact --prompt "a red ball bounces" --seconds 8 --seed 1 --out clip.mp4
@@ -47,6 +47,7 @@ EXAMPLES = """examples:
   omniforcing plan --preset ltx2 --gpus 32 --memory 80GB
   omniforcing pipeline --write
   omniforcing config --preset smoke clips.count=16
+  omniforcing config --write
   omniforcing COMMAND --help"""
 
 
@@ -58,13 +59,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preset", help="a name in conf/preset (default: the key `preset` of conf/config.yaml)"
     )
+    file = parser.add_mutually_exclusive_group()
+    file.add_argument("--write", action="store_true", help="write conf/config.yaml anew")
+    file.add_argument("--check", action="store_true", help="fail if conf/config.yaml is stale")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print the configuration that a stage would see, as YAML."""
+    """Print the configuration that a stage would see, or write or check conf/config.yaml."""
     from yaml import safe_dump
 
-    from omniforcing.core.config import load_config, to_dict
+    if arguments.write or arguments.check:
+        from omniforcing.core.config import project_root
+        from omniforcing.pipeline.config_file import FILE, check_config_file, write_config_file
+
+        if arguments.check:
+            check_config_file(project_root())
+        elif write_config_file(project_root()):
+            print(f"written: {FILE}")
+        return
+    from omniforcing.core.config import to_dict
+    from omniforcing.pipeline.config import load_config
 
     print(
         safe_dump(

@@ -18,7 +18,8 @@ from benchmarks.gpu.runner import run_part
 from benchmarks.gpu.setup import Setup, plain_preset
 from benchmarks.gpu.student import kind_of, needed
 from benchmarks.student import ltx2
-from omniforcing.core.config import load_config, project_root, to_dict
+from omniforcing.core.config import project_root, to_dict
+from omniforcing.pipeline.config import load_config
 from tests.support.refusals import refuses
 
 ABOUT = {"device": "CPU", "commit": "abc", "small": True}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from omniforcing.codec.codec import Codec, build_video_vae
+from omniforcing.codec.config import AudioCodecConfig, CodecConfig, VideoCodecConfig, VocoderConfig
 from omniforcing.codec.reach import Reach, vocoder_reach
 from omniforcing.codec.streaming import (
     MelStream,
@@ -19,7 +20,6 @@ from omniforcing.codec.streaming import (
     VideoStream,
     _Remembering,
 )
-from omniforcing.core.config import AudioCodecConfig, CodecConfig, VideoCodecConfig, VocoderConfig
 from omniforcing.core.latents import Latents, Pair
 from omniforcing.core.layout import LAYOUTS, SAMPLE_RATE, clip_latents
 from omniforcing.training.codec.causal import with_decoder
@@ -31,7 +31,7 @@ VIDEO = VideoCodecConfig(
     latent_channels=8, encoder_channels=[8, 16, 32], decoder_channels=[8, 16, 32]
 )
 AUDIO = AudioCodecConfig(channel_multipliers=[1, 1, 2])
-CONFIG = CodecConfig(video=VIDEO, audio=AUDIO, vocoder=VocoderConfig(hidden=16, resnet_kernels=[3]))
+CONFIG = CodecConfig(video=VIDEO, audio=AUDIO, vocoder=VocoderConfig(hidden=16))
 
 
 @pytest.fixture(scope="module")

@@ -1,171 +1,167 @@
-"""The configuration: every knob documented, every preset loads, mistakes are named."""
+"""The configuration's mechanism: ranges, sources over each other, mistakes named by their key."""
 
-import dataclasses
-import shutil
+import pickle
+from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import pytest
-from yaml import safe_load
 
 from omniforcing.core.config import (
-    Config,
     ConfigError,
-    Source,
-    TrainerConfig,
+    FieldError,
+    Section,
+    chosen,
+    describe_keys,
     digest,
-    load_config,
+    field_docstrings,
+    flatten,
+    fraction,
+    merge_sources,
     project_root,
+    ranged,
+    read_yaml,
     to_dict,
 )
 
 ROOT = Path(__file__).parents[2]
-PRESETS = sorted(path.stem for path in (ROOT / "conf" / "preset").glob("*.yaml"))
-SECTIONS = {f.name for f in dataclasses.fields(Config)} - {"preset", "cluster", "seed"}
 
 
-@pytest.fixture
-def copy(tmp_path: Path) -> Path:
-    """A project whose configuration may be spoilt."""
-    shutil.copytree(ROOT / "conf", tmp_path / "conf")
-    return tmp_path
+class Colour(Enum):
+    red = "red"
+    blue = "blue"
 
 
-def paths(values: Any, prefix: str = "") -> set[str]:
-    if not isinstance(values, dict):
-        return {prefix}
-    return {
-        path
-        for key, value in values.items()
-        for path in paths(value, f"{prefix}.{key}".lstrip("."))
-    }
+@dataclass
+class Rates(Section):
+    """Two rates."""
+
+    left: float = ranged(1.0, at_least=0)
+    """Of the left one."""
+    right: float = ranged(1.0, at_least=0)
+    """Of the right one."""
 
 
-def test_config_yaml_sets_every_key_of_the_schema_to_its_default() -> None:
-    written = safe_load((ROOT / "conf" / "config.yaml").read_text())
-    assert isinstance(written.pop("cluster"), str)
-    schema = to_dict(Config())
-    schema.pop("cluster")
-    assert paths(written) == paths(schema)
-    assert written == schema
+@dataclass
+class Ball(Section):
+    """One ball."""
+
+    radius: int = ranged(3, at_least=1)
+    """Pixels from its middle
+    to its edge."""
+    weight: float = ranged(0.5, above=0, below=10)
+    colour: Colour = Colour.red
+    """What it looks like."""
+    kind: str = chosen("soft", ("soft", "hard", "hollow"))
+    """What it is made of."""
+    bounce: float = fraction(0.9)
+    """Share of the speed that a bounce keeps."""
+    betas: list[float] = ranged([0.9, 0.99], at_least=0, below=1)
+    rates: Rates = ranged(Rates(), above=0)
+    """Stricter than a rate alone."""
+    spin: Rates | None = ranged(None, above=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(self.radius < 100 or self.kind == "soft", "radius", "hard balls are below 100")
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_names_every_section_and_loads(name: str) -> None:
-    written = safe_load((ROOT / "conf" / "preset" / f"{name}.yaml").read_text())
-    assert set(written) == SECTIONS
-    config = load_config(root=ROOT, preset=name)
-    assert config.preset == name
-    assert config.table.count_for(config.latent_counts) == config.horizon + 1
+@dataclass
+class World(Section):
+    """Balls."""
+
+    ball: Ball = field(default_factory=Ball)
+    """The one."""
+    others: list[Ball] = field(default_factory=lambda: [Ball(), Ball()])
+    name: str = "pocket"
 
 
-def test_the_three_presets_are_there_and_pocket_keeps_its_foundation() -> None:
-    assert {"smoke", "pocket", "ltx2"} <= set(PRESETS)
-    sources = {
-        name: load_config(root=ROOT, preset=name).teacher.source
-        for name in ("smoke", "pocket", "ltx2")
-    }
-    assert sources == {"smoke": Source.train, "pocket": Source.kept, "ltx2": Source.load}
+def load(*overrides: str) -> World:
+    from omegaconf import OmegaConf
+
+    return merge_sources(World(), [(OmegaConf.from_dotlist(list(overrides)), "the command line")])
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "conf" / "cluster").glob("*.yaml")), ids=lambda p: p.stem
-)
-def test_every_cluster_loads(copy: Path, path: Path) -> None:
-    config = copy / "conf" / "config.yaml"
-    config.write_text(config.read_text().replace("cluster: local", f"cluster: {path.stem}"))
-    written = safe_load(path.read_text())
-    found = to_dict(load_config(root=copy).cluster)
-    assert {key: found[key] for key in written} == written
-
-
-def test_overrides_win_over_the_preset_and_the_preset_over_config_yaml(copy: Path) -> None:
-    (copy / "conf" / "preset" / "mine.yaml").write_text("clips: {count: 5, heldout: 2}\n")
-    config = load_config(["clips.count=9", "teacher.sampler.guidance.audio=4.5"], copy, "mine")
-    assert (config.clips.count, config.clips.heldout) == (9, 2)
-    assert config.clips.seconds == Config().clips.seconds
-    assert config.teacher.sampler.guidance.audio == 4.5
-    assert load_config(["preset=mine"], copy).clips.count == 5
+def test_later_sources_win_over_earlier_ones_and_over_defaults() -> None:
+    world = merge_sources(
+        World(), [({"ball": {"radius": 5, "weight": 2}}, "a"), ({"ball": {"radius": 7}}, "b")]
+    )
+    assert (world.ball.radius, world.ball.weight, world.ball.bounce) == (7, 2.0, 0.9)
 
 
 @pytest.mark.parametrize(
-    ("override", "sentence"),
+    ("override", "code", "facts"),
     [
-        (
-            "teacher.optim.learning_rate=1",
-            r"unknown key 'teacher.optim.learning_rate' in the command line; did you mean",
-        ),
-        ("clipz.count=1", "did you mean 'clips"),
-        ("clips.count=many", "clips.count: Value 'many'"),
-        ("clips.count=0", "at least one clip is needed"),
-        ("clips.seconds=-4", "a clip lasts at least 1 second"),
-        ("clips.width=100", "both sides must be positive multiples of 32"),
-        ("clips.source=folder", "needs clips.folder"),
-        ("student.layout=papers", "known layouts: prefix, merged, thirds"),
-        ("student.sigmas=[0.9,0.5]", "they start at 1.0 and fall"),
-        ("student.sigmas=[1.0,0.5,0.5]", "they start at 1.0 and fall"),
-        ("student.window=0", "window"),
-        ("student.stabiliser=tanh", "stabiliser"),
-        ("teacher.source=lod", "source"),
-        ("codec.source=load", "needs codec.path"),
-        ("preset=huge", "unknown preset 'huge': .*known: .*pocket"),
-        ("--clips.count=3", "is not of the form key.subkey=value"),
-        ("clips.count", "is not of the form key.subkey=value"),
+        ("ball.radius=0", "config.out-of-range", ("ball.radius", "0", "at least 1")),
+        ("ball.weight=0", "config.out-of-range", ("ball.weight", "0", "above 0 and below 10")),
+        ("ball.weight=10", "config.out-of-range", ("ball.weight", "10", "below 10")),
+        ("ball.weight=.nan", "config.out-of-range", ("ball.weight", "nan")),
+        ("ball.rates.left=.inf", "config.out-of-range", ("ball.rates.left", "inf", "finite")),
+        ("ball.bounce=1.5", "config.out-of-range", ("ball.bounce", "1.5", "from 0 to 1")),
+        ("ball.kind=wet", "config.out-of-range", ("ball.kind", "wet", "soft, hard or hollow")),
+        ("ball.betas=[0.5,1]", "config.out-of-range", ("ball.betas[1]", "1.0", "below 1")),
+        ("ball.rates.left=-1", "config.out-of-range", ("ball.rates.left", "-1", "at least 0")),
+        ("ball.rates.left=0", "config.out-of-range", ("ball.rates.left", "0", "above 0")),
+        ("ball.spin={left: 0, right: 1}", "config.out-of-range", ("ball.spin.left", "0")),
+        ("others=[{radius: 1},{radius: 0}]", "config.out-of-range", ("others[1].radius", "0")),
+        ("ball={radius: 100, kind: hard}", "config.out-of-range", ("ball.radius", "100")),
+        ("ball.colour=green", "config.wrong-type", ("ball.colour", "green", "red", "blue")),
+        ("ball.radius=many", "config.wrong-type", ("ball.radius", "many", "the command line")),
+        ("ball.raduis=2", "config.unknown-key", ("ball.raduis", "'ball.radius'")),
+        ("bal.radius=2", "config.unknown-key", ("the command line", "'ball")),
     ],
 )
-def test_a_mistake_is_one_sentence_that_names_it(override: str, sentence: str) -> None:
-    with pytest.raises(ConfigError, match=sentence) as caught:
-        load_config([override], ROOT, preset=None if override.startswith("preset") else "smoke")
+def test_a_mistake_is_one_sentence_that_names_key_value_and_what_is_legal(
+    override: str, code: str, facts: tuple[str, ...]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(override)
+    assert caught.value.code == code
+    assert "\n" not in str(caught.value)
+    assert [fact for fact in facts if fact not in str(caught.value)] == []
+
+
+def test_a_section_made_in_code_is_checked_too_and_its_error_can_be_sent() -> None:
+    with pytest.raises(FieldError) as caught:
+        Ball(weight=-1)
+    sent = pickle.loads(pickle.dumps(caught.value))
+    assert (sent.key, str(sent)) == ("weight", str(caught.value))
+
+
+def test_defaults_are_not_shared() -> None:
+    Ball().betas.append(0.1)
+    Ball().rates.left = 9.0
+    assert Ball().betas == [0.9, 0.99]
+    assert Ball().rates.left == 1.0
+
+
+def test_keys_are_described_by_type_range_and_docstring() -> None:
+    keys = {key.key: key for key in describe_keys(World())}
+    assert keys["ball.radius"].about == "Pixels from its middle to its edge."
+    assert (keys["ball.radius"].type, keys["ball.radius"].legal) == ("int", "at least 1")
+    assert keys["ball.rates.left"].legal == "above 0"
+    assert keys["ball.colour"].legal == "red or blue"
+    assert keys["ball.weight"].about == ""
+    assert field_docstrings(Rates) == {"left": "Of the left one.", "right": "Of the right one."}
+
+
+def test_a_file_that_is_not_yaml_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("ball: {radius: [\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml") as caught:
+        read_yaml(tmp_path / "mine.yaml")
+    assert caught.value.code == "config.not-yaml"
     assert "\n" not in str(caught.value)
 
 
-def test_a_mistake_in_a_file_names_the_file(copy: Path) -> None:
-    preset = copy / "conf" / "preset" / "smoke.yaml"
-    preset.write_text("clips: {cuont: 3}\n")
-    with pytest.raises(
-        ConfigError,
-        match=r"unknown key 'clips.cuont' in conf/preset/smoke.yaml; did you mean 'clips.count'",
-    ):
-        load_config(root=copy, preset="smoke")
-    preset.write_text("clips: {count: [\n")
-    with pytest.raises(ConfigError, match=r"smoke.yaml is not readable YAML"):
-        load_config(root=copy, preset="smoke")
-
-
-@pytest.mark.parametrize(
-    ("accelerator", "there", "device"),
-    [("auto", True, "cuda"), ("gpu", True, "cuda"), ("cpu", True, "cpu"), ("auto", False, "cpu")],
-)
-def test_a_gpu_is_used_when_there_is_one_and_it_is_allowed(
-    monkeypatch: pytest.MonkeyPatch, accelerator: str, there: bool, device: str
-) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: there)
-    assert TrainerConfig(accelerator=accelerator).device == device
-
-
-def test_a_gpu_that_is_asked_for_and_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(
-        ConfigError, match=r"trainer.accelerator is gpu, but torch finds no CUDA device"
-    ):
-        _ = TrainerConfig(accelerator="gpu").device
-
-
 def test_digest_depends_on_values_alone() -> None:
-    assert digest(Config().teacher) == digest(Config().teacher) == digest(to_dict(Config().teacher))
-    assert digest(Config().teacher) != digest(
-        dataclasses.replace(Config().teacher, text_dropout=0.3)
-    )
+    plain: dict[str, Any] = to_dict(Ball())
+    assert plain["colour"] == "red"
+    assert digest(Ball()) == digest(Ball()) == digest(plain)
+    assert digest(Ball()) != digest(Ball(radius=4))
+    assert flatten(plain)["rates.left"] == 1.0
 
 
-def test_the_project_is_found_from_below_and_named_when_missing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_project_is_found_from_below(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT / "src")
     assert project_root() == ROOT
-
-
-def test_no_interpolation_stands_in_files_that_dvc_tracks() -> None:
-    for path in (ROOT / "conf").rglob("*.yaml"):
-        lines = [line.split("#")[0] for line in path.read_text().splitlines()]
-        assert not any("${" in line for line in lines), path

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
-from omniforcing.core.config import ClipsConfig
 from omniforcing.core.files import write_manifest
+from omniforcing.data.config import ClipsConfig
 from omniforcing.data.inspect import add_arguments, inspect_folder, run
 from omniforcing.data.shards import plan_shards, publish_shards, write_shards
 from omniforcing.data.sources import read_clips, write_clips
@@ -30,7 +30,7 @@ def shards(tmp_path_factory):
         root / "clips",
     )
     (root / "clips" / "clips" / "000001.mp4").write_bytes(b"junk")
-    plans = plan_shards(read_clips(root / "clips"), Form(64, 64, 2), 4, 14)
+    plans = plan_shards(read_clips(root / "clips"), Form(64, 64, 2), 4)
     write_shards(plans, root / "work")
     publish_shards(plans, root / "work", root / "shards", 0.5)
     return root / "shards"

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from omniforcing.core.config import ClipsConfig
+from omniforcing.data.config import ClipsConfig
 from omniforcing.data.shards import plan_shards, publish_shards, read_shards, write_shards
 from omniforcing.data.sources import read_clips, write_clips
 from omniforcing.media.conform import Form
@@ -32,7 +32,7 @@ def synthetic(tmp_path_factory):
 
 
 def plans(clips, form=FORM):
-    return plan_shards(read_clips(clips), form, 4, 14)
+    return plan_shards(read_clips(clips), form, 4)
 
 
 def make_shards(clips, folder, form=FORM, most=0.2):
@@ -152,7 +152,7 @@ from omniforcing.data import shards, sources
 from omniforcing.media import conform
 encode = shards.encode_mp4
 shards.encode_mp4 = lambda *how: (time.sleep(0.1), encode(*how))[1]
-plans = shards.plan_shards(sources.read_clips(Path({str(synthetic)!r})), conform.Form(32, 32, 1), 4, 14)
+plans = shards.plan_shards(sources.read_clips(Path({str(synthetic)!r})), conform.Form(32, 32, 1), 4)
 shards.write_shards(plans, Path({str(work)!r}))
 """
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)

@@ -5,9 +5,11 @@ import unicodedata
 
 import pytest
 
-from omniforcing.core.config import ClipsConfig, ConfigError, load_config
+from omniforcing.core.config import ConfigError
 from omniforcing.data.captions import read_captions
+from omniforcing.data.config import ClipsConfig
 from omniforcing.data.sources import read_clips, write_clips
+from omniforcing.pipeline.config import load_config
 from tests.support.refusals import refuses
 
 
@@ -222,7 +224,7 @@ IMPOSSIBLE = [
 ]
 
 
-@pytest.mark.parametrize("override", [*IMPOSSIBLE, "shards.per_shard=0", "shards.crf=60"])
+@pytest.mark.parametrize("override", [*IMPOSSIBLE, "shards.per_shard=0"])
 def test_impossible_settings_are_refused_by_name(override):
     with pytest.raises(ConfigError, match=override.split("=")[0]):
         load_config([override])

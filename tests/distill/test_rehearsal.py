@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from omniforcing.core import distributed
-from omniforcing.core.config import ClusterConfig, Config, load_config
 from omniforcing.core.latents import Batch, Pair, TextFeatures
 from omniforcing.distill.bidirectional_dmd import BidirectionalDmd
 from omniforcing.distill.causal_ode import CausalOde
@@ -17,7 +16,9 @@ from omniforcing.distill.self_forcing import SelfForcing
 from omniforcing.model.student import build_core
 from omniforcing.model.transformer import DualStream
 from omniforcing.model.weights.student import load_model, save_model
+from omniforcing.pipeline.cluster.config import ClusterConfig
 from omniforcing.pipeline.cluster.launch import launch
+from omniforcing.pipeline.config import Config, load_config
 from omniforcing.pipeline.planner.networks import Sizes
 from omniforcing.pipeline.stages.training import sharding
 from omniforcing.training import checkpoints
@@ -98,11 +99,14 @@ def stages(config: Config, sizes: Sizes, teacher: Path) -> dict[str, Callable[[]
 
     options = TrainingOptions(sharding=sharding(config))
     none, captions = text(sizes, 1, 9), text(sizes, CAPTIONS, 8)
+    rest = (config.clips.latent_counts, sizes.grid, config.seed, options)
     return {
-        "I": lambda: BidirectionalDmd.of(config, networks(3), none, sizes.grid, options),
-        "II": lambda: CausalOde.of(config, student(), sizes.grid, options),
-        "III": lambda: SelfForcing.of(
-            config, [student(), *networks(2)], none, captions, sizes.grid, options
+        "I": lambda: BidirectionalDmd.from_config(
+            config.bidirectional_dmd, config.student.sigmas, networks(3), none, *rest
+        ),
+        "II": lambda: CausalOde.from_config(config.causal_ode, config.student, student(), *rest),
+        "III": lambda: SelfForcing.from_config(
+            config.self_forcing, config.student, [student(), *networks(2)], none, captions, *rest
         ),
     }
 

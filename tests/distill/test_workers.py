@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from omniforcing.core import distributed
-from omniforcing.core.config import ClusterConfig, TrainerConfig, load_config
 from omniforcing.core.latents import Batch
 from omniforcing.distill.causal_ode import CausalOde
+from omniforcing.pipeline.cluster.config import ClusterConfig
 from omniforcing.pipeline.cluster.launch import launch
+from omniforcing.pipeline.config import load_config
 from omniforcing.pipeline.stages.training import sharding as configured
+from omniforcing.training.config import TrainerConfig
 from omniforcing.training.loop import CURVES, fit
 from omniforcing.training.sharding import Sharding, gathered
 from omniforcing.training.stages import StageModule, TrainingOptions

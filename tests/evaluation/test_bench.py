@@ -7,26 +7,27 @@ import pytest
 import torch
 
 from omniforcing.codec.codec import Codec
-from omniforcing.codec.text import TextEncoder, build_tiny
-from omniforcing.core.config import (
+from omniforcing.codec.config import (
     AudioCodecConfig,
-    ClipsConfig,
     CodecConfig,
-    Config,
     TextConfig,
     VideoCodecConfig,
     VocoderConfig,
 )
+from omniforcing.codec.text import TextEncoder, build_tiny
 from omniforcing.core.files import read_json
 from omniforcing.core.latents import Pair
+from omniforcing.data.config import ClipsConfig
 from omniforcing.data.shards import plan_shards, publish_shards, read_shards, write_shards
 from omniforcing.data.sources import DUETS, HELDOUT, TRAIN, read_clips, write_clips
 from omniforcing.data.tensors import write_text
-from omniforcing.evaluation.bench import CAUSAL, MODELS, Bench, split_clips
+from omniforcing.evaluation.bench import CAUSAL, MODELS, split_clips
 from omniforcing.media.conform import Form
 from omniforcing.model.student import build_core, core_config
 from omniforcing.model.transformer import DualStream
 from omniforcing.model.weights.student import save_model
+from omniforcing.pipeline.config import Config
+from omniforcing.pipeline.stages.bench import open_bench
 from omniforcing.pipeline.stages.speed import against_the_teacher
 from omniforcing.pocket.synthetic import make_clip
 
@@ -66,7 +67,7 @@ def folders(config, tmp_path_factory):
     Codec.build(config.codec, 64, 64).save(folders["codec"])
     build_tiny(folders["codec"] / "text", config.codec.text, CAPTIONS, seed=0)
     write_text(folders["latents"], TextEncoder.load(folders["codec"] / "text"), CAPTIONS)
-    width = Bench.open(config, folders["codec"], folders["latents"]).text.unconditional.video.shape[
+    width = open_bench(config, folders["codec"], folders["latents"]).text.unconditional.video.shape[
         -1
     ]
     core = core_config(config.teacher.model, read_json(folders["codec"] / "codec.json"), width)
@@ -80,7 +81,7 @@ def folders(config, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bench(config, folders):
-    return Bench.open(config, folders["codec"], folders["latents"])
+    return open_bench(config, folders["codec"], folders["latents"])
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -107,7 +108,7 @@ def test_the_clips_of_a_split_are_read_whole_in_part_and_not_at_all(tmp_path):
         (tmp_path / name).mkdir()
     settings = ClipsConfig(count=7, heldout=2, heldout_duets=0, seconds=1, height=32, width=32)
     write_clips(settings, 0, tmp_path / "clips")
-    plans = plan_shards(read_clips(tmp_path / "clips"), Form(32, 32, 1), per_shard=2, crf=14)
+    plans = plan_shards(read_clips(tmp_path / "clips"), Form(32, 32, 1), per_shard=2)
     write_shards(plans, tmp_path / "work")
     publish_shards(plans, tmp_path / "work", tmp_path / "shards", 0.0)
     stored = list(read_shards(tmp_path / "shards", TRAIN))
@@ -127,9 +128,11 @@ def test_a_reconstruction_has_the_clips_shape(bench):
     assert found.video.shape == made.frames.shape and found.audio.shape == made.samples.shape
 
 
-def test_speed_is_that_of_the_streamed_artifact_against_the_teacher(bench, folders, tmp_path):
+def test_speed_is_that_of_the_streamed_artifact_against_the_teacher(
+    config, bench, folders, tmp_path
+):
     speed = against_the_teacher(
-        bench, folders, folders["codec"], tmp_path / "artifact", CAPTIONS[0]
+        config, bench, folders, folders["codec"], tmp_path / "artifact", CAPTIONS[0]
     )
     assert speed["media_s"] == 2 and 0 < speed["ttfc_s"] <= speed["stream_s"]
     assert speed["speedup"] == pytest.approx(speed["teacher_s"] / speed["stream_s"])

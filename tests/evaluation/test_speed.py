@@ -5,8 +5,13 @@ import time
 
 import pytest
 
-from omniforcing.evaluation.speed import against_teacher, measure_offline, measure_stream, stalls
-from omniforcing.evaluation.timing import BlockTiming
+from omniforcing.evaluation.speed import (
+    BlockTiming,
+    against_teacher,
+    measure_offline,
+    measure_stream,
+    stalls,
+)
 
 
 def timings(*elapsed, frames=24):

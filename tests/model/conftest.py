@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from benchmarks.gpu.networks import GENERATIONS
-from omniforcing.core.config import Stabiliser
 from omniforcing.core.latents import Latents, Pair, TextFeatures
 from omniforcing.core.layout import Counts
+from omniforcing.model.config import Stabiliser
 from omniforcing.model.student import build_core
 from omniforcing.model.transformer import DualStream
 

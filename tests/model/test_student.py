@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import LTX2VideoTransformer3DModel
 
-from omniforcing.core.config import Stabiliser
+from omniforcing.model.config import Stabiliser
 from omniforcing.model.stabiliser import WITH_SINKS
 from omniforcing.model.weights.student import load_model, save_model
 from tests.model.conftest import tiny_config, tiny_model

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from omniforcing.core.config import Stabiliser
 from omniforcing.core.latents import Latents, Pair
 from omniforcing.core.layout import LAYOUTS, BlockTable, Counts, clip_latents
 from omniforcing.distill.sampling import full_view
 from omniforcing.model.attention import Masked
 from omniforcing.model.cache import Cache, FunctionalCache, RingCache
 from omniforcing.model.conditioning import prompt_follows_sigma
+from omniforcing.model.config import Stabiliser
 from omniforcing.model.rollout import RolloutConfig, new_cache
 from omniforcing.model.stabiliser import WITH_SINKS, gate_heads, normalise_heads
 from omniforcing.model.student import build_core, positions_for

@@ -14,23 +14,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from omniforcing.core.config import (
-    CausalOdeInit,
-    Config,
-    ConfigError,
-    OptimiserConfig,
-    SelfForcingInit,
-    flatten,
-    load_config,
-    to_dict,
-)
+from omniforcing.core.config import ConfigError, flatten, to_dict
 from omniforcing.core.files import folder_digest, read_json
+from omniforcing.distill.config import CausalOdeInit, SelfForcingInit
 from omniforcing.model.weights.student import load_model, save_model
 from omniforcing.pipeline import tracking
+from omniforcing.pipeline.config import Config, load_config
 from omniforcing.pipeline.experiments.ablation import chosen_variants, variants_of
 from omniforcing.pipeline.experiments.experiments import Laboratory
 from omniforcing.pipeline.generate import write_pipelines
 from omniforcing.pipeline.stages import training as train_stage
+from omniforcing.training.config import OptimiserConfig
 from pipelines import causal_ode, self_forcing
 from tests.model.conftest import GRID, features, tiny_model
 from tests.pipeline.conftest import CLIPS, STAGES, TEACHER

@@ -15,6 +15,7 @@ FILES = {
 \"\"\"A network.\"\"\"
 
 from omniforcing.core.files import remove
+from omniforcing.model.config import Sizes
 from omniforcing.table import ROWS
 
 
@@ -24,8 +25,9 @@ def forward(x):
 
     return x + ROWS + late.bias(x)
 """,
+    f"{SOURCES}/model/config.py": "class Sizes:\n    layers: int = 4\n",
     f"{SOURCES}/model/late.py": "def bias(x):\n    return 2 * x\n",
-    f"{SOURCES}/table.py": "ROWS = 3\nROWS_TWICE = 6\n",
+    f"{SOURCES}/table.py": "ROWS = 3\nROWS_TWICE = 6\nclass Row:\n    width: int = 1\n",
     f"{SOURCES}/other.py": "ROWS = 4\n",
     f"{SOURCES}/files.py": "def remove():\n    pass\n",
     "page.html": "<p>",
@@ -84,6 +86,8 @@ def test_the_closure_has_imports_in_functions_and_not_the_frame(root: Path) -> N
         (f"{SOURCES}/table.py", "ROWS = 3", 'ROWS = 3\n"""Rows."""'),
         (f"{SOURCES}/files.py", "pass", "return 1"),
         (f"{SOURCES}/other.py", "4", "5"),
+        (f"{SOURCES}/table.py", "width: int = 1\n", 'width: int = 1\n    """Pixels."""\n'),
+        (f"{SOURCES}/model/config.py", "layers: int = 4", "layers: int = 5"),
     ],
 )
 def test_prose_formatting_the_frame_and_unused_modules_do_not_count(

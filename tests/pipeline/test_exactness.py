@@ -109,7 +109,7 @@ def test_one_line_of_code_runs_exactly_the_stages_that_use_it(
     [
         (r"window: \d", "window: 2", AFTER_CAUSAL),
         (r"critic_lr: \S+", "critic_lr: 0.5", {"bidirectional_dmd"}),
-        (r"tolerance_ms: \S+", "tolerance_ms: 60.0", {"evaluate"}),
+        (r"page_clips: \d+", "page_clips: 7", {"evaluate"}),
         (r"checkpoint_every: \d+", "checkpoint_every: 51", set()),
         (r"per_shard: \d+", "per_shard: 63", {"shards"}),
     ],

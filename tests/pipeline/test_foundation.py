@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from omniforcing.core.config import Config, load_config
+from omniforcing.core.config import flatten
 from omniforcing.core.files import read_json, verify_manifest, write_json, write_manifest
+from omniforcing.pipeline.config import Config, load_config
 from omniforcing.pocket import foundation
 from omniforcing.pocket.foundation import PARTS, publish, take_kept
 from tests.support.refusals import refuses
@@ -25,7 +26,9 @@ def kept(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         write_manifest(data / part)
         write_json(data / f"{part}.metrics.json", {"loss": 0.5})
         (data / f"{part}.curves.csv").write_text("step,loss\n1,0.5\n")
-    publish(project, "pocket")
+    config = load_config(root=project)
+    sections = {"codec": config.codec, "teacher": config.teacher}
+    publish(data, sections, config.clips, config.seed, "unknown")
     return project / "assets"
 
 
@@ -37,8 +40,10 @@ def config(project: Path) -> Config:
 def test_what_is_published_is_taken_again_with_its_record(
     kept: Path, config: Config, tmp_path: Path
 ) -> None:
-    take_kept(config, "codec", tmp_path / "codec")
-    record = take_kept(config, "teacher", tmp_path / "teacher", codec=tmp_path / "codec")
+    take_kept("codec", config.codec, "pocket", tmp_path / "codec")
+    record = take_kept(
+        "teacher", config.teacher, "pocket", tmp_path / "teacher", codec=tmp_path / "codec"
+    )
     assert record["seed"] == config.seed
     assert record["metrics"] == {"loss": 0.5}
     assert record["config"]["teacher"]["text_dropout"] == 0.1
@@ -52,26 +57,26 @@ def test_training_keys_may_change_and_architecture_may_not(config: Config, tmp_p
     longer = replace(
         config, teacher=replace(config.teacher, optim=replace(config.teacher.optim, steps=9))
     )
-    take_kept(longer, "teacher", tmp_path / "teacher")
+    take_kept("teacher", longer.teacher, "pocket", tmp_path / "teacher")
     wider = replace(
         config, teacher=replace(config.teacher, model=replace(config.teacher.model, layers=7))
     )
     with refuses("pocket.other-config", "teacher.model.layers was 4, is 7", "make foundation"):
-        take_kept(wider, "teacher", tmp_path / "wider")
+        take_kept("teacher", wider.teacher, "pocket", tmp_path / "wider")
     assert not (tmp_path / "wider").exists()
 
 
 def test_an_altered_or_missing_file_is_named(kept: Path, config: Config, tmp_path: Path) -> None:
     save_file({"w": torch.ones(3)}, kept / "codec" / "model.safetensors")
     with refuses("file.altered", "model.safetensors", "manifest.json"):
-        take_kept(config, "codec", tmp_path / "codec")
+        take_kept("codec", config.codec, "pocket", tmp_path / "codec")
     # A manifest made to fit does not help: the record names the weights too.
     write_manifest(kept / "codec")
     with refuses("file.altered", "codec.json"):
-        take_kept(config, "codec", tmp_path / "codec")
+        take_kept("codec", config.codec, "pocket", tmp_path / "codec")
     (kept / "codec" / "model.safetensors").unlink()
     with refuses("file.missing", kept / "codec" / "model.safetensors"):
-        take_kept(config, "codec", tmp_path / "codec")
+        take_kept("codec", config.codec, "pocket", tmp_path / "codec")
 
 
 @pytest.mark.usefixtures("kept")
@@ -79,7 +84,9 @@ def test_a_teacher_is_refused_with_another_codec(config: Config, tmp_path: Path)
     (tmp_path / "other").mkdir()
     save_file({"w": torch.ones(3)}, tmp_path / "other" / "model.safetensors")
     with refuses("pocket.other-codec", tmp_path / "other", "teacher"):
-        take_kept(config, "teacher", tmp_path / "teacher", codec=tmp_path / "other")
+        take_kept(
+            "teacher", config.teacher, "pocket", tmp_path / "teacher", codec=tmp_path / "other"
+        )
 
 
 def test_nothing_kept_says_how_to_train(
@@ -87,7 +94,7 @@ def test_nothing_kept_says_how_to_train(
 ) -> None:
     monkeypatch.setattr(foundation, "KEPT", project / "nothing")
     with refuses("file.missing", "codec", "make foundation", "codec.source=train"):
-        take_kept(config, "codec", project / "codec")
+        take_kept("codec", config.codec, "pocket", project / "codec")
 
 
 def test_the_shipped_foundation_is_whole_and_fits_pocket() -> None:
@@ -98,5 +105,8 @@ def test_the_shipped_foundation_is_whole_and_fits_pocket() -> None:
     for part in PARTS:
         verify_manifest(foundation.KEPT / part)
         record = read_json(foundation.KEPT / f"{part}.json")
-        assert record["architecture"] == foundation.architecture(config, part)
+        wanted = foundation.architecture(getattr(config, part), part)
+        # The record also holds what has become constant.
+        kept = flatten(record["architecture"])
+        assert {key: kept[key] for key in flatten(wanted)} == flatten(wanted)
         assert record["weights"] == foundation.weights_digest(foundation.KEPT / part)

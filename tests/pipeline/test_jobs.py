@@ -15,11 +15,12 @@ import pytest
 from yaml import safe_load
 
 from benchmarks.local_cluster import Cluster
-from omniforcing.core.config import Config, ConfigError, load_config
+from omniforcing.core.config import ConfigError
 from omniforcing.core.environment import JOB_VARIABLE
 from omniforcing.pipeline import tracking
 from omniforcing.pipeline.cluster.jobs import HEAVY, goes_to_cluster, job_variables, submit_stage
 from omniforcing.pipeline.cluster.kuberay import manifest
+from omniforcing.pipeline.config import Config, load_config
 from omniforcing.pipeline.declaration import stage_names
 from tests.support.ray_cluster import ROOT, environment, local_cluster
 from tests.support.refusals import refused, refuses

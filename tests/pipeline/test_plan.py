@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from omniforcing.cli import main
-from omniforcing.core.config import Config, load_config
 from omniforcing.core.latents import Batch
 from omniforcing.distill.sampling import rollout_config
 from omniforcing.model.cache import FunctionalCache
 from omniforcing.model.rollout import gaussian, new_cache, refresh
 from omniforcing.model.weights.architecture import expected_shapes
+from omniforcing.pipeline.config import Config, load_config
 from omniforcing.pipeline.planner.networks import BUILDERS, Sizes
 from omniforcing.pipeline.planner.plan import (
     Cluster,
@@ -118,7 +118,10 @@ def test_the_bytes_of_the_caches_are_those_of_a_rollout() -> None:
     config = small()
     sizes = dataclasses.replace(Sizes.of(config, ROOT), device="cpu")
     planned = Stage("self_forcing", config, sizes).caches(2)
-    rollout, generator = rollout_config(config, sizes.grid), torch.Generator().manual_seed(0)
+    rollout, generator = (
+        rollout_config(config.student, config.clips.latent_counts, sizes.grid),
+        torch.Generator().manual_seed(0),
+    )
     student = sizes.network(config.student.sinks)
     text, cache = student.cache_text(sizes.text(2)), new_cache(student, rollout, static=False)
     assert isinstance(cache, FunctionalCache)
@@ -129,7 +132,7 @@ def test_the_bytes_of_the_caches_are_those_of_a_rollout() -> None:
             cache,
             text,
             index,
-            gaussian(student, config.table.counts(index), sizes.grid, 2, generator),
+            gaussian(student, config.student.table.counts(index), sizes.grid, 2, generator),
             generator,
         )
     turned = cache.view(config.horizon).history  # type: ignore[attr-defined]

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks.local_cluster import Cluster, processes
-from omniforcing.core.config import ClipsConfig, ClusterConfig
+from omniforcing.data.config import ClipsConfig
 from omniforcing.data.shards import plan_shards, write_shards
 from omniforcing.data.sources import read_clips, write_clips
 from omniforcing.data.tars import read_index
 from omniforcing.data.tensors import write_shard
 from omniforcing.data.work import in_process
 from omniforcing.media.conform import Form
+from omniforcing.pipeline.cluster.config import ClusterConfig
 from omniforcing.pipeline.cluster.connect import Installed, difference, problem_with, room
 from omniforcing.pipeline.cluster.pool import Pool
 from tests.support.pool_workers import Slow, die
@@ -57,7 +58,7 @@ def test_shards_of_two_workers_are_those_of_one_process(cluster: Cluster, tmp_pa
     write_clips(
         ClipsConfig(count=11, heldout=3, heldout_duets=0, seconds=1, height=32, width=32), 0, clips
     )
-    plans = plan_shards(read_clips(clips), Form(32, 32, 1), 4, 14)
+    plans = plan_shards(read_clips(clips), Form(32, 32, 1), 4)
     here, there = tmp_path / "here", tmp_path / "there"
     write_shards(plans, here)
     there.mkdir()
@@ -176,7 +177,7 @@ def test_another_token_is_refused(cluster: Cluster, tmp_path: Path) -> None:
     # Ray reads its token once per process.
     script = f"""
 from pathlib import Path
-from omniforcing.core.config import ClusterConfig
+from omniforcing.pipeline.cluster.config import ClusterConfig
 from omniforcing.core.console import run_command
 from omniforcing.pipeline.cluster.pool import Pool
 with Pool(ClusterConfig({cluster.address!r}), [], Path({str(tmp_path)!r}), 1) as pool:

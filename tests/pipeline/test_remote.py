@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from omniforcing.core.config import ClipsConfig
+from omniforcing.data.config import ClipsConfig
 from omniforcing.data.sources import read_clips, write_clips
 from tests.support.checkout import ENVIRONMENT, commit
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from omniforcing.core.config import load_config
 from omniforcing.core.files import read_json, write_json
 from omniforcing.pipeline import tracking
 from omniforcing.pipeline.code import CodeBase
+from omniforcing.pipeline.config import load_config
 from omniforcing.pipeline.declaration import MEASURES, PRESENTS, read_declaration
 from omniforcing.pipeline.stage import Stage, exclusive, run_stage, split_overrides
 from tests.support.refusals import refuses

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from omniforcing.codec.codec import Codec
-from omniforcing.codec.text import build_tiny
-from omniforcing.core.config import (
+from omniforcing.codec.config import (
     AudioCodecConfig,
     CodecConfig,
     TextConfig,
     VideoCodecConfig,
     VocoderConfig,
 )
+from omniforcing.codec.text import build_tiny
 from omniforcing.model.student import build_core
 from omniforcing.model.transformer import DualStream
 from omniforcing.model.weights.student import save_model

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from omniforcing.core.config import load_config
 from omniforcing.core.files import read_json, tree_digest, write_json, write_manifest
 from omniforcing.core.layout import FPS
 from omniforcing.model.weights.student import load_model
+from omniforcing.pipeline.config import load_config
 from omniforcing.streaming.artifact import Artifact, StreamSettings, write_artifact
 from omniforcing.streaming.engine import Engine
 from tests.streaming.conftest import METRICS, make_settings
@@ -71,7 +71,9 @@ def test_settings_of_the_presets_follow_their_config() -> None:
             "video_decoder_causal": False,
             "video_reach": {"ahead": 2, "again": 1, "blend": 0},
         }
-        settings = StreamSettings.of(config, codec)
+        settings = StreamSettings.from_config(
+            config.preset, config.student, config.clips.latent_counts, codec
+        )
         assert settings.trained_seconds == config.clips.seconds
         assert (settings.sample_rate, settings.video_look_ahead, settings.look_ahead) == (
             24000,

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from omniforcing.core.console import run_command
-from omniforcing.evaluation.timing import BlockTiming, stream_speed
+from omniforcing.evaluation.speed import BlockTiming, stream_speed
 from omniforcing.streaming import command
 from omniforcing.streaming.artifact import Artifact
 from tests.support.refusals import refused

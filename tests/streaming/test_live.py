@@ -171,7 +171,7 @@ def test_a_slow_consumer_holds_generation_back_and_changes_nothing(engine: Engin
 
 
 def test_waiting_for_the_consumer_does_not_count_as_work(engine: Engine) -> None:
-    from omniforcing.evaluation.timing import block_seconds
+    from omniforcing.evaluation.speed import block_seconds
 
     timings = []
     for chunk in engine.stream(PROMPT, 5):

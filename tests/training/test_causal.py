@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from omniforcing.codec.codec import build_video_vae
+from omniforcing.codec.config import VideoCodecConfig
 from omniforcing.codec.streaming import VideoStream
-from omniforcing.core.config import DecoderConfig, TrainerConfig, VideoCodecConfig
 from omniforcing.training.codec import training
 from omniforcing.training.codec.causal import (
     DecoderTraining,
@@ -20,12 +20,13 @@ from omniforcing.training.codec.causal import (
     latent_crops,
     with_decoder,
 )
+from omniforcing.training.config import CausalDecoderConfig, TrainerConfig
 from omniforcing.training.loop import fit
 
 VIDEO = VideoCodecConfig(
     latent_channels=8, encoder_channels=[8, 16, 32], decoder_channels=[8, 16, 32]
 )
-CONFIG = DecoderConfig(steps=6, batch=2, latents=4, context=1, precision="32-true")
+CONFIG = CausalDecoderConfig(steps=6, batch=2, latents=4, context=1)
 TRAINER = TrainerConfig(checkpoint_every=2, log_every=1, accelerator="cpu")
 
 
@@ -45,7 +46,7 @@ class Stopped(Exception):
 
 
 def adapt(
-    teacher: Any, z: Tensor, work: Path, config: DecoderConfig, die_at: int | None = None
+    teacher: Any, z: Tensor, work: Path, config: CausalDecoderConfig, die_at: int | None = None
 ) -> Any:
     student = with_decoder(teacher, causal=True)
     keep_still(student.decoder)
@@ -103,7 +104,7 @@ def test_it_learns_the_teachers_pictures_and_streams_exactly(
         teacher,
         z,
         tmp_path,
-        DecoderConfig(steps=60, batch=3, latents=7, context=3, precision="32-true"),
+        CausalDecoderConfig(steps=60, batch=3, latents=7, context=3),
     )
     with torch.no_grad():
         whole, found = teacher.decode(z).sample, student.decode(z).sample

@@ -9,16 +9,11 @@ import pytest
 import torch
 
 from omniforcing.codec.codec import build_audio_vae, build_video_vae, build_vocoder, to_pixels
-from omniforcing.core.config import (
-    AudioCodecConfig,
-    CropConfig,
-    TrainerConfig,
-    VideoCodecConfig,
-    VocoderConfig,
-)
+from omniforcing.codec.config import AudioCodecConfig, CropConfig, VideoCodecConfig, VocoderConfig
 from omniforcing.media.mel import log_mel
 from omniforcing.pocket.synthetic import make_clip
 from omniforcing.training.codec import training
+from omniforcing.training.config import TrainerConfig
 from omniforcing.training.loop import fit
 
 VIDEO = VideoCodecConfig(
@@ -28,8 +23,6 @@ VIDEO = VideoCodecConfig(
     decoder_channels=[16, 32, 64],
     steps=6,
     crops=[CropConfig(1, 2, 0.3), CropConfig(9, 2, 0.7)],
-    kl_from=0.5,
-    precision="32-true",
 )
 TRAINER = TrainerConfig(checkpoint_every=2, log_every=1, accelerator="cpu")
 
@@ -177,9 +170,7 @@ def test_an_audio_vae_starts_at_the_level_of_the_mels(samples: torch.Tensor) -> 
 
 
 def test_training_lowers_the_error_of_an_audio_vae(samples: torch.Tensor, tmp_path: Path) -> None:
-    config = AudioCodecConfig(
-        steps=30, batch=2, lr=1e-2, precision="32-true", channel_multipliers=[1, 1, 2]
-    )
+    config = AudioCodecConfig(steps=30, batch=2, lr=1e-2, channel_multipliers=[1, 1, 2])
     mels = log_mel(samples)
     torch.manual_seed(0)
     vae = build_audio_vae(config)
@@ -202,10 +193,10 @@ def test_training_lowers_the_error_of_an_audio_vae(samples: torch.Tensor, tmp_pa
 
 
 def test_training_lowers_the_error_of_a_vocoder(samples: torch.Tensor, tmp_path: Path) -> None:
-    config = VocoderConfig(steps=20, batch=2, mel_frames=50, lr=1e-2, precision="32-true")
+    config = VocoderConfig(steps=20, batch=2, mel_frames=50, lr=1e-2)
     mels = log_mel(samples)
     torch.manual_seed(0)
-    vocoder = build_vocoder(config, 64)
+    vocoder = build_vocoder(config)
     training.initialise_vocoder(vocoder, mels)
 
     def error() -> float:

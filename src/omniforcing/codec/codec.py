@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from omniforcing.codec.config import AudioCodecConfig, CodecConfig, VideoCodecConfig, VocoderConfig
 from omniforcing.codec.reach import Reach, described_reach, video_reach, vocoder_reach
-from omniforcing.core.config import AudioCodecConfig, CodecConfig, VideoCodecConfig, VocoderConfig
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import read_json, write_json
 from omniforcing.core.latents import Latents, Pair
 from omniforcing.core.layout import (
     MEL_RATE,
+    SAMPLE_RATE,
     Counts,
     LayoutError,
     clip_frames,
@@ -32,6 +33,12 @@ Media = Pair[Tensor]
 
 DESCRIPTION = "codec.json"
 SCHEMA = 1
+# The pocket codec's cells: patches of 8 pixels, halved in space once and in time three times, so
+# 16x16 pixels and 8 frames, as many frames as LTX-2's latents have.
+PATCH_SIZE = 8
+LEVELS = ("temporal", "temporal", "spatiotemporal")
+AUDIO_LATENT_CHANNELS = 1
+MEL_BINS = 64  # as LTX-2's audio VAE has them
 
 
 class CodecError(OmniForcingError):
@@ -42,7 +49,7 @@ def build_video_vae(config: VideoCodecConfig) -> Any:
     """A fresh, causal ``AutoencoderKLLTX2Video`` of the configured sizes."""
     from diffusers import AutoencoderKLLTX2Video
 
-    levels = len(config.encoder_channels)
+    levels = len(LEVELS)
     return AutoencoderKLLTX2Video(
         latent_channels=config.latent_channels,
         block_out_channels=tuple(config.encoder_channels),
@@ -53,57 +60,48 @@ def build_video_vae(config: VideoCodecConfig) -> Any:
         spatio_temporal_scaling=(True,) * levels,
         decoder_spatio_temporal_scaling=(True,) * levels,
         decoder_inject_noise=(False,) * (levels + 1),
-        downsample_type=tuple(config.downsample),
-        upsample_type=tuple(config.upsample),
+        downsample_type=LEVELS,
+        upsample_type=LEVELS,
         upsample_residual=(True,) * levels,
         upsample_factor=(2,) * levels,
-        patch_size=config.patch_size,
+        patch_size=PATCH_SIZE,
         encoder_causal=True,
         decoder_causal=True,
         decoder_spatial_padding_mode="zeros",
-        spatial_compression_ratio=config.patch_size
-        * 2 ** sum("spati" in kind for kind in config.downsample),
-        temporal_compression_ratio=2 ** sum("temporal" in kind for kind in config.downsample),
+        spatial_compression_ratio=PATCH_SIZE * 2 ** sum("spati" in kind for kind in LEVELS),
+        temporal_compression_ratio=2 ** sum("temporal" in kind for kind in LEVELS),
     )
 
 
 def build_audio_vae(config: AudioCodecConfig) -> Any:
-    """A fresh, causal ``AutoencoderKLLTX2Audio`` of the configured sizes.
-
-    Raises:
-        CodecError: if the model's statistics, which it sizes by its base channels, would not fit a token.
-    """
+    """A fresh, causal ``AutoencoderKLLTX2Audio`` of the configured sizes."""
     from diffusers import AutoencoderKLLTX2Audio
 
-    token = config.latent_channels * config.mel_bins // 4
-    if config.base_channels != token:
-        raise CodecError(
-            "config.inconsistent",
-            f"codec.audio.base_channels is {config.base_channels}; it must equal latent_channels * mel_bins / 4 = {token}",
-        )
     return AutoencoderKLLTX2Audio(
-        base_channels=config.base_channels,
+        # The model sizes its statistics by its base channels; they must fit a token.
+        base_channels=AUDIO_LATENT_CHANNELS * MEL_BINS // 4,
         ch_mult=tuple(config.channel_multipliers),
-        num_res_blocks=config.layers,
-        latent_channels=config.latent_channels,
-        mel_bins=config.mel_bins,
+        num_res_blocks=1,
+        latent_channels=AUDIO_LATENT_CHANNELS,
+        mel_bins=MEL_BINS,
         norm_type="pixel",
         causality_axis="height",
     )
 
 
-def build_vocoder(config: VocoderConfig, mel_bins: int) -> Any:
-    """A fresh ``LTX2Vocoder`` of the configured sizes, from stereo log-mel to a stereo waveform of 16 kHz."""
+def build_vocoder(config: VocoderConfig) -> Any:
+    """A fresh ``LTX2Vocoder`` of the configured width, from stereo log-mel to stereo of 16 kHz."""
     from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
 
     return LTX2Vocoder(
-        in_channels=2 * mel_bins,
+        in_channels=2 * MEL_BINS,
         hidden_channels=config.hidden,
-        upsample_kernel_sizes=list(config.kernels),
-        upsample_factors=list(config.upsample),
-        resnet_kernel_sizes=list(config.resnet_kernels),
-        resnet_dilations=[list(config.dilations) for _ in config.resnet_kernels],
-        output_sampling_rate=16_000,
+        upsample_kernel_sizes=[8, 3, 3, 320],
+        # Their product, 160, is the samples of a mel frame; the last makes the waveform at once.
+        upsample_factors=[2, 1, 1, 80],
+        resnet_kernel_sizes=[5],
+        resnet_dilations=[[1, 3]],
+        output_sampling_rate=SAMPLE_RATE,
     )
 
 
@@ -144,7 +142,7 @@ class Codec(nn.Module):
     @classmethod
     def build(cls, config: CodecConfig, height: int, width: int) -> Codec:
         """A codec with fresh weights."""
-        vocoder = build_vocoder(config.vocoder, config.audio.mel_bins)
+        vocoder = build_vocoder(config.vocoder)
         return cls(
             build_video_vae(config.video), build_audio_vae(config.audio), vocoder, height, width
         )

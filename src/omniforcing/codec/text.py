@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from omniforcing.core.config import TextConfig
+from omniforcing.codec.config import TextConfig
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.latents import TextFeatures
 

@@ -29,6 +29,7 @@ from omniforcing.media.conform import Form, Recording
 from omniforcing.media.files import Rejected, encode_mp4, read_mp4
 
 MEMBERS = frozenset({"mp4", "txt", "json"})
+CRF = 14  # x264 quality, 0 (best) to 51: no loss that a codec of this size could show
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,12 @@ class ShardPlan:
         split: split of all its clips.
         cuts: its clips, in order.
         form: size and length of its clips.
-        crf: quality of the video, x264's constant rate factor.
     """
 
     name: str
     split: str
     cuts: tuple[Cut, ...]
     form: Form
-    crf: int
 
     @property
     def digest(self) -> str:
@@ -71,10 +70,10 @@ class ShardPlan:
         Paths do not count: a folder of videos may move.
         """
         cuts = [replace(cut, entry=replace(cut.entry, path="")) for cut in self.cuts]
-        return digest({"schema": SCHEMA, **asdict(replace(self, cuts=tuple(cuts)))})
+        return digest({"schema": SCHEMA, "crf": CRF, **asdict(replace(self, cuts=tuple(cuts)))})
 
 
-def plan_shards(entries: list[Entry], form: Form, per_shard: int, crf: int) -> list[ShardPlan]:
+def plan_shards(entries: list[Entry], form: Form, per_shard: int) -> list[ShardPlan]:
     """Spread the clips of each split over shards of ``per_shard``.
 
     Keys number the clips of all splits together.
@@ -93,7 +92,6 @@ def plan_shards(entries: list[Entry], form: Form, per_shard: int, crf: int) -> l
                     split,
                     tuple(mine[first : first + per_shard]),
                     form,
-                    crf,
                 )
             )
     return plans
@@ -175,7 +173,7 @@ def _sample(plan: ShardPlan, cut: Cut, recording: Recording) -> dict[str, Any]:
         info["impacts"] = [
             time - start for time in info["impacts"] if start <= time < start + seconds
         ]
-    media = encode_mp4(recording.clip(cut.cut), plan.crf)
+    media = encode_mp4(recording.clip(cut.cut), CRF)
     return {"__key__": cut.key, "mp4": media, "txt": cut.entry.caption, "json": info}
 
 

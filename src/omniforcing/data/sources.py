@@ -16,11 +16,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from omniforcing.core.config import ClipsConfig
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import write_manifest, writing
 from omniforcing.core.latents import Pair
 from omniforcing.data.captions import Captions, find_captions, missing_videos, same_name
+from omniforcing.data.config import ClipsConfig
 from omniforcing.data.rejects import Reject, refuse_share, summary
 from omniforcing.media.conform import Form, Recording
 from omniforcing.media.files import Rejected, encode_mp4
@@ -44,8 +44,8 @@ VIDEO_SUFFIXES = {
     ".wmv",
     ".3gp",
 }
-# Stage shards encodes synthetic clips a second time. Nearly lossless here, so that shards.crf alone
-# decides the quality.
+# Stage shards encodes synthetic clips a second time. Nearly lossless here, so that the shards' CRF
+# alone decides the quality.
 SYNTHETIC_CRF = 4
 # Largest share of a folder that is held out: a small one cannot spare clips.heldout clips.
 MOST_HELDOUT = 0.25

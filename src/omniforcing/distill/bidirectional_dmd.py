@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from omniforcing.core.config import Config
 from omniforcing.core.latents import Latents, TextFeatures
 from omniforcing.core.layout import Counts
+from omniforcing.distill.config import DmdConfig
 from omniforcing.distill.dmd import DistributionMatching
 from omniforcing.distill.sampling import full_view
 from omniforcing.model.rollout import few_step, gaussian
@@ -40,24 +40,38 @@ class BidirectionalDmd(DistributionMatching):
         self.sigmas, self.counts, self.grid = tuple(sigmas), counts, grid
 
     @classmethod
-    def of(
+    def from_config(
         cls,
-        config: Config,
+        config: DmdConfig,
+        sigmas: Sequence[float],
         models: Sequence[DualStream],
         unconditional: TextFeatures,
+        counts: Counts,
         grid: tuple[int, int],
+        seed: int,
         options: TrainingOptions = DEFAULT,
     ) -> BidirectionalDmd:
-        """As a preset trains it; ``models``: student, teacher, critic."""
+        """Build the training from its section.
+
+        Args:
+            config: section of Stage I.
+            sigmas: the student's denoising steps.
+            models: student, teacher, critic.
+            unconditional: features of the empty prompt.
+            counts: latents of a training clip.
+            grid: spatial tokens of a video latent, (H, W).
+            seed: of all randomness.
+            options: micro-batches and sharding.
+        """
         return cls(
             *models,
-            config=config.bidirectional_dmd,
-            view=full_view(models[1], config.latent_counts, grid),
+            config=config,
+            view=full_view(models[1], counts, grid),
             unconditional=unconditional,
-            sigmas=config.student.sigmas,
-            counts=config.latent_counts,
+            sigmas=sigmas,
+            counts=counts,
             grid=grid,
-            seed=config.seed,
+            seed=seed,
             options=options,
         )
 

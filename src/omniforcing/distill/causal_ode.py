@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from omniforcing.core.config import CausalOdeConfig, Config, OdeTarget
 from omniforcing.core.latents import Batch, Pair, broadcast
-from omniforcing.core.layout import BlockTable
+from omniforcing.core.layout import BlockTable, Counts
+from omniforcing.distill.config import CausalOdeConfig
 from omniforcing.model.attention import Masked
+from omniforcing.model.config import StudentConfig
 from omniforcing.model.student import positions_for
 from omniforcing.model.transformer import DualStream
 from omniforcing.training.stages import (
@@ -54,32 +55,35 @@ class CausalOde(StageModule):
         self.register_buffer("sigmas", torch.tensor([*sigmas, 0.0]), persistent=False)
 
     @classmethod
-    def of(
+    def from_config(
         cls,
-        config: Config,
-        student: DualStream,
+        config: CausalOdeConfig,
+        student: StudentConfig,
+        model: DualStream,
+        counts: Counts,
         grid: tuple[int, int],
+        seed: int,
         options: TrainingOptions = DEFAULT,
     ) -> CausalOde:
-        """As a preset trains it; the student has its sinks."""
-        positions = positions_for(student, config.latent_counts, grid, sinks=True)
-        view = Masked(
-            positions, config.table, config.horizon + 1, config.student.window, config.horizon
-        )
-        return cls(
-            student,
-            config.causal_ode,
-            config.student.sigmas,
-            config.table,
-            view,
-            config.seed,
-            options,
-        )
+        """Build the training from its sections.
+
+        Args:
+            config: section of Stage II.
+            student: section of the causal student.
+            model: the student, with its sinks.
+            counts: latents of a training clip.
+            grid: spatial tokens of a video latent, (H, W).
+            seed: of all randomness.
+            options: micro-batches and sharding.
+        """
+        positions, horizon = positions_for(model, counts, grid, sinks=True), student.horizon(counts)
+        view = Masked(positions, student.table, horizon + 1, student.window, horizon)
+        return cls(model, config, student.sigmas, student.table, view, seed, options)
 
     def training_step(
         self, step: int, data: Batch, optimisers: Optimisers, backward: Backward
     ) -> dict[str, Tensor]:
-        update = self.begin_update(optimisers, backward, self.config.loss)
+        update = self.begin_update(optimisers, backward)
         for micro_batch in self.micro_batches(data, step):
             update.add(self.loss(micro_batch))
         norms = update.step(self.model, step)
@@ -140,8 +144,6 @@ class CausalOde(StageModule):
         sigma = broadcast(sigma, v)
         noisy = (sigma > 0).expand_as(v)
         error = v - (x - x0) / sigma.clamp_min(1e-6)
-        if self.config.target is OdeTarget.x0:
-            error = error * sigma
         # Without a noisy latent the loss is 0, but still a function of the weights.
         return error[noisy].square().mean() if noisy.any() else (v * 0).sum()
 

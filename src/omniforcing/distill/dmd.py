@@ -9,14 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from omniforcing.core.config import DmdConfig, Weights
-from omniforcing.core.distributed import draw
 from omniforcing.core.latents import Batch, Latents, Pair, TextFeatures, broadcast, noise_like
 from omniforcing.core.schedule import add_noise, guide, sample_sigma, velocity
+from omniforcing.distill.config import DmdConfig
 from omniforcing.model.attention import View
 from omniforcing.model.conditioning import TextCache
 from omniforcing.model.rollout import predict_x0
 from omniforcing.model.transformer import DualStream
+from omniforcing.training.config import Weights
 from omniforcing.training.stages import (
     DEFAULT,
     Backward,
@@ -86,7 +86,7 @@ class DistributionMatching(StageModule):
         student: the model to train; its EMA is what is kept.
         teacher: scores samples as real; frozen.
         critic: scores samples as fake; trained to follow the student's own distribution.
-        config: optimisers, noise levels, guidance and loss weights.
+        config: optimisers, noise levels and guidance.
         view: attention of teacher and critic.
         unconditional: features of the empty prompt, ``[1, L, D]`` per stream.
         seed: the run's seed.
@@ -143,7 +143,7 @@ class DistributionMatching(StageModule):
         for_critic = optimisers[self.student_optimisers :]
         micro_batches = self.micro_batches(data, step)
 
-        student = self.begin_update(for_student, backward, self.config.loss)
+        student = self.begin_update(for_student, backward)
         samples = []
         for micro_batch in micro_batches:
             text = micro_batch.data.text
@@ -159,7 +159,7 @@ class DistributionMatching(StageModule):
         # One generator per micro-batch for all critic updates: each goes on where the last ended.
         generators = [micro_batch.generator("critic") for micro_batch in micro_batches]
         for _ in range(self.config.critic_steps):
-            critic = self.begin_update(for_critic, backward, Weights())
+            critic = self.begin_update(for_critic, backward)
             for x, micro_batch, generator in zip(samples, micro_batches, generators, strict=True):
                 critic.add(self.critic_loss(x, micro_batch.data.text, generator))
             critic.step(self.critic, step)
@@ -168,21 +168,14 @@ class DistributionMatching(StageModule):
 
     @torch.no_grad()
     def score(self, x: Latents, text: TextFeatures, generator: torch.Generator) -> Latents:
-        """DMD gradient of a sample ``[B, T, ...]`` at a random sigma and guidance per row."""
+        """DMD gradient of a sample ``[B, T, ...]`` at a random sigma per row."""
         sigma, noised, _ = self.noised(x, generator)
-        scale = self.guidance(sigma, generator)
+        guidance = self.config.guidance
+        scale = Pair(torch.full_like(sigma, guidance.video), torch.full_like(sigma, guidance.audio))
         both = cache_guided(self.teacher, text, self.unconditional)
         real = guided_x0(self.teacher, noised, sigma, both, scale, self.view)
         fake = predict_x0(self.critic, noised, sigma, self.critic.cache_text(text), self.view)
         return dmd_gradient(x, real, fake)
-
-    def guidance(self, sigma: Tensor, generator: torch.Generator) -> Pair[Tensor]:
-        """Guidance scales ``[B]`` per modality, at the same random place between both bounds."""
-        low, high = self.config.guidance_low, self.config.guidance_high
-        u = draw(torch.rand, (len(sigma),), generator, device=sigma.device)
-        return Pair(
-            low.video + (high.video - low.video) * u, low.audio + (high.audio - low.audio) * u
-        )
 
     def critic_loss(
         self, x: Latents, text: TextFeatures, generator: torch.Generator

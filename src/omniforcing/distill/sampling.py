@@ -8,15 +8,17 @@ from itertools import islice, pairwise
 import torch
 from torch import Tensor
 
-from omniforcing.core.config import Config, SamplerConfig, Weights
 from omniforcing.core.latents import Latents, Pair, TextFeatures, concatenate
 from omniforcing.core.layout import Counts
 from omniforcing.core.schedule import euler, sampling_sigmas
+from omniforcing.distill.config import SamplerConfig
 from omniforcing.distill.dmd import cache_guided, guided_x0
 from omniforcing.model.attention import Full
+from omniforcing.model.config import StudentConfig
 from omniforcing.model.rollout import Rollout, RolloutConfig, few_step, gaussian, predict_x0
 from omniforcing.model.student import positions_for
 from omniforcing.model.transformer import DualStream
+from omniforcing.training.config import Weights
 
 # Gives the clean estimate of latents ``[B, T, ...]`` at a sigma that the whole batch shares.
 Denoiser = Callable[[Latents, float], Latents]
@@ -27,15 +29,20 @@ def full_view(model: DualStream, counts: Counts, grid: tuple[int, int]) -> Full:
     return Full(positions_for(model, counts, grid, sinks=False))
 
 
-def rollout_config(config: Config, grid: tuple[int, int]) -> RolloutConfig:
-    """The rollout that a preset trains and streams."""
-    student = config.student
+def rollout_config(student: StudentConfig, counts: Counts, grid: tuple[int, int]) -> RolloutConfig:
+    """The rollout that a student trains and streams.
+
+    Args:
+        student: its section.
+        counts: latents of a training clip.
+        grid: spatial tokens of a video latent, (H, W).
+    """
     return RolloutConfig(
-        config.table,
+        student.table,
         grid,
         tuple(student.sigmas),
         student.window,
-        config.horizon,
+        student.horizon(counts),
         student.context_noise,
     )
 

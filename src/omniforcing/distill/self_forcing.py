@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omniforcing.core.config import Config, ScoreMask, SelfForcingConfig
 from omniforcing.core.distributed import draw
 from omniforcing.core.latents import Latents, TextFeatures, broadcast, concatenate
+from omniforcing.core.layout import Counts
+from omniforcing.distill.config import ScoreMask, SelfForcingConfig
 from omniforcing.distill.dmd import DistributionMatching
 from omniforcing.distill.sampling import full_view, rollout_config
 from omniforcing.model.attention import Masked, View
+from omniforcing.model.config import StudentConfig
 from omniforcing.model.rollout import RolloutConfig, train_rollout
 from omniforcing.model.student import positions_for
 from omniforcing.model.transformer import DualStream
@@ -54,29 +56,45 @@ class SelfForcing(DistributionMatching):
         self.rollout, self.blocks, self.captions = rollout, blocks, captions
 
     @classmethod
-    def of(
+    def from_config(
         cls,
-        config: Config,
+        config: SelfForcingConfig,
+        student: StudentConfig,
         models: Sequence[DualStream],
         unconditional: TextFeatures,
         captions: TextFeatures,
+        counts: Counts,
         grid: tuple[int, int],
+        seed: int,
         options: TrainingOptions = DEFAULT,
     ) -> SelfForcing:
-        """As a preset trains it; ``models``: student (with sinks), teacher, critic (without)."""
-        view: View = full_view(models[1], config.latent_counts, grid)
-        if config.self_forcing.scores is ScoreMask.causal:
-            positions = positions_for(models[1], config.latent_counts, grid, sinks=True)
-            view = Masked(positions, config.table, config.horizon + 1, None, config.horizon)
+        """Build the training from its sections.
+
+        Args:
+            config: section of Stage III.
+            student: section of the causal student.
+            models: the student, with its sinks, then teacher and critic, without.
+            unconditional: features of the empty prompt.
+            captions: features of which steered rollouts draw the other caption.
+            counts: latents of a training clip.
+            grid: spatial tokens of a video latent, (H, W).
+            seed: of all randomness.
+            options: micro-batches and sharding.
+        """
+        horizon = student.horizon(counts)
+        view: View = full_view(models[1], counts, grid)
+        if config.scores is ScoreMask.causal:
+            positions = positions_for(models[1], counts, grid, sinks=True)
+            view = Masked(positions, student.table, horizon + 1, None, horizon)
         return cls(
             *models,
-            config=config.self_forcing,
+            config=config,
             view=view,
             unconditional=unconditional,
-            rollout=rollout_config(config, grid),
-            blocks=config.horizon + 1,
+            rollout=rollout_config(student, counts, grid),
+            blocks=horizon + 1,
             captions=captions,
-            seed=config.seed,
+            seed=seed,
             options=options,
         )
 

@@ -7,10 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from omniforcing.core.config import Config, TeacherConfig
 from omniforcing.core.distributed import draw
 from omniforcing.core.latents import Batch, Pair, TextFeatures, noise_like
+from omniforcing.core.layout import Counts
 from omniforcing.core.schedule import add_noise, sample_sigma, velocity
+from omniforcing.distill.config import TeacherConfig
 from omniforcing.distill.sampling import full_view
 from omniforcing.model.attention import View
 from omniforcing.model.transformer import DualStream
@@ -50,28 +51,33 @@ class Teacher(StageModule):
         self.config, self.view, self.unconditional = config, view, unconditional
 
     @classmethod
-    def of(
+    def from_config(
         cls,
-        config: Config,
+        config: TeacherConfig,
         model: DualStream,
         unconditional: TextFeatures,
+        counts: Counts,
         grid: tuple[int, int],
+        seed: int,
         options: TrainingOptions = DEFAULT,
     ) -> Teacher:
-        """As a preset trains it."""
-        return cls(
-            model,
-            config.teacher,
-            full_view(model, config.latent_counts, grid),
-            unconditional,
-            config.seed,
-            options,
-        )
+        """Build the training from its section.
+
+        Args:
+            config: section of the teacher.
+            model: the network to train.
+            unconditional: features of the empty prompt.
+            counts: latents of a training clip.
+            grid: spatial tokens of a video latent, (H, W).
+            seed: of all randomness.
+            options: micro-batches and sharding.
+        """
+        return cls(model, config, full_view(model, counts, grid), unconditional, seed, options)
 
     def training_step(
         self, step: int, data: Batch, optimisers: Optimisers, backward: Backward
     ) -> dict[str, Tensor]:
-        update = self.begin_update(optimisers, backward, self.config.loss)
+        update = self.begin_update(optimisers, backward)
         for micro_batch in self.micro_batches(data, step):
             update.add(self.loss(micro_batch))
         cosine = 0.5 * (1 + math.cos(math.pi * step / self.optim.steps))

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from omniforcing.core.config import SamplerConfig, TrajectoriesConfig
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.latents import Latents
 from omniforcing.core.layout import Counts
@@ -27,6 +26,7 @@ from omniforcing.data.tensors import (
     write_shard,
 )
 from omniforcing.data.work import Done, Runner, in_process
+from omniforcing.distill.config import SamplerConfig, TrajectoriesConfig
 from omniforcing.distill.sampling import WholeClip, ode_states
 from omniforcing.model.transformer import DualStream
 from omniforcing.model.weights.student import load_model

@@ -10,14 +10,16 @@ from pathlib import Path
 import torch
 
 from omniforcing.codec.codec import Codec
-from omniforcing.core.config import Config
 from omniforcing.core.latents import Latents, Pair, TextFeatures
+from omniforcing.data.config import ClipsConfig
 from omniforcing.data.shards import decode_media, read_raw, shard_form
 from omniforcing.data.tars import require_kind
 from omniforcing.data.tensors import TextTable
+from omniforcing.distill.config import SamplerConfig
 from omniforcing.distill.sampling import WholeClip, rollout_config, sample_rollout
 from omniforcing.evaluation.evaluate import Sampler
 from omniforcing.media.mel import resample
+from omniforcing.model.config import StudentConfig
 from omniforcing.model.transformer import DualStream
 from omniforcing.model.weights.student import load_model
 from omniforcing.pocket.events import Media
@@ -45,25 +47,48 @@ def split_clips(shards: Path, split: str, count: int) -> Clips:
 
 @dataclass(frozen=True)
 class Bench:
-    """What turns a model's folder into media: the codec, stored text features, and the preset's sampling settings."""
+    """What turns a model's folder into media.
 
-    config: Config
+    Attributes:
+        clips: size and length of the training clips.
+        student: how the causal student rolls out, and its few steps.
+        teacher_sampler: how the teacher samples.
+        batch: clips sampled at a time.
+        codec: decodes latents.
+        text: stored text features of the captions.
+        grid: spatial tokens of a video latent, (H, W).
+        device: where everything computes.
+    """
+
+    clips: ClipsConfig
+    student: StudentConfig
+    teacher_sampler: SamplerConfig
+    batch: int
     codec: Codec
     text: TextTable
     grid: tuple[int, int]
     device: str
 
     @classmethod
-    def open(cls, config: Config, codec: Path, latents: Path) -> Bench:
-        """Read the codec and the captions' features; on a GPU if there is one and the config does not ask for the CPU.
+    def from_config(
+        cls,
+        clips: ClipsConfig,
+        student: StudentConfig,
+        teacher_sampler: SamplerConfig,
+        batch: int,
+        codec: Path,
+        latents: Path,
+        device: str,
+    ) -> Bench:
+        """Read the codec and the captions' features.
 
         Raises:
             OmniForcingError: if one of them is missing or unreadable.
         """
-        device = config.trainer.device
         loaded = Codec.load(codec, device=device)
-        grid = loaded.spatial(config.clips.height, config.clips.width)
-        return cls(config, loaded, TextTable.load(latents), grid, device)
+        grid = loaded.spatial(clips.height, clips.width)
+        text = TextTable.load(latents)
+        return cls(clips, student, teacher_sampler, batch, loaded, text, grid, device)
 
     def reconstruct(self, clip: Media) -> Media:
         """One real clip through the codec and back."""
@@ -83,16 +108,16 @@ class Bench:
 
     def media(self, draw: Draw, captions: list[str], seeds: list[int]) -> Iterator[Media]:
         """One clip per caption, drawn in batches; the first seed of a batch gives the noise of all of it."""
-        size = self.config.evaluate.batch
-        for start in range(0, len(captions), size):
-            text = self.text.of(captions[start : start + size]).map(lambda x: x.to(self.device))
+        for start in range(0, len(captions), self.batch):
+            text = self.text.of(captions[start : start + self.batch]).map(
+                lambda x: x.to(self.device)
+            )
             generator = torch.Generator(self.device).manual_seed(seeds[start])
             yield from self.decoded(draw(text, generator))
 
     def draw(self, name: str, folder: Path, seconds: int) -> Draw:
         """Load a model and bind its sampler."""
-        config = self.config
-        student, causal = config.student, name in CAUSAL
+        student, causal = self.student, name in CAUSAL
         added = (
             {"sinks": student.sinks, "stabiliser": student.stabiliser} if causal else {"sinks": 0}
         )
@@ -101,20 +126,18 @@ class Bench:
 
     def bind(self, name: str, model: DualStream, seconds: int) -> Draw:
         """The sampler of ``model`` as ``name``, one of ``MODELS``; only causal ones make other than training lengths."""
-        config = self.config
+        counts = self.clips.latent_counts
         if name in CAUSAL:
-            rollout, blocks = (
-                rollout_config(config, self.grid),
-                config.table.blocks_for_seconds(seconds),
-            )
+            rollout = rollout_config(self.student, counts, self.grid)
+            blocks = self.student.table.blocks_for_seconds(seconds)
             return lambda text, generator: sample_rollout(model, text, rollout, blocks, generator)
-        clip = WholeClip(model, config.latent_counts, self.grid)
+        clip = WholeClip(model, counts, self.grid)
         if name == "teacher":
             unconditional = self.text.unconditional.map(lambda x: x.to(self.device))
             return lambda text, generator: clip.sample_guided(
-                text, unconditional, config.teacher.sampler, generator
+                text, unconditional, self.teacher_sampler, generator
             )
-        return lambda text, generator: clip.sample_few_step(text, config.student.sigmas, generator)
+        return lambda text, generator: clip.sample_few_step(text, self.student.sigmas, generator)
 
     def decoded(self, latents: Latents) -> Iterator[Media]:
         media = self.codec.decode(latents, self.grid).map(torch.Tensor.cpu)

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from omniforcing.core.config import EvaluateConfig
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import atomic_dir
 from omniforcing.core.latents import Pair
 from omniforcing.core.random import step_seed
 from omniforcing.evaluation import quality
+from omniforcing.evaluation.config import EvaluateConfig
 from omniforcing.evaluation.nearest import (
     DESCRIPTOR,
     Nearest,
@@ -34,12 +34,15 @@ from omniforcing.evaluation.summary import in_pocket_world, summarise, sync_of
 from omniforcing.pocket.drift import drift
 from omniforcing.pocket.events import Media
 from omniforcing.pocket.observe import Clips, Observed, load_observed, observe, save_observed
+from omniforcing.pocket.sync import TOLERANCE_MS
 
 # One clip for each caption and seed, in order: frames uint8 [T, H, W, 3], samples float32 [2, N].
 Sampler = Callable[[list[str], list[int]], Iterable[Media]]
 
 FILMS = "films.npy"
 NEAREST = "nearest.png"
+DRIFT_FACTOR = 3  # length of the drift rollouts, in training clips: a third each to compare
+PAGE_NEAREST = 4  # clips of the last model on the page, each with its nearest training clip
 
 
 @dataclass(frozen=True)
@@ -64,10 +67,10 @@ class Subject:
         codec: encodes and decodes one clip.
         models: samplers of clips of the real ones' length, by name; ``nearest.png`` in ``work`` shows the last one's clips
             that lie nearest to a training clip.
-        rollouts: samplers of clips ``config.drift_factor`` times as long, for the models that can go on; unused without
+        rollouts: samplers of clips ``DRIFT_FACTOR`` times as long, for the models that can go on; unused without
             ``config.drift_clips``.
         work: scratch folder, which belongs to this evaluation alone.
-        config: seeds per caption, tolerance, clips for drift and page.
+        config: seeds per caption, clips for drift and page.
         seed: of the whole evaluation.
     """
 
@@ -149,7 +152,7 @@ def evaluate(subject: Subject, training: Training) -> Evaluation:
     Raises:
         OmniForcingError: if there are too few held-out clips, or a sampler yields too few.
     """
-    config, work, tolerance = subject.config, subject.work, subject.config.tolerance_ms / 1000
+    config, work, tolerance = subject.config, subject.work, TOLERANCE_MS / 1000
     everything = {name: observed() for name, observed in subject.sets().items()}
     sets = {
         name: observed
@@ -162,9 +165,9 @@ def evaluate(subject: Subject, training: Training) -> Evaluation:
         name: summarise(observed, reference, tolerance) | memorisation(near[name], near["real"])
         for name, observed in sets.items()
     }
-    if last and config.page_nearest:
+    if last:
         prompts, _ = plan(subject.heldout.captions, config.seeds, subject.seed)
-        _draw_nearest(work, last, prompts, near[last], training.clips, config.page_nearest)
+        _draw_nearest(work, last, prompts, near[last], training.clips)
     for name in subject.drifting:
         clips = everything[rollout_of(name)].clips
         if in_pocket_world(clips):
@@ -282,10 +285,10 @@ def _lazily(sampler: Sampler, prompts: list[str], seeds: list[int]) -> Iterator[
 
 
 def _draw_nearest(
-    work: Path, model: str, prompts: list[str], found: Nearest, training: Clips, count: int
+    work: Path, model: str, prompts: list[str], found: Nearest, training: Clips
 ) -> None:
-    """Draw the ``count`` clips of ``model`` that are nearest to one training clip, each above it, as ``nearest.png``."""
-    chosen = np.argsort(found.share, kind="stable")[:count].tolist()
+    """Draw the clips of ``model`` nearest to a training clip, each above it, as ``nearest.png``."""
+    chosen = np.argsort(found.share, kind="stable")[:PAGE_NEAREST].tolist()
     partners = sorted({int(found.index[i]) for i in chosen})
     real = {
         index: film(clip.video)

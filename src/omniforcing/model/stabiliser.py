@@ -17,8 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from omniforcing.core.config import Stabiliser
 from omniforcing.core.errors import OmniForcingError
+from omniforcing.model.config import Stabiliser
 
 WITH_SINKS = (Stabiliser.sinks, Stabiliser.sinks_rope_growing)
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from diffusers import LTX2VideoTransformer3DModel
 
-from omniforcing.core.config import Stabiliser, TransformerConfig
 from omniforcing.core.layout import Counts
 from omniforcing.model.attention import Positions
+from omniforcing.model.config import Stabiliser, TransformerConfig
 from omniforcing.model.transformer import DualStream
 
 

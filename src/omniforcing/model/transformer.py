@@ -15,13 +15,18 @@ import torch
 from diffusers import LTX2VideoTransformer3DModel
 from torch import Tensor, nn
 
-from omniforcing.core.config import Stabiliser
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.latents import Latents, Pair, TextFeatures
 from omniforcing.core.layout import FRAMES_PER_LATENT, HOP, MEL_PER_LATENT, SAMPLE_RATE, Counts
 from omniforcing.model.attention import Positions, View
 from omniforcing.model.block import BlockInputs, TransformerBlock
-from omniforcing.model.conditioning import AdaLNParams, Conditioning, Sigma, TextCache
+from omniforcing.model.conditioning import (
+    AdaLNParams,
+    Conditioning,
+    Sigma,
+    TextCache,
+)
+from omniforcing.model.config import Stabiliser
 from omniforcing.model.kernels import PLAIN, Kernels, StabiliserParams
 from omniforcing.model.stabiliser import WITH_SINKS, added_parameters
 

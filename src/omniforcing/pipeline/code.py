@@ -28,10 +28,17 @@ from omniforcing.core.files import sha256_file
 
 PACKAGE = "omniforcing"
 SOURCES = f"src/{PACKAGE}"
+# Rooms whose config.py holds sections of the configuration alone: DVC compares the values that a
+# stage depends on by itself, so a new key or range elsewhere must not run the stage again.
+_CONFIGURED = (
+    *("core", "codec", "model", "data", "training", "distill", "evaluation", "streaming"),
+    *("pipeline", "pipeline/cluster"),
+)
 # Modules that no result depends on: how a stage is run, checked and logged.
 FRAME = frozenset(
     {"__init__", "cli", "pocket/foundation", "training/checkpoints", "training/parallel"}
-    | {f"core/{name}" for name in ("config", "console", "environment", "errors", "files")}
+    | {f"{room}/config" for room in _CONFIGURED}
+    | {f"core/{name}" for name in ("console", "environment", "errors", "files")}
     | {
         f"pipeline/{name}"
         for name in ("code", "declaration", "generate", "runner", "stage", "tracking")

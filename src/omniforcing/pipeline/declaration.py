@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omniforcing.core.config import Config, data_root, digest, to_dict
+from omniforcing.core.config import data_root, digest, to_dict
 from omniforcing.core.errors import OmniForcingError, did_you_mean
 from omniforcing.core.files import folder_digest
 from omniforcing.pipeline.code import SOURCES, CodeBase
+from omniforcing.pipeline.config import Config
 
 DECLARATION = "pipelines/stages.py"
 PRESETS = "pipelines/presets"

@@ -25,11 +25,13 @@ from typing import Any
 
 from safetensors import safe_open
 
-from omniforcing.core.config import Config, Source, flatten, load_config
+from omniforcing.codec.config import Source
+from omniforcing.core.config import flatten
 from omniforcing.core.console import run_command
 from omniforcing.core.environment import COMMIT_VARIABLE, PARENT_VARIABLE, die_with_parent
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import read_json, remove
+from omniforcing.pipeline.config import Config, load_config
 from omniforcing.pipeline.declaration import check_preset, read_declaration, stage_names
 from omniforcing.pipeline.stage import run_stage
 
@@ -65,7 +67,7 @@ def overrides(config: Config) -> list[str]:
             "duets": 0.5,
         },
         "codec": {
-            # A step for each leg of the curriculum; the last steps are past kl_from.
+            # A step for each leg of the curriculum; the last steps are past KL_FROM.
             "video": {
                 "steps": len(legs),
                 "crops": [{"frames": leg.frames, "batch": 1, "share": 1} for leg in legs],
@@ -84,7 +86,6 @@ def overrides(config: Config) -> list[str]:
             "clips": 2,
             "seeds": 1,
             "batch": BATCH,
-            "drift_factor": 2,
             "drift_clips": drifting,
             "page_clips": 1,
         },
@@ -254,5 +255,5 @@ def _tokens(config: Config, data: Path) -> str:
     """Video and audio tokens of a training clip, once the codec has settled them."""
     if not (data / "codec" / "codec.json").is_file():
         return "-"
-    counts, spatial = config.latent_counts, read_json(data / "codec" / "codec.json")["tokens"]
+    counts, spatial = config.clips.latent_counts, read_json(data / "codec" / "codec.json")["tokens"]
     return f"{counts.video * spatial} + {counts.audio}"

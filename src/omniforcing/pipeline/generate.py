@@ -16,10 +16,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from omniforcing.core.config import load_config, project_root
+from omniforcing.core.config import project_root
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import atomic_write, remove
 from omniforcing.pipeline.code import SOURCES, CodeBase
+from omniforcing.pipeline.config import load_config
 from omniforcing.pipeline.declaration import (
     DECLARATION,
     PRESETS,

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omniforcing.core.config import Config, load_config
 from omniforcing.core.environment import (
     COMMIT_VARIABLE,
     PARENT_VARIABLE,
@@ -21,6 +20,7 @@ from omniforcing.core.environment import (
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import read_json
 from omniforcing.pipeline import tracking
+from omniforcing.pipeline.config import Config, load_config
 from omniforcing.pipeline.declaration import (
     dvc_target,
     pipeline_file,
@@ -83,7 +83,10 @@ def _train_foundation(root: Path, preset: str) -> None:
             ],
             root,
         )
-    foundation.publish(root, preset)
+    config = load_config(["codec.source=train", "teacher.source=train"], root, preset)
+    sections = {"codec": config.codec, "teacher": config.teacher}
+    data = root / "data" / preset
+    foundation.publish(data, sections, config.clips, config.seed, git_commit(root))
 
 
 def _parent_run(root: Path, preset: str) -> tracking.Run:

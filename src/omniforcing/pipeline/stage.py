@@ -20,7 +20,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from omniforcing.core.config import ClusterConfig, Config, data_root, load_config, project_root
+from omniforcing.core.config import data_root, project_root
 from omniforcing.core.console import run_command
 from omniforcing.core.environment import die_with_parent, git_commit
 from omniforcing.core.errors import OmniForcingError
@@ -34,8 +34,10 @@ from omniforcing.core.files import (
     write_manifest,
 )
 from omniforcing.pipeline import tracking
+from omniforcing.pipeline.cluster.config import ClusterConfig
 from omniforcing.pipeline.cluster.jobs import announce_run, goes_to_cluster, submit_stage
 from omniforcing.pipeline.cluster.launch import launch
+from omniforcing.pipeline.config import Config, load_config
 from omniforcing.pipeline.declaration import DECLARATION, Declaration, read_declaration
 from omniforcing.pipeline.generate import WRITE
 

@@ -8,11 +8,11 @@ the stages with ``source=train`` and calls ``publish``.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omniforcing.core.config import Config, digest, flatten, load_config, to_dict
-from omniforcing.core.environment import git_commit
+from omniforcing.core.config import Section, digest, flatten, to_dict
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import atomic_dir, read_json, tree_digest, verify_manifest, write_json
 
@@ -20,18 +20,15 @@ KEPT = Path(__file__).resolve().parents[1] / "assets" / "pocket"
 PARTS = ("codec", "teacher")
 # What shapes the weights; the rest of the sections only says how they were trained.
 _ARCHITECTURE = {"codec": ("video", "audio", "vocoder", "text"), "teacher": ("model",)}
-_TRAINING_KEYS = {
-    *("steps", "batch", "crops", "seconds", "mel_frames", "lr", "precision"),
-    *("foreground_weight", "kl", "kl_from"),
-}
+_TRAINING_KEYS = {"steps", "batch", "crops", "mel_frames", "lr"}
 _REMEDY = "retrain it with `make foundation`, or set {part}.source=train"
 
 
-def architecture(config: Config, part: str) -> dict[str, Any]:
-    """The values of a part's config that its weights must fit."""
-    section = to_dict(getattr(config, part))
+def architecture(section: Section, part: str) -> dict[str, Any]:
+    """The values of a part's section that its weights must fit."""
+    values = to_dict(section)
     return {
-        name: {k: v for k, v in section[name].items() if k not in _TRAINING_KEYS}
+        name: {k: v for k, v in values[name].items() if k not in _TRAINING_KEYS}
         for name in _ARCHITECTURE[part]
     }
 
@@ -57,20 +54,26 @@ def latent_space_digest(codec: Path) -> str:
 
 
 def _differences(kept: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    # A record may hold more: keys of its day that are constants of the networks now.
     old, new = flatten(kept), flatten(wanted)
     return [
-        f"{key} was {old.get(key)}, is {new.get(key)}"
-        for key in sorted(old.keys() | new)
-        if old.get(key) != new.get(key)
+        f"{key} was {old.get(key)}, is {new[key]}"
+        for key in sorted(new)
+        if old.get(key) != new[key]
     ]
 
 
 def take_kept(
-    config: Config, part: str, destination: Path, codec: Path | None = None
+    part: str, section: Section, preset: str, destination: Path, codec: Path | None = None
 ) -> dict[str, Any]:
-    """Copy a kept part (``codec`` or ``teacher``) into the empty folder ``destination`` and return its record.
+    """Copy a kept part into an empty folder and return its record.
 
-    ``codec`` is the codec's folder; a teacher is only good for the latents that it was trained on.
+    Args:
+        part: ``codec`` or ``teacher``.
+        section: its section of the configuration.
+        preset: named by errors.
+        destination: the empty folder.
+        codec: folder of the codec; a teacher is only good for the latents that it was trained on.
 
     Raises:
         OmniForcingError: if the part is missing or altered, or was trained for another architecture or another codec.
@@ -88,11 +91,11 @@ def take_kept(
             "file.altered",
             f"the weights in {folder} are not those that {part}.json records; restore them, or {remedy}",
         )
-    different = _differences(record["architecture"], architecture(config, part))
+    different = _differences(record["architecture"], architecture(section, part))
     if different:
         raise OmniForcingError(
             "pocket.other-config",
-            f"the kept {part} does not fit preset {config.preset}: {part}.{different[0]}; {remedy}",
+            f"the kept {part} does not fit preset {preset}: {part}.{different[0]}; {remedy}",
         )
     if codec is not None and record.get("latent_space") != latent_space_digest(codec):
         raise OmniForcingError(
@@ -103,14 +106,21 @@ def take_kept(
     return record
 
 
-def publish(root: Path, preset: str) -> None:
-    """Keep the codec and teacher below ``data/<preset>`` in the package, each with its record.
+def publish(
+    data: Path, sections: Mapping[str, Section], clips: Section, seed: int, commit: str
+) -> None:
+    """Keep a trained codec and teacher in the package, each with its record.
+
+    Args:
+        data: folder of the preset's stages.
+        sections: of codec and teacher.
+        clips: section of the clips that they were trained on.
+        seed: that they were trained with.
+        commit: of the code that trained them.
 
     Raises:
         OmniForcingError: if one is missing or its manifest does not hold.
     """
-    config = load_config(["codec.source=train", "teacher.source=train"], root, preset)
-    data = root / "data" / preset
     for part in PARTS:
         verify_manifest(data / part)
         kept = KEPT / part
@@ -118,10 +128,10 @@ def publish(root: Path, preset: str) -> None:
             shutil.copytree(data / part, folder, dirs_exist_ok=True)
         record = {
             "weights": weights_digest(kept),
-            "architecture": architecture(config, part),
-            "config": {"clips": to_dict(config.clips), part: to_dict(getattr(config, part))},
-            "seed": config.seed,
-            "git_commit": git_commit(root),
+            "architecture": architecture(sections[part], part),
+            "config": {"clips": to_dict(clips), part: to_dict(sections[part])},
+            "seed": seed,
+            "git_commit": commit,
             "metrics": read_json(data / f"{part}.metrics.json"),
         }
         if part != "codec":

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from omniforcing.core.errors import OmniForcingError
 
+# An impact seen and one heard within this time match: two frames of 24 fps are 83 ms.
+TOLERANCE_MS = 80.0
 Array = NDArray[np.float64]
 Times = Sequence[float]
 

@@ -19,14 +19,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omniforcing.codec.reach import described_reach
-from omniforcing.core.config import Stabiliser
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import read_json, verify_manifest, write_json, write_manifest
-from omniforcing.core.layout import FPS, LAYOUTS, MEL_RATE, VIDEO_LATENTS_PER_SECOND, LayoutError
+from omniforcing.core.layout import (
+    FPS,
+    LAYOUTS,
+    MEL_RATE,
+    VIDEO_LATENTS_PER_SECOND,
+    Counts,
+    LayoutError,
+)
 from omniforcing.media.boxes import SAMPLE_RATES
+from omniforcing.model.config import Stabiliser, StudentConfig
 
 if TYPE_CHECKING:
-    from omniforcing.core.config import Config
     from omniforcing.model.rollout import RolloutConfig
 
 SCHEMA = 1
@@ -79,17 +85,25 @@ class StreamSettings:
     fps: int = FPS
 
     @classmethod
-    def of(cls, config: Config, codec: Mapping[str, Any]) -> StreamSettings:
-        """Join the settings of a preset with the content of its codec's ``codec.json``."""
-        student = config.student
+    def from_config(
+        cls, preset: str, student: StudentConfig, counts: Counts, codec: Mapping[str, Any]
+    ) -> StreamSettings:
+        """The settings of a trained student.
+
+        Args:
+            preset: the preset it was trained with.
+            student: its section.
+            counts: latents of a training clip.
+            codec: what its codec declares in ``codec.json``.
+        """
         return cls(
-            preset=config.preset,
+            preset=preset,
             layout=student.layout,
             height=codec["height"],
             width=codec["width"],
             grid=list(codec["grid"]),
             window=student.window,
-            horizon=config.horizon,
+            horizon=student.horizon(counts),
             sigmas=list(student.sigmas),
             context_noise=student.context_noise,
             sinks=student.sinks,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from omniforcing.core.errors import OmniForcingError
 
 if TYPE_CHECKING:
-    from omniforcing.evaluation.timing import StreamSpeed
+    from omniforcing.evaluation.speed import StreamSpeed
     from omniforcing.streaming.artifact import StreamSettings
     from omniforcing.streaming.engine import Engine
     from omniforcing.streaming.live import Chunk, Stream
@@ -140,7 +140,7 @@ def write_stream(chunks: Iterable[Chunk], out: Path, settings: StreamSettings) -
 
 
 def _encode(chunks: Iterable[Chunk], file: BinaryIO, settings: StreamSettings) -> StreamSpeed:
-    from omniforcing.evaluation.timing import stream_speed
+    from omniforcing.evaluation.speed import stream_speed
     from omniforcing.media.mux import Muxer
 
     timings = []

@@ -13,11 +13,11 @@ from omniforcing.codec.codec import Codec
 from omniforcing.codec.reach import vocoder_reach
 from omniforcing.codec.streaming import StreamingDecoder
 from omniforcing.codec.text import TextEncoder
-from omniforcing.core.config import Stabiliser
 from omniforcing.core.files import folder_digest
 from omniforcing.core.latents import TextFeatures
 from omniforcing.core.layout import FPS
 from omniforcing.core.random import step_generator
+from omniforcing.model.config import Stabiliser
 from omniforcing.model.inference.cuda_streams import synchronise
 from omniforcing.model.inference.fast import accelerate
 from omniforcing.model.options import DEFAULT, InferenceOptions

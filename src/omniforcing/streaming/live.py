@@ -20,7 +20,7 @@ import torch
 
 from omniforcing.core.latents import Latents, TextFeatures
 from omniforcing.core.layout import Block, BlockTable
-from omniforcing.evaluation.timing import BlockTiming
+from omniforcing.evaluation.speed import BlockTiming
 from omniforcing.model.inference.cuda_streams import own_cuda_stream, synchronise
 from omniforcing.streaming.channel import Channel, Closed
 from omniforcing.streaming.decoding import Decoding

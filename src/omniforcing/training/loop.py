@@ -22,10 +22,10 @@ from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
 from omniforcing.core import distributed
-from omniforcing.core.config import TrainerConfig
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import atomic_write
 from omniforcing.training import checkpoints, parallel
+from omniforcing.training.config import TrainerConfig
 from omniforcing.training.lightning_modules import adapt
 
 CURVES = "curves.csv"

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from omniforcing.core.config import OptimiserConfig, Weights
 from omniforcing.core.distributed import RowGenerator, Rows, local_rows, world_size
 from omniforcing.core.latents import Batch, Latents, Pair
 from omniforcing.core.random import step_seed
 from omniforcing.model.transformer import DualStream
 from omniforcing.training.compat import scale_in_place
+from omniforcing.training.config import OptimiserConfig, Weights
 from omniforcing.training.muon import Muon
 from omniforcing.training.sharding import Sharding, global_norm, is_sharded, own_part
 
@@ -153,7 +153,6 @@ class Update:
     Args:
         optimisers: the optimisers to step.
         backward: adds a loss's gradients to the parameters.
-        weights: weights of the video and the audio loss.
         micro_batches: how often ``add`` will be called.
         optim: gradient clipping and warm-up.
     """
@@ -162,11 +161,10 @@ class Update:
         self,
         optimisers: Optimisers,
         backward: Backward,
-        weights: Weights,
         micro_batches: int,
         optim: OptimiserConfig,
     ) -> None:
-        self.optimisers, self.backward, self.weights = optimisers, backward, weights
+        self.optimisers, self.backward = optimisers, backward
         self.micro_batches, self.optim = micro_batches, optim
         self._losses: list[Pair[Tensor]] = []
         for optimiser in optimisers:
@@ -174,7 +172,7 @@ class Update:
 
     def add(self, losses: Pair[Tensor]) -> None:
         """Run the backward pass of one micro-batch's losses, scalars per modality."""
-        self.backward(weighted(losses, self.weights) / self.micro_batches)
+        self.backward((losses.video + losses.audio) / self.micro_batches)
         self._losses.append(losses.map(Tensor.detach))
 
     def step(self, model: nn.Module, step: int, factor: float = 1.0) -> Pair[Tensor]:
@@ -337,9 +335,9 @@ class StageModule(nn.Module):
             found.append(MicroBatch(piece, randomness))
         return found
 
-    def begin_update(self, optimisers: Optimisers, backward: Backward, weights: Weights) -> Update:
-        """Zero the gradients and begin an update with ``weights`` of video and audio loss."""
-        return Update(optimisers, backward, weights, self.options.accumulate, self.optim)
+    def begin_update(self, optimisers: Optimisers, backward: Backward) -> Update:
+        """Zero the gradients and begin an update of both losses' sum."""
+        return Update(optimisers, backward, self.options.accumulate, self.optim)
 
     def record(self, norms: Pair[Tensor], losses: dict[str, Pair[Tensor]]) -> dict[str, Tensor]:
         """Remember the largest gradient norms; return the values to log.
@@ -359,11 +357,6 @@ class StageModule(nn.Module):
         """Largest gradient norm of each modality over the whole training, before clipping."""
         video, audio = self.largest_norm.tolist()
         return {"largest_gradient_norm_video": video, "largest_gradient_norm_audio": audio}
-
-
-def weighted(losses: Pair[Tensor], weights: Weights) -> Tensor:
-    """Weighted sum ``w_v L_v + w_a L_a``."""
-    return weights.video * losses.video + weights.audio * losses.audio
 
 
 def mean(pairs: list[Pair[Tensor]]) -> Pair[Tensor]:

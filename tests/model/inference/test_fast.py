@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from omniforcing.core.config import Stabiliser
 from omniforcing.core.latents import Pair
 from omniforcing.core.layout import LAYOUTS, Counts
 from omniforcing.model.cache import RingCache
+from omniforcing.model.config import Stabiliser
 from omniforcing.model.inference.fast import PackedGelu, accelerate
 from omniforcing.model.rollout import Rollout, RolloutConfig, new_cache
 from omniforcing.model.stabiliser import WITH_SINKS

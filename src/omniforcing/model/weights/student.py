@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from omniforcing.core.config import Stabiliser
+from omniforcing.model.config import Stabiliser
 from omniforcing.model.stabiliser import Added, adopt, load_added, save_added
 from omniforcing.model.transformer import DualStream
 from omniforcing.model.weights.architecture import on_meta

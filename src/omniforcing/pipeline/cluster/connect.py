@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from omniforcing.core.config import ClusterConfig
 from omniforcing.core.environment import COMMIT_VARIABLE, DATA_ROOT_VARIABLE, PARENT_VARIABLE
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import tree_digest
+from omniforcing.pipeline.cluster.config import ClusterConfig
 
 MARK = ".cluster"
 ROOM = 64 << 20  # bytes that a node must have free where it writes

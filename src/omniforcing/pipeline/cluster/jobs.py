@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from omniforcing.core.config import Config, digest, load_config, project_root
+from omniforcing.core.config import digest, project_root
 from omniforcing.core.console import run_command
 from omniforcing.core.environment import (
     CLUSTER_VARIABLE,
@@ -34,6 +34,7 @@ from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import read_json, write_json
 from omniforcing.pipeline import tracking
 from omniforcing.pipeline.cluster.connect import ClusterError, answers, refused_token, unreachable
+from omniforcing.pipeline.config import Config, load_config
 from omniforcing.pipeline.declaration import read_declaration
 
 # Set in a job: its stage runs there and is not submitted again.

@@ -14,9 +14,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from omniforcing.core.config import Config, ConfigError
+from omniforcing.core.config import ConfigError
 from omniforcing.core.environment import DATA_ROOT_VARIABLE, JOB_VARIABLE
 from omniforcing.pipeline.cluster.jobs import command_of_a_stage
+from omniforcing.pipeline.config import Config
 from omniforcing.pipeline.declaration import read_declaration
 
 VOLUME = "project"

@@ -15,10 +15,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from omniforcing.core.config import ClusterConfig
 from omniforcing.core.environment import die_with_parent
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import atomic_write, disk_full, read_json, remove, write_json
+from omniforcing.pipeline.cluster.config import ClusterConfig
 from omniforcing.pipeline.cluster.connect import (
     ClusterError,
     answers,

@@ -13,11 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from omniforcing.core.config import ClusterConfig, Config
 from omniforcing.core.console import explain
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.data.work import Done, Runner, Worker, in_process
+from omniforcing.pipeline.cluster.config import ClusterConfig
 from omniforcing.pipeline.cluster.connect import check_nodes, check_room, connect
+from omniforcing.pipeline.config import Config
 from omniforcing.pipeline.stage import Stage
 
 

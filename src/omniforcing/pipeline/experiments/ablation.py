@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omniforcing.core.config import Config, ConfigError, digest, load_config
+from omniforcing.core.config import ConfigError, digest
 from omniforcing.core.environment import COMMIT_VARIABLE, PARENT_VARIABLE
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import folder_digest, read_json
 from omniforcing.pipeline import tracking
+from omniforcing.pipeline.config import Config, load_config
 from omniforcing.pipeline.declaration import read_declaration
 from omniforcing.pipeline.experiments.experiments import Laboratory
 from omniforcing.pipeline.generate import ensure_pipeline

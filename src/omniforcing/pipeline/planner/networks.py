@@ -11,7 +11,7 @@ import torch
 from diffusers import LTX2VideoTransformer3DModel
 
 from omniforcing.codec.codec import Codec
-from omniforcing.core.config import Config, Source
+from omniforcing.codec.config import Source
 from omniforcing.core.latents import Batch, Pair, TextFeatures
 from omniforcing.distill.bidirectional_dmd import BidirectionalDmd
 from omniforcing.distill.causal_ode import CausalOde
@@ -20,6 +20,7 @@ from omniforcing.distill.teacher import Teacher
 from omniforcing.model.student import core_config
 from omniforcing.model.transformer import DualStream
 from omniforcing.model.weights.checkpoint import open_checkpoint
+from omniforcing.pipeline.config import Config
 from omniforcing.training.stages import StageModule
 
 # LTX-2.0 as released, for a plan made before its weights are fetched: channels of its latents, 32 pixels to a token, width and
@@ -113,7 +114,7 @@ class Sizes:
 
     def batch(self, config: Config, size: int, states: int = 0) -> Batch:
         """A batch of clips, or of trajectories of so many ``states``."""
-        counts, shape = config.latent_counts, (size, states) if states else (size,)
+        counts, shape = config.clips.latent_counts, (size, states) if states else (size,)
         spatial, core = self.grid[0] * self.grid[1], self.core
         video = torch.zeros(*shape, counts.video, spatial, core["in_channels"], device=self.device)
         audio = torch.zeros(*shape, counts.audio, core["audio_in_channels"], device=self.device)
@@ -121,21 +122,48 @@ class Sizes:
 
 
 def _teacher(config: Config, sizes: Sizes, dtype: torch.dtype) -> StageModule:
-    return Teacher.of(config, sizes.network(dtype=dtype), sizes.text(1), sizes.grid)
+    network, counts = sizes.network(dtype=dtype), config.clips.latent_counts
+    return Teacher.from_config(
+        config.teacher, network, sizes.text(1), counts, sizes.grid, config.seed
+    )
 
 
 def _bidirectional_dmd(config: Config, sizes: Sizes, dtype: torch.dtype) -> StageModule:
     networks = [sizes.network(dtype=dtype) for _ in range(3)]
-    return BidirectionalDmd.of(config, networks, sizes.text(1), sizes.grid)
+    return BidirectionalDmd.from_config(
+        config.bidirectional_dmd,
+        config.student.sigmas,
+        networks,
+        sizes.text(1),
+        config.clips.latent_counts,
+        sizes.grid,
+        config.seed,
+    )
 
 
 def _causal_ode(config: Config, sizes: Sizes, dtype: torch.dtype) -> StageModule:
-    return CausalOde.of(config, _student(config, sizes, dtype), sizes.grid)
+    return CausalOde.from_config(
+        config.causal_ode,
+        config.student,
+        _student(config, sizes, dtype),
+        config.clips.latent_counts,
+        sizes.grid,
+        config.seed,
+    )
 
 
 def _self_forcing(config: Config, sizes: Sizes, dtype: torch.dtype) -> StageModule:
     networks = [_student(config, sizes, dtype), *(sizes.network(dtype=dtype) for _ in range(2))]
-    return SelfForcing.of(config, networks, sizes.text(1), sizes.text(1), sizes.grid)
+    return SelfForcing.from_config(
+        config.self_forcing,
+        config.student,
+        networks,
+        sizes.text(1),
+        sizes.text(1),
+        config.clips.latent_counts,
+        sizes.grid,
+        config.seed,
+    )
 
 
 def _student(config: Config, sizes: Sizes, dtype: torch.dtype) -> DualStream:

@@ -21,9 +21,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from omniforcing.core.config import Config, load_config, project_root
+from omniforcing.core.config import project_root
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.model.attention import SITES
+from omniforcing.pipeline.config import Config, load_config
 from omniforcing.pipeline.planner.networks import BUILDERS, Sizes, trained_stages
 from omniforcing.pipeline.planner.trace import Trace, deepened, trace_step
 
@@ -161,8 +162,8 @@ class Stage:
         }
         spatial = self.sizes.grid[0] * self.sizes.grid[1]
         past = [
-            config.table.block(b)
-            for b in config.table.visible(config.horizon, config.student.window)[:-1]
+            config.student.table.block(b)
+            for b in config.student.table.visible(config.horizon, config.student.window)[:-1]
         ]
         spans = [
             dict(zip(("video", "audio"), b.tokens(spatial, config.student.sinks), strict=True))
@@ -413,7 +414,7 @@ def _as_json(config: Config, cluster: Cluster, planned: list[tuple[Stage, list[P
 
 def _as_text(config: Config, cluster: Cluster, planned: list[tuple[Stage, list[Plan]]]) -> str:
     stage = planned[0][0]
-    counts, spatial = config.latent_counts, stage.sizes.grid[0] * stage.sizes.grid[1]
+    counts, spatial = config.clips.latent_counts, stage.sizes.grid[0] * stage.sizes.grid[1]
     size = f"{stage.parameters['weights'] / 1e9:.4g} B parameters, {counts.video * spatial} + {counts.audio} tokens a clip"
     usable = USABLE * cluster.memory / 1e9
     room = f"{cluster.gpus} GPUs of {cluster.memory / 1e9:g} GB ({usable:.1f} usable), {cluster.node} a node"

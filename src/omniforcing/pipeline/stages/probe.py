@@ -7,11 +7,12 @@ from itertools import islice
 import torch
 
 from omniforcing.data.tensors import TensorShards
-from omniforcing.evaluation.bench import Bench
 from omniforcing.evaluation.summary import pocket_world
 from omniforcing.pipeline.stage import Stage
+from omniforcing.pipeline.stages.bench import open_bench
 from omniforcing.pocket.events import colours_in
 from omniforcing.pocket.observe import observe
+from omniforcing.pocket.sync import TOLERANCE_MS
 from omniforcing.training.loop import Probe
 from omniforcing.training.stages import StageModule
 
@@ -27,18 +28,18 @@ def training_probe(stage: Stage, module: StageModule) -> Probe | None:
         return None
     # Not inputs of the stage: what is only logged must not retrain anything.
     data = stage.folder.parent
-    heldout = TensorShards(data / "latents", "heldout", config.latent_counts).samples()
+    heldout = TensorShards(data / "latents", "heldout", config.clips.latent_counts).samples()
     captions = [caption for _, _, caption, _ in islice(heldout, config.trainer.probe_clips)]
     if len(captions) < 2 or not all(map(colours_in, captions)):
         return None
-    bench = Bench.open(config, data / "codec", data / "latents")
+    bench = open_bench(config, data / "codec", data / "latents")
 
     @torch.no_grad()
     def probe() -> dict[str, float]:
         draw = bench.bind(stage.name, module.ema.model, config.clips.seconds)
         media = bench.media(draw, captions, list(range(len(captions))))
         clips = [observe(clip, caption) for clip, caption in zip(media, captions, strict=True)]
-        measured = pocket_world(clips, config.evaluate.tolerance_ms / 1000)
+        measured = pocket_world(clips, TOLERANCE_MS / 1000)
         return {name: measured[name] for name in SHOWN}
 
     return probe

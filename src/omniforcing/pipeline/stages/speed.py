@@ -11,26 +11,30 @@ import torch
 from omniforcing.core.files import atomic_dir, read_json
 from omniforcing.evaluation.bench import Bench
 from omniforcing.evaluation.speed import against_teacher, measure_offline, measure_stream
+from omniforcing.pipeline.config import Config
 from omniforcing.streaming.artifact import StreamSettings, write_artifact
 from omniforcing.streaming.engine import Engine
 
 
 def against_the_teacher(
-    bench: Bench, folders: Mapping[str, Path], codec: Path, work: Path, prompt: str
+    config: Config, bench: Bench, folders: Mapping[str, Path], codec: Path, work: Path, prompt: str
 ) -> dict[str, Any]:
     """Stream the last model from an artifact made in ``work``, and sample the teacher offline.
 
     Both make the same length for one prompt, decoding included.
 
     Args:
+        config: the whole configuration.
         bench: samples the teacher.
         folders: of the models, by stage.
         codec: folder of the codec, copied into the artifact.
         work: folder of the artifact.
         prompt: what both make.
     """
-    config, seconds = bench.config, bench.config.clips.seconds
-    settings = StreamSettings.of(config, read_json(codec / "codec.json"))
+    seconds = config.clips.seconds
+    settings = StreamSettings.from_config(
+        config.preset, config.student, config.clips.latent_counts, read_json(codec / "codec.json")
+    )
     with atomic_dir(work) as folder:
         write_artifact(folder, folders["self_forcing"], codec, settings, {})
     engine = Engine(work, bench.device)

@@ -7,14 +7,16 @@ from collections.abc import Iterator
 
 import torch
 
-from omniforcing.core.config import Config, OptimiserConfig, Strategy
 from omniforcing.core.files import atomic_write
 from omniforcing.core.latents import Batch
 from omniforcing.data.tensors import TensorShards
 from omniforcing.model.transformer import DualStream
 from omniforcing.model.weights.student import load_model, save_model
+from omniforcing.pipeline.cluster.config import Strategy
+from omniforcing.pipeline.config import Config
 from omniforcing.pipeline.stage import Stage
 from omniforcing.pipeline.stages.probe import training_probe
+from omniforcing.training.config import OptimiserConfig
 from omniforcing.training.loop import CURVES, fit
 from omniforcing.training.sharding import Sharding, is_sharded, save_sharded
 from omniforcing.training.stages import StageModule, TrainingOptions
@@ -22,7 +24,7 @@ from omniforcing.training.stages import StageModule, TrainingOptions
 
 def open_shards(stage: Stage, folder: str, split: str = "train") -> TensorShards:
     """Latents or trajectories of the preset's clip length."""
-    return TensorShards(stage.input(folder), split, stage.config.latent_counts)
+    return TensorShards(stage.input(folder), split, stage.config.clips.latent_counts)
 
 
 def open_student(stage: Stage, source: str) -> DualStream:

@@ -14,10 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omniforcing.core.config import DecoderConfig
 from omniforcing.core.random import step_generator
-from omniforcing.training.codec.training import SHARPNESS, CodecTraining, LossAndLog, foreground
+from omniforcing.training.codec.training import (
+    SHARPNESS,
+    CodecTraining,
+    LossAndLog,
+    foreground,
+)
 from omniforcing.training.compat import checkpoint_blocks
+from omniforcing.training.config import CausalDecoderConfig
 
 Target = Callable[[Tensor, Tensor], Tensor]
 
@@ -55,9 +60,11 @@ class DecoderTraining(CodecTraining):
             and the batch's known frames.
     """
 
-    config: DecoderConfig
+    config: CausalDecoderConfig
 
-    def __init__(self, decoder: Any, config: DecoderConfig, seed: int, target: Target) -> None:
+    def __init__(
+        self, decoder: Any, config: CausalDecoderConfig, seed: int, target: Target
+    ) -> None:
         # Plain layout makes small 3-D convolutions several times slower on a CPU.
         super().__init__(decoder.to(memory_format=torch.channels_last_3d), config, seed)
         self.target = target
@@ -77,7 +84,7 @@ class DecoderTraining(CodecTraining):
 
 
 def latent_crops(
-    z: Tensor, frames: Tensor | None, config: DecoderConfig, seed: int
+    z: Tensor, frames: Tensor | None, config: CausalDecoderConfig, seed: int
 ) -> Callable[[int], tuple[Tensor, Tensor, tuple[int, int]]]:
     """Make a function from the step to a batch of crops.
 

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from omniforcing.codec.codec import to_pixels
-from omniforcing.core.config import AudioCodecConfig, CropConfig, VideoCodecConfig, VocoderConfig
+from omniforcing.codec.config import AudioCodecConfig, CropConfig, VideoCodecConfig, VocoderConfig
 from omniforcing.core.layout import HOP, SAMPLE_RATE
 from omniforcing.core.random import step_generator
 
@@ -33,6 +33,10 @@ WINDOWS = (256, 512, 1024, 2048)  # samples; the longest tells apart tones that 
 FIRST_FLOOR, LAST_FLOOR = 0.1, 0.01  # magnitudes: 55 and 75 dB below a full tone
 SPACING = 200  # Hz between the oscillators that a vocoder starts with
 QUIET = 0.03  # initial loudness, as a share of the oscillators' own
+PRECISION = "bf16-mixed"
+FOREGROUND_WEIGHT, LOUD_WEIGHT = 10.0, 4.0  # balls and impacts are small parts of their clip
+KL_FROM = 0.6  # share of the steps; earlier the posterior collapses (docs/results/pocket.md)
+MEL_CROP = 101  # frames: a second of sound, for the audio VAE
 Batches = Callable[[int], Iterator[Any]]
 LossAndLog = tuple[Tensor, dict[str, Tensor]]  # the loss to minimise, and values to log by name
 
@@ -44,6 +48,8 @@ class CodecTraining(nn.Module):
     steps the optimiser and the schedule. For mixed precision, ``training_step`` runs under
     autocast.
     """
+
+    kl: float  # weight of the KL term that keeps latents smooth, of a part that has one
 
     def __init__(self, net: Any, config: Any, seed: int) -> None:
         super().__init__()
@@ -73,15 +79,16 @@ class CodecTraining(nn.Module):
 
     def _latents(self, posterior: Any, step: int) -> tuple[Tensor, float]:
         """Latents and KL weight: means without KL at first, then samples with a little KL."""
-        if step < self.config.kl_from * self.config.steps:
+        if step < KL_FROM * self.config.steps:
             return posterior.mode(), 0.0
-        return posterior.sample(step_generator(self.seed, step, "posterior")), self.config.kl
+        return posterior.sample(step_generator(self.seed, step, "posterior")), self.kl
 
 
 class VideoVaeTraining(CodecTraining):
-    """Reconstruction of pixels; moving ones count ``foreground_weight`` times more than others."""
+    """Reconstruction of pixels; moving ones count ``FOREGROUND_WEIGHT`` times more than others."""
 
     config: VideoCodecConfig
+    kl = 3.0e-4
 
     def __init__(self, net: Any, config: VideoCodecConfig, seed: int) -> None:
         # Plain layout makes small 3-D convolutions several times slower on a CPU.
@@ -94,16 +101,17 @@ class VideoVaeTraining(CodecTraining):
         z, kl_weight = self._latents(posterior, step)
         decoded = self.net.decode(z.contiguous(memory_format=torch.channels_last_3d)).sample
         error = decoded.float() - pixels
-        weight = 1 + self.config.foreground_weight * foreground(pixels, to_pixels(others))
+        weight = 1 + FOREGROUND_WEIGHT * foreground(pixels, to_pixels(others))
         loss = (weight * (error.square() + SHARPNESS * error.abs())).mean() / weight.mean()
         kl = divergence(posterior)
         return loss + kl_weight * kl, {"reconstruction": loss.detach(), "kl": kl.detach()}
 
 
 class AudioVaeTraining(CodecTraining):
-    """Reconstruction of log-mels; sound counts ``foreground_weight`` times more than silence."""
+    """Reconstruction of log-mels; sound counts ``LOUD_WEIGHT`` times more than silence."""
 
     config: AudioCodecConfig
+    kl = 1.0e-4
 
     def training_step(self, step: int, batch: Tensor) -> LossAndLog:
         mel = batch
@@ -111,7 +119,7 @@ class AudioVaeTraining(CodecTraining):
         z, kl_weight = self._latents(posterior, step)
         error = (self.net.decode(z).sample.float() - mel).abs()
         quiet, loud = mel.amin((1, 2, 3), keepdim=True), mel.amax((1, 2, 3), keepdim=True)
-        weight = 1 + self.config.foreground_weight * (mel - quiet) / (loud - quiet).clamp(min=1)
+        weight = 1 + LOUD_WEIGHT * (mel - quiet) / (loud - quiet).clamp(min=1)
         loss = (weight * error).mean() / weight.mean()
         kl = divergence(posterior)
         return loss + kl_weight * kl, {"reconstruction": loss.detach(), "kl": kl.detach()}
@@ -345,7 +353,7 @@ def video_crops(
 
 def mel_crops(mels: Tensor, config: AudioCodecConfig, seed: int) -> Callable[[int], Tensor]:
     """Make a function from the step to crops ``[B, 2, t, F]`` of log-mels ``[N, 2, T, F]``."""
-    length = min(1 + 100 * config.seconds, mels.shape[2])
+    length = min(MEL_CROP, mels.shape[2])
 
     def draw(step: int) -> Tensor:
         places = _places(mels, config.batch, length, seed, step, "mel crops")

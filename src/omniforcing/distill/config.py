@@ -1,0 +1,160 @@
+"""Sections of teacher, Stages I to III and the trajectories between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from omniforcing.codec.config import Source
+from omniforcing.core.config import Section, fraction, ranged
+from omniforcing.model.config import TransformerConfig
+from omniforcing.training.config import OptimiserConfig, Weights
+
+
+class ScoreMask(Enum):
+    """Attention of teacher and critic when they score a rollout."""
+
+    bidirectional = "bidirectional"
+    causal = "causal"
+
+
+class OdeSource(Enum):
+    """Whose trajectories Stage II learns from."""
+
+    bidirectional_dmd = "bidirectional_dmd"
+    teacher = "teacher"
+
+
+class CausalOdeInit(Enum):
+    """Whose weights Stage II starts from."""
+
+    bidirectional_dmd = "bidirectional_dmd"
+    teacher = "teacher"
+
+
+class SelfForcingInit(Enum):
+    """Whose weights Stage III starts from."""
+
+    causal_ode = "causal_ode"
+    bidirectional_dmd = "bidirectional_dmd"
+
+
+@dataclass
+class SigmaConfig(Section):
+    """Range and shift of the training noise levels."""
+
+    one_line = True
+
+    low: float = ranged(0.02, at_least=0, below=1)
+    """Smallest noise level."""
+    high: float = ranged(1.0, above=0, at_most=1)
+    """Largest noise level."""
+    shift: float = ranged(0.4, at_least=-10, at_most=10)
+    """Shift towards 1, the exponent of LTX-2's scheduler; 0: uniform."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(self.low < self.high, "low", f"it must be below high={self.high}")
+
+
+@dataclass
+class SamplerConfig(Section):
+    """Guided sampling of the teacher."""
+
+    steps: int = ranged(25, at_least=1)
+    """Euler steps."""
+    shift: float = ranged(0.4, at_least=-10, at_most=10)
+    """Shift of the noise levels towards 1."""
+    guidance: Weights = ranged(Weights(2.0, 2.0), at_least=0)
+    """Classifier-free guidance of each stream; 1: none."""
+
+
+@dataclass
+class TeacherConfig(Section):
+    """Stage teacher: the bidirectional model."""
+
+    source: Source = Source.train
+    """`train`, `kept` (the foundation in src/omniforcing/assets) or `load`."""
+    path: str | None = None
+    """For `source: load`: LTX-2 weights, in any form that `omniforcing weights inspect` reads."""
+    model: TransformerConfig = field(default_factory=TransformerConfig)
+    """Sizes of teacher, student and critic."""
+    optim: OptimiserConfig = field(default_factory=OptimiserConfig)
+    """Updates and optimiser."""
+    muon_lr: Weights | None = ranged(None, above=0)
+    """Muon at these rates for the layers' matrices; null: AdamW for all."""
+    sigma: SigmaConfig = field(default_factory=SigmaConfig)
+    """Training noise levels."""
+    text_dropout: float = fraction(0.1)
+    """Share of samples trained without their caption, for guidance."""
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    """Guided sampling, for the evaluation and for trajectories of the teacher."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(
+            self.source is not Source.load or self.path is not None,
+            "path",
+            "source=load needs the folder or file of a saved transformer",
+            missing=True,
+        )
+
+
+@dataclass
+class DmdConfig(Section):
+    """Stage bidirectional_dmd (I): few steps, still bidirectional."""
+
+    optim: OptimiserConfig = field(default_factory=OptimiserConfig)
+    """Updates and optimiser of the student; batch, clip and decays of the critic too."""
+    muon_lr: Weights | None = ranged(None, above=0)
+    """Muon at these rates for the matrices of the student's layers; null: AdamW for all."""
+    critic_lr: float = ranged(4.0e-4, above=0)
+    """Peak learning rate of the critic."""
+    critic_muon_lr: float | None = ranged(None, above=0)
+    """Muon at this rate for the matrices of the critic's layers; null: AdamW for all."""
+    critic_steps: int = ranged(5, at_least=1)
+    """Critic updates per student update."""
+    sigma: SigmaConfig = field(default_factory=SigmaConfig)
+    """Noise levels at which teacher and critic are compared."""
+    guidance: Weights = ranged(Weights(2.0, 2.0), at_least=0)
+    """Teacher guidance of each stream."""
+
+
+@dataclass
+class SelfForcingConfig(DmdConfig):
+    """Stage self_forcing (III): DMD on the student's own rollouts."""
+
+    init: SelfForcingInit = SelfForcingInit.causal_ode
+    """Stage whose weights the student starts from."""
+    steered: float = fraction(0.0)
+    """Share of the rollouts that begin under another caption, like a stream whose prompt changes."""
+    scores: ScoreMask = ScoreMask.bidirectional
+    """Attention of teacher and critic."""
+
+
+@dataclass
+class TrajectoriesConfig(Section):
+    """Stage trajectories: ODE pairs for Stage II."""
+
+    source: OdeSource = OdeSource.bidirectional_dmd
+    """Model whose trajectories they are."""
+    count: int = ranged(256, at_least=1)
+    """Trajectories."""
+    steps: int = ranged(16, at_least=1)
+    """Euler steps in all, a multiple of the student's sigmas."""
+    batch: int = ranged(16, at_least=1)
+    """Trajectories integrated at a time."""
+    per_shard: int = ranged(128, at_least=1)
+    """Trajectories per tar."""
+
+
+@dataclass
+class CausalOdeConfig(Section):
+    """Stage causal_ode (II): regression with block-causal visibility."""
+
+    init: CausalOdeInit = CausalOdeInit.bidirectional_dmd
+    """Stage whose weights the student starts from."""
+    optim: OptimiserConfig = field(default_factory=OptimiserConfig)
+    """Updates and optimiser."""
+    muon_lr: Weights | None = ranged(None, above=0)
+    """Muon at these rates for the layers' matrices; null: AdamW for all."""

@@ -1,0 +1,144 @@
+"""The whole configuration: every room's sections joined, and the files that set them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omniforcing.codec.config import CodecConfig
+from omniforcing.core.config import (
+    ConfigError,
+    Section,
+    merge_sources,
+    project_root,
+    ranged,
+    read_yaml,
+)
+from omniforcing.core.environment import CLUSTER_VARIABLE
+from omniforcing.core.errors import did_you_mean
+from omniforcing.core.layout import LayoutError
+from omniforcing.data.config import ClipsConfig, LatentsConfig, ShardsConfig
+from omniforcing.distill.config import (
+    CausalOdeConfig,
+    DmdConfig,
+    SelfForcingConfig,
+    TeacherConfig,
+    TrajectoriesConfig,
+)
+from omniforcing.evaluation.config import EvaluateConfig
+from omniforcing.model.config import StudentConfig
+from omniforcing.pipeline.cluster.config import ClusterConfig
+from omniforcing.streaming.config import ExportConfig
+from omniforcing.training.config import CausalDecoderConfig, TrainerConfig
+
+
+@dataclass
+class Config(Section):
+    """Everything that can be configured."""
+
+    preset: str = "pocket"
+    """File in conf/preset that applies; `omniforcing pipeline --write` follows a change of it."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """File in conf/cluster that applies: local (this process), ray, kuberay or your own."""
+    seed: int = ranged(0, at_least=0)
+    """Every random number follows from it; presets leave it alone."""
+    clips: ClipsConfig = field(default_factory=ClipsConfig)
+    """Stage clips: where the training clips come from."""
+    shards: ShardsConfig = field(default_factory=ShardsConfig)
+    """Stage shards: conformed clips in WebDataset tars."""
+    codec: CodecConfig = field(default_factory=CodecConfig)
+    """Stage codec: video VAE, audio VAE, vocoder, text encoder."""
+    latents: LatentsConfig = field(default_factory=LatentsConfig)
+    """Stage latents: encoded clips and text features."""
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    """Stage teacher: the bidirectional model."""
+    student: StudentConfig = field(default_factory=StudentConfig)
+    """The causal student, from Stage II on."""
+    bidirectional_dmd: DmdConfig = field(default_factory=DmdConfig)
+    """Stage bidirectional_dmd (I): few steps, still bidirectional."""
+    trajectories: TrajectoriesConfig = field(default_factory=TrajectoriesConfig)
+    """Stage trajectories: ODE pairs for Stage II."""
+    causal_ode: CausalOdeConfig = field(default_factory=CausalOdeConfig)
+    """Stage causal_ode (II): regression with block-causal visibility."""
+    self_forcing: SelfForcingConfig = field(default_factory=SelfForcingConfig)
+    """Stage self_forcing (III): DMD on the student's own rollouts."""
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    """Stage evaluate: every model on the same captions and seeds."""
+    export: ExportConfig = field(default_factory=ExportConfig)
+    """Stage export: the artifact and a first stream from it."""
+    causal_decoder: CausalDecoderConfig = field(default_factory=CausalDecoderConfig)
+    """Optional stage causal_decoder: a causal video decoder made of a non-causal one."""
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    """How the trained stages run; changing it retrains nothing."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            self.student.table.check_window(self.student.window, self.horizon)
+        except LayoutError as error:
+            self.require(False, "student.window", str(error))
+
+    @property
+    def horizon(self) -> int:
+        """Index of the last block of a training clip: the farthest that the student has seen."""
+        return self.student.horizon(self.clips.latent_counts)
+
+
+def load_config(
+    overrides: list[str] | None = None, root: Path | None = None, preset: str | None = None
+) -> Config:
+    """Read ``conf/`` below ``root``, apply a preset and dotlist overrides such as ``clips.count=16``.
+
+    Later ones win: defaults of the schema, conf/config.yaml, conf/preset/<preset>.yaml,
+    conf/cluster/<cluster>.yaml, overrides.
+
+    Raises:
+        ConfigError: for an unknown key (naming the nearest), a wrong type, an unknown preset or
+            cluster, or an illegal value.
+    """
+    from omegaconf import OmegaConf
+
+    folder = (root or project_root()) / "conf"
+    overrides = list(overrides or [])
+    for item in overrides:
+        if item.startswith("-") or "=" not in item:
+            raise ConfigError(
+                "config.bad-override", f"override {item!r} is not of the form key.subkey=value"
+            )
+    base = read_yaml(folder / "config.yaml")
+    # `cluster=ray` names a file, `cluster.workers=2` a key of what that says.
+    named = [item.partition("=")[2] for item in overrides if item.startswith("cluster=")]
+    cluster = [base.pop("cluster", None), os.environ.get(CLUSTER_VARIABLE) or None, *named]
+    chosen_cluster = [name for name in cluster if name][-1:]
+    dotlist = OmegaConf.from_dotlist(
+        [item for item in overrides if not item.startswith("cluster=")]
+    )
+    chosen = str(preset or dotlist.get("preset") or base.get("preset") or Config.preset)
+    sources: list[tuple[Any, str]] = [
+        (base, "conf/config.yaml"),
+        (_read_named(folder, "preset", chosen), f"conf/preset/{chosen}.yaml"),
+    ]
+    for name in chosen_cluster:
+        content = _read_named(folder, "cluster", name)
+        sources.append((OmegaConf.create({"cluster": content}), f"conf/cluster/{name}.yaml"))
+    sources += [(dotlist, "the command line"), ({"preset": chosen}, "the command line")]
+    return merge_sources(Config(), sources)
+
+
+def _read_named(folder: Path, kind: str, name: str) -> Any:
+    """Read ``<kind>/<name>.yaml``.
+
+    Raises:
+        ConfigError: if there is none, naming those that there are.
+    """
+    path = folder / kind / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem for p in path.parent.glob("*.yaml"))
+        listed = f"known: {', '.join(known)}{did_you_mean(name, known)}"
+        fault = f"{name!r}: {path} does not exist; {listed}"
+        if kind == "preset":
+            raise ConfigError("config.unknown-preset", f"unknown preset {fault}")
+        raise ConfigError("config.unknown-cluster", f"unknown cluster {fault}")
+    return read_yaml(path)

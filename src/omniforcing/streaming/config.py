@@ -1,0 +1,19 @@
+"""Section of the artifact."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from omniforcing.core.config import Section, ranged
+
+
+@dataclass
+class ExportConfig(Section):
+    """Stage export: the artifact and a first stream from it."""
+
+    prompt: str = "a red ball bounces high on the floor"
+    """Prompt of the first stream."""
+    seconds: float = ranged(8.0, above=0)
+    """Length of the first stream."""
+    registered_model: str | None = None
+    """Register the model in MLflow under this name too; null: only log it."""

@@ -1,0 +1,134 @@
+"""Sections of every training: optimiser, trainer, the causal video decoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from omniforcing.core.config import ConfigError, Section, chosen, ranged
+
+PRECISIONS = ("32-true", "bf16-mixed")
+
+
+@dataclass
+class Weights(Section):
+    """A number per modality."""
+
+    one_line = True
+
+    video: float = ranged(1.0, at_least=0)
+    """For the video stream."""
+    audio: float = ranged(1.0, at_least=0)
+    """For the audio stream."""
+
+
+@dataclass
+class OptimiserConfig(Section):
+    """Updates, batch, AdamW and the averaged weights."""
+
+    steps: int = ranged(1000, at_least=0)
+    """Updates; 0 leaves a student as it starts."""
+    batch: int = ranged(16, at_least=1)
+    """Clips per update, of all workers together."""
+    lr: Weights = ranged(Weights(1.0e-3, 1.0e-3), above=0)
+    """Peak learning rate of each stream."""
+    warmup: int = ranged(20, at_least=0)
+    """Updates of linear warm-up."""
+    weight_decay: float = ranged(0.01, at_least=0)
+    """Weight decay, of Muon too."""
+    betas: list[float] = ranged([0.9, 0.99], at_least=0, below=1)
+    """AdamW's decays of the gradient's mean and of its square."""
+    clip: float = ranged(1.0, above=0)
+    """Largest gradient norm."""
+    ema: float = ranged(0.99, at_least=0, below=1)
+    """Decay of the averaged weights, which are the ones that are kept."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(len(self.betas) == 2, "betas", "it must be two numbers")
+
+
+class DecoderSource(Enum):
+    """Where the non-causal video decoder comes from that a causal one is made of."""
+
+    codec = "codec"
+    train = "train"
+
+
+@dataclass
+class CausalDecoderConfig(Section):
+    """Optional stage causal_decoder: a causal video decoder made of a non-causal one."""
+
+    source: DecoderSource = DecoderSource.codec
+    """The non-causal one: `codec` (the codec's own) or `train` (from scratch, on its latents)."""
+    clips: int = ranged(512, at_least=1)
+    """Training clips whose latents, and with `source: train` frames, are held in memory."""
+    train_steps: int = ranged(2000, at_least=1)
+    """Updates of a non-causal decoder that is trained from scratch."""
+    steps: int = ranged(2000, at_least=1)
+    """Updates of the adaptation."""
+    batch: int = ranged(2, at_least=1)
+    """Crops per update."""
+    latents: int = ranged(13, at_least=1)
+    """Length of a training crop; of clips no longer than this, the whole."""
+    context: int = ranged(3, at_least=0)
+    """Latents at a cut within a clip that are decoded and not counted."""
+    lr: float = ranged(1.0e-3, above=0)
+    """Peak learning rate."""
+    foreground_weight: float = ranged(10.0, at_least=0)
+    """Weight of pixels that differ from the clip's other frames."""
+    recompute: bool = False
+    """Compute activations again in the backward pass, to save memory."""
+    report_clips: int = ranged(32, at_least=1)
+    """Held-out clips on which both decoders are measured."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(
+            2 * self.context < self.latents,
+            "latents",
+            f"it must be above {2 * self.context}, twice its context of {self.context}",
+        )
+
+
+@dataclass
+class TrainerConfig(Section):
+    """How the trained stages run; changing it retrains nothing."""
+
+    checkpoint_every: int = ranged(50, at_least=1)
+    """Updates between checkpoints."""
+    log_every: int = ranged(10, at_least=1)
+    """Updates between logged values."""
+    probes: int = ranged(0, at_least=0)
+    """Times during teacher and Stages I to III that samples are measured for the curves."""
+    probe_clips: int = ranged(16, at_least=2)
+    """Held-out captions sampled each time; sync compares at least two."""
+    accelerator: str = chosen("auto", ("auto", "cpu", "gpu"))
+    """Where to compute; `auto`: on a GPU if there is one."""
+    precision: str = chosen("32-true", PRECISIONS)
+    """Precision of teacher and Stages I to III."""
+    threads: int = ranged(2, at_least=1)
+    """CPU threads per process."""
+    processes: int = ranged(1, at_least=1)
+    """Processes of stage evaluate, one thread each; more than one only on a CPU."""
+    accumulate: int = ranged(1, at_least=1)
+    """Micro-batches per worker and update: less memory, the same update."""
+    checkpoint_activations: bool = False
+    """Keep one activation per layer and compute the others again: less memory, slower."""
+
+    @property
+    def device(self) -> str:
+        """Where everything computes that Lightning does not place: on a GPU if there is one and ``accelerator`` allows it.
+
+        Raises:
+            ConfigError: if the config asks for a GPU and there is none.
+        """
+        import torch
+
+        found = torch.cuda.is_available()
+        if self.accelerator == "gpu" and not found:
+            raise ConfigError(
+                "config.no-gpu",
+                "trainer.accelerator is gpu, but torch finds no CUDA device here; set it to auto or cpu",
+            )
+        return "cuda" if found and self.accelerator != "cpu" else "cpu"
