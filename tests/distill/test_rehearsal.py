@@ -124,7 +124,7 @@ def rehearse(teacher: Path, work: Path, steps: int) -> None:
         fit(module, data, steps=steps, work=work / name, trainer=trainer, sharded=True)
         assert is_sharded(module.model)
         largest = max(p.to_local().numel() for p in module.model.core.parameters())
-        assert distributed.size() == 1 or largest < max(
+        assert distributed.world_size() == 1 or largest < max(
             p.numel() for p in module.model.core.parameters()
         )
         folder = work / name / f"published-{distributed.rank()}"

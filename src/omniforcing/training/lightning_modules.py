@@ -81,7 +81,7 @@ class StageAdapter(L.LightningModule):
         if not isinstance(optimisers, list):  # Lightning unwraps a list of one
             optimisers = [optimisers]
         logged = self.stage.training_step(step, data, optimisers, self.manual_backward)
-        self.log_dict(logged, prog_bar=True, batch_size=1, sync_dist=distributed.size() > 1)
+        self.log_dict(logged, prog_bar=True, batch_size=1, sync_dist=distributed.world_size() > 1)
 
 
 class CodecAdapter(L.LightningModule):

@@ -58,7 +58,7 @@ class _Placed:
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        return {"num_replicas": distributed.size(), "rank": distributed.rank()}
+        return {"num_replicas": distributed.world_size(), "rank": distributed.rank()}
 
 
 class Replicated(_Placed, DDPStrategy):
@@ -75,7 +75,7 @@ class Sharded(_Placed, ModelParallelStrategy):
     """Fully sharded data parallelism; each process writes its shards into the checkpoint folder."""
 
     def __init__(self) -> None:
-        super().__init__(data_parallel_size=distributed.size(), tensor_parallel_size=1)
+        super().__init__(data_parallel_size=distributed.world_size(), tensor_parallel_size=1)
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
