@@ -28,7 +28,7 @@ from omniforcing.evaluation.report import format_number
 from omniforcing.evaluation.summary import pocket_world
 from omniforcing.model.weights.student import load_model
 from omniforcing.pipeline.config import load_config
-from omniforcing.pipeline.stages.bench import open_bench
+from omniforcing.pipeline.stages.shared.bench import open_bench
 from omniforcing.pocket.events import colours_in
 from omniforcing.pocket.observe import observe
 from omniforcing.pocket.sync import TOLERANCE_MS

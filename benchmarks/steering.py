@@ -28,7 +28,7 @@ from omniforcing.evaluation.report import format_number
 from omniforcing.model.rollout import Rollout
 from omniforcing.model.weights.student import load_model
 from omniforcing.pipeline.config import load_config
-from omniforcing.pipeline.stages.bench import open_bench
+from omniforcing.pipeline.stages.shared.bench import open_bench
 from omniforcing.pocket.events import Media, colours_in, hear, see
 from omniforcing.streaming.generation import Generation
 from omniforcing.training.loop import set_threads

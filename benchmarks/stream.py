@@ -13,8 +13,8 @@ from omniforcing.core.config import project_root
 from omniforcing.core.console import run_command
 from omniforcing.evaluation.bench import MODELS
 from omniforcing.pipeline.config import load_config
-from omniforcing.pipeline.stages.bench import open_bench
-from omniforcing.pipeline.stages.speed import against_the_teacher
+from omniforcing.pipeline.stages.shared.bench import open_bench
+from omniforcing.pipeline.stages.shared.speed import against_the_teacher
 from omniforcing.training.loop import set_threads
 
 

@@ -1,33 +1,6 @@
 """Stage I: distil the teacher into a few-step student, still bidirectional (paper section 3.2)."""
 
-from omniforcing.pipeline.stage import Stage, stage_main
-
-
-def run(stage: Stage) -> None:
-    """Student, teacher and critic all start from the teacher's weights."""
-    from omniforcing.distill.bidirectional_dmd import BidirectionalDmd
-    from omniforcing.pipeline.stages.training import (
-        open_shards,
-        open_teachers,
-        train_and_publish,
-        training_options,
-    )
-
-    config, data = stage.config, open_shards(stage, "latents")
-    module = BidirectionalDmd.from_config(
-        config.bidirectional_dmd,
-        config.student.sigmas,
-        open_teachers(stage, 3),
-        data.text.unconditional,
-        config.clips.latent_counts,
-        data.grid,
-        config.seed,
-        training_options(config),
-    )
-    train_and_publish(stage, module, data, config.bidirectional_dmd.optim)
-
+from omniforcing.pipeline.stage import stage_main
 
 if __name__ == "__main__":
-    stage_main(
-        "bidirectional_dmd", run, trains=lambda config: config.bidirectional_dmd.optim.steps > 0
-    )
+    stage_main("bidirectional_dmd")

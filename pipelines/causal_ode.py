@@ -1,30 +1,6 @@
 """Stage II: make the student block-causal by ODE regression, with sinks (paper section 3.3)."""
 
-from omniforcing.pipeline.stage import Stage, stage_main
-
-
-def run(stage: Stage) -> None:
-    """The student starts from Stage I's weights (default) or the teacher's, and fresh sink tokens."""
-    from omniforcing.distill.causal_ode import CausalOde
-    from omniforcing.pipeline.stages.training import (
-        open_shards,
-        open_student,
-        train_and_publish,
-        training_options,
-    )
-
-    config, data = stage.config, open_shards(stage, "trajectories")
-    module = CausalOde.from_config(
-        config.causal_ode,
-        config.student,
-        open_student(stage, config.causal_ode.init.value),
-        config.clips.latent_counts,
-        data.grid,
-        config.seed,
-        training_options(config),
-    )
-    train_and_publish(stage, module, data, config.causal_ode.optim)
-
+from omniforcing.pipeline.stage import stage_main
 
 if __name__ == "__main__":
-    stage_main("causal_ode", run, trains=lambda config: config.causal_ode.optim.steps > 0)
+    stage_main("causal_ode")

@@ -1,15 +1,6 @@
 """Stage clips: synthetic clips, or a folder of videos with captions, listed in ``clips.jsonl``."""
 
-from omniforcing.data.sources import write_clips
-from omniforcing.pipeline.stage import Stage, stage_main
-
-
-def run(stage: Stage) -> None:
-    """Write and publish the clips; rejects are counted in the manifest and the metrics."""
-    with stage.publish() as folder:
-        found = write_clips(stage.config.clips, stage.config.seed, folder)
-    stage.metrics({**found["clips"], "rejected": len(found["rejects"])})
-
+from omniforcing.pipeline.stage import stage_main
 
 if __name__ == "__main__":
-    stage_main("clips", run)
+    stage_main("clips")

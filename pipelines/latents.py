@@ -1,25 +1,6 @@
 """Stage latents: every clip as normalised latents, every caption as text features. A killed run keeps its finished shards."""
 
-from omniforcing.data.encode import encode_shards
-from omniforcing.pipeline.cluster.pool import shard_runner, worker_device
-from omniforcing.pipeline.stage import Stage, stage_main
-
-
-def run(stage: Stage) -> None:
-    """Encode, check the counts and publish."""
-    codec, device = stage.input("codec"), worker_device(stage.config)
-    with stage.publish() as folder, shard_runner(stage) as runner:
-        found = encode_shards(
-            stage.input("shards"),
-            folder,
-            stage.work,
-            codec,
-            device,
-            stage.config.latents.batch,
-            runner,
-        )
-    stage.metrics(found)
-
+from omniforcing.pipeline.stage import stage_main
 
 if __name__ == "__main__":
-    stage_main("latents", run)
+    stage_main("latents")

@@ -1,9 +1,10 @@
 """The stages of the pipeline, in order: what each reads, what its result depends on, what it writes.
 
 `omniforcing pipeline --write` makes dvc.yaml, and that of every preset, of this list. Code is not
-listed: each stage depends on a digest of what its script imports (omniforcing.pipeline.code).
+listed: each stage depends on a digest of what its module in omniforcing.pipeline.stages imports.
 """
 
+from omniforcing.codec.config import Source
 from omniforcing.pipeline.declaration import StageSpec
 
 FOUNDATION = "src/omniforcing/assets/pocket"
@@ -48,6 +49,7 @@ STAGES = (
         keys=("seed", "teacher"),
         files=kept("teacher"),
         curves=True,
+        trains=lambda config: config.teacher.source is Source.train,
     ),
     StageSpec(
         "bidirectional_dmd",
@@ -55,6 +57,7 @@ STAGES = (
         reads=("latents", "teacher"),
         keys=("seed", "student.sigmas", "bidirectional_dmd"),
         curves=True,
+        trains=lambda config: config.bidirectional_dmd.optim.steps > 0,
     ),
     StageSpec(
         "trajectories",
@@ -68,6 +71,7 @@ STAGES = (
         reads=("trajectories", "teacher", "bidirectional_dmd"),
         keys=("seed", "student", "causal_ode"),
         curves=True,
+        trains=lambda config: config.causal_ode.optim.steps > 0,
     ),
     StageSpec(
         "self_forcing",
@@ -75,6 +79,7 @@ STAGES = (
         reads=("latents", "teacher", "bidirectional_dmd", "causal_ode"),
         keys=("seed", "student", "self_forcing"),
         curves=True,
+        trains=lambda config: config.self_forcing.optim.steps > 0,
     ),
     StageSpec(
         "evaluate",

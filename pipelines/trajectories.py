@@ -1,31 +1,6 @@
 """Stage trajectories: the ODE pairs that Stage II learns from. A killed run keeps its finished shards."""
 
-from omniforcing.core.files import folder_digest
-from omniforcing.distill.config import OdeSource
-from omniforcing.distill.trajectories import Recipe, write_trajectories
-from omniforcing.pipeline.cluster.pool import shard_runner, worker_device
-from omniforcing.pipeline.stage import Stage, stage_main
-from omniforcing.pipeline.stages.training import open_shards
-
-
-def run(stage: Stage) -> None:
-    """Integrate the Stage I student (default) or the guided teacher on training captions and keep the student's sigmas."""
-    config, data = stage.config, open_shards(stage, "latents")
-    source = stage.input(config.trajectories.source.value)
-    recipe = Recipe(
-        config=config.trajectories,
-        sigmas=tuple(config.student.sigmas),
-        sampler=config.teacher.sampler if config.trajectories.source is OdeSource.teacher else None,
-        counts=config.clips.latent_counts,
-        source=folder_digest(source),
-        seed=config.seed,
-    )
-    with stage.publish() as folder, shard_runner(stage) as runner:
-        found = write_trajectories(
-            recipe, source, worker_device(config), data, stage.work, folder, runner
-        )
-    stage.metrics(found)
-
+from omniforcing.pipeline.stage import stage_main
 
 if __name__ == "__main__":
-    stage_main("trajectories", run)
+    stage_main("trajectories")

@@ -20,7 +20,7 @@ from omniforcing.pipeline.cluster.config import ClusterConfig
 from omniforcing.pipeline.cluster.launch import launch
 from omniforcing.pipeline.config import Config, load_config
 from omniforcing.pipeline.planner.networks import Sizes
-from omniforcing.pipeline.stages.training import sharding
+from omniforcing.pipeline.stages.shared.training import sharding
 from omniforcing.training import checkpoints
 from omniforcing.training.loop import CURVES, fit
 from omniforcing.training.sharding import is_sharded, save_sharded

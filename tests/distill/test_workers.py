@@ -13,7 +13,7 @@ from omniforcing.distill.causal_ode import CausalOde
 from omniforcing.pipeline.cluster.config import ClusterConfig
 from omniforcing.pipeline.cluster.launch import launch
 from omniforcing.pipeline.config import load_config
-from omniforcing.pipeline.stages.training import sharding as configured
+from omniforcing.pipeline.stages.shared.training import sharding as configured
 from omniforcing.training.config import TrainerConfig
 from omniforcing.training.loop import CURVES, fit
 from omniforcing.training.sharding import Sharding, gathered

@@ -27,8 +27,8 @@ from omniforcing.model.student import build_core, core_config
 from omniforcing.model.transformer import DualStream
 from omniforcing.model.weights.student import save_model
 from omniforcing.pipeline.config import Config
-from omniforcing.pipeline.stages.bench import open_bench
-from omniforcing.pipeline.stages.speed import against_the_teacher
+from omniforcing.pipeline.stages.shared.bench import open_bench
+from omniforcing.pipeline.stages.shared.speed import against_the_teacher
 from omniforcing.pocket.synthetic import make_clip
 
 CAPTIONS = ["a red ball bounces", "a blue ball bounces", "a green ball bounces"]

@@ -13,8 +13,14 @@ STAGES = """
 from omniforcing.pipeline.declaration import StageSpec
 
 STAGES = (
-    StageSpec("clips", "Write some numbers.", keys=("seed", "clips")),
-    StageSpec("teacher", "Add them up.", reads=("clips",), keys=("teacher",)),
+    StageSpec("clips", "Write some numbers.", keys=("seed", "clips"), body="pipelines/clips.py"),
+    StageSpec(
+        "teacher",
+        "Add them up.",
+        reads=("clips",),
+        keys=("teacher",),
+        body="pipelines/teacher.py",
+    ),
 )
 """
 # Lowest module of the toy's own sources, which only the teacher imports.
@@ -30,7 +36,7 @@ def run(stage):
     stage.metrics({"count": stage.config.clips.count})
 
 if __name__ == "__main__":
-    stage_main("clips", run)
+    stage_main("clips")
 """
 # Counts to 20 slowly with a checkpoint in its work folder, as a training stage does.
 TEACHER = """
@@ -52,7 +58,7 @@ def run(stage):
     stage.metrics({"total": total})
 
 if __name__ == "__main__":
-    stage_main("teacher", run)
+    stage_main("teacher")
 """
 CONFIG = """
 preset: pocket

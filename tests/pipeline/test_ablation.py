@@ -23,9 +23,9 @@ from omniforcing.pipeline.config import Config, load_config
 from omniforcing.pipeline.experiments.ablation import chosen_variants, variants_of
 from omniforcing.pipeline.experiments.experiments import Laboratory
 from omniforcing.pipeline.generate import write_pipelines
-from omniforcing.pipeline.stages import training as train_stage
+from omniforcing.pipeline.stages import causal_ode, self_forcing
+from omniforcing.pipeline.stages.shared import training as train_stage
 from omniforcing.training.config import OptimiserConfig
-from pipelines import causal_ode, self_forcing
 from tests.model.conftest import GRID, features, tiny_model
 from tests.pipeline.conftest import CLIPS, STAGES, TEACHER
 from tests.support.checkout import ENVIRONMENT, alive, changed_files, commit, finish, start, status
@@ -142,13 +142,20 @@ def test_a_stage_of_no_steps_publishes_the_weights_it_starts_from(tmp_path: Path
 ABLATED = (
     STAGES.removesuffix(")\n")
     + """\
-    StageSpec("self_forcing", "Count slowly.", reads=("clips",), keys=("self_forcing",)),
+    StageSpec(
+        "self_forcing",
+        "Count slowly.",
+        reads=("clips",),
+        keys=("self_forcing",),
+        body="pipelines/self_forcing.py",
+    ),
     StageSpec(
         "evaluate",
         "Measure.",
         reads=("clips", "self_forcing"),
         keys=("evaluate",),
         writes="evaluation",
+        body="pipelines/evaluate.py",
     ),
 )
 """
@@ -169,7 +176,7 @@ def run(stage):
     stage.metrics(figures)
 
 if __name__ == "__main__":
-    stage_main("evaluate", run)
+    stage_main("evaluate")
 """
 ABLATION = """
 import sys

@@ -24,7 +24,7 @@ from pathlib import Path
 if sys.argv[1] == "-m":
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 from omniforcing.pipeline.declaration import read_specs
-spec = next(s for s in read_specs(Path.cwd()) if s.script == sys.argv[1])
+spec = next(s for s in read_specs(Path.cwd()) if f"pipelines/{s.name}.py" == sys.argv[1])
 for path in (spec.metrics("pocket"), spec.curve("pocket")):
     Path(path).write_text("{{}}")
 Path(spec.folder("pocket")).mkdir()

@@ -11,7 +11,7 @@ from omniforcing.core.files import read_json, write_json
 from omniforcing.pipeline import tracking
 from omniforcing.pipeline.code import CodeBase
 from omniforcing.pipeline.config import load_config
-from omniforcing.pipeline.declaration import MEASURES, PRESENTS, read_declaration
+from omniforcing.pipeline.declaration import BODIES, MEASURES, PRESENTS, read_declaration
 from omniforcing.pipeline.stage import Stage, exclusive, run_stage, split_overrides
 from tests.support.refusals import refuses
 
@@ -25,7 +25,7 @@ def clips(stage: Stage) -> None:
 
 
 def run_clips(project: Path, *overrides: str) -> None:
-    run_stage("clips", clips, load_config(list(overrides), project), project)
+    run_stage("clips", load_config(list(overrides), project), project, clips)
 
 
 def fingerprint(project: Path, stage: str = "teacher", *overrides: str) -> str:
@@ -58,7 +58,7 @@ def test_fingerprint_follows_config_inputs_and_code_and_nothing_else(project: Pa
 
 
 def test_an_evaluation_counts_code_that_measures_and_not_what_only_presents() -> None:
-    counted = CodeBase(ROOT).closure("pipelines/evaluate.py", PRESENTS)
+    counted = CodeBase(ROOT).closure(f"{BODIES}/evaluate.py", PRESENTS)
     measures = {path.name for path in counted if path.parent.name in ("evaluation", "pocket")}
     assert measures >= {
         "bench.py",
@@ -73,7 +73,7 @@ def test_an_evaluation_counts_code_that_measures_and_not_what_only_presents() ->
     assert not measures & {"report.py", "curves.py", "ablation.py"}
     assert all(list(ROOT.glob(f"{path}*")) for path in PRESENTS)
     # Where something is trained, neither counts.
-    trained = CodeBase(ROOT).closure("pipelines/codec.py", MEASURES)
+    trained = CodeBase(ROOT).closure(f"{BODIES}/codec.py", MEASURES)
     computing = ("synthetic", "__init__")
     assert not [
         p for p in trained if p.parent.name in ("evaluation", "pocket") and p.stem not in computing
@@ -106,18 +106,18 @@ def test_an_interrupted_stage_continues_its_run_and_a_finished_one_begins_anew(
 
     config = load_config(root=project)
     with pytest.raises(KeyboardInterrupt):
-        run_stage("clips", interrupted, config, project)
+        run_stage("clips", config, project, interrupted)
     assert tracking.connect(project).get_run(seen[0]).info.status == "KILLED"
-    run_stage("clips", interrupted, config, project)
+    run_stage("clips", config, project, interrupted)
     assert seen[1] == seen[0]
     assert len(tracking.connect(project).get_metric_history(seen[0], "loss")) == 2
-    run_stage("clips", interrupted, config, project)
+    run_stage("clips", config, project, interrupted)
     assert seen[2] != seen[0]
 
 
 def test_a_missing_input_names_the_stage_to_run(project: Path) -> None:
     with refuses("file.missing", "data/pocket/clips", "dvc repro teacher"):
-        run_stage("teacher", lambda _: None, load_config(root=project), project)
+        run_stage("teacher", load_config(root=project), project, lambda _: None)
 
 
 def test_reading_an_undeclared_input_is_refused(project: Path) -> None:
@@ -125,7 +125,7 @@ def test_reading_an_undeclared_input_is_refused(project: Path) -> None:
         "pipeline.undeclared-input", "data/pocket/teacher", "pipelines/stages.py", "'teacher'"
     ):
         run_stage(
-            "clips", lambda stage: print(stage.input("teacher")), load_config(root=project), project
+            "clips", load_config(root=project), project, lambda stage: print(stage.input("teacher"))
         )
 
 
@@ -146,7 +146,8 @@ def test_overrides_may_come_in_one_word() -> None:
 
 
 def script(project: Path, body: str, *words: str) -> subprocess.CompletedProcess[str]:
-    code = f"from omniforcing.pipeline.stage import stage_main\ndef run(stage):\n    {body}\nstage_main('clips', run)\n"
+    code = f"def run(stage):\n    {body}\nif __name__ == '__main__':\n"
+    code += "    from omniforcing.pipeline.stage import stage_main\n    stage_main('clips')\n"
     (project / "pipelines" / "clips.py").write_text(code)
     command = [sys.executable, "pipelines/clips.py", *words]
     return subprocess.run(command, cwd=project, capture_output=True, text=True)

@@ -6,7 +6,7 @@ stage; every other stage depends on its digest instead of on modules. Plain ``dv
 ``dvc repro`` notice any edit, the stage ``code`` takes a second, and DVC skips each stage whose
 digest came out the same (docs/decisions/0001-code-digests.md).
 
-A digest covers every module of ours that is reachable by imports from the stage's script, at the
+A digest covers every module of ours that is reachable by imports from the stage's module, at the
 top of a file or inside a function, except the frame: modules that no result depends on. A module
 counts as its syntax tree without comments, docstrings and positions. Imports of ours count by what
 the imported module holds and not by where it lies, so moving a module changes no digest.
@@ -44,7 +44,7 @@ FRAME = frozenset(
         for name in ("code", "declaration", "generate", "runner", "stage", "tracking")
     }
     | {f"pipeline/cluster/{name}" for name in ("connect", "jobs", "launch", "pool")}
-    | {f"pipeline/stages/{name}" for name in ("probe", "samples")}
+    | {f"pipeline/stages/shared/{name}" for name in ("probe", "samples")}
 )
 # Fields of syntax nodes that never change what runs; Python's versions fill them differently.
 _SILENT_FIELDS = frozenset({"ctx", "kind", "type_comment", "type_ignores"})

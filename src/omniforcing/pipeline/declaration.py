@@ -7,7 +7,7 @@ and where it writes. ``omniforcing.pipeline.generate`` makes every ``dvc.yaml`` 
 from __future__ import annotations
 
 import runpy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from omniforcing.pipeline.config import Config
 
 DECLARATION = "pipelines/stages.py"
 PRESETS = "pipelines/presets"
+BODIES = f"{SOURCES}/pipeline/stages"
 # Keys that conf/config.yaml sets for every preset.
 COMMON_KEYS = ("seed",)
 # Code that measures, in stages that train: a training is not begun anew when it changes.
@@ -33,12 +34,16 @@ PRESENTS = tuple(
 )
 
 
+def _never(_config: Config) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class StageSpec:
     """One stage as ``pipelines/stages.py`` declares it, for every preset.
 
     Attributes:
-        name: name in DVC; the script is ``pipelines/<name>.py``.
+        name: name in DVC and of ``omniforcing stage``.
         about: one sentence for ``--help`` and ``dvc.yaml``.
         reads: stages whose outputs it reads.
         keys: configuration keys that its result depends on.
@@ -46,6 +51,10 @@ class StageSpec:
         files: files other than Python that its result depends on, relative to the checkout.
         curves: whether it writes a training curve.
         optional: whether `dvc repro` leaves it alone unless it is named.
+        trains: whether, under a configuration, it trains a transformer, which the workers of a
+            named cluster do together.
+        body: file with the stage's ``run(stage)``, relative to the checkout; the module of the
+            same name in ``omniforcing.pipeline.stages`` if None.
     """
 
     name: str
@@ -56,11 +65,13 @@ class StageSpec:
     files: tuple[str, ...] = ()
     curves: bool = False
     optional: bool = False
+    trains: Callable[[Config], bool] = _never
+    body: str | None = None
 
     @property
-    def script(self) -> str:
-        """Entry point of the stage, relative to the checkout."""
-        return f"pipelines/{self.name}.py"
+    def module(self) -> str:
+        """File with the stage's ``run(stage)``, relative to the checkout."""
+        return self.body or f"{BODIES}/{self.name}.py"
 
     def folder(self, preset: str) -> str:
         """Output folder, relative to the checkout."""
@@ -144,7 +155,7 @@ class Declaration:
         """
         left_out = self._left_out
         files = [file for file in self.spec.files if not file.startswith(left_out)]
-        return CodeBase(root).digest(self.spec.script, files, left_out)
+        return CodeBase(root).digest(self.spec.module, files, left_out)
 
     @property
     def _left_out(self) -> tuple[str, ...]:

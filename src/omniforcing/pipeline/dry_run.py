@@ -7,7 +7,6 @@ on a GPU if there is one.
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import multiprocessing
@@ -39,7 +38,7 @@ BATCH = 2
 SAMPLED = 0.1  # seconds between two looks at the GPU
 COPIED = ("conf", "pipelines", "src")
 # Loaded once, before the stages' processes fork: each would otherwise spend most of its time on imports.
-_OURS = ("pipeline.dry_run", "evaluation.bench", "pipeline.stages.training")
+_OURS = ("pipeline.dry_run", "evaluation.bench", "pipeline.stages.shared.training")
 PRELOADED = [*(f"omniforcing.{name}" for name in _OURS), "mlflow", "torchaudio"]
 # Whatever surrounds the dry run must not receive its MLflow runs.
 FOREIGN = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "DVC_STAGE", PARENT_VARIABLE, COMMIT_VARIABLE)
@@ -216,14 +215,13 @@ def _watch(process: BaseProcess, gpu: bool) -> float | None:
 
 
 def _stage(name: str, root: Path, config: Config, report: Any) -> None:
-    """The body of a stage's process: run the copy's ``pipelines/<name>.py`` and report seconds and gigabytes."""
+    """Run a stage in its own process, and report seconds and gigabytes."""
     die_with_parent()
     os.chdir(root)
     for variable in FOREIGN:
         os.environ.pop(variable, None)
-    sys.path.insert(0, str(root / "pipelines"))
     began = time.monotonic()
-    code = run_command(lambda: run_stage(name, importlib.import_module(name).run, config, root))
+    code = run_command(lambda: run_stage(name, config, root))
     report.send((time.monotonic() - began, _peak_gigabytes()))
     sys.exit(code)
 

@@ -70,7 +70,7 @@ def write_digests(root: Path, preset: str) -> None:
     """Write the digest of each stage's code below ``data/<preset>/code``."""
     base = CodeBase(root)
     for spec in read_specs(root):
-        atomic_write(root / spec.code(preset), base.digest(spec.script, spec.files) + "\n")
+        atomic_write(root / spec.code(preset), base.digest(spec.module, spec.files) + "\n")
 
 
 def write_pipelines(root: Path, presets: Iterable[str] = ()) -> list[str]:
@@ -205,11 +205,12 @@ def _text(about: str, stages: dict[str, Any], file: str) -> str:
 
 
 def _code_stage(specs: tuple[StageSpec, ...], preset: str) -> dict[str, Any]:
-    files = [file for spec in specs for file in spec.files if not file.startswith(SOURCES)]
+    used = [file for spec in specs for file in (spec.module, *spec.files)]
+    others = [file for file in used if not file.startswith(SOURCES)]
     return {
         "desc": "Write one digest per stage of the code that it uses, without comments.",
         "cmd": f"exec python -m omniforcing.cli pipeline --digests {preset}",
-        "deps": [DECLARATION, *(spec.script for spec in specs), SOURCES, *files],
+        "deps": [DECLARATION, SOURCES, *others],
         "outs": [f"data/{preset}/{CODE}"],
     }
 
@@ -226,7 +227,7 @@ def _stage(spec: StageSpec, specs: tuple[StageSpec, ...], preset: str) -> dict[s
         params.append({f"conf/preset/{preset}.yaml": keys})
     stage: dict[str, Any] = {
         "desc": spec.about,
-        "cmd": f"exec python {spec.script} preset={preset}",
+        "cmd": f"exec python pipelines/{spec.name}.py preset={preset}",
         "deps": [*(named[read].folder(preset) for read in spec.reads), spec.code(preset)],
         "params": params,
         "outs": [spec.folder(preset)],

@@ -7,7 +7,9 @@ inputs and code, so a killed stage continues exactly its own work, and a changed
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
+import runpy
 import shlex
 import sys
 import tempfile
@@ -173,7 +175,7 @@ preset:      {preset}
 reads:       {", ".join(declared.inputs) or "nothing"}
 writes:      {declared.folder} and {name}.metrics.json beside it
 depends on:  {", ".join(declared.keys)} (conf/config.yaml documents each key),
-             and on the code that pipelines/{name}.py imports, comments and docstrings left out
+             and on the code that {declared.spec.module} imports, comments and docstrings left out
 example:     python pipelines/{name}.py preset=smoke seed=1
 
 Overrides are for trials: the pipeline itself runs through DVC, `dvc repro` or `python pipelines/main.py --preset NAME`."""
@@ -220,10 +222,41 @@ def open_stage(name: str, config: Config, root: Path) -> Stage:
     return Stage(name, config, root, declared, work, run)
 
 
+def run_body(stage: Stage) -> None:
+    """Load the module of a stage and run it.
+
+    Only the process that does a stage's work loads the module, and with it torch: on a cluster each
+    worker does, and the process that launched them does not.
+
+    Raises:
+        OmniForcingError: if there is no such module, or it has no ``run(stage)``.
+    """
+    spec = stage.declaration.spec
+    if spec.body is None:
+        importlib.import_module(f"omniforcing.pipeline.stages.{spec.name}").run(stage)
+        return
+    path = stage.root / spec.body
+    names = runpy.run_path(str(path)) if path.is_file() else {}
+    if "run" not in names:
+        raise OmniForcingError(
+            "pipeline.stage-without-body",
+            f"{path}, the body of stage {spec.name}, has no function run(stage); "
+            f"write it, or mend {DECLARATION}",
+        )
+    names["run"](stage)
+
+
 def run_stage(
-    name: str, run: Callable[[Stage], None], config: Config, root: Path, trains: bool = False
+    name: str, config: Config, root: Path, body: Callable[[Stage], None] = run_body
 ) -> None:
-    """Run one stage under its lock, within its MLflow run, and record its minutes; one that trains on the cluster, if named."""
+    """Run one stage under its lock and within its MLflow run, and record its minutes.
+
+    Args:
+        name: of the stage.
+        config: what it runs with; a stage that trains does so on the cluster that is named there.
+        root: the checkout.
+        body: does the stage's work.
+    """
     _limit_threads(config.trainer.threads)
     began = time.monotonic()
     with exclusive(
@@ -233,17 +266,14 @@ def run_stage(
         stage = open_stage(name, config, root)
         announce_run(stage.run_id)
         with tracking.closing(stage.tracked):
-            launch(partial(run, stage), config.cluster if trains else ClusterConfig(), stage.work)
+            trains = stage.declaration.spec.trains(config)
+            cluster = config.cluster if trains else ClusterConfig()
+            launch(partial(body, stage), cluster, stage.work)
     record_minutes(root, config.preset, name, time.monotonic() - began)
 
 
-def stage_main(
-    name: str, run: Callable[[Stage], None], trains: Callable[[Config], bool] = lambda _: False
-) -> None:
-    """The command line of ``pipelines/<name>.py``: load the config, run the stage, exit with 0, 2, 130 or 143.
-
-    ``trains`` says of a config whether the stage trains a transformer, which a cluster's workers do together.
-    """
+def stage_main(name: str) -> None:
+    """The command line of ``pipelines/<name>.py``: load the config, run the stage, exit with 0, 2, 130 or 143."""
 
     def command() -> None:
         root = project_root()
@@ -257,7 +287,7 @@ def stage_main(
             if code := submit_stage(name, config, root, words):
                 raise SystemExit(code)
         else:
-            run_stage(name, run, config, root, trains(config))
+            run_stage(name, config, root)
 
     if "DVC_STAGE" in os.environ:
         die_with_parent()

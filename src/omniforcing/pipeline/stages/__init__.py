@@ -1,4 +1,5 @@
-"""What the trained stages do alike: open data and models, train, publish, probe, measure speed.
+"""One module per stage of the pipeline, with ``run(stage)``; ``shared`` holds what several do alike.
 
-One script per stage in pipelines/ calls it.
+``pipelines/stages.py`` declares what each reads and depends on. A launcher or submitter imports
+none of them: the process that runs a stage loads its module when it begins.
 """

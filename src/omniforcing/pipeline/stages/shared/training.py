@@ -15,7 +15,7 @@ from omniforcing.model.weights.student import load_model, save_model
 from omniforcing.pipeline.cluster.config import Strategy
 from omniforcing.pipeline.config import Config
 from omniforcing.pipeline.stage import Stage
-from omniforcing.pipeline.stages.probe import training_probe
+from omniforcing.pipeline.stages.shared.probe import training_probe
 from omniforcing.training.config import OptimiserConfig
 from omniforcing.training.loop import CURVES, fit
 from omniforcing.training.sharding import Sharding, is_sharded, save_sharded

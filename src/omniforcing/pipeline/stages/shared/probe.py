@@ -9,7 +9,7 @@ import torch
 from omniforcing.data.tensors import TensorShards
 from omniforcing.evaluation.summary import pocket_world
 from omniforcing.pipeline.stage import Stage
-from omniforcing.pipeline.stages.bench import open_bench
+from omniforcing.pipeline.stages.shared.bench import open_bench
 from omniforcing.pocket.events import colours_in
 from omniforcing.pocket.observe import observe
 from omniforcing.pocket.sync import TOLERANCE_MS

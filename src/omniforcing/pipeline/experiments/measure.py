@@ -1,0 +1,36 @@
+"""Figures of a variant of the ablation, taken as stage evaluate takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from omniforcing.data.sources import HELDOUT, TRAIN
+from omniforcing.evaluation.bench import split_clips
+from omniforcing.evaluation.evaluate import DRIFT_FACTOR, Subject, evaluate
+from omniforcing.evaluation.nearest import Training
+from omniforcing.pipeline.experiments.ablation import FINAL, Trial
+from omniforcing.pipeline.stages.shared.bench import open_bench
+from omniforcing.training.loop import set_threads
+
+
+def measure(trial: Trial) -> Mapping[str, Any]:
+    """Measure a variant's final student as stage evaluate measures the models."""
+    set_threads(trial.config.trainer.threads)
+    config, settings, seconds = trial.config, trial.config.evaluate, trial.config.clips.seconds
+    bench = open_bench(config, trial.data / "codec", trial.data / "latents")
+    shards = trial.data / "shards"
+    training = Training.collect(
+        split_clips(shards, TRAIN, settings.train_clips), trial.work / "train"
+    )
+    subject = Subject(
+        split_clips(shards, HELDOUT, settings.clips),
+        bench.reconstruct,
+        models={trial.label: bench.sampler(FINAL, trial.weights, seconds)},
+        rollouts={trial.label: bench.sampler(FINAL, trial.weights, DRIFT_FACTOR * seconds)},
+        work=trial.work,
+        config=settings,
+        seed=config.seed,
+    )
+    found = evaluate(subject, training)
+    return found.models[trial.label]

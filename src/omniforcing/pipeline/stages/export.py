@@ -1,0 +1,88 @@
+"""Stage export: the artifact that streams on its own, a first stream from it, and the same as an MLflow model."""
+
+import shutil
+import tempfile
+from importlib.metadata import requires, version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import omniforcing
+from omniforcing.core.files import read_json, write_manifest
+from omniforcing.core.latents import Pair
+from omniforcing.evaluation.plots import draw_media
+from omniforcing.media.mel import resample
+from omniforcing.pipeline.stage import Stage
+from omniforcing.pocket.observe import observe
+from omniforcing.streaming.artifact import Artifact, StreamSettings, write_artifact
+from omniforcing.streaming.command import figures, write_stream
+from omniforcing.streaming.engine import Engine
+
+
+def stream_sample(
+    artifact: Artifact, prompt: str, seconds: float, seed: int, device: str
+) -> dict[str, object]:
+    """Add ``sample.mp4`` and ``sample.png`` (frames over the spectrogram) to an artifact; returns the stream's figures."""
+    chunks = list(Engine(artifact, device).stream(prompt, seconds, seed))
+    speed = write_stream(chunks, artifact.folder / "sample.mp4", artifact.settings)
+    sound = torch.from_numpy(np.concatenate([c.samples for c in chunks], 1))
+    media = Pair(
+        np.concatenate([c.frames for c in chunks]),
+        resample(sound, artifact.settings.sample_rate).numpy(),
+    )
+    draw_media(artifact.folder / "sample.png", media, observe(media, prompt))
+    write_manifest(artifact.folder)
+    return figures(speed, artifact.settings, device)
+
+
+def log_model(stage: Stage) -> None:
+    """Log the published artifact to the stage's run as a pyfunc model with ``predict`` and ``predict_stream``."""
+    import mlflow
+
+    from omniforcing.serving import pyfunc
+
+    names = [line for line in requires("omniforcing") or [] if "extra ==" not in line]
+    with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=stage.run_id):
+        package = Path(folder, "omniforcing")
+        shutil.copytree(
+            Path(omniforcing.__file__).parent,
+            package,
+            ignore=shutil.ignore_patterns("assets", "__pycache__"),
+        )
+        mlflow.pyfunc.log_model(
+            name="model",
+            python_model=pyfunc.__file__,
+            artifacts={"artifact": str(stage.folder)},
+            code_paths=[str(package)],
+            signature=pyfunc.SIGNATURE,
+            input_example=pyfunc.INPUT_EXAMPLE,
+            # Builds such as +cpu are not on the package index.
+            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in names],
+            registered_model_name=stage.config.export.registered_model,
+        )
+
+
+def run(stage: Stage) -> None:
+    """Write, try out and publish the artifact, then log it."""
+    config, codec = stage.config, stage.input("codec")
+    settings = StreamSettings.from_config(
+        config.preset,
+        config.student,
+        config.clips.latent_counts,
+        read_json(codec / "codec.json"),
+    )
+    metrics = read_json(stage.input("evaluate") / "metrics.json")
+    with stage.publish() as folder:
+        artifact = write_artifact(folder, stage.input("self_forcing"), codec, settings, metrics)
+        sample = stream_sample(
+            artifact,
+            config.export.prompt,
+            config.export.seconds,
+            config.seed,
+            config.trainer.device,
+        )
+    stage.metrics(sample | {"files": len(read_json(stage.folder / "manifest.json")["files"])})
+    for name in ("sample.mp4", "sample.png", "README.md"):
+        stage.log_artifact(stage.folder / name)
+    log_model(stage)

@@ -1,0 +1,32 @@
+"""Stage III: joint self-forcing DMD on the student's own rollout (paper section 3.4)."""
+
+from omniforcing.distill.self_forcing import SelfForcing
+from omniforcing.pipeline.stage import Stage
+from omniforcing.pipeline.stages.shared.training import (
+    open_shards,
+    open_student,
+    open_teachers,
+    train_and_publish,
+    training_options,
+)
+
+
+def run(stage: Stage) -> None:
+    """Train; the student starts from Stage II (default) or Stage I, the critic from the teacher.
+
+    A student from Stage I gets fresh sink tokens.
+    """
+    config, data = stage.config, open_shards(stage, "latents")
+    models = [open_student(stage, config.self_forcing.init.value), *open_teachers(stage, 2)]
+    module = SelfForcing.from_config(
+        config.self_forcing,
+        config.student,
+        models,
+        data.text.unconditional,
+        data.text.features,
+        config.clips.latent_counts,
+        data.grid,
+        config.seed,
+        training_options(config),
+    )
+    train_and_publish(stage, module, data, config.self_forcing.optim)

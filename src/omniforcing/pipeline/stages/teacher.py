@@ -1,0 +1,86 @@
+"""Stage teacher: train the bidirectional teacher by flow matching, take the kept one, or load LTX-2's."""
+
+from pathlib import Path
+
+from omniforcing.codec.config import Source
+from omniforcing.core.files import atomic_write, read_json
+from omniforcing.core.random import step_generator
+from omniforcing.distill.sampling import WholeClip
+from omniforcing.distill.teacher import Teacher
+from omniforcing.model.student import build_core, core_config
+from omniforcing.model.transformer import DualStream
+from omniforcing.model.weights.checkpoint import open_checkpoint
+from omniforcing.model.weights.student import load_model
+from omniforcing.model.weights.tensor_file import WeightsError
+from omniforcing.model.weights.writing import write_diffusers
+from omniforcing.pipeline.stage import Stage
+from omniforcing.pipeline.stages.shared.samples import log_samples
+from omniforcing.pipeline.stages.shared.training import (
+    open_shards,
+    train_and_publish,
+    training_options,
+)
+from omniforcing.pocket.foundation import KEPT, take_kept
+from omniforcing.training.loop import CURVES
+
+
+def run(stage: Stage) -> None:
+    """Produce the teacher by the configured source, then sample from it."""
+    config = stage.config.teacher
+    if config.source is Source.train:
+        train(stage)
+    elif config.source is Source.kept:
+        with stage.publish() as folder:
+            codec = stage.input("codec")
+            record = take_kept("teacher", config, stage.config.preset, folder, codec)
+        stage.curves(KEPT / "teacher.curves.csv")
+        stage.metrics(record["metrics"])
+    else:
+        load(stage)
+    sample(stage)
+
+
+def load(stage: Stage) -> None:
+    """Take LTX-2's weights, in any of the formats that ``open_checkpoint`` reads, bit for bit."""
+    checkpoint = open_checkpoint(Path(str(stage.config.teacher.path)))
+    if checkpoint.sinks is not None:
+        raise WeightsError(
+            f"teacher.path: {checkpoint.source} has sink tokens, so it is a causal student; name a bidirectional model"
+        )
+    with stage.publish() as folder:
+        write_diffusers(checkpoint, folder)
+    atomic_write(stage.work / CURVES, "step\n")
+    stage.curves(stage.work / CURVES)
+    stage.metrics({"loaded": 1})
+
+
+def train(stage: Stage) -> None:
+    """Train from random weights of the configured size."""
+    config, data = stage.config.teacher, open_shards(stage, "latents")
+    description = read_json(stage.input("codec") / "codec.json")
+    unconditional = data.text.unconditional
+    core = build_core(
+        core_config(config.model, description, unconditional.video.shape[-1]), stage.config.seed
+    )
+    recompute = stage.config.trainer.checkpoint_activations
+    model = DualStream(core, checkpoint_activations=recompute)
+    counts, options = stage.config.clips.latent_counts, training_options(stage.config)
+    seed = stage.config.seed
+    module = Teacher.from_config(config, model, unconditional, counts, data.grid, seed, options)
+    train_and_publish(stage, module, data, config.optim)
+
+
+def sample(stage: Stage) -> None:
+    """Log a few guided samples of held-out captions to MLflow."""
+    config, data = stage.config, open_shards(stage, "latents", "heldout")
+    captions = sorted({caption for _, _, caption, _ in data.samples()})[:4]
+    device = config.trainer.device
+    clip = WholeClip(
+        load_model(stage.folder, sinks=0, device=device), config.clips.latent_counts, data.grid
+    )
+    text, generator = (
+        data.text.of(captions).to(device),
+        step_generator(config.seed, 0, "teacher/samples", device),
+    )
+    latents = clip.sample_guided(text, data.text.unconditional, config.teacher.sampler, generator)
+    log_samples(stage, latents, captions, stage.input("codec"), data.grid)
