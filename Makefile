@@ -20,20 +20,20 @@ help:  ## these lines
 env: $(STAMP)  ## make the environment in .venv
 
 pocket: $(STAMP)  ## environment + main job: the pocket pipeline, end to end (minutes on 2 CPU cores)
-	$(RUN) pipelines/main.py --preset pocket
+	$(RUN) -m omniforcing run --preset pocket
 
 smoke: $(STAMP)  ## environment + every stage in its smallest form, from scratch
-	$(RUN) pipelines/main.py --preset smoke
+	$(RUN) -m omniforcing run --preset smoke
 
 ablation: $(STAMP)  ## what each stage contributes: variants of the tracked preset beside its baseline (after make pocket; an hour or so)
-	$(RUN) pipelines/ablation.py
+	$(RUN) -m omniforcing ablation
 
 foundation: $(STAMP)  ## train pocket's codec and teacher and keep them in the package (hours on 2 CPU cores)
-	$(RUN) pipelines/main.py --preset pocket --foundation
+	$(RUN) -m omniforcing run --preset pocket --foundation
 
 ray-job: $(STAMP)  ## one stage as a job on a named cluster: make ray-job STAGE=self_forcing [CLUSTER=ray] [PRESET=pocket]
 	@test -n "$(STAGE)" || { echo "error: name a stage: make ray-job STAGE=self_forcing" >&2; exit 2; }
-	$(RUN) -m omniforcing.pipeline.cluster.jobs $(STAGE) cluster=$(or $(CLUSTER),ray) $(if $(PRESET),preset=$(PRESET)) $(OVERRIDES)
+	$(RUN) -m omniforcing job $(STAGE) $(if $(PRESET),--preset $(PRESET)) cluster=$(or $(CLUSTER),ray) $(OVERRIDES)
 
 ui: $(STAMP)  ## MLflow at http://127.0.0.1:5000
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(VENV)/bin/mlflow server --workers 1 --host 127.0.0.1 --port 5000 \

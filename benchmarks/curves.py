@@ -35,7 +35,7 @@ def main() -> None:
         if not curves:
             raise OmniForcingError(
                 "file.missing",
-                f"{data} holds no *.curves.csv; run `python pipelines/main.py --preset {arguments.preset}`",
+                f"{data} holds no *.curves.csv; run `omniforcing run --preset {arguments.preset}`",
             )
         draw_training(arguments.out, curves, stage_curves(reference, MODELS))
         if arguments.keep:

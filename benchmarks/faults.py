@@ -1,7 +1,7 @@
 """What a training on a Ray cluster loses to each fault: `python -m benchmarks.faults [fault ...] [--strategy fsdp]`.
 
 Stage III of a preset (smoke) trains on two workers of a cluster that this command starts on this machine; then a worker or a
-node is killed, the command itself, the head, or the disk fills up. Needs the preset's outputs: `python pipelines/main.py
+node is killed, the command itself, the head, or the disk fills up. Needs the preset's outputs: `omniforcing run
 --preset smoke`. Nothing of the checkout is changed. A full disk is made on a small tmpfs, which needs root.
 """
 
@@ -55,8 +55,7 @@ class Training:
         ]
         command = [
             sys.executable,
-            f"pipelines/{STAGE}.py",
-            "preset=smoke",
+            *("-m", "omniforcing", "stage", STAGE, "--preset", "smoke"),
             "trainer.threads=1",
             *SETTINGS,
             *named,
@@ -175,7 +174,7 @@ def copy_project(root: Path, folder: Path) -> None:
     if not (root / "data" / "smoke" / "causal_ode").is_dir():
         raise OmniForcingError(
             "file.missing",
-            f"{root / 'data' / 'smoke'} is not there; run `python pipelines/main.py --preset smoke` first",
+            f"{root / 'data' / 'smoke'} is not there; run `omniforcing run --preset smoke` first",
         )
     shutil.copytree(root / "data" / "smoke", folder / "data" / "smoke")
 

@@ -8,7 +8,7 @@ that this command starts. Of the seconds from command to end
     DVC        what `dvc repro` took beside the stage's own clock: its start, hashing what went in and came out;
     rest       all else: imports, loading, publishing and, on the cluster, DVC and Ray.
 
-Needs the preset's outputs: `python pipelines/main.py --preset pocket`. Only what is committed is measured.
+Needs the preset's outputs: `omniforcing run --preset pocket`. Only what is committed is measured.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def clone_of(root: Path, preset: str, clone: Path) -> Path:
     if not (root / "data" / preset).is_dir():
         raise OmniForcingError(
             "file.missing",
-            f"{root / 'data' / preset} is not there; run `python pipelines/main.py --preset {preset}` first",
+            f"{root / 'data' / preset} is not there; run `omniforcing run --preset {preset}` first",
         )
     if clone.exists():
         raise OmniForcingError("file.exists", f"--keep {clone} is there already; name a new folder")

@@ -288,7 +288,7 @@ def run(preset: str, updates: int, rows: list[str], precisions: list[str]) -> No
         if not (data / needed).is_dir():
             raise OmniForcingError(
                 "file.missing",
-                f"{data / needed} is missing; run `python pipelines/main.py --preset {preset}` first",
+                f"{data / needed} is missing; run `omniforcing run --preset {preset}` first",
             )
     bench = Bench(
         config, data, root / ".work" / preset / "stabilisers" / f"{updates}-updates", updates

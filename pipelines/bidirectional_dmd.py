@@ -1,6 +1,8 @@
 """Stage I: distil the teacher into a few-step student, still bidirectional (paper section 3.2)."""
 
-from omniforcing.pipeline.stage import stage_main
+import sys
+
+from omniforcing.cli import main
 
 if __name__ == "__main__":
-    stage_main("bidirectional_dmd")
+    main(["stage", "bidirectional_dmd", *sys.argv[1:]])

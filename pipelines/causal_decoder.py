@@ -1,6 +1,8 @@
 """Optional stage causal_decoder: make a causal video decoder, which streams exactly, of a non-causal one."""
 
-from omniforcing.pipeline.stage import stage_main
+import sys
+
+from omniforcing.cli import main
 
 if __name__ == "__main__":
-    stage_main("causal_decoder")
+    main(["stage", "causal_decoder", *sys.argv[1:]])

@@ -1,6 +1,8 @@
 """Stage clips: synthetic clips, or a folder of videos with captions, listed in ``clips.jsonl``."""
 
-from omniforcing.pipeline.stage import stage_main
+import sys
+
+from omniforcing.cli import main
 
 if __name__ == "__main__":
-    stage_main("clips")
+    main(["stage", "clips", *sys.argv[1:]])

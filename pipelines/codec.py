@@ -1,6 +1,8 @@
 """Stage codec: video VAE, audio VAE, vocoder and text encoder."""
 
-from omniforcing.pipeline.stage import stage_main
+import sys
+
+from omniforcing.cli import main
 
 if __name__ == "__main__":
-    stage_main("codec")
+    main(["stage", "codec", *sys.argv[1:]])

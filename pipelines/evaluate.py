@@ -1,6 +1,8 @@
 """Stage evaluate: every model on the same held-out captions and seeds, measured and side by side on a page."""
 
-from omniforcing.pipeline.stage import stage_main
+import sys
+
+from omniforcing.cli import main
 
 if __name__ == "__main__":
-    stage_main("evaluate")
+    main(["stage", "evaluate", *sys.argv[1:]])

@@ -1,6 +1,8 @@
 """Stage export: the artifact that streams on its own, a first stream from it, and the same as an MLflow model."""
 
-from omniforcing.pipeline.stage import stage_main
+import sys
+
+from omniforcing.cli import main
 
 if __name__ == "__main__":
-    stage_main("export")
+    main(["stage", "export", *sys.argv[1:]])

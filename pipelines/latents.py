@@ -1,6 +1,8 @@
 """Stage latents: every clip as normalised latents, every caption as text features. A killed run keeps its finished shards."""
 
-from omniforcing.pipeline.stage import stage_main
+import sys
+
+from omniforcing.cli import main
 
 if __name__ == "__main__":
-    stage_main("latents")
+    main(["stage", "latents", *sys.argv[1:]])

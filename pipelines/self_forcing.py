@@ -1,6 +1,8 @@
 """Stage III: joint self-forcing DMD on the student's own rollout (paper section 3.4)."""
 
-from omniforcing.pipeline.stage import stage_main
+import sys
+
+from omniforcing.cli import main
 
 if __name__ == "__main__":
-    stage_main("self_forcing")
+    main(["stage", "self_forcing", *sys.argv[1:]])

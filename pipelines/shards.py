@@ -1,6 +1,8 @@
 """Stage shards: clips conformed to one size, length and rate, in WebDataset tars. A killed run keeps its finished shards."""
 
-from omniforcing.pipeline.stage import stage_main
+import sys
+
+from omniforcing.cli import main
 
 if __name__ == "__main__":
-    stage_main("shards")
+    main(["stage", "shards", *sys.argv[1:]])

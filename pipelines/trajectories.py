@@ -1,6 +1,8 @@
 """Stage trajectories: the ODE pairs that Stage II learns from. A killed run keeps its finished shards."""
 
-from omniforcing.pipeline.stage import stage_main
+import sys
+
+from omniforcing.cli import main
 
 if __name__ == "__main__":
-    stage_main("trajectories")
+    main(["stage", "trajectories", *sys.argv[1:]])

@@ -1,6 +1,5 @@
 """The table counts what is there; the contact sheet shows it."""
 
-import argparse
 import json
 
 import numpy as np
@@ -9,9 +8,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
+from omniforcing.cli import main
 from omniforcing.core.files import write_manifest
 from omniforcing.data.config import ClipsConfig
-from omniforcing.data.inspect import add_arguments, inspect_folder, run
+from omniforcing.data.inspect import inspect_folder
 from omniforcing.data.shards import plan_shards, publish_shards, write_shards
 from omniforcing.data.sources import read_clips, write_clips
 from omniforcing.data.tars import write_tar
@@ -82,9 +82,9 @@ def test_sheet_shows_frames_over_sound_of_several_clips(shards, tmp_path):
 
 
 def test_command_writes_beside_the_folder_and_prints_the_table(shards, capsys):
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    run(parser.parse_args([str(shards)]))
+    with pytest.raises(SystemExit) as end:
+        main(["inspect", str(shards)])
+    assert end.value.code == 0
     assert "rejects: 1" in capsys.readouterr().out
     assert shards.with_name("shards.png").is_file()
     assert not list(shards.glob("*.png"))

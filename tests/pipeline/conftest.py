@@ -28,22 +28,16 @@ LAYOUT = (
     '"""The table."""\n\n\ndef steps() -> int:\n    """Steps of a training."""\n    return 20\n'
 )
 CLIPS = """
-from omniforcing.pipeline.stage import stage_main
-
 def run(stage):
     with stage.publish() as folder:
         (folder / "numbers.txt").write_text("1 " * stage.config.clips.count)
     stage.metrics({"count": stage.config.clips.count})
-
-if __name__ == "__main__":
-    stage_main("clips")
 """
 # Counts to 20 slowly with a checkpoint in its work folder, as a training stage does.
 TEACHER = """
 import os, time
 import omniforcing.core.layout
 from omniforcing.core.files import atomic_write
-from omniforcing.pipeline.stage import stage_main
 
 def run(stage):
     total = len((stage.input("clips") / "numbers.txt").read_text().split())
@@ -56,9 +50,6 @@ def run(stage):
     with stage.publish() as folder:
         (folder / "sum.txt").write_text(str(total))
     stage.metrics({"total": total})
-
-if __name__ == "__main__":
-    stage_main("teacher")
 """
 CONFIG = """
 preset: pocket

@@ -100,9 +100,9 @@ def test_a_student_starts_from_the_weights_that_init_names_and_from_sinks(
     data = SimpleNamespace(
         grid=GRID, text=SimpleNamespace(unconditional=features(1), features=features(5))
     )
-    monkeypatch.setattr(train_stage, "open_shards", lambda *_: data)
+    monkeypatch.setattr(script, "open_shards", lambda *_: data)
     monkeypatch.setattr(
-        train_stage, "train_and_publish", lambda _stage, module, *_: trained.append(module.model)
+        script, "train_and_publish", lambda _stage, module, *_: trained.append(module.model)
     )
     script.run(SimpleNamespace(config=config, input=students.__getitem__))
     expected = load_model(students[init.value])
@@ -166,7 +166,6 @@ COUNTING = TEACHER.replace('"teacher"', '"self_forcing"').replace(
 )
 EVALUATE = """
 from omniforcing.core.files import write_json
-from omniforcing.pipeline.stage import stage_main
 
 def run(stage):
     figures = {"frechet_video": 0.5, "frechet_audio": 0.5, "clips": 2}
@@ -174,9 +173,6 @@ def run(stage):
         models = {name: figures for name in ("real", "shuffled", "teacher", "self_forcing")}
         write_json(folder / "metrics.json", {"models": models, "settings": {"preset": stage.config.preset}})
     stage.metrics(figures)
-
-if __name__ == "__main__":
-    stage_main("evaluate")
 """
 ABLATION = """
 import sys
@@ -282,7 +278,7 @@ def test_killed_an_ablation_goes_on_with_the_variant_that_is_missing_and_leaves_
     text = code_file.read_text()
     code_file.write_text(text + "\n")
     code, output = finish(start(ablated, *CHOSEN, script="ablation"))
-    assert code == 2 and "error: pipelines/clips.py is not committed" in output
+    assert code == 2 and "error[experiments.not-committed]: pipelines/clips.py" in output
     code_file.write_text(text)
 
     code, output = finish(start(ablated, *CHOSEN, script="ablation"))

@@ -141,7 +141,7 @@ def test_every_stage_tracks_its_own_section_its_preset_and_one_digest_of_code(pr
     assert set(stages) == {*STAGES, *OPTIONAL_STAGES}
     for name, stage in stages.items():
         assert name in read_declaration(name, ROOT, preset).keys
-        assert stage["cmd"] == f"exec python pipelines/{name}.py preset={preset}"
+        assert stage["cmd"] == f"exec python -m omniforcing stage {name} --preset {preset}"
         assert stage["metrics"] == [f"data/{preset}/{name}.metrics.json"]
         assert [dep for dep in stage["deps"] if "/code/" in dep] == [f"data/{preset}/code/{name}"]
         assert all(dep.startswith(f"data/{preset}/") for dep in stage["deps"])
@@ -151,6 +151,7 @@ def test_mlproject_has_an_entry_point_for_main_and_every_stage() -> None:
     entries = safe_load((ROOT / "MLproject").read_text())["entry_points"]
     assert set(entries) == {"main", *STAGES, *OPTIONAL_STAGES}
     commands = {
-        stage: f"python pipelines/{stage}.py {{overrides}}" for stage in STAGES + OPTIONAL_STAGES
+        stage: f"python -m omniforcing stage {stage} --preset {{preset}} {{overrides}}"
+        for stage in STAGES + OPTIONAL_STAGES
     }
     assert all(entries[stage]["command"] == command for stage, command in commands.items())

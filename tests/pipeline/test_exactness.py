@@ -21,10 +21,10 @@ ALL = {spec.name for spec in read_specs(ROOT) if not spec.optional}
 STAND_IN = """#!{python}
 import os, sys
 from pathlib import Path
-if sys.argv[1] == "-m":
+if sys.argv[1:4] != ["-m", "omniforcing", "stage"]:
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 from omniforcing.pipeline.declaration import read_specs
-spec = next(s for s in read_specs(Path.cwd()) if f"pipelines/{s.name}.py" == sys.argv[1])
+spec = next(s for s in read_specs(Path.cwd()) if s.name == sys.argv[4])
 for path in (spec.metrics("pocket"), spec.curve("pocket")):
     Path(path).write_text("{{}}")
 Path(spec.folder("pocket")).mkdir()

@@ -64,13 +64,13 @@ def run(folder: Path, *words: str, **changed: str) -> tuple[int, str]:
 
 @ray_test
 def test_a_job_brings_back_log_run_output_and_exit_code(checkout: Path) -> None:
-    code, said = run(checkout, "pipelines/clips.py")
+    code, said = run(checkout, "-m", "omniforcing", "stage", "clips")
     assert code == 0, said
     script = checkout / "pipelines" / "teacher.py"
     script.write_text(
         script.read_text().replace("    total =", '    print("counting", flush=True)\n    total =')
     )
-    code, said = run(checkout, "-m", "omniforcing.pipeline.cluster.jobs", "teacher", "cluster=ray")
+    code, said = run(checkout, "-m", "omniforcing", "job", "teacher", "cluster=ray")
     assert code == 0, said
     assert "counting" in said and "succeeded, exit code 0; MLflow run" in said
     # The output lies in the checkout, not in the copy that the job ran from, and so does the run.
@@ -81,7 +81,7 @@ def test_a_job_brings_back_log_run_output_and_exit_code(checkout: Path) -> None:
 
 @ray_test
 def test_a_job_that_fails_fails_here_with_its_code_and_sentence(checkout: Path) -> None:
-    code, said = run(checkout, "-m", "omniforcing.pipeline.cluster.jobs", "teacher", "cluster=ray")
+    code, said = run(checkout, "-m", "omniforcing", "job", "teacher", "cluster=ray")
     assert code == 2, said
     assert "error: data/pocket/clips is missing, which teacher reads" in said
     assert "failed, exit code 2" in said
@@ -99,11 +99,11 @@ def test_dvc_runs_heavy_stages_as_jobs_and_light_ones_here(checkout: Path) -> No
 
 @ray_test
 def test_a_submitter_that_is_killed_leaves_a_job_that_the_next_one_follows(checkout: Path) -> None:
-    assert run(checkout, "pipelines/clips.py")[0] == 0
+    assert run(checkout, "-m", "omniforcing", "stage", "clips")[0] == 0
     script = checkout / "pipelines" / "teacher.py"
     script.write_text(script.read_text().replace('os.environ.get("TOY_PAUSE", "0")', "0.7"))
     variables = environment() | {"PYTHONPATH": str(ROOT / "src")}
-    words = [sys.executable, "-m", "omniforcing.pipeline.cluster.jobs", "teacher", "cluster=ray"]
+    words = [sys.executable, "-m", "omniforcing", "job", "teacher", "cluster=ray"]
     first = subprocess.Popen(words, cwd=checkout, env=variables, text=True, stdout=subprocess.PIPE)
     assert first.stdout is not None
     for line in first.stdout:
@@ -123,7 +123,8 @@ def test_another_token_is_refused(checkout: Path) -> None:
     code, said = run(
         checkout,
         "-m",
-        "omniforcing.pipeline.cluster.jobs",
+        "omniforcing",
+        "job",
         "clips",
         "cluster=ray",
         RAY_AUTH_TOKEN="another-token-0123456789abcdef0123456789",
@@ -139,7 +140,7 @@ def test_an_address_without_a_cluster_is_refused(project: Path) -> None:
 
 
 def test_jobs_need_an_address(project: Path) -> None:
-    code, said = run(project, "-m", "omniforcing.pipeline.cluster.jobs", "clips")
+    code, said = run(project, "-m", "omniforcing", "job", "clips")
     assert code == 2 and said.count("\n") == 1
     refused(said, "config.missing-value", "cluster.jobs", "cluster=ray")
 
@@ -224,8 +225,8 @@ def test_a_job_takes_all_code_along_and_nothing_that_was_made(tmp_path: Path) ->
 
 
 def rendered(*overrides: str) -> dict[str, Any]:
-    words = ["cluster=kuberay", "preset=ltx2", *overrides]
-    config: Config = load_config(words, ROOT)
+    words = ["cluster=kuberay", *overrides]
+    config: Config = load_config(words, ROOT, "ltx2")
     return manifest("self_forcing", config, words)
 
 
@@ -242,7 +243,7 @@ def test_the_manifest_fits_kuberays_schema() -> None:
         "nvidia.com/gpu": "1",
     }
     assert (
-        "python pipelines/self_forcing.py cluster=kuberay preset=ltx2"
+        "python -m omniforcing stage self_forcing --preset ltx2 cluster=kuberay"
         in found["spec"]["entrypoint"]
     )
 
@@ -270,7 +271,8 @@ def test_the_manifest_is_yaml_that_the_command_prints() -> None:
     code, said = run(
         ROOT,
         "-m",
-        "omniforcing.pipeline.cluster.kuberay",
+        "omniforcing",
+        "kuberay",
         "latents",
         "cluster=kuberay",
         "cluster.workers=3",
@@ -292,6 +294,4 @@ def test_make_names_the_stage_it_wants() -> None:
         text=True,
         env=os.environ,
     )
-    assert (
-        "omniforcing.pipeline.cluster.jobs self_forcing cluster=ray preset=smoke" in answer.stdout
-    )
+    assert "omniforcing job self_forcing --preset smoke cluster=ray" in answer.stdout

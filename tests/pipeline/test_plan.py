@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from omniforcing.cli import main
+from omniforcing.cli.options import parse_memory
 from omniforcing.core.latents import Batch
 from omniforcing.distill.sampling import rollout_config
 from omniforcing.model.cache import FunctionalCache
@@ -27,7 +28,6 @@ from omniforcing.pipeline.planner.plan import (
     Stage,
     advise,
     make_plans,
-    parse_memory,
 )
 from omniforcing.training.loop import fit
 from omniforcing.training.stages import StageModule
@@ -241,8 +241,17 @@ def test_sizes_of_memory() -> None:
     assert parse_memory("1.5GiB") == 1.5 * 2**30
 
 
+def test_an_unknown_stage_is_refused_and_the_nearest_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["plan", "--preset", "smoke", "--stage", "self_forcin"])
+    assert end.value.code == 2
+    assert "'self_forcing'" in capsys.readouterr().err
+
+
 def test_no_gpus_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["plan", "--preset", "smoke", "--gpus", "0"])
     assert end.value.code == 2
-    refused(capsys.readouterr().err, "option.out-of-range", "--gpus is 0")
+    refused(capsys.readouterr().err, "option.out-of-range", "--gpus")

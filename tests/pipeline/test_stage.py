@@ -12,7 +12,7 @@ from omniforcing.pipeline import tracking
 from omniforcing.pipeline.code import CodeBase
 from omniforcing.pipeline.config import load_config
 from omniforcing.pipeline.declaration import BODIES, MEASURES, PRESENTS, read_declaration
-from omniforcing.pipeline.stage import Stage, exclusive, run_stage, split_overrides
+from omniforcing.pipeline.stage import Stage, exclusive, run_stage
 from tests.support.refusals import refuses
 
 ROOT = Path(__file__).parents[2]
@@ -141,23 +141,23 @@ def test_a_lock_is_exclusive_and_freed(tmp_path: Path) -> None:
         pass
 
 
-def test_overrides_may_come_in_one_word() -> None:
-    assert split_overrides(["a.b=1 c='x y'", "", "d=2"]) == ["a.b=1", "c=x y", "d=2"]
-
-
 def script(project: Path, body: str, *words: str) -> subprocess.CompletedProcess[str]:
-    code = f"def run(stage):\n    {body}\nif __name__ == '__main__':\n"
-    code += "    from omniforcing.pipeline.stage import stage_main\n    stage_main('clips')\n"
-    (project / "pipelines" / "clips.py").write_text(code)
-    command = [sys.executable, "pipelines/clips.py", *words]
+    (project / "pipelines" / "clips.py").write_text(f"def run(stage):\n    {body}\n")
+    command = [sys.executable, "-m", "omniforcing", "stage", "clips", *words]
     return subprocess.run(command, cwd=project, capture_output=True, text=True)
 
 
 def test_help_says_what_a_stage_reads_and_writes_without_running_it(project: Path) -> None:
-    answer = script(project, "raise RuntimeError", "--help", "preset=smoke")
+    answer = script(project, "raise RuntimeError", "--help")
     assert answer.returncode == 0
-    for part in ("Write some numbers.", "data/smoke/clips", "seed", "example:"):
+    for part in ("Write some numbers.", "data/pocket/clips", "seed", "Examples:"):
         assert part in answer.stdout
+
+
+def test_a_stage_without_a_body_is_refused(project: Path) -> None:
+    (project / "pipelines" / "clips.py").write_text("RUN = 1\n")
+    with refuses("pipeline.stage-without-body", "pipelines/clips.py"):
+        run_stage("clips", load_config(root=project), project)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,8 @@ def test_help_says_what_a_stage_reads_and_writes_without_running_it(project: Pat
         ),
         ("raise KeyboardInterrupt", [], 130, ["stopped", "same command again"]),
         ("pass", ["clip.count=1"], 2, ["error[", "'clip'", "the command line", "'clips'?"]),
-        ("pass", ["--count"], 2, ["error[", "'--count'"]),
+        ("pass", ["--presett=a"], 2, ["error[option.unknown]: ", "'--preset'"]),
+        ("pass", ["preset=smoke"], 2, ["error[option.preset]: ", "--preset smoke"]),
     ],
 )
 def test_a_stage_ends_in_a_sentence_and_a_code(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import signal
@@ -16,18 +15,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from omniforcing.core.console import run_command
+from omniforcing.cli import main
 from omniforcing.evaluation.speed import BlockTiming, stream_speed
-from omniforcing.streaming import command
 from omniforcing.streaming.artifact import Artifact
 from tests.support.refusals import refused
 
 
 def stream(*options: str) -> int:
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    arguments = parser.parse_args(list(options))
-    return run_command(lambda: command.run(arguments))
+    with pytest.raises(SystemExit) as end:
+        main(["stream", *options])
+    assert isinstance(end.value.code, int)
+    return end.value.code
 
 
 def options_for(folder: Path, out: Path, **changes: str) -> list[str]:
@@ -234,7 +232,7 @@ def test_a_stream_begins_with_an_image_or_a_clip(artifact: Artifact, tmp_path: P
 
 def run_stream(*options: str, **how: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "omniforcing.cli", "stream", *options], stderr=subprocess.PIPE, **how
+        [sys.executable, "-m", "omniforcing", "stream", *options], stderr=subprocess.PIPE, **how
     )
 
 

@@ -518,7 +518,7 @@ def test_a_server_that_cannot_begin_says_why(
         *(word.format(port=port) for word in options),
     ]
     answer = subprocess.run(
-        [sys.executable, "-m", "omniforcing.cli", *words],
+        [sys.executable, "-m", "omniforcing", *words],
         capture_output=True,
         text=True,
         timeout=60,

@@ -79,7 +79,7 @@ def server(artifact: Path, folder: Path, *options: str, **environment: str) -> I
     words = [
         sys.executable,
         "-m",
-        "omniforcing.cli",
+        "omniforcing",
         "serve",
         "--artifact",
         str(artifact),

@@ -22,6 +22,8 @@ COMMIT_VARIABLE = "OMNIFORCING_GIT_COMMIT"
 JOB_VARIABLE = "OMNIFORCING_JOB"
 # Secret that clients of the server must send.
 TOKEN_VARIABLE = "OMNIFORCING_TOKEN"
+# Set by a shell that completes a command line of ours.
+COMPLETION_VARIABLE = "_OMNIFORCING_COMPLETE"
 
 
 def git_commit(root: Path) -> str:

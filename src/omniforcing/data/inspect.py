@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -37,23 +36,6 @@ class Item:
     key: str
     caption: str
     info: dict[str, Any]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of ``omniforcing inspect``."""
-    parser.add_argument(
-        "folder", type=Path, help="output folder of the stage shards, latents or trajectories"
-    )
-    parser.add_argument(
-        "--out", type=Path, help="contact sheet to write (default: <folder>.png beside the folder)"
-    )
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Print the table and write the contact sheet."""
-    out = arguments.out or Path(f"{arguments.folder.absolute()}.png")
-    print(inspect_folder(arguments.folder, out))
-    print(f"\ncontact sheet: {out}")
 
 
 def inspect_folder(folder: Path, out: Path | None = None) -> str:

@@ -36,7 +36,7 @@ _CONFIGURED = (
 )
 # Modules that no result depends on: how a stage is run, checked and logged.
 FRAME = frozenset(
-    {"__init__", "cli", "pocket/foundation", "training/checkpoints", "training/parallel"}
+    {"__init__", "pocket/foundation", "training/checkpoints", "training/parallel"}
     | {f"{room}/config" for room in _CONFIGURED}
     | {f"core/{name}" for name in ("console", "environment", "errors", "files")}
     | {

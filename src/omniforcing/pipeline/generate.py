@@ -1,4 +1,4 @@
-"""Command ``omniforcing pipeline``: make ``dvc.yaml`` of the stages that are declared.
+"""Make ``dvc.yaml`` of the stages that are declared.
 
 Each preset has a pipeline of its own, with its lock beside it: the tracked preset at the top of the
 checkout, any other in ``pipelines/presets/<name>``. The first stage of each writes the digests of
@@ -11,12 +11,10 @@ have never run would make `dvc pull` fail and fill `dvc status` and `dvc metrics
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from omniforcing.core.config import project_root
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import atomic_write, remove
 from omniforcing.pipeline.code import SOURCES, CodeBase
@@ -39,31 +37,6 @@ from omniforcing.pipeline.declaration import (
 CODE = "code"
 WRITE = "omniforcing pipeline --write"
 _HEAD = f"# Made by `{WRITE}` of {DECLARATION}; edit that file, not this one.\n"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of ``omniforcing pipeline``."""
-    chosen = parser.add_mutually_exclusive_group(required=True)
-    chosen.add_argument(
-        "--write",
-        nargs="*",
-        metavar="PRESET",
-        help="make dvc.yaml, and renew or make the pipelines of other presets that are there or named",
-    )
-    chosen.add_argument("--check", action="store_true", help="fail if a generated file is stale")
-    chosen.add_argument("--digests", metavar="PRESET", help="write what stage `code` writes")
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Write or check the generated files, or write a preset's digests."""
-    root = project_root()
-    if arguments.digests is not None:
-        write_digests(root, arguments.digests)
-    elif arguments.check:
-        check_pipelines(root)
-    else:
-        for path in write_pipelines(root, arguments.write):
-            print(f"written: {path}")
 
 
 def write_digests(root: Path, preset: str) -> None:
@@ -209,7 +182,7 @@ def _code_stage(specs: tuple[StageSpec, ...], preset: str) -> dict[str, Any]:
     others = [file for file in used if not file.startswith(SOURCES)]
     return {
         "desc": "Write one digest per stage of the code that it uses, without comments.",
-        "cmd": f"exec python -m omniforcing.cli pipeline --digests {preset}",
+        "cmd": f"exec python -m omniforcing pipeline --digests --preset {preset}",
         "deps": [DECLARATION, SOURCES, *others],
         "outs": [f"data/{preset}/{CODE}"],
     }
@@ -227,7 +200,7 @@ def _stage(spec: StageSpec, specs: tuple[StageSpec, ...], preset: str) -> dict[s
         params.append({f"conf/preset/{preset}.yaml": keys})
     stage: dict[str, Any] = {
         "desc": spec.about,
-        "cmd": f"exec python pipelines/{spec.name}.py preset={preset}",
+        "cmd": f"exec python -m omniforcing stage {spec.name} --preset {preset}",
         "deps": [*(named[read].folder(preset) for read in spec.reads), spec.code(preset)],
         "params": params,
         "outs": [spec.folder(preset)],

@@ -76,8 +76,7 @@ def _train_foundation(root: Path, preset: str) -> None:
     for stage in ("codec", "latents", "teacher"):
         call_python(
             [
-                f"pipelines/{stage}.py",
-                f"preset={preset}",
+                *("-m", "omniforcing", "stage", stage, "--preset", preset),
                 "codec.source=train",
                 "teacher.source=train",
             ],

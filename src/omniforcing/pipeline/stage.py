@@ -10,11 +10,10 @@ import contextlib
 import importlib
 import os
 import runpy
-import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,6 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from omniforcing.core.config import data_root, project_root
-from omniforcing.core.console import run_command
 from omniforcing.core.environment import die_with_parent, git_commit
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import (
@@ -42,8 +40,6 @@ from omniforcing.pipeline.cluster.launch import launch
 from omniforcing.pipeline.config import Config, load_config
 from omniforcing.pipeline.declaration import DECLARATION, Declaration, read_declaration
 from omniforcing.pipeline.generate import WRITE
-
-_HELP = ("-h", "--help")
 
 
 @dataclass(frozen=True)
@@ -164,28 +160,6 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
         yield
 
 
-def help_text(name: str, root: Path, preset: str) -> str:
-    """What ``--help`` prints: what the stage does, reads, writes and depends on, and how to run it."""
-    declared = read_declaration(name, root, preset)
-    return f"""usage: python pipelines/{name}.py [key.subkey=value ...]
-
-{declared.about}
-
-preset:      {preset}
-reads:       {", ".join(declared.inputs) or "nothing"}
-writes:      {declared.folder} and {name}.metrics.json beside it
-depends on:  {", ".join(declared.keys)} (conf/config.yaml documents each key),
-             and on the code that {declared.spec.module} imports, comments and docstrings left out
-example:     python pipelines/{name}.py preset=smoke seed=1
-
-Overrides are for trials: the pipeline itself runs through DVC, `dvc repro` or `python pipelines/main.py --preset NAME`."""
-
-
-def split_overrides(arguments: list[str]) -> list[str]:
-    """Overrides one per item; an MLproject parameter arrives with all of them in one string."""
-    return [item for argument in arguments for item in shlex.split(argument)]
-
-
 def _limit_threads(count: int) -> None:
     # Read by OpenMP and BLAS when they load; torch may have loaded before.
     os.environ["OMP_NUM_THREADS"] = str(count)
@@ -194,7 +168,7 @@ def _limit_threads(count: int) -> None:
 
 
 def record_minutes(root: Path, preset: str, name: str, seconds: float) -> None:
-    """Remember how long a stage took, for the table of ``pipelines/main.py``."""
+    """Remember how long a stage took, for the table of ``omniforcing run``."""
     path = data_root(root) / ".work" / preset / "timings.json"
     timings = read_json(path) if path.is_file() else {}
     write_json(path, {**timings, name: {"seconds": round(seconds, 1), "ended": time.time()}})
@@ -272,23 +246,18 @@ def run_stage(
     record_minutes(root, config.preset, name, time.monotonic() - began)
 
 
-def stage_main(name: str) -> None:
-    """The command line of ``pipelines/<name>.py``: load the config, run the stage, exit with 0, 2, 130 or 143."""
+def start_stage(name: str, overrides: Sequence[str] = (), preset: str | None = None) -> None:
+    """Run one stage of this checkout here, or as a job on the cluster that takes it.
 
-    def command() -> None:
-        root = project_root()
-        config = load_config(
-            split_overrides([given for given in sys.argv[1:] if given not in _HELP]), root
-        )
-        if set(_HELP) & set(sys.argv[1:]):
-            print(help_text(name, root, config.preset))
-        elif goes_to_cluster(name, config):
-            words = split_overrides(sys.argv[1:])
-            if code := submit_stage(name, config, root, words):
-                raise SystemExit(code)
-        else:
-            run_stage(name, config, root)
-
+    Raises:
+        OmniForcingError: for a configuration, a cluster or inputs that the user can mend.
+        SystemExit: with the exit code of a job that failed.
+    """
     if "DVC_STAGE" in os.environ:
         die_with_parent()
-    sys.exit(run_command(command))
+    root = project_root()
+    config = load_config(list(overrides), root, preset)
+    if not goes_to_cluster(name, config):
+        run_stage(name, config, root)
+    elif code := submit_stage(name, config, root, overrides):
+        raise SystemExit(code)

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from omniforcing.core.errors import OmniForcingError
-from omniforcing.streaming.opening import IMAGE_BYTES
-from omniforcing.streaming.request import Request, RequestError, check_prompt
+from omniforcing.streaming.request import IMAGE_BYTES, Request, RequestError, check_prompt
 
 VERSION = 2
 SUBPROTOCOL = f"omniforcing.v{VERSION}"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import dataclasses
 import errno
 import os
 import socket
+from collections.abc import Sequence
 from types import FrameType
 
 import uvicorn
@@ -17,57 +16,11 @@ from omniforcing.core.errors import OmniForcingError
 from omniforcing.serving.app import build_app
 from omniforcing.serving.protocol import Limits
 from omniforcing.serving.service import Service
-from omniforcing.streaming.command import add_engine_arguments, open_engine
+from omniforcing.streaming.command import EngineOptions, open_engine
 
 # Largest message that is read at all. Above the largest image that is accepted, so that an image
 # which is somewhat too large is refused with a sentence instead of a broken connection.
 MESSAGE_BYTES = 12_000_000
-_HELP = {
-    "sessions": "connections at a time",
-    "seconds": "longest stream",
-    "prompt_chars": "longest prompt",
-    "image_bytes": "largest image",
-    "idle_seconds": "silence after which a client is let go",
-    "lead_seconds": "how far a stream may be ahead of its player",
-    "mistakes": "messages that are not understood before a client is let go",
-}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of ``omniforcing serve``."""
-    add_engine_arguments(parser)
-    parser.add_argument(
-        "--host",
-        default="127.0.0.1",
-        help="address to listen at (default: 127.0.0.1, this machine alone)",
-    )
-    parser.add_argument(
-        "--port",
-        type=int,
-        default=8765,
-        help="port to listen at (default: 8765; 0: any that is free)",
-    )
-    parser.add_argument(
-        "--origin",
-        action="append",
-        default=[],
-        help="also allow pages of this origin, as https://host:port",
-    )
-    parser.add_argument(
-        "--drain-seconds",
-        type=float,
-        default=10.0,
-        help="what streams get after SIGTERM (default: 10)",
-    )
-    limits = parser.add_argument_group(
-        "limits", f"With {TOKEN_VARIABLE} in the environment, clients must show that token."
-    )
-    for field in dataclasses.fields(Limits):
-        name = f"--max-{field.name.replace('_', '-')}"
-        about = f"{_HELP[field.name]} (default: {field.default})"
-        limits.add_argument(
-            name, type=type(field.default), default=field.default, dest=field.name, help=about
-        )
 
 
 class _Server(uvicorn.Server):
@@ -116,23 +69,34 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def run(args: argparse.Namespace) -> int:
-    """Serve until a signal comes; return 0.
+def serve_streams(
+    engine: EngineOptions,
+    limits: Limits,
+    host: str,
+    port: int,
+    origins: Sequence[str] = (),
+    drain_seconds: float = 10.0,
+) -> None:
+    """Serve until a signal comes.
+
+    Args:
+        engine: which artifact streams, and how.
+        limits: what clients are allowed.
+        host: address to listen at.
+        port: port to listen at; 0 for any that is free.
+        origins: origins of pages that are allowed beside our own.
+        drain_seconds: what streams get after SIGTERM.
 
     Raises:
-        OmniForcingError: if an argument, the artifact or the address cannot be used.
+        OmniForcingError: if an option, the artifact or the address cannot be used.
     """
-    limits = Limits(
-        **{field.name: getattr(args, field.name) for field in dataclasses.fields(Limits)}
-    )
-    listening = listen(args.host, args.port)
+    listening = listen(host, port)
     with listening:
         host, port = listening.getsockname()[:2]
         names = ("localhost", "127.0.0.1", "[::1]", f"[{host}]" if ":" in host else host)
-        origins = [*args.origin, *(f"http://{name}:{port}" for name in names)]
-        service = Service(
-            open_engine(args), limits, origins, os.environ.get(TOKEN_VARIABLE) or None
-        )
+        allowed = [*origins, *(f"http://{name}:{port}" for name in names)]
+        token = os.environ.get(TOKEN_VARIABLE) or None
+        service = Service(open_engine(engine), limits, allowed, token)
         config = uvicorn.Config(
             build_app(service),
             log_level="warning",
@@ -141,5 +105,4 @@ def run(args: argparse.Namespace) -> int:
             lifespan="on",
         )
         print(f"listening at http://{names[-1]}:{port}", flush=True)
-        _Server(config, service, args.drain_seconds).run(sockets=[listening])
-    return 0
+        _Server(config, service, drain_seconds).run(sockets=[listening])

@@ -1,8 +1,7 @@
-"""``omniforcing stream``: a prompt in, an MP4 out, block by block, and how fast it came."""
+"""Stream a clip: a prompt in, an MP4 out, block by block, and how fast it came."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import itertools
 import json
@@ -11,6 +10,7 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -27,80 +27,58 @@ if TYPE_CHECKING:
 STDOUT = Path("-")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of ``omniforcing stream``."""
-    add_engine_arguments(parser)
-    parser.add_argument(
-        "--prompt",
-        help="what to show and hear; with --resume, that of the saved stream if left out",
-    )
-    parser.add_argument(
-        "--seconds", type=float, default=8.0, help="length of the clip (default: 8)"
-    )
-    parser.add_argument(
-        "--endless", action="store_true", help="go on until Ctrl-C, which ends the clip properly"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="the same seed gives the same clip (default: 0)"
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help="the MP4 to write, replaced when it is whole; - for a player",
-    )
-    changes = parser.add_argument_group("changes on the way")
-    changes.add_argument(
-        "--then",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("SECONDS", "PROMPT"),
-        help="another prompt",
-    )
-    changes.add_argument(
-        "--rewrite",
-        action="store_true",
-        help="also write anew what the student remembers: sharper changes",
-    )
-    parser.add_argument("--image", type=Path, help="begin with this picture (PNG, JPEG or WebP)")
-    parser.add_argument(
-        "--continue",
-        type=Path,
-        dest="clip",
-        help="go on from this clip, an MP4 of the stream's size",
-    )
-    parser.add_argument(
-        "--save", type=Path, help="write the stream's state at its end to this file"
-    )
-    parser.add_argument("--resume", type=Path, help="go on for --seconds where a stream was saved")
-    parser.add_argument(
-        "--json", action="store_true", help="print the figures as json on standard output"
-    )
+@dataclass(frozen=True)
+class EngineOptions:
+    """Which artifact streams, and how.
+
+    Attributes:
+        artifact: folder that the export stage wrote.
+        device: where to compute, as torch names it.
+        threads: of the CPU.
+        speed_ups: names, as ``with_speed_ups`` knows them.
+        verify: whether the artifact's checksums are checked.
+    """
+
+    artifact: Path
+    device: str = "cpu"
+    threads: int = 1
+    speed_ups: tuple[str, ...] = ()
+    verify: bool = True
 
 
-def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what every command that loads an artifact needs."""
-    parser.add_argument(
-        "--artifact", type=Path, required=True, help="folder that the export stage wrote"
-    )
-    parser.add_argument(
-        "--device", default="cpu", help="where to compute: cpu (default), cuda, cuda:1, ..."
-    )
-    parser.add_argument(
-        "--threads",
-        type=int,
-        default=1,
-        help="CPU threads (default: 1; more only help larger models)",
-    )
-    parser.add_argument(
-        "--speed-ups",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="of the student: compiled (the first blocks wait for it), merged; on a GPU also concurrent, fp8 (coarser)",
-    )
-    parser.add_argument("--no-verify", action="store_true", help="skip the artifact's checksums")
+@dataclass(frozen=True)
+class StreamOptions:
+    """What is streamed, and where to.
+
+    Attributes:
+        engine: what streams.
+        out: MP4 to write; ``-`` for standard output.
+        prompt: what to show and hear; that of the resumed stream if None.
+        seconds: length of the clip.
+        endless: whether it goes on until Ctrl-C instead.
+        seed: of the noise.
+        then: second and prompt of each change on the way.
+        rewrite: whether a change also writes anew what the student remembers.
+        image: picture to begin with.
+        clip: MP4 to go on from.
+        save: file for the stream's state at its end.
+        resume: file with a stream's state to go on from.
+        as_json: whether figures are printed as json.
+    """
+
+    engine: EngineOptions
+    out: Path
+    prompt: str | None = None
+    seconds: float = 8.0
+    endless: bool = False
+    seed: int = 0
+    then: tuple[tuple[float, str], ...] = ()
+    rewrite: bool = False
+    image: Path | None = None
+    clip: Path | None = None
+    save: Path | None = None
+    resume: Path | None = None
+    as_json: bool = False
 
 
 def check_target(path: Path) -> None:
@@ -209,21 +187,21 @@ def _until_interrupted(chunks: Iterator[Chunk]) -> Iterator[Iterator[Chunk]]:
         signal.signal(signal.SIGINT, before)
 
 
-def open_engine(args: argparse.Namespace) -> Engine:
-    """Check and load the artifact that ``add_engine_arguments`` names.
+def open_engine(options: EngineOptions) -> Engine:
+    """Check and load an artifact.
 
     Raises:
         OmniForcingError: for anything in the arguments or the artifact that the user can mend.
     """
     from omniforcing.streaming.artifact import Artifact
 
-    artifact = Artifact.open(args.artifact, verify=not args.no_verify)
-    _prepare(args.device, args.threads)
+    artifact = Artifact.open(options.artifact, verify=options.verify)
+    _prepare(options.device, options.threads)
 
     from omniforcing.model.options import with_speed_ups
     from omniforcing.streaming.engine import Engine
 
-    return Engine(artifact, args.device, with_speed_ups(args.speed_ups))
+    return Engine(artifact, options.device, with_speed_ups(options.speed_ups))
 
 
 def _prepare(device: str, threads: int) -> None:
@@ -242,51 +220,44 @@ def _prepare(device: str, threads: int) -> None:
         ) from error
 
 
-def _check(args: argparse.Namespace) -> list[tuple[float, str]]:
-    """Refuse what needs no model to be refused; returns the changes of prompt."""
+def _check(options: StreamOptions) -> None:
+    """Refuse what needs no model to be refused."""
     from omniforcing.streaming.request import Request, check_prompt
 
-    check_target(args.out)
-    if sum(x is not None for x in (args.image, args.clip, args.resume)) > 1:
+    check_target(options.out)
+    if sum(x is not None for x in (options.image, options.clip, options.resume)) > 1:
         raise OmniForcingError(
             "option.conflict",
             "a stream begins with one of --image, --continue and --resume; leave the others out",
         )
-    if args.save and args.endless:
+    if options.save and options.endless:
         raise OmniForcingError(
             "option.conflict",
             "--save writes the state at the end, which --endless has not; give --seconds",
         )
-    Request(
-        "resumed" if args.resume and args.prompt is None else args.prompt, args.seconds, args.seed
-    )
-    changes = []
-    for seconds, prompt in args.then:
+    resumed = options.resume is not None and options.prompt is None
+    Request("resumed" if resumed else options.prompt, options.seconds, options.seed)  # type: ignore[arg-type]
+    for _, prompt in options.then:
         check_prompt(prompt)
-        try:
-            changes.append((float(seconds), prompt))
-        except ValueError as error:
-            raise OmniForcingError(
-                "option.malformed", f"--then {seconds}: give the seconds, then the prompt"
-            ) from error
-    return changes
 
 
-def _begin(engine: Engine, args: argparse.Namespace) -> Stream:
-    seconds = None if args.endless else args.seconds
-    if args.resume:
+def _begin(engine: Engine, options: StreamOptions) -> Stream:
+    seconds = None if options.endless else options.seconds
+    if options.resume:
         from omniforcing.streaming.state import StreamState
 
-        stream = engine.resume(StreamState.load(args.resume, engine.digest, args.device), seconds)
-        if args.prompt is not None:
-            stream.steer(args.prompt, rewrite=args.rewrite)
+        stream = engine.resume(
+            StreamState.load(options.resume, engine.digest, options.engine.device), seconds
+        )
+        if options.prompt is not None:
+            stream.steer(options.prompt, rewrite=options.rewrite)
         return stream
     opening = None
-    if args.image:
-        opening = engine.image(_read(args.image))
-    if args.clip:
-        opening = engine.clip(args.clip)
-    return engine.stream(args.prompt, seconds, args.seed, opening)
+    if options.image:
+        opening = engine.image(_read(options.image))
+    if options.clip:
+        opening = engine.clip(options.clip)
+    return engine.stream(options.prompt, seconds, options.seed, opening)
 
 
 def _read(path: Path) -> bytes:
@@ -298,28 +269,27 @@ def _read(path: Path) -> bytes:
         ) from error
 
 
-def run(args: argparse.Namespace) -> int:
-    """Stream one clip as the parsed arguments say; returns 0.
+def stream_clip(options: StreamOptions) -> None:
+    """Stream one clip into a file and print how fast it came.
 
     Raises:
-        OmniForcingError: for anything in the arguments or the artifact that the user can mend.
+        OmniForcingError: for anything in the options or the artifact that the user can mend.
     """
-    changes = _check(args)
-    engine = open_engine(args)
-    with _begin(engine, args) as stream:
-        for seconds, prompt in changes:
-            stream.steer(prompt, at=engine.block_at(seconds), rewrite=args.rewrite)
-        saved = stream.snapshot(at=stream.blocks) if args.save else None
+    _check(options)
+    engine = open_engine(options.engine)
+    with _begin(engine, options) as stream:
+        for seconds, prompt in options.then:
+            stream.steer(prompt, at=engine.block_at(seconds), rewrite=options.rewrite)
+        saved = stream.snapshot(at=stream.blocks) if options.save else None
         chunks = _with_progress(stream, stream.frames)
-        with _until_interrupted(chunks) if args.endless else nullcontext(chunks) as wanted:
-            speed = write_stream(wanted, args.out, engine.settings)
+        with _until_interrupted(chunks) if options.endless else nullcontext(chunks) as wanted:
+            speed = write_stream(wanted, options.out, engine.settings)
         if saved is not None:
-            saved.result().save(args.save)
-    values = figures(speed, engine.settings, args.device, args.speed_ups)
+            saved.result().save(options.save)
+    values = figures(speed, engine.settings, options.engine.device, options.engine.speed_ups)
     line = (
-        json.dumps({"out": str(args.out), **values})
-        if args.json
-        else f"{args.out}: {speed_line(values)}"
+        json.dumps({"out": str(options.out), **values})
+        if options.as_json
+        else f"{options.out}: {speed_line(values)}"
     )
-    print(line, file=sys.stderr if args.out == STDOUT else sys.stdout)
-    return 0
+    print(line, file=sys.stderr if options.out == STDOUT else sys.stdout)

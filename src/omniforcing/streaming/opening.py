@@ -24,9 +24,9 @@ from omniforcing.core.layout import (
     clip_samples,
 )
 from omniforcing.streaming.generation import Opening
+from omniforcing.streaming.request import IMAGE_BYTES
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
-IMAGE_BYTES = 10_000_000
 IMAGE_PIXELS = 50_000_000
 
 

@@ -12,6 +12,7 @@ from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.layout import FPS, BlockTable, samples_of
 
 MAX_SEED = 2**63 - 1
+IMAGE_BYTES = 10_000_000  # the largest file of a first frame
 
 
 class RequestError(OmniForcingError):

@@ -11,10 +11,9 @@ import torch
 from diffusers import LTX2VideoTransformer3DModel
 
 from omniforcing.cli import main
-from omniforcing.core.errors import OmniForcingError
 from omniforcing.model.weights.checkpoint import open_checkpoint
 from omniforcing.model.weights.command import check_destination
-from pipelines import teacher
+from omniforcing.pipeline.stages import teacher
 from tests.support.refusals import refused, refuses
 from tests.support.tiny_checkpoints import save_authors, save_original, tiny_authors_core, tiny_core
 
@@ -149,5 +148,5 @@ def test_stage_teacher_takes_a_lightricks_file_bit_for_bit(file: Path) -> None:
 
 def test_stage_teacher_refuses_a_student(tmp_path: Path) -> None:
     index = save_authors(tiny_authors_core(), tmp_path, sinks=2)
-    with pytest.raises(OmniForcingError, match="has sink tokens, so it is a causal student"):
+    with refuses("pipeline.causal-teacher", "teacher.path", index):
         teacher.load(loading_stage(index, tmp_path))

@@ -1,8 +1,7 @@
-"""``omniforcing weights``: what LTX-2 weights hold, and the same weights in another format."""
+"""What LTX-2 weights hold, and the same weights in another format."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -19,38 +18,6 @@ if TYPE_CHECKING:
     from omniforcing.model.weights.checkpoint import Checkpoint
 
 STREAMS = ("video", "audio", "cross-modal")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the actions of ``omniforcing weights`` and their options."""
-    actions = parser.add_subparsers(
-        dest="action", required=True, metavar="inspect | import | export"
-    )
-    source = argparse.ArgumentParser(add_help=False)
-    source.add_argument(
-        "source",
-        type=Path,
-        help="a diffusers folder, Lightricks' .safetensors, or OmniForcing's index or folder",
-    )
-    show = actions.add_parser(
-        "inspect", parents=[source], help="show what the weights are, from their headers alone"
-    )
-    show.add_argument(
-        "--values",
-        action="store_true",
-        help="also read every tensor, and stop at the first NaN or infinity",
-    )
-    show.add_argument("--json", action="store_true", help="print json")
-    for action, target in (("import", "diffusers format"), ("export", "Lightricks' format")):
-        convert = actions.add_parser(
-            action, parents=[source], help=f"write the weights in {target}, bit for bit"
-        )
-        convert.add_argument("destination", type=Path, help="the folder to write, a new one")
-        convert.add_argument(
-            "--rope",
-            choices=("split", "interleaved"),
-            help="exchange the RoPE convention on the way",
-        )
 
 
 def summary(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -151,19 +118,6 @@ def check_destination(destination: Path, size: int) -> None:
             "disk.too-small",
             f"{destination} needs {size / 1e9:.1f} GB and its disk has {free / 1e9:.1f} GB free; free some or name another disk",
         )
-
-
-def run(args: argparse.Namespace) -> None:
-    """Do one action as the parsed arguments say.
-
-    Raises:
-        OmniForcingError: for anything in the arguments or the weights that the user can mend.
-    """
-    if args.action == "inspect":
-        inspect(args.source, args.values, args.json)
-    else:
-        convert(args.source, args.destination, args.action, args.rope)
-        print(f"{args.destination}: written whole, every value finite")
 
 
 def inspect(source: Path, values: bool, as_json: bool) -> None:

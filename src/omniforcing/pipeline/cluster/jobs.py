@@ -2,8 +2,6 @@
 
 Code travels as the job's working folder (``.rayignore`` says what stays); data does not: it lies below ``cluster.data_root``,
 the same absolute path on every node. A submitter that dies leaves its job running, and the next one follows it.
-
-    python -m omniforcing.pipeline.cluster.jobs self_forcing cluster=ray preset=pocket
 """
 
 from __future__ import annotations
@@ -15,13 +13,12 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import urlsplit
 
-from omniforcing.core.config import digest, project_root
-from omniforcing.core.console import run_command
+from omniforcing.core.config import digest
 from omniforcing.core.environment import (
     CLUSTER_VARIABLE,
     COMMIT_VARIABLE,
@@ -34,7 +31,7 @@ from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import read_json, write_json
 from omniforcing.pipeline import tracking
 from omniforcing.pipeline.cluster.connect import ClusterError, answers, refused_token, unreachable
-from omniforcing.pipeline.config import Config, load_config
+from omniforcing.pipeline.config import Config
 from omniforcing.pipeline.declaration import read_declaration
 
 # Set in a job: its stage runs there and is not submitted again.
@@ -129,7 +126,7 @@ def _under_way(client: Any, memory: Path, ordered: str) -> str | None:
 
 
 def _submit(client: Any, name: str, config: Config, root: Path, overrides: Sequence[str]) -> str:
-    entrypoint = shlex.join(["python", f"pipelines/{name}.py", *overrides])
+    entrypoint = shlex.join(stage_command(name, config.preset, overrides))
     environment = {"working_dir": str(root), "env_vars": job_variables(config, root)}
     try:
         return str(
@@ -216,32 +213,20 @@ def announce_run(run_id: str, environment: Mapping[str, str] = os.environ) -> No
         print(f"{RUN_LINE}{run_id}", flush=True)
 
 
-def command_of_a_stage(
-    about: str | None, act: Callable[[str, Config, Path, list[str]], None]
-) -> NoReturn:
-    """The command line ``STAGE [key=value ...]``: ``act(stage, config, root, overrides)``, or what it is about; exits."""
+def submit_named(name: str, config: Config, root: Path, overrides: Sequence[str]) -> int:
+    """Run a stage as a job, heavy or not; returns the job's exit code.
 
-    def command() -> None:
-        words = sys.argv[1:]
-        if not words or words[0] in ("-h", "--help"):
-            print(about)
-            return
-        root = project_root()
-        act(words[0], load_config(words[1:], root), root, words[1:])
-
-    sys.exit(run_command(command))
-
-
-def _submit_named(name: str, config: Config, root: Path, overrides: list[str]) -> None:
-    """The stage as a job, heavy or not."""
+    Raises:
+        OmniForcingError: if no cluster is named that takes jobs, and as ``submit_stage``.
+    """
     if config.cluster.jobs is None:
         raise OmniForcingError(
             "config.missing-value",
             "cluster.jobs is not set: name a cluster that takes jobs, such as cluster=ray",
         )
-    if code := submit_stage(name, config, root, overrides):
-        raise SystemExit(code)
+    return submit_stage(name, config, root, overrides)
 
 
-if __name__ == "__main__":
-    command_of_a_stage(__doc__, _submit_named)
+def stage_command(name: str, preset: str, overrides: Sequence[str]) -> list[str]:
+    """The command that runs a stage on a cluster, where the package need not be installed."""
+    return ["python", "-m", "omniforcing", "stage", name, "--preset", preset, *overrides]

@@ -1,7 +1,5 @@
 """A stage as a RayJob of KubeRay: the manifest that ``kubectl apply -f`` takes, from the config alone.
 
-    python -m omniforcing.pipeline.cluster.kuberay self_forcing cluster=kuberay preset=ltx2 > rayjob.yaml
-
 The volume claim holds the checkout, mounted at ``cluster.data_root`` on every pod; the image holds the packages of
 ``constraints.txt``. Fields are those of KubeRay's API ray.io/v1 (``authOptions`` since its 1.5.1).
 """
@@ -11,14 +9,12 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from omniforcing.core.config import ConfigError
 from omniforcing.core.environment import DATA_ROOT_VARIABLE, JOB_VARIABLE
-from omniforcing.pipeline.cluster.jobs import command_of_a_stage
+from omniforcing.pipeline.cluster.jobs import stage_command
 from omniforcing.pipeline.config import Config
-from omniforcing.pipeline.declaration import read_declaration
 
 VOLUME = "project"
 
@@ -35,7 +31,7 @@ def manifest(name: str, config: Config, overrides: Sequence[str]) -> dict[str, A
             "config.missing-value",
             "cluster.data_root is not set: give the path at which pods mount the volume with the checkout",
         )
-    command = ["python", f"pipelines/{name}.py", *overrides]
+    command = stage_command(name, config.preset, overrides)
     limits: dict[str, Any] = {"cpu": f"{cluster.cpus:g}", "memory": kube.memory}
     if cluster.gpus:
         limits["nvidia.com/gpu"] = f"{cluster.gpus:g}"
@@ -87,15 +83,3 @@ def _pod(config: Config, name: str, limits: dict[str, Any]) -> dict[str, Any]:
     }
     claim = {"name": VOLUME, "persistentVolumeClaim": {"claimName": kube.volume_claim}}
     return {"spec": {"containers": [container], "volumes": [claim]}}
-
-
-def _show(name: str, config: Config, root: Path, overrides: list[str]) -> None:
-    """Print the manifest as YAML."""
-    from yaml import safe_dump
-
-    read_declaration(name, root, config.preset)
-    print(safe_dump(manifest(name, config, overrides), sort_keys=False), end="")
-
-
-if __name__ == "__main__":
-    command_of_a_stage(__doc__, _show)

@@ -262,5 +262,5 @@ def _no_baseline(preset: str, reason: str) -> OmniForcingError:
     return OmniForcingError(
         "experiments.no-baseline",
         f"preset {preset} has no finished baseline ({reason}); "
-        f"run `python pipelines/main.py --preset {preset}` first",
+        f"run `omniforcing run --preset {preset}` first",
     )

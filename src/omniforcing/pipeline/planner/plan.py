@@ -8,23 +8,21 @@ are estimates.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from omniforcing.core.config import project_root
-from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.errors import OmniForcingError, did_you_mean
 from omniforcing.model.attention import SITES
-from omniforcing.pipeline.config import Config, load_config
+from omniforcing.pipeline.config import Config
 from omniforcing.pipeline.planner.networks import BUILDERS, Sizes, trained_stages
 from omniforcing.pipeline.planner.trace import Trace, deepened, trace_step
 
@@ -324,77 +322,40 @@ def advise(stage: Stage, cluster: Cluster, plans: list[Plan]) -> str:
     return f"{stage.name}: nothing fits, on however many GPUs; the activations of one clip are too large for one"
 
 
-def parse_memory(text: str) -> float:
-    """Bytes of ``80GB``, ``80`` (GB) or ``74.5GiB``.
+def report(
+    config: Config,
+    root: Path,
+    cluster: Cluster,
+    batch: int | None = None,
+    only: str | None = None,
+    as_json: bool = False,
+) -> str:
+    """Plan the training of a configuration on a cluster, as tables or json.
+
+    Args:
+        config: what is trained.
+        root: the checkout, for sizes that its codec has settled.
+        cluster: GPUs.
+        batch: clips per update of all GPUs; the configuration's, at least one per GPU, if None.
+        only: a stage, to plan it alone.
+        as_json: whether to write json.
 
     Raises:
-        OmniForcingError: if it is no size.
+        OmniForcingError: for a stage that trains no transformer.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GB|GiB|)", text.strip())
-    if not found or not float(found[1]):
+    if only is not None and only not in BUILDERS:
+        known = ", ".join(BUILDERS)
         raise OmniForcingError(
-            "option.malformed", f"--memory is {text!r}; give a size such as 80GB"
+            "pipeline.unknown-stage",
+            f"stage {only!r} is not planned; known: {known}{did_you_mean(only, BUILDERS)}",
         )
-    return float(found[1]) * (2**30 if found[2] == "GiB" else 1e9)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of ``omniforcing plan``."""
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key.subkey=value", help="overrides of the configuration"
-    )
-    parser.add_argument(
-        "--preset", help="a name in conf/preset (default: the key `preset` of conf/config.yaml)"
-    )
-    parser.add_argument("--gpus", type=int, default=8, help="GPUs of the cluster (default: 8)")
-    parser.add_argument(
-        "--memory", default="80GB", help="of one GPU, such as 80GB (the default) or 141GB"
-    )
-    parser.add_argument("--node", type=int, default=8, help="GPUs of one machine (default: 8)")
-    parser.add_argument(
-        "--batch",
-        type=int,
-        help="clips per update of all GPUs (default: the preset's, at least one per GPU)",
-    )
-    parser.add_argument(
-        "--tflops",
-        type=float,
-        default=400,
-        help="sustained per GPU (default: 400, 40 %% of an H100 in bf16)",
-    )
-    parser.add_argument(
-        "--link", type=float, default=300, help="GB/s per GPU within a machine (default: 300)"
-    )
-    parser.add_argument(
-        "--network", type=float, default=40, help="GB/s per GPU between machines (default: 40)"
-    )
-    parser.add_argument("--stage", choices=BUILDERS, help="this stage alone")
-    parser.add_argument("--json", action="store_true", help="print json instead of tables")
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Print the plan.
-
-    Raises:
-        OmniForcingError: for a cluster that cannot be.
-    """
-    for name in ("gpus", "node", "batch"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise OmniForcingError("option.out-of-range", f"--{name} is {value}; give 1 or more")
-    root = project_root()
-    config = load_config(arguments.overrides, root, arguments.preset)
-    speeds = (arguments.tflops * 1e12, arguments.link * 1e9, arguments.network * 1e9)
-    cluster = Cluster(arguments.gpus, parse_memory(arguments.memory), arguments.node, *speeds)
     sizes = Sizes.of(config, root)
-    names = [arguments.stage] if arguments.stage else trained_stages(config)
+    names = [only] if only else trained_stages(config)
     planned = []
     for name in tqdm(names, "tracing", unit="stage", leave=False):
         stage = Stage(name, config, sizes)
-        planned.append((stage, make_plans(stage, cluster, arguments.batch)))
-    print(
-        _as_json(config, cluster, planned) if arguments.json else _as_text(config, cluster, planned)
-    )
+        planned.append((stage, make_plans(stage, cluster, batch)))
+    return (_as_json if as_json else _as_text)(config, cluster, planned)
 
 
 def _as_json(config: Config, cluster: Cluster, planned: list[tuple[Stage, list[Plan]]]) -> str:

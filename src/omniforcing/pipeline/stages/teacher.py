@@ -45,7 +45,8 @@ def load(stage: Stage) -> None:
     checkpoint = open_checkpoint(Path(str(stage.config.teacher.path)))
     if checkpoint.sinks is not None:
         raise WeightsError(
-            f"teacher.path: {checkpoint.source} has sink tokens, so it is a causal student; name a bidirectional model"
+            "pipeline.causal-teacher",
+            f"teacher.path: {checkpoint.source} has sink tokens, so it is a causal student; name a bidirectional model",
         )
     with stage.publish() as folder:
         write_diffusers(checkpoint, folder)

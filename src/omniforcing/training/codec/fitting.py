@@ -75,7 +75,7 @@ def train_sound(recipe: Recipe, shards: Path, work: Path) -> None:
     torch.manual_seed(step_seed(seed, 0, "audio vae"))
     vae = build_audio_vae(audio)
     training.initialise_audio(vae, mels[:16])
-    module: training.Part = training.AudioVaeTraining(vae, audio, seed)
+    module: training.CodecTraining = training.AudioVaeTraining(vae, audio, seed)
     draw_mels = training.mel_crops(mels, audio, seed)
     vae = _fit_part(module, draw_mels, recipe.trainer, work / "audio")
     _save(vae, work / "audio_vae")

@@ -1,0 +1,117 @@
+"""Commands ``omniforcing inspect`` and ``omniforcing weights``: what files hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from omniforcing.cli.command import Command, Group
+
+
+@click.command(
+    cls=Command,
+    examples=(
+        "omniforcing inspect data/pocket/shards",
+        "omniforcing inspect data/pocket/latents --out latents.png",
+    ),
+)
+@click.argument(
+    "folder",
+    type=click.Path(path_type=Path),
+    help="Output folder of the stage shards, latents or trajectories.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Contact sheet to write.  [default: <folder>.png beside the folder]",
+)
+def inspect(folder: Path, out: Path | None) -> None:
+    """Show what a folder of shards or latents holds.
+
+    Every sample is read and checked; a few are drawn on a contact sheet.
+    """
+    from omniforcing.data.inspect import inspect_folder
+
+    out = out or Path(f"{folder.absolute()}.png")
+    print(inspect_folder(folder, out))
+    print(f"\ncontact sheet: {out}")
+
+
+weights = Group(
+    "weights",
+    help="Inspect LTX-2 weights, or convert them between formats.",
+    examples=(
+        "omniforcing weights inspect weights/LTX-2/transformer",
+        "omniforcing weights import ltx-2-19b-dev.safetensors weights/LTX-2",
+    ),
+)
+_source = click.argument(
+    "source",
+    type=click.Path(path_type=Path),
+    help="A diffusers folder, Lightricks' .safetensors, or OmniForcing's index or folder.",
+)
+_destination = click.argument(
+    "destination", type=click.Path(path_type=Path), help="The folder to write, a new one."
+)
+_rope = click.option(
+    "--rope",
+    type=click.Choice(["split", "interleaved"]),
+    help="Exchange the RoPE convention on the way.",
+)
+
+
+@weights.command(
+    "inspect",
+    examples=(
+        "omniforcing weights inspect weights/LTX-2/transformer",
+        "omniforcing weights inspect ltx-2-19b-dev.safetensors --values --json",
+    ),
+)
+@_source
+@click.option(
+    "--values", is_flag=True, help="Also read every tensor; stop at the first NaN or infinity."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print json.")
+def inspect_weights(source: Path, values: bool, as_json: bool) -> None:
+    """Show what the weights are, from their headers alone."""
+    from omniforcing.model.weights import command
+
+    command.inspect(source, values, as_json)
+
+
+@weights.command(
+    "import",
+    examples=(
+        "omniforcing weights import ltx-2-19b-dev.safetensors weights/LTX-2",
+        "omniforcing weights import omniforcing/ weights/student --rope split",
+    ),
+)
+@_source
+@_destination
+@_rope
+def import_weights(source: Path, destination: Path, rope: str | None) -> None:
+    """Write the weights in diffusers format, bit for bit."""
+    _convert(source, destination, "import", rope)
+
+
+@weights.command(
+    "export",
+    examples=(
+        "omniforcing weights export data/ltx2/self_forcing exported",
+        "omniforcing weights export weights/LTX-2/transformer original --rope interleaved",
+    ),
+)
+@_source
+@_destination
+@_rope
+def export_weights(source: Path, destination: Path, rope: str | None) -> None:
+    """Write the weights in Lightricks' format, bit for bit."""
+    _convert(source, destination, "export", rope)
+
+
+def _convert(source: Path, destination: Path, action: str, rope: str | None) -> None:
+    from omniforcing.model.weights import command
+
+    command.convert(source, destination, action, rope)
+    print(f"{destination}: written whole, every value finite")

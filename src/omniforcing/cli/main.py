@@ -1,0 +1,74 @@
+"""All commands of ``omniforcing``, and how one is run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from functools import partial
+
+import click
+from click.shell_completion import shell_complete
+
+from omniforcing import __version__
+from omniforcing.cli import cluster, completion, data, pipeline, streaming
+from omniforcing.cli.command import Group, refusal
+from omniforcing.core.console import run_command
+from omniforcing.core.environment import COMPLETION_VARIABLE
+from omniforcing.core.errors import OmniForcingError
+
+NAME = "omniforcing"
+
+omniforcing = Group(
+    NAME,
+    help="Streaming joint audio-video generation.",
+    context_settings={
+        "show_default": True,
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+    },
+    examples=(
+        "omniforcing run --preset smoke",
+        'omniforcing stream --artifact data/pocket/artifact --prompt "a red ball" --out clip.mp4',
+        "omniforcing COMMAND --help",
+    ),
+)
+click.version_option(__version__, prog_name=NAME, message="%(prog)s %(version)s")(omniforcing)
+for command in (
+    *(pipeline.run, pipeline.stage, cluster.job, cluster.kuberay, pipeline.ablation, pipeline.plan),
+    *(streaming.stream, streaming.serve, data.inspect, data.weights),
+    *(pipeline.config, pipeline.pipeline, completion.completion),
+):
+    omniforcing.add_command(command)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Run one command and exit: 0, 2 with a sentence after an error, 130 after Ctrl-C.
+
+    Args:
+        words: of the command line, those of this process if None.
+    """
+    instruction = os.environ.get(COMPLETION_VARIABLE)
+    if instruction:
+        sys.exit(shell_complete(omniforcing, {}, NAME, COMPLETION_VARIABLE, instruction))
+    given = list(sys.argv[1:] if words is None else words)
+    sys.exit(run_command(partial(_run, given or ["--help"])))
+
+
+def _run(words: list[str]) -> None:
+    try:
+        with omniforcing.make_context(NAME, list(words)) as context:
+            omniforcing.invoke(context)
+    except click.exceptions.Exit as end:
+        raise SystemExit(end.exit_code) from None
+    except click.ClickException as error:
+        raise refusal(error) from error
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == NAME:
+            raise
+        extra = "serve" if words[0] == "serve" else "pipeline"
+        raise OmniForcingError(
+            "package.missing",
+            f"`omniforcing {words[0]}` needs the package {error.name}; "
+            f"install it with pip install 'omniforcing[{extra}]'",
+        ) from error

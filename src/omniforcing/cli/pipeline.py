@@ -1,0 +1,330 @@
+"""Commands of the pipeline: ``run``, ``stage``, ``ablation``, ``plan``, ``config``, ``pipeline``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from omniforcing.cli.command import Command, Group
+from omniforcing.cli.options import complete_stages, overrides_argument, parse_memory, preset_option
+from omniforcing.core.errors import OmniForcingError
+
+
+def _stages(
+    _context: click.Context, _parameter: click.Parameter, words: Sequence[str]
+) -> tuple[str, ...]:
+    """Names of stages; an MLproject parameter arrives with all of them, or none, in one word."""
+    return tuple(name for word in words for name in word.split())
+
+
+@click.command(
+    cls=Command,
+    examples=(
+        "omniforcing run --preset smoke",
+        "omniforcing run teacher",
+        "omniforcing run --preset small --dry-run",
+    ),
+)
+@click.argument(
+    "stages",
+    nargs=-1,
+    metavar="[STAGE]...",
+    callback=_stages,
+    shell_complete=complete_stages,
+    help="Stages to bring up to date, with all they need.  [default: all]",
+)
+@preset_option
+@click.option(
+    "--foundation", is_flag=True, help="Train codec and teacher and keep them in the package."
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Try every stage at its real size on a few clips; keep nothing.",
+)
+def run(stages: tuple[str, ...], preset: str | None, foundation: bool, dry_run: bool) -> None:
+    """Bring stages up to date through DVC.
+
+    All stages are runs of MLflow under one parent run. A run that was killed continues where it stopped.
+    """
+    from omniforcing.core.config import project_root
+
+    _refuse_overrides(stages, preset)
+    if dry_run:
+        if stages or foundation:
+            raise click.UsageError(
+                "a dry run is of every stage of a preset; give --dry-run with --preset alone",
+                click.get_current_context(),
+            )
+        from omniforcing.pipeline import dry_run as trial
+
+        trial.dry_run(project_root(), preset)
+        return
+    from omniforcing.pipeline.runner import run_pipeline
+
+    run_pipeline(project_root(), preset, stages, train_foundation=foundation)
+
+
+def _refuse_overrides(words: Sequence[str], preset: str | None) -> None:
+    """Refuse ``key=value``: DVC runs what the files in conf say, and its experiments change them.
+
+    Raises:
+        OmniForcingError: with the ways to try or to keep a change.
+    """
+    from omniforcing.core.config import project_root
+    from omniforcing.pipeline.declaration import COMMON_KEYS, pipeline_file, tracked_preset
+
+    for word in words:
+        if word.startswith("preset="):
+            raise OmniForcingError(
+                "option.preset",
+                f"{word} is not a stage; give --preset {word.removeprefix('preset=')}",
+            )
+        if "=" in word:
+            root = project_root()
+            chosen = preset or tracked_preset(root)
+            common = word.partition("=")[0] in COMMON_KEYS
+            file = "conf/config.yaml" if common else f"conf/preset/{chosen}.yaml"
+            target = pipeline_file(root, chosen).removesuffix("dvc.yaml")
+            experiment = f"dvc exp run -S {file}:++{word} {target and f'{target}dvc.yaml'}".strip()
+            raise OmniForcingError(
+                "option.override-of-run",
+                f"`omniforcing run` runs what conf/ says, so it does not take {word}; to try it, "
+                f"run `{experiment}`, or one stage with "
+                f"`omniforcing stage STAGE {word}`; to keep it, write it into {file}",
+            )
+
+
+class _Stages(Group):
+    """The stages of this checkout as commands."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of the stages."""
+        del ctx
+        from omniforcing.core.config import project_root
+        from omniforcing.pipeline.declaration import read_specs
+
+        return [spec.name for spec in read_specs(project_root())]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command that runs a stage.
+
+        Raises:
+            OmniForcingError: if there is no such stage.
+        """
+        del ctx
+        from omniforcing.core.config import project_root
+        from omniforcing.pipeline.declaration import read_declaration, tracked_preset
+
+        if cmd_name.startswith("-"):
+            return None
+        root = project_root()
+        declared = read_declaration(cmd_name, root, tracked_preset(root))
+
+        def start(overrides: tuple[str, ...], preset: str | None) -> None:
+            from omniforcing.pipeline.stage import start_stage
+
+            start_stage(cmd_name, overrides, preset)
+
+        about = f"""{declared.about}
+
+        \b
+        reads:       {", ".join(declared.inputs) or "nothing"}
+        writes:      {declared.folder} and {cmd_name}.metrics.json beside it
+        depends on:  {", ".join(declared.keys)} (conf/config.yaml documents each key),
+                     and on the code that {declared.spec.module} imports
+
+        Folders are those of the preset {tracked_preset(root)}. Overrides are for trials: the
+        pipeline itself runs through DVC, `dvc repro` or `omniforcing run --preset NAME`."""
+        made = click.command(
+            cmd_name,
+            cls=Command,
+            help=about,
+            short_help=declared.about,
+            examples=(
+                f"omniforcing stage {cmd_name} --preset smoke seed=1",
+                f"omniforcing stage {cmd_name} cluster=ray",
+            ),
+        )
+        return made(preset_option(overrides_argument(start)))
+
+
+stage = _Stages(
+    "stage",
+    help="Run one stage in this process, as pipelines/STAGE.py does.",
+    subcommand_metavar="STAGE [KEY=VALUE]...",
+    examples=(
+        "omniforcing stage evaluate --preset smoke evaluate.seeds=1",
+        "omniforcing stage teacher --help",
+    ),
+)
+
+
+def _complete_variants(
+    _context: click.Context, _parameter: click.Parameter, typed: str
+) -> list[str]:
+    from omniforcing.pipeline.experiments.ablation import VARIANTS
+
+    return [name for name in VARIANTS if name.startswith(typed)]
+
+
+@click.command(
+    cls=Command,
+    examples=("omniforcing ablation", "omniforcing ablation --preset smoke without-I without-II"),
+)
+@click.argument(
+    "variants",
+    nargs=-1,
+    metavar="[VARIANT]...",
+    shell_complete=_complete_variants,
+    help="Variants to train, such as without-I.  [default: all]",
+)
+@preset_option
+def ablation(variants: tuple[str, ...], preset: str | None) -> None:
+    """Train variants of the distillation and measure them.
+
+    Each is an experiment of DVC, measured beside the baseline. `omniforcing run` must have run the baseline. An ablation that was killed continues where it
+    stopped.
+    """
+    from omniforcing.core.config import project_root
+    from omniforcing.pipeline.experiments.ablation import run_ablation
+
+    folder = run_ablation(project_root(), preset, variants, _measure)
+    print(f"\ntable and plot: {folder / 'index.html'}   experiments: dvc exp show   runs: make ui")
+
+
+def _measure(trial: object) -> object:
+    # A mistake on the command line need not wait for torch.
+    from omniforcing.pipeline.experiments.measure import measure
+
+    return measure(trial)  # type: ignore[arg-type]
+
+
+@click.command(
+    cls=Command,
+    examples=(
+        "omniforcing plan --preset ltx2 --gpus 32 --memory 80GB",
+        "omniforcing plan --preset ltx2 --stage self_forcing --json trainer.accumulate=2",
+    ),
+)
+@overrides_argument
+@preset_option
+@click.option("--gpus", type=int, default=8, help="GPUs of the cluster.")
+@click.option("--memory", default="80GB", help="Of one GPU, such as 80GB or 141GB.")
+@click.option("--node", type=int, default=8, help="GPUs of one machine.")
+@click.option(
+    "--batch",
+    type=int,
+    help="Clips per update of all GPUs.  [default: the preset's, at least one per GPU]",
+)
+@click.option(
+    "--tflops",
+    type=float,
+    default=400,
+    help="Sustained per GPU; the default is 40 % of an H100 in bf16.",
+)
+@click.option("--link", type=float, default=300, help="GB/s per GPU within a machine.")
+@click.option("--network", type=float, default=40, help="GB/s per GPU between machines.")
+@click.option("--stage", help="This stage alone.")
+@click.option("--json", "as_json", is_flag=True, help="Print json instead of tables.")
+def plan(
+    overrides: tuple[str, ...],
+    preset: str | None,
+    gpus: int,
+    memory: str,
+    node: int,
+    batch: int | None,
+    tflops: float,
+    link: float,
+    network: float,
+    stage: str | None,
+    as_json: bool,
+) -> None:
+    """Say what GPUs a preset's training takes, and which settings fit."""
+    from omniforcing.core.config import project_root
+    from omniforcing.pipeline.config import load_config
+    from omniforcing.pipeline.planner.plan import Cluster, report
+
+    for name, value in (("gpus", gpus), ("node", node), ("batch", batch)):
+        if value is not None and value < 1:
+            raise OmniForcingError("option.out-of-range", f"--{name} is {value}; give 1 or more")
+    root = project_root()
+    config = load_config(list(overrides), root, preset)
+    speeds = (tflops * 1e12, link * 1e9, network * 1e9)
+    cluster = Cluster(gpus, parse_memory(memory), node, *speeds)
+    print(report(config, root, cluster, batch, stage, as_json))
+
+
+@click.command(
+    cls=Command,
+    examples=(
+        "omniforcing config",
+        "omniforcing config --preset smoke clips.count=16",
+        "omniforcing config --write",
+    ),
+)
+@overrides_argument
+@preset_option
+@click.option("--write", "action", flag_value="write", help="Write conf/config.yaml anew.")
+@click.option("--check", "action", flag_value="check", help="Fail if conf/config.yaml is stale.")
+def config(overrides: tuple[str, ...], preset: str | None, action: str | None) -> None:
+    """Print the configuration that a stage would see, as YAML.
+
+    conf/config.yaml, with what each key is for, is generated from the code; --write renews it.
+    """
+    if action is not None:
+        from omniforcing.core.config import project_root
+        from omniforcing.pipeline.config_file import FILE, check_config_file, write_config_file
+
+        if action == "check":
+            check_config_file(project_root())
+        elif write_config_file(project_root()):
+            print(f"written: {FILE}")
+        return
+    from yaml import safe_dump
+
+    from omniforcing.core.config import to_dict
+    from omniforcing.pipeline.config import load_config
+
+    loaded = load_config(list(overrides), preset=preset)
+    print(safe_dump(to_dict(loaded), sort_keys=False), end="")
+
+
+@click.command(
+    cls=Command,
+    examples=(
+        "omniforcing pipeline --write",
+        "omniforcing pipeline --write --preset smoke",
+        "omniforcing pipeline --check",
+    ),
+)
+@click.option(
+    "--write",
+    "action",
+    flag_value="write",
+    help="Make dvc.yaml; renew the pipelines of other presets that are there, and make those named.",
+)
+@click.option("--check", "action", flag_value="check", help="Fail if a generated file is stale.")
+@click.option(
+    "--digests", "action", flag_value="digests", help="Write what stage `code` of a preset writes."
+)
+@preset_option
+def pipeline(action: str | None, preset: str | None) -> None:
+    """Make every preset's dvc.yaml of pipelines/stages.py, or check them."""
+    from omniforcing.core.config import project_root
+    from omniforcing.pipeline import generate
+    from omniforcing.pipeline.declaration import tracked_preset
+
+    root = project_root()
+    if action == "write":
+        for path in generate.write_pipelines(root, [preset] if preset else []):
+            print(f"written: {path}")
+    elif action == "check":
+        generate.check_pipelines(root)
+    elif action == "digests":
+        generate.write_digests(root, preset or tracked_preset(root))
+    else:
+        raise click.UsageError(
+            "give one of --write, --check and --digests", click.get_current_context()
+        )

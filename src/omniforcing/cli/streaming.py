@@ -1,0 +1,169 @@
+"""Commands ``omniforcing stream`` and ``omniforcing serve``: an artifact at work."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from omniforcing.cli.command import Command
+from omniforcing.core.environment import TOKEN_VARIABLE
+from omniforcing.serving.protocol import Limits
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+PATH = click.Path(path_type=Path)
+LIMITS = {
+    "sessions": "Connections at a time.",
+    "seconds": "Longest stream.",
+    "prompt_chars": "Longest prompt.",
+    "image_bytes": "Largest image.",
+    "idle_seconds": "Silence after which a client is let go.",
+    "lead_seconds": "How far a stream may be ahead of its player.",
+    "mistakes": "Messages that are not understood before a client is let go.",
+}
+
+
+def _names(_context: click.Context, _parameter: click.Parameter, words: str) -> tuple[str, ...]:
+    return tuple(filter(None, words.split(",")))
+
+
+def engine_options(function: Function) -> Function:
+    """Add what every command that loads an artifact takes."""
+    for option in reversed(
+        (
+            click.option(
+                "--artifact", type=PATH, required=True, help="Folder that the export stage wrote."
+            ),
+            click.option(
+                "--device", default="cpu", help="Where to compute: cpu, cuda, cuda:1, ..."
+            ),
+            click.option(
+                "--threads",
+                type=int,
+                default=1,
+                help="CPU threads; more only help larger models.",
+            ),
+            click.option(
+                "--speed-ups",
+                metavar="NAME[,NAME...]",
+                default="",
+                show_default=False,
+                callback=_names,
+                help="Of the student: compiled (the first blocks wait for it), merged; on a GPU "
+                "also concurrent, fp8 (coarser).",
+            ),
+            click.option("--no-verify", is_flag=True, help="Skip the artifact's checksums."),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def limit_options(function: Function) -> Function:
+    """Add an option for every limit of a server."""
+    for field in reversed(dataclasses.fields(Limits)):
+        function = click.option(
+            f"--max-{field.name.replace('_', '-')}",
+            field.name,
+            type=type(field.default),
+            default=field.default,
+            help=LIMITS[field.name],
+        )(function)
+    return function
+
+
+@click.command(
+    cls=Command,
+    examples=(
+        'omniforcing stream --artifact data/pocket/artifact --prompt "a red ball" --out clip.mp4',
+        "omniforcing stream --artifact data/pocket/artifact --prompt rain --endless --out - | mpv -",
+    ),
+)
+@engine_options
+@click.option(
+    "--prompt", help="What to show and hear; with --resume, that of the saved stream if left out."
+)
+@click.option("--seconds", type=float, default=8.0, help="Length of the clip.")
+@click.option("--endless", is_flag=True, help="Go on until Ctrl-C, which ends the clip properly.")
+@click.option("--seed", type=int, default=0, help="The same seed gives the same clip.")
+@click.option(
+    "--out",
+    type=PATH,
+    required=True,
+    help="The MP4 to write, replaced when it is whole; - for a player.",
+)
+@click.option(
+    "--then",
+    type=(float, str),
+    multiple=True,
+    metavar="SECONDS PROMPT",
+    help="Change the prompt on the way; may be repeated.",
+)
+@click.option(
+    "--rewrite", is_flag=True, help="Also write anew what the student remembers: sharper changes."
+)
+@click.option("--image", type=PATH, help="Begin with this picture (PNG, JPEG or WebP).")
+@click.option(
+    "--continue", "clip", type=PATH, help="Go on from this clip, an MP4 of the stream's size."
+)
+@click.option("--save", type=PATH, help="Write the stream's state at its end to this file.")
+@click.option("--resume", type=PATH, help="Go on for --seconds where a stream was saved.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as json.")
+def stream(
+    artifact: Path,
+    device: str,
+    threads: int,
+    speed_ups: tuple[str, ...],
+    no_verify: bool,
+    **options: Any,
+) -> None:
+    """Generate a clip with sound from a prompt, block by block."""
+    from omniforcing.streaming.command import EngineOptions, StreamOptions, stream_clip
+
+    engine = EngineOptions(artifact, device, threads, speed_ups, verify=not no_verify)
+    stream_clip(StreamOptions(engine, **options))
+
+
+@click.command(
+    cls=Command,
+    examples=(
+        "omniforcing serve --artifact data/pocket/artifact",
+        "omniforcing serve --artifact artifact --host 0.0.0.0 --origin https://example.org",
+    ),
+    help=f"""Stream to browsers.
+
+    The page has a player and a prompt that steers while it plays. The server listens on this machine alone unless told otherwise. With {TOKEN_VARIABLE} in the
+    environment, clients must show that token.""",
+)
+@engine_options
+@click.option("--host", default="127.0.0.1", help="Address to listen at.")
+@click.option("--port", type=int, default=8765, help="Port to listen at; 0: any that is free.")
+@click.option(
+    "--origin",
+    "origins",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Also allow pages of this origin, as https://host:port; may be repeated.",
+)
+@click.option("--drain-seconds", type=float, default=10.0, help="What streams get after SIGTERM.")
+@limit_options
+def serve(
+    artifact: Path,
+    device: str,
+    threads: int,
+    speed_ups: tuple[str, ...],
+    no_verify: bool,
+    host: str,
+    port: int,
+    origins: tuple[str, ...],
+    drain_seconds: float,
+    **limits: Any,
+) -> None:
+    from omniforcing.serving.serve import serve_streams
+    from omniforcing.streaming.command import EngineOptions
+
+    engine = EngineOptions(artifact, device, threads, speed_ups, verify=not no_verify)
+    serve_streams(engine, Limits(**limits), host, port, origins, drain_seconds)
