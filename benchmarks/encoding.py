@@ -22,12 +22,12 @@ from omniforcing.data.shards import plan_shards, publish_shards, write_shards
 from omniforcing.data.sources import read_clips, write_clips
 from omniforcing.data.tars import indices
 from omniforcing.data.work import Runner, in_process
-from omniforcing.media.conform import Form
+from omniforcing.media.conform import ClipFormat
 from omniforcing.pipeline.cluster.config import ClusterConfig
 from omniforcing.pipeline.cluster.pool import Pool
 from omniforcing.pocket.foundation import KEPT
 
-FORM, PER_SHARD, BATCH = Form(64, 64, 4), 8, 8
+FORM, PER_SHARD, BATCH = ClipFormat(64, 64, 4), 8, 8
 
 
 def make_clips(folder: Path, count: int) -> Path:

@@ -9,7 +9,7 @@ from omniforcing.data.config import ClipsConfig
 from omniforcing.data.memory import stack
 from omniforcing.data.shards import plan_shards, publish_shards, read_shards, write_shards
 from omniforcing.data.sources import TRAIN, read_clips, write_clips
-from omniforcing.media.conform import Form
+from omniforcing.media.conform import ClipFormat
 
 CLIPS = 7
 
@@ -24,7 +24,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
         0,
         work / "clips",
     )
-    plans = plan_shards(read_clips(work / "clips"), Form(32, 32, 1), per_shard=3)
+    plans = plan_shards(read_clips(work / "clips"), ClipFormat(32, 32, 1), per_shard=3)
     write_shards(plans, work / "work")
     publish_shards(plans, work / "work", work / "shards", 0.0)
     return work / "shards"

@@ -15,7 +15,7 @@ from omniforcing.data.inspect import inspect_folder
 from omniforcing.data.shards import plan_shards, publish_shards, write_shards
 from omniforcing.data.sources import read_clips, write_clips
 from omniforcing.data.tars import write_tar
-from omniforcing.media.conform import Form
+from omniforcing.media.conform import ClipFormat
 from tests.support.refusals import refuses
 
 
@@ -30,7 +30,7 @@ def shards(tmp_path_factory):
         root / "clips",
     )
     (root / "clips" / "clips" / "000001.mp4").write_bytes(b"junk")
-    plans = plan_shards(read_clips(root / "clips"), Form(64, 64, 2), 4)
+    plans = plan_shards(read_clips(root / "clips"), ClipFormat(64, 64, 2), 4)
     write_shards(plans, root / "work")
     publish_shards(plans, root / "work", root / "shards", 0.5)
     return root / "shards"

@@ -14,11 +14,11 @@ import pytest
 from omniforcing.data.config import ClipsConfig
 from omniforcing.data.shards import plan_shards, publish_shards, read_shards, write_shards
 from omniforcing.data.sources import read_clips, write_clips
-from omniforcing.media.conform import Form
+from omniforcing.media.conform import ClipFormat
 from tests.support.limits import files_of_at_most
 from tests.support.refusals import refuses
 
-FORM = Form(32, 32, 1)
+FORM = ClipFormat(32, 32, 1)
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,7 @@ from omniforcing.data import shards, sources
 from omniforcing.media import conform
 encode = shards.encode_mp4
 shards.encode_mp4 = lambda *how: (time.sleep(0.1), encode(*how))[1]
-plans = shards.plan_shards(sources.read_clips(Path({str(synthetic)!r})), conform.Form(32, 32, 1), 4)
+plans = shards.plan_shards(sources.read_clips(Path({str(synthetic)!r})), conform.ClipFormat(32, 32, 1), 4)
 shards.write_shards(plans, Path({str(work)!r}))
 """
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
@@ -172,7 +172,7 @@ shards.write_shards(plans, Path({str(work)!r}))
 
 def test_finished_shards_of_another_form_are_made_again(synthetic, tmp_path):
     work = tmp_path / "work"
-    write_shards(plans(synthetic, Form(64, 64, 1)), work)
+    write_shards(plans(synthetic, ClipFormat(64, 64, 1)), work)
     write_shards(plans(synthetic), work)
     (tmp_path / "out").mkdir()
     publish_shards(plans(synthetic), work, tmp_path / "out", 0.2)

@@ -22,7 +22,7 @@ from omniforcing.data.shards import plan_shards, publish_shards, read_shards, wr
 from omniforcing.data.sources import DUETS, HELDOUT, TRAIN, read_clips, write_clips
 from omniforcing.data.tensors import write_text
 from omniforcing.evaluation.bench import CAUSAL, MODELS, split_clips
-from omniforcing.media.conform import Form
+from omniforcing.media.conform import ClipFormat
 from omniforcing.model.student import build_core, core_config
 from omniforcing.model.transformer import DualStream
 from omniforcing.model.weights.student import save_model
@@ -108,7 +108,7 @@ def test_the_clips_of_a_split_are_read_whole_in_part_and_not_at_all(tmp_path):
         (tmp_path / name).mkdir()
     settings = ClipsConfig(count=7, heldout=2, heldout_duets=0, seconds=1, height=32, width=32)
     write_clips(settings, 0, tmp_path / "clips")
-    plans = plan_shards(read_clips(tmp_path / "clips"), Form(32, 32, 1), per_shard=2)
+    plans = plan_shards(read_clips(tmp_path / "clips"), ClipFormat(32, 32, 1), per_shard=2)
     write_shards(plans, tmp_path / "work")
     publish_shards(plans, tmp_path / "work", tmp_path / "shards", 0.0)
     stored = list(read_shards(tmp_path / "shards", TRAIN))

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from omniforcing.media.conform import Form, Recording, pick_frames
+from omniforcing.media.conform import ClipCutter, ClipFormat, pick_frames
 from omniforcing.media.files import Rejected
 
 EVENTS = (0.5, 1.25)
-FORM = Form(64, 64, 2)
+FORM = ClipFormat(64, 64, 2)
 
 
 def flashes(frames):
@@ -31,7 +31,7 @@ def assert_in_time(media, events, frame=1 / 24, sound=0.001):
 
 @pytest.mark.parametrize("fps", [12, 24, 25, 30000 / 1001, 30, 50, 60])
 def test_flash_and_click_keep_their_time_at_every_frame_rate(make_video, fps):
-    media = Recording(make_video("a.mp4", seconds=2.5, fps=fps, events=EVENTS), FORM).clip(0)
+    media = ClipCutter(make_video("a.mp4", seconds=2.5, fps=fps, events=EVENTS), FORM).clip(0)
     assert media.video.shape == (49, 64, 64, 3) and media.video.dtype == np.uint8
     assert media.audio.shape == (2, 32000) and media.audio.dtype == np.float32
     assert_in_time(media, EVENTS)
@@ -40,7 +40,7 @@ def test_flash_and_click_keep_their_time_at_every_frame_rate(make_video, fps):
 def test_variable_frame_rate_follows_the_time_stamps(make_video):
     # 60 fps, then a picture held for half a second, then 10 fps: frame numbers say nothing about time.
     times = np.r_[np.arange(0, 0.75, 1 / 60), np.arange(1.25, 2.5, 0.1)]
-    media = Recording(make_video("vfr.mp4", seconds=2.5, times=times, events=EVENTS), FORM).clip(0)
+    media = ClipCutter(make_video("vfr.mp4", seconds=2.5, times=times, events=EVENTS), FORM).clip(0)
     assert_in_time(media, EVENTS)
 
 
@@ -48,7 +48,7 @@ def test_variable_frame_rate_follows_the_time_stamps(make_video):
 def test_click_keeps_its_time_at_every_sample_rate(make_video, rate):
     name, codec = ("a.mkv", "flac") if rate == 8000 else ("a.mp4", "aac")
     assert_in_time(
-        Recording(make_video(name, seconds=2.5, rate=rate, audio=codec, events=EVENTS), FORM).clip(
+        ClipCutter(make_video(name, seconds=2.5, rate=rate, audio=codec, events=EVENTS), FORM).clip(
             0
         ),
         EVENTS,
@@ -59,7 +59,7 @@ def test_click_keeps_its_time_at_every_sample_rate(make_video, rate):
 def test_every_container_keeps_both_streams_on_one_clock(make_video, name):
     # MPEG-TS starts at its own time, and AVI has no time stamps: what counts is picture against sound.
     codecs = {"codec": "mpeg4", "audio": "pcm_s16le"} if name == "a.avi" else {}
-    media = Recording(
+    media = ClipCutter(
         make_video(name, seconds=2.6, fps=25, rate=48000, events=EVENTS, **codecs), FORM
     ).clip(0)
     lag = flashes(media.video) - clicks(media.audio)
@@ -68,7 +68,7 @@ def test_every_container_keeps_both_streams_on_one_clock(make_video, name):
 
 def test_picture_that_starts_late_is_not_moved_to_the_start_of_the_sound(make_video):
     times = 0.5 + np.arange(60) / 24
-    media = Recording(
+    media = ClipCutter(
         make_video("late.mp4", seconds=3.2, times=times, events=(1.0, 1.75)), FORM
     ).clip(0)
     assert_in_time(media, (0.5, 1.25))
@@ -80,16 +80,16 @@ def test_sound_that_starts_late_is_not_moved_to_the_start_of_the_picture(make_vi
     path = make_video(
         "late.mkv", seconds=3.5, events=(1.0,), samples=samples, audio="flac", audio_start=0.5
     )
-    recording = Recording(path, FORM)
-    media = recording.clip(0)
-    assert recording.start(0) == pytest.approx(0.5, abs=1 / 24 + 0.001)
+    cutter = ClipCutter(path, FORM)
+    media = cutter.clip(0)
+    assert cutter.start(0) == pytest.approx(0.5, abs=1 / 24 + 0.001)
     assert flashes(media.video) - clicks(media.audio) == pytest.approx(0, abs=1 / 24)
 
 
 def test_long_video_gives_clips_that_share_their_border_frame(make_video):
-    recording = Recording(make_video("long.mp4", seconds=6.5, events=(0.5, 2.5, 4.5)), FORM)
-    assert recording.cuts == 3
-    media = [recording.clip(i) for i in range(3)]
+    cutter = ClipCutter(make_video("long.mp4", seconds=6.5, events=(0.5, 2.5, 4.5)), FORM)
+    assert cutter.cuts == 3
+    media = [cutter.clip(i) for i in range(3)]
     for clip in media:
         assert_in_time(clip, (0.5,))
     assert (media[0].video[-1] == media[1].video[0]).all()
@@ -97,14 +97,14 @@ def test_long_video_gives_clips_that_share_their_border_frame(make_video):
 
 def test_conformed_clip_is_left_as_it_is(make_video):
     samples = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 32000)).astype(np.float32)
-    media = Recording(
+    media = ClipCutter(
         make_video("a.mkv", seconds=49 / 24, samples=samples, audio="flac"), FORM
     ).clip(0)
     np.testing.assert_allclose(media.audio, samples, atol=1 / 32768)
 
 
 def test_exactly_k_seconds_are_enough(make_video):
-    assert Recording(make_video("exact.mp4", seconds=2.0), FORM).cuts == 1
+    assert ClipCutter(make_video("exact.mp4", seconds=2.0), FORM).cuts == 1
 
 
 @pytest.mark.parametrize(
@@ -120,13 +120,13 @@ def test_exactly_k_seconds_are_enough(make_video):
 )
 def test_unusable_video_is_rejected_with_its_reason(make_video, how, reason):
     with pytest.raises(Rejected) as error:
-        Recording(make_video("bad.mp4", **how), FORM)
+        ClipCutter(make_video("bad.mp4", **how), FORM)
     assert error.value.reason == reason
 
 
 @pytest.mark.parametrize("size", [(65, 97), (33, 35), (64, 300), (240, 64)])
 def test_odd_and_extreme_sizes_are_cropped_to_the_centre(make_video, size):
-    frame = Recording(make_video("odd.mp4", size=size, pixels="yuv444p"), FORM).clip(0).video[0]
+    frame = ClipCutter(make_video("odd.mp4", size=size, pixels="yuv444p"), FORM).clip(0).video[0]
     assert frame.shape == (64, 64, 3)
     wide = size[1] > 2 * size[0]
     tall = size[0] > 2 * size[1]
@@ -137,22 +137,20 @@ def test_odd_and_extreme_sizes_are_cropped_to_the_centre(make_video, size):
 @pytest.mark.parametrize(("rotation", "corner"), [(90, (-3, 2)), (180, (-3, -3)), (270, (2, -3))])
 def test_rotated_video_is_turned_upright(make_video, rotation, corner):
     path = make_video("turned.mp4", size=(64, 128), rotation=rotation)
-    recording = Recording(path, Form(128, 64, 2) if rotation % 180 else Form(64, 128, 2))
-    assert (recording.probe.height, recording.probe.width) == (
-        (128, 64) if rotation % 180 else (64, 128)
-    )
+    cutter = ClipCutter(path, ClipFormat(128, 64, 2) if rotation % 180 else ClipFormat(64, 128, 2))
+    assert (cutter.info.height, cutter.info.width) == ((128, 64) if rotation % 180 else (64, 128))
     # The red corner is top left before rotation, which counts counterclockwise.
-    assert recording.clip(0).video[0][corner][0] > 150
+    assert cutter.clip(0).video[0][corner][0] > 150
 
 
 def test_mono_reaches_both_sides_and_surround_keeps_its_sides_without_clipping(make_video):
-    mono = Recording(make_video("mono.mp4", layout="mono", events=EVENTS), FORM).clip(0)
+    mono = ClipCutter(make_video("mono.mp4", layout="mono", events=EVENTS), FORM).clip(0)
     assert (mono.audio[0] == mono.audio[1]).all()
     assert_in_time(mono, EVENTS)
     samples = np.zeros((6, 96000), np.float32)  # FL FR FC LFE BL BR
     samples[0, :], samples[3, :] = 0.9, 0.9
     left = (
-        Recording(
+        ClipCutter(
             make_video("left.mkv", layout="5.1", rate=48000, samples=samples, audio="flac"), FORM
         )
         .clip(0)
@@ -162,7 +160,7 @@ def test_mono_reaches_both_sides_and_surround_keeps_its_sides_without_clipping(m
     assert np.abs(left[1]).max() < 1e-3
     samples[:] = 1.0
     full = (
-        Recording(
+        ClipCutter(
             make_video("full.mkv", layout="5.1", rate=48000, samples=samples, audio="flac"), FORM
         )
         .clip(0)

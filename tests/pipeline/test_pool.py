@@ -17,7 +17,7 @@ from omniforcing.data.sources import read_clips, write_clips
 from omniforcing.data.tars import read_index
 from omniforcing.data.tensors import write_shard
 from omniforcing.data.work import in_process
-from omniforcing.media.conform import Form
+from omniforcing.media.conform import ClipFormat
 from omniforcing.pipeline.cluster.config import ClusterConfig
 from omniforcing.pipeline.cluster.connect import Installed, difference, problem_with, room
 from omniforcing.pipeline.cluster.pool import Pool
@@ -58,7 +58,7 @@ def test_shards_of_two_workers_are_those_of_one_process(cluster: Cluster, tmp_pa
     write_clips(
         ClipsConfig(count=11, heldout=3, heldout_duets=0, seconds=1, height=32, width=32), 0, clips
     )
-    plans = plan_shards(read_clips(clips), Form(32, 32, 1), 4)
+    plans = plan_shards(read_clips(clips), ClipFormat(32, 32, 1), 4)
     here, there = tmp_path / "here", tmp_path / "there"
     write_shards(plans, here)
     there.mkdir()

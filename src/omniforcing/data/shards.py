@@ -25,7 +25,7 @@ from omniforcing.data.rejects import Reject, refuse_share, summary
 from omniforcing.data.sources import SPLITS, Entry
 from omniforcing.data.tars import SCHEMA, indices, read_index, read_tar, require_kind, write_tar
 from omniforcing.data.work import Done, Runner, in_process
-from omniforcing.media.conform import Form, Recording
+from omniforcing.media.conform import ClipCutter, ClipFormat
 from omniforcing.media.files import Rejected, encode_mp4, read_mp4
 
 MEMBERS = frozenset({"mp4", "txt", "json"})
@@ -61,7 +61,7 @@ class ShardPlan:
     name: str
     split: str
     cuts: tuple[Cut, ...]
-    form: Form
+    form: ClipFormat
 
     @property
     def digest(self) -> str:
@@ -73,7 +73,7 @@ class ShardPlan:
         return digest({"schema": SCHEMA, "crf": CRF, **asdict(replace(self, cuts=tuple(cuts)))})
 
 
-def plan_shards(entries: list[Entry], form: Form, per_shard: int) -> list[ShardPlan]:
+def plan_shards(entries: list[Entry], form: ClipFormat, per_shard: int) -> list[ShardPlan]:
     """Spread the clips of each split over shards of ``per_shard``.
 
     Keys number the clips of all splits together.
@@ -146,11 +146,11 @@ def _samples(
 ) -> Iterator[dict[str, Any]]:
     # Cuts of a file follow each other, so the file is opened and its sound decoded only once.
     for path, cuts in groupby(plan.cuts, key=lambda cut: cut.entry.path):
-        recording = None
+        cutter = None
         for cut in cuts:
             try:
-                recording = recording or Recording(Path(path), plan.form)
-                yield _sample(plan, cut, recording)
+                cutter = cutter or ClipCutter(Path(path), plan.form)
+                yield _sample(plan, cut, cutter)
             except Rejected as error:
                 start = float(cut.cut * plan.form.seconds)
                 rejects.append(
@@ -159,8 +159,8 @@ def _samples(
             done(1)
 
 
-def _sample(plan: ShardPlan, cut: Cut, recording: Recording) -> dict[str, Any]:
-    start, seconds = recording.start(cut.cut), plan.form.seconds
+def _sample(plan: ShardPlan, cut: Cut, cutter: ClipCutter) -> dict[str, Any]:
+    start, seconds = cutter.start(cut.cut), plan.form.seconds
     info = {
         **cut.entry.provenance,
         "schema": SCHEMA,
@@ -173,7 +173,7 @@ def _sample(plan: ShardPlan, cut: Cut, recording: Recording) -> dict[str, Any]:
         info["impacts"] = [
             time - start for time in info["impacts"] if start <= time < start + seconds
         ]
-    media = encode_mp4(recording.clip(cut.cut), CRF)
+    media = encode_mp4(cutter.clip(cut.cut), CRF)
     return {"__key__": cut.key, "mp4": media, "txt": cut.entry.caption, "json": info}
 
 
@@ -225,13 +225,13 @@ def read_shards(folder: Path, split: str | None = None) -> Iterator[dict[str, An
         }
 
 
-def shard_form(folder: Path) -> Form:
+def shard_form(folder: Path) -> ClipFormat:
     """Read size and length of the clips in a shard folder.
 
     Raises:
         OmniForcingError: if the folder is not an output of stage shards.
     """
-    return Form(**require_kind(folder, "shards")["form"])
+    return ClipFormat(**require_kind(folder, "shards")["form"])
 
 
 def read_raw(folder: Path, split: str | None = None) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -244,7 +244,7 @@ def read_raw(folder: Path, split: str | None = None) -> Iterator[tuple[Path, dic
         yield from ((path, raw) for raw in read_tar(path, index, MEMBERS))
 
 
-def decode_media(form: Form, path: Path, raw: dict[str, Any]) -> Pair[Any]:
+def decode_media(form: ClipFormat, path: Path, raw: dict[str, Any]) -> Pair[Any]:
     """Decode picture and sound of a raw sample.
 
     Args:

@@ -22,7 +22,7 @@ from omniforcing.core.latents import Pair
 from omniforcing.data.captions import Captions, find_captions, missing_videos, same_name
 from omniforcing.data.config import ClipsConfig
 from omniforcing.data.rejects import Reject, refuse_share, summary
-from omniforcing.media.conform import Form, Recording
+from omniforcing.media.conform import ClipCutter, ClipFormat
 from omniforcing.media.files import Rejected, encode_mp4
 from omniforcing.pocket.synthetic import make_clip
 
@@ -173,7 +173,7 @@ def _folder(clips: ClipsConfig, rejects: list[Reject]) -> Iterator[Entry]:
             "data.no-clips",
             f"{folder} holds no video ({', '.join(sorted(VIDEO_SUFFIXES))}); correct clips.folder",
         )
-    form = Form(clips.height, clips.width, clips.seconds)
+    form = ClipFormat(clips.height, clips.width, clips.seconds)
     for name in tqdm(names, "probing", unit="file"):
         try:
             yield _entry(folder, name, captions.of(folder, name), form)
@@ -185,10 +185,10 @@ def _folder(clips: ClipsConfig, rejects: list[Reject]) -> Iterator[Entry]:
         )
 
 
-def _entry(folder: Path, name: str, caption: str, form: Form) -> Entry:
+def _entry(folder: Path, name: str, caption: str, form: ClipFormat) -> Entry:
     path = folder / name
-    recording = Recording(path, form)
-    found = recording.probe
+    cutter = ClipCutter(path, form)
+    found = cutter.info
     provenance = {
         "source": "file",
         "name": name,
@@ -199,7 +199,7 @@ def _entry(folder: Path, name: str, caption: str, form: Form) -> Entry:
         "rate": found.rate,
         "channels": found.channels,
     }
-    return Entry(str(path), caption, TRAIN, recording.cuts, provenance)
+    return Entry(str(path), caption, TRAIN, cutter.cuts, provenance)
 
 
 def _videos(folder: Path, captions: Captions) -> list[str]:

@@ -13,8 +13,8 @@ from omniforcing.core.latents import Pair
 from omniforcing.core.layout import FPS, SAMPLE_RATE, clip_frames, clip_samples
 from omniforcing.media.files import (
     Frames,
+    MediaInfo,
     Pictures,
-    Probe,
     Rejected,
     Samples,
     Source,
@@ -33,7 +33,7 @@ EPSILON = 1e-6
 
 
 @dataclass(frozen=True)
-class Form:
+class ClipFormat:
     """What every clip becomes: height and width in pixels, whole seconds K."""
 
     height: int
@@ -41,19 +41,19 @@ class Form:
     seconds: int
 
 
-class Recording:
+class ClipCutter:
     """A source file opened for cutting: clip ``i`` starts at ``start(i)``, and its last frame is the first of clip ``i + 1``.
 
     Raises:
         Rejected: if the file cannot be used at all: what ``probe`` refuses, too short, too small.
     """
 
-    def __init__(self, source: Source, form: Form) -> None:
+    def __init__(self, source: Source, form: ClipFormat) -> None:
         self.form, self._source = form, source
-        self.probe: Probe = probe(source)
-        self._crop = crop_box(self.probe, form)
-        self._origin = max(self.probe.times[0], self.probe.audio_start - SOUND_SLACK)
-        end = min(self.probe.video_end + LOOK_AHEAD, self.probe.audio_end + SOUND_SLACK)
+        self.info: MediaInfo = probe(source)
+        self._crop = crop_box(self.info, form)
+        self._origin = max(self.info.times[0], self.info.audio_start - SOUND_SLACK)
+        end = min(self.info.video_end + LOOK_AHEAD, self.info.audio_end + SOUND_SLACK)
         self.cuts = int((end - self._origin + EPSILON) // form.seconds)
         if self.cuts < 1:
             raise Rejected(
@@ -75,7 +75,7 @@ class Recording:
 
     @cached_property
     def _pictures(self) -> Pictures:
-        return Pictures(self._source, len(self.probe.times))
+        return Pictures(self._source, len(self.info.times))
 
     @cached_property
     def _sound(self) -> Samples:
@@ -91,8 +91,8 @@ class Recording:
 
     def _frames(self, start: float) -> Frames:
         wanted = start + np.arange(clip_frames(self.form.seconds)) / FPS
-        needed, place = np.unique(pick_frames(self.probe.times, wanted), return_inverse=True)
-        batch = max(1, BATCH_BYTES // (self.probe.height * self.probe.width * 3))
+        needed, place = np.unique(pick_frames(self.info.times, wanted), return_inverse=True)
+        batch = max(1, BATCH_BYTES // (self.info.height * self.info.width * 3))
         parts = [
             resize(self._pictures[needed[i : i + batch]], self._crop, self.form)
             for i in range(0, len(needed), batch)
@@ -124,22 +124,22 @@ def pick_frames(times: Times, wanted: Times) -> NDArray[np.int64]:
     return np.where((early < late) & (early <= LOOK_AHEAD + EPSILON), after, before)
 
 
-def crop_box(probe: Probe, form: Form) -> tuple[int, int, int, int]:
+def crop_box(info: MediaInfo, form: ClipFormat) -> tuple[int, int, int, int]:
     """The largest centred box of the form's shape as seen (pixels need not be square): top, left, height, width.
 
     Raises:
         Rejected: too small, if the box would have to be enlarged more than twice.
     """
-    aspect = form.width / form.height / probe.aspect
-    height = min(probe.height, round(probe.width / aspect))
-    width = min(probe.width, round(probe.height * aspect))
+    aspect = form.width / form.height / info.aspect
+    height = min(info.height, round(info.width / aspect))
+    width = min(info.width, round(info.height * aspect))
     if height * MAX_ENLARGE < form.height or width * MAX_ENLARGE < form.width:
-        found = f"{probe.width}x{probe.height} would be enlarged more than {MAX_ENLARGE:g} times"
+        found = f"{info.width}x{info.height} would be enlarged more than {MAX_ENLARGE:g} times"
         raise Rejected("media.too-small", f"{found} to fill {form.width}x{form.height}")
-    return (probe.height - height) // 2, (probe.width - width) // 2, height, width
+    return (info.height - height) // 2, (info.width - width) // 2, height, width
 
 
-def resize(frames: Frames, box: tuple[int, int, int, int], form: Form) -> Frames:
+def resize(frames: Frames, box: tuple[int, int, int, int], form: ClipFormat) -> Frames:
     """Crop frames uint8 [T, h, w, 3] to a box and bring it to the form's size, antialiased."""
     import torch
     from torch.nn.functional import interpolate

@@ -57,7 +57,7 @@ class Rejected(OmniForcingError):
 
 
 @dataclass(frozen=True)
-class Probe:
+class MediaInfo:
     """What the packets of a file say, in seconds on the clock that its streams share, and upright pixels.
 
     ``times`` [T] are the frames' presentation times, ascending; ``aspect`` is the width of a pixel over its height.
@@ -89,7 +89,7 @@ def _opened(source: Source) -> Iterator[Any]:
         ) from error
 
 
-def probe(source: Source) -> Probe:
+def probe(source: Source) -> MediaInfo:
     """Read every packet and the first frame of a file, without decoding the rest.
 
     Raises:
@@ -105,7 +105,7 @@ def probe(source: Source) -> Probe:
         times, video_end = _frame_times(video, packets[video.index])
         heard = packets[audio.index]
         height, width = _upright_size(source, video.index)
-        return Probe(
+        return MediaInfo(
             times=times,
             video_end=video_end,
             audio_start=float((heard[0].pts or 0) * audio.time_base),

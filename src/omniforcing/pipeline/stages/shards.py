@@ -2,7 +2,7 @@
 
 from omniforcing.data.shards import plan_shards, publish_shards, write_shards
 from omniforcing.data.sources import read_clips
-from omniforcing.media.conform import Form
+from omniforcing.media.conform import ClipFormat
 from omniforcing.pipeline.cluster.pool import shard_runner
 from omniforcing.pipeline.stage import Stage
 
@@ -10,7 +10,7 @@ from omniforcing.pipeline.stage import Stage
 def run(stage: Stage) -> None:
     """Conform, pack and publish the clips; rejects are counted in the manifest and the metrics."""
     clips, shards = stage.config.clips, stage.config.shards
-    form = Form(clips.height, clips.width, clips.seconds)
+    form = ClipFormat(clips.height, clips.width, clips.seconds)
     plans = plan_shards(read_clips(stage.input("clips")), form, shards.per_shard)
     with shard_runner(stage) as runner:
         write_shards(plans, stage.work, runner)
