@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from omniforcing.core.latents import Pair
 from omniforcing.core.layout import FPS, SAMPLE_RATE, clip_frames, clip_samples
 from omniforcing.media.files import (
+    FrameReader,
     Frames,
     MediaInfo,
-    Pictures,
+    PathOrBytes,
     Rejected,
     Samples,
-    Source,
     Times,
     probe,
     read_audio,
@@ -48,7 +48,7 @@ class ClipCutter:
         Rejected: if the file cannot be used at all: what ``probe`` refuses, too short, too small.
     """
 
-    def __init__(self, source: Source, form: ClipFormat) -> None:
+    def __init__(self, source: PathOrBytes, form: ClipFormat) -> None:
         self.form, self._source = form, source
         self.info: MediaInfo = probe(source)
         self._crop = crop_box(self.info, form)
@@ -74,8 +74,8 @@ class ClipCutter:
         return Pair(self._frames(self.start(cut)), self._samples(cut))
 
     @cached_property
-    def _pictures(self) -> Pictures:
-        return Pictures(self._source, len(self.info.times))
+    def _reader(self) -> FrameReader:
+        return FrameReader(self._source, len(self.info.times))
 
     @cached_property
     def _sound(self) -> Samples:
@@ -94,7 +94,7 @@ class ClipCutter:
         needed, place = np.unique(pick_frames(self.info.times, wanted), return_inverse=True)
         batch = max(1, BATCH_BYTES // (self.info.height * self.info.width * 3))
         parts = [
-            resize(self._pictures[needed[i : i + batch]], self._crop, self.form)
+            resize(self._reader[needed[i : i + batch]], self._crop, self.form)
             for i in range(0, len(needed), batch)
         ]
         return np.concatenate(parts)[place]

@@ -27,7 +27,7 @@ from omniforcing.core.layout import FPS, SAMPLE_RATE
 Frames = NDArray[np.uint8]
 Samples = NDArray[np.float32]
 Times = NDArray[np.floating[Any]]
-Source = Path | bytes
+PathOrBytes = Path | bytes
 
 # A stream may end this much before its header says: containers round, and the last packet's length is a guess.
 END_SLACK = 0.5  # seconds
@@ -76,7 +76,7 @@ class MediaInfo:
 
 
 @contextmanager
-def _opened(source: Source) -> Iterator[Any]:
+def _opened(source: PathOrBytes) -> Iterator[Any]:
     """A PyAV container of a source; what FFmpeg refuses becomes a reject."""
     try:
         if (len(source) if isinstance(source, bytes) else source.stat().st_size) == 0:
@@ -89,7 +89,7 @@ def _opened(source: Source) -> Iterator[Any]:
         ) from error
 
 
-def probe(source: Source) -> MediaInfo:
+def probe(source: PathOrBytes) -> MediaInfo:
     """Read every packet and the first frame of a file, without decoding the rest.
 
     Raises:
@@ -178,7 +178,7 @@ def _frame_times(video: Any, packets: list[_Packet]) -> tuple[Times, float]:
     return times, float(times[-1]) + (stamps[-1].duration * float(video.time_base) or step)
 
 
-def _upright_size(source: Source, index: int) -> tuple[int, int]:
+def _upright_size(source: PathOrBytes, index: int) -> tuple[int, int]:
     """Height and width after the rotation that the file asks for, from its first frame."""
     with _opened(source) as container:
         frame = next(container.decode(container.streams[index]), None)
@@ -187,14 +187,14 @@ def _upright_size(source: Source, index: int) -> tuple[int, int]:
     return (frame.width, frame.height) if frame.rotation % 180 else (frame.height, frame.width)
 
 
-class Pictures:
+class FrameReader:
     """The frames of a file by index, upright, through decord.
 
     Raises:
         Rejected: if decord cannot open the file or finds another number of frames than ``count``.
     """
 
-    def __init__(self, source: Source, count: int) -> None:
+    def __init__(self, source: PathOrBytes, count: int) -> None:
         import decord
 
         decord.logging.set_level(decord.logging.FATAL)
@@ -225,7 +225,7 @@ class Pictures:
         return frames
 
 
-def _indexed(source: Source) -> str | io.BytesIO:
+def _indexed(source: PathOrBytes) -> str | io.BytesIO:
     """What decord can seek in: a source as it is, or its video track copied, not decoded, to Matroska (for MPEG-TS, AVI...)."""
     with _opened(source) as container:
         if container.format.name in INDEXED:
@@ -248,17 +248,17 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[-1][-200:]
 
 
-def read_video(source: Source) -> tuple[Frames, Times]:
+def read_video(source: PathOrBytes) -> tuple[Frames, Times]:
     """All frames of a file and their times in seconds on the file's clock: uint8 [T, H, W, 3], float64 [T].
 
     Raises:
         Rejected: if the file is not whole, or has no picture or no sound.
     """
     times = probe(source).times
-    return Pictures(source, len(times))[np.arange(len(times))], times
+    return FrameReader(source, len(times))[np.arange(len(times))], times
 
 
-def read_audio(source: Source, origin: float = 0.0) -> tuple[Samples, int]:
+def read_audio(source: PathOrBytes, origin: float = 0.0) -> tuple[Samples, int]:
     """The sound of a file from ``origin`` seconds on its clock, mixed to stereo, at its own rate: float32 [2, N], Hz.
 
     Mono goes to both sides; more channels are mixed after ITU-R BS.775 without LFE and scaled so that nothing can clip.
@@ -300,7 +300,7 @@ def _stereo(frame: Any) -> Samples:
     return mixed
 
 
-def read_mp4(source: Source) -> Pair[Any]:
+def read_mp4(source: PathOrBytes) -> Pair[Any]:
     """A file that ``write_mp4`` wrote, as it was: frames uint8 [T, H, W, 3] and samples float32 [2, N] at 16 kHz.
 
     Raises:
