@@ -110,10 +110,10 @@ def pocket_codec(setup: Setup) -> Figures:
 
 def mux(setup: Setup) -> Figures:
     """Milliseconds to encode and mux a block of one second, one thread of x264."""
-    from omniforcing.media.mux import Muxer, Pieces
+    from omniforcing.media.mux import Muxer, OutputBuffer
 
     height, width, rate = _size(setup)
-    muxer = Muxer(Pieces(), height, width, rate)
+    muxer = Muxer(OutputBuffer(), height, width, rate)
     sound = np.random.default_rng(0).standard_normal((2, rate)).astype(np.float32) / 10
     return _encoder_figures(lambda frames: muxer.write(frames, sound), height, width)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from omniforcing.core.files import new_file
-from omniforcing.media.mux import Muxer, Pieces
+from omniforcing.media.mux import Muxer, OutputBuffer
 from tests.support.limits import files_of_at_most
 from tests.support.refusals import refuses
 
@@ -35,7 +35,7 @@ def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def whole_stream() -> bytes:
-    pieces = Pieces()
+    pieces = OutputBuffer()
     with Muxer(pieces, 64, 96, 16000) as muxer:
         for frames, samples in blocks():
             muxer.write(frames, samples)
@@ -81,7 +81,7 @@ def test_other_reader_agrees_on_the_frames(tmp_path: Path) -> None:
 
 
 def test_pieces_play_as_they_come() -> None:
-    pieces, received, playable = Pieces(), b"", []
+    pieces, received, playable = OutputBuffer(), b"", []
     muxer = Muxer(pieces, 64, 96, 16000)
     for frames, samples in blocks():
         muxer.write(frames, samples)
@@ -105,7 +105,7 @@ def boxes_of(data: bytes) -> list[bytes]:
 
 
 def test_every_block_is_one_fragment_behind_one_header() -> None:
-    pieces, kinds = Pieces(), []
+    pieces, kinds = OutputBuffer(), []
     muxer = Muxer(pieces, 64, 96, 16000)
     for frames, samples in blocks():
         muxer.write(frames, samples)
@@ -124,7 +124,7 @@ def test_sound_has_no_gap_at_any_block_border() -> None:
     """A steady tone through every border: level and phase never leave it, and no time stamp jumps."""
     count, rng = 12, np.random.default_rng(0)
     tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(16000 * count) / 16000).astype(np.float32)
-    pieces, sent = Pieces(), 0
+    pieces, sent = OutputBuffer(), 0
     with Muxer(pieces, 64, 96, 16000) as muxer:
         for index in range(count):
             until = (
@@ -151,7 +151,7 @@ def test_picture_and_sound_stay_together_for_ten_minutes() -> None:
     flash[0] = 255
     click = np.zeros((2, 16000), np.float32)
     click[:, :160] = 0.9
-    pieces, received = Pieces(), []
+    pieces, received = OutputBuffer(), []
     with Muxer(pieces, 16, 16, 16000) as muxer:
         muxer.write(flash[:1], click[:, :0])
         for second in range(count):
@@ -177,7 +177,7 @@ def test_picture_and_sound_stay_together_for_ten_minutes() -> None:
 
 
 def test_the_browsers_name_of_the_stream_tells_its_profile() -> None:
-    assert Muxer(Pieces(), 64, 96, 16000).mime == 'video/mp4; codecs="avc1.64000a, mp4a.40.2"'
+    assert Muxer(OutputBuffer(), 64, 96, 16000).mime == 'video/mp4; codecs="avc1.64000a, mp4a.40.2"'
 
 
 def test_same_media_same_bytes() -> None:

@@ -22,7 +22,7 @@ _MATRIX = struct.pack(">9I", 0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)
 
 
 @dataclass(frozen=True)
-class Samples:
+class TrackFragment:
     """A track's part of a fragment: one unit of the track's clock per video frame, ``AAC_FRAME`` per audio frame.
 
     Attributes:
@@ -144,7 +144,7 @@ def _mp4a(config: bytes, sample_rate: int) -> bytes:
     return _box(b"mp4a", shape, _full(b"esds", 0, 0, stream))
 
 
-def fragment(number: int, video: Samples, audio: Samples) -> bytes:
+def fragment(number: int, video: TrackFragment, audio: TrackFragment) -> bytes:
     """``moof`` and ``mdat`` of what a block added; either track may have added nothing."""
     tracks = [
         (track, samples) for track, samples in ((VIDEO, video), (AUDIO, audio)) if samples.data
@@ -163,7 +163,7 @@ def fragment(number: int, video: Samples, audio: Samples) -> bytes:
     return moof([first + sum(lengths[:n]) for n in range(len(tracks))]) + data
 
 
-def _traf(track: int, samples: Samples, offset: int) -> bytes:
+def _traf(track: int, samples: TrackFragment, offset: int) -> bytes:
     usual = _OTHER_FRAME if track == VIDEO else _KEYFRAME
     # tfhd: offsets count from moof; default duration and flags. trun: data offset, flags of the first sample, sizes.
     tfhd = _full(b"tfhd", 0, 0x020028, struct.pack(">3I", track, samples.duration, usual))

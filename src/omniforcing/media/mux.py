@@ -17,7 +17,7 @@ from av.codec.context import Flags
 from av.video.frame import PictureType
 
 from omniforcing.core.layout import FPS
-from omniforcing.media.boxes import Samples, fragment, header
+from omniforcing.media.boxes import TrackFragment, fragment, header
 
 AAC_FRAME = 1024  # samples
 _PICTURE = {
@@ -34,7 +34,7 @@ class Writable(Protocol):
     def write(self, data: bytes, /) -> int: ...
 
 
-class Media(Protocol):
+class MediaChunk(Protocol):
     """A piece of a stream (``live.Chunk``): frames uint8 ``[T, H, W, 3]``, samples float32 ``[2, N]``, and their places."""
 
     @property
@@ -50,7 +50,7 @@ class Media(Protocol):
     def first_sample(self) -> int: ...
 
 
-class Pieces:
+class OutputBuffer:
     """A target that hands out what was written since the last call: for sending a stream on."""
 
     def __init__(self) -> None:
@@ -96,7 +96,7 @@ class Muxer:
         sps = self._parameters[0]
         return f'video/mp4; codecs="avc1.{sps[1:4].hex()}, mp4a.40.2"'
 
-    def add(self, chunk: Media) -> None:
+    def add(self, chunk: MediaChunk) -> None:
         """Append a chunk; of a stream that was resumed, sound from before its first picture is left out."""
         if self.frames == 0:
             self._first_sample = round(chunk.first_frame * self._sample_rate / FPS)
@@ -131,10 +131,10 @@ class Muxer:
             sps, pps = self._parameters
             sound = self._audio.extradata, self._sample_rate
             self._target.write(header(*self._size, (sps, pps), *sound, priming=AAC_FRAME))
-        pictures = Samples(
+        pictures = TrackFragment(
             self._video_start, 1, [_length_prefixed(bytes(packet)) for packet in video]
         )
-        sounds = Samples(self._audio_start, AAC_FRAME, [bytes(packet) for packet in audio])
+        sounds = TrackFragment(self._audio_start, AAC_FRAME, [bytes(packet) for packet in audio])
         self._fragments += 1
         self._video_start += len(video)
         self._audio_start += AAC_FRAME * len(audio)

@@ -93,9 +93,9 @@ class StreamingModel(PythonModel):
         return self._pieces(row)
 
     def _pieces(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        from omniforcing.media.mux import Muxer, Pieces
+        from omniforcing.media.mux import Muxer, OutputBuffer
 
-        sink, settings = Pieces(), self.engine.settings
+        sink, settings = OutputBuffer(), self.engine.settings
         muxer = Muxer(sink, settings.height, settings.width, settings.sample_rate)
 
         def piece(block: int, frames: int, samples: int) -> dict[str, Any]:

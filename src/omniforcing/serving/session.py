@@ -15,7 +15,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from omniforcing.core.console import explain
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.layout import FPS
-from omniforcing.media.mux import Muxer, Pieces
+from omniforcing.media.mux import Muxer, OutputBuffer
 from omniforcing.serving.protocol import (
     Command,
     Message,
@@ -55,7 +55,7 @@ class Session:
     def __init__(self, socket: WebSocket, service: Service) -> None:
         self._socket, self._service = socket, service
         settings = service.engine.settings
-        self._pieces = Pieces()
+        self._pieces = OutputBuffer()
         self._muxer = Muxer(self._pieces, settings.height, settings.width, settings.sample_rate)
         self._stream: Stream | None = None
         self._image: bytes | None = None
