@@ -20,7 +20,7 @@ from torch import Tensor
 
 from omniforcing.codec.codec import Codec
 from omniforcing.codec.reach import Reach, vocoder_reach
-from omniforcing.codec.streaming import SoundStream, VideoStream
+from omniforcing.codec.streaming import StreamingVideoDecoder, StreamingVocoder
 from omniforcing.core.console import run_command
 from omniforcing.core.files import MANIFEST, read_json
 from omniforcing.core.latents import Pair
@@ -155,7 +155,7 @@ def picture_row(
         began = time.process_time()
         whole = vae.decode(clip).sample
         between = time.process_time()
-        stream = VideoStream(vae, reach)
+        stream = StreamingVideoDecoder(vae, reach)
         pieces = [*(stream.push(piece) for piece in blocks(clip, BLOCK)), stream.flush()]
         whole_spent += between - began
         spent += time.process_time() - between
@@ -182,7 +182,7 @@ def sound_curve(codec: Codec, mels: list[Tensor]) -> Iterator[dict[str, float]]:
     for reach in sorted({0, 2, 4, 8, 12, 16, 20, full}):
         errors = []
         for mel in mels:
-            stream = SoundStream(codec.vocoder)
+            stream = StreamingVocoder(codec.vocoder)
             stream.reach = reach
             pieces = [*(stream.push(piece) for piece in blocks(mel, 100)), stream.flush()]
             streamed = torch.cat(pieces, 2)

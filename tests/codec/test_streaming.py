@@ -14,11 +14,11 @@ from omniforcing.codec.codec import Codec, build_video_vae
 from omniforcing.codec.config import AudioCodecConfig, CodecConfig, VideoCodecConfig, VocoderConfig
 from omniforcing.codec.reach import Reach, vocoder_reach
 from omniforcing.codec.streaming import (
-    MelStream,
-    SoundStream,
     StreamingDecoder,
-    VideoStream,
-    _Remembering,
+    StreamingMelDecoder,
+    StreamingVideoDecoder,
+    StreamingVocoder,
+    _StatefulConv,
 )
 from omniforcing.core.latents import Latents, Pair
 from omniforcing.core.layout import LAYOUTS, SAMPLE_RATE, clip_latents
@@ -76,7 +76,7 @@ def chunks_of(x: Tensor, size: int, dim: int) -> list[Tensor]:
 @pytest.mark.parametrize("batch", [1, 2])
 def test_picture_in_pieces_equals_the_whole(codec: Codec, size: int, batch: int) -> None:
     z = codec.denormalise(random_latents(codec, batch)).video
-    stream = VideoStream(codec.video_vae)
+    stream = StreamingVideoDecoder(codec.video_vae)
     whole = codec.video_vae.decode(z).sample
     streamed = torch.cat([stream.push(piece) for piece in chunks_of(z, size, 2)], 2)
     assert streamed.shape == whole.shape == (batch, 3, 1 + 24 * SECONDS, 64, 64)
@@ -87,7 +87,7 @@ def test_picture_in_pieces_equals_the_whole(codec: Codec, size: int, batch: int)
 @pytest.mark.parametrize("size", [1, 8, 25, 50])
 def test_mel_and_sound_in_pieces_equal_the_whole(codec: Codec, size: int) -> None:
     z = codec.denormalise(random_latents(codec, 2)).audio
-    mels, sounds = MelStream(codec.audio_vae), SoundStream(codec.vocoder)
+    mels, sounds = StreamingMelDecoder(codec.audio_vae), StreamingVocoder(codec.vocoder)
     whole_mel = codec.audio_vae.decode(z).sample
     whole = codec.vocoder(whole_mel)[..., : SAMPLE_RATE * SECONDS]
     pieces = [mels.push(piece) for piece in chunks_of(z, size, 2)]
@@ -124,7 +124,7 @@ def test_decoder_with_residual_and_plain_upsamplers_reflecting_at_the_borders() 
         upsample_type=("spatiotemporal", "temporal", "spatial"),
         upsample_residual=(True, False, True),
     ).eval()
-    z, stream = torch.randn(1, 8, 5, 4, 4), VideoStream(vae)
+    z, stream = torch.randn(1, 8, 5, 4, 4), StreamingVideoDecoder(vae)
     with torch.no_grad():
         whole = vae.decode(z).sample
         streamed = torch.cat([stream.push(piece) for piece in chunks_of(z, 2, 2)], 2)
@@ -147,7 +147,7 @@ def long_latents(seed: int = 0) -> Tensor:
 
 @torch.no_grad()
 def stream_picture(vae: Any, z: Tensor, reach: Reach, size: int = 3) -> Tensor:
-    stream = VideoStream(vae, reach)
+    stream = StreamingVideoDecoder(vae, reach)
     return torch.cat([*(stream.push(piece) for piece in chunks_of(z, size, 2)), stream.flush()], 2)
 
 
@@ -183,7 +183,8 @@ def test_error_falls_with_the_look_ahead_and_with_what_is_decoded_again(both_way
 def test_pieces_fade_in_from_what_the_piece_before_made_of_them(both_ways: Any) -> None:
     """Frames 17 to 19 of pieces that meet before frame 17: a quarter, a half, three quarters of the later piece."""
     z = long_latents()
-    old, new = VideoStream(both_ways, Reach(2)), VideoStream(both_ways, Reach(2, blend=3))
+    old = StreamingVideoDecoder(both_ways, Reach(2))
+    new = StreamingVideoDecoder(both_ways, Reach(2, blend=3))
     for stream in (old, new):
         stream.push(z[:, :, :5])
     early = both_ways.decode(z[:, :, :5]).sample[:, :, 17:20]
@@ -198,7 +199,7 @@ def test_pieces_fade_in_from_what_the_piece_before_made_of_them(both_ways: Any) 
 @pytest.mark.parametrize("at", [1, 4, 7])
 def test_look_ahead_stream_goes_on_from_a_saved_state_bit_for_bit(both_ways: Any, at: int) -> None:
     z, reach = long_latents(), Reach(2, 3, 4)
-    stream, again = VideoStream(both_ways, reach), VideoStream(both_ways, reach)
+    stream, again = StreamingVideoDecoder(both_ways, reach), StreamingVideoDecoder(both_ways, reach)
     stream.push(z[:, :, :at])
     again.restore(stream.state())
     for piece in (z[:, :, at : at + 3], z[:, :, at + 3 : at + 6]):
@@ -259,7 +260,7 @@ def test_reset_begins_another_stream(codec: Codec) -> None:
 
 def state_bytes(decoder: StreamingDecoder) -> int:
     modules = [*decoder._video._decoder.modules(), *decoder._mel._decoder.modules()]
-    past = [m.past for m in modules if isinstance(m, _Remembering)]
+    past = [m.past for m in modules if isinstance(m, _StatefulConv)]
     tensors = [*(p for p in past if p is not None), decoder._sound._held]
     return sum(t.untyped_storage().nbytes() for t in tensors)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from omniforcing.codec.codec import build_video_vae
 from omniforcing.codec.config import VideoCodecConfig
-from omniforcing.codec.streaming import VideoStream
+from omniforcing.codec.streaming import StreamingVideoDecoder
 from omniforcing.training.codec import training
 from omniforcing.training.codec.causal import (
     DecoderTraining,
@@ -110,7 +110,7 @@ def test_it_learns_the_teachers_pictures_and_streams_exactly(
         whole, found = teacher.decode(z).sample, student.decode(z).sample
         before = (fresh.decode(z).sample - whole).square().mean()
         assert (found - whole).square().mean() < 0.8 * before
-        stream = VideoStream(student)
+        stream = StreamingVideoDecoder(student)
         streamed = torch.cat([stream.push(piece) for piece in z[:1].split([1, 3, 3], 2)], 2)
         assert (streamed - found[:1]).abs().max() < 1e-4
 

@@ -52,7 +52,7 @@ class _Window:
         return self.begins + (latents - self.begins) * rate
 
 
-class _Remembering(nn.Module):
+class _StatefulConv(nn.Module):
     """A convolution in time (dimension 2) whose left padding is, after the first chunk, the end of what was settled.
 
     Args:
@@ -80,22 +80,22 @@ class _Remembering(nn.Module):
         return self.conv(padded)
 
 
-def _pasts(root: nn.Module) -> State:
+def _conv_states(root: nn.Module) -> State:
     """A copy of what every convolution of a decoder remembers, by its name."""
     named = (
-        (name, module) for name, module in root.named_modules() if isinstance(module, _Remembering)
+        (name, module) for name, module in root.named_modules() if isinstance(module, _StatefulConv)
     )
     return {name: module.past.clone() for name, module in named if module.past is not None}
 
 
-def _remember_again(root: nn.Module, pasts: State) -> None:
-    """Undo ``_pasts`` in a fresh decoder."""
+def _restore_conv_states(root: nn.Module, pasts: State) -> None:
+    """Undo ``_conv_states`` in a fresh decoder."""
     for name, module in root.named_modules():
-        if isinstance(module, _Remembering) and name in pasts:
-            module.past = _as_computed(pasts[name])
+        if isinstance(module, _StatefulConv) and name in pasts:
+            module.past = _in_conv_layout(pasts[name])
 
 
-def _as_computed(saved: Tensor) -> Tensor:
+def _in_conv_layout(saved: Tensor) -> Tensor:
     """The layout in memory decides which convolution runs, and so the last bit."""
     return saved.contiguous(
         memory_format=torch.channels_last_3d if saved.ndim == 5 else torch.contiguous_format
@@ -134,18 +134,18 @@ class _AudioUpsampler(nn.Module):
         return out[:, :, int(self.window.begins) :]
 
 
-def _remember(window: _Window, causal: bool, padding_conv: Any) -> nn.Module:
-    padding_conv.conv = _Remembering(padding_conv.conv, window, causal)
+def _make_stateful(window: _Window, causal: bool, padding_conv: Any) -> nn.Module:
+    padding_conv.conv = _StatefulConv(padding_conv.conv, window, causal)
     return padding_conv
 
 
-def _own_modules(root: nn.Module) -> Any:
+def _share_weights(root: nn.Module) -> Any:
     """A copy of a module tree with the same tensors: new places for state, no second set of weights."""
     shared = {id(t): t for t in chain(root.parameters(), root.buffers())}
     return copy.deepcopy(root, shared).eval()
 
 
-def _replace(root: nn.Module, makers: dict[type, Callable[[Any], nn.Module]]) -> None:
+def _replace_modules(root: nn.Module, makers: dict[type, Callable[[Any], nn.Module]]) -> None:
     """Replace every descendant whose type has a maker by what the maker makes of it."""
     for parent in list(root.modules()):
         for name, child in list(parent.named_children()):
@@ -153,7 +153,7 @@ def _replace(root: nn.Module, makers: dict[type, Callable[[Any], nn.Module]]) ->
                 setattr(parent, name, makers[type(child)](child))
 
 
-class VideoStream:
+class StreamingVideoDecoder:
     """Picture from video latents, a few at a time; exact if the decoder is causal.
 
     Args:
@@ -185,7 +185,7 @@ class VideoStream:
         self._causal = bool(config.decoder_causal)
         self.reach = video_reach(config) if reach is None else reach
         self._window = _Window()
-        self._decoder = _own_modules(vae.decoder)
+        self._decoder = _share_weights(vae.decoder)
         # diffusers' own ratio is wrong where the config leaves it out and not every level halves the picture.
         upsamplers = (
             module for module in self._decoder.modules() if isinstance(module, LTX2VideoUpsampler3d)
@@ -193,11 +193,12 @@ class VideoStream:
         self._enlarged = int(self._decoder.patch_size) * prod(
             int(module.stride[1]) for module in upsamplers
         )
-        _replace(
+        _replace_modules(
             self._decoder, {LTX2VideoUpsampler3d: partial(_VideoUpsampler, window=self._window)}
         )
-        _replace(
-            self._decoder, {LTX2VideoCausalConv3d: partial(_remember, self._window, self._causal)}
+        _replace_modules(
+            self._decoder,
+            {LTX2VideoCausalConv3d: partial(_make_stateful, self._window, self._causal)},
         )
         self._held: Tensor | None = None  # latents from number self._first on
         self._tail: Tensor | None = (
@@ -246,7 +247,7 @@ class VideoStream:
 
     def state(self) -> State:
         """A copy of what is remembered after the first chunk, for ``restore``."""
-        pasts = _pasts(self._decoder)
+        pasts = _conv_states(self._decoder)
         if self._causal:
             return pasts
         assert self._held is not None, "push before taking the state"
@@ -260,11 +261,11 @@ class VideoStream:
 
     def restore(self, state: State) -> None:
         """Go on where ``state`` was taken."""
-        _remember_again(self._decoder, state)
+        _restore_conv_states(self._decoder, state)
         self._first = self._done = 1  # whatever is not the begin
         if not self._causal:
             self._first, self._done = state["places"].tolist()
-            self._held = _as_computed(state["held"])
+            self._held = _in_conv_layout(state["held"])
             self._tail = state.get("tail")
 
 
@@ -279,7 +280,7 @@ def _blended(old: Tensor | None, new: Tensor) -> Tensor:
     return torch.cat([old[:, :, :count].lerp(new[:, :, :count], share), new[:, :, count:]], 2)
 
 
-class MelStream:
+class StreamingMelDecoder:
     """Mel frames from audio latents, a few at a time.
 
     Raises:
@@ -303,9 +304,13 @@ class MelStream:
             },
         )
         self._window = _Window()
-        self._decoder = _own_modules(vae.decoder)
-        _replace(self._decoder, {LTX2AudioUpsample: partial(_AudioUpsampler, window=self._window)})
-        _replace(self._decoder, {LTX2AudioCausalConv2d: partial(_remember, self._window, True)})
+        self._decoder = _share_weights(vae.decoder)
+        _replace_modules(
+            self._decoder, {LTX2AudioUpsample: partial(_AudioUpsampler, window=self._window)}
+        )
+        _replace_modules(
+            self._decoder, {LTX2AudioCausalConv2d: partial(_make_stateful, self._window, True)}
+        )
 
     def push(self, z: Tensor) -> Tensor:
         """Decode ``[B, c, T, f]``, denormalised, to log-mel ``[B, 2, T', F]``: 4 frames a latent, 1 for the first."""
@@ -318,11 +323,11 @@ class MelStream:
 
     def state(self) -> State:
         """A copy of what is remembered after the first chunk, for ``restore``."""
-        return _pasts(self._decoder)
+        return _conv_states(self._decoder)
 
     def restore(self, state: State) -> None:
         """Go on where ``state`` was taken."""
-        _remember_again(self._decoder, state)
+        _restore_conv_states(self._decoder, state)
         self._window.begins = False
         self._decoder.causality_axis = None
 
@@ -330,7 +335,7 @@ class MelStream:
 # --- the vocoder: windows with the whole reach ---------------------------------------------------------------------------
 
 
-class SoundStream:
+class StreamingVocoder:
     """Samples from mel frames, a few at a time, ``reach`` mel frames late: exactly what the whole would give."""
 
     def __init__(self, vocoder: Any) -> None:
@@ -404,9 +409,9 @@ class StreamingDecoder:
 
     def reset(self) -> None:
         """Begin another stream."""
-        self._video = VideoStream(self.codec.video_vae, self.codec.video_reach)
-        self._mel = MelStream(self.codec.audio_vae)
-        self._sound = SoundStream(self.codec.vocoder)
+        self._video = StreamingVideoDecoder(self.codec.video_vae, self.codec.video_reach)
+        self._mel = StreamingMelDecoder(self.codec.audio_vae)
+        self._sound = StreamingVocoder(self.codec.vocoder)
 
     @property
     def look_ahead(self) -> int:
@@ -438,5 +443,5 @@ class StreamingDecoder:
             stream.restore(part_of(state, part))
 
     @property
-    def _streams(self) -> dict[str, VideoStream | MelStream | SoundStream]:
+    def _streams(self) -> dict[str, StreamingVideoDecoder | StreamingMelDecoder | StreamingVocoder]:
         return {"video": self._video, "mel": self._mel, "sound": self._sound}

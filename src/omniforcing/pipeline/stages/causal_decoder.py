@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from omniforcing.codec.codec import DESCRIPTION, Codec, video_folder
-from omniforcing.codec.streaming import VideoStream
+from omniforcing.codec.streaming import StreamingVideoDecoder
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import MANIFEST, write_json
 from omniforcing.core.latents import Pair
@@ -112,7 +112,7 @@ def streaming_error(codec: Codec, z: Tensor) -> float:
 
     Pictures are in [-1, 1].
     """
-    stream, table = VideoStream(codec.video_vae), LAYOUTS["prefix"]
+    stream, table = StreamingVideoDecoder(codec.video_vae), LAYOUTS["prefix"]
     spans = [block.video for block in table.blocks(1 + (z.shape[2] - 1) // 3)]
     streamed = torch.cat([stream.push(z[:1, :, span.slice]) for span in spans], 2)
     return float((streamed - codec.video_vae.decode(z[:1]).sample).abs().max())
