@@ -77,7 +77,7 @@ def sample_teacher(prompts: list[str], seed: int) -> Iterator[Media]:
     """Yield a clip of the kept teacher per prompt, sampled as preset ``pocket`` does."""
     config = load_config(preset="pocket")
     codec, text = Codec.load(KEPT / "codec"), TextEncoder.load(KEPT / "codec" / "text")
-    grid = codec.spatial(config.clips.height, config.clips.width)
+    grid = codec.token_grid(config.clips.height, config.clips.width)
     teacher = load_model(KEPT / "teacher", sinks=0).eval()
     clip = WholeClip(teacher, config.clips.latent_counts, grid)
     for prompt in prompts:

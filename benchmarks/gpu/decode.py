@@ -52,7 +52,7 @@ def measurements(setup: Setup) -> list[Measurement]:
 def decoder(setup: Setup, causal: bool, generation: str) -> Figures:
     """Milliseconds of a block of one second, picture and sound together, until both lie in the CPU's memory."""
     codec = streaming_codec(setup, causal, generation)
-    grid, table = codec.spatial(codec.height, codec.width), LAYOUTS["prefix"]
+    grid, table = codec.token_grid(codec.height, codec.width), LAYOUTS["prefix"]
     stream = StreamingDecoder(codec, grid)
     times, frames = [], 0
     if setup.cuda:
@@ -88,7 +88,8 @@ def pocket_codec(setup: Setup) -> Figures:
         Wrong: if the pictures differ by more than 8 bits round.
     """
     codec = Codec.load(kept("codec"))
-    grid, counts = codec.spatial(codec.height, codec.width), clip_latents(1 if setup.small else 4)
+    grid = codec.token_grid(codec.height, codec.width)
+    counts = clip_latents(1 if setup.small else 4)
     generator = torch.Generator().manual_seed(0)
     video = torch.randn(
         1, counts.video, grid[0] * grid[1], codec.video_channels, generator=generator

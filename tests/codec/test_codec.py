@@ -31,7 +31,7 @@ CONFIG = CodecConfig(video=VIDEO, audio=AUDIO, vocoder=VocoderConfig(hidden=32))
 @pytest.fixture(scope="module")
 def codec() -> Codec:
     torch.manual_seed(0)
-    codec = Codec.build(CONFIG, 64, 96)
+    codec = Codec.from_config(CONFIG, 64, 96)
     codec.normalise_by(Pair(1 + 2 * torch.randn(2, 3, 4, 8), 3 * torch.randn(2, 3, 16) - 1))
     return codec
 
@@ -178,7 +178,7 @@ def test_ltx2s_own_folder_names_are_understood(codec: Codec, tmp_path: Path) -> 
 
 def test_sizes_that_cannot_work_are_refused() -> None:
     with refuses("codec.wrong-picture-size", "72"):
-        Codec.build(CONFIG, 64, 72)
+        Codec.from_config(CONFIG, 64, 72)
     fitting = build_vocoder(VocoderConfig(hidden=16))
     faster = type(fitting).from_config({**fitting.config, "upsample_factors": [2, 1, 1, 120]})
     with refuses("codec.wrong-sample-rate", "24000", "16000"):

@@ -37,7 +37,7 @@ CONFIG = CodecConfig(video=VIDEO, audio=AUDIO, vocoder=VocoderConfig(hidden=16))
 @pytest.fixture(scope="module")
 def codec() -> Codec:
     torch.manual_seed(0)
-    codec = Codec.build(CONFIG, 64, 64)
+    codec = Codec.from_config(CONFIG, 64, 64)
     # Statistics that are not 0 and 1, so that a forgotten denormalisation shows.
     codec.normalise_by(Pair(1 + 2 * torch.randn(4, 5, 3, 8), 3 * torch.randn(4, 5, 16)))
     return codec
@@ -209,7 +209,7 @@ def test_look_ahead_stream_goes_on_from_a_saved_state_bit_for_bit(both_ways: Any
 
 def test_decoders_get_latents_in_their_own_precision(codec: Codec) -> None:
     """A video decoder in bf16 beside sound in fp32, as a GPU streams; the picture is that of fp32 to bf16's rounding."""
-    grid = codec.spatial(codec.height, codec.width)
+    grid = codec.token_grid(codec.height, codec.width)
     counts = clip_latents(1)
     video = torch.randn(1, counts.video, grid[0] * grid[1], codec.video_channels)
     latents = Pair(video, torch.randn(1, counts.audio, codec.audio_channels))
@@ -323,7 +323,7 @@ def test_vocoder_reach_is_exact(factors: list[int], kernels: list[int], resnets:
 def test_codec_that_cannot_be_streamed_is_refused_by_name(
     part: str, setting: str, value: object
 ) -> None:
-    codec = Codec.build(CONFIG, 64, 64)
+    codec = Codec.from_config(CONFIG, 64, 64)
     getattr(codec, part).register_to_config(**{setting: value})
     with refuses("codec.cannot-stream", setting):
         StreamingDecoder(codec, (4, 4))

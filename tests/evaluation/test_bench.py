@@ -64,7 +64,7 @@ def folders(config, tmp_path_factory):
     torch.set_num_threads(1)
     torch.manual_seed(0)
     folders = {name: tmp_path_factory.mktemp(name) for name in (*MODELS, "codec", "latents")}
-    Codec.build(config.codec, 64, 64).save(folders["codec"])
+    Codec.from_config(config.codec, 64, 64).save(folders["codec"])
     build_tiny(folders["codec"] / "text", config.codec.text, CAPTIONS, seed=0)
     write_text(folders["latents"], TextEncoder.load(folders["codec"] / "text"), CAPTIONS)
     width = open_bench(config, folders["codec"], folders["latents"]).text.unconditional.video.shape[

@@ -85,7 +85,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     )
     audio, vocoder = AudioCodecConfig(channel_multipliers=[1, 1, 2]), VocoderConfig(hidden=16)
     torch.manual_seed(0)
-    codec = Codec.build(CodecConfig(video=video, audio=audio, vocoder=vocoder), 64, 64)
+    codec = Codec.from_config(CodecConfig(video=video, audio=audio, vocoder=vocoder), 64, 64)
     codec.save(codec_folder)
     build_tiny(codec_folder / "text", text, ["a red ball bounces", "a blue ball rolls"], seed=0)
     save_model(DualStream(build_core(transformer_config(codec, text), seed=0), sinks=3), student)

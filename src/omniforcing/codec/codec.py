@@ -128,7 +128,7 @@ class Codec(nn.Module):
         self.video_reach = reach or video_reach(video_vae.config)
         self.video_vae, self.audio_vae, self.vocoder = video_vae, audio_vae, vocoder
         self.height, self.width = height, width
-        self.spatial(height, width)
+        self.token_grid(height, width)
         if (made := MEL_RATE * prod(vocoder.config.upsample_factors)) != self.sample_rate:
             raise CodecError(
                 "codec.wrong-sample-rate",
@@ -140,7 +140,7 @@ class Codec(nn.Module):
         self.video_vae.to(memory_format=torch.channels_last_3d)
 
     @classmethod
-    def build(cls, config: CodecConfig, height: int, width: int) -> Codec:
+    def from_config(cls, config: CodecConfig, height: int, width: int) -> Codec:
         """A codec with fresh weights."""
         vocoder = build_vocoder(config.vocoder)
         return cls(
@@ -187,7 +187,7 @@ class Codec(nn.Module):
             "schema": SCHEMA,
             "height": self.height,
             "width": self.width,
-            "grid": list(self.spatial(self.height, self.width)),
+            "grid": list(self.token_grid(self.height, self.width)),
             "tokens": tokens,
             "video_channels": video,
             "audio_channels": audio,
@@ -213,7 +213,7 @@ class Codec(nn.Module):
         """Of the decoded sound, in Hz."""
         return int(self.vocoder.config.output_sampling_rate)
 
-    def spatial(self, height: int, width: int) -> tuple[int, int]:
+    def token_grid(self, height: int, width: int) -> tuple[int, int]:
         """The grid of tokens (rows, columns) of a picture.
 
         Raises:
@@ -229,7 +229,7 @@ class Codec(nn.Module):
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Tokens per video latent, channels of a video token, numbers of an audio token."""
-        rows, columns = self.spatial(height, width)
+        rows, columns = self.token_grid(height, width)
         return rows * columns, self.video_channels, self.audio_channels
 
     # --- media to latents ------------------------------------------------------------------------------------------------
@@ -280,7 +280,7 @@ class Codec(nn.Module):
         )
 
     @torch.no_grad()
-    def frames_of(self, z: Tensor) -> Tensor:
+    def decode_frames(self, z: Tensor) -> Tensor:
         """Frames uint8 ``[N, T, H, W, 3]`` on the CPU of what the video decoder takes, ``[N, C, t, h, w]``, clip by clip."""
         return torch.cat(
             [
@@ -295,7 +295,7 @@ class Codec(nn.Module):
         Raises:
             CodecError: if the tokens do not fill the grid.
         """
-        rows, columns = grid or self.spatial(self.height, self.width)
+        rows, columns = grid or self.token_grid(self.height, self.width)
         if latents.video.shape[2] != rows * columns:
             raise CodecError(
                 "codec.wrong-grid",

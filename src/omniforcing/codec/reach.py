@@ -54,7 +54,7 @@ def described_reach(description: Mapping[str, Any]) -> Reach:
     return Reach() if description["video_decoder_causal"] else NON_CAUSAL
 
 
-def refuse(part: str, settings: dict[str, tuple[Any, Any]]) -> None:
+def require_settings(part: str, settings: dict[str, tuple[Any, Any]]) -> None:
     """Raise ``StreamingError`` for the first setting (found, needed) of a part that is not what streaming needs."""
     for name, (found, needed) in settings.items():
         if found != needed:
@@ -70,7 +70,7 @@ def vocoder_reach(config: Any) -> int:
     Raises:
         StreamingError: for activations that filter in time, whose reach this does not count.
     """
-    refuse(
+    require_settings(
         "vocoder", {"act_fn": (config.act_fn, "leaky_relu"), "antialias": (config.antialias, False)}
     )
     resnets = zip(config.resnet_kernel_sizes, config.resnet_dilations, strict=True)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from omniforcing.codec.codec import Codec, to_frames
-from omniforcing.codec.reach import Reach, refuse, video_reach, vocoder_reach
+from omniforcing.codec.reach import Reach, require_settings, video_reach, vocoder_reach
 from omniforcing.core.latents import Latents, Pair
 from omniforcing.core.layout import Span, samples_of
 from omniforcing.core.states import State, join_states, part_of
@@ -172,7 +172,7 @@ class StreamingVideoDecoder:
 
         config = vae.config
         noise = config.decoder_inject_noise
-        refuse(
+        require_settings(
             "video decoder",
             {
                 "timestep_conditioning": (config.timestep_conditioning, False),
@@ -294,7 +294,7 @@ class StreamingMelDecoder:
         )
 
         config = vae.config
-        refuse(
+        require_settings(
             "audio decoder",
             {
                 "causality_axis": (config.causality_axis, "height"),

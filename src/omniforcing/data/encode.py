@@ -44,7 +44,7 @@ class Encoder:
     def __init__(self, shards: Path, work: Path, codec: Path, device: str, batch: int) -> None:
         self.shards, self.work, self.batch = shards, work, batch
         self.codec = Codec.load(codec, device)
-        self.grid = self.codec.spatial(self.codec.height, self.codec.width)
+        self.grid = self.codec.token_grid(self.codec.height, self.codec.width)
 
     def __call__(self, task: EncodingTask, done: Done) -> None:
         if not is_done(self.work, task.path.stem):

@@ -86,7 +86,7 @@ class Bench:
             OmniForcingError: if one of them is missing or unreadable.
         """
         loaded = Codec.load(codec, device=device)
-        grid = loaded.spatial(clips.height, clips.width)
+        grid = loaded.token_grid(clips.height, clips.width)
         text = TextTable.load(latents)
         return cls(clips, student, teacher_sampler, batch, loaded, text, grid, device)
 

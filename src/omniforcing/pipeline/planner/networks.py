@@ -67,9 +67,9 @@ class Sizes:
             )
         else:
             with torch.device("meta"):
-                codec = Codec.build(config.codec, height, width)
+                codec = Codec.from_config(config.codec, height, width)
             grid, wide, length = (
-                codec.spatial(height, width),
+                codec.token_grid(height, width),
                 config.codec.text.hidden,
                 config.codec.text.length,
             )

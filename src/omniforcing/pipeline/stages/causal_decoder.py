@@ -94,7 +94,7 @@ def report(stage: Stage, codecs: dict[str, Codec]) -> dict[str, float]:
     """Compare both decoders on held-out clips, and the causal one's streamed with its whole decode."""
     original = clips_of(stage.input("shards"), HELDOUT, stage.config.causal_decoder.report_clips)
     z = decoder_inputs(stage, codecs[STUDENT], HELDOUT, len(original.video))
-    found = {name: Pair(codec.frames_of(z), original.audio) for name, codec in codecs.items()}
+    found = {name: Pair(codec.decode_frames(z), original.audio) for name, codec in codecs.items()}
     figures = {
         f"{name}.{key}": value
         for name, media in found.items()
