@@ -19,7 +19,7 @@ from tqdm import trange
 from omniforcing.core.config import project_root
 from omniforcing.core.console import run_command
 from omniforcing.core.errors import OmniForcingError
-from omniforcing.core.latents import TextFeatures, concatenate
+from omniforcing.core.latents import Media, TextFeatures, concatenate
 from omniforcing.core.layout import FPS
 from omniforcing.data.sources import HELDOUT
 from omniforcing.distill.sampling import rollout_config
@@ -29,7 +29,7 @@ from omniforcing.model.rollout import Rollout
 from omniforcing.model.weights.student import load_model
 from omniforcing.pipeline.config import load_config
 from omniforcing.pipeline.stages.shared.bench import open_bench
-from omniforcing.pocket.events import Media, colours_in, hear, see
+from omniforcing.pocket.events import colours_in, hear, see
 from omniforcing.streaming.generation import Generation
 from omniforcing.training.loop import set_threads
 

@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw
 from omniforcing.codec.codec import Codec
 from omniforcing.codec.text import TextEncoder
 from omniforcing.core.console import run_command
-from omniforcing.core.latents import Pair
+from omniforcing.core.latents import Media, Pair
 from omniforcing.core.layout import FPS, MEL_RATE
 from omniforcing.distill.sampling import WholeClip
 from omniforcing.evaluation.plots import HEARD, SEEN
@@ -30,7 +30,6 @@ from omniforcing.media.files import read_mp4
 from omniforcing.media.mel import log_mel, resample
 from omniforcing.model.weights.student import load_model
 from omniforcing.pipeline.config import load_config
-from omniforcing.pocket.events import Media
 from omniforcing.pocket.foundation import KEPT
 from omniforcing.pocket.observe import Observation, observe
 

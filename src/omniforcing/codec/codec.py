@@ -18,7 +18,7 @@ from omniforcing.codec.config import AudioCodecConfig, CodecConfig, VideoCodecCo
 from omniforcing.codec.reach import Reach, described_reach, video_reach, vocoder_reach
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import read_json, write_json
-from omniforcing.core.latents import Latents, Pair
+from omniforcing.core.latents import Latents, Media, Pair
 from omniforcing.core.layout import (
     MEL_RATE,
     SAMPLE_RATE,
@@ -28,8 +28,6 @@ from omniforcing.core.layout import (
     clip_samples,
     clip_seconds,
 )
-
-Media = Pair[Tensor]
 
 DESCRIPTION = "codec.json"
 SCHEMA = 1

@@ -52,6 +52,9 @@ Latents = Pair[Tensor]
 # Output of the text connectors for prompts: ``[B, L, D]`` per stream.
 TextFeatures = Pair[Tensor]
 
+# Frames uint8 ``[..., T, H, W, 3]`` and samples float32 ``[..., 2, N]``, as arrays or tensors.
+Media = Pair[Any]
+
 
 @dataclass(frozen=True)
 class Batch:

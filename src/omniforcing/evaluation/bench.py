@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from omniforcing.codec.codec import Codec
-from omniforcing.core.latents import Latents, Pair, TextFeatures
+from omniforcing.core.latents import Latents, Media, Pair, TextFeatures
 from omniforcing.data.config import ClipsConfig
 from omniforcing.data.shards import decode_media, read_raw, shard_form
 from omniforcing.data.tars import require_kind
@@ -22,7 +22,6 @@ from omniforcing.media.mel import resample
 from omniforcing.model.config import StudentConfig
 from omniforcing.model.transformer import DualStream
 from omniforcing.model.weights.student import load_model
-from omniforcing.pocket.events import Media
 from omniforcing.pocket.observe import Clips
 
 # In the order of training; the causal ones can go on for ever.

@@ -16,7 +16,7 @@ import numpy as np
 
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import atomic_dir
-from omniforcing.core.latents import Pair
+from omniforcing.core.latents import Media, Pair
 from omniforcing.core.random import step_seed
 from omniforcing.evaluation import quality
 from omniforcing.evaluation.config import EvaluateConfig
@@ -32,7 +32,6 @@ from omniforcing.evaluation.nearest import (
 from omniforcing.evaluation.plots import draw_nearest, film, keep_media
 from omniforcing.evaluation.summary import in_pocket_world, summarise, sync_of
 from omniforcing.pocket.drift import drift
-from omniforcing.pocket.events import Media
 from omniforcing.pocket.observe import Clips, Observed, load_observed, observe, save_observed
 from omniforcing.pocket.sync import TOLERANCE_MS
 

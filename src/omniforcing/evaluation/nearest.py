@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from omniforcing.core.files import atomic_dir
-from omniforcing.core.latents import Pair
+from omniforcing.core.latents import Media, Pair
 from omniforcing.core.layout import FPS, SAMPLE_RATE
 from omniforcing.media.mel import log_mel
-from omniforcing.pocket.events import Media
 from omniforcing.pocket.observe import DESCRIPTORS, Clips, load_pair, save_pair
 
 Array = NDArray[np.floating[Any]]

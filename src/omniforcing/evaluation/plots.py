@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from omniforcing.core.latents import Media
 from omniforcing.core.layout import HOP, SAMPLE_RATE
 from omniforcing.media.mel import log_mel
-from omniforcing.pocket.events import Media
 from omniforcing.pocket.observe import Observation
 
 Models = Mapping[str, Mapping[str, Any]]

@@ -11,12 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from omniforcing.core.latents import Pair
+from omniforcing.core.latents import Media
 from omniforcing.media.mel import log_mel
 from omniforcing.pocket.events import SATURATION, hear, see
 from omniforcing.pocket.sync import score_sync
 
-Media = Pair[Tensor]  # frames uint8 [N, T, H, W, 3], samples float32 [N, 2, S]
 MOVING = 0.05  # difference from the clip's median frame, of [0, 1], that counts as foreground
 
 

@@ -13,12 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from omniforcing.core.latents import Pair
 from omniforcing.core.layout import FPS, SAMPLE_RATE
 from omniforcing.pocket.synthetic import COLOURS, RADII
 
 Array = NDArray[np.float64]
-Media = Pair[Any]  # frames uint8 [T, H, W, 3] and samples float32 [2, N], arrays or CPU tensors
 
 EDGE = 0.1  # seconds at either end of a clip in which no event counts
 SATURATION = 50  # of 255, max - min over the channels

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omniforcing.core.files import read_json, write_json
-from omniforcing.core.latents import Pair
+from omniforcing.core.latents import Media, Pair
 from omniforcing.core.layout import SAMPLE_RATE
-from omniforcing.pocket.events import Heard, Media, Seen, colours_in, hear, see
+from omniforcing.pocket.events import Heard, Seen, colours_in, hear, see
 
 RECORDS = "observations.json"
 FEATURES = "features.safetensors"
