@@ -29,7 +29,7 @@ from omniforcing.model.rollout import Rollout
 from omniforcing.model.weights.student import load_model
 from omniforcing.pipeline.config import load_config
 from omniforcing.pipeline.stages.shared.bench import open_bench
-from omniforcing.pocket.events import colours_in, hear, see
+from omniforcing.pocket.events import colours_in, detect_audio_events, detect_video_events
 from omniforcing.streaming.generation import Generation
 from omniforcing.training.loop import set_threads
 
@@ -134,8 +134,8 @@ def _figures(
     frames = np.stack([np.asarray(clip.video) for clip in media])
     moved = np.abs(np.diff(frames.astype(np.float32), axis=1)).mean((2, 3, 4))  # [N, T-1]
     usual = np.median(moved[:, : spans[before][0] - 1])
-    seen = [[see(clip[slice(*span)]) for span in spans[before:]] for clip in frames]
-    heard = [hear(clip.audio) for clip in media]
+    seen = [[detect_video_events(clip[slice(*span)]) for span in spans[before:]] for clip in frames]
+    heard = [detect_audio_events(clip.audio) for clip in media]
     right: list[list[bool]] = [[] for _ in spans[before:]]
     for colour, sounds in zip(colours, heard, strict=True):
         for time, tone in zip(sounds.impacts, sounds.colours, strict=True):

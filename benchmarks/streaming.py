@@ -25,7 +25,7 @@ from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.layout import FPS
 from omniforcing.evaluation.speed import BlockTiming, block_seconds, stalls
 from omniforcing.media.mel import resample
-from omniforcing.pocket.events import hear, see
+from omniforcing.pocket.events import detect_audio_events, detect_video_events
 from omniforcing.pocket.sync import match
 from omniforcing.streaming.command import write_stream
 from omniforcing.streaming.engine import Engine
@@ -153,7 +153,8 @@ def _event_f1(file: Path, start: float, seconds: float) -> float:
             break
         samples.append(frame.to_ndarray()[:, max(0, -first) :])
     sound = resample(torch.from_numpy(np.concatenate(samples, 1)), rate)
-    seen, heard = see(np.stack(frames)).impacts, hear(sound.numpy()).impacts
+    seen = detect_video_events(np.stack(frames)).impacts
+    heard = detect_audio_events(sound.numpy()).impacts
     return 2 * len(match(seen, heard, TOLERANCE)) / max(1, len(seen) + len(heard))
 
 

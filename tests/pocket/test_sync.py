@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omniforcing.pocket.events import hear, see
+from omniforcing.pocket.events import detect_audio_events, detect_video_events
 from omniforcing.pocket.sync import match, pool, score_sync
 from omniforcing.pocket.synthetic import make_clip
 from tests.support.refusals import refuses
@@ -21,12 +21,12 @@ def clips():
 
 @pytest.fixture(scope="module")
 def seen(clips):
-    return [see(clip.frames).impacts for clip in clips]
+    return [detect_video_events(clip.frames).impacts for clip in clips]
 
 
 @pytest.fixture(scope="module")
 def heard(clips):
-    return [hear(clip.samples).impacts for clip in clips]
+    return [detect_audio_events(clip.samples).impacts for clip in clips]
 
 
 def delayed(clip, milliseconds):
@@ -50,7 +50,8 @@ def test_another_clips_sound_is_at_chance(seen, heard):
 def test_delaying_the_sound_lowers_the_margin_in_step_and_shows_in_the_offset(clips, seen):
     delays = (0, 40, 80, 160)
     found = [
-        score_sync(seen, [hear(delayed(clip, delay)).impacts for clip in clips]) for delay in delays
+        score_sync(seen, [detect_audio_events(delayed(clip, delay)).impacts for clip in clips])
+        for delay in delays
     ]
     none, forty, eighty, more = found
     assert none.pooled.margin > forty.pooled.margin > eighty.pooled.margin > more.pooled.margin
@@ -90,8 +91,8 @@ def test_sound_ahead_of_the_picture_has_a_negative_offset(seen):
 def test_cheats_without_events_score_nothing(clips, cheat):
     pairs = [cheat(clip) for clip in clips[:8]]
     sync = score_sync(
-        [see(frames).impacts for frames, _ in pairs],
-        [hear(samples).impacts for _, samples in pairs],
+        [detect_video_events(frames).impacts for frames, _ in pairs],
+        [detect_audio_events(samples).impacts for _, samples in pairs],
     )
     assert abs(sync.pooled.margin) < 0.05 and sync.pooled.f1 < 0.3
 

@@ -20,7 +20,7 @@ import torch
 
 from omniforcing.core.files import write_manifest
 from omniforcing.model.weights.student import load_model, save_model
-from omniforcing.pocket.events import see
+from omniforcing.pocket.events import detect_video_events
 from omniforcing.streaming.artifact import Artifact
 from omniforcing.streaming.engine import Engine
 from tests.support.serving import Server, server
@@ -193,7 +193,8 @@ def check_pictures(shown: list[tuple[float, str]], folder: Path, block: int) -> 
     if engine.settings.preset == "pocket":
         late = np.stack([decoded(picture) for time, picture in shown if time * 24 > first + 24])
         early = np.stack([decoded(picture) for time, picture in shown if time * 24 < first])
-        assert (see(early).colours, see(late).colours) == (["red"], ["blue"])
+        assert detect_video_events(early).colours == ["red"]
+        assert detect_video_events(late).colours == ["blue"]
 
 
 def frames_of(engine: Engine, block: int, switched: bool) -> np.ndarray:

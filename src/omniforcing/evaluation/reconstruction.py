@@ -13,7 +13,7 @@ from torch import Tensor
 
 from omniforcing.core.latents import Media
 from omniforcing.media.mel import log_mel
-from omniforcing.pocket.events import SATURATION, hear, see
+from omniforcing.pocket.events import SATURATION, detect_audio_events, detect_video_events
 from omniforcing.pocket.sync import score_sync
 
 MOVING = 0.05  # difference from the clip's median frame, of [0, 1], that counts as foreground
@@ -103,8 +103,8 @@ def _events(original: Media, found: Media) -> dict[str, float]:
 
 
 def _perceive(media: Media) -> tuple[list[Any], list[Any]]:
-    return [see(frames.numpy()) for frames in media.video], [
-        hear(samples.numpy()) for samples in media.audio
+    return [detect_video_events(frames.numpy()) for frames in media.video], [
+        detect_audio_events(samples.numpy()) for samples in media.audio
     ]
 
 

@@ -38,7 +38,7 @@ TONE_WINDOW = SAMPLE_RATE // 8
 
 
 @dataclass(frozen=True)
-class Seen:
+class VideoEvents:
     """Impact times in seconds (ascending), whether every expected ball is there per frame, and the colours seen."""
 
     impacts: list[float]
@@ -47,7 +47,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Heard:
+class AudioEvents:
     """Impact times in seconds (ascending) and, for each, the colour whose tone it is."""
 
     impacts: list[float]
@@ -59,7 +59,7 @@ def colours_in(caption: str) -> list[str]:
     return re.findall(rf"\b({'|'.join(COLOURS)}) ball\b", caption.lower())
 
 
-def see(frames: ArrayLike, balls: int = 1) -> Seen:
+def detect_video_events(frames: ArrayLike, balls: int = 1) -> VideoEvents:
     """Look at ``frames`` uint8 ``[T, H, W, 3]`` that should show ``balls`` balls of different colours."""
     pixels = np.asarray(frames)
     saturation = (pixels.max(-1) - pixels.min(-1)).astype(np.float64)
@@ -82,14 +82,14 @@ def see(frames: ArrayLike, balls: int = 1) -> Seen:
         for colour, (centres, _) in zip(largest, tracks, strict=True)
         if np.isfinite(centres).any()
     ]
-    return Seen(_inside(impacts, (len(pixels) - 1) / FPS), present.tolist(), shown)
+    return VideoEvents(_inside(impacts, (len(pixels) - 1) / FPS), present.tolist(), shown)
 
 
-def hear(samples: ArrayLike) -> Heard:
+def detect_audio_events(samples: ArrayLike) -> AudioEvents:
     """Listen to ``samples`` float ``[2, N]`` at 16 kHz."""
     sound = np.asarray(samples, dtype=np.float64)
     impacts = _inside(_onsets(sound), sound.shape[-1] / SAMPLE_RATE)
-    return Heard(impacts, [_tone(sound.mean(0), time) for time in impacts])
+    return AudioEvents(impacts, [_tone(sound.mean(0), time) for time in impacts])
 
 
 def _inside(times: list[float], seconds: float) -> list[float]:

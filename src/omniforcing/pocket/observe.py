@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 from omniforcing.core.files import read_json, write_json
 from omniforcing.core.latents import Media, Pair
 from omniforcing.core.layout import SAMPLE_RATE
-from omniforcing.pocket.events import Heard, Seen, colours_in, hear, see
+from omniforcing.pocket.events import (
+    AudioEvents,
+    VideoEvents,
+    colours_in,
+    detect_audio_events,
+    detect_video_events,
+)
 
 RECORDS = "observations.json"
 FEATURES = "features.safetensors"
@@ -38,8 +44,8 @@ class Observation:
     caption: str
     seconds: float
     colours: list[str]
-    seen: Seen
-    heard: Heard
+    seen: VideoEvents
+    heard: AudioEvents
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,11 @@ def observe(media: Media, caption: str) -> Observation:
     colours = colours_in(caption)
     seconds = np.asarray(media.audio).shape[-1] / SAMPLE_RATE
     return Observation(
-        caption, seconds, colours, see(media.video, max(1, len(colours))), hear(media.audio)
+        caption,
+        seconds,
+        colours,
+        detect_video_events(media.video, max(1, len(colours))),
+        detect_audio_events(media.audio),
     )
 
 
@@ -70,7 +80,13 @@ def save_observed(observed: Observed, folder: Path) -> None:
 def load_observed(folder: Path) -> Observed:
     """Read back what ``save_observed`` wrote."""
     clips = [
-        Observation(**{**record, "seen": Seen(**record["seen"]), "heard": Heard(**record["heard"])})
+        Observation(
+            **{
+                **record,
+                "seen": VideoEvents(**record["seen"]),
+                "heard": AudioEvents(**record["heard"]),
+            }
+        )
         for record in read_json(folder / RECORDS)
     ]
     return Observed(clips, load_pair(folder / FEATURES), load_pair(folder / DESCRIPTORS))
