@@ -21,7 +21,7 @@ from omniforcing.evaluation.evaluate import (
 from omniforcing.evaluation.nearest import Training
 from omniforcing.evaluation.report import format_number, publish
 from omniforcing.evaluation.summary import colour_score, pitch_score
-from omniforcing.pocket.drift import drift
+from omniforcing.pocket.drift import measure_drift
 from omniforcing.pocket.observe import Clips, observe
 from omniforcing.pocket.synthetic import COLOURS, make_clip
 from tests.support.refusals import refuses
@@ -326,7 +326,9 @@ def test_drift_sees_sync_that_is_lost_after_the_first_third():
         return Pair(made.frames, np.concatenate([kept, np.roll(lost, late, 1)], 1))
 
     made = [clip(i, 9) for i in range(8)]
-    found = drift([observe(lose(c, 4000 + 500 * i), c.caption) for i, c in enumerate(made)], 0.08)
+    found = measure_drift(
+        [observe(lose(c, 4000 + 500 * i), c.caption) for i, c in enumerate(made)], 0.08
+    )
     first, second, last = found["drift"]["thirds"]["margin"]
     assert first > 0.5 > 0.3 > max(second, last)
     assert found["drift_margin"] == last

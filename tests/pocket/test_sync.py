@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omniforcing.pocket.events import detect_audio_events, detect_video_events
-from omniforcing.pocket.sync import match, pool, score_sync
+from omniforcing.pocket.sync import match, score_sync, score_windows
 from omniforcing.pocket.synthetic import make_clip
 from tests.support.refusals import refuses
 
@@ -154,14 +154,14 @@ def test_the_score_depends_on_no_order(clips, random):
 @given(st.lists(st.tuples(times, times), min_size=2, max_size=4))
 def test_windows_add_up_to_the_whole(clips):
     seen, heard = [s for s, _ in clips], [h for _, h in clips]
-    (whole,) = pool(seen, heard, 0.08)
-    (single,) = pool(seen, heard, 0.08, [0.0, 4.01])
+    (whole,) = score_windows(seen, heard, 0.08)
+    (single,) = score_windows(seen, heard, 0.08, [0.0, 4.01])
     assert single == whole
     events = [
         sum(low <= t < high for s, h in clips for t in [*s, *h])
         for low, high in ((0, 2), (2, 4.01))
     ]
-    halves = pool(seen, heard, 0.08, [0.0, 2.0, 4.01])
+    halves = score_windows(seen, heard, 0.08, [0.0, 2.0, 4.01])
     if sum(events):
         assert sum(h.f1 * n for h, n in zip(halves, events, strict=True)) / sum(
             events
@@ -174,7 +174,7 @@ def test_the_standard_error_is_that_of_resampled_clips():
     for _ in range(100):
         seen = [sorted(rng.uniform(0, 4, 5)) for _ in range(20)]
         heard = [s if rng.random() < 0.5 else sorted(rng.uniform(0, 4, 5)) for s in seen]
-        (pooled,) = pool(seen, heard, 0.08)
+        (pooled,) = score_windows(seen, heard, 0.08)
         margins.append(pooled.margin)
         errors.append(pooled.margin_error)
     assert np.mean(errors) == pytest.approx(np.std(margins), rel=0.25)

@@ -31,8 +31,14 @@ from omniforcing.evaluation.nearest import (
 )
 from omniforcing.evaluation.plots import draw_nearest, film, keep_media
 from omniforcing.evaluation.summary import in_pocket_world, summarise, sync_of
-from omniforcing.pocket.drift import drift
-from omniforcing.pocket.observe import Clips, Observed, load_observed, observe, save_observed
+from omniforcing.pocket.drift import measure_drift
+from omniforcing.pocket.observe import (
+    Clips,
+    ObservationSet,
+    load_observations,
+    observe,
+    save_observations,
+)
 from omniforcing.pocket.sync import TOLERANCE_MS
 
 # One clip for each caption and seed, in order: frames uint8 [T, H, W, 3], samples float32 [2, N].
@@ -91,7 +97,7 @@ class Subject:
         """The rollouts that are measured."""
         return self.rollouts if self.config.drift_clips else {}
 
-    def sets(self) -> dict[str, Callable[[], Observed]]:
+    def sets(self) -> dict[str, Callable[[], ObservationSet]]:
         """Every set of clips by the name of its folder, each a function that observes it or reads what is there.
 
         Raises:
@@ -134,7 +140,7 @@ class Subject:
 
     def _collect(
         self, name: str, media: Iterable[Media], captions: list[str], **options: Any
-    ) -> Observed:
+    ) -> ObservationSet:
         return collect(
             media, captions, self.work / name, **{"shown": self.shown, "label": name, **options}
         )
@@ -170,7 +176,7 @@ def evaluate(subject: Subject, training: Training) -> Evaluation:
     for name in subject.drifting:
         clips = everything[rollout_of(name)].clips
         if in_pocket_world(clips):
-            results[name] |= drift(clips, tolerance)
+            results[name] |= measure_drift(clips, tolerance)
     return Evaluation(
         models=results,
         frechet=_features(reference, len(subject.heldout.captions) * config.seeds),
@@ -218,7 +224,7 @@ def collect(
     shown: Iterable[int] = (),
     label: str = "",
     films: bool = False,
-) -> Observed:
+) -> ObservationSet:
     """Observe one clip per caption and keep the result in ``folder``; if that exists, ``media`` is not touched.
 
     Args:
@@ -234,15 +240,15 @@ def collect(
     """
     if not folder.exists():
         with atomic_dir(folder) as partial:
-            save_observed(
+            save_observations(
                 _observe_all(_counted(media, captions, label), partial, set(shown), films), partial
             )
-    return load_observed(folder)
+    return load_observations(folder)
 
 
 def _observe_all(
     clips: Iterator[tuple[str, Media]], folder: Path, shown: set[int], films: bool
-) -> Observed:
+) -> ObservationSet:
     observations, video, audio, descriptors, strips = [], [], [], [], []
     for index, (caption, clip) in enumerate(clips):
         observations.append(observe(clip, caption))
@@ -255,7 +261,7 @@ def _observe_all(
             keep_media(folder / str(index), clip, observations[-1])
     if films:
         np.save(folder / FILMS, np.stack(strips))
-    return Observed(
+    return ObservationSet(
         observations, Pair(np.concatenate(video), np.concatenate(audio)), stack(descriptors)
     )
 
@@ -302,7 +308,7 @@ def _draw_nearest(
     draw_nearest(work / NEAREST, [(films[i], real[int(found.index[i])]) for i in chosen], titles)
 
 
-def _features(reference: Observed, count: int) -> dict[str, Any]:
+def _features(reference: ObservationSet, count: int) -> dict[str, Any]:
     """What distances are measured with, and what sampling alone amounts to for a model of ``count`` clips."""
     floors = reference.features.map(lambda rows: quality.floor(rows, len(reference.clips), count))
     return {

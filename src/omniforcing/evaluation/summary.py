@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from omniforcing.evaluation.quality import frechet
-from omniforcing.pocket.observe import Observation, Observed
+from omniforcing.pocket.observe import Observation, ObservationSet
 from omniforcing.pocket.sync import Sync, score_sync
 
 
@@ -24,7 +24,9 @@ def sync_of(clips: Sequence[Observation], tolerance: float) -> Sync:
     )
 
 
-def summarise(observed: Observed, reference: Observed, tolerance: float) -> dict[str, Any]:
+def summarise(
+    observed: ObservationSet, reference: ObservationSet, tolerance: float
+) -> dict[str, Any]:
     """Every measure of one model; Frechet distances are from ``reference``, the real held-out clips.
 
     A figure that does not apply (an offset without a match, balls in another world) is None.

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from omniforcing.pocket.observe import Observation
-from omniforcing.pocket.sync import Pooled, pool
+from omniforcing.pocket.sync import WindowScore, score_windows
 
 PARTS = 3
 
 
-def drift(clips: Sequence[Observation], tolerance: float) -> dict[str, Any]:
+def measure_drift(clips: Sequence[Observation], tolerance: float) -> dict[str, Any]:
     """Sync and ball presence along clips of one length.
 
     ``drift_margin`` is the sync margin in the last third; ``drift`` holds the margin per third and per second with its
@@ -22,8 +22,8 @@ def drift(clips: Sequence[Observation], tolerance: float) -> dict[str, Any]:
     """
     seconds = clips[0].seconds
     seen, heard = [clip.seen.impacts for clip in clips], [clip.heard.impacts for clip in clips]
-    thirds = pool(seen, heard, tolerance, np.linspace(0, seconds, PARTS + 1).tolist())
-    curve = pool(seen, heard, tolerance, list(range(int(seconds) + 1)))
+    thirds = score_windows(seen, heard, tolerance, np.linspace(0, seconds, PARTS + 1).tolist())
+    curve = score_windows(seen, heard, tolerance, list(range(int(seconds) + 1)))
     return {
         "drift_margin": thirds[-1].margin,
         "drift": {
@@ -36,7 +36,7 @@ def drift(clips: Sequence[Observation], tolerance: float) -> dict[str, Any]:
     }
 
 
-def _curve(windows: list[Pooled]) -> dict[str, list[float]]:
+def _curve(windows: list[WindowScore]) -> dict[str, list[float]]:
     return {
         "margin": [w.margin for w in windows],
         "error": [w.margin_error for w in windows],

@@ -49,7 +49,7 @@ class Observation:
 
 
 @dataclass(frozen=True)
-class Observed:
+class ObservationSet:
     """A set of N clips: observations, Frechet features per whole second ``[N * K, D]``, and descriptors ``[N, D]``."""
 
     clips: list[Observation]
@@ -70,15 +70,15 @@ def observe(media: Media, caption: str) -> Observation:
     )
 
 
-def save_observed(observed: Observed, folder: Path) -> None:
+def save_observations(observed: ObservationSet, folder: Path) -> None:
     """Write observations, features and descriptors into ``folder``."""
     write_json(folder / RECORDS, [asdict(clip) for clip in observed.clips])
     save_pair(observed.features, folder / FEATURES)
     save_pair(observed.descriptors, folder / DESCRIPTORS)
 
 
-def load_observed(folder: Path) -> Observed:
-    """Read back what ``save_observed`` wrote."""
+def load_observations(folder: Path) -> ObservationSet:
+    """Read back what ``save_observations`` wrote."""
     clips = [
         Observation(
             **{
@@ -89,7 +89,7 @@ def load_observed(folder: Path) -> Observed:
         )
         for record in read_json(folder / RECORDS)
     ]
-    return Observed(clips, load_pair(folder / FEATURES), load_pair(folder / DESCRIPTORS))
+    return ObservationSet(clips, load_pair(folder / FEATURES), load_pair(folder / DESCRIPTORS))
 
 
 def save_pair(pair: Pair[NDArray[Any]], path: Path) -> None:

@@ -19,11 +19,11 @@ from omniforcing.core.errors import OmniForcingError
 # An impact seen and one heard within this time match: two frames of 24 fps are 83 ms.
 TOLERANCE_MS = 80.0
 Array = NDArray[np.float64]
-Times = Sequence[float]
+Seconds = Sequence[float]
 
 
 @dataclass(frozen=True)
-class Pooled:
+class WindowScore:
     """F1 of picture against own sound, against other clips' sounds, their difference and its jackknife standard error."""
 
     f1: float
@@ -36,8 +36,8 @@ class Pooled:
 class Sync:
     """Sync of a set of clips. Offsets are of matched pairs, sound minus picture, in milliseconds; None without a pair."""
 
-    pooled: Pooled
-    strict: Pooled  # at half the tolerance, which sees offsets that the full one forgives
+    pooled: WindowScore
+    strict: WindowScore  # at half the tolerance, which sees offsets that the full one forgives
     precision: float  # matched pairs per impact heard
     recall: float  # matched pairs per impact seen
     offsets_ms: list[float]
@@ -55,7 +55,7 @@ class Sync:
         return float(np.mean(self.offsets_ms)) if self.offsets_ms else None
 
 
-def match(seen: Times, heard: Times, tolerance: float) -> list[tuple[int, int]]:
+def match(seen: Seconds, heard: Seconds, tolerance: float) -> list[tuple[int, int]]:
     """Pair impacts one to one within ``tolerance`` seconds: as many pairs as possible, then the least total offset.
 
     Returns indices into ``seen`` and ``heard``; which pairs are made does not depend on the order of either.
@@ -74,7 +74,7 @@ def match(seen: Times, heard: Times, tolerance: float) -> list[tuple[int, int]]:
     ]
 
 
-def score_sync(seen: Sequence[Times], heard: Sequence[Times], tolerance: float = 0.080) -> Sync:
+def score_sync(seen: Sequence[Seconds], heard: Sequence[Seconds], tolerance: float = 0.080) -> Sync:
     """Score clips whose pictures show impacts at ``seen[i]`` and whose sounds have them at ``heard[i]`` (seconds).
 
     Raises:
@@ -85,8 +85,8 @@ def score_sync(seen: Sequence[Times], heard: Sequence[Times], tolerance: float =
     ]
     video, audio = sum(map(len, seen)), sum(map(len, heard))
     return Sync(
-        pooled=pool(seen, heard, tolerance)[0],
-        strict=pool(seen, heard, tolerance / 2)[0],
+        pooled=score_windows(seen, heard, tolerance)[0],
+        strict=score_windows(seen, heard, tolerance / 2)[0],
         precision=len(pairs) / max(1, audio),
         recall=len(pairs) / max(1, video),
         offsets_ms=[1000 * (h - s) for s, h in pairs],
@@ -95,12 +95,12 @@ def score_sync(seen: Sequence[Times], heard: Sequence[Times], tolerance: float =
     )
 
 
-def pool(
-    seen: Sequence[Times],
-    heard: Sequence[Times],
+def score_windows(
+    seen: Sequence[Seconds],
+    heard: Sequence[Seconds],
     tolerance: float,
-    edges: Times = (-np.inf, np.inf),
-) -> list[Pooled]:
+    edges: Seconds = (-np.inf, np.inf),
+) -> list[WindowScore]:
     """F1, chance and margin in each window between ascending ``edges`` (seconds); by default one window for everything.
 
     Clips are matched whole, then every event counts in its own window, so no pair is lost at a border.
@@ -115,23 +115,23 @@ def pool(
         )
     events = np.array([_histogram([*s, *h], edges) for s, h in zip(seen, heard, strict=True)])
     hits = np.array([[_hits(s, h, tolerance, edges) for h in heard] for s in seen])
-    return [_pooled(hits[..., w], events[..., w]) for w in range(len(edges) - 1)]
+    return [_window_score(hits[..., w], events[..., w]) for w in range(len(edges) - 1)]
 
 
-def _histogram(times: Times, edges: Times) -> Array:
+def _histogram(times: Seconds, edges: Seconds) -> Array:
     places = np.searchsorted(np.asarray(edges), np.asarray(times, float), side="right") - 1
     return np.bincount(
         places[(places >= 0) & (places < len(edges) - 1)], minlength=len(edges) - 1
     ).astype(float)
 
 
-def _hits(seen: Times, heard: Times, tolerance: float, edges: Times) -> Array:
+def _hits(seen: Seconds, heard: Seconds, tolerance: float, edges: Seconds) -> Array:
     """Matched events of both streams per window, ``[W]``."""
     pairs = match(seen, heard, tolerance)
     return _histogram([seen[i] for i, _ in pairs] + [heard[j] for _, j in pairs], edges)
 
 
-def _pooled(hits: Array, events: Array) -> Pooled:
+def _window_score(hits: Array, events: Array) -> WindowScore:
     """Scores from ``hits[i, j]``, matched events of picture i with sound j, and ``events[i]``, all events of clip i."""
     count = len(events)
     own, total = np.diag(hits), events.sum()
@@ -143,7 +143,7 @@ def _pooled(hits: Array, events: Array) -> Pooled:
     left = zip(own_left, cross_left, total_left, strict=True)
     margins = np.array([_share(o, t) - _share(c, (count - 2) * t) for o, c, t in left])
     error = np.sqrt((count - 1) / count * ((margins - margins.mean()) ** 2).sum())
-    return Pooled(f1, shuffled, f1 - shuffled, float(error))
+    return WindowScore(f1, shuffled, f1 - shuffled, float(error))
 
 
 def _share(part: Any, whole: Any) -> float:

@@ -62,7 +62,7 @@ PAN = 0.25  # the mean of the channels does not depend on it
 
 
 @dataclass(frozen=True)
-class Room:
+class Scene:
     """What is around the balls: the floor's top as a share of the height, walls as shares of the width, colours of 255.
 
     ``left`` and ``right`` are where the inner faces of the walls stand; ``sky`` are the RGB values at the top and at the bottom
@@ -115,11 +115,11 @@ class Ball:
         ends = starts + lengths
         return ends[ends < seconds]
 
-    def centres(self, times: Array, room: Room, height: int, width: int) -> tuple[Array, Array]:
+    def centres(self, times: Array, scene: Scene, height: int, width: int) -> tuple[Array, Array]:
         """x and y of the centre in pixels at ``times`` (seconds), each of their shape; pixel (0, 0) covers [0, 1) squared."""
         radius = self.radius * height
-        left, right = room.left * width + radius, room.right * width - radius
-        top, bottom = radius, room.floor * height - radius
+        left, right = scene.left * width + radius, scene.right * width - radius
+        top, bottom = radius, scene.floor * height - radius
         starts, lengths = self.flights(float(np.max(times, initial=0)) + 1e-9)
         number = np.searchsorted(starts, times, side="right") - 1
         done = (times - starts[number]) / lengths[number]
@@ -173,13 +173,13 @@ def make_clip(
             f"a synthetic clip lasts at least 1 s, found {seconds}; change clips.seconds",
         )
     rng = np.random.default_rng([seed, index])
-    room = _draw_room(rng)
+    scene = _draw_scene(rng)
     chosen = [
         _draw_ball(rng, str(colour), seconds) for colour in rng.permutation(list(COLOURS))[:balls]
     ]
     return SyntheticClip(
-        frames=_render(chosen, room, seconds, height, width),
-        samples=_sound(chosen, room, seconds, height, width, rng),
+        frames=_render(chosen, scene, seconds, height, width),
+        samples=_sound(chosen, scene, seconds, height, width, rng),
         caption=" and ".join(ball.caption for ball in chosen),
         impacts=sorted(float(time) for ball in chosen for time in ball.impacts(seconds)),
         colours=[ball.colour for ball in chosen],
@@ -187,11 +187,11 @@ def make_clip(
     )
 
 
-def _draw_room(rng: np.random.Generator) -> Room:
+def _draw_scene(rng: np.random.Generator) -> Scene:
     tint = rng.uniform(-TINT, TINT, 3)
     top, fall, ground = (rng.uniform(*span) for span in (SKY, FALL, GROUND))
     left, right = rng.uniform(0, WALL, 2)
-    return Room(
+    return Scene(
         rng.uniform(*FLOORS), left, 1 - right, (top + tint, top - fall + tint), ground + tint
     )
 
@@ -213,15 +213,15 @@ def _draw_ball(rng: np.random.Generator, colour: str, seconds: int) -> Ball:
 
 
 def _render(
-    balls: list[Ball], room: Room, seconds: int, height: int, width: int
+    balls: list[Ball], scene: Scene, seconds: int, height: int, width: int
 ) -> NDArray[np.uint8]:
     times = np.arange(clip_frames(seconds)) / FPS
     frames = np.broadcast_to(
-        _background(room, height, width), (len(times), height, width, 3)
+        _background(scene, height, width), (len(times), height, width, 3)
     ).copy()
     rows, columns = np.arange(height) + 0.5, np.arange(width) + 0.5
     for ball in reversed(balls):
-        x, y = ball.centres(times, room, height, width)
+        x, y = ball.centres(times, scene, height, width)
         square = (rows - y[:, None])[:, :, None] ** 2 + (columns - x[:, None])[:, None, :] ** 2
         # A pixel that the edge crosses is covered in part: that is what carries motion finer than a pixel.
         cover = np.clip(ball.radius * height + 0.5 - np.sqrt(square.astype(np.float32)), 0, 1)[
@@ -231,26 +231,26 @@ def _render(
     return np.rint(frames).astype(np.uint8)
 
 
-def _background(room: Room, height: int, width: int) -> NDArray[np.float32]:
+def _background(scene: Scene, height: int, width: int) -> NDArray[np.float32]:
     """A sky that darkens downwards, behind a floor strip and two walls, ``[H, W, 3]``; edges are not rounded to pixels."""
     down = np.linspace(0, 1, height)[:, None, None]
-    sky = (1 - down) * room.sky[0] + down * room.sky[1]
+    sky = (1 - down) * scene.sky[0] + down * scene.sky[1]
     rows, columns = np.arange(height)[:, None], np.arange(width)[None]
-    floor = np.clip(rows + 1 - room.floor * height, 0, 1)
-    walls = np.clip(room.left * width - columns, 0, 1) + np.clip(
-        columns + 1 - room.right * width, 0, 1
+    floor = np.clip(rows + 1 - scene.floor * height, 0, 1)
+    walls = np.clip(scene.left * width - columns, 0, 1) + np.clip(
+        columns + 1 - scene.right * width, 0, 1
     )
     solid = np.maximum(floor, walls)[..., None]
-    return (sky + solid * (room.ground - sky)).astype(np.float32)
+    return (sky + solid * (scene.ground - sky)).astype(np.float32)
 
 
 def _sound(
-    balls: list[Ball], room: Room, seconds: int, height: int, width: int, rng: np.random.Generator
+    balls: list[Ball], scene: Scene, seconds: int, height: int, width: int, rng: np.random.Generator
 ) -> NDArray[np.float32]:
     samples = np.zeros((2, clip_samples(seconds)))
     for ball in balls:
         times = ball.impacts(seconds)
-        places = ball.centres(times, room, height, width)[0] / width
+        places = ball.centres(times, scene, height, width)[0] / width
         for time, place in zip(times, places, strict=True):
             first = int(np.ceil(time * SAMPLE_RATE))
             heard = _impact(COLOURS[ball.colour][1], first / SAMPLE_RATE - time, rng)[
