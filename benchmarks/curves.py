@@ -12,8 +12,8 @@ from pathlib import Path
 from omniforcing.core.config import project_root
 from omniforcing.core.console import run_command
 from omniforcing.core.errors import OmniForcingError
-from omniforcing.evaluation.bench import MODELS
 from omniforcing.evaluation.curves import REFERENCES, draw_training, stage_curves
+from omniforcing.evaluation.samplers import MODELS
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from omniforcing.pipeline.stages.shared.factory import open_bench
 from tqdm import tqdm
 
 from omniforcing.core.config import project_root
@@ -22,13 +23,18 @@ from omniforcing.core.latents import Latents, TextFeatures
 from omniforcing.data.sources import HELDOUT
 from omniforcing.distill.sampling import WholeClip, ode_states
 from omniforcing.distill.trajectories import refine
-from omniforcing.evaluation.bench import CAUSAL, MODELS, Bench, Draw, split_clips
 from omniforcing.evaluation.evaluate import plan
 from omniforcing.evaluation.report import format_number
+from omniforcing.evaluation.samplers import (
+    CAUSAL,
+    MODELS,
+    LatentSampler,
+    SamplerFactory,
+    split_clips,
+)
 from omniforcing.evaluation.summary import pocket_world
 from omniforcing.model.weights.student import load_model
 from omniforcing.pipeline.config import load_config
-from omniforcing.pipeline.stages.shared.bench import open_bench
 from omniforcing.pocket.events import colours_in
 from omniforcing.pocket.observe import observe
 from omniforcing.pocket.sync import TOLERANCE_MS
@@ -93,18 +99,18 @@ def main() -> None:
                 "benchmarks.not-pocket",
                 f"{data / 'shards'} holds no clips of the pocket world, which alone can be measured so",
             )
-        bench = open_bench(config, data / "codec", data / "latents")
+        factory = open_bench(config, data / "codec", data / "latents")
         print(
             f"{'sampler':<40}"
             + "".join(f"{name:>11}" for name in (*SHOWN.values(), "std video", "std audio"))
         )
         for one in asked:
-            for label, draw in samplers(bench, one):
+            for label, draw in samplers(factory, one):
                 print(
                     f"{label:<40}"
                     + "".join(
                         f"{format_number(value):>11}"
-                        for value in row(bench, draw, captions, config.seed + 1)
+                        for value in row(factory, draw, captions, config.seed + 1)
                     ),
                     flush=True,
                 )
@@ -121,39 +127,39 @@ def _asked(word: str, data: Path, guidance: list[float], steps: list[int]) -> As
     return Asked(word, name, Path(folder) if folder else data / name, guidance, steps)
 
 
-def samplers(bench: Bench, asked: Asked) -> Iterator[tuple[str, Draw]]:
+def samplers(factory: SamplerFactory, asked: Asked) -> Iterator[tuple[str, LatentSampler]]:
     """The ways to draw from a model that were asked for."""
-    seconds = bench.clips.seconds
+    seconds = factory.clips.seconds
     if asked.name == "teacher" and asked.guidance:
         for scale in asked.guidance:
-            sampler = replace(bench.teacher_sampler, guidance=Weights(scale, scale))
-            guided = replace(bench, teacher_sampler=sampler)
+            sampler = replace(factory.teacher_sampler, guidance=Weights(scale, scale))
+            guided = replace(factory, teacher_sampler=sampler)
             yield (
                 f"{asked.label}, guidance {scale:g}",
                 guided.draw(asked.name, asked.folder, seconds),
             )
     else:
-        yield asked.label, bench.draw(asked.name, asked.folder, seconds)
+        yield asked.label, factory.draw(asked.name, asked.folder, seconds)
     if asked.name not in CAUSAL:
         for steps in asked.steps:
-            yield f"{asked.label}, ODE in {steps} steps", ode(bench, asked, steps)
+            yield f"{asked.label}, ODE in {steps} steps", ode(factory, asked, steps)
 
 
-def ode(bench: Bench, asked: Asked, steps: int) -> Draw:
+def ode(factory: SamplerFactory, asked: Asked, steps: int) -> LatentSampler:
     """Ends of the model's ODE in so many Euler steps, which are shared out over the intervals of the student's sigmas."""
-    sigmas = refine(bench.student.sigmas, steps)
+    sigmas = refine(factory.student.sigmas, steps)
     clip = WholeClip(
-        load_model(asked.folder, device=bench.device, sinks=0).eval(),
-        bench.clips.latent_counts,
-        bench.grid,
+        load_model(asked.folder, device=factory.device, sinks=0).eval(),
+        factory.clips.latent_counts,
+        factory.grid,
     )
-    unconditional = bench.text.unconditional.map(lambda x: x.to(bench.device))
+    unconditional = factory.text.unconditional.map(lambda x: x.to(factory.device))
 
     def draw(text: TextFeatures, generator: torch.Generator) -> Latents:
         denoise = clip.denoiser(
             text,
             unconditional,
-            bench.teacher_sampler.guidance if asked.name == "teacher" else None,
+            factory.teacher_sampler.guidance if asked.name == "teacher" else None,
         )
         *_, last = ode_states(denoise, clip.noise(len(text.video), generator), sigmas)
         return last
@@ -161,7 +167,9 @@ def ode(bench: Bench, asked: Asked, steps: int) -> Draw:
     return draw
 
 
-def row(bench: Bench, draw: Draw, captions: list[str], seed: int) -> list[float | None]:
+def row(
+    factory: SamplerFactory, draw: LatentSampler, captions: list[str], seed: int
+) -> list[float | None]:
     """The figures of one sampler: the pocket world's measures, and the standard deviation of the latents."""
     drawn: list[Latents] = []
 
@@ -169,7 +177,7 @@ def row(bench: Bench, draw: Draw, captions: list[str], seed: int) -> list[float 
         drawn.append(draw(text, generator))
         return drawn[-1]
 
-    media = bench.media(kept, *plan(captions, 1, seed))
+    media = factory.media(kept, *plan(captions, 1, seed))
     shown = tqdm(
         zip(media, captions, strict=True), "sampling", len(captions), unit="clip", leave=False
     )

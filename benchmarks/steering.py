@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from omniforcing.pipeline.stages.shared.factory import open_bench
 from tqdm import trange
 
 from omniforcing.core.config import project_root
@@ -23,12 +24,11 @@ from omniforcing.core.latents import Media, TextFeatures, concatenate
 from omniforcing.core.layout import FPS
 from omniforcing.data.sources import HELDOUT
 from omniforcing.distill.sampling import rollout_config
-from omniforcing.evaluation.bench import split_clips
 from omniforcing.evaluation.report import format_number
+from omniforcing.evaluation.samplers import split_clips
 from omniforcing.model.rollout import Rollout
 from omniforcing.model.weights.student import load_model
 from omniforcing.pipeline.config import load_config
-from omniforcing.pipeline.stages.shared.bench import open_bench
 from omniforcing.pocket.events import colours_in, detect_audio_events, detect_video_events
 from omniforcing.streaming.generation import Generation
 from omniforcing.training.loop import set_threads
@@ -88,24 +88,26 @@ def measure(
             "benchmarks.not-pocket",
             f"{data / 'shards'} holds no clips of the pocket world, which alone can be measured so",
         )
-    bench = open_bench(config, data / "codec", data / "latents")
+    factory = open_bench(config, data / "codec", data / "latents")
     student = config.student
     weights = folder or data / "self_forcing"
-    model = load_model(weights, student.sinks, bench.device, stabiliser=student.stabiliser).eval()
-    rollout = rollout_config(student, config.clips.latent_counts, bench.grid)
+    model = load_model(weights, student.sinks, factory.device, stabiliser=student.stabiliser).eval()
+    rollout = rollout_config(student, config.clips.latent_counts, factory.grid)
     spans = student.table.blocks(before + after)
 
     def text(captions: list[str]) -> TextFeatures:
-        return bench.text.of(captions).map(lambda x: x.to(bench.device))
+        return factory.text.of(captions).map(lambda x: x.to(factory.device))
 
     def roll(old: list[str], new: list[str], seed: int, rewrite: bool) -> list[Media]:
-        generator = torch.Generator(bench.device).manual_seed(seed)
+        generator = torch.Generator(factory.device).manual_seed(seed)
         generation = Generation(
             lambda features: Rollout(model, features, rollout, generator), text(old)
         )
         blocks = [generation.next() for _ in range(before)]
         generation.change_prompt(text(new), rewrite)
-        return list(bench.decoded(concatenate(blocks + [generation.next() for _ in range(after)])))
+        return list(
+            factory.decoded(concatenate(blocks + [generation.next() for _ in range(after)]))
+        )
 
     result: dict[str, Any] = {"rollouts": len(pairs), "switch at block": before}
     colours, size = [colours_in(new)[0] for _, new in pairs], config.evaluate.batch

@@ -9,11 +9,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+from omniforcing.pipeline.stages.shared.factory import open_bench
+
 from omniforcing.core.config import project_root
 from omniforcing.core.console import run_command
-from omniforcing.evaluation.bench import MODELS
+from omniforcing.evaluation.samplers import MODELS
 from omniforcing.pipeline.config import load_config
-from omniforcing.pipeline.stages.shared.bench import open_bench
 from omniforcing.pipeline.stages.shared.speed import against_the_teacher
 from omniforcing.training.loop import set_threads
 
@@ -30,11 +31,11 @@ def main() -> None:
         root = project_root()
         config = load_config(root=root, preset=arguments.preset)
         data = root / "data" / arguments.preset
-        bench = open_bench(config, data / "codec", data / "latents")
+        factory = open_bench(config, data / "codec", data / "latents")
         with tempfile.TemporaryDirectory() as work:
             folders, artifact = {name: data / name for name in MODELS}, Path(work, "artifact")
             figures = against_the_teacher(
-                config, bench, folders, data / "codec", artifact, config.export.prompt
+                config, factory, folders, data / "codec", artifact, config.export.prompt
             )
         print(json.dumps(figures, indent=2))
 

@@ -61,7 +61,7 @@ def test_an_evaluation_counts_code_that_measures_and_not_what_only_presents() ->
     counted = CodeBase(ROOT).closure(f"{BODIES}/evaluate.py", PRESENTS)
     measures = {path.name for path in counted if path.parent.name in ("evaluation", "pocket")}
     assert measures >= {
-        "bench.py",
+        "samplers.py",
         "drift.py",
         "evaluate.py",
         "events.py",

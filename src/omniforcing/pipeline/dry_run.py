@@ -38,7 +38,7 @@ BATCH = 2
 SAMPLED = 0.1  # seconds between two looks at the GPU
 COPIED = ("conf", "pipelines", "src")
 # Loaded once, before the stages' processes fork: each would otherwise spend most of its time on imports.
-_OURS = ("pipeline.dry_run", "evaluation.bench", "pipeline.stages.shared.training")
+_OURS = ("pipeline.dry_run", "evaluation.samplers", "pipeline.stages.shared.training")
 PRELOADED = [*(f"omniforcing.{name}" for name in _OURS), "mlflow", "torchaudio"]
 # Whatever surrounds the dry run must not receive its MLflow runs.
 FOREIGN = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "DVC_STAGE", PARENT_VARIABLE, COMMIT_VARIABLE)

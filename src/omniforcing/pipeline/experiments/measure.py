@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from omniforcing.data.sources import HELDOUT, TRAIN
-from omniforcing.evaluation.bench import split_clips
 from omniforcing.evaluation.evaluate import DRIFT_FACTOR, Subject, evaluate
 from omniforcing.evaluation.nearest import Training
+from omniforcing.evaluation.samplers import split_clips
 from omniforcing.pipeline.experiments.ablation import FINAL, Trial
-from omniforcing.pipeline.stages.shared.bench import open_bench
+from omniforcing.pipeline.stages.shared.factory import open_bench
 from omniforcing.training.loop import set_threads
 
 
@@ -18,16 +18,16 @@ def measure(trial: Trial) -> Mapping[str, Any]:
     """Measure a variant's final student as stage evaluate measures the models."""
     set_threads(trial.config.trainer.threads)
     config, settings, seconds = trial.config, trial.config.evaluate, trial.config.clips.seconds
-    bench = open_bench(config, trial.data / "codec", trial.data / "latents")
+    factory = open_bench(config, trial.data / "codec", trial.data / "latents")
     shards = trial.data / "shards"
     training = Training.collect(
         split_clips(shards, TRAIN, settings.train_clips), trial.work / "train"
     )
     subject = Subject(
         split_clips(shards, HELDOUT, settings.clips),
-        bench.reconstruct,
-        models={trial.label: bench.sampler(FINAL, trial.weights, seconds)},
-        rollouts={trial.label: bench.sampler(FINAL, trial.weights, DRIFT_FACTOR * seconds)},
+        factory.reconstruct,
+        models={trial.label: factory.sampler(FINAL, trial.weights, seconds)},
+        rollouts={trial.label: factory.sampler(FINAL, trial.weights, DRIFT_FACTOR * seconds)},
         work=trial.work,
         config=settings,
         seed=config.seed,

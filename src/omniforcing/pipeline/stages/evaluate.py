@@ -11,15 +11,15 @@ from pathlib import Path
 
 from omniforcing.core.files import read_json
 from omniforcing.data.sources import DUETS, HELDOUT, TRAIN
-from omniforcing.evaluation.bench import CAUSAL, MODELS, Bench, split_clips
 from omniforcing.evaluation.curves import REFERENCES, Curves, stage_curves
 from omniforcing.evaluation.evaluate import DRIFT_FACTOR, Sampler, Subject, evaluate
 from omniforcing.evaluation.nearest import Training
 from omniforcing.evaluation.report import DUETS_FOLDER, publish
+from omniforcing.evaluation.samplers import CAUSAL, MODELS, SamplerFactory, split_clips
 from omniforcing.pipeline.config import Config
 from omniforcing.pipeline.processes import run_side_by_side
 from omniforcing.pipeline.stage import Stage
-from omniforcing.pipeline.stages.shared.bench import open_bench
+from omniforcing.pipeline.stages.shared.factory import open_bench
 from omniforcing.pipeline.stages.shared.speed import against_the_teacher
 from omniforcing.pocket.observe import Clips
 from omniforcing.pocket.sync import TOLERANCE_MS
@@ -53,7 +53,7 @@ class Work:
             self.inputs["shards"], split, settings.train_clips if split == TRAIN else settings.clips
         )
 
-    def bench(self) -> Bench:
+    def factory(self) -> SamplerFactory:
         """The models as samplers."""
         return open_bench(self.config, self.inputs["codec"], self.inputs["latents"])
 
@@ -63,21 +63,23 @@ class Work:
 
     def subjects(self) -> tuple[Subject, Subject | None]:
         """The held-out clips with every model and, if there are two or more, the duets with the first and the last."""
-        config, settings, bench = self.config, self.config.evaluate, self.bench()
+        config, settings, factory = self.config, self.config.evaluate, self.factory()
 
         def samplers(names: Sequence[str], seconds: int) -> dict[str, Sampler]:
-            return {name: bench.sampler(name, self.inputs[name], seconds) for name in names}
+            return {name: factory.sampler(name, self.inputs[name], seconds) for name in names}
 
         seconds = config.clips.seconds
         long = samplers(CAUSAL, DRIFT_FACTOR * seconds)
         heldout, models = self.clips(HELDOUT), samplers(MODELS, seconds)
-        main = Subject(heldout, bench.reconstruct, models, long, self.folder, settings, config.seed)
+        main = Subject(
+            heldout, factory.reconstruct, models, long, self.folder, settings, config.seed
+        )
         duets = self.clips(DUETS)
         if len(duets.captions) < 2:  # folders of videos have none, and one alone cannot be compared
             return main, None
         once = replace(settings, seeds=1, page_clips=PAGE_DUETS)
         folder, two = self.folder / DUETS_FOLDER, samplers(ON_DUETS, seconds)
-        return main, Subject(duets, bench.reconstruct, two, {}, folder, once, config.seed)
+        return main, Subject(duets, factory.reconstruct, two, {}, folder, once, config.seed)
 
 
 def collect_share(work: Work, share: int, shares: int) -> None:
@@ -113,7 +115,7 @@ def run(stage: Stage) -> None:
         stage.work / "artifact",
         main.heldout.captions[0],
     )
-    speed = against_the_teacher(config, work.bench(), folders, codec, artifact, prompt)
+    speed = against_the_teacher(config, work.factory(), folders, codec, artifact, prompt)
     described = {
         "preset": config.preset,
         "seed": config.seed,

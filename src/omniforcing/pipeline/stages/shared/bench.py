@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from omniforcing.evaluation.bench import Bench
+from omniforcing.evaluation.samplers import SamplerFactory
 from omniforcing.pipeline.config import Config
 
 
-def open_bench(config: Config, codec: Path, latents: Path) -> Bench:
+def open_bench(config: Config, codec: Path, latents: Path) -> SamplerFactory:
     """Read codec and text features; on a GPU if there is one and the config allows it.
 
     Args:
@@ -19,7 +19,7 @@ def open_bench(config: Config, codec: Path, latents: Path) -> Bench:
     Raises:
         OmniForcingError: if one of them is missing or unreadable.
     """
-    return Bench.from_config(
+    return SamplerFactory.from_config(
         config.clips,
         config.student,
         config.teacher.sampler,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from omniforcing.core.files import atomic_dir, read_json
-from omniforcing.evaluation.bench import Bench
+from omniforcing.evaluation.samplers import SamplerFactory
 from omniforcing.evaluation.speed import against_teacher, measure_offline, measure_stream
 from omniforcing.pipeline.config import Config
 from omniforcing.streaming.artifact import StreamSettings, write_artifact
@@ -17,7 +17,12 @@ from omniforcing.streaming.engine import Engine
 
 
 def against_the_teacher(
-    config: Config, bench: Bench, folders: Mapping[str, Path], codec: Path, work: Path, prompt: str
+    config: Config,
+    factory: SamplerFactory,
+    folders: Mapping[str, Path],
+    codec: Path,
+    work: Path,
+    prompt: str,
 ) -> dict[str, Any]:
     """Stream the last model from an artifact made in ``work``, and sample the teacher offline.
 
@@ -25,7 +30,7 @@ def against_the_teacher(
 
     Args:
         config: the whole configuration.
-        bench: samples the teacher.
+        factory: samples the teacher.
         folders: of the models, by stage.
         codec: folder of the codec, copied into the artifact.
         work: folder of the artifact.
@@ -37,15 +42,15 @@ def against_the_teacher(
     )
     with atomic_dir(work) as folder:
         write_artifact(folder, folders["self_forcing"], codec, settings, {})
-    engine = Engine(work, bench.device)
+    engine = Engine(work, factory.device)
     stream = measure_stream(lambda: (chunk.timing for chunk in engine.stream(prompt, seconds)))
-    draw = bench.draw("teacher", folders["teacher"], seconds)
-    teacher = measure_offline(lambda: list(bench.media(draw, [prompt], [0])))
-    text = bench.text.of([prompt]).map(lambda x: x.to(bench.device))
-    generator = torch.Generator(bench.device)
+    draw = factory.draw("teacher", folders["teacher"], seconds)
+    teacher = measure_offline(lambda: list(factory.media(draw, [prompt], [0])))
+    text = factory.text.of([prompt]).map(lambda x: x.to(factory.device))
+    generator = torch.Generator(factory.device)
     latents = measure_offline(lambda: draw(text, generator).video.cpu())
     steps, threads = len(config.student.sigmas), torch.get_num_threads()
-    device = torch.cuda.get_device_name() if bench.device == "cuda" else f"CPU, {threads} threads"
+    device = torch.cuda.get_device_name() if factory.device == "cuda" else f"CPU, {threads} threads"
     measured = (
         f"{device}; {settings.width}x{settings.height}, {seconds} s; student {steps} steps a block, "
         f"window {settings.window}, generating and decoding on a thread each; teacher "

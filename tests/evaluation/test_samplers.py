@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from omniforcing.pipeline.stages.shared.factory import open_bench
 
 from omniforcing.codec.codec import Codec
 from omniforcing.codec.config import (
@@ -21,13 +22,12 @@ from omniforcing.data.config import ClipsConfig
 from omniforcing.data.shards import plan_shards, publish_shards, read_shards, write_shards
 from omniforcing.data.sources import DUETS, HELDOUT, TRAIN, read_clips, write_clips
 from omniforcing.data.tensors import write_text
-from omniforcing.evaluation.bench import CAUSAL, MODELS, split_clips
+from omniforcing.evaluation.samplers import CAUSAL, MODELS, split_clips
 from omniforcing.media.conform import ClipFormat
 from omniforcing.model.student import build_core, core_config
 from omniforcing.model.transformer import DualStream
 from omniforcing.model.weights.student import save_model
 from omniforcing.pipeline.config import Config
-from omniforcing.pipeline.stages.shared.bench import open_bench
 from omniforcing.pipeline.stages.shared.speed import against_the_teacher
 from omniforcing.pocket.synthetic import make_clip
 
@@ -80,13 +80,13 @@ def folders(config, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def bench(config, folders):
+def factory(config, folders):
     return open_bench(config, folders["codec"], folders["latents"])
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_model_makes_one_clip_per_caption_the_same_for_the_same_seeds(bench, folders, name):
-    sampler = bench.sampler(name, folders[name], 2)
+def test_every_model_makes_one_clip_per_caption_the_same_for_the_same_seeds(factory, folders, name):
+    sampler = factory.sampler(name, folders[name], 2)
     clips, again = (list(sampler(CAPTIONS, [1, 2, 3])) for _ in range(2))
     assert len(clips) == 3
     for clip, twin in zip(clips, again, strict=True):
@@ -98,8 +98,8 @@ def test_every_model_makes_one_clip_per_caption_the_same_for_the_same_seeds(benc
 
 
 @pytest.mark.parametrize("name", CAUSAL)
-def test_causal_models_roll_on_beyond_the_trained_length(bench, folders, name):
-    (clip,) = bench.sampler(name, folders[name], 6)(CAPTIONS[:1], [1])
+def test_causal_models_roll_on_beyond_the_trained_length(factory, folders, name):
+    (clip,) = factory.sampler(name, folders[name], 6)(CAPTIONS[:1], [1])
     assert clip.video.shape[0] == 1 + 24 * 6 and clip.audio.shape[1] == 16000 * 6
 
 
@@ -122,17 +122,17 @@ def test_the_clips_of_a_split_are_read_whole_in_part_and_not_at_all(tmp_path):
     assert not duets.captions and not list(duets.read())
 
 
-def test_a_reconstruction_has_the_clips_shape(bench):
+def test_a_reconstruction_has_the_clips_shape(factory):
     made = make_clip(0, 0, 2, 64, 64)
-    found = bench.reconstruct(Pair(made.frames, made.samples))
+    found = factory.reconstruct(Pair(made.frames, made.samples))
     assert found.video.shape == made.frames.shape and found.audio.shape == made.samples.shape
 
 
 def test_speed_is_that_of_the_streamed_artifact_against_the_teacher(
-    config, bench, folders, tmp_path
+    config, factory, folders, tmp_path
 ):
     speed = against_the_teacher(
-        config, bench, folders, folders["codec"], tmp_path / "artifact", CAPTIONS[0]
+        config, factory, folders, folders["codec"], tmp_path / "artifact", CAPTIONS[0]
     )
     assert speed["media_s"] == 2 and 0 < speed["ttfc_s"] <= speed["stream_s"]
     assert speed["speedup"] == pytest.approx(speed["teacher_s"] / speed["stream_s"])

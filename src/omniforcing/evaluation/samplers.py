@@ -28,7 +28,7 @@ from omniforcing.pocket.observe import Clips
 CAUSAL = ("causal_ode", "self_forcing")
 MODELS = ("teacher", "bidirectional_dmd", *CAUSAL)
 
-Draw = Callable[[TextFeatures, torch.Generator], Latents]
+LatentSampler = Callable[[TextFeatures, torch.Generator], Latents]
 
 
 def split_clips(shards: Path, split: str, count: int) -> Clips:
@@ -45,7 +45,7 @@ def split_clips(shards: Path, split: str, count: int) -> Clips:
 
 
 @dataclass(frozen=True)
-class Bench:
+class SamplerFactory:
     """What turns a model's folder into media.
 
     Attributes:
@@ -78,7 +78,7 @@ class Bench:
         codec: Path,
         latents: Path,
         device: str,
-    ) -> Bench:
+    ) -> SamplerFactory:
         """Read the codec and the captions' features.
 
         Raises:
@@ -105,7 +105,7 @@ class Bench:
 
         return sample
 
-    def media(self, draw: Draw, captions: list[str], seeds: list[int]) -> Iterator[Media]:
+    def media(self, draw: LatentSampler, captions: list[str], seeds: list[int]) -> Iterator[Media]:
         """One clip per caption, drawn in batches; the first seed of a batch gives the noise of all of it."""
         for start in range(0, len(captions), self.batch):
             text = self.text.of(captions[start : start + self.batch]).map(
@@ -114,7 +114,7 @@ class Bench:
             generator = torch.Generator(self.device).manual_seed(seeds[start])
             yield from self.decoded(draw(text, generator))
 
-    def draw(self, name: str, folder: Path, seconds: int) -> Draw:
+    def draw(self, name: str, folder: Path, seconds: int) -> LatentSampler:
         """Load a model and bind its sampler."""
         student, causal = self.student, name in CAUSAL
         added = (
@@ -123,7 +123,7 @@ class Bench:
         model = load_model(folder, device=self.device, **added).eval()
         return self.bind(name, model, seconds)
 
-    def bind(self, name: str, model: DualStream, seconds: int) -> Draw:
+    def bind(self, name: str, model: DualStream, seconds: int) -> LatentSampler:
         """The sampler of ``model`` as ``name``, one of ``MODELS``; only causal ones make other than training lengths."""
         counts = self.clips.latent_counts
         if name in CAUSAL:
