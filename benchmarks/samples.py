@@ -23,7 +23,7 @@ from omniforcing.core.latents import Latents, TextFeatures
 from omniforcing.data.sources import HELDOUT
 from omniforcing.distill.sampling import WholeClip, ode_states
 from omniforcing.distill.trajectories import refine
-from omniforcing.evaluation.evaluate import plan
+from omniforcing.evaluation.evaluate import prompts_and_seeds
 from omniforcing.evaluation.report import format_number
 from omniforcing.evaluation.samplers import (
     CAUSAL,
@@ -177,7 +177,7 @@ def row(
         drawn.append(draw(text, generator))
         return drawn[-1]
 
-    media = factory.media(kept, *plan(captions, 1, seed))
+    media = factory.media(kept, *prompts_and_seeds(captions, 1, seed))
     shown = tqdm(
         zip(media, captions, strict=True), "sampling", len(captions), unit="clip", leave=False
     )

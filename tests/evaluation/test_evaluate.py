@@ -12,13 +12,13 @@ from omniforcing.core.latents import Pair
 from omniforcing.evaluation.config import EvaluateConfig
 from omniforcing.evaluation.evaluate import (
     NEAREST,
-    Subject,
+    EvaluationInputs,
     evaluate,
     other_sounds,
     page_clips,
-    plan,
+    prompts_and_seeds,
 )
-from omniforcing.evaluation.nearest import Training
+from omniforcing.evaluation.nearest import TrainingClips
 from omniforcing.evaluation.report import format_number, publish
 from omniforcing.evaluation.summary import colour_score, pitch_score
 from omniforcing.pocket.drift import measure_drift
@@ -90,8 +90,8 @@ def rollout(captions, _seeds):
     return (media(clip(i, 3 * SECONDS)) for i in range(len(captions)))
 
 
-def subject(clips, models, work, settings=SETTINGS, codec=lambda clip: clip, rollouts=None):
-    return Subject(clips, codec, models, rollouts or {}, work, settings, seed=0)
+def inputs(clips, models, work, settings=SETTINGS, codec=lambda clip: clip, rollouts=None):
+    return EvaluationInputs(clips, codec, models, rollouts or {}, work, settings, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -101,13 +101,13 @@ def work(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def training(tmp_path_factory):
-    return Training.collect(real(30, TRAINED), tmp_path_factory.mktemp("training") / "train")
+    return TrainingClips.collect(real(30, TRAINED), tmp_path_factory.mktemp("training") / "train")
 
 
 @pytest.fixture(scope="module")
 def found(training, work):
     models = {"teacher": in_sync, "self_forcing": silent}
-    return evaluate(subject(heldout(), models, work, rollouts={"self_forcing": rollout}), training)
+    return evaluate(inputs(heldout(), models, work, rollouts={"self_forcing": rollout}), training)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def duets(training, work):
     """The harder split, with a model that shows one of the two balls."""
     settings = dataclasses.replace(SETTINGS, seeds=1, page_clips=1)
     return evaluate(
-        subject(real(32, 4, balls=2), {"teacher": in_sync}, work / "duets", settings), training
+        inputs(real(32, 4, balls=2), {"teacher": in_sync}, work / "duets", settings), training
     )
 
 
@@ -159,7 +159,7 @@ def test_drift_stands_with_the_models_that_can_go_on(found):
 
 
 def test_a_model_that_replays_its_training_clips_is_found_out(found, training, tmp_path):
-    replays = evaluate(subject(heldout(), {"memory": memory}, tmp_path, SETTINGS), training)
+    replays = evaluate(inputs(heldout(), {"memory": memory}, tmp_path, SETTINGS), training)
     assert (
         replays.models["memory"]["nearest_train"] < 0.05
         and replays.models["memory"]["memorised_share"] == 1
@@ -191,7 +191,7 @@ def test_two_balls_are_measured_by_the_same_names(found, duets):
 def test_a_killed_evaluation_goes_on_with_the_first_model_that_is_missing(found, training, work):
     models = {"teacher": unreachable, "self_forcing": unreachable}
     again = evaluate(
-        subject(heldout(), models, work, codec=unreachable, rollouts={"self_forcing": unreachable}),
+        inputs(heldout(), models, work, codec=unreachable, rollouts={"self_forcing": unreachable}),
         training,
     )
     assert again == found
@@ -202,21 +202,21 @@ def test_a_model_that_fails_leaves_nothing_behind(training, tmp_path):
         yield from list(in_sync(captions, seeds))[:3]
 
     with refuses("evaluation.wrong-count", "teacher gave 3 clips", "12"):
-        evaluate(subject(heldout(), {"teacher": dies}, tmp_path), training)
+        evaluate(inputs(heldout(), {"teacher": dies}, tmp_path), training)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["codec", "real", "shuffled"]
 
 
 def test_one_heldout_clip_is_refused(training, tmp_path):
     one = Clips(["a red ball"], lambda: iter([media(clip(0))]))
     with refuses("data.too-few-clips", "clips.heldout"):
-        evaluate(subject(one, {}, tmp_path), training)
+        evaluate(inputs(one, {}, tmp_path), training)
 
 
 def test_captions_of_another_world_are_measured_by_distance_alone(training, tmp_path):
     other = Clips(["rain on a roof", "a dog barks"], lambda: (media(clip(i)) for i in range(2)))
     settings = dataclasses.replace(SETTINGS, drift_clips=0)
     found = evaluate(
-        subject(other, {}, tmp_path / "work", settings, rollouts={"self_forcing": unreachable}),
+        inputs(other, {}, tmp_path / "work", settings, rollouts={"self_forcing": unreachable}),
         training,
     )
     assert found.models["real"].keys() == {
@@ -293,9 +293,9 @@ def test_a_caption_cannot_write_into_the_page(found, work, tmp_path):
 
 
 def test_seeds_differ_between_clips_and_not_between_runs():
-    prompts, seeds = plan(["a", "b"], 2, 7)
+    prompts, seeds = prompts_and_seeds(["a", "b"], 2, 7)
     assert prompts == ["a", "b", "a", "b"] and len(set(seeds)) == 4
-    assert plan(["a", "b"], 2, 7)[1] == seeds != plan(["a", "b"], 2, 8)[1]
+    assert prompts_and_seeds(["a", "b"], 2, 7)[1] == seeds != prompts_and_seeds(["a", "b"], 2, 8)[1]
 
 
 def test_the_page_shows_distinct_captions_first():

@@ -7,9 +7,9 @@ from scipy.ndimage import gaussian_filter
 
 from omniforcing.core.latents import Pair
 from omniforcing.evaluation.nearest import (
-    Nearest,
-    Training,
-    describe,
+    NearestNeighbours,
+    TrainingClips,
+    clip_descriptor,
     memorisation,
     stack,
     threshold,
@@ -36,16 +36,16 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def training(folder):
-    return Training.collect(Clips([""] * TRAINED, read), folder)
+    return TrainingClips.collect(Clips([""] * TRAINED, read), folder)
 
 
 @pytest.fixture(scope="module")
 def score(training):
     """The figures of clips, against held-out ones."""
-    heldout = training.nearest(stack([describe(media(52, i)) for i in range(HELDOUT)]))
+    heldout = training.nearest(stack([clip_descriptor(media(52, i)) for i in range(HELDOUT)]))
 
     def of(clips):
-        found = training.nearest(stack([describe(clip) for clip in clips]))
+        found = training.nearest(stack([clip_descriptor(clip) for clip in clips]))
         return memorisation(found, heldout), found
 
     return of
@@ -95,21 +95,21 @@ def test_a_training_picture_with_the_sound_of_a_new_clip_is_no_copy(score):
 )
 def test_copies_are_nearer_than_half_and_than_every_heldout_clip(shares, expected):
     some = np.array(shares)
-    assert threshold(Nearest(some, some.astype(np.int64), some)) == expected
+    assert threshold(NearestNeighbours(some, some.astype(np.int64), some)) == expected
 
 
 def test_the_still_background_does_not_count_and_motion_does():
     clip, darker = media(51, 0), media(51, 0)
     darker = Pair((clip.video // 4 * 4 - 20).clip(0).astype(np.uint8), clip.audio)
     frozen = Pair(np.repeat(clip.video[:1], len(clip.video), 0), clip.audio)
-    here, there, still = (describe(each).video for each in (clip, darker, frozen))
+    here, there, still = (clip_descriptor(each).video for each in (clip, darker, frozen))
     assert np.linalg.norm(here - there) < 0.1 * np.linalg.norm(here)
     assert not still.any()
 
 
 def test_clips_of_any_size_give_one_descriptor():
     small, wide = (
-        describe(Pair(made.frames, made.samples))
+        clip_descriptor(Pair(made.frames, made.samples))
         for made in (make_clip(0, 0, 3, 64, h) for h in (64, 96))
     )
     assert small.video.shape == wide.video.shape == (6 * 3 * 8 * 8 * 3,)
@@ -120,13 +120,13 @@ def test_training_clips_are_read_once(training, folder):
     def unreachable():
         raise AssertionError("described clips were read again")
 
-    again = Training.collect(Clips(training.clips.captions, unreachable), folder)
+    again = TrainingClips.collect(Clips(training.clips.captions, unreachable), folder)
     assert np.array_equal(again.rows, training.rows) and again.unit == training.unit
 
 
 def test_one_training_clip_is_enough(tmp_path):
-    one = Training.collect(Clips([""], lambda: iter([media(51, 0)])), tmp_path / "train")
-    found = one.nearest(stack([describe(media(52, i)) for i in range(2)]))
+    one = TrainingClips.collect(Clips([""], lambda: iter([media(51, 0)])), tmp_path / "train")
+    found = one.nearest(stack([clip_descriptor(media(52, i)) for i in range(2)]))
     assert memorisation(found, found) == {"nearest_train": 1.0, "memorised_share": 0.0}
 
 
@@ -136,4 +136,6 @@ def test_a_picture_is_averaged_as_if_all_of_it_were_in_memory(seconds):
     frames = torch.from_numpy(clip.frames).permute(3, 0, 1, 2).double() / 255
     cells = torch.nn.functional.adaptive_avg_pool3d(frames, (6 * seconds, 8, 8))
     whole = (cells - cells.median(1, keepdim=True).values).flatten().numpy()
-    assert np.allclose(describe(Pair(clip.frames, clip.samples)).video, whole, rtol=0, atol=1e-6)
+    assert np.allclose(
+        clip_descriptor(Pair(clip.frames, clip.samples)).video, whole, rtol=0, atol=1e-6
+    )

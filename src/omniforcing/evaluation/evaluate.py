@@ -22,9 +22,9 @@ from omniforcing.evaluation import quality
 from omniforcing.evaluation.config import EvaluateConfig
 from omniforcing.evaluation.nearest import (
     DESCRIPTOR,
-    Nearest,
-    Training,
-    describe,
+    NearestNeighbours,
+    TrainingClips,
+    clip_descriptor,
     memorisation,
     stack,
     threshold,
@@ -64,7 +64,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluationInputs:
     """What is evaluated, and where the sets that are done lie.
 
     Attributes:
@@ -109,7 +109,7 @@ class Subject:
             raise OmniForcingError(
                 "data.too-few-clips", f"an evaluation compares at least 2 held-out clips, {found}"
             )
-        prompts, seeds = plan(captions, self.config.seeds, self.seed)
+        prompts, seeds = prompts_and_seeds(captions, self.config.seeds, self.seed)
         long = slice(self.config.drift_clips)
         last = list(self.models)[-1] if self.models else None
         return {
@@ -151,35 +151,35 @@ def rollout_of(name: str) -> str:
     return f"{name}.rollout"
 
 
-def evaluate(subject: Subject, training: Training) -> Evaluation:
+def evaluate(inputs: EvaluationInputs, training: TrainingClips) -> Evaluation:
     """Sample and measure everything that the subject's folder does not hold yet; ``training`` are the clips trained on.
 
     Raises:
         OmniForcingError: if there are too few held-out clips, or a sampler yields too few.
     """
-    config, work, tolerance = subject.config, subject.work, TOLERANCE_MS / 1000
-    everything = {name: observed() for name, observed in subject.sets().items()}
+    config, work, tolerance = inputs.config, inputs.work, TOLERANCE_MS / 1000
+    everything = {name: observed() for name, observed in inputs.sets().items()}
     sets = {
         name: observed
         for name, observed in everything.items()
-        if name not in map(rollout_of, subject.drifting)
+        if name not in map(rollout_of, inputs.drifting)
     }
-    reference, last = sets["real"], list(subject.models)[-1] if subject.models else None
+    reference, last = sets["real"], list(inputs.models)[-1] if inputs.models else None
     near = {name: training.nearest(observed.descriptors) for name, observed in sets.items()}
     results = {
         name: summarise(observed, reference, tolerance) | memorisation(near[name], near["real"])
         for name, observed in sets.items()
     }
     if last:
-        prompts, _ = plan(subject.heldout.captions, config.seeds, subject.seed)
+        prompts, _ = prompts_and_seeds(inputs.heldout.captions, config.seeds, inputs.seed)
         _draw_nearest(work, last, prompts, near[last], training.clips)
-    for name in subject.drifting:
+    for name in inputs.drifting:
         clips = everything[rollout_of(name)].clips
         if in_pocket_world(clips):
             results[name] |= measure_drift(clips, tolerance)
     return Evaluation(
         models=results,
-        frechet=_features(reference, len(subject.heldout.captions) * config.seeds),
+        frechet=_features(reference, len(inputs.heldout.captions) * config.seeds),
         memorisation={
             "descriptor": DESCRIPTOR,
             "training_clips": len(training.rows),
@@ -191,11 +191,11 @@ def evaluate(subject: Subject, training: Training) -> Evaluation:
             for n, s in sets.items()
             if in_pocket_world(s.clips)
         },
-        shown={str(index): subject.heldout.captions[index] for index in subject.shown},
+        shown={str(index): inputs.heldout.captions[index] for index in inputs.shown},
     )
 
 
-def plan(captions: list[str], seeds: int, seed: int) -> tuple[list[str], list[int]]:
+def prompts_and_seeds(captions: list[str], seeds: int, seed: int) -> tuple[list[str], list[int]]:
     """The prompts and noise seeds of every model's clips: all captions once, then all again, each time other seeds."""
     prompts = captions * seeds
     return prompts, [step_seed(seed, index, "evaluate") for index in range(len(prompts))]
@@ -254,7 +254,7 @@ def _observe_all(
         observations.append(observe(clip, caption))
         video.append(quality.video_features(clip.video))
         audio.append(quality.audio_features(clip.audio))
-        descriptors.append(describe(clip))
+        descriptors.append(clip_descriptor(clip))
         if films:
             strips.append(film(clip.video))
         if index in shown:
@@ -290,7 +290,7 @@ def _lazily(sampler: Sampler, prompts: list[str], seeds: list[int]) -> Iterator[
 
 
 def _draw_nearest(
-    work: Path, model: str, prompts: list[str], found: Nearest, training: Clips
+    work: Path, model: str, prompts: list[str], found: NearestNeighbours, training: Clips
 ) -> None:
     """Draw the clips of ``model`` nearest to a training clip, each above it, as ``nearest.png``."""
     chosen = np.argsort(found.share, kind="stable")[:PAGE_NEAREST].tolist()

@@ -38,7 +38,7 @@ FRAMES = 4  # so many at once are held as floats
 LEAST = 1e-6  # variances and distances are at least this where they divide
 
 
-def describe(media: Media) -> Pair[Array]:
+def clip_descriptor(media: Media) -> Pair[Array]:
     """The descriptor of one clip of K whole seconds: float32 ``[6K * 8 * 8 * 3]`` of the picture, ``[6K * 16]`` of the sound.
 
     The picture is averaged over cells and time, less each cell's median over the clip; the sound is log-mel, averaged alike.
@@ -59,7 +59,7 @@ def describe(media: Media) -> Pair[Array]:
 
 
 @dataclass(frozen=True)
-class Nearest:
+class NearestNeighbours:
     """For each of M clips: the distance ``[M]`` to its nearest training clip, that clip's index ``[M]``, and the distance over
     the mean distance ``[M]`` to its ten nearest. Clips lie closer together in some places than in others: only what is much
     nearer to one training clip than to those around it is a copy."""
@@ -70,7 +70,7 @@ class Nearest:
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingClips:
     """Training clips, with their descriptors ``[N, D]`` side by side; either stream's has a total variance of 1."""
 
     clips: Clips
@@ -78,7 +78,7 @@ class Training:
     unit: Pair[float]
 
     @classmethod
-    def collect(cls, clips: Clips, folder: Path) -> Training:
+    def collect(cls, clips: Clips, folder: Path) -> TrainingClips:
         """Describe every clip and keep the result in ``folder``; if that exists, no clip is read."""
         from tqdm import tqdm
 
@@ -91,19 +91,19 @@ class Training:
                     unit="clip",
                     dynamic_ncols=True,
                 )
-                save_pair(stack([describe(media) for media in bar]), partial / DESCRIPTORS)
+                save_pair(stack([clip_descriptor(media) for media in bar]), partial / DESCRIPTORS)
         found = load_pair(folder / DESCRIPTORS)
         unit = found.map(lambda x: float(np.sqrt(max(x.var(0).sum(), LEAST))))
         return cls(clips, _joined(found, unit), unit)
 
-    def nearest(self, descriptors: Pair[Array]) -> Nearest:
+    def nearest(self, descriptors: Pair[Array]) -> NearestNeighbours:
         """Look for the nearest training clips of the clips described by ``[M, Dv]`` and ``[M, Da]``."""
         from scipy.spatial.distance import cdist
 
         apart = cdist(_joined(descriptors, self.unit), self.rows)
         distance = apart.min(1)
         around = np.sort(apart, 1)[:, :NEIGHBOURS].mean(1)
-        return Nearest(distance, apart.argmin(1), distance / np.maximum(around, LEAST))
+        return NearestNeighbours(distance, apart.argmin(1), distance / np.maximum(around, LEAST))
 
 
 def stack(descriptors: list[Pair[Array]]) -> Pair[Array]:
@@ -115,13 +115,13 @@ def _joined(descriptors: Pair[Array], unit: Pair[float]) -> Array:
     return np.concatenate(list(descriptors.map(lambda x, u: x / u, unit)), 1)
 
 
-def threshold(heldout: Nearest) -> float:
+def threshold(heldout: NearestNeighbours) -> float:
     """Below which share of the mean distance to its ten nearest training clips a clip is a copy of the nearest: half, or the
     least share of a real held-out clip if that is less."""
     return min(COPY, float(heldout.share.min()))
 
 
-def memorisation(found: Nearest, heldout: Nearest) -> dict[str, float]:
+def memorisation(found: NearestNeighbours, heldout: NearestNeighbours) -> dict[str, float]:
     """Two figures of one model's clips, against real held-out clips.
 
     ``nearest_train`` is the median distance to the nearest training clip over that of held-out clips: 1 is as far from the

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from omniforcing.data.sources import HELDOUT, TRAIN
-from omniforcing.evaluation.evaluate import DRIFT_FACTOR, Subject, evaluate
-from omniforcing.evaluation.nearest import Training
+from omniforcing.evaluation.evaluate import DRIFT_FACTOR, EvaluationInputs, evaluate
+from omniforcing.evaluation.nearest import TrainingClips
 from omniforcing.evaluation.samplers import split_clips
 from omniforcing.pipeline.experiments.ablation import FINAL, Trial
 from omniforcing.pipeline.stages.shared.factory import open_bench
@@ -20,10 +20,10 @@ def measure(trial: Trial) -> Mapping[str, Any]:
     config, settings, seconds = trial.config, trial.config.evaluate, trial.config.clips.seconds
     factory = open_bench(config, trial.data / "codec", trial.data / "latents")
     shards = trial.data / "shards"
-    training = Training.collect(
+    training = TrainingClips.collect(
         split_clips(shards, TRAIN, settings.train_clips), trial.work / "train"
     )
-    subject = Subject(
+    inputs = EvaluationInputs(
         split_clips(shards, HELDOUT, settings.clips),
         factory.reconstruct,
         models={trial.label: factory.sampler(FINAL, trial.weights, seconds)},
@@ -32,5 +32,5 @@ def measure(trial: Trial) -> Mapping[str, Any]:
         config=settings,
         seed=config.seed,
     )
-    found = evaluate(subject, training)
+    found = evaluate(inputs, training)
     return found.models[trial.label]

@@ -12,8 +12,8 @@ from pathlib import Path
 from omniforcing.core.files import read_json
 from omniforcing.data.sources import DUETS, HELDOUT, TRAIN
 from omniforcing.evaluation.curves import REFERENCES, Curves, stage_curves
-from omniforcing.evaluation.evaluate import DRIFT_FACTOR, Sampler, Subject, evaluate
-from omniforcing.evaluation.nearest import Training
+from omniforcing.evaluation.evaluate import DRIFT_FACTOR, EvaluationInputs, Sampler, evaluate
+from omniforcing.evaluation.nearest import TrainingClips
 from omniforcing.evaluation.report import DUETS_FOLDER, publish
 from omniforcing.evaluation.samplers import CAUSAL, MODELS, SamplerFactory, split_clips
 from omniforcing.pipeline.config import Config
@@ -57,11 +57,11 @@ class Work:
         """The models as samplers."""
         return open_bench(self.config, self.inputs["codec"], self.inputs["latents"])
 
-    def training(self) -> Training:
+    def training(self) -> TrainingClips:
         """The clips that the models were trained on."""
-        return Training.collect(self.clips(TRAIN), self.folder / "train")
+        return TrainingClips.collect(self.clips(TRAIN), self.folder / "train")
 
-    def subjects(self) -> tuple[Subject, Subject | None]:
+    def evaluations(self) -> tuple[EvaluationInputs, EvaluationInputs | None]:
         """The held-out clips with every model and, if there are two or more, the duets with the first and the last."""
         config, settings, factory = self.config, self.config.evaluate, self.factory()
 
@@ -71,7 +71,7 @@ class Work:
         seconds = config.clips.seconds
         long = samplers(CAUSAL, DRIFT_FACTOR * seconds)
         heldout, models = self.clips(HELDOUT), samplers(MODELS, seconds)
-        main = Subject(
+        main = EvaluationInputs(
             heldout, factory.reconstruct, models, long, self.folder, settings, config.seed
         )
         duets = self.clips(DUETS)
@@ -79,7 +79,9 @@ class Work:
             return main, None
         once = replace(settings, seeds=1, page_clips=PAGE_DUETS)
         folder, two = self.folder / DUETS_FOLDER, samplers(ON_DUETS, seconds)
-        return main, Subject(duets, factory.reconstruct, two, {}, folder, once, config.seed)
+        return main, EvaluationInputs(
+            duets, factory.reconstruct, two, {}, folder, once, config.seed
+        )
 
 
 def collect_share(work: Work, share: int, shares: int) -> None:
@@ -88,9 +90,9 @@ def collect_share(work: Work, share: int, shares: int) -> None:
         work.training,
         *(
             observed
-            for subject in work.subjects()
-            if subject
-            for observed in subject.sets().values()
+            for inputs in work.evaluations()
+            if inputs
+            for observed in inputs.sets().values()
         ),
     ]
     for observed in sets[share::shares]:
@@ -106,7 +108,7 @@ def run(stage: Stage) -> None:
             [(collect_share, (work, share, shares)) for share in range(shares)],
             "the evaluation is not complete",
         )
-    main, duets = work.subjects()
+    main, duets = work.evaluations()
     training = work.training()
     found, harder = evaluate(main, training), evaluate(duets, training) if duets else None
     folders = {name: work.inputs[name] for name in MODELS}
