@@ -186,12 +186,12 @@ def test_sizes_that_cannot_work_are_refused() -> None:
 
 
 def test_a_report_leaves_out_what_silent_or_single_clips_do_not_allow() -> None:
-    from omniforcing.evaluation.reconstruction import measure
+    from omniforcing.evaluation.reconstruction import measure_reconstruction
 
     still = Pair(torch.zeros(2, 25, 32, 32, 3, dtype=torch.uint8), torch.zeros(2, 2, 16000))
-    figures = measure(still, still)
+    figures = measure_reconstruction(still, still)
     assert figures["psnr_db"] == 100.0
     assert figures["log_mel_l1"] == 0.0
     assert not {"foreground_psnr_db", "centroid_px_median", "pitch_accuracy"} & figures.keys()
     one = still.map(lambda x: x[:1])
-    assert "sync_f1" not in measure(one, one)
+    assert "sync_f1" not in measure_reconstruction(one, one)

@@ -19,7 +19,7 @@ from omniforcing.evaluation.evaluate import (
     prompts_and_seeds,
 )
 from omniforcing.evaluation.nearest import TrainingClips
-from omniforcing.evaluation.report import format_number, publish
+from omniforcing.evaluation.report import format_number, write_report
 from omniforcing.evaluation.summary import colour_score, pitch_score
 from omniforcing.pocket.drift import measure_drift
 from omniforcing.pocket.observe import Clips, observe
@@ -124,7 +124,9 @@ def page(found, duets, work, tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluation")
     speed = {"ttfc_s": 0.3, "fps": 100.0, "device": "cpu"}
     gradients = {"teacher": {"video": 1.0, "audio": 2.0}}
-    publish(folder, work, found, {"preset": "test", "tolerance_ms": 80.0}, speed, gradients, duets)
+    write_report(
+        folder, work, found, {"preset": "test", "tolerance_ms": 80.0}, speed, gradients, duets
+    )
     return folder
 
 
@@ -227,7 +229,7 @@ def test_captions_of_another_world_are_measured_by_distance_alone(training, tmp_
         "memorised_share",
     }
     (tmp_path / "page").mkdir()
-    publish(
+    write_report(
         tmp_path / "page",
         tmp_path / "work",
         found,
@@ -255,7 +257,7 @@ def test_metrics_json_has_the_promised_form(page):
 
 
 def test_without_clips_of_two_balls_there_is_no_trace_of_them(found, work, tmp_path):
-    metrics = publish(tmp_path, work, found, {"preset": "test", "tolerance_ms": 80.0}, {}, {})
+    metrics = write_report(tmp_path, work, found, {"preset": "test", "tolerance_ms": 80.0}, {}, {})
     assert (
         not any("duets" in key for key in metrics) and not (tmp_path / "clips" / "duets").exists()
     )
@@ -288,7 +290,7 @@ def test_the_page_links_only_to_files_beside_it(page):
 
 def test_a_caption_cannot_write_into_the_page(found, work, tmp_path):
     hostile = dataclasses.replace(found, shown={"0": "<script>alert(1)</script>"})
-    publish(tmp_path, work, hostile, {"preset": "test", "tolerance_ms": 80.0}, {}, {})
+    write_report(tmp_path, work, hostile, {"preset": "test", "tolerance_ms": 80.0}, {}, {})
     assert "<script>alert" not in (tmp_path / "index.html").read_text()
 
 

@@ -29,7 +29,7 @@ from omniforcing.evaluation.nearest import (
     stack,
     threshold,
 )
-from omniforcing.evaluation.plots import draw_nearest, film, keep_media
+from omniforcing.evaluation.plots import draw_nearest, film_strip, save_media
 from omniforcing.evaluation.summary import in_pocket_world, summarise, sync_of
 from omniforcing.pocket.drift import measure_drift
 from omniforcing.pocket.observe import (
@@ -152,7 +152,7 @@ def rollout_of(name: str) -> str:
 
 
 def evaluate(inputs: EvaluationInputs, training: TrainingClips) -> Evaluation:
-    """Sample and measure everything that the subject's folder does not hold yet; ``training`` are the clips trained on.
+    """Sample and measure everything that the inputs' folder does not hold yet; ``training`` are the clips trained on.
 
     Raises:
         OmniForcingError: if there are too few held-out clips, or a sampler yields too few.
@@ -256,9 +256,9 @@ def _observe_all(
         audio.append(quality.audio_features(clip.audio))
         descriptors.append(clip_descriptor(clip))
         if films:
-            strips.append(film(clip.video))
+            strips.append(film_strip(clip.video))
         if index in shown:
-            keep_media(folder / str(index), clip, observations[-1])
+            save_media(folder / str(index), clip, observations[-1])
     if films:
         np.save(folder / FILMS, np.stack(strips))
     return ObservationSet(
@@ -296,7 +296,7 @@ def _draw_nearest(
     chosen = np.argsort(found.share, kind="stable")[:PAGE_NEAREST].tolist()
     partners = sorted({int(found.index[i]) for i in chosen})
     real = {
-        index: film(clip.video)
+        index: film_strip(clip.video)
         for index, clip in zip(partners, training.read(partners), strict=True)
     }
     films = np.load(work / model / FILMS, mmap_mode="r")

@@ -43,7 +43,7 @@ def save_figure(figure: Any, path: Path) -> Path:
     return path
 
 
-def keep_media(stem: Path, media: Media, observation: Observation) -> None:
+def save_media(stem: Path, media: Media, observation: Observation) -> None:
     """Write ``<stem>.mp4`` and ``<stem>.png``: frames over the spectrogram with the impacts seen and heard."""
     from omniforcing.media.files import write_mp4
 
@@ -54,13 +54,13 @@ def keep_media(stem: Path, media: Media, observation: Observation) -> None:
 def draw_media(path: Path, media: Media, observation: Observation) -> None:
     """Write a picture of one clip: frames over the spectrogram with the impacts seen and heard."""
     figure, (top, bottom) = new_figure(2, height=2.6, width=6.4, height_ratios=[1, 2.4])
-    top.imshow(film(media.video))
+    top.imshow(film_strip(media.video))
     top.set_axis_off()
     _spectrogram(bottom, np.asarray(media.audio), observation)
     save_figure(figure, path)
 
 
-def film(frames: Any) -> NDArray[np.uint8]:
+def film_strip(frames: Any) -> NDArray[np.uint8]:
     """A few frames of ``[T, H, W, 3]`` side by side, at most 64 pixels high: uint8 ``[h, w, 3]``."""
     from PIL import Image
 

@@ -19,7 +19,7 @@ from omniforcing.pocket.sync import score_sync
 MOVING = 0.05  # difference from the clip's median frame, of [0, 1], that counts as foreground
 
 
-def measure(original: Media, found: Media) -> dict[str, float]:
+def measure_reconstruction(original: Media, found: Media) -> dict[str, float]:
     """Figures of merit of reconstructions against originals, for clips of one size.
 
     Returns:
@@ -112,7 +112,7 @@ def _usual(colours: list[str]) -> str:
     return max(colours, key=colours.count) if colours else ""
 
 
-def draw(original: Media, found: Media, path: Path, frames: int = 10) -> None:
+def draw_reconstructions(original: Media, found: Media, path: Path, frames: int = 10) -> None:
     """Write a picture: for the first clips, frames over their reconstructions and log-mels over theirs."""
     import matplotlib
 

@@ -38,7 +38,7 @@ DUETS_FOLDER = (
 )
 
 
-def publish(
+def write_report(
     folder: Path,
     work: Path,
     found: Evaluation,

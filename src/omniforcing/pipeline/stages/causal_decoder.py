@@ -18,7 +18,7 @@ from omniforcing.core.layout import LAYOUTS
 from omniforcing.data.memory import clips_of, stack
 from omniforcing.data.sources import HELDOUT, TRAIN
 from omniforcing.data.tensors import TensorShards
-from omniforcing.evaluation.reconstruction import measure
+from omniforcing.evaluation.reconstruction import measure_reconstruction
 from omniforcing.pipeline.stage import Stage
 from omniforcing.training.codec.fitting import DecoderFit
 from omniforcing.training.config import DecoderSource
@@ -98,9 +98,11 @@ def report(stage: Stage, codecs: dict[str, Codec]) -> dict[str, float]:
     figures = {
         f"{name}.{key}": value
         for name, media in found.items()
-        for key, value in measure(original, media).items()
+        for key, value in measure_reconstruction(original, media).items()
     }
-    figures["causal.psnr_to_non_causal_db"] = measure(found[TEACHER], found[STUDENT])["psnr_db"]
+    figures["causal.psnr_to_non_causal_db"] = measure_reconstruction(
+        found[TEACHER], found[STUDENT]
+    )["psnr_db"]
     figures["lost_db"] = figures["non_causal.psnr_db"] - figures["causal.psnr_db"]
     figures["causal.streaming_error"] = streaming_error(codecs[STUDENT], z)
     return figures

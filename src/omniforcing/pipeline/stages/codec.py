@@ -20,7 +20,7 @@ from omniforcing.core.latents import Pair
 from omniforcing.data.memory import clips_of
 from omniforcing.data.shards import read_raw
 from omniforcing.data.sources import HELDOUT, TRAIN
-from omniforcing.evaluation.reconstruction import draw, measure
+from omniforcing.evaluation.reconstruction import draw_reconstructions, measure_reconstruction
 from omniforcing.media.files import write_mp4
 from omniforcing.media.mel import resample
 from omniforcing.pipeline.processes import run_side_by_side
@@ -122,12 +122,12 @@ def report(stage: Stage) -> dict[str, float]:
     original = clips_of(stage.input("shards"), HELDOUT, config.codec.report_clips)
     found = reconstruct(Codec.load(stage.folder, config.trainer.device), original)
     with atomic_dir(stage.work / "reconstructions") as folder:
-        draw(original, found, folder / "reconstructions.png")
+        draw_reconstructions(original, found, folder / "reconstructions.png")
         for index in range(min(SAMPLES, len(found.video))):
             for name, media in ((f"{index}", found), (f"{index}-original", original)):
                 write_mp4(folder / f"{name}.mp4", media.map(lambda x, i=index: x[i].numpy()))
     stage.log_artifact(stage.work / "reconstructions", "reconstructions")
-    return measure(original, found)
+    return measure_reconstruction(original, found)
 
 
 def reconstruct(codec: Codec, original: Pair[Tensor]) -> Pair[Tensor]:

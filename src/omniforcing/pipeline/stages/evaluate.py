@@ -14,7 +14,7 @@ from omniforcing.data.sources import DUETS, HELDOUT, TRAIN
 from omniforcing.evaluation.curves import REFERENCES, Curves, stage_curves
 from omniforcing.evaluation.evaluate import DRIFT_FACTOR, EvaluationInputs, Sampler, evaluate
 from omniforcing.evaluation.nearest import TrainingClips
-from omniforcing.evaluation.report import DUETS_FOLDER, publish
+from omniforcing.evaluation.report import DUETS_FOLDER, write_report
 from omniforcing.evaluation.samplers import CAUSAL, MODELS, SamplerFactory, split_clips
 from omniforcing.pipeline.config import Config
 from omniforcing.pipeline.processes import run_side_by_side
@@ -127,7 +127,7 @@ def run(stage: Stage) -> None:
         "tolerance_ms": TOLERANCE_MS,
     }
     with stage.publish() as folder:
-        metrics = publish(
+        metrics = write_report(
             folder, work.folder, found, described, speed, gradients(stage), harder, curves(stage)
         )
     stage.metrics(metrics)
