@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from omniforcing.pipeline.stages.shared.factory import open_bench
 from tqdm import tqdm
 
 from omniforcing.core.config import project_root
@@ -35,6 +34,7 @@ from omniforcing.evaluation.samplers import (
 from omniforcing.evaluation.summary import pocket_world
 from omniforcing.model.weights.student import load_model
 from omniforcing.pipeline.config import load_config
+from omniforcing.pipeline.stages.shared.factory import open_factory
 from omniforcing.pocket.events import colours_in
 from omniforcing.pocket.observe import observe
 from omniforcing.pocket.sync import TOLERANCE_MS
@@ -99,7 +99,7 @@ def main() -> None:
                 "benchmarks.not-pocket",
                 f"{data / 'shards'} holds no clips of the pocket world, which alone can be measured so",
             )
-        factory = open_bench(config, data / "codec", data / "latents")
+        factory = open_factory(config, data / "codec", data / "latents")
         print(
             f"{'sampler':<40}"
             + "".join(f"{name:>11}" for name in (*SHOWN.values(), "std video", "std audio"))

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from omniforcing.pipeline.stages.shared.factory import open_bench
 from tqdm import trange
 
 from omniforcing.core.config import project_root
@@ -29,6 +28,7 @@ from omniforcing.evaluation.samplers import split_clips
 from omniforcing.model.rollout import Rollout
 from omniforcing.model.weights.student import load_model
 from omniforcing.pipeline.config import load_config
+from omniforcing.pipeline.stages.shared.factory import open_factory
 from omniforcing.pocket.events import colours_in, detect_audio_events, detect_video_events
 from omniforcing.streaming.generation import Generation
 from omniforcing.training.loop import set_threads
@@ -88,7 +88,7 @@ def measure(
             "benchmarks.not-pocket",
             f"{data / 'shards'} holds no clips of the pocket world, which alone can be measured so",
         )
-    factory = open_bench(config, data / "codec", data / "latents")
+    factory = open_factory(config, data / "codec", data / "latents")
     student = config.student
     weights = folder or data / "self_forcing"
     model = load_model(weights, student.sinks, factory.device, stabiliser=student.stabiliser).eval()

@@ -9,12 +9,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from omniforcing.pipeline.stages.shared.factory import open_bench
-
 from omniforcing.core.config import project_root
 from omniforcing.core.console import run_command
 from omniforcing.evaluation.samplers import MODELS
 from omniforcing.pipeline.config import load_config
+from omniforcing.pipeline.stages.shared.factory import open_factory
 from omniforcing.pipeline.stages.shared.speed import against_the_teacher
 from omniforcing.training.loop import set_threads
 
@@ -31,7 +30,7 @@ def main() -> None:
         root = project_root()
         config = load_config(root=root, preset=arguments.preset)
         data = root / "data" / arguments.preset
-        factory = open_bench(config, data / "codec", data / "latents")
+        factory = open_factory(config, data / "codec", data / "latents")
         with tempfile.TemporaryDirectory() as work:
             folders, artifact = {name: data / name for name in MODELS}, Path(work, "artifact")
             figures = against_the_teacher(

@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from omniforcing.pipeline.stages.shared.factory import open_bench
 
 from omniforcing.codec.codec import Codec
 from omniforcing.codec.config import (
@@ -28,6 +27,7 @@ from omniforcing.model.student import build_core, core_config
 from omniforcing.model.transformer import DualStream
 from omniforcing.model.weights.student import save_model
 from omniforcing.pipeline.config import Config
+from omniforcing.pipeline.stages.shared.factory import open_factory
 from omniforcing.pipeline.stages.shared.speed import against_the_teacher
 from omniforcing.pocket.synthetic import make_clip
 
@@ -67,9 +67,9 @@ def folders(config, tmp_path_factory):
     Codec.from_config(config.codec, 64, 64).save(folders["codec"])
     build_tiny(folders["codec"] / "text", config.codec.text, CAPTIONS, seed=0)
     write_text(folders["latents"], TextEncoder.load(folders["codec"] / "text"), CAPTIONS)
-    width = open_bench(config, folders["codec"], folders["latents"]).text.unconditional.video.shape[
-        -1
-    ]
+    width = open_factory(
+        config, folders["codec"], folders["latents"]
+    ).text.unconditional.video.shape[-1]
     core = core_config(config.teacher.model, read_json(folders["codec"] / "codec.json"), width)
     for name in MODELS:
         save_model(
@@ -81,7 +81,7 @@ def folders(config, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def factory(config, folders):
-    return open_bench(config, folders["codec"], folders["latents"])
+    return open_factory(config, folders["codec"], folders["latents"])
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -10,7 +10,7 @@ from omniforcing.evaluation.evaluate import DRIFT_FACTOR, EvaluationInputs, eval
 from omniforcing.evaluation.nearest import TrainingClips
 from omniforcing.evaluation.samplers import split_clips
 from omniforcing.pipeline.experiments.ablation import FINAL, Trial
-from omniforcing.pipeline.stages.shared.factory import open_bench
+from omniforcing.pipeline.stages.shared.factory import open_factory
 from omniforcing.training.loop import set_threads
 
 
@@ -18,7 +18,7 @@ def measure(trial: Trial) -> Mapping[str, Any]:
     """Measure a variant's final student as stage evaluate measures the models."""
     set_threads(trial.config.trainer.threads)
     config, settings, seconds = trial.config, trial.config.evaluate, trial.config.clips.seconds
-    factory = open_bench(config, trial.data / "codec", trial.data / "latents")
+    factory = open_factory(config, trial.data / "codec", trial.data / "latents")
     shards = trial.data / "shards"
     training = TrainingClips.collect(
         split_clips(shards, TRAIN, settings.train_clips), trial.work / "train"

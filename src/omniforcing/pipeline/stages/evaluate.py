@@ -19,7 +19,7 @@ from omniforcing.evaluation.samplers import CAUSAL, MODELS, SamplerFactory, spli
 from omniforcing.pipeline.config import Config
 from omniforcing.pipeline.processes import run_side_by_side
 from omniforcing.pipeline.stage import Stage
-from omniforcing.pipeline.stages.shared.factory import open_bench
+from omniforcing.pipeline.stages.shared.factory import open_factory
 from omniforcing.pipeline.stages.shared.speed import against_the_teacher
 from omniforcing.pocket.observe import Clips
 from omniforcing.pocket.sync import TOLERANCE_MS
@@ -55,7 +55,7 @@ class Work:
 
     def factory(self) -> SamplerFactory:
         """The models as samplers."""
-        return open_bench(self.config, self.inputs["codec"], self.inputs["latents"])
+        return open_factory(self.config, self.inputs["codec"], self.inputs["latents"])
 
     def training(self) -> TrainingClips:
         """The clips that the models were trained on."""

@@ -9,7 +9,7 @@ import torch
 from omniforcing.data.tensors import TensorShards
 from omniforcing.evaluation.summary import pocket_world
 from omniforcing.pipeline.stage import Stage
-from omniforcing.pipeline.stages.shared.bench import open_bench
+from omniforcing.pipeline.stages.shared.factory import open_factory
 from omniforcing.pocket.events import colours_in
 from omniforcing.pocket.observe import observe
 from omniforcing.pocket.sync import TOLERANCE_MS
@@ -32,12 +32,12 @@ def training_probe(stage: Stage, module: StageModule) -> Probe | None:
     captions = [caption for _, _, caption, _ in islice(heldout, config.trainer.probe_clips)]
     if len(captions) < 2 or not all(map(colours_in, captions)):
         return None
-    bench = open_bench(config, data / "codec", data / "latents")
+    factory = open_factory(config, data / "codec", data / "latents")
 
     @torch.no_grad()
     def probe() -> dict[str, float]:
-        draw = bench.bind(stage.name, module.ema.model, config.clips.seconds)
-        media = bench.media(draw, captions, list(range(len(captions))))
+        draw = factory.bind(stage.name, module.ema.model, config.clips.seconds)
+        media = factory.media(draw, captions, list(range(len(captions))))
         clips = [observe(clip, caption) for clip, caption in zip(media, captions, strict=True)]
         measured = pocket_world(clips, TOLERANCE_MS / 1000)
         return {name: measured[name] for name in SHOWN}

@@ -1,4 +1,4 @@
-"""The samplers of every model as a preset configures them."""
+"""Open the samplers of every model as a preset configures them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from omniforcing.evaluation.samplers import SamplerFactory
 from omniforcing.pipeline.config import Config
 
 
-def open_bench(config: Config, codec: Path, latents: Path) -> SamplerFactory:
+def open_factory(config: Config, codec: Path, latents: Path) -> SamplerFactory:
     """Read codec and text features; on a GPU if there is one and the config allows it.
 
     Args:
