@@ -1,4 +1,11 @@
-"""Video files in and out: probe, decode, conform and mux clips; mel spectrograms of their sound.
+"""Video files in and out: probe, decode, conform, encode and mux.
 
-Must not import models, codecs or anything above.
+Works on arrays: frames uint8 ``[T, H, W, 3]`` and samples float32 ``[2, N]``.
+
+- ``files``: ``probe``, ``read_video``, ``read_audio``, ``read_mp4``, ``write_mp4``, ``Rejected``
+- ``conform``: ``ClipCutter`` cuts any video into clips of one ``ClipFormat``
+- ``mel``: ``log_mel``, ``resample``
+- ``mux``: ``Muxer`` writes a stream as one fragmented MP4, whose boxes are in ``boxes``
+
+Imports ``core`` alone. Must not import a codec, a model or any room above.
 """

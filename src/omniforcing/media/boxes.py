@@ -1,6 +1,8 @@
-"""Fragmented MP4 (ISO/IEC 14496-12, -14, -15), the few boxes that a stream of H.264 and AAC needs.
+"""Boxes of a fragmented MP4 with one H.264 and one AAC track (ISO/IEC 14496-12, -14 and -15).
 
-A header goes first; then every fragment holds what one block added to either track, so nothing waits for a later packet.
+The file begins with a header (``ftyp``, ``moov``) that holds no sample. Every fragment (``moof``,
+``mdat``) then carries the frames that one block added to either track, so a player never has to
+wait for a later packet.
 """
 
 from __future__ import annotations
@@ -12,23 +14,24 @@ from dataclasses import dataclass
 from omniforcing.core.layout import FPS
 
 VIDEO, AUDIO = 1, 2  # track numbers
-# Those of AAC that an MP4's 16 bits hold and that give a mel frame of 10 ms whole samples.
+# Sample rates of AAC that fit the 16 bits of an MP4 sample entry and that divide into whole samples
+# per mel frame of 10 ms.
 SAMPLE_RATES = (8_000, 12_000, 16_000, 24_000, 32_000, 44_100, 48_000)
-_KEYFRAME, _OTHER_FRAME = (
-    0x02000000,
-    0x01010000,
-)  # sample flags: depends on nothing; depends on others, is no sync sample
-_MATRIX = struct.pack(">9I", 0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)
+# Sample flags (14496-12, 8.8.3.1): "depends on no other" and "depends on others, no sync sample".
+_KEYFRAME = 0x02000000
+_OTHER_FRAME = 0x01010000
+_MATRIX = struct.pack(">9I", 0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)  # no rotation
 
 
 @dataclass(frozen=True)
 class TrackFragment:
-    """A track's part of a fragment: one unit of the track's clock per video frame, ``AAC_FRAME`` per audio frame.
+    """Encoded frames that one fragment adds to one track.
 
     Attributes:
-        start: decoding time of the first, on the track's clock.
-        duration: of each.
-        data: the encoded frames; those of the video begin with a keyframe.
+        start: decoding time of the first frame, in units of the track's clock.
+        duration: length of each frame in the same units: 1 for a video frame, ``AAC_FRAME`` for an
+            audio frame.
+        data: the encoded frames; those of the video track begin with a keyframe.
     """
 
     start: int
@@ -41,7 +44,7 @@ def _box(kind: bytes, *parts: bytes) -> bytes:
     return struct.pack(">I4s", 8 + len(body), kind) + body
 
 
-def _full(kind: bytes, version: int, flags: int, *parts: bytes) -> bytes:
+def _full_box(kind: bytes, version: int, flags: int, *parts: bytes) -> bytes:
     return _box(kind, struct.pack(">I", version << 24 | flags), *parts)
 
 
@@ -53,39 +56,45 @@ def header(
     sample_rate: int,
     priming: int,
 ) -> bytes:
-    """``ftyp`` and ``moov``.
+    """Build the boxes that begin the file, ``ftyp`` and ``moov``.
 
     Args:
-        height: of the picture.
-        width: of the picture.
-        parameter_sets: SPS and PPS of the H.264 stream.
-        aac: the sound's AudioSpecificConfig.
-        sample_rate: of the sound, the clock of its track.
-        priming: audio samples that the AAC encoder put before the sound, which the edit list cuts off.
+        height: height of the frames in pixels.
+        width: width of the frames in pixels.
+        parameter_sets: SPS and PPS of the H.264 stream, without start codes.
+        aac: AudioSpecificConfig of the AAC stream (ISO/IEC 14496-3).
+        sample_rate: rate of the sound in Hz, which is also the clock of its track.
+        priming: audio samples that the AAC encoder puts before the sound; the edit list cuts them.
+
+    Returns:
+        The bytes of both boxes.
     """
+    # Durations are 0: nobody knows how long the stream will be, and players take the fragments'.
     clock = struct.pack(">4I I H 10x", 0, 0, 1000, 0, 0x10000, 0x100)
-    mvhd = _full(b"mvhd", 0, 0, clock, _MATRIX, bytes(24), struct.pack(">I", 3))
+    mvhd = _full_box(b"mvhd", 0, 0, clock, _MATRIX, bytes(24), struct.pack(">I", 3))
     size = struct.pack(">2I", width << 16, height << 16)
     video = _track(
         VIDEO,
         FPS,
         b"vide",
-        _full(b"vmhd", 0, 1, bytes(8)),
+        _full_box(b"vmhd", 0, 1, bytes(8)),
         _avc1(height, width, *parameter_sets),
         size,
     )
-    edit = _box(b"edts", _full(b"elst", 0, 0, struct.pack(">I I i I", 1, 0, priming, 0x10000)))
+    # One edit that begins after the encoder's priming: without it the sound lags by one AAC frame.
+    edit = _box(b"edts", _full_box(b"elst", 0, 0, struct.pack(">I I i I", 1, 0, priming, 0x10000)))
     audio = _track(
         AUDIO,
         sample_rate,
         b"soun",
-        _full(b"smhd", 0, 0, bytes(4)),
+        _full_box(b"smhd", 0, 0, bytes(4)),
         _mp4a(aac, sample_rate),
         bytes(8),
         edit,
     )
+    # ``trex`` is what makes players look for fragments at all; each fragment overrides its zeros.
     defaults = (
-        _full(b"trex", 0, 0, struct.pack(">5I", track, 1, 0, 0, 0)) for track in (VIDEO, AUDIO)
+        _full_box(b"trex", 0, 0, struct.pack(">5I", track, 1, 0, 0, 0)) for track in (VIDEO, AUDIO)
     )
     kind = _box(b"ftyp", b"iso5", struct.pack(">I", 512), b"iso5iso6mp41")
     return kind + _box(b"moov", mvhd, video, audio, _box(b"mvex", *defaults))
@@ -95,83 +104,93 @@ def _track(
     number: int,
     clock: int,
     handler: bytes,
-    media: bytes,
-    entry: bytes,
+    media_header: bytes,
+    sample_entry: bytes,
     size: bytes,
     edit: bytes = b"",
 ) -> bytes:
+    """Build a ``trak`` box whose sample tables are empty, for the samples are in fragments."""
     volume = 0x0100 if handler == b"soun" else 0
-    tkhd = _full(
+    tkhd = _full_box(
         b"tkhd", 0, 3, struct.pack(">5I 8x 3H 2x", 0, 0, number, 0, 0, 0, 0, volume), _MATRIX, size
     )
-    mdhd = _full(
-        b"mdhd", 0, 0, struct.pack(">4I 2H", 0, 0, clock, 0, 0x55C4, 0)
-    )  # language: undetermined
-    hdlr = _full(b"hdlr", 0, 0, bytes(4), handler, bytes(12), b"omniforcing\0")
-    here = _box(b"dinf", _full(b"dref", 0, 0, struct.pack(">I", 1), _full(b"url ", 0, 1)))
-    empty = (
-        _full(kind, 0, 0, bytes(count))
-        for kind, count in ((b"stts", 4), (b"stsc", 4), (b"stsz", 8), (b"stco", 4))
-    )
-    table = _box(b"stbl", _full(b"stsd", 0, 0, struct.pack(">I", 1), entry), *empty)
-    return _box(b"trak", tkhd, edit, _box(b"mdia", mdhd, hdlr, _box(b"minf", media, here, table)))
+    language = 0x55C4  # "und", undetermined
+    mdhd = _full_box(b"mdhd", 0, 0, struct.pack(">4I 2H", 0, 0, clock, 0, language, 0))
+    hdlr = _full_box(b"hdlr", 0, 0, bytes(4), handler, bytes(12), b"omniforcing\0")
+    url = _full_box(b"url ", 0, 1)  # flag 1: the media is in this file
+    dinf = _box(b"dinf", _full_box(b"dref", 0, 0, struct.pack(">I", 1), url))
+    tables = ((b"stts", 4), (b"stsc", 4), (b"stsz", 8), (b"stco", 4))
+    empty = (_full_box(kind, 0, 0, bytes(length)) for kind, length in tables)
+    stsd = _full_box(b"stsd", 0, 0, struct.pack(">I", 1), sample_entry)
+    minf = _box(b"minf", media_header, dinf, _box(b"stbl", stsd, *empty))
+    return _box(b"trak", tkhd, edit, _box(b"mdia", mdhd, hdlr, minf))
 
 
 def _avc1(height: int, width: int, sps: bytes, pps: bytes) -> bytes:
-    sets = (
-        struct.pack(">B3sBBH", 1, sps[1:4], 0xFF, 0xE1, len(sps))
-        + sps
-        + struct.pack(">BH", 1, len(pps))
-        + pps
-    )
-    fine = bytes((0xFD, 0xF8, 0xF8, 0)) if sps[1] >= 100 else b""  # High profiles: 4:2:0, 8 bits
+    """Build the sample entry of H.264 video (ISO/IEC 14496-15, 5.3.3)."""
+    # 0xFF: units have lengths of four bytes; 0xE1: one SPS follows. Bytes 1 to 3 of an SPS are its
+    # profile, constraints and level.
+    sps_set = struct.pack(">B3sBBH", 1, sps[1:4], 0xFF, 0xE1, len(sps)) + sps
+    pps_set = struct.pack(">BH", 1, len(pps)) + pps
+    # High profiles (100 and above) state their chroma format and depth again: 4:2:0, 8 bits.
+    high = bytes((0xFD, 0xF8, 0xF8, 0)) if sps[1] >= 100 else b""
     shape = struct.pack(
         ">6x H 16x 2H 2I 4x H 32x Hh", 1, width, height, 0x480000, 0x480000, 1, 24, -1
     )
-    return _box(b"avc1", shape, _box(b"avcC", sets, fine))
+    return _box(b"avc1", shape, _box(b"avcC", sps_set + pps_set, high))
 
 
 def _mp4a(config: bytes, sample_rate: int) -> bytes:
+    """Build the sample entry of AAC audio with its descriptors (ISO/IEC 14496-14, 5.6)."""
+
     def descriptor(tag: int, *parts: bytes) -> bytes:
         body = b"".join(parts)
         return bytes((tag, len(body))) + body
 
-    decoder = descriptor(
-        4, struct.pack(">BB3xII", 0x40, 0x15, 0, 0), descriptor(5, config)
-    )  # MPEG-4 audio, an audio stream
+    # 0x40: MPEG-4 audio; 0x15: an audio stream.
+    decoder = descriptor(4, struct.pack(">BB3xII", 0x40, 0x15, 0, 0), descriptor(5, config))
     stream = descriptor(3, struct.pack(">HB", AUDIO, 0), decoder, descriptor(6, b"\x02"))
     shape = struct.pack(">6x H 8x 2H 4x I", 1, 2, 16, sample_rate << 16)
-    return _box(b"mp4a", shape, _full(b"esds", 0, 0, stream))
+    return _box(b"mp4a", shape, _full_box(b"esds", 0, 0, stream))
 
 
 def fragment(number: int, video: TrackFragment, audio: TrackFragment) -> bytes:
-    """``moof`` and ``mdat`` of what a block added; either track may have added nothing."""
-    tracks = [
-        (track, samples) for track, samples in ((VIDEO, video), (AUDIO, audio)) if samples.data
-    ]
+    """Build the ``moof`` and ``mdat`` of one fragment; a track without frames is left out.
+
+    Args:
+        number: number of the fragment in the file, from 1.
+        video: what it adds to the video track.
+        audio: what it adds to the audio track.
+
+    Returns:
+        The bytes of both boxes.
+    """
+    numbered = ((VIDEO, video), (AUDIO, audio))
+    tracks = [(track_number, track) for track_number, track in numbered if track.data]
 
     def moof(offsets: Sequence[int]) -> bytes:
-        parts = (
-            _traf(track, samples, offset)
-            for (track, samples), offset in zip(tracks, offsets, strict=True)
-        )
-        return _box(b"moof", _full(b"mfhd", 0, 0, struct.pack(">I", number)), *parts)
+        mfhd = _full_box(b"mfhd", 0, 0, struct.pack(">I", number))
+        placed = zip(tracks, offsets, strict=True)
+        return _box(b"moof", mfhd, *(_traf(*track, offset) for track, offset in placed))
 
-    lengths = [sum(map(len, samples.data)) for _, samples in tracks]
-    first = len(moof([0] * len(tracks))) + 8  # where mdat's body begins, counted from moof
-    data = _box(b"mdat", *(piece for _, samples in tracks for piece in samples.data))
-    return moof([first + sum(lengths[:n]) for n in range(len(tracks))]) + data
+    # Offsets count from the start of ``moof``, whose own length they do not change: it is built
+    # once to be measured and once more with the offsets in it.
+    offset = len(moof([0] * len(tracks))) + 8  # 8: size and name of ``mdat``
+    offsets = []
+    for _, track in tracks:
+        offsets.append(offset)
+        offset += sum(map(len, track.data))
+    data = _box(b"mdat", *(frame for _, track in tracks for frame in track.data))
+    return moof(offsets) + data
 
 
-def _traf(track: int, samples: TrackFragment, offset: int) -> bytes:
-    usual = _OTHER_FRAME if track == VIDEO else _KEYFRAME
-    # tfhd: offsets count from moof; default duration and flags. trun: data offset, flags of the first sample, sizes.
-    tfhd = _full(b"tfhd", 0, 0x020028, struct.pack(">3I", track, samples.duration, usual))
-    tfdt = _full(b"tfdt", 1, 0, struct.pack(">Q", samples.start))
-    sizes = struct.pack(f">{len(samples.data)}I", *map(len, samples.data))
-    return _box(
-        b"traf",
-        tfhd,
-        tfdt,
-        _full(b"trun", 0, 0x205, struct.pack(">IiI", len(samples.data), offset, _KEYFRAME), sizes),
-    )
+def _traf(number: int, track: TrackFragment, offset: int) -> bytes:
+    """Build a ``traf`` box: whose frames, from when on, and where their bytes lie."""
+    usual = _OTHER_FRAME if number == VIDEO else _KEYFRAME
+    # tfhd 0x020028: offsets count from moof; default duration and flags follow.
+    tfhd = _full_box(b"tfhd", 0, 0x020028, struct.pack(">3I", number, track.duration, usual))
+    tfdt = _full_box(b"tfdt", 1, 0, struct.pack(">Q", track.start))
+    # trun 0x205: data offset, flags of the first sample, a size for each.
+    first = struct.pack(">IiI", len(track.data), offset, _KEYFRAME)
+    sizes = struct.pack(f">{len(track.data)}I", *map(len, track.data))
+    return _box(b"traf", tfhd, tfdt, _full_box(b"trun", 0, 0x205, first, sizes))

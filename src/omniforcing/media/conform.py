@@ -1,4 +1,8 @@
-"""From any video file to clips of one form: 24 fps, one size, K seconds, 16 kHz stereo, picture and sound on one clock."""
+"""Conform any video file: cut it into clips of one format.
+
+A clip has 24 fps, one picture size, K whole seconds and 16 kHz stereo, with picture and sound on
+one clock.
+"""
 
 from __future__ import annotations
 
@@ -23,18 +27,17 @@ from omniforcing.media.files import (
     read_audio,
 )
 
-LOOK_AHEAD = 0.5 / FPS  # a source frame may be shown this much before its time, but no more
-SOUND_SLACK = (
-    1 / FPS
-)  # sound may begin later or end earlier than the picture by this, and is padded with silence
+LOOK_AHEAD = 0.5 / FPS  # seconds by which a source frame may be shown before its time
+# Seconds by which sound may begin after the picture or end before it; silence fills them.
+SOUND_SLACK = 1 / FPS
 MAX_ENLARGE = 2.0
-BATCH_BYTES = 64 << 20  # of source frames decoded at a time
-EPSILON = 1e-6
+BATCH_BYTES = 64 << 20  # source frames decoded at a time
+EPSILON = 1e-6  # seconds: time stamps are rounded to a file's clock
 
 
 @dataclass(frozen=True)
 class ClipFormat:
-    """What every clip becomes: height and width in pixels, whole seconds K."""
+    """Format of a conformed clip: height and width in pixels, length in whole seconds."""
 
     height: int
     width: int
@@ -42,16 +45,28 @@ class ClipFormat:
 
 
 class ClipCutter:
-    """A source file opened for cutting: clip ``i`` starts at ``start(i)``, and its last frame is the first of clip ``i + 1``.
+    """Cut a video file into clips of one format.
+
+    Clip ``i`` starts at ``start(i)``; its last frame is the first frame of clip ``i + 1``.
+
+    Args:
+        source: path or content of the file.
+        form: format of the clips.
+
+    Attributes:
+        info: properties of the file.
+        cuts: clips that it holds.
 
     Raises:
-        Rejected: if the file cannot be used at all: what ``probe`` refuses, too short, too small.
+        Rejected: if ``probe`` rejects the file, or it is too short or too small.
     """
 
     def __init__(self, source: PathOrBytes, form: ClipFormat) -> None:
         self.form, self._source = form, source
         self.info: MediaInfo = probe(source)
         self._crop = crop_box(self.info, form)
+        # The first clip starts where both streams have begun, and the last ends before either ends:
+        # the picture may be held for half an output frame, the sound padded for a whole one.
         self._origin = max(self.info.times[0], self.info.audio_start - SOUND_SLACK)
         end = min(self.info.video_end + LOOK_AHEAD, self.info.audio_end + SOUND_SLACK)
         self.cuts = int((end - self._origin + EPSILON) // form.seconds)
@@ -62,11 +77,17 @@ class ClipCutter:
             )
 
     def start(self, cut: int) -> float:
-        """Seconds from the file's time zero to the first frame of a cut."""
+        """Return the time of the first frame of a cut, in seconds on the file's clock."""
         return float(self._origin + cut * self.form.seconds)
 
     def clip(self, cut: int) -> Pair[Any]:
-        """Cut ``cut``, conformed: frames uint8 [1+24K, H, W, 3] and samples float32 [2, 16000K].
+        """Decode and conform one clip.
+
+        Args:
+            cut: its index, below ``cuts``.
+
+        Returns:
+            Frames uint8 ``[1+24K, H, W, 3]`` and samples float32 ``[2, 16000K]``.
 
         Raises:
             Rejected: if frames or sound cannot be decoded.
@@ -79,6 +100,7 @@ class ClipCutter:
 
     @cached_property
     def _sound(self) -> Samples:
+        # Resampled as a whole and not clip by clip, so that no seam is heard between clips.
         samples, rate = read_audio(self._source, self._origin)
         if rate == SAMPLE_RATE:
             return samples
@@ -91,7 +113,9 @@ class ClipCutter:
 
     def _frames(self, start: float) -> Frames:
         wanted = start + np.arange(clip_frames(self.form.seconds)) / FPS
+        # A source frame that is shown several times is decoded and resized once.
         needed, place = np.unique(pick_frames(self.info.times, wanted), return_inverse=True)
+        # In batches: a clip of 4K frames would not fit into memory at once.
         batch = max(1, BATCH_BYTES // (self.info.height * self.info.width * 3))
         parts = [
             resize(self._reader[needed[i : i + batch]], self._crop, self.form)
@@ -103,7 +127,7 @@ class ClipCutter:
         count = clip_samples(self.form.seconds)
         part = self._sound[:, cut * count : (cut + 1) * count]
         missing = count - part.shape[1]
-        # The header may promise sound that the packets do not hold.
+        # The packets may promise sound that does not decode.
         if missing > SOUND_SLACK * SAMPLE_RATE + 1:
             raise Rejected(
                 "media.undecodable-sound", f"{missing / SAMPLE_RATE:.2f} s of the sound are missing"
@@ -112,10 +136,18 @@ class ClipCutter:
 
 
 def pick_frames(times: Times, wanted: Times) -> NDArray[np.int64]:
-    """For each wanted time the source frame to show: the nearest, but none that is more than half an output frame early.
+    """Choose the source frame to show at each wanted time.
 
-    So rates above 24 fps are sampled without a mean delay, and a frame that a slow or variable rate holds is held, not left
-    early. ``times`` [T] ascending and ``wanted`` [n] in seconds; int64 [n].
+    It is the nearest one, unless that would be shown more than half an output frame early. So rates
+    above 24 fps are sampled without a mean delay, and a frame that a slow or variable rate holds
+    stays until its successor is due.
+
+    Args:
+        times: times of the source frames in seconds ``[T]``, ascending.
+        wanted: times of the output frames in seconds ``[n]``.
+
+    Returns:
+        Indices of source frames, int64 ``[n]``.
     """
     after = np.searchsorted(times, wanted + EPSILON, side="right")
     before = np.maximum(after - 1, 0)
@@ -125,11 +157,19 @@ def pick_frames(times: Times, wanted: Times) -> NDArray[np.int64]:
 
 
 def crop_box(info: MediaInfo, form: ClipFormat) -> tuple[int, int, int, int]:
-    """The largest centred box of the form's shape as seen (pixels need not be square): top, left, height, width.
+    """Find the largest centred box of the picture that has the format's shape.
+
+    Args:
+        info: properties of the file.
+        form: format of the clips.
+
+    Returns:
+        Top, left, height and width of the box in source pixels.
 
     Raises:
-        Rejected: too small, if the box would have to be enlarged more than twice.
+        Rejected: if the box would have to be enlarged more than twice.
     """
+    # Source pixels need not be square: the shape is that of the picture as it is seen.
     aspect = form.width / form.height / info.aspect
     height = min(info.height, round(info.width / aspect))
     width = min(info.width, round(info.height * aspect))
@@ -140,7 +180,16 @@ def crop_box(info: MediaInfo, form: ClipFormat) -> tuple[int, int, int, int]:
 
 
 def resize(frames: Frames, box: tuple[int, int, int, int], form: ClipFormat) -> Frames:
-    """Crop frames uint8 [T, h, w, 3] to a box and bring it to the form's size, antialiased."""
+    """Crop frames to a box and resize it to the format's size, antialiased.
+
+    Args:
+        frames: uint8 ``[T, h, w, 3]``.
+        box: top, left, height and width in pixels.
+        form: format of the clips.
+
+    Returns:
+        Frames uint8 ``[T, H, W, 3]``.
+    """
     import torch
     from torch.nn.functional import interpolate
 

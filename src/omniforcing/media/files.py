@@ -1,8 +1,12 @@
-"""Reading and writing video files: pictures through decord, sound and time stamps through PyAV.
+"""Read and write video files: frames through decord, sound and time stamps through PyAV.
 
-decord reports times relative to the first frame, returns wrong frames of MPEG-TS and misplaces stereo samples; PyAV decodes
-what is left of a truncated file. So a file is first probed packet by packet, for each frame's time on its streams' clock.
-A source is a path or the file's content. Everything is unbatched: frames uint8 [T, H, W, 3], samples float32 [2, N].
+Neither library can be trusted alone. decord reports times relative to the first frame, returns
+wrong frames of MPEG-TS and misplaces stereo samples; PyAV decodes what is left of a truncated file.
+So ``probe`` first reads a file packet by packet, for the time of each frame on the clock that its
+streams share.
+
+A source is a path or a file's content. Media are not batched: frames uint8 ``[T, H, W, 3]``,
+samples float32 ``[2, N]``.
 """
 
 from __future__ import annotations
@@ -29,21 +33,23 @@ Samples = NDArray[np.float32]
 Times = NDArray[np.floating[Any]]
 PathOrBytes = Path | bytes
 
-# A stream may end this much before its header says: containers round, and the last packet's length is a guess.
-END_SLACK = 0.5  # seconds
-GAP = 0.02  # seconds between an audio frame's stamp and the samples counted so far that make a gap or an overlap
-INDEXED = {
-    "mov,mp4,m4a,3gp,3g2,mj2",
-    "matroska,webm",
-}  # FFmpeg's names of containers in which decord finds every frame
-# Each channel's share in (left, right); a channel not listed here goes to both at 3 dB less. LFE is dropped (ITU-R BS.775).
+# Seconds by which a stream may end before its header says: containers round, and the length of the
+# last packet is a guess.
+END_SLACK = 0.5
+# Seconds between the time stamp of an audio frame and the samples counted so far from which on they
+# are a gap or an overlap, and no rounding.
+GAP = 0.02
+# FFmpeg's names of the containers in which decord finds every frame.
+INDEXED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
+# Share of each channel in (left, right) after ITU-R BS.775, which drops LFE; a channel that is not
+# listed goes to both at 3 dB less.
 _HALF = 0.5**0.5
 DOWNMIX = {"FL": (1.0, 0.0), "FR": (0.0, 1.0), "FC": (_HALF, _HALF), "LFE": (0.0, 0.0)}
 DOWNMIX |= {"BL": (_HALF, 0.0), "SL": (_HALF, 0.0), "BR": (0.0, _HALF), "SR": (0.0, _HALF)}
 
 
 class Rejected(OmniForcingError):
-    """A clip that cannot be used.
+    """Error of a clip that cannot be used.
 
     Args:
         code: ``room.reason``; its second half in words is the ``reason`` that manifests count.
@@ -58,9 +64,21 @@ class Rejected(OmniForcingError):
 
 @dataclass(frozen=True)
 class MediaInfo:
-    """What the packets of a file say, in seconds on the clock that its streams share, and upright pixels.
+    """Properties of a video file, as its packets and not its header state them.
 
-    ``times`` [T] are the frames' presentation times, ascending; ``aspect`` is the width of a pixel over its height.
+    Times are in seconds on the clock that the streams share, sizes in pixels after rotation.
+
+    Attributes:
+        times: presentation times of the frames ``[T]``, ascending.
+        video_end: end of the last frame.
+        audio_start: time of the first audio packet.
+        audio_end: end of the last audio packet.
+        height: height of the upright picture.
+        width: width of the upright picture.
+        aspect: width of a pixel over its height.
+        fps: mean frame rate.
+        rate: sample rate of the sound in Hz.
+        channels: audio channels.
     """
 
     times: Times
@@ -77,7 +95,7 @@ class MediaInfo:
 
 @contextmanager
 def _opened(source: PathOrBytes) -> Iterator[Any]:
-    """A PyAV container of a source; what FFmpeg refuses becomes a reject."""
+    """Open a source with PyAV; an error of FFmpeg becomes ``Rejected``."""
     try:
         if (len(source) if isinstance(source, bytes) else source.stat().st_size) == 0:
             raise Rejected("media.empty-file", "0 bytes")
@@ -90,10 +108,16 @@ def _opened(source: PathOrBytes) -> Iterator[Any]:
 
 
 def probe(source: PathOrBytes) -> MediaInfo:
-    """Read every packet and the first frame of a file, without decoding the rest.
+    """Read every packet of a file and decode its first frame.
+
+    Args:
+        source: path or content of the file.
+
+    Returns:
+        Properties of its first video and audio track.
 
     Raises:
-        Rejected: empty file, not a readable video, no video track, no audio track, truncated.
+        Rejected: if it is empty, truncated, no readable video, or lacks picture or sound.
     """
     with _opened(source) as container:
         video, audio = _tracks(container)
@@ -103,13 +127,13 @@ def probe(source: PathOrBytes) -> MediaInfo:
                 packets[packet.stream.index].append(_Packet(packet.pts, packet.duration or 0))
         _refuse_truncated(container, video, audio, packets)
         times, video_end = _frame_times(video, packets[video.index])
-        heard = packets[audio.index]
+        sound = packets[audio.index]
         height, width = _upright_size(source, video.index)
         return MediaInfo(
             times=times,
             video_end=video_end,
-            audio_start=float((heard[0].pts or 0) * audio.time_base),
-            audio_end=_end(audio, heard),
+            audio_start=float((sound[0].pts or 0) * audio.time_base),
+            audio_end=_end(audio, sound),
             height=height,
             width=width,
             aspect=float(video.sample_aspect_ratio or 1),
@@ -129,16 +153,11 @@ def _end(stream: Any, packets: list[_Packet]) -> float:
 
 
 def _tracks(container: Any) -> tuple[Any, Any]:
-    """The first picture and sound tracks; a cover picture is no video."""
+    """Return the first video and audio track; a cover picture is no video."""
     kinds = ", ".join(stream.type for stream in container.streams) or "nothing"
-    video = next(
-        (
-            stream
-            for stream in container.streams.video
-            if not stream.disposition & Disposition.attached_pic
-        ),
-        None,
-    )
+    cover = Disposition.attached_pic
+    videos = (stream for stream in container.streams.video if not stream.disposition & cover)
+    video = next(videos, None)
     if video is None:
         raise Rejected("media.no-video-track", f"the file holds {kinds}")
     if not container.streams.audio:
@@ -149,28 +168,29 @@ def _tracks(container: Any) -> tuple[Any, Any]:
 def _refuse_truncated(
     container: Any, video: Any, audio: Any, packets: dict[int, list[_Packet]]
 ) -> None:
+    """Reject a file whose tracks end before its index or its header says."""
     for stream in (video, audio):
         if not packets[stream.index]:
             raise Rejected("media.truncated", f"the {stream.type} track holds no packet")
-        # An mp4 with its index in front opens and plays until the data ends.
+        # An mp4 with its index in front opens and plays until the data ends, so nothing but the
+        # index shows that a download was cut off.
         due = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
         if due > container.size:
             raise Rejected(
                 "media.truncated",
                 f"the {stream.type} track needs {due} bytes, the file has {container.size}",
             )
-    end, promised = (
-        max(_end(s, packets[s.index]) for s in (video, audio)),
-        (container.duration or 0) / av.time_base,
-    )
+    end = max(_end(stream, packets[stream.index]) for stream in (video, audio))
+    promised = (container.duration or 0) / av.time_base
     if end < promised - END_SLACK:
         raise Rejected("media.truncated", f"it ends at {end:.2f} s of {promised:.2f} s")
 
 
 def _frame_times(video: Any, packets: list[_Packet]) -> tuple[Times, float]:
-    """Presentation times and the end of the last frame; files without stamps (AVI) are taken at their constant rate."""
+    """Return presentation times ``[T]`` and the end of the last frame, in seconds."""
     step = 1 / float(video.average_rate or FPS)
     stamps = sorted(packet for packet in packets if packet.pts is not None)
+    # Some containers, such as AVI, have no time stamps: their frame rate is constant.
     if len(stamps) < len(packets):
         times = np.arange(len(packets)) * step
         return times, float(times[-1] + step)
@@ -179,7 +199,8 @@ def _frame_times(video: Any, packets: list[_Packet]) -> tuple[Times, float]:
 
 
 def _upright_size(source: PathOrBytes, index: int) -> tuple[int, int]:
-    """Height and width after the rotation that the file asks for, from its first frame."""
+    """Return height and width of the first frame after the rotation that the file asks for."""
+    # Opened anew: probing has read this container to its end.
     with _opened(source) as container:
         frame = next(container.decode(container.streams[index]), None)
     if frame is None:
@@ -188,10 +209,14 @@ def _upright_size(source: PathOrBytes, index: int) -> tuple[int, int]:
 
 
 class FrameReader:
-    """The frames of a file by index, upright, through decord.
+    """Frames of a file by index, upright, decoded by decord.
+
+    Args:
+        source: path or content of the file.
+        count: frames that ``probe`` found.
 
     Raises:
-        Rejected: if decord cannot open the file or finds another number of frames than ``count``.
+        Rejected: if decord cannot open the file or finds another number of frames.
     """
 
     def __init__(self, source: PathOrBytes, count: int) -> None:
@@ -200,7 +225,8 @@ class FrameReader:
         decord.logging.set_level(decord.logging.FATAL)
         file = _indexed(source)
         try:
-            # Without a tolerance decord silently repeats a neighbour for every frame that it cannot decode.
+            # Without a tolerance decord silently repeats a neighbour for every frame that it cannot
+            # decode.
             self._reader = decord.VideoReader(file, num_threads=1, fault_tol=1)
         except (decord.DECORDError, RuntimeError) as error:
             raise Rejected("media.not-a-readable-video", _first_line(error)) from error
@@ -211,7 +237,7 @@ class FrameReader:
             )
 
     def __getitem__(self, indices: NDArray[np.int64]) -> Frames:
-        """The frames at ``indices`` [n], uint8 [n, H, W, 3].
+        """Decode the frames at ``indices`` ``[n]`` to uint8 ``[n, H, W, 3]``.
 
         Raises:
             Rejected: if one of them cannot be decoded.
@@ -226,7 +252,7 @@ class FrameReader:
 
 
 def _indexed(source: PathOrBytes) -> str | io.BytesIO:
-    """What decord can seek in: a source as it is, or its video track copied, not decoded, to Matroska (for MPEG-TS, AVI...)."""
+    """Return a file that decord can seek in: the source, or its video track remuxed to Matroska."""
     with _opened(source) as container:
         if container.format.name in INDEXED:
             return io.BytesIO(source) if isinstance(source, bytes) else str(source)
@@ -235,10 +261,8 @@ def _indexed(source: PathOrBytes) -> str | io.BytesIO:
             stream = out.add_stream_from_template(video)
             for packet in container.demux(video):
                 if packet.size:
-                    packet.pts, packet.stream = (
-                        packet.dts if packet.pts is None else packet.pts,
-                        stream,
-                    )
+                    packet.pts = packet.dts if packet.pts is None else packet.pts
+                    packet.stream = stream
                     out.mux(packet)
     copy.seek(0)
     return copy
@@ -249,7 +273,13 @@ def _first_line(error: Exception) -> str:
 
 
 def read_video(source: PathOrBytes) -> tuple[Frames, Times]:
-    """All frames of a file and their times in seconds on the file's clock: uint8 [T, H, W, 3], float64 [T].
+    """Decode all frames of a file.
+
+    Args:
+        source: path or content of the file.
+
+    Returns:
+        Frames uint8 ``[T, H, W, 3]`` and their times in seconds on the file's clock ``[T]``.
 
     Raises:
         Rejected: if the file is not whole, or has no picture or no sound.
@@ -259,11 +289,18 @@ def read_video(source: PathOrBytes) -> tuple[Frames, Times]:
 
 
 def read_audio(source: PathOrBytes, origin: float = 0.0) -> tuple[Samples, int]:
-    """The sound of a file from ``origin`` seconds on its clock, mixed to stereo, at its own rate: float32 [2, N], Hz.
+    """Decode the sound of a file and mix it to stereo.
 
-    Mono goes to both sides; more channels are mixed after ITU-R BS.775 without LFE and scaled so that nothing can clip.
-    Silence fills gaps, as well as the time from ``origin`` to the first sample. The whole track is held in memory: 1.4 GB
-    for an hour at 48 kHz.
+    Mono goes to both sides. More channels are mixed after ITU-R BS.775, without LFE, and scaled so
+    that nothing can clip. Silence fills gaps and the time from ``origin`` to the first sample. The
+    whole track is held in memory: 1.4 GB for an hour at 48 kHz.
+
+    Args:
+        source: path or content of the file.
+        origin: time on the file's clock, in seconds, of the first sample that is returned.
+
+    Returns:
+        Samples float32 ``[2, N]`` at the file's own rate, and that rate in Hz.
 
     Raises:
         Rejected: if there is no sound, or it cannot be decoded.
@@ -277,12 +314,11 @@ def read_audio(source: PathOrBytes, origin: float = 0.0) -> tuple[Samples, int]:
         count = 0
         for decoded in container.decode(stream):
             for frame in planar.resample(decoded):
-                due = (
-                    round((float(frame.pts * frame.time_base) - origin) * rate)
-                    if frame.pts is not None
-                    else count
-                )
-                # Stamps jitter by a container's rounding; only a jump is a gap, an overlap, or the start.
+                due = count
+                if frame.pts is not None:
+                    due = round((float(frame.pts * frame.time_base) - origin) * rate)
+                # Time stamps jitter by a container's rounding; only a jump is a gap or an overlap.
+                # The first frame is always placed by its stamp: it says where the sound begins.
                 lead = due - count if count == 0 or abs(due - count) > GAP * rate else 0
                 part = _stereo(frame)[:, max(0, -lead) :]
                 parts += [np.zeros((2, max(0, lead)), np.float32), part]
@@ -291,17 +327,25 @@ def read_audio(source: PathOrBytes, origin: float = 0.0) -> tuple[Samples, int]:
 
 
 def _stereo(frame: Any) -> Samples:
+    """Mix a planar audio frame to float32 ``[2, N]``."""
     names = [channel.name for channel in frame.layout.channels]
     samples = frame.to_ndarray()
     if len(names) == 1:
         return np.repeat(samples, 2, 0)
     matrix = np.array([DOWNMIX.get(name, (_HALF, _HALF)) for name in names], np.float32).T
+    # Scaled down by the louder side's total, and never up.
     mixed: Samples = (matrix / max(1.0, matrix.sum(1).max())) @ samples
     return mixed
 
 
 def read_mp4(source: PathOrBytes) -> Pair[Any]:
-    """A file that ``write_mp4`` wrote, as it was: frames uint8 [T, H, W, 3] and samples float32 [2, N] at 16 kHz.
+    """Read back a file that ``write_mp4`` wrote.
+
+    Args:
+        source: path or content of the file.
+
+    Returns:
+        Frames uint8 ``[T, H, W, 3]`` at 24 fps and samples float32 ``[2, N]`` at 16 kHz.
 
     Raises:
         Rejected: if the file is not whole, or was not written by ``write_mp4``.
@@ -317,10 +361,17 @@ def read_mp4(source: PathOrBytes) -> Pair[Any]:
 
 
 def encode_mp4(media: Pair[Any], crf: int) -> bytes:
-    """An mp4 of frames uint8 [T, H, W, 3] at 24 fps and samples float32 [2, N] at 16 kHz: h264 and FLAC.
+    """Encode media as an mp4 with H.264 and FLAC; the same media give the same bytes.
 
-    FLAC holds the samples exactly (16 bit), their count too, and starts at 0 without an edit list; AAC does neither. The
-    same media give the same bytes.
+    FLAC keeps 16-bit samples and their count exactly and starts at 0 without an edit list; AAC does
+    neither.
+
+    Args:
+        media: frames uint8 ``[T, H, W, 3]`` at 24 fps and samples float32 ``[2, N]`` at 16 kHz.
+        crf: x264's constant rate factor; lower is better.
+
+    Returns:
+        The content of the file.
     """
     frames, samples = np.asarray(media.video), np.asarray(media.audio)
     content = io.BytesIO()
@@ -346,7 +397,8 @@ def encode_mp4(media: Pair[Any], crf: int) -> bytes:
 def _video_stream(container: Any, shape: tuple[int, ...], crf: int) -> Any:
     video = container.add_stream("libx264", rate=FPS)
     video.height, video.width, video.pix_fmt = shape[1], shape[2], "yuv420p"
-    # With its macroblock tree x264 wrote other bytes in 33 of 1200 runs at 32x32; without, in none.
+    # One thread and no macroblock tree, so that bytes repeat: with the tree, x264 wrote other bytes
+    # in 33 of 1200 runs at 32x32; without it, in none.
     video.options = {
         "crf": str(crf),
         "preset": "veryfast",
@@ -358,5 +410,5 @@ def _video_stream(container: Any, shape: tuple[int, ...], crf: int) -> Any:
 
 
 def write_mp4(path: Path, media: Pair[Any], *, crf: int = 14) -> None:
-    """Write frames uint8 [T, H, W, 3] and samples float32 [2, N] as an mp4 that players and ``read_mp4`` read back."""
+    """Write media to ``path`` as ``encode_mp4`` encodes them; players and ``read_mp4`` read it."""
     path.write_bytes(encode_mp4(media, crf))

@@ -1,6 +1,8 @@
-"""LTX-2's mel front end: 16 kHz stereo, windows of 1024 samples every 160, 64 Slaney bands up to 8 kHz, log magnitude.
+"""Log-mel spectrograms as LTX-2's audio VAE takes them, and resampling.
 
-Mel frame m is centred on sample 160 m, so K seconds give 1+100K frames. Decoding does not need this module.
+16 kHz stereo, windows of 1024 samples every 160, 64 Slaney bands up to 8 kHz, natural log of the
+magnitude. Mel frame m is centred on sample 160 m, so K seconds give 1+100K frames. Decoding does
+not need this module.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from omniforcing.core.layout import HOP, SAMPLE_RATE
 
 MEL_BINS = 64
 WINDOW = 1024
-FLOOR = 1e-5  # digital silence is ln(1e-5) = -11.51
+FLOOR = 1e-5  # least magnitude: digital silence is ln(1e-5) = -11.51
 
 
 @cache
@@ -38,7 +40,15 @@ def _transform(device: torch.device) -> Any:
 
 
 def resample(samples: Tensor, rate: int) -> Tensor:
-    """Waveforms ``[..., N]`` of ``rate`` Hz at 16 kHz, in place: sample i of the result is the sound at i / 16000 s."""
+    """Resample waveforms to 16 kHz without delay.
+
+    Args:
+        samples: float ``[..., N]``.
+        rate: their rate in Hz.
+
+    Returns:
+        Float ``[..., ceil(N * 16000 / rate)]``; sample i is the sound at i / 16000 s.
+    """
     if rate == SAMPLE_RATE:
         return samples
     from torchaudio.functional import resample as at_rate
@@ -48,5 +58,12 @@ def resample(samples: Tensor, rate: int) -> Tensor:
 
 
 def log_mel(samples: Tensor) -> Tensor:
-    """Natural log-mel magnitude ``[B, 2, 1 + N/160, 64]`` of waveforms ``[B, 2, N]`` at 16 kHz; differentiable."""
+    """Compute log-mel spectrograms; differentiable.
+
+    Args:
+        samples: float ``[B, 2, N]`` at 16 kHz.
+
+    Returns:
+        Natural log of the mel magnitude, ``[B, 2, 1 + N/160, 64]``.
+    """
     return _transform(samples.device)(samples).clamp(min=FLOOR).log().transpose(-1, -2)
