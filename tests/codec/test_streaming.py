@@ -13,12 +13,12 @@ from torch import Tensor
 from omniforcing.codec.codec import Codec, build_video_vae
 from omniforcing.codec.config import AudioCodecConfig, CodecConfig, VideoCodecConfig, VocoderConfig
 from omniforcing.codec.reach import Reach, vocoder_reach
+from omniforcing.codec.stateful import StatefulConv
 from omniforcing.codec.streaming import (
     StreamingDecoder,
     StreamingMelDecoder,
     StreamingVideoDecoder,
     StreamingVocoder,
-    _StatefulConv,
 )
 from omniforcing.core.latents import Latents, Pair
 from omniforcing.core.layout import LAYOUTS, SAMPLE_RATE, clip_latents
@@ -260,7 +260,7 @@ def test_reset_begins_another_stream(codec: Codec) -> None:
 
 def state_bytes(decoder: StreamingDecoder) -> int:
     modules = [*decoder._video._decoder.modules(), *decoder._mel._decoder.modules()]
-    past = [m.past for m in modules if isinstance(m, _StatefulConv)]
+    past = [m.past for m in modules if isinstance(m, StatefulConv)]
     tensors = [*(p for p in past if p is not None), decoder._sound._held]
     return sum(t.untyped_storage().nbytes() for t in tensors)
 

@@ -1,4 +1,10 @@
 """VAEs, vocoder and text features, whole and streaming: media to latents and back.
 
-Must not import the transformer or anything above.
+- ``networks``: builds and loads LTX-2's video VAE, audio VAE and vocoder
+- ``codec``: ``Codec`` joins the three; encodes and decodes whole clips
+- ``reach``: how far decoders look ahead; ``Reach``, ``StreamingError``
+- ``streaming``: ``StreamingDecoder`` decodes block by block, on ``stateful`` convolutions
+- ``text``: ``TextEncoder`` turns prompts into text features
+
+Imports ``core`` and ``media``. Must not import the transformer or any room above.
 """
