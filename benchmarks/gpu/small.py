@@ -18,9 +18,10 @@ from torch import Tensor
 from benchmarks.gpu.rows import Figures, Measurement
 from benchmarks.gpu.setup import Setup, preset
 from benchmarks.gpu.training import Updates, random_batch
-from omniforcing.codec.codec import MEL_BINS, build_audio_vae, build_video_vae, build_vocoder
+from omniforcing.codec.networks import build_audio_vae, build_video_vae, build_vocoder
 from omniforcing.core.config import project_root
 from omniforcing.core.layout import HOP, MEL_RATE
+from omniforcing.media.mel import MEL_BINS
 from omniforcing.pipeline.config import Config
 from omniforcing.pipeline.planner.networks import BUILDERS, Sizes
 from omniforcing.training.codec import training

@@ -8,14 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from omniforcing.codec.codec import (
-    Codec,
-    build_audio_vae,
-    build_video_vae,
-    build_vocoder,
-    load_parts,
-)
+from omniforcing.codec.codec import Codec
 from omniforcing.codec.config import AudioCodecConfig, CodecConfig, VideoCodecConfig, VocoderConfig
+from omniforcing.codec.networks import build_audio_vae, build_video_vae, build_vocoder, load_parts
 from omniforcing.core.latents import Pair
 from omniforcing.core.layout import clip_frames, clip_samples
 from omniforcing.media.mel import log_mel

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from omniforcing.codec.codec import Codec, build_video_vae
+from omniforcing.codec.codec import Codec
 from omniforcing.codec.config import AudioCodecConfig, CodecConfig, VideoCodecConfig, VocoderConfig
+from omniforcing.codec.networks import build_video_vae
 from omniforcing.codec.reach import Reach, vocoder_reach
 from omniforcing.codec.stateful import StatefulConv
 from omniforcing.codec.streaming import (

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from omniforcing.codec.codec import build_video_vae
 from omniforcing.codec.config import VideoCodecConfig
+from omniforcing.codec.networks import build_video_vae
 from omniforcing.codec.streaming import StreamingVideoDecoder
 from omniforcing.training.codec import training
 from omniforcing.training.codec.causal import (

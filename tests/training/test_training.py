@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from omniforcing.codec.codec import build_audio_vae, build_video_vae, build_vocoder, to_pixels
+from omniforcing.codec.codec import to_pixels
 from omniforcing.codec.config import AudioCodecConfig, CropConfig, VideoCodecConfig, VocoderConfig
+from omniforcing.codec.networks import build_audio_vae, build_video_vae, build_vocoder
 from omniforcing.media.mel import log_mel
 from omniforcing.pocket.synthetic import make_clip
 from omniforcing.training.codec import training

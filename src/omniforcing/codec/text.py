@@ -1,7 +1,7 @@
-"""Gemma features and LTX-2's connectors: a prompt becomes one feature sequence per stream.
+"""Text features: Gemma and LTX-2's connectors turn a prompt into one feature sequence per modality.
 
-Folder: ``tokenizer/``, ``encoder/`` (Gemma) and ``connectors/``, each as its library saves it. All of it is frozen; features
-are computed once per caption and stored. Hidden states of every Gemma layer are packed as in LTX-2 (``[B, L, D, layers + 1]``).
+A text encoder's folder holds ``tokenizer/``, ``encoder/`` (Gemma) and ``connectors/``, each as its
+library saves it. All of it is frozen: features are computed once per caption and stored.
 """
 
 from __future__ import annotations
@@ -20,24 +20,29 @@ VOCABULARY = 512
 
 
 class TextEncoder(nn.Module):
-    """Prompts to ``TextFeatures`` ``[B, L, D]``; the connectors fill padding with registers, so no mask is needed."""
+    """Encode prompts to text features.
+
+    The connectors fill the padding with learned registers, so the features need no mask.
+
+    Args:
+        tokenizer: Gemma's tokenizer, padding on the left.
+        encoder: Gemma's text model.
+        connectors: ``LTX2TextConnectors``.
+        length: tokens to which prompts are padded or cut.
+    """
 
     def __init__(
         self, tokenizer: Any, encoder: nn.Module, connectors: nn.Module, length: int
     ) -> None:
         super().__init__()
-        self.tokenizer, self.encoder, self.connectors, self.length = (
-            tokenizer,
-            encoder,
-            connectors,
-            length,
-        )
+        self.tokenizer, self.encoder, self.connectors = tokenizer, encoder, connectors
+        self.length = length
         self.requires_grad_(False)
         self.eval()
 
     @classmethod
     def load(cls, folder: Path, device: str = "cpu") -> TextEncoder:
-        """Read a folder that ``build_tiny`` wrote, or LTX-2's own ``tokenizer``, ``text_encoder`` and ``connectors``.
+        """Read a folder that ``build_tiny`` wrote, or LTX-2's own, where Gemma is ``text_encoder``.
 
         Raises:
             OmniForcingError: if a part is missing or unreadable.
@@ -73,7 +78,14 @@ class TextEncoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> TextFeatures:
-        """Features of prompts, each ``[B, L, D]``; the empty prompt is the unconditional one."""
+        """Encode prompts; the empty prompt is the unconditional one.
+
+        Args:
+            prompts: B prompts.
+
+        Returns:
+            Features of each modality ``[B, L, D]``.
+        """
         device = next(self.encoder.parameters()).device
         tokens = self.tokenizer(
             [p.strip() for p in prompts],
@@ -87,6 +99,7 @@ class TextEncoder(nn.Module):
             attention_mask=tokens.attention_mask,
             output_hidden_states=True,
         ).hidden_states
+        # LTX-2 reads the hidden states of all layers, ``[B, L, D, layers + 1]``, packed per token.
         packed = torch.stack(states, -1).flatten(2, 3)
         video, audio, _ = self.connectors(packed, tokens.attention_mask, padding_side="left")
         return TextFeatures(video, audio)
@@ -121,7 +134,14 @@ def _tiny_tokenizer(captions: list[str], length: int) -> Any:
 
 
 def build_tiny(folder: Path, config: TextConfig, captions: list[str], seed: int) -> None:
-    """Write a small frozen Gemma, its connectors and a tokenizer learnt from the captions; random weights from the seed."""
+    """Write a small text encoder with random weights and a tokenizer learnt from captions.
+
+    Args:
+        folder: folder to write ``tokenizer``, ``encoder`` and ``connectors`` into.
+        config: sizes.
+        captions: texts to learn the tokenizer from.
+        seed: seed of the weights.
+    """
     from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
     from transformers import Gemma3TextConfig, Gemma3TextModel
 
@@ -145,21 +165,21 @@ def build_tiny(folder: Path, config: TextConfig, captions: list[str], seed: int)
                 initializer_range=0.2,
             )
         )
-        connector = {
+        sizes = {
             "num_attention_heads": config.heads,
             "attention_head_dim": head,
             "num_layers": 1,
+            "num_learnable_registers": config.registers,
         }
+        per_stream = {}
+        for stream in ("video", "audio"):
+            per_stream |= {f"{stream}_connector_{name}": size for name, size in sizes.items()}
         connectors = LTX2TextConnectors(
             caption_channels=config.hidden,
             text_proj_in_factor=config.layers + 1,
             connector_rope_base_seq_len=config.length,
             rope_type="split",
-            **{
-                f"{stream}_connector_{key}": value
-                for stream in ("video", "audio")
-                for key, value in {**connector, "num_learnable_registers": config.registers}.items()
-            },
+            **per_stream,
         )
     _tiny_tokenizer(captions, config.length).save_pretrained(folder / "tokenizer")
     gemma.save_pretrained(folder / "encoder")

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omniforcing.codec.codec import DESCRIPTION, Codec, video_folder
+from omniforcing.codec.codec import DESCRIPTION, Codec
+from omniforcing.codec.networks import video_folder
 from omniforcing.codec.streaming import StreamingVideoDecoder
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import MANIFEST, write_json

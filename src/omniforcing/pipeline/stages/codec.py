@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from omniforcing.codec.codec import DESCRIPTION, Codec, load_parts, video_folder
+from omniforcing.codec.codec import DESCRIPTION, Codec
 from omniforcing.codec.config import Source
+from omniforcing.codec.networks import load_parts, video_folder
 from omniforcing.codec.text import build_tiny
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import atomic_dir, atomic_write, write_json

@@ -14,14 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omniforcing.codec.codec import (
-    Codec,
-    build_audio_vae,
-    build_video_vae,
-    build_vocoder,
-    to_pixels,
-)
+from omniforcing.codec.codec import Codec, to_pixels
 from omniforcing.codec.config import CodecConfig
+from omniforcing.codec.networks import build_audio_vae, build_video_vae, build_vocoder
 from omniforcing.core.files import atomic_dir, atomic_write
 from omniforcing.core.latents import Pair
 from omniforcing.core.random import step_seed

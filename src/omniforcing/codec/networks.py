@@ -1,0 +1,127 @@
+"""Build and load the codec's networks: diffusers' video VAE, audio VAE and vocoder of LTX-2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from omniforcing.codec.config import AudioCodecConfig, VideoCodecConfig, VocoderConfig
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.files import read_json
+from omniforcing.core.layout import SAMPLE_RATE
+from omniforcing.media.mel import MEL_BINS
+
+# Tokens of the pocket codec: patches of 8 pixels, halved in space once and in time three times, so
+# 16x16 pixels and 8 frames, as many frames as LTX-2's latents have.
+PATCH_SIZE = 8
+LEVELS = ("temporal", "temporal", "spatiotemporal")
+AUDIO_LATENT_CHANNELS = 1
+
+
+class CodecError(OmniForcingError):
+    """Error of a codec folder, a picture size or latents that do not fit."""
+
+
+def build_video_vae(config: VideoCodecConfig) -> Any:
+    """Build a causal ``AutoencoderKLLTX2Video`` from its config."""
+    from diffusers import AutoencoderKLLTX2Video
+
+    levels = len(LEVELS)
+    return AutoencoderKLLTX2Video(
+        latent_channels=config.latent_channels,
+        block_out_channels=tuple(config.encoder_channels),
+        down_block_types=("LTX2VideoDownBlock3D",) * levels,
+        decoder_block_out_channels=tuple(config.decoder_channels),
+        layers_per_block=tuple(config.encoder_layers),
+        decoder_layers_per_block=tuple(config.decoder_layers),
+        spatio_temporal_scaling=(True,) * levels,
+        decoder_spatio_temporal_scaling=(True,) * levels,
+        decoder_inject_noise=(False,) * (levels + 1),
+        downsample_type=LEVELS,
+        upsample_type=LEVELS,
+        upsample_residual=(True,) * levels,
+        upsample_factor=(2,) * levels,
+        patch_size=PATCH_SIZE,
+        encoder_causal=True,
+        decoder_causal=True,
+        decoder_spatial_padding_mode="zeros",
+        spatial_compression_ratio=PATCH_SIZE * 2 ** sum("spati" in kind for kind in LEVELS),
+        temporal_compression_ratio=2 ** sum("temporal" in kind for kind in LEVELS),
+    )
+
+
+def build_audio_vae(config: AudioCodecConfig) -> Any:
+    """Build a causal ``AutoencoderKLLTX2Audio`` from its config."""
+    from diffusers import AutoencoderKLLTX2Audio
+
+    return AutoencoderKLLTX2Audio(
+        # diffusers sizes the statistics of the latents by the base channels: as many as an audio
+        # latent has.
+        base_channels=AUDIO_LATENT_CHANNELS * MEL_BINS // 4,
+        ch_mult=tuple(config.channel_multipliers),
+        num_res_blocks=1,
+        latent_channels=AUDIO_LATENT_CHANNELS,
+        mel_bins=MEL_BINS,
+        norm_type="pixel",
+        causality_axis="height",
+    )
+
+
+def build_vocoder(config: VocoderConfig) -> Any:
+    """Build an ``LTX2Vocoder`` from its config; it turns stereo log-mel into stereo at 16 kHz."""
+    from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
+
+    return LTX2Vocoder(
+        in_channels=2 * MEL_BINS,
+        hidden_channels=config.hidden,
+        upsample_kernel_sizes=[8, 3, 3, 320],
+        # Their product, 160, is the samples per mel frame; the last makes the waveform at once.
+        upsample_factors=[2, 1, 1, 80],
+        resnet_kernel_sizes=[5],
+        resnet_dilations=[[1, 3]],
+        output_sampling_rate=SAMPLE_RATE,
+    )
+
+
+def load_parts(folder: Path) -> tuple[Any, Any, Any]:
+    """Load video VAE, audio VAE and vocoder of a codec folder or of LTX-2's own, in float32.
+
+    Raises:
+        CodecError: if a part is missing, incomplete, unreadable or of another class.
+    """
+    from diffusers import AutoencoderKLLTX2Audio, AutoencoderKLLTX2Video
+    from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
+
+    return (
+        _load_part(AutoencoderKLLTX2Video, folder / video_folder(folder)),
+        _load_part(AutoencoderKLLTX2Audio, folder / "audio_vae"),
+        _load_part(LTX2Vocoder, folder / "vocoder"),
+    )
+
+
+def video_folder(folder: Path) -> str:
+    """Return the name of the video VAE's folder: ours, or ``vae`` as LTX-2 has it."""
+    return "video_vae" if (folder / "video_vae").is_dir() else "vae"
+
+
+def _load_part(kind: Any, folder: Path) -> Any:
+    class_name = read_json(folder / "config.json").get("_class_name")
+    if class_name != kind.__name__:
+        raise CodecError(
+            "codec.wrong-class", f"{folder} holds a {class_name}; a {kind.__name__} is needed there"
+        )
+    try:
+        return kind.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            torch_dtype=torch.float32,
+            low_cpu_mem_usage=False,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CodecError(
+            "file.unreadable",
+            f"{folder} is not a readable {kind.__name__}: {str(error).splitlines()[0]}",
+        ) from error
