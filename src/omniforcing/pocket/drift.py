@@ -1,4 +1,4 @@
-"""Drift: does a rollout longer than any training clip stay in sync and keep its ball?"""
+"""Drift: sync and ball presence along rollouts that are longer than any training clip."""
 
 from __future__ import annotations
 
@@ -10,19 +10,29 @@ import numpy as np
 from omniforcing.pocket.observe import Observation
 from omniforcing.pocket.sync import WindowScore, score_windows
 
-PARTS = 3
+THIRDS = 3
 
 
 def measure_drift(clips: Sequence[Observation], tolerance: float) -> dict[str, Any]:
-    """Sync and ball presence along clips of one length.
+    """Measure sync and ball presence along clips of one length.
 
-    ``drift_margin`` is the sync margin in the last third; ``drift`` holds the margin per third and per second with its
-    standard error, and the share of frames with a ball per third. Chance is taken within the same window, from the same
-    time of other clips.
+    Chance is taken within each window, from the same time of other clips.
+
+    Args:
+        clips: at least two observations.
+        tolerance: seconds within which two impacts match.
+
+    Returns:
+        ``drift_margin``, the sync margin in the last third, and ``drift``: margin with its standard
+        error and F1, per third and per second, and the share of frames with a ball per third.
+
+    Raises:
+        OmniForcingError: with fewer than 2 clips.
     """
     seconds = clips[0].seconds
-    seen, heard = [clip.seen.impacts for clip in clips], [clip.heard.impacts for clip in clips]
-    thirds = score_windows(seen, heard, tolerance, np.linspace(0, seconds, PARTS + 1).tolist())
+    seen = [clip.seen.impacts for clip in clips]
+    heard = [clip.heard.impacts for clip in clips]
+    thirds = score_windows(seen, heard, tolerance, np.linspace(0, seconds, THIRDS + 1).tolist())
     curve = score_windows(seen, heard, tolerance, list(range(int(seconds) + 1)))
     return {
         "drift_margin": thirds[-1].margin,
@@ -31,7 +41,7 @@ def measure_drift(clips: Sequence[Observation], tolerance: float) -> dict[str, A
             "seconds": seconds,
             "thirds": _curve(thirds),
             "per_second": _curve(curve),
-            "ball_present_thirds": [float(part.mean()) for part in _present(clips)],
+            "ball_present_thirds": [float(third.mean()) for third in _present(clips)],
         },
     }
 
@@ -45,4 +55,5 @@ def _curve(windows: list[WindowScore]) -> dict[str, list[float]]:
 
 
 def _present(clips: Sequence[Observation]) -> list[Any]:
-    return np.array_split(np.array([clip.seen.present for clip in clips], float), PARTS, axis=1)
+    """Split ball presence ``[N, T]`` along time into thirds."""
+    return np.array_split(np.array([clip.seen.present for clip in clips], float), THIRDS, axis=1)

@@ -1,8 +1,9 @@
-"""The foundation: codec and teacher that the package keeps, with the record of how they were trained.
+"""The foundation: codec and teacher that the package keeps, with the record of their training.
 
-``omniforcing/assets/pocket/<part>`` holds a stage's output as it was published, ``<part>.json`` its sha256 sums, config,
-seed, commit and metrics, ``<part>.curves.csv`` its training curves. Nothing in it is made by hand: ``make foundation`` runs
-the stages with ``source=train`` and calls ``publish``.
+In ``omniforcing/assets/pocket``, ``<part>`` is a stage's output as it was published,
+``<part>.json`` its sha256, config, seed, commit and metrics, ``<part>.curves.csv`` its training
+curves. Nothing there is made by hand: ``make foundation`` runs the stages with ``source=train`` and
+calls ``publish``.
 """
 
 from __future__ import annotations
@@ -18,14 +19,22 @@ from omniforcing.core.files import atomic_dir, read_json, tree_digest, verify_ma
 
 KEPT = Path(__file__).resolve().parents[1] / "assets" / "pocket"
 PARTS = ("codec", "teacher")
-# What shapes the weights; the rest of the sections only says how they were trained.
+# Subsections of a part's config that shape its weights; the others say how it is trained.
 _ARCHITECTURE = {"codec": ("video", "audio", "vocoder", "text"), "teacher": ("model",)}
 _TRAINING_KEYS = {"steps", "batch", "crops", "mel_frames", "lr"}
 _REMEDY = "retrain it with `make foundation`, or set {part}.source=train"
 
 
 def architecture(section: Section, part: str) -> dict[str, Any]:
-    """The values of a part's section that its weights must fit."""
+    """Return the values of a part's section that its weights must fit.
+
+    Args:
+        section: section of the part.
+        part: ``codec`` or ``teacher``.
+
+    Returns:
+        The values by subsection, those of training left out.
+    """
     values = to_dict(section)
     return {
         name: {k: v for k, v in values[name].items() if k not in _TRAINING_KEYS}
@@ -34,7 +43,7 @@ def architecture(section: Section, part: str) -> dict[str, Any]:
 
 
 def weights_digest(folder: Path) -> str:
-    """sha256 over the names and contents of a folder's weight files."""
+    """Compute the sha256 of the names and contents of a folder's weight files."""
     return digest({p.relative_to(folder).as_posix(): tree_digest(p) for p in _weights(folder)})
 
 
@@ -43,14 +52,12 @@ def _weights(folder: Path) -> list[Path]:
 
 
 def latent_space_digest(codec: Path) -> str:
-    """sha256 of what decides latents and text features: all of a codec but its vocoder, which may be trained again alone."""
-    return digest(
-        {
-            p.relative_to(codec).as_posix(): tree_digest(p)
-            for p in _weights(codec)
-            if "vocoder" not in p.parts
-        }
-    )
+    """Compute the sha256 of the weights that decide latents and text features.
+
+    These are all of a codec but its vocoder, which may be trained again alone.
+    """
+    files = [path for path in _weights(codec) if "vocoder" not in path.parts]
+    return digest({path.relative_to(codec).as_posix(): tree_digest(path) for path in files})
 
 
 def _differences(kept: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
@@ -66,17 +73,21 @@ def _differences(kept: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
 def take_kept(
     part: str, section: Section, preset: str, destination: Path, codec: Path | None = None
 ) -> dict[str, Any]:
-    """Copy a kept part into an empty folder and return its record.
+    """Copy a part that the package keeps.
 
     Args:
         part: ``codec`` or ``teacher``.
-        section: its section of the configuration.
-        preset: named by errors.
-        destination: the empty folder.
-        codec: folder of the codec; a teacher is only good for the latents that it was trained on.
+        section: its section of the configuration, whose architecture it must fit.
+        preset: name of the preset, for errors.
+        destination: empty folder to copy into.
+        codec: folder of the codec in use; a teacher is only good for the latents it was trained on.
+
+    Returns:
+        The part's record.
 
     Raises:
-        OmniForcingError: if the part is missing or altered, or was trained for another architecture or another codec.
+        OmniForcingError: if the part is missing or altered, or was trained for another architecture
+            or another codec.
     """
     folder = KEPT / part
     remedy = _REMEDY.format(part=part)

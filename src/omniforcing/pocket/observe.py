@@ -1,4 +1,4 @@
-"""What the measures need of a set of clips, so that no clip is looked at twice or kept in memory."""
+"""Observations of clips: all that the measures need, so that no clip is decoded twice or kept."""
 
 from __future__ import annotations
 
@@ -28,9 +28,12 @@ DESCRIPTORS = "descriptors.safetensors"
 
 @dataclass(frozen=True)
 class Clips:
-    """Real clips: their captions, and a way to read their media in that order any number of times.
+    """Real clips: captions, and a function that reads their media any number of times.
 
-    ``read()`` yields all of them, ``read(chosen)`` decodes and yields those alone whose index is in ``chosen``.
+    Attributes:
+        captions: one for each clip.
+        read: ``read()`` yields the media of all clips in that order; ``read(chosen)`` decodes and
+            yields only the clips whose index is in ``chosen``.
     """
 
     captions: list[str]
@@ -39,7 +42,15 @@ class Clips:
 
 @dataclass(frozen=True)
 class Observation:
-    """One clip. ``colours`` are those its caption names: none means a caption of another world than the pocket's."""
+    """Events of one clip.
+
+    Attributes:
+        caption: what the clip should show.
+        seconds: its length.
+        colours: colours that the caption names; none for a world other than the pocket's.
+        seen: events of its picture.
+        heard: events of its sound.
+    """
 
     caption: str
     seconds: float
@@ -50,7 +61,13 @@ class Observation:
 
 @dataclass(frozen=True)
 class ObservationSet:
-    """A set of N clips: observations, Frechet features per whole second ``[N * K, D]``, and descriptors ``[N, D]``."""
+    """Observations of N clips of K seconds, with what distances between them are measured on.
+
+    Attributes:
+        clips: observation of each clip.
+        features: features for Frechet distances, a row per whole second ``[N * K, D]``.
+        descriptors: descriptors for nearest neighbours, a row per clip ``[N, D]``.
+    """
 
     clips: list[Observation]
     features: Pair[NDArray[Any]]
@@ -58,7 +75,12 @@ class ObservationSet:
 
 
 def observe(media: Media, caption: str) -> Observation:
-    """Look at and listen to one clip: frames uint8 ``[T, H, W, 3]``, samples float32 ``[2, N]``."""
+    """Detect the events of one clip.
+
+    Args:
+        media: frames uint8 ``[T, H, W, 3]`` and samples float32 ``[2, N]``.
+        caption: what it should show.
+    """
     colours = colours_in(caption)
     seconds = np.asarray(media.audio).shape[-1] / SAMPLE_RATE
     return Observation(
@@ -78,17 +100,11 @@ def save_observations(observed: ObservationSet, folder: Path) -> None:
 
 
 def load_observations(folder: Path) -> ObservationSet:
-    """Read back what ``save_observations`` wrote."""
-    clips = [
-        Observation(
-            **{
-                **record,
-                "seen": VideoEvents(**record["seen"]),
-                "heard": AudioEvents(**record["heard"]),
-            }
-        )
-        for record in read_json(folder / RECORDS)
-    ]
+    """Read what ``save_observations`` wrote into ``folder``."""
+    clips = []
+    for record in read_json(folder / RECORDS):
+        seen, heard = VideoEvents(**record.pop("seen")), AudioEvents(**record.pop("heard"))
+        clips.append(Observation(**record, seen=seen, heard=heard))
     return ObservationSet(clips, load_pair(folder / FEATURES), load_pair(folder / DESCRIPTORS))
 
 
@@ -100,7 +116,7 @@ def save_pair(pair: Pair[NDArray[Any]], path: Path) -> None:
 
 
 def load_pair(path: Path) -> Pair[NDArray[Any]]:
-    """Read back what ``save_pair`` wrote."""
+    """Read what ``save_pair`` wrote to ``path``."""
     from safetensors.numpy import load_file
 
     return Pair(**load_file(path))

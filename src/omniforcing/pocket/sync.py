@@ -1,8 +1,9 @@
-"""Event sync: do impacts seen and impacts heard coincide more than another clip's sound would make them?
+"""Event sync: how much better impacts seen and heard coincide than with another clip's sound.
 
-F1 pools matched pairs over clips. Chance is the same figure over **every** pairing of a clip's picture with another clip's
-sound, which is the mean over all cyclic derangements: it has no noise of its own and does not depend on the clips' order.
-Their difference, the margin, is the measure; F1 alone rewards busy clips.
+F1 pools matched pairs over clips. Chance is the same figure over **every** pairing of a clip's
+picture with another clip's sound, which is the mean over all cyclic derangements: it has no noise
+of its own and does not depend on the order of the clips. Their difference, the margin, is the
+measure; F1 alone rewards busy clips.
 """
 
 from __future__ import annotations
@@ -24,7 +25,14 @@ Seconds = Sequence[float]
 
 @dataclass(frozen=True)
 class WindowScore:
-    """F1 of picture against own sound, against other clips' sounds, their difference and its jackknife standard error."""
+    """Sync of a set of clips within one window of time.
+
+    Attributes:
+        f1: F1 of each picture against its own sound, pooled over clips.
+        shuffled_f1: F1 of each picture against other clips' sounds, which is chance.
+        margin: ``f1 - shuffled_f1``.
+        margin_error: jackknife standard error of the margin, over clips.
+    """
 
     f1: float
     shuffled_f1: float
@@ -34,31 +42,47 @@ class WindowScore:
 
 @dataclass(frozen=True)
 class Sync:
-    """Sync of a set of clips. Offsets are of matched pairs, sound minus picture, in milliseconds; None without a pair."""
+    """Sync of a set of clips.
+
+    Attributes:
+        pooled: score at the full tolerance.
+        strict: score at half the tolerance, which sees offsets that the full one forgives.
+        precision: matched pairs per impact heard.
+        recall: matched pairs per impact seen.
+        offsets_ms: sound minus picture of each matched pair, in milliseconds.
+        events_video: impacts seen per clip.
+        events_audio: impacts heard per clip.
+    """
 
     pooled: WindowScore
-    strict: WindowScore  # at half the tolerance, which sees offsets that the full one forgives
-    precision: float  # matched pairs per impact heard
-    recall: float  # matched pairs per impact seen
+    strict: WindowScore
+    precision: float
+    recall: float
     offsets_ms: list[float]
-    events_video: float  # per clip
+    events_video: float
     events_audio: float
 
     @property
     def offset_ms(self) -> float | None:
-        """Mean absolute offset. A random match within t averages t / 2, so near 40 ms at 80 ms means chance."""
+        """Mean absolute offset in ms, None without a pair; near half the tolerance means chance."""
         return float(np.mean(np.abs(self.offsets_ms))) if self.offsets_ms else None
 
     @property
     def offset_signed_ms(self) -> float | None:
-        """Mean offset: positive when the sound is late."""
+        """Mean offset in ms, None without a pair; positive when the sound is late."""
         return float(np.mean(self.offsets_ms)) if self.offsets_ms else None
 
 
 def match(seen: Seconds, heard: Seconds, tolerance: float) -> list[tuple[int, int]]:
-    """Pair impacts one to one within ``tolerance`` seconds: as many pairs as possible, then the least total offset.
+    """Pair impacts one to one: as many pairs as possible, then the least total offset.
 
-    Returns indices into ``seen`` and ``heard``; which pairs are made does not depend on the order of either.
+    Args:
+        seen: times in seconds of the impacts in the picture.
+        heard: times in seconds of the impacts in the sound.
+        tolerance: seconds within which two impacts match.
+
+    Returns:
+        Pairs of indices into ``seen`` and ``heard``; they do not depend on the order of either.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -68,21 +92,30 @@ def match(seen: Seconds, heard: Seconds, tolerance: float) -> list[tuple[int, in
     near = apart <= tolerance + 1e-9
     if not near.any():
         return []
-    worth = np.where(near, apart - tolerance * (1 + apart.size), 0.0)
-    return [
-        (int(i), int(j)) for i, j in zip(*linear_sum_assignment(worth), strict=True) if near[i, j]
-    ]
+    # The bonus for a pair is more than all offsets together, so one more pair always costs less.
+    cost = np.where(near, apart - tolerance * (1 + apart.size), 0.0)
+    assigned = zip(*linear_sum_assignment(cost), strict=True)
+    return [(int(i), int(j)) for i, j in assigned if near[i, j]]
 
 
 def score_sync(seen: Sequence[Seconds], heard: Sequence[Seconds], tolerance: float = 0.080) -> Sync:
-    """Score clips whose pictures show impacts at ``seen[i]`` and whose sounds have them at ``heard[i]`` (seconds).
+    """Score the sync of a set of clips.
+
+    Args:
+        seen: for each clip, times in seconds of the impacts in its picture.
+        heard: for each clip, times in seconds of the impacts in its sound.
+        tolerance: seconds within which two impacts match.
+
+    Returns:
+        Scores, precision, recall and offsets.
 
     Raises:
         OmniForcingError: with fewer than 2 clips, for there is no other clip's sound.
     """
-    pairs = [
-        (s[i], h[j]) for s, h in zip(seen, heard, strict=True) for i, j in match(s, h, tolerance)
-    ]
+    pairs = []
+    for clip_seen, clip_heard in zip(seen, heard, strict=True):
+        for i, j in match(clip_seen, clip_heard, tolerance):
+            pairs.append((clip_seen[i], clip_heard[j]))
     video, audio = sum(map(len, seen)), sum(map(len, heard))
     return Sync(
         pooled=score_windows(seen, heard, tolerance)[0],
@@ -101,9 +134,19 @@ def score_windows(
     tolerance: float,
     edges: Seconds = (-np.inf, np.inf),
 ) -> list[WindowScore]:
-    """F1, chance and margin in each window between ascending ``edges`` (seconds); by default one window for everything.
+    """Score the sync within windows of time.
 
-    Clips are matched whole, then every event counts in its own window, so no pair is lost at a border.
+    Clips are matched whole, then every event counts in its own window, so no pair is lost at a
+    border.
+
+    Args:
+        seen: for each clip, times in seconds of the impacts in its picture.
+        heard: for each clip, times in seconds of the impacts in its sound.
+        tolerance: seconds within which two impacts match.
+        edges: ascending borders of the windows in seconds; by default one window for everything.
+
+    Returns:
+        A score for each window.
 
     Raises:
         OmniForcingError: with fewer than 2 clips.
@@ -119,25 +162,34 @@ def score_windows(
 
 
 def _histogram(times: Seconds, edges: Seconds) -> Array:
+    """Count times per window ``[W]``; those outside all windows do not count."""
+    windows = len(edges) - 1
     places = np.searchsorted(np.asarray(edges), np.asarray(times, float), side="right") - 1
-    return np.bincount(
-        places[(places >= 0) & (places < len(edges) - 1)], minlength=len(edges) - 1
-    ).astype(float)
+    inside = (places >= 0) & (places < windows)
+    return np.bincount(places[inside], minlength=windows).astype(float)
 
 
 def _hits(seen: Seconds, heard: Seconds, tolerance: float, edges: Seconds) -> Array:
-    """Matched events of both streams per window, ``[W]``."""
+    """Count the matched events of picture and sound per window ``[W]``."""
     pairs = match(seen, heard, tolerance)
     return _histogram([seen[i] for i, _ in pairs] + [heard[j] for _, j in pairs], edges)
 
 
 def _window_score(hits: Array, events: Array) -> WindowScore:
-    """Scores from ``hits[i, j]``, matched events of picture i with sound j, and ``events[i]``, all events of clip i."""
+    """Score one window.
+
+    Args:
+        hits: matched events of picture i with sound j ``[N, N]``.
+        events: all events of clip i, in picture and sound ``[N]``.
+    """
+    # F1 is 2 pairs / (impacts seen + heard): matched events over all events. Over every pairing
+    # with another clip each event is counted N - 1 times.
     count = len(events)
     own, total = np.diag(hits), events.sum()
     cross = hits.sum() - own.sum()
     f1, shuffled = _share(own.sum(), total), _share(cross, (count - 1) * total)
-    # The jackknife: everything once more without clip i.
+    # The jackknife: everything once more without clip i, which takes a row and a column of hits
+    # with it, and their common element only once.
     own_left, total_left = own.sum() - own, total - events
     cross_left = cross - hits.sum(0) - hits.sum(1) + 2 * own
     left = zip(own_left, cross_left, total_left, strict=True)
