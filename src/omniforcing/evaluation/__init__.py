@@ -1,4 +1,11 @@
-"""Samplers of the trained models, measures, the evaluation page and plots.
+"""Evaluation: sample the trained models, measure their clips, draw and publish the results.
 
-Measures of the pocket world itself are in ``pocket``.
+- ``samplers``: ``SamplerFactory`` turns folders of models into samplers of clips
+- ``evaluate``: ``evaluate`` runs all models on the same captions and seeds
+- ``summary``, ``quality``, ``nearest``, ``reconstruction``: the figures
+- ``speed``: speed of streams; torch and numpy alone, for inference machines
+- ``report``, ``ablation``, ``plots``, ``curves``: pages, plots and JSON
+
+Measures of the pocket world's events are in ``pocket``. Must not import ``streaming``, ``serving``
+or ``pipeline``.
 """

@@ -1,4 +1,4 @@
-"""Training curves of the trained stages over reference curves, so that a run's health is seen at once."""
+"""Plot training curves of all stages over those of a reference run, to see a run's health."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 
 from omniforcing.evaluation.plots import REFERENCE, new_figure, save_figure
 
-# Below it, for each preset, the curves of a run that went well; ``benchmarks/curves.py`` keeps them.
+# Folder that holds, for each preset, the curves of a run that went well;
+# ``benchmarks/curves.py`` writes them.
 REFERENCES = Path("docs", "curves")
-# Title -> the columns that it draws; a stage without one of them leaves it out.
+# Title of a panel -> columns of the curves that it draws, where a stage has them.
 PANELS = {
     "loss": ("loss_video", "loss_audio"),
     "critic loss": ("critic_loss_video", "critic_loss_audio"),
@@ -19,12 +20,16 @@ PANELS = {
     "sync margin of samples": ("sync_margin",),
 }
 COLOURS = ("#30638e", "#edae49")
-SMOOTHED = 5  # logged values per point of a curve: single batches are noisy
+SMOOTHED = 5  # logged values averaged for a point of a curve: single batches are noisy
 Curves = Mapping[str, list[tuple[int, float]]]
 
 
 def read_curves(path: Path) -> Curves:
-    """Column -> (step, value) where there is one, of a stage's ``curves.csv``; empty if there is no such file."""
+    """Read a stage's ``curves.csv``.
+
+    Returns:
+        Column -> (step, value) of the rows that have a value; empty if there is no such file.
+    """
     if not path.is_file():
         return {}
     curves: dict[str, list[tuple[int, float]]] = {}
@@ -37,29 +42,33 @@ def read_curves(path: Path) -> Curves:
 
 
 def stage_curves(folder: Path, stages: Iterable[str]) -> dict[str, Curves]:
-    """The curves below ``folder`` of those stages that left any."""
-    found = {stage: read_curves(folder / f"{stage}.curves.csv") for stage in stages}
-    return {stage: curves for stage, curves in found.items() if curves}
+    """Read the curves below ``folder`` of the stages that left any."""
+    every = {stage: read_curves(folder / f"{stage}.curves.csv") for stage in stages}
+    return {stage: curves for stage, curves in every.items() if curves}
 
 
 def draw_training(
     path: Path, stages: Mapping[str, Curves], references: Mapping[str, Curves]
 ) -> Path:
-    """A row per stage, a column per panel: this run in colour, the reference in grey; returns ``path``."""
+    """Draw a row per stage and a column per panel: this run in colour, the reference in grey.
+
+    Args:
+        path: picture to write.
+        stages: curves of each stage of this run.
+        references: curves of each stage of the reference run.
+
+    Returns:
+        ``path``.
+    """
     figure, axes = new_figure(
         len(stages), len(PANELS), width=12, height=1.9 * len(stages), squeeze=False
     )
     for row, (stage, curves) in zip(axes, stages.items(), strict=True):
         for axis, (title, columns) in zip(row, PANELS.items(), strict=True):
             for column, colour in zip(columns, COLOURS, strict=False):
-                _line(axis, references.get(stage, {}).get(column, []), color=REFERENCE, lw=3)
-                _line(
-                    axis,
-                    curves.get(column, []),
-                    color=colour,
-                    lw=1.2,
-                    label=column.rpartition("_")[2],
-                )
+                reference, label = references.get(stage, {}), column.rpartition("_")[2]
+                _line(axis, reference.get(column, []), color=REFERENCE, lw=3)
+                _line(axis, curves.get(column, []), color=colour, lw=1.2, label=label)
             axis.set_title(title, fontsize=8)
             axis.tick_params(labelsize=7)
             axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
@@ -71,9 +80,13 @@ def draw_training(
 
 
 def _line(axis: Any, points: list[tuple[int, float]], **style: Any) -> None:
+    """Draw the means of groups of points."""
     if not points:
         return
     size = SMOOTHED if len(points) > 2 * SMOOTHED else 1
     groups = [points[i : i + size] for i in range(0, len(points), size)]
-    means = [[sum(each) / len(group) for each in zip(*group, strict=True)] for group in groups]
+    means = []
+    for group in groups:
+        steps, values = zip(*group, strict=True)
+        means.append((sum(steps) / len(group), sum(values) / len(group)))
     axis.plot(*zip(*means, strict=True), marker="o" if size == 1 else None, ms=3, **style)

@@ -1,7 +1,8 @@
-"""Every model on the same held-out captions and seeds, beside real clips, codec reconstructions and shuffled sounds.
+"""Evaluate every model on the same held-out captions and seeds.
 
-Each set of clips is sampled, observed and kept as one folder of ``work``; an evaluation that was killed goes on with the
-first set that is not there.
+Real clips, their codec reconstructions and shuffled sounds are measured in the same way: they are
+the ceiling and chance. Each set of clips is sampled, observed and kept in one folder of ``work``,
+so an evaluation that was killed continues with the first set that is missing.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ from omniforcing.pocket.observe import (
 )
 from omniforcing.pocket.sync import TOLERANCE_MS
 
-# One clip for each caption and seed, in order: frames uint8 [T, H, W, 3], samples float32 [2, N].
+# Captions and seeds -> one clip for each pair, in order: frames uint8 [T, H, W, 3], samples float32
+# [2, N].
 Sampler = Callable[[list[str], list[int]], Iterable[Media]]
 
 FILMS = "films.npy"
@@ -52,31 +54,38 @@ PAGE_NEAREST = 4  # clips of the last model on the page, each with its nearest t
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``models`` of ``metrics.json``, what its distances were measured with, and what plots and page need beside them."""
+    """Results of an evaluation.
+
+    Attributes:
+        models: figures of each model and reference, as in ``metrics.json``.
+        frechet: names of the features, and the distances that sampling alone amounts to.
+        memorisation: name of the descriptor, number of training clips, and the held-out clips'
+            distance and threshold that the models are measured against.
+        offsets: for each model, sound minus picture of all matched impacts, in milliseconds.
+        shown: index of each clip on the page -> caption.
+    """
 
     models: dict[str, dict[str, Any]]
-    frechet: dict[str, Any]  # features, and their floor
-    memorisation: dict[
-        str, Any
-    ]  # descriptor, training clips, and the held-out clips' figures that others are measured by
+    frechet: dict[str, Any]
+    memorisation: dict[str, Any]
     offsets: dict[str, list[float]]
-    shown: dict[str, str]  # index of a clip -> caption
+    shown: dict[str, str]
 
 
 @dataclass(frozen=True)
 class EvaluationInputs:
-    """What is evaluated, and where the sets that are done lie.
+    """Clips and models to evaluate, and the folder that keeps what is done.
 
     Attributes:
-        heldout: at least 2 clips that no model was trained on; their captions are the models' prompts.
+        heldout: at least 2 clips that no model was trained on; their captions are the prompts.
         codec: encodes and decodes one clip.
-        models: samplers of clips of the real ones' length, by name; ``nearest.png`` in ``work`` shows the last one's clips
-            that lie nearest to a training clip.
-        rollouts: samplers of clips ``DRIFT_FACTOR`` times as long, for the models that can go on; unused without
-            ``config.drift_clips``.
-        work: scratch folder, which belongs to this evaluation alone.
+        models: for each model, a sampler of clips as long as the real ones; ``nearest.png`` in
+            ``work`` shows the last model's clips that lie nearest to a training clip.
+        rollouts: for the causal models, samplers of clips ``DRIFT_FACTOR`` times as long;
+            not used without ``config.drift_clips``.
+        work: scratch folder of this evaluation alone.
         config: seeds per caption, clips for drift and page.
-        seed: of the whole evaluation.
+        seed: seed of the whole evaluation.
     """
 
     heldout: Clips
@@ -89,16 +98,19 @@ class EvaluationInputs:
 
     @property
     def shown(self) -> list[int]:
-        """The clips that the page shows."""
+        """Indices of the clips that the page shows."""
         return page_clips(self.heldout.captions, self.config.page_clips)
 
     @property
     def drifting(self) -> Mapping[str, Sampler]:
-        """The rollouts that are measured."""
+        """Samplers of the rollouts that are measured."""
         return self.rollouts if self.config.drift_clips else {}
 
     def sets(self) -> dict[str, Callable[[], ObservationSet]]:
-        """Every set of clips by the name of its folder, each a function that observes it or reads what is there.
+        """Return every set of clips that is measured.
+
+        Returns:
+            Name of the set's folder -> function that observes the set, or reads what is there.
 
         Raises:
             OmniForcingError: if there are too few held-out clips.
@@ -112,104 +124,101 @@ class EvaluationInputs:
         prompts, seeds = prompts_and_seeds(captions, self.config.seeds, self.seed)
         long = slice(self.config.drift_clips)
         last = list(self.models)[-1] if self.models else None
-        return {
+        sets: dict[str, Callable[[], ObservationSet]] = {
             "real": lambda: self._collect("real", read(), captions),
             "codec": lambda: self._collect("codec", map(self.codec, read()), captions),
             "shuffled": lambda: self._collect("shuffled", other_sounds(read()), captions),
-            **{
-                name: partial(
-                    self._collect,
-                    name,
-                    _lazily(sampler, prompts, seeds),
-                    prompts,
-                    films=name == last,
-                )
-                for name, sampler in self.models.items()
-            },
-            **{
-                rollout_of(name): partial(
-                    self._collect,
-                    rollout_of(name),
-                    _lazily(sampler, prompts[long], seeds[long]),
-                    prompts[long],
-                    shown=(),
-                )
-                for name, sampler in self.drifting.items()
-            },
         }
+        for name, sampler in self.models.items():
+            clips = _lazily(sampler, prompts, seeds)
+            sets[name] = partial(self._collect, name, clips, prompts, films=name == last)
+        for name, sampler in self.drifting.items():
+            folder, some = rollout_of(name), prompts[long]
+            clips = _lazily(sampler, some, seeds[long])
+            sets[folder] = partial(self._collect, folder, clips, some, shown=())
+        return sets
 
     def _collect(
         self, name: str, media: Iterable[Media], captions: list[str], **options: Any
     ) -> ObservationSet:
-        return collect(
-            media, captions, self.work / name, **{"shown": self.shown, "label": name, **options}
-        )
+        options = {"shown": self.shown, "label": name, **options}
+        return collect(media, captions, self.work / name, **options)
 
 
 def rollout_of(name: str) -> str:
-    """The set of a model's long clips."""
+    """Return the name of the set of a model's long clips."""
     return f"{name}.rollout"
 
 
 def evaluate(inputs: EvaluationInputs, training: TrainingClips) -> Evaluation:
-    """Sample and measure everything that the inputs' folder does not hold yet; ``training`` are the clips trained on.
+    """Sample and observe every set that is not done yet, and measure all of them.
+
+    Args:
+        inputs: clips, models and scratch folder.
+        training: clips that the models were trained on.
+
+    Returns:
+        Figures of all models and references.
 
     Raises:
         OmniForcingError: if there are too few held-out clips, or a sampler yields too few.
     """
     config, work, tolerance = inputs.config, inputs.work, TOLERANCE_MS / 1000
-    everything = {name: observed() for name, observed in inputs.sets().items()}
-    sets = {
-        name: observed
-        for name, observed in everything.items()
-        if name not in map(rollout_of, inputs.drifting)
-    }
+    sets = {name: observed() for name, observed in inputs.sets().items()}
+    # Rollouts are longer than the real clips: only their drift is measured.
+    rollouts = {name: sets.pop(rollout_of(name)) for name in inputs.drifting}
     reference, last = sets["real"], list(inputs.models)[-1] if inputs.models else None
     near = {name: training.nearest(observed.descriptors) for name, observed in sets.items()}
-    results = {
-        name: summarise(observed, reference, tolerance) | memorisation(near[name], near["real"])
-        for name, observed in sets.items()
-    }
+    results, offsets = {}, {}
+    for name, observed in sets.items():
+        figures = summarise(observed, reference, tolerance)
+        results[name] = figures | memorisation(near[name], near["real"])
+        if in_pocket_world(observed.clips):
+            offsets[name] = sync_of(observed.clips, tolerance).offsets_ms
     if last:
         prompts, _ = prompts_and_seeds(inputs.heldout.captions, config.seeds, inputs.seed)
         _draw_nearest(work, last, prompts, near[last], training.clips)
-    for name in inputs.drifting:
-        clips = everything[rollout_of(name)].clips
-        if in_pocket_world(clips):
-            results[name] |= measure_drift(clips, tolerance)
+    for name, observed in rollouts.items():
+        if in_pocket_world(observed.clips):
+            results[name] |= measure_drift(observed.clips, tolerance)
     return Evaluation(
         models=results,
-        frechet=_features(reference, len(inputs.heldout.captions) * config.seeds),
+        frechet=_frechet_settings(reference, len(inputs.heldout.captions) * config.seeds),
         memorisation={
             "descriptor": DESCRIPTOR,
             "training_clips": len(training.rows),
             "heldout_distance": float(np.median(near["real"].distance)),
             "threshold": threshold(near["real"]),
         },
-        offsets={
-            n: sync_of(s.clips, tolerance).offsets_ms
-            for n, s in sets.items()
-            if in_pocket_world(s.clips)
-        },
+        offsets=offsets,
         shown={str(index): inputs.heldout.captions[index] for index in inputs.shown},
     )
 
 
 def prompts_and_seeds(captions: list[str], seeds: int, seed: int) -> tuple[list[str], list[int]]:
-    """The prompts and noise seeds of every model's clips: all captions once, then all again, each time other seeds."""
+    """Return the prompts and noise seeds of every model's clips.
+
+    Args:
+        captions: captions of the held-out clips.
+        seeds: how often every caption is sampled.
+        seed: seed of the evaluation.
+
+    Returns:
+        All captions ``seeds`` times over, and a seed of its own for each.
+    """
     prompts = captions * seeds
     return prompts, [step_seed(seed, index, "evaluate") for index in range(len(prompts))]
 
 
 def page_clips(captions: list[str], count: int) -> list[int]:
-    """Which clips the page shows: the first of each caption until there are ``count``, then the next ones."""
+    """Choose ``count`` clips for the page: the first of each caption, then the next ones."""
     first = [i for i, caption in enumerate(captions) if caption not in captions[:i]]
     rest = [i for i in range(len(captions)) if i not in first]
     return sorted((first + rest)[:count])
 
 
 def other_sounds(clips: Iterator[Media]) -> Iterator[Media]:
-    """Each clip's picture with the next clip's sound, the last with the first's."""
+    """Yield each clip's picture with the next clip's sound, the last with the first's."""
     first = earlier = next(clips)
     for clip in clips:
         yield Pair(earlier.video, clip.audio)
@@ -225,30 +234,33 @@ def collect(
     label: str = "",
     films: bool = False,
 ) -> ObservationSet:
-    """Observe one clip per caption and keep the result in ``folder``; if that exists, ``media`` is not touched.
+    """Observe one clip per caption and keep the result in ``folder``.
 
     Args:
-        media: clips in the order of ``captions``.
+        media: clips in the order of ``captions``; not touched if ``folder`` exists.
         captions: what each clip was asked to show.
-        folder: written whole or not at all.
-        shown: indices whose mp4 and spectrogram are kept too, as ``<index>.mp4`` and ``<index>.png``.
-        label: of the progress bar.
-        films: whether a few frames of every clip are kept too, ``[N, h, w, 3]`` in ``films.npy``.
+        folder: folder to write, whole or not at all.
+        shown: indices of the clips that are kept as ``<index>.mp4`` and ``<index>.png``.
+        label: label of the progress bar.
+        films: whether to keep a few frames of every clip, ``[N, h, w, 3]`` in ``films.npy``.
+
+    Returns:
+        The observations, read from ``folder``.
 
     Raises:
         OmniForcingError: if there are fewer clips than captions.
     """
     if not folder.exists():
-        with atomic_dir(folder) as partial:
-            save_observations(
-                _observe_all(_counted(media, captions, label), partial, set(shown), films), partial
-            )
+        with atomic_dir(folder) as unfinished:
+            clips = _counted(media, captions, label)
+            save_observations(_observe_all(clips, unfinished, set(shown), films), unfinished)
     return load_observations(folder)
 
 
 def _observe_all(
     clips: Iterator[tuple[str, Media]], folder: Path, shown: set[int], films: bool
 ) -> ObservationSet:
+    """Observe clips one at a time, so that only one is in memory."""
     observations, video, audio, descriptors, strips = [], [], [], [], []
     for index, (caption, clip) in enumerate(clips):
         observations.append(observe(clip, caption))
@@ -261,20 +273,19 @@ def _observe_all(
             save_media(folder / str(index), clip, observations[-1])
     if films:
         np.save(folder / FILMS, np.stack(strips))
-    return ObservationSet(
-        observations, Pair(np.concatenate(video), np.concatenate(audio)), stack(descriptors)
-    )
+    features = Pair(np.concatenate(video), np.concatenate(audio))
+    return ObservationSet(observations, features, stack(descriptors))
 
 
 def _counted(
     media: Iterable[Media], captions: list[str], label: str
 ) -> Iterator[tuple[str, Media]]:
+    """Yield captions with their clips; fail if a clip is missing."""
     from tqdm import tqdm
 
     clips = iter(media)
-    for index, caption in enumerate(
-        tqdm(captions, desc=label or None, unit="clip", dynamic_ncols=True)
-    ):
+    bar = tqdm(captions, desc=label or None, unit="clip", dynamic_ncols=True)
+    for index, caption in enumerate(bar):
         clip = next(clips, None)
         if clip is None:
             raise OmniForcingError(
@@ -285,31 +296,43 @@ def _counted(
 
 
 def _lazily(sampler: Sampler, prompts: list[str], seeds: list[int]) -> Iterator[Media]:
-    """The sampler's clips, without calling it before the first is wanted."""
+    """Yield a sampler's clips; it loads its model when the first clip is asked for."""
     yield from sampler(prompts, seeds)
 
 
 def _draw_nearest(
-    work: Path, model: str, prompts: list[str], found: NearestNeighbours, training: Clips
+    work: Path, model: str, prompts: list[str], neighbours: NearestNeighbours, training: Clips
 ) -> None:
-    """Draw the clips of ``model`` nearest to a training clip, each above it, as ``nearest.png``."""
-    chosen = np.argsort(found.share, kind="stable")[:PAGE_NEAREST].tolist()
-    partners = sorted({int(found.index[i]) for i in chosen})
-    real = {
-        index: film_strip(clip.video)
-        for index, clip in zip(partners, training.read(partners), strict=True)
-    }
+    """Draw the clips of ``model`` that are most likely copies above the training clips they copy.
+
+    Args:
+        work: folder to write ``nearest.png`` into.
+        model: name of the model, whose set holds films.
+        prompts: prompt of each of its clips.
+        neighbours: nearest training clip of each of its clips.
+        training: clips that it was trained on.
+    """
+    chosen = np.argsort(neighbours.share, kind="stable")[:PAGE_NEAREST].tolist()
+    # Every training clip is decoded once, and in the order of the shards.
+    partners = sorted({int(neighbours.index[i]) for i in chosen})
+    real = {}
+    for index, clip in zip(partners, training.read(partners), strict=True):
+        real[index] = film_strip(clip.video)
     films = np.load(work / model / FILMS, mmap_mode="r")
-    titles = [
-        f"{prompts[i]}: at {found.distance[i]:.2f} from training clip {found.index[i]}, {found.share[i]:.2f} of the mean "
-        f"to its ten nearest\n(below: {training.captions[int(found.index[i])]})"
-        for i in chosen
-    ]
-    draw_nearest(work / NEAREST, [(films[i], real[int(found.index[i])]) for i in chosen], titles)
+    pairs, titles = [], []
+    for i in chosen:
+        index, distance = int(neighbours.index[i]), neighbours.distance[i]
+        pairs.append((films[i], real[index]))
+        titles.append(
+            f"{prompts[i]}: at {distance:.2f} from training clip {index}, "
+            f"{neighbours.share[i]:.2f} of the mean to its ten nearest\n"
+            f"(below: {training.captions[index]})"
+        )
+    draw_nearest(work / NEAREST, pairs, titles)
 
 
-def _features(reference: ObservationSet, count: int) -> dict[str, Any]:
-    """What distances are measured with, and what sampling alone amounts to for a model of ``count`` clips."""
+def _frechet_settings(reference: ObservationSet, count: int) -> dict[str, Any]:
+    """Name the features, and estimate the distance that sampling ``count`` clips amounts to."""
     floors = reference.features.map(lambda rows: quality.floor(rows, len(reference.clips), count))
     return {
         "features": quality.FEATURES,

@@ -1,4 +1,4 @@
-"""Pictures of the evaluation: bars with ceiling and chance, offsets, drift, and each shown clip over its spectrogram."""
+"""Plots of the evaluation: bars with ceiling and chance, offsets, drift, clips and spectrograms."""
 
 from __future__ import annotations
 
@@ -19,13 +19,23 @@ Models = Mapping[str, Mapping[str, Any]]
 SEEN, HEARD, CHANCE = "#3ddbe8", "#b6f442", "#d1495b"
 BAR, REFERENCE = "#30638e", "#a9b4c2"
 REFERENCES = ("real", "codec", "shuffled")
-THUMBNAILS, THUMBNAIL_HEIGHT, GAP = 12, 64, 4  # the last two in pixels
+THUMBNAILS = 12  # frames in a film strip
+THUMBNAIL_HEIGHT, GAP = 64, 4  # pixels: height of a film strip, space between two
 
 
 def new_figure(
     rows: int = 1, columns: int = 1, width: float = 8, height: float = 3.6, **options: Any
 ) -> tuple[Any, Any]:
-    # No pyplot: it keeps figures alive and picks a window system.
+    """Make a figure of the house style; returns it and its axes.
+
+    Args:
+        rows: rows of axes.
+        columns: columns of axes.
+        width: width in inches.
+        height: height in inches.
+        **options: those of matplotlib's ``subplots``.
+    """
+    # Not pyplot, which keeps figures alive and picks a window system.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -38,13 +48,14 @@ def new_figure(
 
 
 def save_figure(figure: Any, path: Path) -> Path:
+    """Write a figure as PNG; returns ``path``."""
     # Without the date and version that matplotlib adds, equal plots are equal files.
     figure.savefig(path, dpi=110, metadata={"Software": None})
     return path
 
 
 def save_media(stem: Path, media: Media, observation: Observation) -> None:
-    """Write ``<stem>.mp4`` and ``<stem>.png``: frames over the spectrogram with the impacts seen and heard."""
+    """Write one clip as ``<stem>.mp4``, and its picture of ``draw_media`` as ``<stem>.png``."""
     from omniforcing.media.files import write_mp4
 
     write_mp4(stem.with_suffix(".mp4"), media, crf=14)
@@ -52,7 +63,13 @@ def save_media(stem: Path, media: Media, observation: Observation) -> None:
 
 
 def draw_media(path: Path, media: Media, observation: Observation) -> None:
-    """Write a picture of one clip: frames over the spectrogram with the impacts seen and heard."""
+    """Write a picture of one clip: a film strip over the spectrogram with impacts seen and heard.
+
+    Args:
+        path: picture to write.
+        media: frames uint8 ``[T, H, W, 3]`` and samples float32 ``[2, N]``.
+        observation: events of the clip.
+    """
     figure, (top, bottom) = new_figure(2, height=2.6, width=6.4, height_ratios=[1, 2.4])
     top.imshow(film_strip(media.video))
     top.set_axis_off()
@@ -61,7 +78,11 @@ def draw_media(path: Path, media: Media, observation: Observation) -> None:
 
 
 def film_strip(frames: Any) -> NDArray[np.uint8]:
-    """A few frames of ``[T, H, W, 3]`` side by side, at most 64 pixels high: uint8 ``[h, w, 3]``."""
+    """Place a few frames of uint8 ``[T, H, W, 3]`` side by side, at most 64 pixels high.
+
+    Returns:
+        The strip, uint8 ``[h, w, 3]``.
+    """
     from PIL import Image
 
     pixels = np.asarray(frames)
@@ -72,7 +93,7 @@ def film_strip(frames: Any) -> NDArray[np.uint8]:
 
 
 def draw_nearest(path: Path, pairs: Sequence[tuple[Any, Any]], titles: Sequence[str]) -> None:
-    """Write a picture of films (as ``film`` makes them) in pairs, one above the other, each pair below its title."""
+    """Write a picture of pairs of film strips, one above the other, each pair below its title."""
     figure, axes = new_figure(len(pairs), width=8.4, height=1.9 * len(pairs), squeeze=False)
     for axis, pair, title in zip(axes[:, 0], pairs, titles, strict=True):
         gap = np.full((GAP, *pair[0].shape[1:]), 255, np.uint8)
@@ -83,6 +104,7 @@ def draw_nearest(path: Path, pairs: Sequence[tuple[Any, Any]], titles: Sequence[
 
 
 def _spectrogram(axis: Any, samples: Any, observation: Observation) -> None:
+    """Draw a log-mel spectrogram with the impacts seen (upper half) and heard (lower half)."""
     import torch
 
     mel = log_mel(torch.as_tensor(samples).float()[None])[0].mean(0).numpy()
@@ -112,7 +134,17 @@ def _spectrogram(axis: Any, samples: Any, observation: Observation) -> None:
 def write_plots(
     folder: Path, models: Models, offsets: Mapping[str, list[float]], tolerance_ms: float
 ) -> list[Path]:
-    """Write every plot that the figures allow into ``folder``; returns the files in reading order."""
+    """Write every plot that the figures allow.
+
+    Args:
+        folder: folder to write into.
+        models: figures of each model and reference.
+        offsets: for each, offsets of matched impacts in milliseconds.
+        tolerance_ms: milliseconds within which impacts match.
+
+    Returns:
+        The plots in reading order.
+    """
     plots = [_frechet(folder / "frechet.png", models)]
     if any("sync_f1" in metrics for metrics in models.values()):
         plots = [
@@ -126,6 +158,7 @@ def write_plots(
 
 
 def _bars(axis: Any, models: Models, metric: str) -> None:
+    """Draw a bar per model, references in grey; a figure that does not apply has none."""
     colours = [REFERENCE if name in REFERENCES else BAR for name in models]
     axis.bar(
         range(len(models)),
@@ -136,6 +169,7 @@ def _bars(axis: Any, models: Models, metric: str) -> None:
 
 
 def _level(axis: Any, models: Models, name: str, metric: str, label: str, **style: Any) -> None:
+    """Draw a reference's figure as a line across."""
     value = models.get(name, {}).get(metric)
     if value is not None:
         axis.axhline(value, color="black", lw=1, label=label, **style)
@@ -210,10 +244,8 @@ def _frechet(path: Path, models: Models) -> Path:
 def _drift(path: Path, rollouts: Mapping[str, Mapping[str, Any]]) -> Path:
     figure, (top, bottom) = new_figure(2, height=4.6, sharex=True)
     for name, drift in rollouts.items():
-        margin, error = (
-            np.array(drift["per_second"]["margin"]),
-            np.array(drift["per_second"]["error"]),
-        )
+        margin = np.array(drift["per_second"]["margin"])
+        error = np.array(drift["per_second"]["error"])
         middle = np.arange(len(margin)) + 0.5
         (line,) = top.plot(middle, margin, marker="o", ms=3, label=name)
         top.fill_between(middle, margin - error, margin + error, alpha=0.2, color=line.get_color())

@@ -1,6 +1,7 @@
-"""Frechet distances between sets of clips, on features that need no downloaded weights and say so by name.
+"""Frechet distances between sets of clips, on features that need no downloaded weights.
 
-Random features see distortion (blur, noise, frozen or torn motion, wrong spectra), not meaning. Compare them within a run
+The features are random convolutions and log-mel statistics; their names say so. They see distortion
+(blur, noise, frozen or torn motion, wrong spectra), not meaning. Compare distances within a run
 only, never with published FVD or FAD figures.
 """
 
@@ -22,48 +23,63 @@ from omniforcing.media.mel import log_mel
 Array = NDArray[np.float64]
 
 FEATURES = {
-    # Three random strided convolutions, over frames for one half of the features and over frame differences for the other;
-    # mean and deviation over space, then time.
+    # Three random strided convolutions, over frames for one half of the features and over frame
+    # differences for the other; mean and deviation over space, then over time.
     "video": "random-conv-64-v2",
-    # Mean, deviation and mean absolute change over time of 16 log-mel bands, 60 dB below an impact taken for silence.
+    # Mean, deviation and mean absolute change over time of 16 log-mel bands; 60 dB below an impact
+    # is silence.
     "audio": "log-mel-statistics-48-v2",
 }
-HEIGHT = 64  # pictures are reduced to it
-CHANNELS = (3, 16, 32, 32)  # of either half
-WIDTH = 64
-BANDS = 16
-SILENCE = -7.0  # natural log; an impact's loudest bands reach 0, digital silence -11.5, which nobody can tell from -7
-SHRINKAGE = 0.05
-LEAST_SHARE = 1e-3  # of the features' mean variance: the least that counts as one feature's own
-LEAST_VARIANCE = 1e-6  # of a reference whose clips are all alike
-HALVINGS = 8  # random ones, to estimate what sampling amounts to
+HEIGHT = 64  # pixels to which pictures are reduced
+CHANNELS = (3, 16, 32, 32)  # channels of the convolutions of either half
+WIDTH = 64  # features of a picture
+BANDS = 16  # frequency bands of the sound
+# Natural log. An impact's loudest bands reach 0; digital silence, -11.5, sounds no different.
+SILENCE = -7.0
+SHRINKAGE = 0.05  # of covariances, towards a multiple of the identity
+LEAST_SHARE = 1e-3  # of the mean variance: least variance of a feature by which it is scaled
+LEAST_VARIANCE = 1e-6  # the same for a reference whose clips are all alike
+HALVINGS = 8  # random halvings of the reference that estimate what sampling amounts to
 
 
 def _whole_seconds(count: int) -> list[Block]:
-    """The first ``count`` seconds; before them lies the clip's first frame."""
+    """Return the blocks of a clip's ``count`` seconds, without the first frame before them."""
     return list(LAYOUTS["prefix"].blocks(1 + count)[1:])
 
 
 def video_features(frames: ArrayLike) -> Array:
-    """Features of each whole second of ``frames`` uint8 ``[1+24K, H, W, 3]``: ``[K, 64]``."""
+    """Compute features of a clip's picture.
+
+    Args:
+        frames: uint8 ``[1+24K, H, W, 3]``.
+
+    Returns:
+        Features of each whole second ``[K, 64]``.
+    """
     pixels = torch.as_tensor(np.asarray(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
     size = HEIGHT, max(1, round(HEIGHT * pixels.shape[-1] / pixels.shape[-2]))
     pixels = functional.interpolate(pixels, size, mode="area")
+    # Two groups that never mix: frames for what is seen, their differences for how it moves.
     hidden = torch.cat([pixels, 2 * torch.diff(pixels, dim=0, prepend=pixels[:1])], 1)
     for weight in _convolutions():
         hidden = functional.relu(functional.conv2d(hidden, weight, stride=2, padding=1, groups=2))
     halves = [torch.cat([half.mean((2, 3)), half.std((2, 3))], 1) for half in hidden.chunk(2, 1)]
-    seconds = [second.frames.slice for second in _whole_seconds(len(pixels) // FPS)]
-    return np.stack(
-        [
-            np.concatenate([_over_time(half[second]) @ _projection() for half in halves])
-            for second in seconds
-        ]
-    )
+    features = []
+    for second in _whole_seconds(len(pixels) // FPS):
+        parts = [_over_time(half[second.frames.slice]) @ _projection() for half in halves]
+        features.append(np.concatenate(parts))
+    return np.stack(features)
 
 
 def audio_features(samples: ArrayLike) -> Array:
-    """Features of each whole second of ``samples`` float ``[2, 16000K]``: ``[K, 48]``."""
+    """Compute features of a clip's sound.
+
+    Args:
+        samples: float ``[2, 16000K]``.
+
+    Returns:
+        Features of each whole second ``[K, 48]``.
+    """
     sound = torch.as_tensor(np.asarray(samples)).float()
     mel = log_mel(sound[None])[0].mean(0).clamp(min=SILENCE)
     bands = mel.reshape(len(mel), BANDS, -1).mean(2).double().numpy()
@@ -71,46 +87,57 @@ def audio_features(samples: ArrayLike) -> Array:
     return np.stack([_statistics(bands[second.mel.slice]) for second in seconds])
 
 
-def frechet(found: Array, reference: Array) -> float:
-    """Frechet distance of Gaussians fitted to features ``[N, D]`` and ``[M, D]``, each feature in units of its deviation in
-    the reference, per feature: what varies little between real clips (how things move) counts as much as what varies a lot
-    (how bright they are).
+def frechet(features: Array, reference: Array) -> float:
+    """Compute the Frechet distance of Gaussians fitted to two sets of features, per feature.
 
-    0 for identical sets; 1 when the sets differ by as much as the reference's clips vary. Covariances are shrunk towards a
-    multiple of the identity, so sets smaller than D are safe too.
+    Each feature is in units of its deviation in the reference: what varies little between real
+    clips (how things move) counts as much as what varies a lot (how bright they are). Covariances
+    are shrunk towards a multiple of the identity, so sets smaller than D are safe too.
+
+    Args:
+        features: ``[N, D]``.
+        reference: ``[M, D]``.
+
+    Returns:
+        0 for identical sets; 1 when they differ by as much as the reference's clips vary.
     """
-    unit = np.sqrt(
-        np.maximum(
-            reference.var(0), max(LEAST_SHARE * float(reference.var(0).mean()), LEAST_VARIANCE)
-        )
-    )
-    return _distance(found / unit, reference / unit) / reference.shape[1]
+    variance = reference.var(0)
+    least = max(LEAST_SHARE * float(variance.mean()), LEAST_VARIANCE)
+    unit = np.sqrt(np.maximum(variance, least))
+    return _distance(features / unit, reference / unit) / reference.shape[1]
 
 
 def floor(reference: Array, clips: int, others: int) -> float:
-    """An estimate of what sampling alone amounts to: of the distance from the reference of ``others`` new clips of its kind.
+    """Estimate the distance that new clips of the reference's own kind would have from it.
 
-    The mean distance of random halves of the reference, scaled for the sizes compared: the part of such a distance that is
-    due to sampling goes like the sum of both sets' ``1 / clips``. Halves are of whole clips, whose seconds are alike.
+    It is the mean distance between random halves of the reference, scaled to the sizes compared:
+    the part of a distance that is due to sampling goes like the sum of both sets' ``1 / clips``.
+    Whole clips are drawn, for the seconds of a clip are alike.
 
     Args:
         reference: features ``[clips * seconds, D]``, a clip's seconds one after the other.
-        clips: how many clips they are of, at least 2.
-        others: how many clips are compared with them.
+        clips: number of clips in the reference, at least 2.
+        others: number of clips that are compared with it.
+
+    Returns:
+        The distance that sampling alone amounts to.
     """
     half, rng = clips // 2, np.random.default_rng(0)
     by_clip = reference.reshape(clips, -1, reference.shape[1])
-    orders = [rng.permutation(clips) for _ in range(HALVINGS)]
-    halves = [
-        [np.concatenate(by_clip[part]) for part in (order[:half], order[half:])] for order in orders
-    ]
+    distances = []
+    for _ in range(HALVINGS):
+        order = rng.permutation(clips)
+        left, right = np.concatenate(by_clip[order[:half]]), np.concatenate(by_clip[order[half:]])
+        distances.append(frechet(left, right))
     share = (1 / others + 1 / clips) / (1 / half + 1 / (clips - half))
-    return share * float(np.mean([frechet(*pair) for pair in halves]))
+    return share * float(np.mean(distances))
 
 
-def _distance(found: Array, reference: Array) -> float:
-    """``|m - m'|^2 + tr(C + C' - 2 (C' C)^(1/2))``."""
-    (mean, covariance), (other, target) = [(x.mean(0), _covariance(x)) for x in (found, reference)]
+def _distance(features: Array, reference: Array) -> float:
+    """Compute the Frechet distance of Gaussians, ``|m - m'|^2 + tr(C + C' - 2 (C' C)^(1/2))``."""
+    mean, covariance = features.mean(0), _covariance(features)
+    other, target = reference.mean(0), _covariance(reference)
+    # The trace of (C' C)^(1/2) is that of (R C R)^(1/2) with R = C'^(1/2), which is symmetric.
     root = _root(target)
     cross = np.trace(_root(root @ covariance @ root))
     distance = ((mean - other) ** 2).sum() + np.trace(covariance) + np.trace(target) - 2 * cross
@@ -125,7 +152,7 @@ def _covariance(features: Array) -> Array:
 
 
 def _root(matrix: Array) -> Array:
-    """Square root of a symmetric positive semi-definite matrix."""
+    """Compute the square root of a symmetric positive semi-definite matrix."""
     values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
     return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
 
@@ -140,17 +167,17 @@ def _statistics(bands: Array) -> Array:
 
 @cache
 def _convolutions() -> list[Tensor]:
-    """He-scaled kernels ``[2 out, in, 3, 3]`` of two groups, the same on every machine."""
+    """Draw He-scaled kernels ``[2 out, in, 3, 3]`` of two groups, the same on every machine."""
     rng = np.random.default_rng(0)
-    sizes = itertools.pairwise(CHANNELS)
-    return [
-        torch.from_numpy(rng.normal(0, np.sqrt(2 / (into * 9)), (2 * out, into, 3, 3))).float()
-        for into, out in sizes
-    ]
+    kernels = []
+    for into, out in itertools.pairwise(CHANNELS):
+        weights = rng.normal(0, np.sqrt(2 / (into * 9)), (2 * out, into, 3, 3))
+        kernels.append(torch.from_numpy(weights).float())
+    return kernels
 
 
 @cache
 def _projection() -> NDArray[Any]:
-    """Orthonormal columns ``[4 * last channels, WIDTH / 2]``."""
+    """Draw orthonormal columns ``[4 * last channels, WIDTH / 2]``."""
     rng = np.random.default_rng(1)
     return np.linalg.qr(rng.normal(size=(4 * CHANNELS[-1], WIDTH // 2)))[0]

@@ -1,4 +1,4 @@
-"""The trained models as samplers of media, all on the same prompts and seeds."""
+"""Samplers of clips from the folders of trained models, all on the same prompts and seeds."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,7 +25,7 @@ from omniforcing.model.transformer import DualStream
 from omniforcing.model.weights.student import load_model
 from omniforcing.pocket.observe import Clips
 
-# In the order of training; the causal ones can go on for ever.
+# Models in the order of training; the causal ones make clips of any length.
 CAUSAL = ("causal_ode", "self_forcing")
 MODELS = ("teacher", "bidirectional_dmd", *CAUSAL)
 
@@ -32,7 +33,7 @@ LatentSampler = Callable[[TextFeatures, torch.Generator], Latents]
 
 
 def split_clips(shards: Path, split: str, count: int) -> Clips:
-    """The first ``count`` clips of a split of a shard folder: none if there is no such split."""
+    """Open the first ``count`` clips of a split of a shard folder; none if it lacks the split."""
     if not require_kind(shards, "shards")["clips"].get(split):
         return Clips([], lambda: iter(()))
     form = shard_form(shards)
@@ -41,22 +42,23 @@ def split_clips(shards: Path, split: str, count: int) -> Clips:
         stored = enumerate(islice(read_raw(shards, split), count))
         return (decode_media(form, path, raw) for index, (path, raw) in stored if index in chosen)
 
-    return Clips([raw["txt"].decode() for _, raw in islice(read_raw(shards, split), count)], read)
+    captions = [raw["txt"].decode() for _, raw in islice(read_raw(shards, split), count)]
+    return Clips(captions, read)
 
 
 @dataclass(frozen=True)
 class SamplerFactory:
-    """What turns a model's folder into media.
+    """Turn the folders of models into samplers of clips.
 
     Attributes:
         clips: size and length of the training clips.
         student: how the causal student rolls out, and its few steps.
         teacher_sampler: how the teacher samples.
         batch: clips sampled at a time.
-        codec: decodes latents.
-        text: stored text features of the captions.
-        grid: spatial tokens of a video latent, (H, W).
-        device: where everything computes.
+        codec: codec that encodes and decodes the clips.
+        text: text features of all captions.
+        grid: rows and columns of video tokens.
+        device: device to sample on.
     """
 
     clips: ClipsConfig
@@ -79,7 +81,16 @@ class SamplerFactory:
         latents: Path,
         device: str,
     ) -> SamplerFactory:
-        """Read the codec and the captions' features.
+        """Read the codec and the captions' features onto a device.
+
+        Args:
+            clips: size and length of the training clips.
+            student: how the causal student rolls out, and its few steps.
+            teacher_sampler: how the teacher samples.
+            batch: clips sampled at a time.
+            codec: folder of the codec.
+            latents: folder of stage ``latents``, which holds the features.
+            device: device to sample on.
 
         Raises:
             OmniForcingError: if one of them is missing or unreadable.
@@ -90,14 +101,20 @@ class SamplerFactory:
         return cls(clips, student, teacher_sampler, batch, loaded, text, grid, device)
 
     def reconstruct(self, clip: Media) -> Media:
-        """One real clip through the codec and back."""
+        """Encode and decode one clip."""
         batch = clip.map(lambda x: torch.as_tensor(x)[None])
         return next(self.decoded(self.codec.encode(batch)))
 
     def sampler(self, name: str, folder: Path, seconds: int) -> Sampler:
-        """The model ``name``, one of ``MODELS``, kept in ``folder``, as a sampler of clips of ``seconds``.
+        """Make a sampler of clips.
 
-        The model is loaded when clips are drawn and freed after the last, so that one at a time is in memory.
+        The model is loaded when clips are drawn and freed after the last, so that only one model is
+        in memory at a time.
+
+        Args:
+            name: one of ``MODELS``.
+            folder: folder of its weights.
+            seconds: length of the clips.
         """
 
         def sample(captions: list[str], seeds: list[int]) -> Iterator[Media]:
@@ -106,25 +123,37 @@ class SamplerFactory:
         return sample
 
     def media(self, draw: LatentSampler, captions: list[str], seeds: list[int]) -> Iterator[Media]:
-        """One clip per caption, drawn in batches; the first seed of a batch gives the noise of all of it."""
+        """Sample and decode one clip per caption, in batches.
+
+        Args:
+            draw: sampler of latents.
+            captions: captions whose text features are stored.
+            seeds: a seed for each; the first of a batch gives the noise of the whole batch.
+        """
         for start in range(0, len(captions), self.batch):
-            text = self.text.of(captions[start : start + self.batch]).map(
-                lambda x: x.to(self.device)
-            )
+            features = self.text.of(captions[start : start + self.batch])
+            text = features.map(lambda x: x.to(self.device))
             generator = torch.Generator(self.device).manual_seed(seeds[start])
             yield from self.decoded(draw(text, generator))
 
     def draw(self, name: str, folder: Path, seconds: int) -> LatentSampler:
-        """Load a model and bind its sampler."""
+        """Load a model and make its sampler of latents; arguments as of ``sampler``."""
         student, causal = self.student, name in CAUSAL
-        added = (
-            {"sinks": student.sinks, "stabiliser": student.stabiliser} if causal else {"sinks": 0}
-        )
+        # Sinks and stabiliser come with Stage II; the models before it have none.
+        added: dict[str, Any] = {"sinks": 0}
+        if causal:
+            added = {"sinks": student.sinks, "stabiliser": student.stabiliser}
         model = load_model(folder, device=self.device, **added).eval()
         return self.bind(name, model, seconds)
 
     def bind(self, name: str, model: DualStream, seconds: int) -> LatentSampler:
-        """The sampler of ``model`` as ``name``, one of ``MODELS``; only causal ones make other than training lengths."""
+        """Make the sampler of latents of a model.
+
+        Args:
+            name: one of ``MODELS``, which says how it is sampled.
+            model: the model.
+            seconds: length of the clips; only causal models make other than the trained length.
+        """
         counts = self.clips.latent_counts
         if name in CAUSAL:
             rollout = rollout_config(self.student, counts, self.grid)
@@ -139,6 +168,7 @@ class SamplerFactory:
         return lambda text, generator: clip.sample_few_step(text, self.student.sigmas, generator)
 
     def decoded(self, latents: Latents) -> Iterator[Media]:
+        """Decode a batch of latents; yields each clip as arrays, its sound at 16 kHz."""
         media = self.codec.decode(latents, self.grid).map(torch.Tensor.cpu)
         media = Pair(media.video, resample(media.audio, self.codec.sample_rate))
         for video, audio in zip(*media, strict=True):

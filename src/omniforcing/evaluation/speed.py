@@ -1,6 +1,6 @@
-"""Speed of a stream, and against the teacher's offline sampler.
+"""Measure the speed of a stream, and compare it with the teacher's offline sampler.
 
-Torch only: an inference machine can measure itself.
+Needs nothing beyond an inference machine's packages, so that such a machine can measure itself.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from omniforcing.core.layout import FPS
 
 @dataclass(frozen=True)
 class BlockTiming:
-    """One block on the clock.
+    """Timing of one block of a stream.
 
     Attributes:
-        frames: it adds.
-        generate: seconds spent generating it, while the block before was decoded.
-        decode: seconds spent decoding it, while the next one was generated.
-        elapsed: seconds since the request until it was decoded.
-        waited: seconds that the stream waited, before it, for its consumer: for room, or for leave to go on.
+        frames: frames that it adds.
+        generate: seconds of generating it, during which the block before was decoded.
+        decode: seconds of decoding it, during which the next block was generated.
+        elapsed: seconds from the request until it was decoded.
+        waited: seconds before it in which the stream waited for its consumer, who had no room or
+            had paused it.
     """
 
     frames: int
@@ -35,27 +36,29 @@ class BlockTiming:
 
 
 def block_seconds(timings: list[BlockTiming]) -> NDArray[np.float64]:
-    """What each block took ``[N]``: the time since the one before, less that spent waiting for the consumer.
-
-    Generation runs ahead while decoding waits, so no block counts for less than either of its halves.
-    """
+    """Compute the seconds that each block took ``[N]``, waiting for the consumer left out."""
     between = np.diff([timing.elapsed for timing in timings], prepend=0.0)
-    return np.array(
-        [max(t.generate, t.decode, dt - t.waited) for t, dt in zip(timings, between, strict=True)]
-    )
+    seconds = []
+    for timing, since_last in zip(timings, between, strict=True):
+        # Generation runs ahead while decoding waits, so that a block may follow the last one at
+        # once: it counts for no less than either of its halves.
+        seconds.append(max(timing.generate, timing.decode, since_last - timing.waited))
+    return np.array(seconds)
 
 
 @dataclass(frozen=True)
 class StreamSpeed:
-    """How fast a stream came, decoding included.
+    """Speed of a stream, decoding included; its figures are always reported together.
 
     Attributes:
-        ttfc_s: request to the first chunk that moves (the prefix alone is one frame).
-        block_p50_s: median seconds a block takes (``block_seconds``); the first is left out if there are others.
+        ttfc_s: time to first chunk: seconds from the request to the first chunk that moves (the
+            prefix alone is one frame).
+        block_p50_s: median of ``block_seconds``; the first block is left out if there are others.
         block_p95_s: 95th percentile of the same.
-        real_time_factor: seconds of media per second, waiting for the consumer left out; above 1 is faster than real time.
-        fps: frames per second of the same time.
-        media_s: length of the stream.
+        real_time_factor: seconds of media per second of ``block_seconds``; above 1 is faster than
+            real time.
+        fps: frames per second of the same.
+        media_s: length of the stream in seconds.
     """
 
     ttfc_s: float
@@ -67,7 +70,7 @@ class StreamSpeed:
 
 
 def stream_speed(timings: list[BlockTiming]) -> StreamSpeed:
-    """Sum up a whole stream of at least one block."""
+    """Compute the speed of a whole stream of at least one block."""
     frames = np.cumsum([timing.frames for timing in timings])
     first_moving = min(int(np.searchsorted(frames, 2)), len(timings) - 1)
     work = block_seconds(timings)
@@ -86,16 +89,19 @@ def stream_speed(timings: list[BlockTiming]) -> StreamSpeed:
 def measure_stream(
     open_stream: Callable[[], Iterable[BlockTiming]], repeats: int = 3
 ) -> dict[str, float]:
-    """Time a stream from prompt to decoded media ``repeats`` times, after one run that warms up; medians over the runs.
+    """Time a stream from prompt to decoded media, after one run that warms up.
 
-    ``open_stream`` begins the same finite stream anew and yields each block's timing as it comes:
-    ``lambda: (chunk.timing for chunk in engine.stream(prompt, seconds))``.
+    Args:
+        open_stream: begins the same finite stream anew and yields each block's timing as it comes,
+            such as ``lambda: (chunk.timing for chunk in engine.stream(prompt, seconds))``.
+        repeats: runs that are timed.
 
     Returns:
-        The figures of ``StreamSpeed``, ``stalls``, ``stream_s``, from the request to the last chunk, and ``generate_s``, what
-        of it went into latents.
+        Medians over the runs of the figures of ``StreamSpeed``, ``stalls``, ``stream_s`` (from the
+        request to the last chunk) and ``generate_s`` (its part that generates latents).
     """
-    _drain(open_stream)
+    for _ in open_stream():
+        pass
     runs = []
     for _ in range(repeats):
         timings = list(open_stream())
@@ -107,14 +113,10 @@ def measure_stream(
     return {name: float(np.median([run[name] for run in runs])) for name in runs[0]}
 
 
-def _drain(open_stream: Callable[[], Iterable[BlockTiming]]) -> None:
-    for _ in open_stream():
-        pass
-
-
 def stalls(timings: list[BlockTiming]) -> int:
-    """How often a viewer who starts with the first chunk that moves would run out of picture and wait."""
+    """Count how often a viewer who starts with the first chunk that moves runs out of frames."""
     count, shown = 0, 0
+    # Seconds at which the viewer shows frame 0, moved on by every wait.
     start: float | None = None
     for timing in timings:
         if start is not None and timing.elapsed > start + shown / FPS:
@@ -127,7 +129,7 @@ def stalls(timings: list[BlockTiming]) -> int:
 
 
 def measure_offline(sample: Callable[[], object], repeats: int = 3) -> float:
-    """Median seconds of ``sample``, which makes a whole clip, after one run that warms up."""
+    """Return the median seconds of ``sample``, which makes a whole clip, after a warm-up run."""
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -139,10 +141,17 @@ def measure_offline(sample: Callable[[], object], repeats: int = 3) -> float:
 def against_teacher(
     stream: dict[str, float], teacher_s: float, teacher_generate_s: float
 ) -> dict[str, float]:
-    """A stream's figures, and how many times longer the teacher takes for a clip of the same length.
+    """Compare a stream with the teacher on a clip of the same length.
 
-    ``speedup`` compares the whole clip, ``ttfc_speedup`` the first chunk with the teacher's only one, both decoded;
-    ``generate_speedup`` compares the latents alone.
+    Args:
+        stream: figures of ``measure_stream``.
+        teacher_s: seconds that the teacher takes for the decoded clip.
+        teacher_generate_s: seconds that it takes for the latents alone.
+
+    Returns:
+        The stream's figures, the teacher's, and how many times longer the teacher takes:
+        ``speedup`` for the whole clip, ``ttfc_speedup`` for the first chunk against the teacher's
+        only one, ``generate_speedup`` for the latents.
     """
     return {
         **stream,

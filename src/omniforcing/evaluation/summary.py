@@ -1,4 +1,4 @@
-"""The numbers of ``metrics.json``: a set of observed clips in, named figures out."""
+"""Summarise a set of observed clips in the figures of ``metrics.json``."""
 
 from __future__ import annotations
 
@@ -13,23 +13,30 @@ from omniforcing.pocket.sync import Sync, score_sync
 
 
 def in_pocket_world(clips: Sequence[Observation]) -> bool:
-    """Whether the captions name the pocket world's colours, without which its measures mean nothing."""
+    """Return whether any caption names a ball's colour, without which no event can be judged."""
     return any(clip.colours for clip in clips)
 
 
 def sync_of(clips: Sequence[Observation], tolerance: float) -> Sync:
-    """Score the clips' impacts; ``tolerance`` in seconds."""
-    return score_sync(
-        [clip.seen.impacts for clip in clips], [clip.heard.impacts for clip in clips], tolerance
-    )
+    """Score the sync of the clips' impacts, which match within ``tolerance`` seconds."""
+    seen = [clip.seen.impacts for clip in clips]
+    heard = [clip.heard.impacts for clip in clips]
+    return score_sync(seen, heard, tolerance)
 
 
 def summarise(
     observed: ObservationSet, reference: ObservationSet, tolerance: float
 ) -> dict[str, Any]:
-    """Every measure of one model; Frechet distances are from ``reference``, the real held-out clips.
+    """Compute every figure of one model.
 
-    A figure that does not apply (an offset without a match, balls in another world) is None.
+    Args:
+        observed: its clips.
+        reference: real held-out clips, from which Frechet distances are measured.
+        tolerance: seconds within which impacts match.
+
+    Returns:
+        Figures by name, those of the pocket world only for its clips; an offset without a matched
+        impact is None.
     """
     clips = observed.clips
     distances = observed.features.map(frechet, reference.features)
@@ -42,7 +49,12 @@ def summarise(
 
 
 def pocket_world(clips: Sequence[Observation], tolerance: float) -> dict[str, Any]:
-    """The measures that need the pocket world: sync, balls, colours and tones; ``tolerance`` in seconds."""
+    """Compute the figures of the pocket world: sync, balls, colours and tones.
+
+    Args:
+        clips: observations of its clips.
+        tolerance: seconds within which impacts match.
+    """
     sync = sync_of(clips, tolerance)
     return {
         "sync_f1": sync.pooled.f1,
@@ -63,18 +75,15 @@ def pocket_world(clips: Sequence[Observation], tolerance: float) -> dict[str, An
 
 
 def colour_score(clip: Observation) -> float:
-    """The share of the caption's colours that the picture shows."""
-    return (
-        float(np.mean([colour in clip.seen.colours for colour in clip.colours]))
-        if clip.colours
-        else 0.0
-    )
+    """Return the share of the caption's colours that the picture shows; 0 if it names none."""
+    return _share_in(clip.colours, clip.seen.colours)
 
 
 def pitch_score(clip: Observation) -> float:
-    """The share of impacts heard whose tone belongs to a colour of the caption; 0 if nothing is heard."""
-    return (
-        float(np.mean([colour in clip.colours for colour in clip.heard.colours]))
-        if clip.heard.colours
-        else 0.0
-    )
+    """Return the share of impacts heard with a tone of the caption; 0 if none is heard."""
+    return _share_in(clip.heard.colours, clip.colours)
+
+
+def _share_in(colours: list[str], expected: list[str]) -> float:
+    """Return the share of ``colours`` that are in ``expected``; 0 of none."""
+    return float(np.mean([colour in expected for colour in colours])) if colours else 0.0

@@ -120,14 +120,14 @@ def take_kept(
 def publish(
     data: Path, sections: Mapping[str, Section], clips: Section, seed: int, commit: str
 ) -> None:
-    """Keep a trained codec and teacher in the package, each with its record.
+    """Copy a trained codec and teacher into the package, each with its record.
 
     Args:
         data: folder of the preset's stages.
-        sections: of codec and teacher.
+        sections: configuration sections of codec and teacher, by part.
         clips: section of the clips that they were trained on.
-        seed: that they were trained with.
-        commit: of the code that trained them.
+        seed: seed that they were trained with.
+        commit: git commit of the code that trained them.
 
     Raises:
         OmniForcingError: if one is missing or its manifest does not hold.
