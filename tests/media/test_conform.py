@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from omniforcing.media.conform import ClipCutter, ClipFormat, pick_frames
-from omniforcing.media.files import Rejected
+from omniforcing.media.probe import Rejected
 
 EVENTS = (0.5, 1.25)
 FORM = ClipFormat(64, 64, 2)

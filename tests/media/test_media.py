@@ -5,15 +5,8 @@ import numpy as np
 import pytest
 
 from omniforcing.core.latents import Pair
-from omniforcing.media.files import (
-    Rejected,
-    encode_mp4,
-    probe,
-    read_audio,
-    read_mp4,
-    read_video,
-    write_mp4,
-)
+from omniforcing.media.files import encode_mp4, read_audio, read_mp4, read_video, write_mp4
+from omniforcing.media.probe import Rejected, probe
 from omniforcing.pocket.synthetic import make_clip
 from tests.support.refusals import refuses
 

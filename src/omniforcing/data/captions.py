@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from omniforcing.core.errors import OmniForcingError
-from omniforcing.media.files import Rejected
+from omniforcing.media.probe import Rejected
 
 FORMATS = (".json", ".jsonl", ".csv")
 

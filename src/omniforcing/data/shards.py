@@ -26,7 +26,8 @@ from omniforcing.data.sources import SPLITS, Entry
 from omniforcing.data.tars import SCHEMA, indices, read_index, read_tar, require_kind, write_tar
 from omniforcing.data.work import Done, Runner, in_process
 from omniforcing.media.conform import ClipCutter, ClipFormat
-from omniforcing.media.files import Rejected, encode_mp4, read_mp4
+from omniforcing.media.files import encode_mp4, read_mp4
+from omniforcing.media.probe import Rejected
 
 MEMBERS = frozenset({"mp4", "txt", "json"})
 CRF = 14  # x264 quality, 0 (best) to 51: no loss that a codec of this size could show

@@ -23,7 +23,8 @@ from omniforcing.data.captions import Captions, find_captions, missing_videos, s
 from omniforcing.data.config import ClipsConfig
 from omniforcing.data.rejects import Reject, refuse_share, summary
 from omniforcing.media.conform import ClipCutter, ClipFormat
-from omniforcing.media.files import Rejected, encode_mp4
+from omniforcing.media.files import encode_mp4
+from omniforcing.media.probe import Rejected
 from omniforcing.pocket.synthetic import make_clip
 
 CLIPS = "clips.jsonl"

@@ -8,24 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from omniforcing.core.latents import Pair
+from omniforcing.core.latents import Media, Pair
 from omniforcing.core.layout import FPS, SAMPLE_RATE, clip_frames, clip_samples
-from omniforcing.media.files import (
-    FrameReader,
-    Frames,
-    MediaInfo,
-    PathOrBytes,
-    Rejected,
-    Samples,
-    Times,
-    probe,
-    read_audio,
-)
+from omniforcing.media.files import FrameReader, Frames, Samples, read_audio
+from omniforcing.media.probe import MediaInfo, PathOrBytes, Rejected, Times, probe
 
 LOOK_AHEAD = 0.5 / FPS  # seconds by which a source frame may be shown before its time
 # Seconds by which sound may begin after the picture or end before it; silence fills them.
@@ -80,7 +70,7 @@ class ClipCutter:
         """Return the time of the first frame of a cut, in seconds on the file's clock."""
         return float(self._origin + cut * self.form.seconds)
 
-    def clip(self, cut: int) -> Pair[Any]:
+    def clip(self, cut: int) -> Media:
         """Decode and conform one clip.
 
         Args:
