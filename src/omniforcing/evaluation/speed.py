@@ -110,7 +110,10 @@ def measure_stream(
             "generate_s": sum(timing.generate for timing in timings),
         }
         runs.append({**asdict(stream_speed(timings)), "stalls": stalls(timings), **whole})
-    return {name: float(np.median([run[name] for run in runs])) for name in runs[0]}
+    medians = {}
+    for name in runs[0]:
+        medians[name] = float(np.median([run[name] for run in runs]))
+    return medians
 
 
 def stalls(timings: list[BlockTiming]) -> int:

@@ -175,13 +175,12 @@ def fragment(number: int, video: TrackFragment, audio: TrackFragment) -> bytes:
 
     # Offsets count from the start of ``moof``, whose own length they do not change: it is built
     # once to be measured and once more with the offsets in it.
-    offset = len(moof([0] * len(tracks))) + 8  # 8: size and name of ``mdat``
-    offsets = []
+    first = len(moof([0] * len(tracks))) + 8  # 8: size and name of ``mdat``
+    data, offsets = b"", []
     for _, track in tracks:
-        offsets.append(offset)
-        offset += sum(map(len, track.data))
-    data = _box(b"mdat", *(frame for _, track in tracks for frame in track.data))
-    return moof(offsets) + data
+        offsets.append(first + len(data))
+        data += b"".join(track.data)
+    return moof(offsets) + _box(b"mdat", data)
 
 
 def _traf(number: int, track: TrackFragment, offset: int) -> bytes:

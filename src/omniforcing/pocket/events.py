@@ -95,13 +95,15 @@ def detect_video_events(frames: ArrayLike, balls: int = 1) -> VideoEvents:
         masks = [np.where(owner == colour, saturation, 0) for colour in largest]
     tracks = [_track(mask) for mask in masks]
     height = pixels.shape[1]
-    impacts = sorted(time for centres, _ in tracks for time in _impacts(centres / height))
+    impacts: list[float] = []
+    for centres, _ in tracks:
+        impacts += _impacts(centres / height)
     present = np.all([there for _, there in tracks], axis=0)
     shown = []
     for colour, (centres, _) in zip(largest, tracks, strict=True):
         if np.isfinite(centres).any():
             shown.append(list(COLOURS)[colour])
-    return VideoEvents(_inside(impacts, (len(pixels) - 1) / FPS), present.tolist(), shown)
+    return VideoEvents(_inside(sorted(impacts), (len(pixels) - 1) / FPS), present.tolist(), shown)
 
 
 def detect_audio_events(samples: ArrayLike) -> AudioEvents:

@@ -35,11 +35,10 @@ def architecture(section: Section, part: str) -> dict[str, Any]:
     Returns:
         The values by subsection, those of training left out.
     """
-    values = to_dict(section)
-    return {
-        name: {k: v for k, v in values[name].items() if k not in _TRAINING_KEYS}
-        for name in _ARCHITECTURE[part]
-    }
+    values, kept = to_dict(section), {}
+    for name in _ARCHITECTURE[part]:
+        kept[name] = {k: v for k, v in values[name].items() if k not in _TRAINING_KEYS}
+    return kept
 
 
 def weights_digest(folder: Path) -> str:

@@ -157,7 +157,7 @@ def score_windows(
             f"sync needs another clip's sound for comparison, found {len(seen)} clip; raise evaluate.clips",
         )
     events = np.array([_histogram([*s, *h], edges) for s, h in zip(seen, heard, strict=True)])
-    hits = np.array([[_hits(s, h, tolerance, edges) for h in heard] for s in seen])
+    hits = np.array([_hits_with_all(times, heard, tolerance, edges) for times in seen])
     return [_window_score(hits[..., w], events[..., w]) for w in range(len(edges) - 1)]
 
 
@@ -171,8 +171,17 @@ def _histogram(times: Seconds, edges: Seconds) -> Array:
 
 def _hits(seen: Seconds, heard: Seconds, tolerance: float, edges: Seconds) -> Array:
     """Count the matched events of picture and sound per window ``[W]``."""
-    pairs = match(seen, heard, tolerance)
-    return _histogram([seen[i] for i, _ in pairs] + [heard[j] for _, j in pairs], edges)
+    events: list[float] = []
+    for i, j in match(seen, heard, tolerance):
+        events += seen[i], heard[j]
+    return _histogram(events, edges)
+
+
+def _hits_with_all(
+    seen: Seconds, heard: Sequence[Seconds], tolerance: float, edges: Seconds
+) -> list[Array]:
+    """Count the hits of one picture with every clip's sound, ``[N, W]``."""
+    return [_hits(seen, times, tolerance, edges) for times in heard]
 
 
 def _window_score(hits: Array, events: Array) -> WindowScore:
