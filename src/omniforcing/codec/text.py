@@ -171,7 +171,7 @@ def build_tiny(folder: Path, config: TextConfig, captions: list[str], seed: int)
             "num_layers": 1,
             "num_learnable_registers": config.registers,
         }
-        per_stream = {}
+        per_stream: dict[str, int] = {}
         for stream in ("video", "audio"):
             per_stream |= {f"{stream}_connector_{name}": size for name, size in sizes.items()}
         connectors = LTX2TextConnectors(
