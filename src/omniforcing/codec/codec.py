@@ -296,7 +296,7 @@ class Codec(nn.Module):
 
 
 def normalise(means: Tensor, vae: Any) -> Tensor:
-    """Normalised latents of a VAE's posterior means ``[..., C]``."""
+    """Normalise a VAE's posterior means ``[..., C]`` by its statistics per channel."""
     return (means - vae.latents_mean) / vae.latents_std
 
 
