@@ -55,11 +55,7 @@ class Span:
 
 
 def join_spans(pieces: Iterable[tuple[Span, ...]]) -> list[tuple[Span, ...]]:
-    """Join consecutive pieces that adjoin on every axis.
-
-    Args:
-        pieces: one span per axis each.
-    """
+    """Join consecutive pieces, each one span per axis, that adjoin on every axis."""
     joined: list[tuple[Span, ...]] = []
     for piece in pieces:
         if joined and all(a.stop == b.start for a, b in zip(joined[-1], piece, strict=True)):
@@ -87,12 +83,7 @@ def mel_of(latents: Span) -> Span:
 
 
 def samples_of(mel: Span, rate: int = SAMPLE_RATE) -> Span:
-    """Samples of a span of mel frames: frame 0, centred on sample 0, has none; m ends at m hops.
-
-    Args:
-        mel: span of mel frames.
-        rate: sample rate, Hz.
-    """
+    """Samples at ``rate`` Hz of a span of mel frames; frame 0, centred on sample 0, has none."""
     hop = rate // MEL_RATE
     return Span(*(hop * max(0, m - 1) for m in (mel.start, mel.stop)))
 
@@ -144,13 +135,7 @@ def clip_seconds(counts: Counts) -> int:
 
 @dataclass(frozen=True)
 class Block:
-    """One unit of generation.
-
-    Attributes:
-        index: number of the block in the stream, from 0.
-        video: span of its video latents.
-        audio: span of its audio latents.
-    """
+    """One unit of generation: number in the stream, from 0, and spans of latents."""
 
     index: int
     video: Span
@@ -250,11 +235,7 @@ class BlockTable:
         return self.first if index == 0 else self.cycle[(index - 1) % len(self.cycle)]
 
     def block(self, index: int) -> Block:
-        """Return block ``index`` with its absolute spans.
-
-        Raises:
-            LayoutError: if the index is negative.
-        """
+        """Return block ``index``, from 0, with its absolute spans."""
         if index < 0:
             raise LayoutError(
                 "layout.no-such-block", f"block {index} does not exist: blocks are counted from 0"
@@ -298,11 +279,7 @@ class BlockTable:
         return count
 
     def blocks_for_seconds(self, seconds: float) -> int:
-        """Smallest number of blocks whose picture lasts at least ``seconds``.
-
-        Raises:
-            LayoutError: if ``seconds`` is not above 0.
-        """
+        """Smallest number of blocks whose picture lasts at least ``seconds``, above 0."""
         if seconds <= 0:
             raise LayoutError(
                 "layout.no-time",
