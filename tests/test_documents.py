@@ -50,6 +50,20 @@ def test_every_link_leads_somewhere(page: Path) -> None:
             assert anchor in anchors(found), f"{target}: {found.name} has no such heading"
 
 
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_files_and_classes_that_are_named_exist(name: str) -> None:
+    spans = re.findall(r"`([^`\n]+)`", (ROOT / name).read_text(encoding="utf-8"))
+    package = ROOT / "src" / "omniforcing"
+    for span in spans:
+        if re.fullmatch(r"[\w./-]+/[\w.-]+\.(py|html|md|yaml)", span):
+            homes = (ROOT / span, package / span, ROOT / "tests" / span)
+            assert any(home.is_file() for home in homes), f"{span}: there is no such file"
+    classes = {span for span in spans if re.fullmatch(r"[A-Z][a-z]+[A-Za-z]+", span)}
+    source = "\n".join(path.read_text(encoding="utf-8") for path in package.rglob("*.py"))
+    known = set(re.findall(r"^class (\w+)", source, flags=re.MULTILINE))
+    assert classes - {"Args"} <= known
+
+
 def test_readme_is_one_short_story() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) < 1000
 
