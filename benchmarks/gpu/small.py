@@ -58,7 +58,7 @@ def _share(setup: Setup, rows: int) -> float:
 def transformer(setup: Setup, name: str, seconds: float) -> Figures:
     """The teacher or one of the three stages at the preset's batch."""
     config = preset("smoke" if setup.small else "small")
-    sizes = _on(setup, Sizes.of(config, project_root()))
+    sizes = _on(setup, Sizes.from_config(config, project_root()))
     section = getattr(config, name)
     module = BUILDERS[name](config, sizes, torch.float32)
     updates = Updates(setup, config, module, random_batch(config, sizes, name, section.optim.batch))

@@ -22,8 +22,8 @@ from omniforcing.core.config import project_root
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.latents import Batch
 from omniforcing.pipeline.config import Config
+from omniforcing.pipeline.planner.cost import USABLE, Setting, StageCost
 from omniforcing.pipeline.planner.networks import BUILDERS, Sizes
-from omniforcing.pipeline.planner.plan import USABLE, Setting, Stage
 from omniforcing.training.stages import StageModule
 
 STAGES = ("causal_ode", "self_forcing", "bidirectional_dmd")
@@ -40,7 +40,7 @@ def measurements(setup: Setup) -> list[Measurement]:
 def one_update(setup: Setup, name: str) -> Figures:
     """Seconds of an update and its peak memory beside the planned one."""
     config = preset("smoke" if setup.small else "ltx2")
-    sizes = Sizes.of(config, project_root())
+    sizes = Sizes.from_config(config, project_root())
     layers = sizes.core["num_layers"]
     planned = plan_by_layers(name, config, sizes)
     fitting = layers
@@ -75,7 +75,7 @@ def one_update(setup: Setup, name: str) -> Figures:
 def plan_by_layers(name: str, config: Config, sizes: Sizes) -> Callable[[int], float]:
     """The planner's bytes for one GPU as a function of the layers, of which they are linear."""
     one, two = (
-        sum(Stage(name, config, sizes.with_layers(n), depths=None).bytes(SETTING, 1).values())
+        sum(StageCost(name, config, sizes.with_layers(n), depths=None).bytes(SETTING, 1).values())
         for n in (1, 2)
     )
     return lambda layers: one + (two - one) * (layers - 1)

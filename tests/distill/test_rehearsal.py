@@ -54,7 +54,7 @@ ALL = ("I", "II", "III")
 
 def rehearsed() -> tuple[Config, Sizes]:
     config = load_config([*SMALL, *STEPS, "causal_ode.optim.batch=2", *ON_CPU], ROOT, "ltx2")
-    sizes = Sizes.of(config, Path("/no/weights"))
+    sizes = Sizes.from_config(config, Path("/no/weights"))
     return config, replace(
         sizes, length=8, core={**sizes.core, "caption_channels": 24}, caption=Pair(24, 24)
     )

@@ -21,14 +21,9 @@ from omniforcing.model.cache import FunctionalCache
 from omniforcing.model.rollout import gaussian, new_cache, refresh
 from omniforcing.model.weights.architecture import expected_shapes
 from omniforcing.pipeline.config import Config, load_config
+from omniforcing.pipeline.planner.cost import Cluster, Setting, StageCost
 from omniforcing.pipeline.planner.networks import BUILDERS, Sizes
-from omniforcing.pipeline.planner.plan import (
-    Cluster,
-    Setting,
-    Stage,
-    advise,
-    make_plans,
-)
+from omniforcing.pipeline.planner.plan import advise, make_plans
 from omniforcing.training.loop import fit
 from omniforcing.training.stages import StageModule
 from tests.support.refusals import refused, refuses
@@ -105,8 +100,10 @@ def test_planned_memory_is_that_of_a_real_training_step(
     config = small(
         "trainer.checkpoint_every=2", "trainer.accelerator=cpu", "self_forcing.steered=0.5"
     )
-    sizes = Sizes.of(config, ROOT)
-    planned = Stage(name, config, sizes).bytes(Setting("none", recompute, batch), 1, foreach=False)
+    sizes = Sizes.from_config(config, ROOT)
+    planned = StageCost(name, config, sizes).bytes(
+        Setting("none", recompute, batch), 1, foreach=False
+    )
     real = dataclasses.replace(sizes, device="cpu", checkpoint_activations=recompute)
     module = BUILDERS[name](config, real, torch.float32)
     states = len(config.student.sigmas) + 1 if name == "causal_ode" else 0
@@ -116,8 +113,8 @@ def test_planned_memory_is_that_of_a_real_training_step(
 
 def test_the_bytes_of_the_caches_are_those_of_a_rollout() -> None:
     config = small()
-    sizes = dataclasses.replace(Sizes.of(config, ROOT), device="cpu")
-    planned = Stage("self_forcing", config, sizes).caches(2)
+    sizes = dataclasses.replace(Sizes.from_config(config, ROOT), device="cpu")
+    planned = StageCost("self_forcing", config, sizes).caches(2)
     rollout, generator = (
         rollout_config(config.student, config.clips.latent_counts, sizes.grid),
         torch.Generator().manual_seed(0),
@@ -145,7 +142,10 @@ def test_the_bytes_of_the_caches_are_those_of_a_rollout() -> None:
 )
 def test_depth_is_carried_on_from_two_small_networks(name: str) -> None:
     config = small()
-    stages = [Stage(name, config, Sizes.of(config, ROOT), depths) for depths in ((1, 2), None)]
+    stages = [
+        StageCost(name, config, Sizes.from_config(config, ROOT), depths)
+        for depths in ((1, 2), None)
+    ]
     setting = Setting("all", True)
     few, whole = (stage.bytes(setting, 8) for stage in stages)
     assert sum(few.values()) == pytest.approx(sum(whole.values()), rel=0.03)
@@ -160,7 +160,10 @@ def test_a_plan_is_the_same_every_time_and_no_part_of_it_is_negative() -> None:
     )
     plans = []
     for _ in range(2):
-        stages = [Stage(name, config, Sizes.of(config, ROOT)) for name in ("causal_ode", "teacher")]
+        stages = [
+            StageCost(name, config, Sizes.from_config(config, ROOT))
+            for name in ("causal_ode", "teacher")
+        ]
         plans.append(
             [stage.bytes(s, 1 if s.sharding == "none" else 8) for stage in stages for s in settings]
         )
@@ -169,7 +172,7 @@ def test_a_plan_is_the_same_every_time_and_no_part_of_it_is_negative() -> None:
 
 
 def test_sizes_of_ltx2_are_those_of_the_release(tmp_path: Path) -> None:
-    sizes = Sizes.of(load_config(root=ROOT, preset="ltx2"), tmp_path)
+    sizes = Sizes.from_config(load_config(root=ROOT, preset="ltx2"), tmp_path)
     released = dict(FACTS["diffusers"]["top"])
     for layer in range(FACTS["layers"]):
         released |= {
@@ -183,12 +186,12 @@ def test_sizes_of_ltx2_are_those_of_the_release(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def stage() -> Stage:
+def stage() -> StageCost:
     config = small()
-    return Stage("causal_ode", config, Sizes.of(config, ROOT))
+    return StageCost("causal_ode", config, Sizes.from_config(config, ROOT))
 
 
-def test_sharding_divides_states_and_recomputing_shrinks_activations(stage: Stage) -> None:
+def test_sharding_divides_states_and_recomputing_shrinks_activations(stage: StageCost) -> None:
     one, eight = (stage.bytes(Setting("all", False), shards) for shards in (1, 8))
     for part in ("weights", "ema", "moments"):
         assert one[part] == 8 * eight[part] > 0
@@ -197,7 +200,7 @@ def test_sharding_divides_states_and_recomputing_shrinks_activations(stage: Stag
     assert stage.bytes(Setting("all", True), 8)["activations"] < eight["activations"]
 
 
-def test_plans_keep_the_global_batch_and_say_what_fits(stage: Stage) -> None:
+def test_plans_keep_the_global_batch_and_say_what_fits(stage: StageCost) -> None:
     cluster = Cluster(16, 1e9)
     plans = make_plans(stage, cluster, batch=32)
     ways = {(p.setting.sharding, p.setting.recompute) for p in plans}
@@ -215,7 +218,7 @@ def test_plans_keep_the_global_batch_and_say_what_fits(stage: Stage) -> None:
     assert "1 per GPU" in advise(stage, some, make_plans(stage, some))
 
 
-def test_sharding_that_comes_to_the_same_is_planned_once(stage: Stage) -> None:
+def test_sharding_that_comes_to_the_same_is_planned_once(stage: StageCost) -> None:
     assert {p.setting.sharding for p in make_plans(stage, Cluster(8, 1e9))} == {"none", "node"}
     assert {p.setting.sharding for p in make_plans(stage, Cluster(1, 1e9))} == {"none"}
 

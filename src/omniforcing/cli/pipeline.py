@@ -244,7 +244,8 @@ def plan(
     """Say what GPUs a preset's training takes, and which settings fit."""
     from omniforcing.core.config import project_root
     from omniforcing.pipeline.config import load_config
-    from omniforcing.pipeline.planner.plan import Cluster, report
+    from omniforcing.pipeline.planner.cost import Cluster
+    from omniforcing.pipeline.planner.plan import report
 
     for name, value in (("gpus", gpus), ("node", node), ("batch", batch)):
         if value is not None and value < 1:

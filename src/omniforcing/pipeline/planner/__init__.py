@@ -1,4 +1,9 @@
-"""What a training takes of GPUs before one is paid for: plan, trace, networks without memory.
+"""Planner of a training's GPUs: memory and time of each stage before any is paid for.
 
-`omniforcing plan`.
+- ``networks``: the stages' networks at their real sizes, without memory; ``trace``: a training step
+  on torch's meta device; ``cost``: bytes per GPU and seconds per update from both.
+- ``plan``: settings that fit a cluster, and the report of ``omniforcing plan``.
+- ``compat``: private parts of torch that a trace needs.
+
+Imports rooms up to ``distill``; must not import stages or the cluster.
 """

@@ -1,4 +1,4 @@
-"""The trained stages of a preset at their real sizes and without memory: what a plan traces."""
+"""Trained stages of a preset at their real sizes, built without memory."""
 
 from __future__ import annotations
 
@@ -23,23 +23,24 @@ from omniforcing.model.weights.checkpoint import open_checkpoint
 from omniforcing.pipeline.config import Config
 from omniforcing.training.stages import StageModule
 
-# LTX-2.0 as released, for a plan made before its weights are fetched: channels of its latents, 32 pixels to a token, width and
-# length of its text features. A test holds that, with preset ltx2's own sizes, they give every tensor of the release.
+# LTX-2.0 as released, for plans made before its weights are fetched: channels of latents, pixels
+# per token, width and length of its text features. A test checks that these, with the sizes of
+# preset ltx2, give every tensor of the release.
 LTX2 = {"video_channels": 128, "audio_channels": 128}
 LTX2_PIXELS, LTX2_CAPTION, LTX2_LENGTH = 32, 3840, 1024
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What decides the shapes of a training step.
+    """Sizes that decide all shapes of a training step.
 
     Attributes:
         core: arguments of diffusers' transformer.
-        grid: spatial tokens of a video latent, (H, W).
+        grid: rows and columns of a video latent.
         length: tokens of a caption.
-        caption: widths of the text features, video and audio.
-        device: where what is made of them goes; on ``meta`` it takes no memory.
-        checkpoint_activations: whether networks recompute activations in the backward.
+        caption: widths of the text features of both streams.
+        device: device of networks and batches; on ``meta`` they take no memory.
+        checkpoint_activations: whether networks recompute activations in the backward pass.
     """
 
     core: dict[str, Any]
@@ -50,8 +51,12 @@ class Sizes:
     checkpoint_activations: bool = False
 
     @classmethod
-    def of(cls, config: Config, root: Path) -> Sizes:
-        """From the weights that a preset loads, if they are there, else from its configuration.
+    def from_config(cls, config: Config, root: Path) -> Sizes:
+        """Read sizes from the weights that a preset loads, or from its config if they are missing.
+
+        Args:
+            config: configuration of the training.
+            root: the checkout, below which weights are looked for.
 
         Raises:
             OmniForcingError: if the weights cannot be read.
@@ -60,46 +65,37 @@ class Sizes:
         loads = config.teacher.source is Source.load
         if loads:
             grid = (height // LTX2_PIXELS, width // LTX2_PIXELS)
-            description, wide, length = (
-                {**LTX2, "height": height, "grid": grid},
-                LTX2_CAPTION,
-                LTX2_LENGTH,
-            )
+            description = {**LTX2, "height": height, "grid": grid}
+            wide, length = LTX2_CAPTION, LTX2_LENGTH
         else:
             with torch.device("meta"):
                 codec = Codec.from_config(config.codec, height, width)
-            grid, wide, length = (
-                codec.token_grid(height, width),
-                config.codec.text.hidden,
-                config.codec.text.length,
-            )
+            grid = codec.token_grid(height, width)
+            wide, length = config.codec.text.hidden, config.codec.text.length
             channels = {
                 "video_channels": codec.video_channels,
                 "audio_channels": codec.audio_channels,
             }
             description = {**channels, "height": height, "grid": grid}
         path = root / str(config.teacher.path)
-        core = (
-            open_checkpoint(path).config
-            if loads and path.exists()
-            else core_config(config.teacher.model, description, wide)
-        )
-        prompt = core.get("use_prompt_embeddings", True)
-        widths = (
-            Pair(wide, wide)
-            if prompt
-            else Pair(core["cross_attention_dim"], core["audio_cross_attention_dim"])
-        )
+        if loads and path.exists():
+            core = open_checkpoint(path).config
+        else:
+            core = core_config(config.teacher.model, description, wide)
+        # Without prompt embeddings in the transformer, connectors give features of its own widths.
+        widths = Pair(wide, wide)
+        if not core.get("use_prompt_embeddings", True):
+            widths = Pair(core["cross_attention_dim"], core["audio_cross_attention_dim"])
         return cls(dict(core), grid, length, widths)
 
     def with_layers(self, layers: int) -> Sizes:
-        """The same with another depth."""
+        """Return the same sizes with another number of layers."""
         return replace(self, core={**self.core, "num_layers": layers})
 
     def network(
         self, sinks: int = 0, dtype: torch.dtype = torch.float32, **rest: Any
     ) -> DualStream:
-        """A network of random weights."""
+        """Build a network with random weights."""
         with torch.device(self.device):
             core = LTX2VideoTransformer3DModel(**self.core)
         recompute = self.checkpoint_activations
@@ -107,13 +103,13 @@ class Sizes:
         return network.to(self.device, dtype)
 
     def text(self, batch: int) -> TextFeatures:
-        """Text features of a batch."""
+        """Make text features of a batch."""
         return self.caption.map(
             lambda width: torch.zeros(batch, self.length, width, device=self.device)
         )
 
     def batch(self, config: Config, size: int, states: int = 0) -> Batch:
-        """A batch of clips, or of trajectories of so many ``states``."""
+        """Make a batch of clips, or with ``states`` a batch of trajectories of so many states."""
         counts, shape = config.clips.latent_counts, (size, states) if states else (size,)
         spatial, core = self.grid[0] * self.grid[1], self.core
         video = torch.zeros(*shape, counts.video, spatial, core["in_channels"], device=self.device)
@@ -179,5 +175,5 @@ BUILDERS: dict[str, Callable[[Config, Sizes, torch.dtype], StageModule]] = {
 
 
 def trained_stages(config: Config) -> list[str]:
-    """The stages that train a transformer under a preset."""
+    """List the stages that train a transformer under a preset."""
     return [name for name in BUILDERS if name != "teacher" or config.teacher.source is Source.train]

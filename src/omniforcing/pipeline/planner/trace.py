@@ -1,8 +1,8 @@
-"""What a training step takes, without taking it: the stage's own code on tensors that have sizes and no memory.
+"""Memory and operations of a training step, traced on tensors that have sizes and no memory.
 
-The step runs on torch's meta device, so a network of any size is traced on any machine. What lives when and what is multiplied
-follows from the code and from autograd, not from a formula of ours; a test holds it against the bytes that torch's allocator
-hands out in the same step.
+The stage's own code runs on torch's meta device, so a network of any size is traced on any machine.
+Lifetimes of tensors and numbers of operations follow from the code and from autograd, not from a
+formula; a test holds them against the bytes that torch's allocator hands out in the same step.
 """
 
 from __future__ import annotations
@@ -23,33 +23,35 @@ from omniforcing.pipeline.planner import compat
 from omniforcing.training.stages import StageModule
 
 META = torch.device("meta")
-Moments = dict[int, int]
+Phase = dict[int, int]
 
 
 @dataclass
 class Trace:
-    """One step of one process.
+    """Trace of one training step in one process.
 
     Attributes:
-        phases: the step in order, cut where a network's forward ends and where a backward begins. Of each phase, for each
-            number of bytes of gradients held, the most bytes of anything else meanwhile; weights, EMA, optimiser and batch
-            are left out.
-        flops: floating point operations, a multiplication with its addition counted as two.
-        forwards: forwards of each network, without those that recompute for a backward.
+        phases: phases of the step in order; one ends with each forward of a network, and at the
+            beginning and end of each backward. A phase maps bytes of gradients to the most bytes of
+            everything else that lived together with them. Weights, EMA, optimiser states and the
+            batch are left out.
+        flops: floating-point operations; a multiplication with its addition counts as two.
+        forwards: forwards of each network, without those that recompute activations.
         backwards: backwards of each network.
-        learning: of each network, the operations of its forwards that carry gradient.
+        learning: operations of each network's forwards that carry gradient.
     """
 
-    phases: list[Moments] = field(default_factory=lambda: [{}])
+    phases: list[Phase] = field(default_factory=lambda: [{}])
     flops: float = 0
     forwards: dict[str, int] = field(default_factory=dict)
     backwards: dict[str, int] = field(default_factory=dict)
     learning: dict[str, float] = field(default_factory=dict)
 
     def peaks(self, share: float) -> list[tuple[float, float]]:
-        """Of each phase, bytes of gradients and of all else when both together are most.
+        """Bytes of gradients and of everything else at the peak of each phase.
 
-        A process keeps ``share`` of the gradients.
+        Args:
+            share: share of the gradients that a process holds.
         """
         return [
             max(((gradients * share, rest) for gradients, rest in phase.items()), key=sum)
@@ -61,9 +63,16 @@ class Trace:
 def deepened(
     few: Trace, more: Trace, layers: tuple[int, int, int], share: float
 ) -> tuple[list[tuple[float, float]], Trace]:
-    """What a network of ``layers[2]`` layers takes, from traces at ``layers[0]`` and ``layers[1]``: all layers are alike.
+    """Extrapolate two traces to a deeper network; all layers cost the same.
 
-    Returns the peaks of each phase, and a trace whose counts are those of the deep network.
+    Args:
+        few: trace at ``layers[0]`` layers.
+        more: trace at ``layers[1]`` layers.
+        layers: numbers of layers of both traces, and of the deep network.
+        share: share of the gradients that a process holds.
+
+    Returns:
+        Peaks of each phase, and a trace with the counts of the deep network.
     """
     by = (layers[2] - layers[0]) / (layers[1] - layers[0])
 
@@ -72,7 +81,8 @@ def deepened(
 
     peaks = []
     for a, b in zip(few.peaks(share), more.peaks(share), strict=True):
-        # The sum is carried on; the fullest moment may be another one in the deeper network, so its parts are only bounded.
+        # The sum is extrapolated. The peak of the deeper network may be at another moment, so its
+        # parts are only kept within bounds.
         whole = reach(sum(a), sum(b))
         gradients = min(max(reach(a[0], b[0]), 0.0), whole)
         peaks.append((gradients, whole - gradients))
@@ -81,8 +91,12 @@ def deepened(
     return peaks, counts
 
 
-class _Live(TorchDispatchMode):
-    """Puts every new tensor on the meta device, and counts the bytes of those that live and the operations."""
+class _Tracer(TorchDispatchMode):
+    """Puts every new tensor on the meta device, and counts bytes of living tensors and operations.
+
+    Args:
+        answer: number that is returned where the code reads a number from a tensor.
+    """
 
     def __init__(self, answer: int) -> None:
         super().__init__()
@@ -102,41 +116,44 @@ class _Live(TorchDispatchMode):
         if kwargs.get("generator") is not None:
             kwargs["generator"] = None
         for tensor in _tensors((args, kwargs)):
-            self._meet(tensor)
+            self._ignore(tensor)
         out = _masked(func, args) if _picks_by_mask(func, args) else func(*args, **kwargs)
         count = compat.FLOPS.get(compat.overloads(func))
         if count is not None:
             self.trace.flops += count(*args, **kwargs, out_val=out)
         for tensor in _tensors(out):
-            self._begin(tensor)
+            self._count(tensor)
         gradients, rest, phase = self.live["gradient"], self.live["other"], self.trace.phases[-1]
         phase[gradients] = max(rest, phase.get(gradients, 0))
         return out
 
-    def _meet(self, tensor: Tensor) -> None:
-        """What was made elsewhere is not counted, for as long as it lives: its address is another tensor's afterwards."""
+    def _ignore(self, tensor: Tensor) -> None:
+        """Leave out a tensor that was made outside the trace.
+
+        Only for as long as it lives: another tensor may get its address afterwards.
+        """
         storage = tensor.untyped_storage()
         key = compat.storage_key(storage)
         if key not in self.kinds:
             self.kinds[key] = "outside"
             weakref.finalize(storage, self.kinds.pop, key, None)
 
-    def _begin(self, tensor: Tensor, kind: str = "other") -> None:
+    def _count(self, tensor: Tensor, kind: str = "other") -> None:
         storage = tensor.untyped_storage()
         key = compat.storage_key(storage)
         if key not in self.kinds:
             self.kinds[key] = kind
             self.live[kind] += storage.nbytes()
-            weakref.finalize(storage, self._end, key, storage.nbytes())
+            weakref.finalize(storage, self._uncount, key, storage.nbytes())
 
-    def _end(self, key: int, size: int) -> None:
+    def _uncount(self, key: int, size: int) -> None:
         self.live[self.kinds.pop(key)] -= size
 
     def accumulated(self, parameter: Tensor) -> None:
-        """The gradient of a parameter is there: from now on its bytes are those of a gradient."""
+        """Count the gradient of a parameter, just accumulated, as a gradient."""
         assert parameter.grad is not None
         storage = parameter.grad.untyped_storage()
-        self._begin(parameter.grad, "gradient")
+        self._count(parameter.grad, "gradient")
         key = compat.storage_key(storage)
         if self.kinds[key] == "other":
             self.kinds[key] = "gradient"
@@ -155,19 +172,19 @@ def _tensors(values: Any) -> Iterator[Tensor]:
 
 
 def _picks_by_mask(func: Any, args: Any) -> bool:
-    """Whether what comes out depends on a mask's values, which nobody knows here."""
+    """Whether the shape of the result depends on a mask's values, which do not exist here."""
     by_mask = compat.overloads(func) in compat.INDEXING
     return by_mask and any(t.dtype == torch.bool for t in _tensors(args[1]))
 
 
 def _masked(func: Any, args: Any) -> Tensor:
-    """As if the mask left everything: the most that there can be."""
+    """Return the largest possible result, as if the mask were true everywhere."""
     picks = compat.overloads(func) is compat.INDEX
     return args[0].new_empty(args[0].numel()) if picks else args[0]
 
 
 class _WithoutMoments(torch.optim.Optimizer):
-    """An optimiser's groups without its step: moments are no part of a trace, only gradients are."""
+    """Parameter groups of an optimiser with a step that does nothing: a trace has no moments."""
 
     def __init__(self, optimiser: torch.optim.Optimizer) -> None:
         super().__init__(optimiser.param_groups, {})
@@ -177,10 +194,15 @@ class _WithoutMoments(torch.optim.Optimizer):
 
 
 def trace_step(module: StageModule, batch: Batch, *, exit_step: int = 0) -> Trace:
-    """Trace ``module.training_step`` on a batch; module and batch move to the meta device and are of no use afterwards.
+    """Trace ``module.training_step`` on a batch.
+
+    Module and batch move to the meta device and are of no use afterwards.
 
     Args:
-        exit_step: at which step of the student's few the gradient flows; more steps before it only cost time.
+        module: a stage.
+        batch: its data.
+        exit_step: denoising step of the student at which gradient flows; later ones only take
+            longer to trace.
     """
     module.place(META)
     networks = {
@@ -189,7 +211,7 @@ def trace_step(module: StageModule, batch: Batch, *, exit_step: int = 0) -> Trac
     for teacher in getattr(module, "frozen", ()):
         networks["teacher"] = teacher
     optimisers = [_WithoutMoments(optimiser) for optimiser in module.configure_optimizers()]
-    live = _Live(exit_step)
+    live = _Tracer(exit_step)
 
     def backward(loss: Tensor) -> None:
         live.trace.phases.append({})
@@ -202,14 +224,14 @@ def trace_step(module: StageModule, batch: Batch, *, exit_step: int = 0) -> Trac
 
 
 @contextmanager
-def _watched(live: _Live, networks: dict[str, nn.Module]) -> Iterator[None]:
+def _watched(live: _Tracer, networks: dict[str, nn.Module]) -> Iterator[None]:
     handles = []
     for name, network in networks.items():
         assert isinstance(network, DualStream)
         handles += _counting(live.trace, name, network)
         for parameter in network.parameters():
             if parameter.requires_grad:
-                # Of the step before: gradients are kept until the next backward begins.
+                # Gradients of the previous step are held until the next backward begins.
                 parameter.grad = torch.empty_like(parameter)
                 live.accumulated(parameter)
                 handles.append(parameter.register_post_accumulate_grad_hook(live.accumulated))
@@ -221,7 +243,7 @@ def _watched(live: _Live, networks: dict[str, nn.Module]) -> Iterator[None]:
 
 
 def _counting(trace: Trace, name: str, network: nn.Module) -> list[Any]:
-    """Hooks that count a network's passes and end a phase after each."""
+    """Register hooks that count a network's passes and begin a phase after each forward."""
     begun = [0.0]
 
     def before(_module: nn.Module, _in: Any) -> None:
