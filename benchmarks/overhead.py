@@ -49,10 +49,10 @@ from omniforcing.pipeline import tracking
 root, held = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
 run = tracking.open_run(tracking.connect(root), "again", root / "run.json", {}, held["params"])
 with tracking.closing(run):
-    run.artifact(Path(held["artifacts"]))
+    run.log_artifact(Path(held["artifacts"]))
     steps = time.monotonic()
     for step, values in held["metrics"]:
-        run.metrics(values, step)
+        run.log_metrics(values, step)
     steps = time.monotonic() - steps
 print(steps, time.monotonic() - began - steps)
 """

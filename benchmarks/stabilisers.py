@@ -150,7 +150,7 @@ class Bench:
         )
         with tracking.closing(run):
             found = self._train(variant, work, run)
-            run.metrics({name: value for name, value in found.items() if value is not None})
+            run.log_metrics({name: value for name, value in found.items() if value is not None})
         write_json(work / "result.json", found)
         return found
 
@@ -180,7 +180,7 @@ class Bench:
                 steps=self.updates,
                 work=work,
                 trainer=trainer,
-                log=run.metrics,
+                log=run.log_metrics,
                 name=variant.name,
             )
         except Diverged:
@@ -303,8 +303,8 @@ def run(preset: str, updates: int, rows: list[str], precisions: list[str]) -> No
         variants = [Variant.of(row, precision) for row in rows for precision in precisions]
         found = {variant.name: bench.variant(variant, client, whole.id) for variant in variants}
         write_json(bench.work / "stabilisers.json", found)
-        whole.artifact(bench.work / "stabilisers.json")
-        whole.artifact(draw(bench.work / "stabilisers.png", found))
+        whole.log_artifact(bench.work / "stabilisers.json")
+        whole.log_artifact(draw(bench.work / "stabilisers.png", found))
     print(table(found))
     print(f"plot: {bench.work / 'stabilisers.png'}")
 

@@ -31,7 +31,7 @@ CLIPS = """
 def run(stage):
     with stage.publish() as folder:
         (folder / "numbers.txt").write_text("1 " * stage.config.clips.count)
-    stage.metrics({"count": stage.config.clips.count})
+    stage.write_metrics({"count": stage.config.clips.count})
 """
 # Counts to 20 slowly with a checkpoint in its work folder, as a training stage does.
 TEACHER = """
@@ -49,7 +49,7 @@ def run(stage):
     stage.log_metrics({"first": first})
     with stage.publish() as folder:
         (folder / "sum.txt").write_text(str(total))
-    stage.metrics({"total": total})
+    stage.write_metrics({"total": total})
 """
 CONFIG = """
 preset: pocket

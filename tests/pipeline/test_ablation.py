@@ -172,7 +172,7 @@ def run(stage):
     with stage.publish() as folder:
         models = {name: figures for name in ("real", "shuffled", "teacher", "self_forcing")}
         write_json(folder / "metrics.json", {"models": models, "settings": {"preset": stage.config.preset}})
-    stage.metrics(figures)
+    stage.write_metrics(figures)
 """
 ABLATION = """
 import sys

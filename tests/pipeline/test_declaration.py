@@ -9,7 +9,7 @@ from yaml import safe_load
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.pipeline.code import SOURCES, CodeBase
 from omniforcing.pipeline.declaration import (
-    BODIES,
+    STAGE_MODULES,
     check_preset,
     known_presets,
     optional_stages,
@@ -108,7 +108,7 @@ def test_every_package_file_that_a_stage_reads_is_declared_and_there() -> None:
     "stage", ["clips", "shards", "codec", "latents", "teacher", "bidirectional_dmd", "self_forcing"]
 )
 def test_editing_the_streaming_code_retrains_nothing(stage: str) -> None:
-    used = CodeBase(ROOT).closure(f"{BODIES}/{stage}.py")
+    used = CodeBase(ROOT).closure(f"{STAGE_MODULES}/{stage}.py")
     assert not [path for path in used if path.is_relative_to(ROOT / SOURCES / "stream")]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from omniforcing.core.errors import OmniForcingError
-from omniforcing.pipeline.processes import run_side_by_side
+from omniforcing.pipeline.processes import run_in_processes
 from tests.support.refusals import refuses
 
 
@@ -38,10 +38,10 @@ def wait_for(path: Path) -> None:
 
 def test_all_jobs_run_and_a_failed_one_is_told(tmp_path: Path) -> None:
     jobs = [(leave, (tmp_path / name, name)) for name in "ab"]
-    run_side_by_side(jobs, "never")
+    run_in_processes(jobs, "never")
     assert sorted(path.read_text() for path in tmp_path.iterdir()) == ["a", "b"]
     with refuses("pipeline.command-failed", "half of it is missing"):
-        run_side_by_side(
+        run_in_processes(
             [(refuse, ("no",)), (leave, (tmp_path / "c", "c"))], "half of it is missing"
         )
     assert (tmp_path / "c").exists()
@@ -76,10 +76,10 @@ def test_jobs_end_with_a_parent_that_is_told_to_stop(tmp_path: Path) -> None:
 import signal, sys
 from pathlib import Path
 from tests.pipeline.test_processes import count
-from omniforcing.pipeline.processes import run_side_by_side
+from omniforcing.pipeline.processes import run_in_processes
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    run_side_by_side([(count, (Path({str(tmp_path)!r}, name),)) for name in "ab"], "stopped")
+    run_in_processes([(count, (Path({str(tmp_path)!r}, name),)) for name in "ab"], "stopped")
 """
     script = tmp_path / "parent.py"
     script.write_text(code)

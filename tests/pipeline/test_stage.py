@@ -11,7 +11,12 @@ from omniforcing.core.files import read_json, write_json
 from omniforcing.pipeline import tracking
 from omniforcing.pipeline.code import CodeBase
 from omniforcing.pipeline.config import load_config
-from omniforcing.pipeline.declaration import BODIES, MEASURES, PRESENTS, read_declaration
+from omniforcing.pipeline.declaration import (
+    MEASURING_CODE,
+    PRESENTING_CODE,
+    STAGE_MODULES,
+    read_declaration,
+)
 from omniforcing.pipeline.stage import Stage, exclusive, run_stage
 from tests.support.refusals import refuses
 
@@ -21,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 def clips(stage: Stage) -> None:
     with stage.publish() as folder:
         (folder / "numbers.txt").write_text("1 " * stage.config.clips.count)
-    stage.metrics({"count": stage.config.clips.count, "nested": {"name": "x", "half": 0.5}})
+    stage.write_metrics({"count": stage.config.clips.count, "nested": {"name": "x", "half": 0.5}})
 
 
 def run_clips(project: Path, *overrides: str) -> None:
@@ -58,7 +63,7 @@ def test_fingerprint_follows_config_inputs_and_code_and_nothing_else(project: Pa
 
 
 def test_an_evaluation_counts_code_that_measures_and_not_what_only_presents() -> None:
-    counted = CodeBase(ROOT).closure(f"{BODIES}/evaluate.py", PRESENTS)
+    counted = CodeBase(ROOT).closure(f"{STAGE_MODULES}/evaluate.py", PRESENTING_CODE)
     measures = {path.name for path in counted if path.parent.name in ("evaluation", "pocket")}
     assert measures >= {
         "samplers.py",
@@ -71,9 +76,9 @@ def test_an_evaluation_counts_code_that_measures_and_not_what_only_presents() ->
     }
     assert measures >= {"quality.py", "summary.py", "sync.py"}
     assert not measures & {"report.py", "curves.py", "ablation.py"}
-    assert all(list(ROOT.glob(f"{path}*")) for path in PRESENTS)
+    assert all(list(ROOT.glob(f"{path}*")) for path in PRESENTING_CODE)
     # Where something is trained, neither counts.
-    trained = CodeBase(ROOT).closure(f"{BODIES}/codec.py", MEASURES)
+    trained = CodeBase(ROOT).closure(f"{STAGE_MODULES}/codec.py", MEASURING_CODE)
     computing = ("synthetic", "__init__")
     assert not [
         p for p in trained if p.parent.name in ("evaluation", "pocket") and p.stem not in computing

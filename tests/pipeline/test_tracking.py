@@ -16,7 +16,7 @@ def test_nested_values_are_flat_and_long_ones_cut(project: Path) -> None:
     run = tracking.open_run(
         client, "r", project / "run.json", {"a": "b"}, {"x": {"y": 1, "z": "w" * 9000}}
     )
-    run.metrics({"loss": {"video": 0.5, "note": "text", "flag": True}}, step=3)
+    run.log_metrics({"loss": {"video": 0.5, "note": "text", "flag": True}}, step=3)
     logged = client.get_run(run.id)
     assert logged.data.params["x.y"] == "1"
     assert len(logged.data.params["x.z"]) == 500
@@ -40,8 +40,8 @@ def test_artifacts_of_files_and_folders_lie_in_the_project(project: Path) -> Non
     run = tracking.open_run(tracking.connect(project), "r", project / "run.json", {}, {})
     (project / "media").mkdir()
     (project / "media" / "a.txt").write_text("a")
-    run.artifact(project / "media", "samples")
-    run.artifact(project / "media" / "a.txt")
+    run.log_artifact(project / "media", "samples")
+    run.log_artifact(project / "media" / "a.txt")
     assert len(list((project / "mlruns").rglob("a.txt"))) == 2
 
 

@@ -1,4 +1,12 @@
-"""What a stage is: declaration, generated dvc.yaml, code digests, MLflow runs, the runner.
+"""The pipeline: declared stages, run by DVC, tracked in MLflow.
 
-``stages``, ``cluster``, ``planner`` and ``experiments`` are its rooms; nothing below imports it.
+- ``config``: the whole configuration; ``config_file``: ``conf/config.yaml`` generated from it.
+- ``declaration``: what ``pipelines/stages.py`` says of each stage; ``generate``: ``dvc.yaml`` made
+  from it; ``code``: the digest of the code that a stage depends on.
+- ``stage``: a running stage, its lock and its work folder; ``tracking``: its MLflow run;
+  ``processes``: calls in parallel processes.
+- ``runner``: ``omniforcing run``; ``dry_run``: ``omniforcing run --dry-run``.
+- Rooms within: ``stages``, ``cluster``, ``planner``, ``experiments``.
+
+May import every other room but ``cli``; none of them may import it.
 """

@@ -52,12 +52,12 @@ _SILENT_FIELDS = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
 
 @dataclass(frozen=True)
 class Imported:
-    """One name that a module imports from the project.
+    """A name that a module imports from the project.
 
     Attributes:
-        module: the file that holds it.
-        name: what is imported of the module; None for the module itself.
-        bound: the name it gets.
+        module: file that defines it.
+        name: name in that module; None for the module itself.
+        bound: name that it is bound to.
     """
 
     module: Path
@@ -66,7 +66,15 @@ class Imported:
 
 
 class Module:
-    """A parsed file: what it runs, and which names of the project it imports."""
+    """A parsed source file: its statements and its imports from the project.
+
+    Args:
+        path: the file.
+        package: folder of the project's package.
+
+    Raises:
+        OmniForcingError: if the file is not Python.
+    """
 
     def __init__(self, path: Path, package: Path) -> None:
         self.path = path
@@ -80,12 +88,16 @@ class Module:
 
     @cached_property
     def body(self) -> str:
-        """sha256 of the statements, imports of the project left out."""
+        """sha256 of the statements, without imports from the project."""
         return _sha256(_plain(self._tree))
 
 
 class CodeBase:
-    """The sources of one checkout; each file is read once."""
+    """The sources of a checkout; each file is read once.
+
+    Args:
+        root: the checkout.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -93,7 +105,9 @@ class CodeBase:
         self._modules: dict[Path, Module] = {}
 
     def closure(self, script: str, without: tuple[str, ...] = ()) -> list[Path]:
-        """Modules that a script needs, itself first; neither the frame nor what only it needs.
+        """List the modules that a script imports, directly or not, itself first.
+
+        The frame is left out, and so are modules that only the frame imports.
 
         Args:
             script: path relative to the checkout.
@@ -109,11 +123,17 @@ class CodeBase:
         return list(seen)
 
     def digest(self, script: str, files: Iterable[str] = (), without: tuple[str, ...] = ()) -> str:
-        """sha256 of a script's closure and of files that it reads, which count by content."""
+        """Compute the sha256 of a script's closure and of the content of files that it reads.
+
+        Args:
+            script: path relative to the checkout.
+            files: paths relative to the checkout.
+            without: path prefixes, relative to the checkout, that are left out like the frame.
+        """
         modules = {self._module_digest(path, without) for path in self.closure(script, without)}
         contents = [sha256_file(self._root / file) for file in files]
-        # A package's empty __init__.py says nothing: a module may move into a new package.
-        return _sha256([sorted(modules - {_NOTHING}), sorted(contents)])
+        # An empty __init__.py does not count: a module may move into a new package.
+        return _sha256([sorted(modules - {_EMPTY_MODULE}), sorted(contents)])
 
     def _module(self, path: Path) -> Module:
         if path not in self._modules:
@@ -161,7 +181,7 @@ def _project_imports(tree: ast.Module, package: Path) -> Iterator[Imported]:
 
 
 def _module_file(dotted: str, package: Path) -> Path | None:
-    """The file of a module of the project; None for other packages and for what is no module."""
+    """Return the file of a module of the project; None for other packages and other names."""
     first, *rest = dotted.split(".")
     if first != PACKAGE:
         return None
@@ -171,7 +191,7 @@ def _module_file(dotted: str, package: Path) -> Path | None:
 
 
 def _is_silent(node: Any) -> bool:
-    """Whether a statement is a docstring or an import from the project, which counts elsewhere."""
+    """Tell whether a statement is a docstring or an import from the project, counted elsewhere."""
     if isinstance(node, ast.Expr):
         return isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
     if isinstance(node, ast.ImportFrom):
@@ -182,7 +202,7 @@ def _is_silent(node: Any) -> bool:
 
 
 def _plain(node: Any) -> str:
-    """A syntax node as text, the same under every supported Python."""
+    """Write a syntax node as text, the same under every supported Python."""
     if isinstance(node, list):
         return f"[{','.join([_plain(item) for item in node if not _is_silent(item)])}]"
     if isinstance(node, ast.Constant):
@@ -203,7 +223,7 @@ def _plain(node: Any) -> str:
 
 
 def _merged(parts: list[ast.expr]) -> list[ast.expr]:
-    """The parts of an f-string, neighbouring texts joined: Pythons split them differently."""
+    """Join neighbouring texts among the parts of an f-string: Pythons split them differently."""
     merged: list[ast.expr] = []
     for part in parts:
         last = merged[-1] if merged else None
@@ -220,4 +240,4 @@ def _sha256(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, separators=(",", ":")).encode()).hexdigest()
 
 
-_NOTHING = _sha256([_sha256(_plain(ast.parse(""))), []])
+_EMPTY_MODULE = _sha256([_sha256(_plain(ast.parse(""))), []])

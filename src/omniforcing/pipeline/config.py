@@ -1,4 +1,4 @@
-"""The whole configuration: every room's sections joined, and the files that set them."""
+"""The whole configuration: the sections of all rooms, and the files that set them."""
 
 from __future__ import annotations
 
@@ -82,17 +82,22 @@ class Config(Section):
 
     @property
     def horizon(self) -> int:
-        """Index of the last block of a training clip: the farthest that the student has seen."""
+        """Index of the last block of a training clip, the largest that the student trains on."""
         return self.student.horizon(self.clips.latent_counts)
 
 
 def load_config(
     overrides: list[str] | None = None, root: Path | None = None, preset: str | None = None
 ) -> Config:
-    """Read ``conf/`` below ``root``, apply a preset and dotlist overrides such as ``clips.count=16``.
+    """Load the configuration from ``conf/`` and overrides.
 
-    Later ones win: defaults of the schema, conf/config.yaml, conf/preset/<preset>.yaml,
+    Later sources win: defaults of the schema, conf/config.yaml, conf/preset/<preset>.yaml,
     conf/cluster/<cluster>.yaml, overrides.
+
+    Args:
+        overrides: dotlist, such as ``clips.count=16``; ``cluster=NAME`` names a file.
+        root: the checkout; the one around the working folder if None.
+        preset: name of the preset; if None, that of the overrides or of conf/config.yaml.
 
     Raises:
         ConfigError: for an unknown key (naming the nearest), a wrong type, an unknown preset or
@@ -108,13 +113,13 @@ def load_config(
                 "config.bad-override", f"override {item!r} is not of the form key.subkey=value"
             )
     base = read_yaml(folder / "config.yaml")
-    # `cluster=ray` names a file, `cluster.workers=2` a key of what that says.
-    named = [item.partition("=")[2] for item in overrides if item.startswith("cluster=")]
-    cluster = [base.pop("cluster", None), os.environ.get(CLUSTER_VARIABLE) or None, *named]
-    chosen_cluster = [name for name in cluster if name][-1:]
-    dotlist = OmegaConf.from_dotlist(
-        [item for item in overrides if not item.startswith("cluster=")]
-    )
+    # `cluster=ray` names a file, `cluster.workers=2` overrides a key of that file.
+    files = [item for item in overrides if item.startswith("cluster=")]
+    keys = [item for item in overrides if not item.startswith("cluster=")]
+    clusters = [base.pop("cluster", None), os.environ.get(CLUSTER_VARIABLE)]
+    clusters += [item.partition("=")[2] for item in files]
+    chosen_cluster = [name for name in clusters if name][-1:]
+    dotlist = OmegaConf.from_dotlist(keys)
     chosen = str(preset or dotlist.get("preset") or base.get("preset") or Config.preset)
     sources: list[tuple[Any, str]] = [
         (base, "conf/config.yaml"),
@@ -131,7 +136,7 @@ def _read_named(folder: Path, kind: str, name: str) -> Any:
     """Read ``<kind>/<name>.yaml``.
 
     Raises:
-        ConfigError: if there is none, naming those that there are.
+        ConfigError: if there is no such file, naming the known ones.
     """
     path = folder / kind / f"{name}.yaml"
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""``conf/config.yaml``, written from the schema: every key with its default and its docstring."""
+"""Generate ``conf/config.yaml`` from the schema: every key with its default and its docstring."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HEAD = f"""\
 
 
 def write_config_file(root: Path) -> bool:
-    """Write ``conf/config.yaml`` of a checkout anew, its ``preset`` and ``cluster`` kept.
+    """Renew ``conf/config.yaml`` of a checkout, keeping its values of ``preset`` and ``cluster``.
 
     Returns:
         Whether it changed.
@@ -38,10 +38,10 @@ def write_config_file(root: Path) -> bool:
 
 
 def check_config_file(root: Path) -> None:
-    """Check that ``conf/config.yaml`` of a checkout is what would be written.
+    """Check that ``conf/config.yaml`` of a checkout is up to date.
 
     Raises:
-        ConfigError: if it is not, naming the command that renews it.
+        ConfigError: if it is stale, naming the command that renews it.
     """
     path = root / FILE
     if not path.is_file() or path.read_text(encoding="utf-8") != _wanted(path):
@@ -49,7 +49,7 @@ def check_config_file(root: Path) -> None:
 
 
 def config_text(preset: str, cluster: str) -> str:
-    """The whole file, for a tracked preset and a cluster."""
+    """Return the text of the file, for a tracked preset and a cluster."""
     return "\n".join([HEAD, *_lines(Config(preset=preset), 0, {"cluster": cluster})]) + "\n"
 
 
@@ -57,16 +57,16 @@ def _wanted(path: Path) -> str:
     from yaml import YAMLError, safe_load
 
     try:
-        written = safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+        current = safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
     except YAMLError:
-        written = None
-    kept = written if isinstance(written, dict) else {}
-    preset, cluster = kept.get("preset", Config.preset), kept.get("cluster", "local")
+        current = None  # a broken file is replaced
+    values = current if isinstance(current, dict) else {}
+    preset, cluster = values.get("preset", Config.preset), values.get("cluster", "local")
     return config_text(str(preset), str(cluster))
 
 
 def _lines(section: Section, depth: int, replaced: dict[str, Any]) -> Iterator[str]:
-    """The lines of a section; ``replaced`` holds values that stand for whole sections."""
+    """Yield the lines of a section; ``replaced`` holds values to write instead of sections."""
     about, indent = field_docstrings(type(section)), "  " * depth
     for f in dataclasses.fields(section):
         value = replaced.get(f.name, getattr(section, f.name))
@@ -86,10 +86,10 @@ def _lines(section: Section, depth: int, replaced: dict[str, Any]) -> Iterator[s
 
 
 def _with_comment(line: str, comment: str, indent: str) -> Iterator[str]:
-    """A line with its comment behind it, or above it where it does not fit."""
-    whole = f"{line.ljust(COMMENTS_AT - 2)}  # {comment}"
-    if len(whole) <= WIDTH:
-        yield whole
+    """Yield a line with its comment at its end, or above it where it does not fit."""
+    one_line = f"{line.ljust(COMMENTS_AT - 2)}  # {comment}"
+    if len(one_line) <= WIDTH:
+        yield one_line
         return
     prefix = f"{indent}# "
     yield from textwrap.wrap(comment, WIDTH, initial_indent=prefix, subsequent_indent=prefix)
@@ -97,8 +97,9 @@ def _with_comment(line: str, comment: str, indent: str) -> Iterator[str]:
 
 
 def _flow(value: Any) -> str:
-    """A value on one line; floats as YAML reads them, never 1e-3."""
+    """Write a value on one line of YAML."""
     from yaml import safe_dump
 
+    # safe_dump writes 1.0e-05, never 1e-05, which YAML 1.1 reads as text.
     text = safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
     return text.removesuffix("\n...\n").strip()

@@ -1,7 +1,7 @@
-"""Declaration of the stages: ``pipelines/stages.py`` of a checkout, read for one preset.
+"""Declaration of the stages: reads ``pipelines/stages.py`` of a checkout for one preset.
 
-It is the only place that says what a stage reads, which configuration keys its result depends on
-and where it writes. ``omniforcing.pipeline.generate`` makes every ``dvc.yaml`` of it.
+That file alone says what a stage reads, which configuration keys its result depends on and where it
+writes. ``omniforcing.pipeline.generate`` makes every ``dvc.yaml`` from it.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from omniforcing.pipeline.config import Config
 
 DECLARATION = "pipelines/stages.py"
 PRESETS = "pipelines/presets"
-BODIES = f"{SOURCES}/pipeline/stages"
+STAGE_MODULES = f"{SOURCES}/pipeline/stages"
 # Keys that conf/config.yaml sets for every preset.
 COMMON_KEYS = ("seed",)
-# Code that measures, in stages that train: a training is not begun anew when it changes.
-MEASURES = (
+# Code that only measures: when it changes, a stage that trains continues its unfinished training.
+MEASURING_CODE = (
     f"{SOURCES}/evaluation/",
     *(f"{SOURCES}/pocket/{name}.py" for name in ("drift", "events", "observe", "sync")),
 )
-# Code and templates that present figures: no figure and no kept clip depends on them.
-PRESENTS = tuple(
+# Code and templates that only present figures: when they change, `evaluate` keeps its samples.
+PRESENTING_CODE = tuple(
     f"{SOURCES}/evaluation/{name}" for name in ("page.html", "report.py", "curves.py", "ablation")
 )
 
@@ -43,16 +43,16 @@ class StageSpec:
     """One stage as ``pipelines/stages.py`` declares it, for every preset.
 
     Attributes:
-        name: name in DVC and of ``omniforcing stage``.
+        name: name in DVC and for ``omniforcing stage``.
         about: one sentence for ``--help`` and ``dvc.yaml``.
-        reads: stages whose outputs it reads.
+        reads: names of the stages whose outputs it reads.
         keys: configuration keys that its result depends on.
-        writes: folder below ``data/<preset>``; the stage's name if None.
+        writes: name of the output folder below ``data/<preset>``; the stage's name if None.
         files: files other than Python that its result depends on, relative to the checkout.
-        curves: whether it writes a training curve.
-        optional: whether `dvc repro` leaves it alone unless it is named.
-        trains: whether, under a configuration, it trains a transformer, which the workers of a
-            named cluster do together.
+        curves: whether it writes training curves.
+        optional: whether `dvc repro` runs it only when it is named.
+        trains: tells whether, under a configuration, it trains a transformer, which the workers of
+            a cluster do together.
         body: file with the stage's ``run(stage)``, relative to the checkout; the module of the
             same name in ``omniforcing.pipeline.stages`` if None.
     """
@@ -71,7 +71,7 @@ class StageSpec:
     @property
     def module(self) -> str:
         """File with the stage's ``run(stage)``, relative to the checkout."""
-        return self.body or f"{BODIES}/{self.name}.py"
+        return self.body or f"{STAGE_MODULES}/{self.name}.py"
 
     def folder(self, preset: str) -> str:
         """Output folder, relative to the checkout."""
@@ -82,17 +82,17 @@ class StageSpec:
         return f"data/{preset}/{self.name}.metrics.json"
 
     def curve(self, preset: str) -> str:
-        """Training curve, relative to the checkout."""
+        """File of the training curves, relative to the checkout."""
         return f"data/{preset}/{self.name}.curves.csv"
 
     def code(self, preset: str) -> str:
-        """File that holds the digest of the stage's code, relative to the checkout."""
+        """File with the digest of the stage's code, relative to the checkout."""
         return f"data/{preset}/code/{self.name}"
 
 
 @dataclass(frozen=True)
 class Declaration:
-    """One stage under one preset.
+    """A stage under one preset.
 
     Attributes:
         spec: the stage's declaration.
@@ -106,29 +106,29 @@ class Declaration:
 
     @property
     def name(self) -> str:
-        """The stage's name."""
+        """Name of the stage."""
         return self.spec.name
 
     @property
     def about(self) -> str:
-        """What the stage does."""
+        """One sentence on what the stage does."""
         return self.spec.about
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The configuration keys that the result depends on, sorted."""
+        """Configuration keys that the result depends on, sorted."""
         return tuple(sorted(self.spec.keys))
 
     def config_values(self, config: Config) -> dict[str, Any]:
-        """The resolved values of ``keys``."""
+        """Return the values of ``keys`` under a configuration."""
         plain = to_dict(config)
         return {key: _lookup(plain, key) for key in self.keys}
 
     def input_digests(self, root: Path) -> dict[str, str]:
-        """The digest of each input folder.
+        """Compute the digest of each input folder, by its path.
 
         Raises:
-            OmniForcingError: naming the stage to run first, if one is missing.
+            OmniForcingError: if one is missing, naming the command that makes it.
         """
         for path in self.inputs:
             if not (data_root(root) / path).exists():
@@ -139,34 +139,35 @@ class Declaration:
         return {path: folder_digest(data_root(root) / path) for path in self.inputs}
 
     def fingerprint(self, config: Config, root: Path) -> str:
-        """sha256 of everything the result depends on: config values, inputs and code.
+        """Compute the sha256 of everything that unfinished work depends on.
 
-        The checkpoint interval counts too: an old checkpoint counts its steps in it.
+        That is config values, inputs and code.
+
+        Raises:
+            OmniForcingError: if an input is missing.
         """
+        # A checkpoint counts its steps in intervals: it cannot be continued with another interval.
         values = self.config_values(config) | {"checkpoint_every": config.trainer.checkpoint_every}
         inputs = self.input_digests(root)
         return digest({"config": values, "inputs": inputs, "code": self.work_digest(root)})
 
     def work_digest(self, root: Path) -> str:
-        """Digest of the code that half-done work depends on.
+        """Compute the digest of the code that unfinished work depends on.
 
-        It leaves out code that only presents and, where something is trained, code that only
-        measures: DVC runs the stage again when that changes, which continues from its work.
+        Unlike the digest that DVC compares, it leaves out code that only measures, or for
+        ``evaluate`` code that only presents. When that code changes, DVC runs the stage again, and
+        the stage continues from its work.
         """
-        left_out = self._left_out
+        left_out = PRESENTING_CODE if self.name == "evaluate" else MEASURING_CODE
         files = [file for file in self.spec.files if not file.startswith(left_out)]
         return CodeBase(root).digest(self.spec.module, files, left_out)
 
-    @property
-    def _left_out(self) -> tuple[str, ...]:
-        return PRESENTS if self.name == "evaluate" else MEASURES
-
 
 def read_specs(root: Path) -> tuple[StageSpec, ...]:
-    """All stages of a checkout, in the order in which they run; optional ones last.
+    """Read all stages of a checkout, in the order in which they run; optional ones last.
 
     Raises:
-        OmniForcingError: if the checkout declares none that can be read.
+        OmniForcingError: if ``pipelines/stages.py`` is missing or declares no stages.
     """
     path = root / DECLARATION
     if not path.is_file():
@@ -183,17 +184,22 @@ def read_specs(root: Path) -> tuple[StageSpec, ...]:
 
 
 def stage_names(root: Path) -> list[str]:
-    """The stages that `dvc repro` runs, in order."""
+    """List the names of the stages that `dvc repro` runs, in order."""
     return [spec.name for spec in read_specs(root) if not spec.optional]
 
 
 def optional_stages(root: Path) -> list[str]:
-    """The stages that run only when they are named."""
+    """List the names of the stages that run only when they are named."""
     return [spec.name for spec in read_specs(root) if spec.optional]
 
 
 def read_declaration(name: str, root: Path, preset: str) -> Declaration:
-    """One stage under a preset.
+    """Read one stage under a preset.
+
+    Args:
+        name: name of the stage.
+        root: the checkout.
+        preset: name of the preset.
 
     Raises:
         OmniForcingError: if there is no such stage.
@@ -206,12 +212,14 @@ def read_declaration(name: str, root: Path, preset: str) -> Declaration:
             "pipeline.unknown-stage", f"the pipeline has no stage {name!r}; it has: {known}{hint}"
         )
     spec = specs[name]
-    inputs = tuple(specs[read].folder(preset) for read in spec.reads)
+    inputs = tuple(specs[other].folder(preset) for other in spec.reads)
     return Declaration(spec, spec.folder(preset), inputs)
 
 
 def check_preset(root: Path, preset: str) -> None:
-    """Check that a preset's file names every key that DVC tracks in it; DVC cannot run without.
+    """Check that a preset's file names every key that DVC tracks in it.
+
+    DVC refuses to run a stage with a parameter that its file lacks.
 
     Raises:
         OmniForcingError: naming the first key that is missing.
@@ -225,22 +233,27 @@ def check_preset(root: Path, preset: str) -> None:
             if not _has(named, key):
                 raise OmniForcingError(
                     "config.missing-value",
-                    f"{path} lacks {key!r}, which DVC tracks; name it there, if nothing differs with {{}}",
+                    f"{path} lacks {key!r}, which DVC tracks; "
+                    "name it there, if nothing differs with {}",
                 )
 
 
 def preset_keys(keys: Iterable[str]) -> list[str]:
-    """The keys that a preset's file names, without those that are common to all presets."""
+    """Return the keys that a preset's file must name: all but those common to all presets."""
     return [key for key in keys if key not in COMMON_KEYS]
 
 
 def known_presets(root: Path) -> list[str]:
-    """Names of the files in ``conf/preset``."""
+    """List the names of the presets, the files in ``conf/preset``."""
     return sorted(path.stem for path in (root / "conf" / "preset").glob("*.yaml"))
 
 
 def tracked_preset(root: Path) -> str:
-    """The preset whose pipeline stands at the top: the key ``preset`` of ``conf/config.yaml``."""
+    """Return the preset whose pipeline is tracked: the key ``preset`` of ``conf/config.yaml``.
+
+    Raises:
+        OmniForcingError: if the file has no such key.
+    """
     from yaml import safe_load
 
     path = root / "conf" / "config.yaml"
@@ -254,25 +267,25 @@ def tracked_preset(root: Path) -> str:
 
 
 def pipeline_file(root: Path, preset: str) -> str:
-    """A preset's ``dvc.yaml``, relative to the checkout."""
+    """Return the path of a preset's ``dvc.yaml``, relative to the checkout."""
     return "dvc.yaml" if preset == tracked_preset(root) else f"{PRESETS}/{preset}/dvc.yaml"
 
 
 def optional_file(root: Path, preset: str) -> str:
-    """The ``dvc.yaml`` of a preset's optional stages, relative to the checkout."""
-    tracked = preset == tracked_preset(root)
-    return f"{'pipelines' if tracked else f'{PRESETS}/{preset}'}/optional/dvc.yaml"
+    """Return the path of the ``dvc.yaml`` of optional stages, relative to the checkout."""
+    folder = "pipelines" if preset == tracked_preset(root) else f"{PRESETS}/{preset}"
+    return f"{folder}/optional/dvc.yaml"
 
 
 def lock_file(root: Path, preset: str) -> str:
-    """A preset's ``dvc.lock``, relative to the checkout."""
+    """Return the path of a preset's ``dvc.lock``, relative to the checkout."""
     return str(Path(pipeline_file(root, preset)).with_suffix(".lock"))
 
 
 def dvc_target(root: Path, preset: str, stage: str) -> str:
-    """A stage of a preset as DVC's commands take it."""
+    """Return the target of a stage for DVC's commands: ``stage`` or ``path/dvc.yaml:stage``."""
     optional = stage in optional_stages(root)
-    file = (optional_file if optional else pipeline_file)(root, preset)
+    file = optional_file(root, preset) if optional else pipeline_file(root, preset)
     return stage if file == "dvc.yaml" else f"{file}:{stage}"
 
 

@@ -1,8 +1,8 @@
-"""A dry run: every stage of a preset at its real sizes, on a handful of clips, before a machine is paid for.
+"""A dry run: every stage of a preset at its real sizes on a few clips, without much time or data.
 
-Networks, clip lengths and pictures are the preset's own; only counts shrink (``overrides``), batches too: the memory that the
-preset's own batches take is more. All of it happens in a temporary copy of the project, one process per stage, without DVC, and
-on a GPU if there is one.
+Networks, clip lengths and frame sizes are those of the preset. Counts, steps and batches are small
+(``overrides``), so the preset's own batches take more memory. It works in a temporary copy of the
+project, with one process per stage, without DVC, and on a GPU if there is one.
 """
 
 from __future__ import annotations
@@ -35,29 +35,38 @@ from omniforcing.pipeline.declaration import check_preset, read_declaration, sta
 from omniforcing.pipeline.stage import run_stage
 
 BATCH = 2
-SAMPLED = 0.1  # seconds between two looks at the GPU
+POLL_SECONDS = 0.1  # between two readings of the GPU's memory
 COPIED = ("conf", "pipelines", "src")
-# Loaded once, before the stages' processes fork: each would otherwise spend most of its time on imports.
-_OURS = ("pipeline.dry_run", "evaluation.samplers", "pipeline.stages.shared.training")
-PRELOADED = [*(f"omniforcing.{name}" for name in _OURS), "mlflow", "torchaudio"]
-# Whatever surrounds the dry run must not receive its MLflow runs.
-FOREIGN = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "DVC_STAGE", PARENT_VARIABLE, COMMIT_VARIABLE)
+# Imported once, before the stages' processes are forked, which would else spend their time on it.
+PRELOADED = [
+    "omniforcing.pipeline.dry_run",
+    "omniforcing.evaluation.samplers",
+    "omniforcing.pipeline.stages.shared.training",
+    "mlflow",
+    "torchaudio",
+]
+# Removed for the stages, whose MLflow runs belong into the temporary copy.
+OUTER_VARIABLES = (
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_RUN_ID",
+    "DVC_STAGE",
+    PARENT_VARIABLE,
+    COMMIT_VARIABLE,
+)
 
 
 def overrides(config: Config) -> list[str]:
-    """What a dry run changes of a preset: how many and how often, never how large."""
-    legs, probes, drifting = (
-        config.codec.video.crops,
-        min(config.trainer.probes, 1),
-        min(config.evaluate.drift_clips, 2),
-    )
+    """Return the overrides of a dry run, which change counts and never sizes, as a dotlist."""
+    crops = config.codec.video.crops
+    probes = min(config.trainer.probes, 1)
+    drift_clips = min(config.evaluate.drift_clips, 2)
     once = {"steps": 1, "batch": BATCH}
-    # One duet alone would not be evaluated; folders of videos have none.
+    # The evaluation needs two duets or none; folders of videos have none.
     duets = min(config.clips.heldout_duets, 2) if config.clips.source == "synthetic" else 0
-    # A preset for a GPU is tried on a CPU too.
-    anywhere = {"accelerator": "auto"} if config.trainer.accelerator == "gpu" else {}
+    # A preset for GPUs can be tried on a CPU too.
+    accelerator = {"accelerator": "auto"} if config.trainer.accelerator == "gpu" else {}
     changed = {
-        # Not a user's folder: conforming clips is not what is tried, and 6 may not be at hand.
+        # Not a user's folder: it may hold fewer than 6 clips, and conforming them is not tried.
         "clips": {
             "source": "synthetic",
             "count": 6,
@@ -66,10 +75,10 @@ def overrides(config: Config) -> list[str]:
             "duets": 0.5,
         },
         "codec": {
-            # A step for each leg of the curriculum; the last steps are past KL_FROM.
+            # One step for each crop of the curriculum; the last steps are past KL_FROM.
             "video": {
-                "steps": len(legs),
-                "crops": [{"frames": leg.frames, "batch": 1, "share": 1} for leg in legs],
+                "steps": len(crops),
+                "crops": [{"frames": crop.frames, "batch": 1, "share": 1} for crop in crops],
             },
             "audio": {"steps": 3, "batch": BATCH},
             "vocoder": once,
@@ -85,7 +94,7 @@ def overrides(config: Config) -> list[str]:
             "clips": 2,
             "seeds": 1,
             "batch": BATCH,
-            "drift_clips": drifting,
+            "drift_clips": drift_clips,
             "page_clips": 1,
         },
         "export": {"seconds": 1.0, "registered_model": None},
@@ -95,7 +104,7 @@ def overrides(config: Config) -> list[str]:
             "threads": 1,
             "probes": probes,
             "probe_clips": 2,
-            **anywhere,
+            **accelerator,
         },
     }
     return [f"{key}={json.dumps(value)}" for key, value in flatten(changed).items()]
@@ -103,8 +112,16 @@ def overrides(config: Config) -> list[str]:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What one stage took: seconds, the gigabytes of its largest process, and the most that was in use on the GPU, by all
-    processes; None without one. Parameters and tokens where it has some."""
+    """Time and memory that a stage took.
+
+    Attributes:
+        stage: name of the stage.
+        parameters: number of parameters in its output; 0 if it holds none.
+        tokens: video and audio tokens of a training clip, as text; ``-`` before the codec stage.
+        seconds: duration.
+        gigabytes: largest resident memory of one of its processes.
+        gpu: largest gigabytes in use on the GPU by all processes; None without a GPU.
+    """
 
     stage: str
     parameters: int
@@ -116,22 +133,28 @@ class Footprint:
     def __str__(self) -> str:
         size = f"{self.parameters / 1e6:.2f}" if self.parameters else "-"
         gpu = "-" if self.gpu is None else f"{self.gpu:.2f}"
-        return f"{self.stage:<20}{size:>16}{self.tokens:>18}{self.seconds:>9.1f}{self.gigabytes:>10.2f}{gpu:>10}"
+        memory = f"{self.gigabytes:>10.2f}{gpu:>10}"
+        return f"{self.stage:<20}{size:>16}{self.tokens:>18}{self.seconds:>9.1f}{memory}"
 
 
 def table(rows: list[Footprint]) -> str:
-    """The rows under their heads, and the sum of the seconds."""
-    head = f"{'stage':<20}{'parameters (M)':>16}{'tokens per clip':>18}{'seconds':>9}{'RAM GB':>10}{'GPU GB':>10}"
-    return "\n".join(
-        [head, *map(str, rows), f"{'all':<20}{sum(row.seconds for row in rows):>43.1f}"]
-    )
+    """Return the rows as a table with a header and the sum of the seconds."""
+    memory = f"{'RAM GB':>10}{'GPU GB':>10}"
+    header = f"{'stage':<20}{'parameters (M)':>16}{'tokens per clip':>18}{'seconds':>9}{memory}"
+    total = sum(row.seconds for row in rows)
+    return "\n".join([header, *map(str, rows), f"{'all':<20}{total:>43.1f}"])
 
 
 def dry_run(root: Path, preset: str | None) -> None:
-    """Run every stage of a preset (default: the tracked one) in its smallest form and print what each took.
+    """Run every stage of a preset in its smallest form and print what each took.
+
+    Args:
+        root: the checkout.
+        preset: name of the preset; the tracked one if None.
 
     Raises:
-        OmniForcingError: if weights that the preset loads are missing, or naming the stage that does not fit together.
+        OmniForcingError: if weights that the preset loads are missing, or naming the stage that
+            fails.
     """
     config = load_config(root=root, preset=preset)
     check_preset(root, config.preset)
@@ -140,17 +163,20 @@ def dry_run(root: Path, preset: str | None) -> None:
         copy = _copy_project(root, Path(folder))
         rows = list(_run_stages(copy, changed))
     gpu = "" if any(row.gpu is not None for row in rows) else "; no GPU was used"
-    done = f"all stages fit together, at batch {BATCH} or less{gpu}; nothing was learnt and nothing is kept"
-    print(f"\n{table(rows)}\n\na dry run of preset {config.preset}: {done}")
+    print(f"\n{table(rows)}\n")
+    print(
+        f"a dry run of preset {config.preset}: all stages fit together, at batch {BATCH} or less"
+        f"{gpu}; nothing was learnt and nothing is kept"
+    )
 
 
 def _weights(root: Path, config: Config) -> list[str]:
-    """Where the copy finds the weights that a preset loads.
+    """Return overrides with absolute paths of the weights that a preset loads.
 
     Raises:
-        OmniForcingError: naming the place that is missing.
+        OmniForcingError: naming the path that is missing.
     """
-    found = []
+    paths = []
     for name, part in (("codec", config.codec), ("teacher", config.teacher)):
         if part.source is Source.load:
             path = root / str(part.path)
@@ -160,8 +186,8 @@ def _weights(root: Path, config: Config) -> list[str]:
                     "file.missing",
                     f"{path} is missing, {loads}; fetch the weights, or set {name}.path",
                 )
-            found.append(f"{name}.path={path}")
-    return found
+            paths.append(f"{name}.path={path}")
+    return paths
 
 
 def _copy_project(root: Path, folder: Path) -> Path:
@@ -172,14 +198,15 @@ def _copy_project(root: Path, folder: Path) -> Path:
 
 def _run_stages(root: Path, changed: list[str]) -> Iterator[Footprint]:
     config = load_config(changed, root)
-    # Asking whether there is a GPU would otherwise start CUDA in the process that the stages are forked from.
+    # Without it, asking whether there is a GPU would initialise CUDA in the process from which the
+    # stages are forked, and CUDA does not survive a fork.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     for name in stage_names(root):
         print(f"--- {name}", flush=True)
         receive, send = context.Pipe(duplex=False)
-        process = context.Process(target=_stage, args=(name, root, config, send))
+        process = context.Process(target=_run_in_child, args=(name, root, config, send))
         process.start()
         try:
             gpu = _watch(process, config.trainer.device == "cuda")
@@ -192,16 +219,15 @@ def _run_stages(root: Path, changed: list[str]) -> Iterator[Footprint]:
             )
         seconds, gigabytes = receive.recv()
         folder = root / read_declaration(name, root, config.preset).folder
-        yield Footprint(
-            name, count_parameters(folder), _tokens(config, folder.parent), seconds, gigabytes, gpu
-        )
+        tokens = _tokens(config, folder.parent)
+        yield Footprint(name, count_parameters(folder), tokens, seconds, gigabytes, gpu)
         remove(root / ".work" / config.preset)
 
 
 def _watch(process: BaseProcess, gpu: bool) -> float | None:
-    """Wait for a stage's process; the most gigabytes in use on the GPU meanwhile, None if ``gpu`` says that there is none.
+    """Wait for a stage's process and return the most gigabytes in use on the GPU; None without one.
 
-    All of the GPU is looked at, not this process alone: a stage may have processes of its own there, side by side.
+    Memory of all processes counts: a stage may have several on the GPU.
     """
     import torch
 
@@ -209,16 +235,16 @@ def _watch(process: BaseProcess, gpu: bool) -> float | None:
     while gpu and process.is_alive():
         free, total = torch.cuda.mem_get_info()
         peak = max(peak, (total - free) / 1e9)
-        process.join(SAMPLED)
+        process.join(POLL_SECONDS)
     process.join()
     return peak if gpu else None
 
 
-def _stage(name: str, root: Path, config: Config, report: Any) -> None:
-    """Run a stage in its own process, and report seconds and gigabytes."""
+def _run_in_child(name: str, root: Path, config: Config, report: Any) -> None:
+    """Run a stage in this child process, and send its seconds and gigabytes."""
     die_with_parent()
     os.chdir(root)
-    for variable in FOREIGN:
+    for variable in OUTER_VARIABLES:
         os.environ.pop(variable, None)
     began = time.monotonic()
     code = run_command(lambda: run_stage(name, config, root))
@@ -228,30 +254,31 @@ def _stage(name: str, root: Path, config: Config, report: Any) -> None:
 
 def _peak_gigabytes() -> float:
     """Largest resident memory of this process or one of its children, so far."""
-    largest = max(
-        resource.getrusage(whose).ru_maxrss
-        for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
-    return largest * (1 if sys.platform == "darwin" else 1024) / 1e9
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    unit = 1 if sys.platform == "darwin" else 1024
+    return max(own, children) * unit / 1e9
 
 
 def count_parameters(folder: Path) -> int:
-    """Numbers in the weights below a folder: safetensors with a model's ``config.json`` beside them."""
-    return sum(
-        _numbers(path)
-        for path in folder.rglob("*.safetensors")
-        if (path.parent / "config.json").is_file()
-    )
+    """Count the parameters of all models below a folder.
+
+    Only safetensors with a model's ``config.json`` in the same folder count.
+    """
+    files = folder.rglob("*.safetensors")
+    return sum(_parameters(file) for file in files if (file.parent / "config.json").is_file())
 
 
-def _numbers(path: Path) -> int:
+def _parameters(path: Path) -> int:
     with safe_open(path, "np") as file:
-        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+    return sum(map(math.prod, shapes))
 
 
 def _tokens(config: Config, data: Path) -> str:
-    """Video and audio tokens of a training clip, once the codec has settled them."""
-    if not (data / "codec" / "codec.json").is_file():
+    """Return the tokens of a training clip, video + audio; ``-`` before the codec stage."""
+    description = data / "codec" / "codec.json"
+    if not description.is_file():
         return "-"
-    counts, spatial = config.clips.latent_counts, read_json(data / "codec" / "codec.json")["tokens"]
-    return f"{counts.video * spatial} + {counts.audio}"
+    counts, per_frame = config.clips.latent_counts, read_json(description)["tokens"]
+    return f"{counts.video * per_frame} + {counts.audio}"

@@ -1,10 +1,10 @@
-"""Make ``dvc.yaml`` of the stages that are declared.
+"""Generate ``dvc.yaml`` from the declared stages.
 
-Each preset has a pipeline of its own, with its lock beside it: the tracked preset at the top of the
-checkout, any other in ``pipelines/presets/<name>``. The first stage of each writes the digests of
-the code on which the other stages depend (``omniforcing.pipeline.code``).
+Each preset has its own pipeline and lock: the tracked preset at the top of the checkout, any other
+in ``pipelines/presets/<name>``. The first stage of each pipeline writes the digests of the code on
+which the other stages depend (``omniforcing.pipeline.code``).
 
-The pipelines of other presets, and optional stages, are made when they are first run and are not
+Pipelines of other presets and of optional stages are generated when they are first run, and not
 committed. DVC's commands without a target look at every ``dvc.yaml`` of a checkout: pipelines that
 have never run would make `dvc pull` fail and fill `dvc status` and `dvc metrics show`.
 """
@@ -47,7 +47,14 @@ def write_digests(root: Path, preset: str) -> None:
 
 
 def write_pipelines(root: Path, presets: Iterable[str] = ()) -> list[str]:
-    """Renew the generated files of a checkout, make those of ``presets``, and return what changed.
+    """Renew the generated files of a checkout, and create those of more presets.
+
+    Args:
+        root: the checkout.
+        presets: names of presets that shall have a ``dvc.yaml``.
+
+    Returns:
+        Paths of the files that changed, relative to the checkout.
 
     Raises:
         OmniForcingError: if a preset is unknown or lacks a section.
@@ -65,10 +72,10 @@ def write_pipelines(root: Path, presets: Iterable[str] = ()) -> list[str]:
 
 
 def check_pipelines(root: Path) -> None:
-    """Check that the generated files of a checkout are what would be written.
+    """Check that the generated files of a checkout are up to date.
 
     Raises:
-        OmniForcingError: naming the first that is not, and the command that renews it.
+        OmniForcingError: naming the first stale one and the command that renews it.
     """
     for path, text in _wanted(root).items():
         if _content(root / path) != text:
@@ -76,15 +83,22 @@ def check_pipelines(root: Path) -> None:
 
 
 def ensure_pipeline(root: Path, preset: str, stages: Iterable[str] = ()) -> None:
-    """Make the ``dvc.yaml`` of a preset and of optional ``stages`` if there is none, and say so.
+    """Create the ``dvc.yaml`` of a preset if there is none, and print its path.
+
+    Args:
+        root: the checkout.
+        preset: name of the preset.
+        stages: stages to run; for an optional one its ``dvc.yaml`` is created too.
 
     Raises:
-        OmniForcingError: if one is stale, if the preset lacks a section, or if the lock was written
-            for an older ``dvc.yaml``.
+        OmniForcingError: if a file is stale, if the preset lacks a section, or if the lock was
+            written for an older ``dvc.yaml``.
     """
     texts = pipelines_of(root, preset)
     optional = set(stages) & set(optional_stages(root))
-    files = [pipeline_file(root, preset)] + [optional_file(root, preset)] * bool(optional)
+    files = [pipeline_file(root, preset)]
+    if optional:
+        files.append(optional_file(root, preset))
     for path in files:
         present = _content(root / path)
         if present is None:
@@ -96,7 +110,7 @@ def ensure_pipeline(root: Path, preset: str, stages: Iterable[str] = ()) -> None
 
 
 def pipelines_of(root: Path, preset: str) -> dict[str, str]:
-    """The generated files of a preset: path relative to the checkout, and text.
+    """Return the texts of a preset's generated files, by path relative to the checkout.
 
     Raises:
         OmniForcingError: if the preset lacks a section.
@@ -114,7 +128,9 @@ def pipelines_of(root: Path, preset: str) -> dict[str, str]:
 
 
 def refuse_old_lock(root: Path, preset: str) -> None:
-    """Refuse a lock from before stages depended on digests of their code.
+    """Refuse a lock that was written before stages depended on digests of their code.
+
+    With such a lock DVC would find every dependency changed and train everything again.
 
     Raises:
         OmniForcingError: with the two ways to go on.
@@ -138,20 +154,20 @@ def _stale_error(root: Path, path: str) -> OmniForcingError:
 
 
 def _wanted(root: Path) -> dict[str, str | None]:
-    """What the generated files of a checkout should hold; None for those of presets that are gone."""
+    """Return the text of each generated file; None for files of presets that are gone."""
     load_config(root=root)  # refuses an unknown tracked preset
     texts: dict[str, str] = {}
     for preset in known_presets(root):
         if _is_used(root, preset):
             texts |= pipelines_of(root, preset)
     top = pipeline_file(root, tracked_preset(root))
-    found = [root / "pipelines" / "optional" / "dvc.yaml", *(root / PRESETS).rglob("dvc.yaml")]
-    present = [path.relative_to(root).as_posix() for path in found if path.is_file()]
+    others = [root / "pipelines" / "optional" / "dvc.yaml", *(root / PRESETS).rglob("dvc.yaml")]
+    present = [path.relative_to(root).as_posix() for path in others if path.is_file()]
     return {path: texts.get(path) for path in [top, *sorted(present)]}
 
 
 def _is_used(root: Path, preset: str) -> bool:
-    """Whether a checkout holds generated files of a preset; those of the tracked one it always does."""
+    """Tell whether a checkout has generated files of a preset, as it always has of the tracked."""
     tracked = preset == tracked_preset(root)
     return tracked or (root / pipeline_file(root, preset)).parent.is_dir()
 
@@ -170,6 +186,7 @@ def _replace(path: Path, text: str | None) -> None:
 def _text(about: str, stages: dict[str, Any], file: str) -> str:
     from yaml import safe_dump
 
+    # Paths of stages are relative to the checkout; DVC takes them relative to the file by default.
     depth = len(Path(file).parents) - 1
     if depth:
         up = "/".join([".."] * depth)
@@ -189,15 +206,12 @@ def _code_stage(specs: tuple[StageSpec, ...], preset: str) -> dict[str, Any]:
 
 
 def _stage(spec: StageSpec, specs: tuple[StageSpec, ...], preset: str) -> dict[str, Any]:
-    """One stage of a preset as DVC reads it.
-
-    ``exec`` makes the stage DVC's own child under every shell, so that it dies with a DVC that is
-    killed.
-    """
+    """Return the entry of a stage in ``dvc.yaml``."""
     named = {other.name: other for other in specs}
     params: list[dict[str, list[str]]] = [{"conf/config.yaml": list(spec.keys)}]
     if keys := preset_keys(spec.keys):
         params.append({f"conf/preset/{preset}.yaml": keys})
+    # `exec` replaces the shell, so that the stage is a child of DVC and dies when DVC is killed.
     stage: dict[str, Any] = {
         "desc": spec.about,
         "cmd": f"exec python -m omniforcing stage {spec.name} --preset {preset}",

@@ -1,4 +1,7 @@
-"""Independent jobs beside each other, a process with one torch thread each: faster on a CPU than one by one with two."""
+"""Run independent calls in parallel, each in a process of its own with one torch thread.
+
+On a CPU that is faster than one call after the other with several threads.
+"""
 
 from __future__ import annotations
 
@@ -13,38 +16,42 @@ from omniforcing.core.environment import die_with_parent
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.training.loop import set_threads
 
-# A function of a module, and its arguments, all of which pickle.
-Job = tuple[Callable[..., None], tuple[Any, ...]]
+# A function that can be imported, and arguments that can be pickled.
+Call = tuple[Callable[..., None], tuple[Any, ...]]
 
 
-def run_side_by_side(jobs: Sequence[Job], failed: str) -> None:
-    """Run all jobs at once and wait for all; their errors are printed as those of a command.
+def run_in_processes(calls: Sequence[Call], failure: str) -> None:
+    """Run all calls at the same time and wait for them; each prints its own error.
+
+    Args:
+        calls: functions with their arguments.
+        failure: beginning of the error's sentence.
 
     Raises:
-        OmniForcingError: saying ``failed``, if a job did not end well.
+        OmniForcingError: if a process fails or is killed.
     """
-    spawn = multiprocessing.get_context("spawn")
-    processes = [
-        spawn.Process(target=_child, args=(os.getpid(), job, arguments)) for job, arguments in jobs
-    ]
+    # Not fork: the parent may have loaded torch, whose thread pools do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    parent = os.getpid()
+    processes = [context.Process(target=_run_call, args=(parent, *call)) for call in calls]
     try:
         for process in processes:
             process.start()
         for process in processes:
             process.join()
     finally:
-        # Told to stop, we free the stage's lock: nobody may go on writing behind it.
+        # Stopped by a signal, this process frees the stage's lock: no child may go on writing.
         for process in processes:
             if process.is_alive():
                 process.kill()
                 process.join()
     if any(process.exitcode for process in processes):
         raise OmniForcingError(
-            "pipeline.command-failed", f"{failed} (see above); run the stage again, it continues"
+            "pipeline.command-failed", f"{failure} (see above); run the stage again, it continues"
         )
 
 
-def _child(parent: int, job: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _run_call(parent: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     die_with_parent(parent)
     set_threads(1)
-    sys.exit(run_command(lambda: job(*arguments)))
+    sys.exit(run_command(lambda: function(*arguments)))

@@ -1,4 +1,4 @@
-"""One pipeline run: ``dvc repro`` for a preset under one MLflow parent run, and the table of minutes at its end."""
+"""A pipeline run: ``dvc repro`` of a preset under one MLflow parent run, and a table of minutes."""
 
 from __future__ import annotations
 
@@ -35,99 +35,125 @@ from omniforcing.pocket import foundation
 def start_python(
     command: Sequence[str], root: Path, **options: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Run our interpreter on ``command`` in the folder ``root``, with options of ``subprocess.run``; it dies with us."""
-    # The children find the interpreter that runs us as `python`, whether or not its environment is activated.
+    """Run this interpreter as a child process and wait; it dies with this process.
+
+    Args:
+        command: arguments of the interpreter.
+        root: working folder.
+        options: as of ``subprocess.run``; ``env`` is added to this process's environment.
+    """
+    # Stages are started as `python`: put this interpreter first, in case its virtual environment
+    # is not activated.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "PATH": path, **options.pop("env", {})}
-    mortal = partial(die_with_parent, os.getpid())
-    return subprocess.run(
-        [sys.executable, *command], cwd=root, env=environment, preexec_fn=mortal, **options
-    )
+    bind_to_parent = partial(die_with_parent, os.getpid())
+    words = [sys.executable, *command]
+    return subprocess.run(words, cwd=root, env=environment, preexec_fn=bind_to_parent, **options)
 
 
 def call_python(command: Sequence[str], root: Path, **environment: str) -> None:
-    """Run our interpreter on ``command`` in the folder ``root``, with additions to our environment.
+    """Run this interpreter as a child process and check that it succeeds.
+
+    Args:
+        command: arguments of the interpreter.
+        root: working folder.
+        environment: variables to add to this process's environment.
 
     Raises:
-        OmniForcingError: if it fails; what it printed says why.
+        OmniForcingError: if it fails; its own output says why.
     """
-    answer = start_python(command, root, env=environment)
-    if answer.returncode:
+    completed = start_python(command, root, env=environment)
+    if completed.returncode:
         shown = " ".join(command)
         raise OmniForcingError(
             "pipeline.command-failed",
-            f"`{shown}` failed, see above; mend it and run the same command again, it continues there",
+            f"`{shown}` failed, see above; "
+            "mend it and run the same command again, it continues there",
         )
 
 
 def _reproduce(root: Path, config: Config, stages: Sequence[str]) -> None:
     targets = [dvc_target(root, config.preset, stage) for stage in stages]
     if config.clips.source == "folder":
-        # DVC does not watch a folder outside the project, so list it anew; if it is as it was, the
-        # stages that follow are up to date. The listing depends on the digest of its code.
-        clips = [dvc_target(root, config.preset, name) for name in (CODE, "clips")]
-        call_python(["-m", "dvc", "repro", "--force", "--single-item", *clips], root)
-    whole = [pipeline_file(root, config.preset)]
-    call_python(["-m", "dvc", "repro", *(targets or whole)], root)
+        # DVC does not watch a folder outside the project: run `clips` again in any case. If its
+        # output is the same, the stages after it are up to date. `code` goes first because `clips`
+        # depends on the digest that it writes.
+        listing = [dvc_target(root, config.preset, name) for name in (CODE, "clips")]
+        call_python(["-m", "dvc", "repro", "--force", "--single-item", *listing], root)
+    all_stages = [pipeline_file(root, config.preset)]
+    call_python(["-m", "dvc", "repro", *(targets or all_stages)], root)
 
 
 def _train_foundation(root: Path, preset: str) -> None:
+    # Not with DVC from the codec on: the preset itself takes the kept foundation, and dvc.lock must
+    # not record outputs that were made with values other than those in conf/.
     call_python(["-m", "dvc", "repro", dvc_target(root, preset, "shards")], root)
+    overrides = ["codec.source=train", "teacher.source=train"]
     for stage in ("codec", "latents", "teacher"):
-        call_python(
-            [
-                *("-m", "omniforcing", "stage", stage, "--preset", preset),
-                "codec.source=train",
-                "teacher.source=train",
-            ],
-            root,
-        )
-    config = load_config(["codec.source=train", "teacher.source=train"], root, preset)
+        command = ["-m", "omniforcing", "stage", stage, "--preset", preset, *overrides]
+        call_python(command, root)
+    config = load_config(overrides, root, preset)
     sections = {"codec": config.codec, "teacher": config.teacher}
     data = root / "data" / preset
     foundation.publish(data, sections, config.clips, config.seed, git_commit(root))
 
 
 def _parent_run(root: Path, preset: str) -> tracking.Run:
-    """The run that `mlflow run` began for us, or our own, continued after a kill."""
+    """Return the run that `mlflow run` created, or the pipeline's own, continued after a kill."""
     client = tracking.connect(root)
-    given = os.environ.get("MLFLOW_RUN_ID")
-    if given:
-        return tracking.Run(client, given)
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+    if run_id:
+        return tracking.Run(client, run_id)
     tags = {"preset": preset, "git_commit": git_commit(root)}
-    return tracking.open_run(
-        client, f"pipeline {preset}", root / ".work" / preset / "parent.json", tags, {}
-    )
+    record = root / ".work" / preset / "parent.json"
+    return tracking.open_run(client, f"pipeline {preset}", record, tags, {})
 
 
 def minutes_table(root: Path, preset: str, since: float) -> str:
-    """Minutes of every stage that has run; those that ended before ``since`` (epoch seconds) were up to date."""
+    """Return a table of the minutes of every stage that has run.
+
+    Args:
+        root: the checkout.
+        preset: name of the preset.
+        since: start of this pipeline run, in seconds of the epoch; stages that ended before it are
+            marked as up to date.
+    """
     path = root / ".work" / preset / "timings.json"
     timings = read_json(path) if path.is_file() else {}
     lines, total = [f"{'stage':<20}{'minutes':>9}"], 0.0
     for name in stage_names(root):
-        if name in timings:
-            now = timings[name]["ended"] >= since
-            total += timings[name]["seconds"] if now else 0
-            lines.append(
-                f"{name:<20}{timings[name]['seconds'] / 60:>9.1f}{'' if now else '  (up to date)'}"
-            )
+        if name not in timings:
+            continue
+        seconds, note = timings[name]["seconds"], "  (up to date)"
+        if timings[name]["ended"] >= since:
+            total += seconds
+            note = ""
+        lines.append(f"{name:<20}{seconds / 60:>9.1f}{note}")
     return "\n".join([*lines, f"{'this run':<20}{total / 60:>9.1f}"])
 
 
 def run_pipeline(
     root: Path, preset: str | None, stages: Sequence[str] = (), *, train_foundation: bool = False
 ) -> None:
-    """Bring ``stages`` (default: all) of a preset (default: the tracked one) up to date.
+    """Bring stages of a preset up to date, and print a table of their minutes.
+
+    Args:
+        root: the checkout.
+        preset: name of the preset; the tracked one if None.
+        stages: names of stages, brought up to date with all that they need; all if empty.
+        train_foundation: train codec and teacher instead, and keep them in the package.
 
     Raises:
-        OmniForcingError: for an unknown preset or stage, a preset that lacks a section, a stale ``dvc.yaml``, an old
-            ``dvc.lock``, another pipeline run in this checkout, or a stage that fails.
+        OmniForcingError: for an unknown preset or stage, a preset that lacks a section, a stale
+            ``dvc.yaml``, an old ``dvc.lock``, another pipeline run in this checkout, or a stage
+            that fails.
     """
     began = time.time()
     for stage in stages:
-        read_declaration(stage, root, "")
+        read_declaration(stage, root, "")  # refuses an unknown name
     with exclusive(root / ".work" / "pipeline.lock", "a pipeline run in this checkout"):
+        # Read once, for all stages: DVC writes the tracked dvc.lock as it goes, and from the second
+        # stage on the commit would be marked `-dirty`.
         os.environ[COMMIT_VARIABLE] = git_commit(root)
         config = load_config(root=root, preset=preset)
         ensure_pipeline(root, config.preset, stages)

@@ -1,7 +1,8 @@
-"""What every pipeline stage shares: its config, folders, lock, MLflow run, clock and way to end.
+"""A running stage: its config, folders, lock and MLflow run, and how it is started and resumed.
 
-A stage works in ``.work/<preset>/<stage>/<fingerprint>`` and publishes whole folders only. The fingerprint covers config,
-inputs and code, so a killed stage continues exactly its own work, and a changed parameter begins anew.
+A stage works in ``.work/<preset>/<stage>/<fingerprint>`` and publishes whole folders only. The
+fingerprint covers config, inputs and code: a killed stage continues its own work, and a changed
+parameter starts from the beginning.
 """
 
 from __future__ import annotations
@@ -44,51 +45,65 @@ from omniforcing.pipeline.generate import WRITE
 
 @dataclass(frozen=True)
 class Stage:
-    """A running stage, as its ``run`` function sees it."""
+    """A running stage, as its ``run`` function sees it.
+
+    Attributes:
+        name: name of the stage.
+        config: the whole configuration.
+        root: the checkout.
+        declaration: what the stage reads, writes and depends on.
+        work: folder for unfinished work, kept when the process is killed.
+        mlflow_run: the stage's MLflow run.
+    """
 
     name: str
     config: Config
     root: Path
     declaration: Declaration
     work: Path
-    tracked: tracking.Run
+    mlflow_run: tracking.Run
 
     @property
     def folder(self) -> Path:
-        """Where the stage's output appears: ``data/<preset>/<folder>``."""
+        """Output folder of the stage, ``data/<preset>/<folder>``."""
         return self.data_root / self.declaration.folder
 
     @property
     def data_root(self) -> Path:
-        """What ``data`` and ``.work`` lie below: the checkout, except in a job on a cluster."""
+        """Folder that holds ``data`` and ``.work``: the checkout, except in a job on a cluster."""
         return data_root(self.root)
 
     @property
     def run_id(self) -> str:
-        """The MLflow run."""
-        return self.tracked.id
+        """Id of the stage's MLflow run."""
+        return self.mlflow_run.id
 
     def input(self, stage: str) -> Path:
-        """The output folder of another stage.
+        """Return the output folder of another stage.
+
+        Args:
+            stage: name of a stage that ``pipelines/stages.py`` lists as read by this one.
 
         Raises:
-            OmniForcingError: if ``pipelines/stages.py`` does not list it as read by this stage.
+            OmniForcingError: if it is not listed there.
         """
         folder = read_declaration(stage, self.root, self.config.preset).folder
         if folder not in self.declaration.inputs:
             raise OmniForcingError(
                 "pipeline.undeclared-input",
-                f"stage {self.name} reads {folder}, which {DECLARATION} does not list; add {stage!r} there and run `{WRITE}`",
+                f"stage {self.name} reads {folder}, which {DECLARATION} does not list; "
+                f"add {stage!r} there and run `{WRITE}`",
             )
         return self.data_root / folder
 
     @contextlib.contextmanager
     def publish(self) -> Iterator[Path]:
-        """Yield an empty folder that becomes ``folder`` on success; it gets a plain manifest if the body wrote none.
+        """Yield an empty folder that becomes the output folder on success.
 
-        Of several workers the first one's folder is kept, and all wait until it is there.
+        It gets a plain manifest if the body wrote none. With several workers, the folder of rank 0
+        is kept and the others wait until it is published.
         """
-        if self.first:
+        if self.is_writer:
             with atomic_dir(self.folder) as folder:
                 yield folder
                 if not (folder / MANIFEST).exists():
@@ -97,44 +112,49 @@ class Stage:
         else:
             with tempfile.TemporaryDirectory() as scratch:
                 yield Path(scratch)
+        # A process that has not loaded torch is no worker of a group; do not load it for that.
         if "torch" in sys.modules:
             from omniforcing.core.distributed import barrier
 
             barrier()
 
-    def metrics(self, values: Mapping[str, Any]) -> None:
-        """Write the stage's DVC metrics file, ``data/<preset>/<stage>.metrics.json``, and log the numbers to MLflow."""
-        if self.first:
-            write_json(self._beside("metrics.json"), values)
-            self.tracked.metrics(values)
+    def write_metrics(self, values: Mapping[str, Any]) -> None:
+        """Write the DVC metrics file ``<stage>.metrics.json`` and log its numbers to MLflow.
 
-    def curves(self, csv: Path) -> None:
-        """Keep a training curve as the stage's DVC plot, ``data/<preset>/<stage>.curves.csv``, and in MLflow."""
-        if self.first:
-            kept = self._beside("curves.csv")
-            atomic_write(kept, csv.read_bytes())
-            self.tracked.artifact(kept, "curves")
+        Args:
+            values: nested values, for json.
+        """
+        if self.is_writer:
+            write_json(self._output_file("metrics.json"), values)
+            self.mlflow_run.log_metrics(values)
+
+    def write_curves(self, csv: Path) -> None:
+        """Copy training curves to the DVC plot ``<stage>.curves.csv`` and log them to MLflow."""
+        if self.is_writer:
+            plot = self._output_file("curves.csv")
+            atomic_write(plot, csv.read_bytes())
+            self.mlflow_run.log_artifact(plot, "curves")
 
     def log_metrics(self, values: Mapping[str, Any], step: int | None = None) -> None:
-        """Log numbers to the MLflow run."""
-        if self.first:
-            self.tracked.metrics(values, step)
+        """Log the numbers among nested values to MLflow, at a training step if one is given."""
+        if self.is_writer:
+            self.mlflow_run.log_metrics(values, step)
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
-        """Log a file or a folder's content to the MLflow run."""
-        if self.first:
-            self.tracked.artifact(path, folder)
+        """Log a file, or the content of a folder, to MLflow below the artifact path ``folder``."""
+        if self.is_writer:
+            self.mlflow_run.log_artifact(path, folder)
 
     @property
-    def first(self) -> bool:
-        """Whether this process is the one that writes: the only one, or the first of several workers."""
+    def is_writer(self) -> bool:
+        """Whether this process writes the outputs: the only process, or rank 0 of several."""
         if "torch" not in sys.modules:
             return True
         from omniforcing.core.distributed import rank
 
         return rank() == 0
 
-    def _beside(self, suffix: str) -> Path:
+    def _output_file(self, suffix: str) -> Path:
         return self.data_root / "data" / self.config.preset / f"{self.name}.{suffix}"
 
 
@@ -142,11 +162,16 @@ class Stage:
 def exclusive(path: Path, what: str) -> Iterator[None]:
     """Hold a lock file while the body runs; the kernel frees it however the process ends.
 
+    Args:
+        path: the lock file.
+        what: subject of the error's sentence, such as ``stage codec of preset smoke``.
+
     Raises:
-        OmniForcingError: naming the process that holds it.
+        OmniForcingError: naming the process that holds the lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Where the kernel has no locks, a mark on the disk would outlive kill -9: refuse instead.
+    # filelock's fallback for file systems without locks is a file that outlives `kill -9` and
+    # would block the stage for good: fail there instead.
     lock = FileLock(path, fallback_to_soft=False)
     try:
         lock.acquire(blocking=False)
@@ -161,21 +186,32 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
 
 
 def _limit_threads(count: int) -> None:
-    # Read by OpenMP and BLAS when they load; torch may have loaded before.
+    # OpenMP and BLAS read the variable when they load, which they have if torch is loaded.
     os.environ["OMP_NUM_THREADS"] = str(count)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(count)
 
 
-def record_minutes(root: Path, preset: str, name: str, seconds: float) -> None:
-    """Remember how long a stage took, for the table of ``omniforcing run``."""
+def record_duration(root: Path, preset: str, name: str, seconds: float) -> None:
+    """Record how long a stage took, for the table that ``omniforcing run`` prints.
+
+    Args:
+        root: the checkout.
+        preset: name of the preset.
+        name: name of the stage.
+        seconds: duration.
+    """
     path = data_root(root) / ".work" / preset / "timings.json"
     timings = read_json(path) if path.is_file() else {}
     write_json(path, {**timings, name: {"seconds": round(seconds, 1), "ended": time.time()}})
 
 
 def open_stage(name: str, config: Config, root: Path) -> Stage:
-    """The stage with its work folder and its MLflow run, continued if an earlier process was killed."""
+    """Open a stage's work folder and MLflow run; those of a killed process are continued.
+
+    Raises:
+        OmniForcingError: if there is no such stage, an input is missing, or MLflow does not answer.
+    """
     declared = read_declaration(name, root, config.preset)
     fingerprint = declared.fingerprint(config, root)
     work = data_root(root) / ".work" / config.preset / name / fingerprint[:16]
@@ -197,10 +233,10 @@ def open_stage(name: str, config: Config, root: Path) -> Stage:
 
 
 def run_body(stage: Stage) -> None:
-    """Load the module of a stage and run it.
+    """Import the module of a stage and call its ``run(stage)``.
 
-    Only the process that does a stage's work loads the module, and with it torch: on a cluster each
-    worker does, and the process that launched them does not.
+    Only the processes that do the work import it, and with it torch: on a cluster the workers, not
+    the process that launches them.
 
     Raises:
         OmniForcingError: if there is no such module, or it has no ``run(stage)``.
@@ -210,26 +246,29 @@ def run_body(stage: Stage) -> None:
         importlib.import_module(f"omniforcing.pipeline.stages.{spec.name}").run(stage)
         return
     path = stage.root / spec.body
-    names = runpy.run_path(str(path)) if path.is_file() else {}
-    if "run" not in names:
+    module = runpy.run_path(str(path)) if path.is_file() else {}
+    if "run" not in module:
         raise OmniForcingError(
             "pipeline.stage-without-body",
             f"{path}, the body of stage {spec.name}, has no function run(stage); "
             f"write it, or mend {DECLARATION}",
         )
-    names["run"](stage)
+    module["run"](stage)
 
 
 def run_stage(
     name: str, config: Config, root: Path, body: Callable[[Stage], None] = run_body
 ) -> None:
-    """Run one stage under its lock and within its MLflow run, and record its minutes.
+    """Run one stage under its lock and within its MLflow run, and record its duration.
 
     Args:
-        name: of the stage.
-        config: what it runs with; a stage that trains does so on the cluster that is named there.
+        name: name of the stage.
+        config: the configuration; a stage that trains does so on the cluster that it names.
         root: the checkout.
         body: does the stage's work.
+
+    Raises:
+        OmniForcingError: if the stage is already running, or cannot be opened or done.
     """
     _limit_threads(config.trainer.threads)
     began = time.monotonic()
@@ -239,20 +278,27 @@ def run_stage(
     ):
         stage = open_stage(name, config, root)
         announce_run(stage.run_id)
-        with tracking.closing(stage.tracked):
+        with tracking.closing(stage.mlflow_run):
+            # Stages that do not train share out their shards themselves (``cluster.pool``).
             trains = stage.declaration.spec.trains(config)
             cluster = config.cluster if trains else ClusterConfig()
             launch(partial(body, stage), cluster, stage.work)
-    record_minutes(root, config.preset, name, time.monotonic() - began)
+    record_duration(root, config.preset, name, time.monotonic() - began)
 
 
 def start_stage(name: str, overrides: Sequence[str] = (), preset: str | None = None) -> None:
-    """Run one stage of this checkout here, or as a job on the cluster that takes it.
+    """Run one stage of this checkout in this process, or as a job on the configured cluster.
+
+    Args:
+        name: name of the stage.
+        overrides: dotlist overrides of the configuration.
+        preset: name of the preset; the tracked one if None.
 
     Raises:
         OmniForcingError: for a configuration, a cluster or inputs that the user can mend.
         SystemExit: with the exit code of a job that failed.
     """
+    # A DVC that is killed does not stop its stages, which would go on holding locks and writing.
     if "DVC_STAGE" in os.environ:
         die_with_parent()
     root = project_root()

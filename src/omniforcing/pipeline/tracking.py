@@ -1,7 +1,8 @@
-"""MLflow: one parent run per pipeline run, one child run per stage, continued by the same stage after a kill.
+"""MLflow tracking: one parent run per pipeline run, one child run per stage.
 
-Runs are addressed by id through the client, never through MLflow's global state, so that ``mlflow run``, Lightning and
-the export stage cannot write into one another's runs.
+A stage that was killed continues its run. Runs are addressed by id through the client, never
+through MLflow's global state, so that ``mlflow run``, Lightning and the export stage cannot write
+into one another's runs.
 """
 
 from __future__ import annotations
@@ -21,21 +22,28 @@ from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import read_json, write_json
 
 EXPERIMENT = "omniforcing"
-_LONGEST_PARAM = 500
+_MAX_PARAM_CHARS = 500  # older servers refuse longer values
+_MAX_PARAMS, _MAX_METRICS = 100, 500  # of one request; servers refuse more than 100 and 1000
 
 
 def tracking_uri(root: Path) -> str:
-    """``MLFLOW_TRACKING_URI``, or the sqlite file in the project."""
+    """Return ``MLFLOW_TRACKING_URI``, or the URI of the project's sqlite file ``mlflow.db``."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{data_root(root) / 'mlflow.db'}"
 
 
 class Run:
-    """One MLflow run; pickled, it is the same run in another process."""
+    """One MLflow run; it can be pickled and used in another process.
+
+    Args:
+        client: an ``MlflowClient`` of the store.
+        run_id: id of the run.
+    """
 
     def __init__(self, client: Any, run_id: str) -> None:
         self._client = client
         self.id = run_id
 
+    # A client holds database connections, which cannot be pickled: its URI travels instead.
     def __getstate__(self) -> dict[str, str]:
         return {"id": self.id, "uri": self._client.tracking_uri}
 
@@ -44,49 +52,57 @@ class Run:
 
     @property
     def client(self) -> Any:
-        """The store's client, made on first use."""
+        """``MlflowClient`` of the store, created on first use."""
         if self._client is None:
             from mlflow import MlflowClient
 
             self._client = MlflowClient(self._uri)
         return self._client
 
-    def params(self, values: Mapping[str, Any]) -> None:
-        """Log nested parameters under dotted names; long values are cut."""
+    def log_params(self, values: Mapping[str, Any]) -> None:
+        """Log nested parameters under dotted names; values are cut after 500 characters."""
         from mlflow.entities import Param
 
-        params = [Param(key, str(value)[:_LONGEST_PARAM]) for key, value in flatten(values).items()]
-        for start in range(0, len(params), 100):
-            self.client.log_batch(self.id, params=params[start : start + 100])
+        flat = flatten(values)
+        params = [Param(key, str(value)[:_MAX_PARAM_CHARS]) for key, value in flat.items()]
+        for start in range(0, len(params), _MAX_PARAMS):
+            self.client.log_batch(self.id, params=params[start : start + _MAX_PARAMS])
 
-    def metrics(self, values: Mapping[str, Any], step: int | None = None) -> None:
-        """Log the numbers among nested values under dotted names."""
+    def log_metrics(self, values: Mapping[str, Any], step: int | None = None) -> None:
+        """Log the numbers among nested values under dotted names.
+
+        Args:
+            values: nested values; what is no number, or a bool, is left out.
+            step: training step, 0 if None.
+        """
         import time
 
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        numbers = {
-            k: float(v)
-            for k, v in flatten(values).items()
-            if isinstance(v, int | float) and not isinstance(v, bool)
-        }
-        metrics = [Metric(key, value, now, step or 0) for key, value in numbers.items()]
-        for start in range(0, len(metrics), 500):
-            self.client.log_batch(self.id, metrics=metrics[start : start + 500])
+        metrics = [
+            Metric(key, float(value), now, step or 0)
+            for key, value in flatten(values).items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        ]
+        for start in range(0, len(metrics), _MAX_METRICS):
+            self.client.log_batch(self.id, metrics=metrics[start : start + _MAX_METRICS])
 
-    def artifact(self, path: Path, folder: str = "") -> None:
-        """Log a file, or the content of a folder, below ``folder`` of the run's artifacts."""
+    def log_artifact(self, path: Path, folder: str = "") -> None:
+        """Log a file, or the content of a folder, below the artifact path ``folder``."""
         log = self.client.log_artifacts if Path(path).is_dir() else self.client.log_artifact
         log(self.id, str(path), folder or None)
 
     def close(self, status: str = "FINISHED") -> None:
-        """Set the final status: FINISHED, FAILED or KILLED."""
+        """Set the final status: ``FINISHED``, ``FAILED`` or ``KILLED``."""
         self.client.set_terminated(self.id, status)
 
 
 def connect(root: Path) -> Any:
-    """An ``MlflowClient`` of this project's store, which is created on first use.
+    """Return an ``MlflowClient`` of the project's store; the first call creates the store.
+
+    Args:
+        root: the checkout.
 
     Raises:
         OmniForcingError: if the store does not answer.
@@ -97,9 +113,9 @@ def connect(root: Path) -> Any:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    for talkative in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(talkative).setLevel(logging.WARNING)
-    # Two processes that both meet an empty database would both create its tables, and one would fail.
+    for verbose in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(verbose).setLevel(logging.WARNING)
+    # Two processes that both open an empty database would both create its tables: one would fail.
     lock = data_root(root) / ".work" / "mlflow.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):
@@ -116,13 +132,16 @@ def connect(root: Path) -> Any:
     return client
 
 
-def _unfinished(client: Any, memory: Path) -> str | None:
-    """The run that ``memory`` names, if the store still has it and it did not finish."""
+def _unfinished(client: Any, record: Path) -> str | None:
+    """Return the id of the recorded run if the store still has it and it did not finish.
+
+    A finished run is never continued: the stage ran to its end, and this is a new attempt.
+    """
     from mlflow.exceptions import MlflowException
 
-    if not memory.is_file():
+    if not record.is_file():
         return None
-    run_id = str(read_json(memory)["run_id"])
+    run_id = str(read_json(record)["run_id"])
     try:
         info = client.get_run(run_id).info
     except MlflowException:
@@ -131,13 +150,22 @@ def _unfinished(client: Any, memory: Path) -> str | None:
 
 
 def open_run(
-    client: Any, name: str, memory: Path, tags: Mapping[str, str], params: Mapping[str, Any]
+    client: Any, name: str, record: Path, tags: Mapping[str, str], params: Mapping[str, Any]
 ) -> Run:
-    """Continue the run remembered in ``memory``, or begin one as a child of the pipeline's parent run if there is one."""
-    # `mlflow run` names its own run in MLFLOW_RUN_ID; left there, every stage would share and overwrite that one.
-    parent = os.environ.pop("MLFLOW_RUN_ID", None)
-    parent = os.environ.get(PARENT_VARIABLE, parent)
-    run_id = _unfinished(client, memory)
+    """Continue the recorded run, or start one as a child of the pipeline's parent run.
+
+    Args:
+        client: an ``MlflowClient`` of the store.
+        name: name of the run.
+        record: json file with the id of the run; written when one is started.
+        tags: tags of a new run.
+        params: nested parameters of a new run.
+    """
+    # `mlflow run` names its own run in MLFLOW_RUN_ID. MLflow would log into that one from every
+    # stage, and each would overwrite the last: take the variable away and use it as the parent.
+    mlflow_parent = os.environ.pop("MLFLOW_RUN_ID", None)
+    parent = os.environ.get(PARENT_VARIABLE, mlflow_parent)
+    run_id = _unfinished(client, record)
     if run_id:
         client.update_run(run_id, status="RUNNING")
         return Run(client, run_id)
@@ -146,15 +174,21 @@ def open_run(
         tags = {**tags, "mlflow.parentRunId": parent}
     else:
         experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
-    run = Run(client, client.create_run(experiment, run_name=name, tags=dict(tags)).info.run_id)
-    run.params(params)
-    write_json(memory, {"run_id": run.id})
+    created = client.create_run(experiment, run_name=name, tags=dict(tags))
+    run = Run(client, created.info.run_id)
+    run.log_params(params)
+    # Recorded last: a process killed before leaves a run without parameters, never continued.
+    write_json(record, {"run_id": run.id})
     return run
 
 
 @contextmanager
 def closing(run: Run) -> Iterator[Run]:
-    """Close the run with the status that fits how the body ends."""
+    """Close the run when the body ends: ``FINISHED``, ``FAILED`` after an error, else ``KILLED``.
+
+    ``KILLED`` stands for Ctrl-C and for ``SystemExit``. A process that gets SIGKILL closes nothing:
+    its run stays ``RUNNING`` and is continued like the others.
+    """
     try:
         yield run
     except (KeyboardInterrupt, SystemExit):

@@ -189,8 +189,8 @@ def _run(lab: Laboratory, work: Path, variants: Mapping[str, Variant], measure: 
             name: {"about": v.about, "overrides": list(v.overrides)} for name, v in variants.items()
         }
         write_ablation(folder, rows, about, {**evaluation["settings"], **measured_at})
-        parent.metrics(rows)
-        parent.artifact(folder)
+        parent.log_metrics(rows)
+        parent.log_artifact(folder)
     return folder
 
 

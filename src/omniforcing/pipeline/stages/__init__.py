@@ -1,5 +1,11 @@
-"""One module per stage of the pipeline, with ``run(stage)``; ``shared`` holds what several do alike.
+"""Stages of the pipeline: one module per DVC stage, each with ``run(stage)``.
 
-``pipelines/stages.py`` declares what each reads and depends on. A launcher or submitter imports
-none of them: the process that runs a stage loads its module when it begins.
+- ``clips``, ``shards``, ``codec``, ``latents``: data; ``causal_decoder``: an optional codec.
+- ``teacher``, ``bidirectional_dmd``, ``trajectories``, ``causal_ode``, ``self_forcing``: training.
+- ``evaluate``, ``export``: measures and the artifact.
+- ``shared``: what several stages do alike.
+
+``pipelines/stages.py`` declares what each stage reads and depends on. May import every room but
+``cli``. Must not be imported by ``pipeline.stage``, ``cluster`` or ``cli``: the process that
+launches or submits a stage need not load torch, so modules of stages are imported by name.
 """

@@ -11,7 +11,7 @@ from omniforcing.pipeline.stages.shared.training import (
 
 
 def run(stage: Stage) -> None:
-    """Train; student, teacher and critic all start from the teacher's weights."""
+    """Train the student; student, teacher and critic start from the teacher's weights."""
     config, data = stage.config, open_shards(stage, "latents")
     module = BidirectionalDmd.from_config(
         config.bidirectional_dmd,

@@ -1,4 +1,7 @@
-"""Optional stage causal_decoder: make a causal video decoder, which streams exactly, of a non-causal one."""
+"""Optional stage causal_decoder: adapt a non-causal video decoder to a causal one.
+
+A causal decoder streams exactly: decoding block by block gives the frames of decoding whole clips.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ TEACHER, STUDENT = "non_causal", "causal"
 
 
 def run(stage: Stage) -> None:
-    """Take or train the non-causal decoder, adapt it, publish both codecs, and measure them."""
+    """Take or train the non-causal decoder, adapt it, publish both codecs and measure them."""
     config, source = stage.config, stage.input("codec")
     codec = Codec.load(source)
     z = decoder_inputs(stage, codec, TRAIN, config.causal_decoder.clips)
@@ -41,18 +44,25 @@ def run(stage: Stage) -> None:
         for name, vae in ((TEACHER, teacher), (STUDENT, student))
     }
     with stage.publish() as folder:
-        for name, made in codecs.items():
-            write_codec(folder / name, source, made)
+        for name, adapted in codecs.items():
+            write_codec(folder / name, source, adapted)
+    # Saved from the CPU before they move.
     device = config.trainer.device
-    stage.metrics(report(stage, {name: made.to(device) for name, made in codecs.items()}))
-    stage.curves(stage.work / STUDENT / CURVES)
+    stage.write_metrics(report(stage, {name: made.to(device) for name, made in codecs.items()}))
+    stage.write_curves(stage.work / STUDENT / CURVES)
 
 
 def decoder_inputs(stage: Stage, codec: Codec, split: str, count: int | None = None) -> Tensor:
-    """Read what the video decoder takes of the first ``count`` clips of a split (None: all).
+    """Read the video decoder's inputs for the clips of a split.
+
+    Args:
+        stage: the running stage.
+        codec: denormalises the latents.
+        split: name of the split.
+        count: how many clips, from the first on; all if None.
 
     Returns:
-        Latents ``[N, C, T, h, w]``, not normalised.
+        Denormalised video latents ``[N, C, T, h, w]``.
     """
     shards = TensorShards(stage.input("latents"), split, stage.config.clips.latent_counts)
     batches = [Pair(*(x[None] for x in latents)) for _, latents, _, _ in shards.samples()][:count]
@@ -60,10 +70,16 @@ def decoder_inputs(stage: Stage, codec: Codec, split: str, count: int | None = N
 
 
 def non_causal(stage: Stage, codec: Codec, z: Tensor, fitting: DecoderFit) -> Any:
-    """The video VAE with the non-causal decoder: the codec's own, or one trained on its latents.
+    """Return a video VAE with a non-causal decoder: the codec's own, or one trained here.
+
+    Args:
+        stage: the running stage.
+        codec: its decoder is taken, or its latents are what a new decoder is trained on.
+        z: denormalised video latents ``[N, C, T, h, w]``.
+        fitting: trains decoders.
 
     Raises:
-        OmniForcingError: if it shall be the codec's, which is causal.
+        OmniForcingError: if the codec's decoder is to be taken and is causal.
     """
     config = stage.config.causal_decoder
     if config.source is DecoderSource.codec:
@@ -80,30 +96,39 @@ def non_causal(stage: Stage, codec: Codec, z: Tensor, fitting: DecoderFit) -> An
 
 
 def write_codec(folder: Path, source: Path, codec: Codec) -> None:
-    """Write a whole codec folder: the source's, with the video VAE of ``codec``."""
-    ours = (video_folder(source), DESCRIPTION, MANIFEST)
-    shutil.copytree(
-        source,
-        folder,
-        ignore=lambda at, names: [n for n in names if Path(at) == source and n in ours],
-    )
+    """Copy a codec folder with another video VAE.
+
+    Args:
+        folder: the folder to write.
+        source: folder of the codec whose other parts are copied.
+        codec: has the video VAE.
+    """
+    replaced = (video_folder(source), DESCRIPTION, MANIFEST)
+
+    def skip(at: str, names: list[str]) -> list[str]:
+        return [name for name in names if Path(at) == source and name in replaced]
+
+    shutil.copytree(source, folder, ignore=skip)
     codec.video_vae.save_pretrained(folder / "video_vae")
     write_json(folder / DESCRIPTION, codec.describe())
 
 
 def report(stage: Stage, codecs: dict[str, Codec]) -> dict[str, float]:
-    """Compare both decoders on held-out clips, and the causal one's streamed with its whole decode."""
+    """Measure both decoders on held-out clips, and the error of streaming the causal one.
+
+    Returns:
+        Figures of both reconstructions, the PSNR in dB that the causal decoder loses, and its
+        streaming error.
+    """
     original = clips_of(stage.input("shards"), HELDOUT, stage.config.causal_decoder.report_clips)
     z = decoder_inputs(stage, codecs[STUDENT], HELDOUT, len(original.video))
-    found = {name: Pair(codec.decode_frames(z), original.audio) for name, codec in codecs.items()}
-    figures = {
-        f"{name}.{key}": value
-        for name, media in found.items()
-        for key, value in measure_reconstruction(original, media).items()
-    }
-    figures["causal.psnr_to_non_causal_db"] = measure_reconstruction(
-        found[TEACHER], found[STUDENT]
-    )["psnr_db"]
+    decoded = {name: Pair(codec.decode_frames(z), original.audio) for name, codec in codecs.items()}
+    figures: dict[str, float] = {}
+    for name, media in decoded.items():
+        measured = measure_reconstruction(original, media)
+        figures |= {f"{name}.{key}": value for key, value in measured.items()}
+    to_teacher = measure_reconstruction(decoded[TEACHER], decoded[STUDENT])
+    figures["causal.psnr_to_non_causal_db"] = to_teacher["psnr_db"]
     figures["lost_db"] = figures["non_causal.psnr_db"] - figures["causal.psnr_db"]
     figures["causal.streaming_error"] = streaming_error(codecs[STUDENT], z)
     return figures
@@ -111,9 +136,14 @@ def report(stage: Stage, codecs: dict[str, Codec]) -> dict[str, float]:
 
 @torch.no_grad()
 def streaming_error(codec: Codec, z: Tensor) -> float:
-    """Largest difference of a clip decoded block by block from the same decoded whole.
+    """Return the largest difference between decoding block by block and decoding the whole clip.
 
-    Pictures are in [-1, 1].
+    Args:
+        codec: has the video decoder.
+        z: denormalised video latents ``[N, C, T, h, w]``; the first clip is decoded.
+
+    Returns:
+        Difference of pixels, which are in [-1, 1].
     """
     stream, table = StreamingVideoDecoder(codec.video_vae), LAYOUTS["prefix"]
     spans = [block.video for block in table.blocks(1 + (z.shape[2] - 1) // 3)]

@@ -11,7 +11,7 @@ from omniforcing.pipeline.stages.shared.training import (
 
 
 def run(stage: Stage) -> None:
-    """Train, from Stage I's weights (default) or the teacher's, with fresh sink tokens."""
+    """Train the student from Stage I's weights (default) or the teacher's, with new sink tokens."""
     config, data = stage.config, open_shards(stage, "trajectories")
     module = CausalOde.from_config(
         config.causal_ode,

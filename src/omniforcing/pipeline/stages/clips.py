@@ -1,4 +1,4 @@
-"""Stage clips: synthetic clips, or a folder of videos with captions, listed in ``clips.jsonl``."""
+"""Stage clips: list synthetic clips, or a folder of videos with captions, in ``clips.jsonl``."""
 
 from omniforcing.data.sources import write_clips
 from omniforcing.pipeline.stage import Stage
@@ -7,5 +7,5 @@ from omniforcing.pipeline.stage import Stage
 def run(stage: Stage) -> None:
     """Write and publish the clips; rejects are counted in the manifest and the metrics."""
     with stage.publish() as folder:
-        found = write_clips(stage.config.clips, stage.config.seed, folder)
-    stage.metrics({**found["clips"], "rejected": len(found["rejects"])})
+        manifest = write_clips(stage.config.clips, stage.config.seed, folder)
+    stage.write_metrics({**manifest["clips"], "rejected": len(manifest["rejects"])})

@@ -1,6 +1,6 @@
-"""Stage codec: video VAE, audio VAE, vocoder and text encoder.
+"""Stage codec: train, take or load the video VAE, audio VAE, vocoder and text encoder.
 
-They are trained, taken from the package or loaded, and measured on held-out clips.
+Reconstructions of held-out clips are measured.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from omniforcing.data.sources import HELDOUT, TRAIN
 from omniforcing.evaluation.reconstruction import draw_reconstructions, measure_reconstruction
 from omniforcing.media.files import write_mp4
 from omniforcing.media.mel import resample
-from omniforcing.pipeline.processes import run_side_by_side
+from omniforcing.pipeline.processes import run_in_processes
 from omniforcing.pipeline.stage import Stage
 from omniforcing.pocket.foundation import KEPT, take_kept
 from omniforcing.training.codec.fitting import (
@@ -42,24 +42,25 @@ SAMPLES = 4  # reconstructions that are logged as videos
 
 
 def run(stage: Stage) -> None:
-    """Make the codec from its source, publish it, and measure what it gives back."""
+    """Make the codec from its configured source, publish it and measure its reconstructions."""
     make = {Source.train: train, Source.kept: take, Source.load: load}[stage.config.codec.source]
     with stage.publish() as folder:
         curves = make(stage, folder)
-    stage.metrics(report(stage))
-    stage.curves(curves)
+    stage.write_metrics(report(stage))
+    stage.write_curves(curves)
 
 
 def train(stage: Stage, folder: Path) -> Path:
-    """Train all parts, take the latents' statistics from training clips, save.
+    """Train all parts, set the latents' statistics from training clips, and save the codec.
 
     Returns:
-        The training curves.
+        File of the training curves.
     """
     config, shards = stage.config, stage.input("shards")
     train_parts(stage, shards)
     codec = Codec(*load_parts(stage.work), config.clips.height, config.clips.width)
-    # Stored in half precision: what is measured from here on is what is stored.
+    # Weights are stored in half precision: round them before statistics and measures, so that
+    # these are of the stored codec.
     codec.half().float().to(config.trainer.device)
     codec.normalise_by(latent_means(codec, clips_of(shards, TRAIN, STATISTICS_CLIPS)))
     codec.save(folder, torch.float16)
@@ -69,21 +70,28 @@ def train(stage: Stage, folder: Path) -> Path:
 
 
 def train_parts(stage: Stage, shards: Path) -> None:
-    """Train picture and sound side by side, unless an earlier process has finished them."""
+    """Train the video and the audio parts in parallel, unless a killed process has finished them.
+
+    Raises:
+        OmniForcingError: if a training fails.
+    """
     recipe = Recipe(stage.config.codec, stage.config.trainer, stage.config.seed)
-    left = [
-        job
-        for job, part in ((train_video, "video_vae"), (train_sound, "vocoder"))
-        if not (stage.work / part).is_dir()
-    ]
-    run_side_by_side(
-        [(job, (recipe, shards, stage.work)) for job in left],
-        "the codec's training stopped before its end",
-    )
+    # The vocoder is the last audio part: its folder says that both are there.
+    trainings = ((train_video, "video_vae"), (train_sound, "vocoder"))
+    unfinished = [train for train, part in trainings if not (stage.work / part).is_dir()]
+    calls = [(train, (recipe, shards, stage.work)) for train in unfinished]
+    run_in_processes(calls, "the codec's training stopped before its end")
 
 
 def take(stage: Stage, folder: Path) -> Path:
-    """Take the codec that the package keeps, verified; return its curves."""
+    """Verify and copy the codec that the package keeps.
+
+    Returns:
+        File of its training curves.
+
+    Raises:
+        OmniForcingError: if it does not fit the configuration or its checksums.
+    """
     take_kept("codec", stage.config.codec, stage.config.preset, folder)
     return KEPT / "codec.curves.csv"
 
@@ -92,7 +100,7 @@ def load(stage: Stage, folder: Path) -> Path:
     """Copy a codec and its text encoder from a folder in LTX-2's layout or ours.
 
     Returns:
-        Curves without a row.
+        File of training curves, without a row.
 
     Raises:
         OmniForcingError: naming the part that the folder lacks.
@@ -118,25 +126,32 @@ def load(stage: Stage, folder: Path) -> Path:
 
 
 def report(stage: Stage) -> dict[str, float]:
-    """Measure reconstructions of held-out clips; log a picture and samples with sound."""
+    """Measure reconstructions of held-out clips, and log a picture and a few videos to MLflow."""
     config = stage.config
     original = clips_of(stage.input("shards"), HELDOUT, config.codec.report_clips)
-    found = reconstruct(Codec.load(stage.folder, config.trainer.device), original)
+    reconstructed = reconstruct(Codec.load(stage.folder, config.trainer.device), original)
     with atomic_dir(stage.work / "reconstructions") as folder:
-        draw_reconstructions(original, found, folder / "reconstructions.png")
-        for index in range(min(SAMPLES, len(found.video))):
-            for name, media in ((f"{index}", found), (f"{index}-original", original)):
+        draw_reconstructions(original, reconstructed, folder / "reconstructions.png")
+        for index in range(min(SAMPLES, len(reconstructed.video))):
+            for name, media in ((f"{index}", reconstructed), (f"{index}-original", original)):
                 write_mp4(folder / f"{name}.mp4", media.map(lambda x, i=index: x[i].numpy()))
     stage.log_artifact(stage.work / "reconstructions", "reconstructions")
-    return measure_reconstruction(original, found)
+    return measure_reconstruction(original, reconstructed)
 
 
 def reconstruct(codec: Codec, original: Pair[Tensor]) -> Pair[Tensor]:
-    """Pass clips through the codec and back, with sound at the clips' own rate."""
-    pieces = []
+    """Encode and decode clips, one at a time.
+
+    Args:
+        codec: the codec.
+        original: frames uint8 ``[N, T, H, W, 3]`` and samples float32 ``[N, 2, S]`` at 16 kHz.
+
+    Returns:
+        Clips of the same shapes, at the same rates.
+    """
+    clips = []
     for video, audio in zip(*original, strict=True):
-        pieces.append(codec.decode(codec.encode(Pair(video[None], audio[None]))))
-    samples = torch.cat([piece.audio.cpu() for piece in pieces])
-    return Pair(
-        torch.cat([piece.video.cpu() for piece in pieces]), resample(samples, codec.sample_rate)
-    )
+        clips.append(codec.decode(codec.encode(Pair(video[None], audio[None]))))
+    frames = torch.cat([clip.video.cpu() for clip in clips])
+    samples = torch.cat([clip.audio.cpu() for clip in clips])
+    return Pair(frames, resample(samples, codec.sample_rate))

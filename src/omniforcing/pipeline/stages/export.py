@@ -1,4 +1,4 @@
-"""Stage export: the artifact that streams on its own, a first stream from it, and the same as an MLflow model."""
+"""Stage export: write the artifact, stream a first clip from it, and log it as an MLflow model."""
 
 import shutil
 import tempfile
@@ -23,7 +23,20 @@ from omniforcing.streaming.engine import Engine
 def stream_sample(
     artifact: Artifact, prompt: str, seconds: float, seed: int, device: str
 ) -> dict[str, object]:
-    """Add ``sample.mp4`` and ``sample.png`` (frames over the spectrogram) to an artifact; returns the stream's figures."""
+    """Stream a clip and add it to the artifact as ``sample.mp4`` and ``sample.png``.
+
+    The picture shows frames over the spectrogram.
+
+    Args:
+        artifact: the artifact to stream from and to add to.
+        prompt: prompt of the clip.
+        seconds: length of the clip.
+        seed: seed of the noise.
+        device: torch device.
+
+    Returns:
+        Figures of the stream, such as its speed.
+    """
     chunks = list(Engine(artifact, device).stream(prompt, seconds, seed))
     speed = write_stream(chunks, artifact.folder / "sample.mp4", artifact.settings)
     sound = torch.from_numpy(np.concatenate([c.samples for c in chunks], 1))
@@ -37,11 +50,12 @@ def stream_sample(
 
 
 def log_model(stage: Stage) -> None:
-    """Log the published artifact to the stage's run as a pyfunc model with ``predict`` and ``predict_stream``."""
+    """Log the published artifact to the stage's MLflow run as a pyfunc model."""
     import mlflow
 
     from omniforcing.serving import pyfunc
 
+    # Requirements of the base package: a server of the model needs no extra.
     names = [line for line in requires("omniforcing") or [] if "extra ==" not in line]
     with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=stage.run_id):
         package = Path(folder, "omniforcing")
@@ -57,14 +71,14 @@ def log_model(stage: Stage) -> None:
             code_paths=[str(package)],
             signature=pyfunc.SIGNATURE,
             input_example=pyfunc.INPUT_EXAMPLE,
-            # Builds such as +cpu are not on the package index.
+            # Local versions such as 2.9.0+cpu are not on the package index.
             pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in names],
             registered_model_name=stage.config.export.registered_model,
         )
 
 
 def run(stage: Stage) -> None:
-    """Write, try out and publish the artifact, then log it."""
+    """Write the artifact, stream a sample from it, publish it and log it to MLflow."""
     config, codec = stage.config, stage.input("codec")
     settings = StreamSettings.from_config(
         config.preset,
@@ -82,7 +96,7 @@ def run(stage: Stage) -> None:
             config.seed,
             config.trainer.device,
         )
-    stage.metrics(sample | {"files": len(read_json(stage.folder / "manifest.json")["files"])})
+    stage.write_metrics(sample | {"files": len(read_json(stage.folder / "manifest.json")["files"])})
     for name in ("sample.mp4", "sample.png", "README.md"):
         stage.log_artifact(stage.folder / name)
     log_model(stage)

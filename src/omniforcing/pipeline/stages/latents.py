@@ -1,4 +1,7 @@
-"""Stage latents: every clip as normalised latents, every caption as text features. A killed run keeps its finished shards."""
+"""Stage latents: encode clips into normalised latents, and captions into text features.
+
+A killed run keeps its finished shards.
+"""
 
 from omniforcing.data.encode import encode_shards
 from omniforcing.pipeline.cluster.pool import shard_runner, worker_device
@@ -6,10 +9,10 @@ from omniforcing.pipeline.stage import Stage
 
 
 def run(stage: Stage) -> None:
-    """Encode, check the counts and publish."""
+    """Encode the shards, check the counts and publish the latents."""
     codec, device = stage.input("codec"), worker_device(stage.config)
     with stage.publish() as folder, shard_runner(stage) as runner:
-        found = encode_shards(
+        counts = encode_shards(
             stage.input("shards"),
             folder,
             stage.work,
@@ -18,4 +21,4 @@ def run(stage: Stage) -> None:
             stage.config.latents.batch,
             runner,
         )
-    stage.metrics(found)
+    stage.write_metrics(counts)

@@ -12,9 +12,9 @@ from omniforcing.pipeline.stages.shared.training import (
 
 
 def run(stage: Stage) -> None:
-    """Train; the student starts from Stage II (default) or Stage I, the critic from the teacher.
+    """Train the student from Stage II's weights (default) or Stage I's.
 
-    A student from Stage I gets fresh sink tokens.
+    A student from Stage I gets new sink tokens. The critic starts from the teacher's weights.
     """
     config, data = stage.config, open_shards(stage, "latents")
     models = [open_student(stage, config.self_forcing.init.value), *open_teachers(stage, 2)]

@@ -1,4 +1,7 @@
-"""Stage shards: clips conformed to one size, length and rate, in WebDataset tars. A killed run keeps its finished shards."""
+"""Stage shards: conform clips to one size, length and rate, and pack them into WebDataset tars.
+
+A killed run keeps its finished shards.
+"""
 
 from omniforcing.data.shards import plan_shards, publish_shards, write_shards
 from omniforcing.data.sources import read_clips
@@ -15,5 +18,5 @@ def run(stage: Stage) -> None:
     with shard_runner(stage) as runner:
         write_shards(plans, stage.work, runner)
     with stage.publish() as folder:
-        found = publish_shards(plans, stage.work, folder, clips.max_reject_share)
-    stage.metrics({**found["clips"], "rejected": len(found["rejects"])})
+        manifest = publish_shards(plans, stage.work, folder, clips.max_reject_share)
+    stage.write_metrics({**manifest["clips"], "rejected": len(manifest["rejects"])})

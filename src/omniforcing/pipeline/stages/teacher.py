@@ -1,4 +1,4 @@
-"""Stage teacher: train the bidirectional teacher by flow matching, take the kept one, or load LTX-2's."""
+"""Stage teacher: train, take or load the bidirectional teacher, a flow-matching model."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from omniforcing.training.loop import CURVES
 
 
 def run(stage: Stage) -> None:
-    """Produce the teacher by the configured source, then sample from it."""
+    """Make the teacher from its configured source, then log samples of it."""
     config = stage.config.teacher
     if config.source is Source.train:
         train(stage)
@@ -33,55 +33,55 @@ def run(stage: Stage) -> None:
         with stage.publish() as folder:
             codec = stage.input("codec")
             record = take_kept("teacher", config, stage.config.preset, folder, codec)
-        stage.curves(KEPT / "teacher.curves.csv")
-        stage.metrics(record["metrics"])
+        stage.write_curves(KEPT / "teacher.curves.csv")
+        stage.write_metrics(record["metrics"])
     else:
         load(stage)
     sample(stage)
 
 
 def load(stage: Stage) -> None:
-    """Take LTX-2's weights, in any of the formats that ``open_checkpoint`` reads, bit for bit."""
+    """Copy LTX-2's weights bit for bit, from any format that ``open_checkpoint`` reads.
+
+    Raises:
+        WeightsError: if the weights are unreadable, or are those of a causal student.
+    """
     checkpoint = open_checkpoint(Path(str(stage.config.teacher.path)))
     if checkpoint.sinks is not None:
         raise WeightsError(
             "pipeline.causal-teacher",
-            f"teacher.path: {checkpoint.source} has sink tokens, so it is a causal student; name a bidirectional model",
+            f"teacher.path: {checkpoint.source} has sink tokens, so it is a causal student; "
+            "name a bidirectional model",
         )
     with stage.publish() as folder:
         write_diffusers(checkpoint, folder)
     atomic_write(stage.work / CURVES, "step\n")
-    stage.curves(stage.work / CURVES)
-    stage.metrics({"loaded": 1})
+    stage.write_curves(stage.work / CURVES)
+    stage.write_metrics({"loaded": 1})
 
 
 def train(stage: Stage) -> None:
-    """Train from random weights of the configured size."""
+    """Train a teacher of the configured size from random weights."""
     config, data = stage.config.teacher, open_shards(stage, "latents")
+    seed, unconditional = stage.config.seed, data.text.unconditional
     description = read_json(stage.input("codec") / "codec.json")
-    unconditional = data.text.unconditional
-    core = build_core(
-        core_config(config.model, description, unconditional.video.shape[-1]), stage.config.seed
-    )
+    architecture = core_config(config.model, description, unconditional.video.shape[-1])
     recompute = stage.config.trainer.checkpoint_activations
-    model = DualStream(core, checkpoint_activations=recompute)
+    model = DualStream(build_core(architecture, seed), checkpoint_activations=recompute)
     counts, options = stage.config.clips.latent_counts, training_options(stage.config)
-    seed = stage.config.seed
     module = Teacher.from_config(config, model, unconditional, counts, data.grid, seed, options)
     train_and_publish(stage, module, data, config.optim)
 
 
 def sample(stage: Stage) -> None:
-    """Log a few guided samples of held-out captions to MLflow."""
+    """Log guided samples of a few held-out captions to MLflow."""
     config, data = stage.config, open_shards(stage, "latents", "heldout")
     captions = sorted({caption for _, _, caption, _ in data.samples()})[:4]
     device = config.trainer.device
-    clip = WholeClip(
-        load_model(stage.folder, sinks=0, device=device), config.clips.latent_counts, data.grid
-    )
-    text, generator = (
-        data.text.of(captions).to(device),
-        step_generator(config.seed, 0, "teacher/samples", device),
-    )
-    latents = clip.sample_guided(text, data.text.unconditional, config.teacher.sampler, generator)
+    model = load_model(stage.folder, sinks=0, device=device)
+    sampler = WholeClip(model, config.clips.latent_counts, data.grid)
+    text = data.text.of(captions).to(device)
+    generator = step_generator(config.seed, 0, "teacher/samples", device)
+    guidance = config.teacher.sampler
+    latents = sampler.sample_guided(text, data.text.unconditional, guidance, generator)
     log_samples(stage, latents, captions, stage.input("codec"), data.grid)

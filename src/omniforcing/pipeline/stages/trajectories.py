@@ -1,4 +1,7 @@
-"""Stage trajectories: the ODE pairs that Stage II learns from. A killed run keeps its finished shards."""
+"""Stage trajectories: integrate the ODE trajectories that Stage II learns from (paper section 3.3).
+
+A killed run keeps its finished shards.
+"""
 
 from omniforcing.core.files import folder_digest
 from omniforcing.distill.config import OdeSource
@@ -9,7 +12,10 @@ from omniforcing.pipeline.stages.shared.training import open_shards
 
 
 def run(stage: Stage) -> None:
-    """Integrate the Stage I student (default) or the guided teacher on training captions and keep the student's sigmas."""
+    """Integrate the Stage I student (default) or the guided teacher on the training captions.
+
+    States at the student's sigmas are kept.
+    """
     config, data = stage.config, open_shards(stage, "latents")
     source = stage.input(config.trajectories.source.value)
     recipe = Recipe(
@@ -21,7 +27,6 @@ def run(stage: Stage) -> None:
         seed=config.seed,
     )
     with stage.publish() as folder, shard_runner(stage) as runner:
-        found = write_trajectories(
-            recipe, source, worker_device(config), data, stage.work, folder, runner
-        )
-    stage.metrics(found)
+        device = worker_device(config)
+        counts = write_trajectories(recipe, source, device, data, stage.work, folder, runner)
+    stage.write_metrics(counts)

@@ -1,4 +1,8 @@
-"""What several stages do alike: open data and models, train, publish, probe, log samples, time.
+"""What several stages do alike.
 
-Imports every room below the pipeline; only modules of stages, and benchmarks, import it.
+- ``training``: open shards and models, fit, publish the EMA weights, write curves.
+- ``probe``: sync of a few samples during a training; ``samples``: a few samples in MLflow.
+- ``factory``: samplers of all models; ``speed``: the streamed student against the teacher.
+
+May import every room but ``cli``. Only stages, experiments and benchmarks may import it.
 """

@@ -9,7 +9,7 @@ from omniforcing.pipeline.config import Config
 
 
 def open_factory(config: Config, codec: Path, latents: Path) -> SamplerFactory:
-    """Read codec and text features; on a GPU if there is one and the config allows it.
+    """Open codec and text features, on a GPU if there is one and the config allows it.
 
     Args:
         config: the whole configuration.

@@ -1,4 +1,4 @@
-"""Sync during training: what a few samples of the averaged weights show, for the curves beside the losses."""
+"""Sync during training: measures of a few samples of the EMA weights, logged with the losses."""
 
 from __future__ import annotations
 
@@ -16,17 +16,26 @@ from omniforcing.pocket.sync import TOLERANCE_MS
 from omniforcing.training.loop import Probe
 from omniforcing.training.stages import StageModule
 
-SHOWN = ("sync_margin", "ball_present", "colour_accuracy", "pitch_accuracy")
+LOGGED = ("sync_margin", "ball_present", "colour_accuracy", "pitch_accuracy")
 
 
 def training_probe(stage: Stage, module: StageModule) -> Probe | None:
-    """A probe of the module's averaged weights as what the stage trains; None if the preset wants none, or for captions
-    of another world than the pocket's. It has its own randomness, the same each time, and leaves the training's alone.
+    """Build the probe that a training calls to measure samples of its EMA weights.
+
+    The probe has its own random generators, the same at each call, and leaves those of the training
+    alone.
+
+    Args:
+        stage: the running stage.
+        module: the module that it trains.
+
+    Returns:
+        The probe; None if the preset asks for none, or if captions are not of the pocket world.
     """
     config = stage.config
     if not config.trainer.probes:
         return None
-    # Not inputs of the stage: what is only logged must not retrain anything.
+    # Read without being declared as inputs: what is only logged must not cause a new training.
     data = stage.folder.parent
     heldout = TensorShards(data / "latents", "heldout", config.clips.latent_counts).samples()
     captions = [caption for _, _, caption, _ in islice(heldout, config.trainer.probe_clips)]
@@ -40,6 +49,6 @@ def training_probe(stage: Stage, module: StageModule) -> Probe | None:
         media = factory.media(draw, captions, list(range(len(captions))))
         clips = [observe(clip, caption) for clip, caption in zip(media, captions, strict=True)]
         measured = pocket_world(clips, TOLERANCE_MS / 1000)
-        return {name: measured[name] for name in SHOWN}
+        return {name: measured[name] for name in LOGGED}
 
     return probe

@@ -1,4 +1,4 @@
-"""A few decoded samples of a model, for people to look at and hear in MLflow."""
+"""Decoded samples of a model, to see and hear in MLflow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ from omniforcing.pipeline.stage import Stage
 def log_samples(
     stage: Stage, latents: Latents, captions: list[str], codec: Path, grid: tuple[int, int]
 ) -> None:
-    """Decode a few samples and log them to MLflow as mp4."""
+    """Decode samples and log them to MLflow as mp4.
+
+    Args:
+        stage: the running stage.
+        latents: normalised latents, one per caption.
+        captions: captions, which name the files.
+        codec: folder of the codec.
+        grid: height and width of the video latents.
+    """
     media = Codec.load(codec, stage.config.trainer.device).decode(latents, grid).map(Tensor.cpu)
     folder = stage.work / "samples"
     folder.mkdir(exist_ok=True)

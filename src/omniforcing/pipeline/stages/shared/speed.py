@@ -1,4 +1,4 @@
-"""Speed of the streamed student against the teacher's offline sampler, as an artifact's users have it."""
+"""Speed of the student, streamed from an artifact, against the teacher's offline sampler."""
 
 from __future__ import annotations
 
@@ -24,17 +24,20 @@ def against_the_teacher(
     work: Path,
     prompt: str,
 ) -> dict[str, Any]:
-    """Stream the last model from an artifact made in ``work``, and sample the teacher offline.
+    """Time the student's stream and the teacher's sampler on the same prompt and length.
 
-    Both make the same length for one prompt, decoding included.
+    Decoding is included.
 
     Args:
         config: the whole configuration.
         factory: samples the teacher.
-        folders: of the models, by stage.
+        folders: output folders of the models, by stage.
         codec: folder of the codec, copied into the artifact.
-        work: folder of the artifact.
-        prompt: what both make.
+        work: folder to write the artifact to.
+        prompt: prompt of both.
+
+    Returns:
+        The figures of ``against_teacher``, and ``measured_on`` as text.
     """
     seconds = config.clips.seconds
     settings = StreamSettings.from_config(
@@ -52,8 +55,9 @@ def against_the_teacher(
     steps, threads = len(config.student.sigmas), torch.get_num_threads()
     device = torch.cuda.get_device_name() if factory.device == "cuda" else f"CPU, {threads} threads"
     measured = (
-        f"{device}; {settings.width}x{settings.height}, {seconds} s; student {steps} steps a block, "
-        f"window {settings.window}, generating and decoding on a thread each; teacher "
-        f"{config.teacher.sampler.steps} guided steps; decoding included"
+        f"{device}; {settings.width}x{settings.height}, {seconds} s; "
+        f"student {steps} steps a block, window {settings.window}, "
+        "generating and decoding on a thread each; "
+        f"teacher {config.teacher.sampler.steps} guided steps; decoding included"
     )
     return {**against_teacher(stream, teacher, latents), "measured_on": measured}

@@ -1,4 +1,4 @@
-"""What the four trained transformer stages do alike: open the data, fit, publish the EMA, summarise the curves."""
+"""Common steps of the four stages that train a transformer: open data and models, fit, publish."""
 
 from __future__ import annotations
 
@@ -23,12 +23,21 @@ from omniforcing.training.stages import StageModule, TrainingOptions
 
 
 def open_shards(stage: Stage, folder: str, split: str = "train") -> TensorShards:
-    """Latents or trajectories of the preset's clip length."""
+    """Open latents or trajectories of the preset's clip length.
+
+    Args:
+        stage: the running stage.
+        folder: stage that wrote them, ``latents`` or ``trajectories``.
+        split: name of the split.
+    """
     return TensorShards(stage.input(folder), split, stage.config.clips.latent_counts)
 
 
 def open_student(stage: Stage, source: str) -> DualStream:
-    """The student as a stage left it, with fresh sinks if that one had none; without memory if it is to be sharded."""
+    """Load the student that a stage wrote, with new sinks if it has none.
+
+    A model that will be sharded is loaded on the meta device, without memory.
+    """
     config = stage.config
     return load_model(
         stage.input(source),
@@ -41,7 +50,10 @@ def open_student(stage: Stage, source: str) -> DualStream:
 
 
 def open_teachers(stage: Stage, count: int) -> list[DualStream]:
-    """So many models of the teacher's weights; without memory if they are to be sharded."""
+    """Load ``count`` models with the teacher's weights.
+
+    Models that will be sharded are loaded on the meta device, without memory.
+    """
     config = stage.config
     return [
         load_model(
@@ -55,7 +67,7 @@ def open_teachers(stage: Stage, count: int) -> list[DualStream]:
 
 
 def training_options(config: Config) -> TrainingOptions:
-    """Micro-batches and sharding, as a config sets them."""
+    """Return the number of micro-batches and the sharding that a config sets."""
     sharded = sharding(config) if config.cluster.sharded else None
     return TrainingOptions(config.trainer.accumulate, sharded)
 
@@ -63,19 +75,28 @@ def training_options(config: Config) -> TrainingOptions:
 def train_and_publish(
     stage: Stage, module: StageModule, data: TensorShards, optim: OptimiserConfig
 ) -> None:
-    """Fit a module on shuffled batches, publish its EMA weights, and record curves and largest gradient norms."""
+    """Fit a module on shuffled batches, publish its EMA weights, and write curves and metrics.
+
+    Args:
+        stage: the running stage.
+        module: the module to train.
+        data: clips to train on.
+        optim: steps and batch.
+    """
     if optim.steps:
         _train(stage, module, data, optim)
     else:
-        # Left as it starts: an ablation that skips the stage.
+        # An ablation without this stage publishes the initial weights.
         atomic_write(stage.work / CURVES, "step\n")
     publish_model(stage, module)
-    stage.curves(stage.work / CURVES)
-    stage.metrics({"steps": optim.steps, **module.summary()})
+    stage.write_curves(stage.work / CURVES)
+    stage.write_metrics({"steps": optim.steps, **module.summary()})
 
 
 def _train(stage: Stage, module: StageModule, data: TensorShards, optim: OptimiserConfig) -> None:
     config = stage.config
+    # Batches depend on seed and epoch alone, and an epoch ends at a checkpoint: a training that
+    # was killed draws the same batches when it continues.
     every = min(config.trainer.checkpoint_every, optim.steps)
 
     def batches(epoch: int) -> Iterator[Batch]:
@@ -88,7 +109,7 @@ def _train(stage: Stage, module: StageModule, data: TensorShards, optim: Optimis
         work=stage.work,
         trainer=config.trainer,
         log=stage.log_metrics,
-        # What a probe samples with wants whole weights.
+        # A probe samples with whole weights, which sharded models never have.
         probe=None if config.cluster.sharded else training_probe(stage, module),
         name=stage.name,
         sharded=config.cluster.sharded,
@@ -96,19 +117,17 @@ def _train(stage: Stage, module: StageModule, data: TensorShards, optim: Optimis
 
 
 def sharding(config: Config) -> Sharding:
-    """How a config shards its models."""
+    """Return the sharding of models that a config sets."""
     hybrid = config.cluster.strategy is Strategy.hybrid
     group = config.cluster.shard_size or int(os.environ["LOCAL_WORLD_SIZE"])
-    return Sharding(
-        group if hybrid else None,
-        torch.bfloat16 if config.trainer.precision == "bf16-mixed" else None,
-    )
+    dtype = torch.bfloat16 if config.trainer.precision == "bf16-mixed" else None
+    return Sharding(group if hybrid else None, dtype)
 
 
 def publish_model(stage: Stage, module: StageModule) -> None:
-    """Write the EMA weights as the stage's output."""
+    """Publish the EMA weights; every worker of a sharded model must call it."""
     with stage.publish() as folder:
         if is_sharded(module.ema.model):
             save_sharded(module.ema.model, folder)
-        elif stage.first:
+        elif stage.is_writer:
             save_model(module.ema.model, folder)
