@@ -5,49 +5,42 @@ import csv
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
+from omniforcing.core.config import OdeTarget
 from omniforcing.core.latents import Batch, Pair
-from omniforcing.core.layout import LAYOUTS, clip_latents
 from omniforcing.core.random import step_generator
-from omniforcing.distill.bidirectional_dmd import BidirectionalDmd
 from omniforcing.distill.causal_ode import CausalOde, pick
-from omniforcing.distill.config import (
-    CausalOdeConfig,
-    DmdConfig,
-    SamplerConfig,
-    SelfForcingConfig,
-    TeacherConfig,
-)
+from omniforcing.distill.config import SamplerConfig
 from omniforcing.distill.dmd import cache_guided, dmd_gradient, dmd_loss, guided_x0
 from omniforcing.distill.sampling import WholeClip, full_view, ode_states
-from omniforcing.distill.self_forcing import SelfForcing
-from omniforcing.distill.teacher import Teacher
 from omniforcing.distill.trajectories import refine
-from omniforcing.model.attention import Masked
-from omniforcing.model.rollout import Rollout, RolloutConfig, predict_x0
-from omniforcing.model.student import positions_for
-from omniforcing.model.transformer import DualStream
+from omniforcing.model.rollout import Rollout, predict_x0
 from omniforcing.training import checkpoints
-from omniforcing.training.config import OptimiserConfig, TrainerConfig, Weights
+from omniforcing.training.config import TrainerConfig, Weights
 from omniforcing.training.loop import CURVES, fit
 from omniforcing.training.muon import Muon
 from omniforcing.training.stages import (
     Ema,
     StageModule,
-    TrainingOptions,
     by_modality,
     modality_of,
 )
-from tests.model.conftest import GRID, features, latents, tiny_model
 from tests.support.refusals import refuses
-
-COUNTS, TABLE, SIGMAS = clip_latents(2), LAYOUTS["prefix"], (1.0, 0.6)
-ROLLOUT = RolloutConfig(TABLE, GRID, SIGMAS, window=1, horizon=2)
-OPTIM = OptimiserConfig(steps=6, batch=2, warmup=1)
+from tests.support.tiny_models import GRID, features, latents, tiny_model
+from tests.support.tiny_stages import (
+    COUNTS,
+    ROLLOUT,
+    SIGMAS,
+    STAGES,
+    stage_bidirectional_dmd,
+    stage_causal_ode,
+    stage_self_forcing,
+    stage_teacher,
+    stage_with_muon,
+)
 
 
 def test_dmd_loss_hands_the_gradient_over_unchanged() -> None:
@@ -139,78 +132,13 @@ def test_a_point_per_block_is_picked_from_the_trajectory_and_its_perfect_velocit
         assert float(ode.regress(clean - eps, picked, clean, sigmas[point])) > 1
 
 
-PLAIN = TrainingOptions()
-
-
-def stage_teacher(options: TrainingOptions = PLAIN, recompute: bool = False) -> Teacher:
-    model = tiny_model(checkpoint_activations=recompute)
-    return Teacher(
-        model,
-        TeacherConfig(optim=OPTIM),
-        full_view(model, COUNTS, GRID),
-        features(1, seed=9),
-        seed=0,
-        options=options,
-    )
-
-
-def models(sinks: int, recompute: bool) -> list[DualStream]:
-    return [tiny_model(count, checkpoint_activations=recompute) for count in (sinks, 0, 0)]
-
-
-def stage_bidirectional_dmd(
-    options: TrainingOptions = PLAIN, recompute: bool = False, **rates: Any
-) -> BidirectionalDmd:
-    three = models(0, recompute)
-    config = DmdConfig(optim=OPTIM, critic_steps=2, **rates)
-    view, none = full_view(three[1], COUNTS, GRID), features(1, seed=9)
-    return BidirectionalDmd(
-        *three,
-        config=config,
-        view=view,
-        unconditional=none,
-        sigmas=SIGMAS,
-        counts=COUNTS,
-        grid=GRID,
-        seed=0,
-        options=options,
-    )
-
-
-def stage_causal_ode(options: TrainingOptions = PLAIN, recompute: bool = False) -> CausalOde:
-    model = tiny_model(3, checkpoint_activations=recompute)
-    view = Masked(positions_for(model, COUNTS, GRID, sinks=True), TABLE, 3, None, 2)
-    return CausalOde(model, CausalOdeConfig(optim=OPTIM), SIGMAS, TABLE, view, 0, options)
-
-
-def stage_self_forcing(
-    steered: float = 0.5, options: TrainingOptions = PLAIN, recompute: bool = False
-) -> SelfForcing:
-    three = models(3, recompute)
-    config = SelfForcingConfig(optim=OPTIM, critic_steps=2, steered=steered)
-    rest = {
-        "view": full_view(three[1], COUNTS, GRID),
-        "unconditional": features(1, seed=9),
-        "captions": features(5, seed=3),
-    }
-    return SelfForcing(
-        *three, config=config, rollout=ROLLOUT, blocks=3, seed=0, options=options, **rest
-    )
-
-
-def stage_with_muon(options: TrainingOptions = PLAIN, recompute: bool = False) -> BidirectionalDmd:
-    """Student and critic of two optimisers each."""
-    rates = {"muon_lr": Weights(1e-3, 1e-3), "critic_muon_lr": 2e-3}
-    return stage_bidirectional_dmd(options, recompute, **rates)
-
-
-STAGES = [
-    stage_teacher,
-    stage_bidirectional_dmd,
-    stage_causal_ode,
-    stage_self_forcing,
-    stage_with_muon,
-]
+def test_an_x0_target_weighs_the_velocity_error_by_sigma_squared() -> None:
+    ode = stage_causal_ode()
+    x, x0 = latents(COUNTS).video, latents(COUNTS, seed=1).video
+    sigma = torch.full(x.shape[:2], 0.5)
+    by_velocity = ode.regress(x0, x, x0, sigma)
+    ode.config.target = OdeTarget.x0
+    torch.testing.assert_close(ode.regress(x0, x, x0, sigma), by_velocity * 0.25)
 
 
 def batches(module: StageModule) -> Callable[[int], Iterator[Batch]]:

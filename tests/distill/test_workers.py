@@ -18,10 +18,10 @@ from omniforcing.training.config import TrainerConfig
 from omniforcing.training.loop import CURVES, fit
 from omniforcing.training.sharding import Sharding, gathered
 from omniforcing.training.stages import StageModule, TrainingOptions
-from tests.distill.test_distill import COUNTS, STAGES, stage_causal_ode, stage_self_forcing
-from tests.model.conftest import features, latents
 from tests.support.group import read_rows, run_group
 from tests.support.ray_cluster import ROOT, cluster_of_ours
+from tests.support.tiny_models import features, latents
+from tests.support.tiny_stages import COUNTS, STAGES, stage_causal_ode, stage_self_forcing
 
 BATCH, STEPS = 4, 4
 BF16 = "bf16-mixed"

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.gpu.networks import GENERATIONS
 from omniforcing.core.latents import Latents, Pair
 from omniforcing.core.layout import LAYOUTS, BlockTable, Counts, clip_latents
 from omniforcing.distill.sampling import full_view
@@ -18,18 +19,21 @@ from omniforcing.model.rollout import RolloutConfig, new_cache
 from omniforcing.model.stabiliser import WITH_SINKS, gate_heads, normalise_heads
 from omniforcing.model.student import build_core, positions_for
 from omniforcing.model.transformer import DualStream
-from tests.model.conftest import GENERATIONS, GRID, features, latents, tiny_config, tiny_model
 from tests.support.refusals import refuses
+from tests.support.tiny_models import (
+    GRID,
+    TOLERANCE,
+    difference,
+    features,
+    latents,
+    tiny_config,
+    tiny_model,
+)
 
-TOLERANCE = 1e-5
 WINDOWS = [
     *((name, None, 99) for name in LAYOUTS),
     *(("prefix", 1, 99), ("prefix", 2, 3), ("merged", 2, 3), ("merged", 1, 4), ("thirds", 2, 6)),
 ]
-
-
-def difference(a: Latents, b: Latents) -> float:
-    return max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True))
 
 
 def masked(

@@ -26,10 +26,10 @@ from omniforcing.pipeline.generate import write_pipelines
 from omniforcing.pipeline.stages import causal_ode, self_forcing
 from omniforcing.pipeline.stages.shared import training as train_stage
 from omniforcing.training.config import OptimiserConfig
-from tests.model.conftest import GRID, features, tiny_model
-from tests.pipeline.conftest import CLIPS, STAGES, TEACHER
 from tests.support.checkout import ENVIRONMENT, alive, changed_files, commit, finish, start, status
 from tests.support.refusals import refuses
+from tests.support.tiny_models import GRID, features, tiny_model
+from tests.support.toy_project import CLIPS, STAGES, TEACHER
 
 ROOT = Path(__file__).parents[2]
 CHANGED = {

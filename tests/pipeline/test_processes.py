@@ -22,12 +22,6 @@ def refuse(sentence: str) -> None:
     raise OmniForcingError("data.no-clips", sentence)
 
 
-def count(path: Path) -> None:
-    for number in range(10**6):
-        path.write_text(str(number))
-        time.sleep(0.01)
-
-
 def wait_for(path: Path) -> None:
     for _ in range(1200):
         if path.exists():
@@ -75,7 +69,7 @@ def test_jobs_end_with_a_parent_that_is_told_to_stop(tmp_path: Path) -> None:
     code = f"""
 import signal, sys
 from pathlib import Path
-from tests.pipeline.test_processes import count
+from tests.support.counting import count
 from omniforcing.pipeline.processes import run_in_processes
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

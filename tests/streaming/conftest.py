@@ -1,4 +1,4 @@
-"""A whole artifact of tiny random parts: the real student, codec and text encoder, 64x64."""
+"""The tiny artifact, its parts and an engine of it: made once in a session."""
 
 from __future__ import annotations
 
@@ -6,89 +6,17 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
-from omniforcing.codec.codec import Codec
-from omniforcing.codec.config import (
-    AudioCodecConfig,
-    CodecConfig,
-    TextConfig,
-    VideoCodecConfig,
-    VocoderConfig,
-)
-from omniforcing.codec.text import build_tiny
-from omniforcing.model.student import build_core
-from omniforcing.model.transformer import DualStream
-from omniforcing.model.weights.student import save_model
-from omniforcing.streaming.artifact import Artifact, StreamSettings, write_artifact
+from omniforcing.streaming.artifact import Artifact, write_artifact
 from omniforcing.streaming.engine import Engine
-
-GRID = (4, 4)
-METRICS = {
-    "models": {
-        "self_forcing": {"sync_f1": 0.5, "sync_margin": 0.25},
-        "shuffled": {"sync_f1": 0.25, "note": "chance"},
-    },
-    "speed": {"ttfc_s": 0.125},
-}
-
-
-def transformer_config(codec: Codec, text: TextConfig) -> dict[str, object]:
-    """LTX-2.0's architecture in its smallest form."""
-    return {
-        "in_channels": codec.video_channels,
-        "out_channels": codec.video_channels,
-        "audio_in_channels": codec.audio_channels,
-        "audio_out_channels": codec.audio_channels,
-        "num_attention_heads": 2,
-        "audio_num_attention_heads": 2,
-        "attention_head_dim": 16,
-        "audio_attention_head_dim": 8,
-        "cross_attention_dim": 32,
-        "audio_cross_attention_dim": 16,
-        "num_layers": 1,
-        "caption_channels": text.hidden,
-        "vae_scale_factors": (8, 16, 16),
-        "rope_type": "split",
-        "timestep_scale_multiplier": 1000,
-        "cross_attn_timestep_scale_multiplier": 1000,
-    }
-
-
-def make_settings(**changes: object) -> StreamSettings:
-    values = {
-        "preset": "smoke",
-        "layout": "prefix",
-        "height": 64,
-        "width": 64,
-        "grid": list(GRID),
-        "window": 2,
-        "horizon": 4,
-        "sigmas": [1.0, 0.5],
-        "context_noise": 0.0,
-        "sinks": 3,
-        "stabiliser": "sinks",
-        "look_ahead": 25,
-        "sample_rate": 16000,
-    }
-    return StreamSettings(**{**values, **changes})  # type: ignore[arg-type]
+from tests.support.tiny_artifact import METRICS, make_settings, write_parts
 
 
 @pytest.fixture(scope="session")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The folders of a student and of a codec, as their stages write them."""
-    torch.set_num_threads(1)
     student, codec_folder = tmp_path_factory.mktemp("student"), tmp_path_factory.mktemp("codec")
-    text = TextConfig(layers=1, hidden=32, heads=2, length=16, registers=8)
-    video = VideoCodecConfig(
-        latent_channels=8, encoder_channels=[8, 16, 32], decoder_channels=[8, 16, 32]
-    )
-    audio, vocoder = AudioCodecConfig(channel_multipliers=[1, 1, 2]), VocoderConfig(hidden=16)
-    torch.manual_seed(0)
-    codec = Codec.from_config(CodecConfig(video=video, audio=audio, vocoder=vocoder), 64, 64)
-    codec.save(codec_folder)
-    build_tiny(codec_folder / "text", text, ["a red ball bounces", "a blue ball rolls"], seed=0)
-    save_model(DualStream(build_core(transformer_config(codec, text), seed=0), sinks=3), student)
+    write_parts(student, codec_folder)
     return student, codec_folder
 
 

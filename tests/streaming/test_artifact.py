@@ -13,8 +13,8 @@ from omniforcing.model.weights.student import load_model
 from omniforcing.pipeline.config import load_config
 from omniforcing.streaming.artifact import Artifact, StreamSettings, write_artifact
 from omniforcing.streaming.engine import Engine
-from tests.streaming.conftest import METRICS, make_settings
 from tests.support.refusals import refuses
+from tests.support.tiny_artifact import METRICS, make_settings
 
 
 def test_artifact_holds_what_the_design_names(artifact: Artifact) -> None:

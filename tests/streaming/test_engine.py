@@ -19,17 +19,10 @@ from omniforcing.core.random import step_generator
 from omniforcing.model.rollout import Rollout
 from omniforcing.streaming.artifact import Artifact
 from omniforcing.streaming.command import write_stream
-from omniforcing.streaming.engine import Chunk, Engine
+from omniforcing.streaming.engine import Engine
 from omniforcing.streaming.request import Request
 from tests.support.refusals import refuses
-
-PROMPT = "a red ball bounces"
-
-
-def media_of(chunks: list[Chunk]) -> tuple[np.ndarray, np.ndarray]:
-    return np.concatenate([c.frames for c in chunks]), np.concatenate(
-        [c.samples for c in chunks], 1
-    )
+from tests.support.streams import PROMPT, media_of
 
 
 @pytest.mark.parametrize("seconds", [1, 2, 0.04, 0.5, 1.3])

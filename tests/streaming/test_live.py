@@ -30,16 +30,14 @@ from omniforcing.model.inference.cuda_streams import own_cuda_stream
 from omniforcing.model.rollout import Rollout, RolloutConfig, predict_x0
 from omniforcing.streaming import live
 from omniforcing.streaming.command import write_stream
-from omniforcing.streaming.engine import Chunk, Engine
+from omniforcing.streaming.engine import Engine
 from omniforcing.streaming.generation import Generation, Opening
-from omniforcing.streaming.live import Stream, StreamThreads
-from omniforcing.streaming.opening import IMAGE_BYTES
+from omniforcing.streaming.live import Chunk, Stream, StreamThreads
+from omniforcing.streaming.request import IMAGE_BYTES
 from omniforcing.streaming.state import StreamState
-from tests.streaming.test_engine import PROMPT, media_of
 from tests.support.limits import files_of_at_most
 from tests.support.refusals import refuses
-
-OTHER = "a blue ball rolls"
+from tests.support.streams import OTHER_PROMPT, PROMPT, image_file, same_media, settled
 
 
 def streaming_threads() -> list[threading.Thread]:
@@ -51,18 +49,6 @@ def nothing_left_behind() -> Iterator[None]:
     yield
     gc.collect()
     assert not streaming_threads()
-
-
-def same(one: list[Chunk], other: list[Chunk]) -> bool:
-    return all(np.array_equal(a, b) for a, b in zip(media_of(one), media_of(other), strict=True))
-
-
-def settled(condition: Any, seconds: float = 10) -> bool:
-    """Whether ``condition()`` comes true in time."""
-    until = time.monotonic() + seconds
-    while not condition() and time.monotonic() < until:
-        time.sleep(0.01)
-    return bool(condition())
 
 
 # --- threads ------------------------------------------------------------------------------------------------------------
@@ -167,7 +153,7 @@ def test_a_slow_consumer_holds_generation_back_and_changes_nothing(engine: Engin
         for chunk in stream:
             time.sleep(0.05)
             slow.append(chunk)
-    assert same(fast, slow)
+    assert same_media(fast, slow)
 
 
 def test_waiting_for_the_consumer_does_not_count_as_work(engine: Engine) -> None:
@@ -199,7 +185,7 @@ def test_a_closed_stream_leaves_no_tensor_behind(engine: Engine) -> None:
 
     def one(seed: int) -> None:
         stream = engine.stream(PROMPT, None, seed)
-        stream.steer(OTHER, at=1)
+        stream.steer(OTHER_PROMPT, at=1)
         next(stream)
         stream.close()
 
@@ -314,11 +300,11 @@ def test_an_endless_stream_stays_flat(engine: Engine) -> None:
 def test_a_prompt_changes_what_comes_from_its_block_on_and_nothing_before(engine: Engine) -> None:
     plain = list(engine.stream(PROMPT, 4, seed=1))
     stream = engine.stream(PROMPT, 4, seed=1)
-    applied = stream.steer(OTHER, at=3)
+    applied = stream.steer(OTHER_PROMPT, at=3)
     steered = list(stream)
     assert applied.result(0) == live.Applied(block=3, seconds=49 / 24)
-    assert [chunk.prompt for chunk in steered] == [PROMPT] * 3 + [OTHER] * 2
-    assert same(plain[:3], steered[:3])
+    assert [chunk.prompt for chunk in steered] == [PROMPT] * 3 + [OTHER_PROMPT] * 2
+    assert same_media(plain[:3], steered[:3])
     assert not np.array_equal(plain[3].frames, steered[3].frames)
 
 
@@ -327,24 +313,24 @@ def test_a_prompt_takes_effect_at_the_next_ungenerated_block(engine: Engine) -> 
         first = next(stream)
         time.sleep(0.8)  # everything that has room is generated
         due = stream.parts.generation.index
-        future = stream.steer(OTHER)
+        future = stream.steer(OTHER_PROMPT)
         chunks = [first, *itertools.islice(stream, due + 1)]
         assert future.result(10).block == due
-    assert [chunk.prompt for chunk in chunks] == [PROMPT] * due + [OTHER] * 2
+    assert [chunk.prompt for chunk in chunks] == [PROMPT] * due + [OTHER_PROMPT] * 2
 
 
 def test_steered_streams_repeat_whatever_the_consumers_speed(engine: Engine) -> None:
     runs = []
     for pause in (0.0, 0.1):
         stream = engine.stream(PROMPT, 4, seed=2)
-        stream.steer(OTHER, at=2, rewrite=True)
+        stream.steer(OTHER_PROMPT, at=2, rewrite=True)
         stream.steer(PROMPT, at=4)
         run = []
         for chunk in stream:
             time.sleep(pause)
             run.append(chunk)
         runs.append(run)
-    assert same(*runs)
+    assert same_media(*runs)
 
 
 def test_the_latest_prompt_wins_and_the_others_are_told(engine: Engine) -> None:
@@ -361,9 +347,9 @@ def test_the_latest_prompt_wins_and_the_others_are_told(engine: Engine) -> None:
 
 def test_wishes_that_come_too_late_fail_in_a_sentence(engine: Engine) -> None:
     stream = engine.stream(PROMPT, 1)
-    never = stream.steer(OTHER, at=50)
+    never = stream.steer(OTHER_PROMPT, at=50)
     list(stream)
-    for future in (never, stream.steer(OTHER), stream.snapshot()):
+    for future in (never, stream.steer(OTHER_PROMPT), stream.snapshot()):
         with refuses("streaming.over"):
             future.result(10)
     with refuses("streaming.no-prompt", "'  '"):
@@ -390,7 +376,7 @@ def generation_of(
 def test_rewriting_is_beginning_anew_with_rewritten_blocks(
     engine: Engine, layout: str, before: int
 ) -> None:
-    config, other = rollout_config(layout), engine._text.encode([OTHER])
+    config, other = rollout_config(layout), engine._text.encode([OTHER_PROMPT])
     generation = generation_of(engine, config)
     for _ in range(before):
         generation.next()
@@ -434,7 +420,7 @@ def test_only_what_can_be_rewritten_is(
     for _ in range(2):
         generation.next()
     kept = list(generation.kept)
-    generation.change_prompt(engine._text.encode([OTHER]), rewrite=True)
+    generation.change_prompt(engine._text.encode([OTHER_PROMPT]), rewrite=True)
     assert [a is not b for a, b in zip(kept, generation.kept, strict=True)] == [rewritten] * 2
 
 
@@ -446,7 +432,7 @@ def test_a_switch_that_fails_is_told_to_whoever_asked_and_to_the_consumer(
 
     monkeypatch.setattr(Generation, "switch", fail)
     stream = engine.stream(PROMPT, 3)
-    asked = stream.steer(OTHER, at=1)
+    asked = stream.steer(OTHER_PROMPT, at=1)
     with pytest.raises(RuntimeError, match="out of memory"):
         list(stream)
     with pytest.raises(RuntimeError, match="out of memory"):
@@ -468,7 +454,7 @@ def test_pause_stops_generation_and_resume_goes_on_with_the_same_chunks(engine: 
         assert stream.parts.generation.index == index
         stream.resume()
         chunks += stream
-    assert same(plain, chunks)
+    assert same_media(plain, chunks)
 
 
 def test_a_player_that_moves_the_end_on_steers_what_comes_soon(engine: Engine) -> None:
@@ -481,18 +467,10 @@ def test_a_player_that_moves_the_end_on_steers_what_comes_soon(engine: Engine) -
         applied = stream.steer(PROMPT)
         stream.allow(100.0)
         chunks += stream
-    assert applied.result(0).block <= 4 and same(plain, chunks)
+    assert applied.result(0).block <= 4 and same_media(plain, chunks)
 
 
 # --- openings -----------------------------------------------------------------------------------------------------------
-
-
-def image_file(kind: str = "PNG", size: tuple[int, int] = (100, 64)) -> bytes:
-    content = io.BytesIO()
-    Image.fromarray(
-        np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
-    ).save(content, kind)
-    return content.getvalue()
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
@@ -588,30 +566,30 @@ def saved_at(stream: Stream, block: int, path: Path) -> list[Chunk]:
 def test_a_restored_stream_goes_on_bit_for_bit(engine: Engine, tmp_path: Path, block: int) -> None:
     path = tmp_path / "state.safetensors"
     stream = engine.stream(PROMPT, 8, seed=5)
-    stream.steer(OTHER, at=2)
+    stream.steer(OTHER_PROMPT, at=2)
     whole = saved_at(stream, block, path)
     state = StreamState.load(path, engine.digest)
-    assert (state.block, state.prompt) == (block, OTHER if block >= 2 else PROMPT)
+    assert (state.block, state.prompt) == (block, OTHER_PROMPT if block >= 2 else PROMPT)
     with engine.resume(state, 10 - block) as resumed:
         if block < 2:
-            resumed.steer(OTHER, at=2)
+            resumed.steer(OTHER_PROMPT, at=2)
         rest = list(resumed)
     assert [chunk.block for chunk in rest] == [*range(block, 10)]
     assert np.array_equal(whole[8].frames, rest[8 - block].frames)
     if block < 8:  # the sound of the last block ends where nothing follows it
-        assert same(whole[block:8], rest[: 8 - block])
+        assert same_media(whole[block:8], rest[: 8 - block])
     heard = max(0, 16000 * (block - 1) - 160 * (engine._decoder().look_ahead - 1))
     assert (rest[0].first_frame, rest[0].first_sample) == (1 + 24 * (block - 1), heard)
 
 
 def test_a_state_after_rewriting_goes_on_bit_for_bit(engine: Engine, tmp_path: Path) -> None:
     path, stream = tmp_path / "state.safetensors", engine.stream(PROMPT, 8, seed=5)
-    stream.steer(OTHER, at=6, rewrite=True)
+    stream.steer(OTHER_PROMPT, at=6, rewrite=True)
     whole = saved_at(stream, 7, path)
     with engine.resume(StreamState.load(path, engine.digest), 2) as resumed:
         resumed.steer(PROMPT, at=8, rewrite=True)
         rest = list(resumed)
-    assert same(whole[7:8], rest[:1])
+    assert same_media(whole[7:8], rest[:1])
 
 
 def test_a_paused_stream_can_be_saved(engine: Engine) -> None:
@@ -673,7 +651,7 @@ def test_a_full_disk_while_saving_is_one_sentence_and_the_stream_goes_on(
         ):
             future.result(10).save(path)
         chunks += stream
-    assert same(chunks, list(engine.stream(PROMPT, 4, seed=6)))
+    assert same_media(chunks, list(engine.stream(PROMPT, 4, seed=6)))
     assert path.read_bytes() == b"the old one" and list(tmp_path.iterdir()) == [path]
 
 

@@ -16,10 +16,9 @@ from websockets.sync.client import ClientConnection, connect
 from benchmarks.local_cluster import free_port
 from omniforcing.serving.protocol import SUBPROTOCOL
 from omniforcing.streaming.artifact import Artifact
-from tests.streaming.test_live import settled
-from tests.streaming.test_serve import PROMPT, frames_in, play, take
 from tests.support.ray_cluster import environment, local_cluster
-from tests.support.serving import hear, say
+from tests.support.serving import frames_in, hear, play, say, take
+from tests.support.streams import PROMPT, settled
 
 pytestmark = pytest.mark.ray
 SERVE = str(Path(sys.executable).with_name("serve"))

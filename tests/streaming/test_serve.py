@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import io
 import json
 import signal
 import socket
@@ -16,7 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import av
 import pytest
 from starlette.websockets import WebSocketDisconnect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -30,11 +28,10 @@ from omniforcing.serving.session import Session
 from omniforcing.streaming.artifact import Artifact
 from omniforcing.streaming.engine import Engine
 from omniforcing.streaming.live import Stream
-from tests.streaming.test_live import image_file, settled
 from tests.support.refusals import check, refused
-from tests.support.serving import Server, hear, say, server
+from tests.support.serving import Server, frames_in, hear, play, say, server, take
+from tests.support.streams import PROMPT, image_file, settled
 
-PROMPT = "a red ball bounces"
 TOKEN = "a-token-for-tests"
 
 
@@ -45,32 +42,6 @@ def serving(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Ite
         running.get("/health")
         running.idle_threads = running.threads()
         yield running
-
-
-def play(
-    client: ClientConnection, seconds: float, **values: Any
-) -> tuple[bytes, list[dict[str, Any]]]:
-    """Start a stream and take all of it: the media and the control messages."""
-    hear(client, "hello")
-    say(client, "start", prompt=PROMPT, seconds=seconds, paced=False, **values)
-    return take(client)
-
-
-def take(client: ClientConnection) -> tuple[bytes, list[dict[str, Any]]]:
-    media, messages = b"", []
-    while True:
-        data = client.recv(timeout=60)
-        if isinstance(data, bytes):
-            media += data
-            continue
-        messages.append(json.loads(data))
-        if messages[-1]["type"] == "ended":
-            return media, messages
-
-
-def frames_in(media: bytes) -> int:
-    with av.open(io.BytesIO(media)) as container:
-        return sum(1 for _ in container.decode(video=0))
 
 
 # --- a stream -----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -17,9 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import av
 from websockets.sync.client import ClientConnection, connect
 
 from omniforcing.serving.protocol import SUBPROTOCOL
+from tests.support.streams import PROMPT
 
 
 @dataclass
@@ -128,3 +131,31 @@ def hear(socket: ClientConnection, kind: str, seconds: float = 30) -> dict[str, 
             if message["type"] == kind:
                 return message
             assert message["type"] != "error", message
+
+
+def play(
+    client: ClientConnection, seconds: float, **values: Any
+) -> tuple[bytes, list[dict[str, Any]]]:
+    """Start a stream and take all of it: the media and the control messages."""
+    hear(client, "hello")
+    say(client, "start", prompt=PROMPT, seconds=seconds, paced=False, **values)
+    return take(client)
+
+
+def take(client: ClientConnection) -> tuple[bytes, list[dict[str, Any]]]:
+    """Media and control messages of a stream until it has ended."""
+    media, messages = b"", []
+    while True:
+        data = client.recv(timeout=60)
+        if isinstance(data, bytes):
+            media += data
+            continue
+        messages.append(json.loads(data))
+        if messages[-1]["type"] == "ended":
+            return media, messages
+
+
+def frames_in(media: bytes) -> int:
+    """Frames in a fragmented MP4."""
+    with av.open(io.BytesIO(media)) as container:
+        return sum(1 for _ in container.decode(video=0))

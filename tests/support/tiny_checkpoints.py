@@ -12,7 +12,7 @@ from torch import Tensor
 
 from omniforcing.model.weights.architecture import to_metadata
 from omniforcing.model.weights.names import TRANSFORMER, to_original
-from tests.model.conftest import tiny_config
+from tests.support.tiny_models import tiny_config
 
 FACTS = json.loads((Path(__file__).parent / "data" / "ltx2.json").read_text())
 Listing = dict[str, list[int]]

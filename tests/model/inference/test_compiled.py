@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from benchmarks.gpu.networks import GENERATIONS
 from omniforcing.core.latents import Latents
 from omniforcing.core.layout import LAYOUTS
 from omniforcing.model.inference.fast import accelerate
 from omniforcing.model.options import InferenceOptions
 from omniforcing.model.rollout import Rollout, RolloutConfig
-from tests.model.conftest import GENERATIONS, GRID, features, tiny_model
-from tests.model.test_transformer import TOLERANCE, difference
+from tests.support.tiny_models import GRID, TOLERANCE, difference, features, tiny_model
 
 CONFIG = RolloutConfig(LAYOUTS["prefix"], GRID, (1.0, 0.6), window=2, horizon=3, context_noise=0.1)
 pytestmark = pytest.mark.slow

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.gpu.networks import GENERATIONS
 from omniforcing.core.latents import Pair
 from omniforcing.core.layout import LAYOUTS, Counts
 from omniforcing.model.cache import RingCache
@@ -15,8 +16,7 @@ from omniforcing.model.inference.fast import PackedGelu, accelerate
 from omniforcing.model.rollout import Rollout, RolloutConfig, new_cache
 from omniforcing.model.stabiliser import WITH_SINKS
 from omniforcing.model.transformer import DualStream
-from tests.model.conftest import GENERATIONS, GRID, features, latents, tiny_model
-from tests.model.test_transformer import TOLERANCE, difference
+from tests.support.tiny_models import GRID, TOLERANCE, difference, features, latents, tiny_model
 
 CONFIG = RolloutConfig(LAYOUTS["prefix"], GRID, (1.0, 0.6), window=2, horizon=3, context_noise=0.1)
 

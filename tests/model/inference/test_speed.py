@@ -16,9 +16,8 @@ from omniforcing.model.inference.fast import accelerate, rotate_pairs
 from omniforcing.model.inference.gpu import CudaGraphRunner, Fp8Linear, Recorder
 from omniforcing.model.options import GPU_ONLY, InferenceOptions
 from omniforcing.model.rollout import Rollout, RolloutConfig
-from tests.model.conftest import GRID, features, tiny_model
-from tests.model.test_transformer import TOLERANCE, difference
 from tests.support.refusals import refuses
+from tests.support.tiny_models import GRID, TOLERANCE, difference, features, tiny_model
 
 CONFIG = RolloutConfig(LAYOUTS["prefix"], GRID, (1.0, 0.6), window=2, horizon=3)
 

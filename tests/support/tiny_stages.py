@@ -1,0 +1,96 @@
+"""Every trained transformer stage over tiny models of two seconds."""
+
+from typing import Any
+
+from omniforcing.core.layout import LAYOUTS, clip_latents
+from omniforcing.distill.bidirectional_dmd import BidirectionalDmd
+from omniforcing.distill.causal_ode import CausalOde
+from omniforcing.distill.config import CausalOdeConfig, DmdConfig, SelfForcingConfig, TeacherConfig
+from omniforcing.distill.sampling import full_view
+from omniforcing.distill.self_forcing import SelfForcing
+from omniforcing.distill.teacher import Teacher
+from omniforcing.model.attention import Masked
+from omniforcing.model.rollout import RolloutConfig
+from omniforcing.model.student import positions_for
+from omniforcing.model.transformer import DualStream
+from omniforcing.training.config import OptimiserConfig, Weights
+from omniforcing.training.stages import (
+    TrainingOptions,
+)
+from tests.support.tiny_models import GRID, features, tiny_model
+
+COUNTS, TABLE, SIGMAS = clip_latents(2), LAYOUTS["prefix"], (1.0, 0.6)
+ROLLOUT = RolloutConfig(TABLE, GRID, SIGMAS, window=1, horizon=2)
+OPTIM = OptimiserConfig(steps=6, batch=2, warmup=1)
+PLAIN = TrainingOptions()
+
+
+def stage_teacher(options: TrainingOptions = PLAIN, recompute: bool = False) -> Teacher:
+    model = tiny_model(checkpoint_activations=recompute)
+    return Teacher(
+        model,
+        TeacherConfig(optim=OPTIM),
+        full_view(model, COUNTS, GRID),
+        features(1, seed=9),
+        seed=0,
+        options=options,
+    )
+
+
+def models(sinks: int, recompute: bool) -> list[DualStream]:
+    return [tiny_model(count, checkpoint_activations=recompute) for count in (sinks, 0, 0)]
+
+
+def stage_bidirectional_dmd(
+    options: TrainingOptions = PLAIN, recompute: bool = False, **rates: Any
+) -> BidirectionalDmd:
+    three = models(0, recompute)
+    config = DmdConfig(optim=OPTIM, critic_steps=2, **rates)
+    view, none = full_view(three[1], COUNTS, GRID), features(1, seed=9)
+    return BidirectionalDmd(
+        *three,
+        config=config,
+        view=view,
+        unconditional=none,
+        sigmas=SIGMAS,
+        counts=COUNTS,
+        grid=GRID,
+        seed=0,
+        options=options,
+    )
+
+
+def stage_causal_ode(options: TrainingOptions = PLAIN, recompute: bool = False) -> CausalOde:
+    model = tiny_model(3, checkpoint_activations=recompute)
+    view = Masked(positions_for(model, COUNTS, GRID, sinks=True), TABLE, 3, None, 2)
+    return CausalOde(model, CausalOdeConfig(optim=OPTIM), SIGMAS, TABLE, view, 0, options)
+
+
+def stage_self_forcing(
+    steered: float = 0.5, options: TrainingOptions = PLAIN, recompute: bool = False
+) -> SelfForcing:
+    three = models(3, recompute)
+    config = SelfForcingConfig(optim=OPTIM, critic_steps=2, steered=steered)
+    rest = {
+        "view": full_view(three[1], COUNTS, GRID),
+        "unconditional": features(1, seed=9),
+        "captions": features(5, seed=3),
+    }
+    return SelfForcing(
+        *three, config=config, rollout=ROLLOUT, blocks=3, seed=0, options=options, **rest
+    )
+
+
+def stage_with_muon(options: TrainingOptions = PLAIN, recompute: bool = False) -> BidirectionalDmd:
+    """Student and critic of two optimisers each."""
+    rates = {"muon_lr": Weights(1e-3, 1e-3), "critic_muon_lr": 2e-3}
+    return stage_bidirectional_dmd(options, recompute, **rates)
+
+
+STAGES = [
+    stage_teacher,
+    stage_bidirectional_dmd,
+    stage_causal_ode,
+    stage_self_forcing,
+    stage_with_muon,
+]
