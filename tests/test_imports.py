@@ -1,6 +1,7 @@
 """Imports run downwards, and an inference machine needs no training tools."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,9 @@ WITHOUT_TRAINING_TOOLS = {"core", "codec", "model", "distill", "streaming", "ser
 # Doors that nothing else imports: MLflow and Ray Serve load them.
 DOORS = {"serving/pyfunc.py", "serving/ray_serve.py"}
 MOST_FILES, MOST_LINES = 12, 400
+TESTS = Path(__file__).parent
+OURS = ("omniforcing", "benchmarks", "pipelines", "tools", "tests")
+PRIVATE_PATH = rf"({'|'.join(OURS)})\.[\w.]*\b_[a-z]\w*"
 
 
 def room(path: Path) -> str:
@@ -155,3 +159,62 @@ def test_the_frame_of_a_stage_loads_nothing_heavy() -> None:
         loaded_after("import omniforcing.pipeline.stage, omniforcing.pipeline.runner", HEAVY)
         == set()
     )
+
+
+TEST_FILES = sorted(TESTS.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", TEST_FILES, ids=lambda p: p.relative_to(TESTS).as_posix())
+def test_a_test_imports_helpers_from_support_alone_and_no_private_name(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    foreign = {name for name in imports(path) if re.match(r"tests(\.(?!support\b)|$)", name)}
+    scripts = set(re.findall(r"from (tests\.(?!support\b)[\w.]+) import", path.read_text()))
+    assert not foreign | scripts, "move what two test modules share to tests/support"
+    assert not privates(tree), "test what is public, or make public what is worth a test"
+
+
+def privates(tree: ast.AST) -> set[str]:
+    """Private names of our code that a module imports, touches or patches; its own, on self, are its own affair."""
+    libraries = {
+        alias.asname or alias.name.partition(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+        if not alias.name.startswith(OURS)
+    }
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith(OURS):
+            found |= {alias.name for alias in node.names if is_private(alias.name)}
+        elif isinstance(node, ast.Attribute) and is_private(node.attr):
+            if root_name(node) not in libraries | {"self", "cls"}:
+                found.add(ast.unparse(node))
+        elif isinstance(node, ast.Constant) and re.fullmatch(PRIVATE_PATH, str(node.value)):
+            found.add(str(node.value))
+    return found
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def root_name(node: ast.expr) -> str:
+    """Name at the left end of a chain of attributes, calls and subscripts; "" where there is none."""
+    while isinstance(node, ast.Attribute | ast.Call | ast.Subscript):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+@pytest.mark.parametrize(
+    ("code", "private"),
+    [
+        ("engine._text", True),
+        ("build().part._text", True),
+        ("from omniforcing.core.files import _write", True),
+        ("patch('omniforcing.core.files._write')", True),
+        ("self._own = 1", False),
+        ("import torch; torch._dynamo.reset()", False),
+    ],
+)
+def test_private_names_are_told_from_public_ones(code: str, private: bool) -> None:
+    assert bool(privates(ast.parse(code))) is private

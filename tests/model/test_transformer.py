@@ -336,7 +336,8 @@ class _DetachedHistory:
     ) -> torch.Tensor:
         from omniforcing.model.attention import SITES
 
-        start = self.view._spans[SITES[site][1]][-1].start
+        owner = getattr(self.view.owner, SITES[site][1])
+        start = int((owner == self.view.count - 1).nonzero()[0])
         k, v = (torch.cat([t[:, :start].detach(), t[:, start:]], 1) for t in (k, v))
         return self.view.attend(layer, site, heads, q, k, v)
 

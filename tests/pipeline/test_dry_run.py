@@ -14,11 +14,11 @@ from omniforcing.pipeline.config import load_config
 from omniforcing.pipeline.declaration import stage_names
 from omniforcing.pipeline.dry_run import (
     Footprint,
-    _watch,
     count_parameters,
     dry_run,
     overrides,
     table,
+    watch,
 )
 from omniforcing.pocket.foundation import architecture
 from tests.support.refusals import refuses
@@ -89,14 +89,14 @@ def test_the_gpus_memory_is_the_most_that_is_in_use_while_a_stage_runs(
 ) -> None:
     free = iter([8e9, 3e9, 6e9])
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (next(free), 10e9))
-    assert _watch(Finishing(), True) == 7.0
-    assert _watch(Finishing(), False) is None
+    assert watch(Finishing(), True) == 7.0
+    assert watch(Finishing(), False) is None
 
 
 def test_weights_that_are_not_there_are_one_sentence_with_their_path(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("omniforcing.pipeline.dry_run._run_stages", lambda *_: pytest.fail("ran"))
+    monkeypatch.setattr("omniforcing.pipeline.dry_run.run_stages", lambda *_: pytest.fail("ran"))
     with refuses("file.missing", "/weights/LTX-2", "ltx2", "codec"):
         dry_run(ROOT, "ltx2")
 

@@ -43,7 +43,9 @@ def small(*overrides: str) -> Config:
 
 def storages(*values: Any) -> int:
     """Bytes of the storages behind tensors, each once."""
-    return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in values}.values())
+    return sum(
+        {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in values}.values()
+    )
 
 
 def tensors_of(module: StageModule) -> Iterator[Tensor]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 
 from benchmarks.streaming import stamp_offset
@@ -42,11 +43,20 @@ def test_it_prints_one_object_of_exactly_these_figures(artifact: Artifact) -> No
 def test_sound_stamped_late_shows_as_offset(tmp_path: Path) -> None:
     def stream(late: int) -> float:
         path = tmp_path / f"{late}.mp4"
-        with path.open("wb") as file, Muxer(file, 16, 16, 16000) as muxer:
-            muxer.write(np.zeros((25, 16, 16, 3), np.uint8), np.zeros((2, 16000), np.float32))
-            muxer._audio_start += late
-            muxer.write(np.zeros((24, 16, 16, 3), np.uint8), np.zeros((2, 16000), np.float32))
+        with av.open(str(whole)) as source, av.open(str(path), "w") as out:
+            tracks = [out.add_stream_from_template(stream) for stream in source.streams]
+            for packet in source.demux():
+                if packet.dts is None:
+                    continue
+                if packet.stream.type == "audio" and packet.pts > 12000:
+                    packet.pts, packet.dts = packet.pts + late, packet.dts + late
+                packet.stream = tracks[packet.stream.index]
+                out.mux(packet)
         return stamp_offset(path)
+
+    whole = tmp_path / "whole.mp4"
+    with whole.open("wb") as file, Muxer(file, 16, 16, 16000) as muxer:
+        muxer.write(np.zeros((49, 16, 16, 3), np.uint8), np.zeros((2, 32000), np.float32))
 
     assert stream(0) == 0
     assert abs(stream(2048) - 0.128) < 0.001

@@ -48,11 +48,9 @@ def test_chunks_follow_each_other_and_carry_their_cost(engine: Engine) -> None:
 
 def test_stream_equals_its_latents_decoded_whole(engine: Engine) -> None:
     frames, samples = media_of(list(engine.stream(PROMPT, 2, seed=5)))
-    text = engine._text.encode([PROMPT])
-    rollout = Rollout(
-        engine._student, text, engine.settings.rollout, step_generator(5, 0, "stream")
-    )
-    whole = engine._codec.decode(concatenate([next(rollout) for _ in range(3)]))
+    text = engine.text_encoder.encode([PROMPT])
+    rollout = Rollout(engine.student, text, engine.settings.rollout, step_generator(5, 0, "stream"))
+    whole = engine.codec.decode(concatenate([next(rollout) for _ in range(3)]))
     assert np.abs(frames.astype(int) - whole.video[0].numpy().astype(int)).max() <= 1
     assert np.abs(samples - whole.audio[0].numpy()).max() < 1e-4
 
@@ -185,13 +183,13 @@ def test_sound_of_24_khz_is_streamed_and_stored_at_its_own_rate(
     chunks = list(fast_sound.stream(PROMPT, seconds, seed=5))
     samples = media_of(chunks)[1]
     rollout = Rollout(
-        fast_sound._student,
-        fast_sound._text.encode([PROMPT]),
+        fast_sound.student,
+        fast_sound.text_encoder.encode([PROMPT]),
         fast_sound.settings.rollout,
         step_generator(5, 0, "stream"),
     )
     whole = (
-        fast_sound._codec.decode(concatenate([next(rollout) for _ in range(1 + seconds)]))
+        fast_sound.codec.decode(concatenate([next(rollout) for _ in range(1 + seconds)]))
         .audio[0]
         .numpy()
     )

@@ -27,7 +27,7 @@ from omniforcing.core.layout import LAYOUTS
 from omniforcing.core.random import step_generator
 from omniforcing.core.schedule import add_noise
 from omniforcing.model.inference.cuda_streams import own_cuda_stream
-from omniforcing.model.rollout import Rollout, RolloutConfig, predict_x0
+from omniforcing.model.rollout import Rollout, RolloutConfig, new_cache, predict_x0
 from omniforcing.streaming import live
 from omniforcing.streaming.command import write_stream
 from omniforcing.streaming.engine import Engine
@@ -361,12 +361,15 @@ def rollout_config(layout: str) -> RolloutConfig:
 
 
 def generation_of(
-    engine: Engine, config: RolloutConfig, seed: int = 0, opening: Opening | None = None
+    engine: Engine,
+    config: RolloutConfig,
+    opening: Opening | None = None,
+    generator: torch.Generator | None = None,
 ) -> Generation:
-    generator = step_generator(seed, 0, "test")
+    generator = generator or step_generator(0, 0, "test")
     return Generation(
-        lambda text: Rollout(engine._student, text, config, generator),
-        engine._text.encode([PROMPT]),
+        lambda text: Rollout(engine.student, text, config, generator),
+        engine.text_encoder.encode([PROMPT]),
         opening,
     )
 
@@ -376,25 +379,27 @@ def generation_of(
 def test_rewriting_is_beginning_anew_with_rewritten_blocks(
     engine: Engine, layout: str, before: int
 ) -> None:
-    config, other = rollout_config(layout), engine._text.encode([OTHER_PROMPT])
-    generation = generation_of(engine, config)
+    config, other = rollout_config(layout), engine.text_encoder.encode([OTHER_PROMPT])
+    ours = step_generator(0, 0, "test")
+    generation = generation_of(engine, config, generator=ours)
     for _ in range(before):
         generation.next()
-    random, kept = generation._rollout.generator.get_state(), list(generation.kept)
+    random, kept = ours.get_state(), list(generation.kept)
     generation.change_prompt(other, rewrite=True)
     got = generation.next()
 
     generator = torch.Generator()
     generator.set_state(random)
-    oracle = Rollout(engine._student, other, config, generator)
+    student = engine.student
+    oracle, cache = Rollout(student, other, config, generator), new_cache(student, config, True)
     sigma, *later = config.sigmas[1:]
-    assert not later
-    for index, latents in enumerate(kept):
-        oracle._refresh()
-        x = latents.map(lambda a, n: add_noise(a, n, sigma), noise_like(latents, generator))
-        text, view = oracle.model.cache_text(other), oracle._cache.view(index)
-        with torch.no_grad():
-            oracle.follow(predict_x0(oracle.model, x, sigma, text, view))
+    assert not later and config.context_noise == 0
+    with torch.no_grad():
+        text = student.cache_text(other)
+        for index, latents in enumerate(kept):
+            x = latents.map(lambda a, n: add_noise(a, n, sigma), noise_like(latents, generator))
+            x0 = oracle.follow(predict_x0(student, x, sigma, text, cache.view(index)))
+            predict_x0(student, x0, 0.0, text, cache.view(index, write=True))
     expected = next(oracle)
     assert torch.equal(got.video, expected.video) and torch.equal(got.audio, expected.audio)
     assert got.video.shape[1] == LAYOUTS[layout].counts(before).video
@@ -412,7 +417,9 @@ def test_only_what_can_be_rewritten_is(
     config = replace(rollout_config("prefix"), sigmas=sigmas)
     blocks = list(
         itertools.islice(
-            Rollout(engine._student, engine._text.encode([PROMPT]), config, torch.Generator()),
+            Rollout(
+                engine.student, engine.text_encoder.encode([PROMPT]), config, torch.Generator()
+            ),
             repeated,
         )
     )
@@ -420,7 +427,7 @@ def test_only_what_can_be_rewritten_is(
     for _ in range(2):
         generation.next()
     kept = list(generation.kept)
-    generation.change_prompt(engine._text.encode([OTHER_PROMPT]), rewrite=True)
+    generation.change_prompt(engine.text_encoder.encode([OTHER_PROMPT]), rewrite=True)
     assert [a is not b for a, b in zip(kept, generation.kept, strict=True)] == [rewritten] * 2
 
 
@@ -478,7 +485,7 @@ def test_the_first_frame_is_the_image_as_the_codec_makes_it(engine: Engine, kind
     opening = engine.image(image_file(kind))
     assert opening.image is not None
     chunks = list(engine.stream(PROMPT, 1, opening=opening))
-    codec = engine._codec
+    codec = engine.codec
     alone = to_frames(
         codec.video_vae.decode(
             codec.denormalise(Pair(opening.image, torch.zeros(1, 1, 16))).video
@@ -526,12 +533,12 @@ def test_a_stream_goes_on_from_a_clip(engine: Engine, tmp_path: Path) -> None:
     opening = engine.clip(tmp_path / "clip.mp4")
     assert len(opening.blocks) == 3
     chunks = list(engine.stream(PROMPT, 3, opening=opening))
-    decoder = engine._decoder()
+    decoder = engine.new_decoder()
     for block, chunk in zip(opening.blocks, chunks, strict=False):
         assert np.array_equal(decoder.push(block).video[0].numpy(), chunk.frames)
     rollout = Rollout(
-        engine._student,
-        engine._text.encode([PROMPT]),
+        engine.student,
+        engine.text_encoder.encode([PROMPT]),
         engine.settings.rollout,
         step_generator(0, 0, "stream"),
     )
@@ -578,7 +585,7 @@ def test_a_restored_stream_goes_on_bit_for_bit(engine: Engine, tmp_path: Path, b
     assert np.array_equal(whole[8].frames, rest[8 - block].frames)
     if block < 8:  # the sound of the last block ends where nothing follows it
         assert same_media(whole[block:8], rest[: 8 - block])
-    heard = max(0, 16000 * (block - 1) - 160 * (engine._decoder().look_ahead - 1))
+    heard = max(0, 16000 * (block - 1) - 160 * (engine.new_decoder().look_ahead - 1))
     assert (rest[0].first_frame, rest[0].first_sample) == (1 + 24 * (block - 1), heard)
 
 
@@ -613,7 +620,7 @@ def test_states_of_any_layout_repeat(engine: Engine) -> None:
         state = generation.state()
         expected = [generation.next() for _ in range(5)]
         again = Generation.restore(
-            lambda text, c=config: Rollout(engine._student, text, c, torch.Generator()), state
+            lambda text, c=config: Rollout(engine.student, text, c, torch.Generator()), state
         )
         for latents in expected:
             got = again.next()

@@ -161,7 +161,7 @@ def dry_run(root: Path, preset: str | None) -> None:
     changed = [f"preset={config.preset}", *overrides(config), *_weights(root, config)]
     with tempfile.TemporaryDirectory(prefix="omniforcing-dry-run-") as folder:
         copy = _copy_project(root, Path(folder))
-        rows = list(_run_stages(copy, changed))
+        rows = list(run_stages(copy, changed))
     gpu = "" if any(row.gpu is not None for row in rows) else "; no GPU was used"
     print(f"\n{table(rows)}\n")
     print(
@@ -196,7 +196,8 @@ def _copy_project(root: Path, folder: Path) -> Path:
     return folder
 
 
-def _run_stages(root: Path, changed: list[str]) -> Iterator[Footprint]:
+def run_stages(root: Path, changed: list[str]) -> Iterator[Footprint]:
+    """Run every stage of a copy of the project in a process of its own and yield what it took."""
     config = load_config(changed, root)
     # Without it, asking whether there is a GPU would initialise CUDA in the process from which the
     # stages are forked, and CUDA does not survive a fork.
@@ -209,7 +210,7 @@ def _run_stages(root: Path, changed: list[str]) -> Iterator[Footprint]:
         process = context.Process(target=_run_in_child, args=(name, root, config, send))
         process.start()
         try:
-            gpu = _watch(process, config.trainer.device == "cuda")
+            gpu = watch(process, config.trainer.device == "cuda")
         finally:
             process.kill()  # does nothing unless we are being stopped ourselves
         if process.exitcode:
@@ -224,7 +225,7 @@ def _run_stages(root: Path, changed: list[str]) -> Iterator[Footprint]:
         remove(root / ".work" / config.preset)
 
 
-def _watch(process: BaseProcess, gpu: bool) -> float | None:
+def watch(process: BaseProcess, gpu: bool) -> float | None:
     """Wait for a stage's process and return the most gigabytes in use on the GPU; None without one.
 
     Memory of all processes counts: a stage may have several on the GPU.

@@ -43,6 +43,11 @@ class Engine:
         options: what makes the student fast. A saved stream goes on bit for bit only with options
             that it was saved with.
 
+    Attributes:
+        student: causal student, with the speed-ups of its layers.
+        codec: VAEs and vocoder.
+        text_encoder: encoder of prompts.
+
     Raises:
         OmniForcingError: if a part of the artifact is missing or does not fit the others, its codec
             cannot stream, or the device does not have a speed-up.
@@ -58,9 +63,9 @@ class Engine:
         self._rollout = self.settings.rollout
         stabiliser = Stabiliser(self.settings.stabiliser)
         student = load_model(folder, self.settings.sinks, device, stabiliser=stabiliser)
-        self._student = accelerate(student, options, release=True)
-        self._codec = Codec.load(folder / "codec", device=device)
-        self._text = TextEncoder.load(folder / "text", device=device)
+        self.student = accelerate(student, options, release=True)
+        self.codec = Codec.load(folder / "codec", device=device)
+        self.text_encoder = TextEncoder.load(folder / "text", device=device)
         self._refuse_misfit()
         synchronise(
             device
@@ -68,23 +73,23 @@ class Engine:
 
     def _refuse_misfit(self) -> None:
         """Refuse parts that do not come from one training."""
-        settings, core = self.settings, self._student.core.config
-        tokens, *channels = self._codec.latent_shape(settings.height, settings.width)
+        settings, core = self.settings, self.student.core.config
+        tokens, *channels = self.codec.latent_shape(settings.height, settings.width)
         rows, columns = settings.grid
         for what, found, needed in (
             ("the grid of streaming.json", rows * columns, tokens),
             ("the student's video channels", core.in_channels, channels[0]),
             ("the student's audio channels", core.audio_in_channels, channels[1]),
-            ("the sample rate of streaming.json", settings.sample_rate, self._codec.sample_rate),
+            ("the sample rate of streaming.json", settings.sample_rate, self.codec.sample_rate),
             (
                 "the look-ahead of streaming.json",
                 settings.look_ahead,
-                vocoder_reach(self._codec.vocoder.config),
+                vocoder_reach(self.codec.vocoder.config),
             ),
             (
                 "the video look-ahead of streaming.json",
                 settings.video_look_ahead,
-                self._codec.video_reach.ahead,
+                self.codec.video_reach.ahead,
             ),
         ):
             if found != needed:
@@ -120,7 +125,7 @@ class Engine:
             asked,
             request,
             generation,
-            Decoding(self._decoder(), request.limits(self.settings.sample_rate)),
+            Decoding(self.new_decoder(), request.limits(self.settings.sample_rate)),
             0,
         )
 
@@ -136,7 +141,7 @@ class Engine:
         request = Request(state.prompt, total, state.seed)
         generation = Generation.restore(self._starter(state.seed), state.generation)
         decoding = Decoding.restore(
-            self._decoder(), request.limits(self.settings.sample_rate), state.decoding
+            self.new_decoder(), request.limits(self.settings.sample_rate), state.decoding
         )
         return self._open(asked, request, generation, decoding, state.frames)
 
@@ -157,7 +162,7 @@ class Engine:
         Raises:
             OpeningError: if the image cannot be read, or is too large.
         """
-        return image_opening(data, self._codec)
+        return image_opening(data, self.codec)
 
     def clip(self, path: Path) -> Opening:
         """Encode the last whole seconds of a clip; the stream repeats them and goes on from there.
@@ -166,7 +171,7 @@ class Engine:
             OpeningError: if the clip has another size or rate than the stream, or lasts less than
                 a second.
         """
-        return clip_opening(path, self._codec, self._rollout.table)
+        return clip_opening(path, self.codec, self._rollout.table)
 
     def _open(
         self,
@@ -193,13 +198,14 @@ class Engine:
         )
 
     def _encode(self, prompt: str) -> TextFeatures:
-        text = self._text.encode([prompt])
+        text = self.text_encoder.encode([prompt])
         synchronise(self.device)
         return text
 
-    def _decoder(self) -> StreamingDecoder:
-        return StreamingDecoder(self._codec, self._rollout.grid)
+    def new_decoder(self) -> StreamingDecoder:
+        """Make a decoder that has seen nothing yet."""
+        return StreamingDecoder(self.codec, self._rollout.grid)
 
     def _starter(self, seed: int) -> Callable[[TextFeatures], Rollout]:
         generator = step_generator(seed, 0, "stream", self.device)
-        return lambda text: Rollout(self._student, text, self._rollout, generator, self.options)
+        return lambda text: Rollout(self.student, text, self._rollout, generator, self.options)

@@ -107,7 +107,9 @@ def record(function: Callable[[], Latents]) -> tuple[Latents, Callable[[], None]
 
 
 @torch.no_grad()
-def test_recorded_forwards_replay_what_the_student_computes_and_a_new_prompt_begins_anew() -> None:
+def test_recorded_forwards_replay_what_the_student_computes_and_a_new_prompt_begins_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """With a new prompt comes a new recorder, whose memory is not that of recordings which are gone."""
     model, recorders = accelerate(tiny_model(3)), []
 
@@ -116,9 +118,9 @@ def test_recorded_forwards_replay_what_the_student_computes_and_a_new_prompt_beg
         return recorders[-1]
 
     noise = torch.Generator().manual_seed(3)
-    rollout = Rollout(model, features(), CONFIG, noise)
-    rollout._student = CudaGraphRunner(model, recorder)
     plain = Rollout(model, features(), CONFIG, torch.Generator().manual_seed(3))
+    monkeypatch.setattr(model, "runner", lambda: CudaGraphRunner(model, recorder))
+    rollout = Rollout(model, features(), CONFIG, noise)
     for index in range(14):
         if index == 10:
             rollout.switch(features(seed=1))
@@ -131,11 +133,11 @@ def test_recorded_forwards_replay_what_the_student_computes_and_a_new_prompt_beg
 
 
 @torch.no_grad()
-def test_recorded_forwards_go_on_from_a_restored_state() -> None:
+def test_recorded_forwards_go_on_from_a_restored_state(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is restored lies where recordings look for it."""
     model = accelerate(tiny_model(3))
+    monkeypatch.setattr(model, "runner", lambda: CudaGraphRunner(model, lambda: record))
     rollout = Rollout(model, features(), CONFIG, torch.Generator().manual_seed(3))
-    rollout._student = CudaGraphRunner(model, lambda: record)
     for _ in range(12):
         next(rollout)
     state = rollout.state()
