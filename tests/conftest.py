@@ -1,11 +1,21 @@
-"""One torch thread for every test: tiny models are many times slower with two on a busy machine."""
+"""Fixtures of all rooms. One torch thread: tiny models are many times slower with two on a busy machine."""
 
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest
 import torch
 
+from tests.support.ray_cluster import driven_cluster, ray_cluster  # noqa: F401  # fixtures
 from tests.support.videos import make_video  # noqa: F401  # a fixture
 
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For ``--dist loadgroup``: a file's tests share a process and its fixtures, and all Ray tests one with their cluster."""
+    for item in items:
+        group = "ray" if item.get_closest_marker("ray") else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.local_cluster import Cluster
 from omniforcing.core import distributed
 from omniforcing.core.latents import Batch, Pair, TextFeatures
 from omniforcing.distill.bidirectional_dmd import BidirectionalDmd
@@ -26,7 +27,7 @@ from omniforcing.training.loop import CURVES, fit
 from omniforcing.training.sharding import is_sharded, save_sharded
 from omniforcing.training.stages import StageModule, TrainingOptions
 from tests.support.group import read_rows, run_group
-from tests.support.ray_cluster import ROOT, cluster_of_ours
+from tests.support.ray_cluster import ROOT
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
 # What is small: the width of each head (of 32), a caption's, and the picture; and the batch is one clip of each worker.
@@ -133,7 +134,7 @@ def rehearse(teacher: Path, work: Path, steps: int) -> None:
 
 
 def test_every_stage_of_48_layers_takes_a_step_and_goes_on_from_its_checkpoint_on_other_workers(
-    tmp_path: Path,
+    driven_cluster: Cluster, tmp_path: Path
 ) -> None:
     config, sizes = rehearsed()
     assert (
@@ -144,10 +145,8 @@ def test_every_stage_of_48_layers_takes_a_step_and_goes_on_from_its_checkpoint_o
     teacher, work = tmp_path / "teacher", tmp_path / "work"
     core = build_core(sizes.core, seed=1)
     save_model(DualStream(core), teacher)
-    with cluster_of_ours() as cluster:
-        launch(
-            partial(rehearse, teacher, work, 1), ClusterConfig(cluster.address, workers=2), tmp_path
-        )
+    cluster = ClusterConfig(driven_cluster.address, workers=2)
+    launch(partial(rehearse, teacher, work, 1), cluster, tmp_path)
     for name in ALL:
         first = checkpoints.latest(work / name, sharded=True)
         assert first is not None and first.name == "epoch-000001.shards"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.local_cluster import Cluster
 from omniforcing.core import distributed
 from omniforcing.core.latents import Batch
 from omniforcing.distill.causal_ode import CausalOde
@@ -19,7 +20,7 @@ from omniforcing.training.loop import CURVES, fit
 from omniforcing.training.sharding import Sharding, gathered
 from omniforcing.training.stages import StageModule, TrainingOptions
 from tests.support.group import read_rows, run_group
-from tests.support.ray_cluster import ROOT, cluster_of_ours
+from tests.support.ray_cluster import ROOT
 from tests.support.tiny_models import features, latents
 from tests.support.tiny_stages import COUNTS, STAGES, stage_causal_ode, stage_self_forcing
 
@@ -114,14 +115,13 @@ def train_whole_and_in_shards(work: Path) -> None:
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_two_workers_of_a_ray_cluster_learn_what_one_process_does(
-    alone: Path, tmp_path: Path
+    alone: Path, driven_cluster: Cluster, tmp_path: Path
 ) -> None:
-    with cluster_of_ours() as cluster:
-        launch(
-            partial(train_whole_and_in_shards, tmp_path),
-            ClusterConfig(cluster.address, workers=2),
-            tmp_path,
-        )
+    launch(
+        partial(train_whole_and_in_shards, tmp_path),
+        ClusterConfig(driven_cluster.address, workers=2),
+        tmp_path,
+    )
     for strategy in ("ddp", "fsdp"):
         compare(tmp_path / strategy, alone, stages=CAUSAL)
 

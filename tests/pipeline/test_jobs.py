@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +21,18 @@ from omniforcing.pipeline.cluster.jobs import HEAVY, goes_to_cluster, job_variab
 from omniforcing.pipeline.cluster.kuberay import manifest
 from omniforcing.pipeline.config import Config, load_config
 from omniforcing.pipeline.declaration import stage_names
-from tests.support.ray_cluster import ROOT, environment, local_cluster
+from tests.support.ray_cluster import ROOT, environment
 from tests.support.refusals import refused, refuses
 
 ray_test = pytest.mark.ray
 SCHEMA = Path(__file__).parent / "data" / "rayjob.schema.json"
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with local_cluster() as started:
-        yield started
-
-
 @pytest.fixture
-def checkout(repository: Path, cluster: Cluster) -> Path:
+def checkout(repository: Path, ray_cluster: Cluster) -> Path:
     """The toy project with the cluster as ``ray``."""
     (repository / "conf" / "cluster" / "ray.yaml").write_text(
-        f"address: auto\njobs: {cluster.jobs}\nworkers: 2\n"
+        f"address: auto\njobs: {ray_cluster.jobs}\nworkers: 2\n"
     )
     (repository / ".rayignore").write_text("data/\n.work/\nmlflow.db\nmlruns/\n")
     # The code that a job takes along: the package, as the project's own checkout has it.

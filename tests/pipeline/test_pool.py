@@ -4,7 +4,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -22,16 +22,10 @@ from omniforcing.pipeline.cluster.config import ClusterConfig
 from omniforcing.pipeline.cluster.connect import Installed, difference, problem_with, room
 from omniforcing.pipeline.cluster.pool import Pool
 from tests.support.pool_workers import Slow, die
-from tests.support.ray_cluster import ROOT, cluster_of_ours, environment
+from tests.support.ray_cluster import ROOT, environment
 from tests.support.refusals import refused, refuses
 
 ray_test = pytest.mark.ray
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with cluster_of_ours() as started:
-        yield started
 
 
 def started(
@@ -52,7 +46,9 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 @ray_test
-def test_shards_of_two_workers_are_those_of_one_process(cluster: Cluster, tmp_path: Path) -> None:
+def test_shards_of_two_workers_are_those_of_one_process(
+    driven_cluster: Cluster, tmp_path: Path
+) -> None:
     clips = tmp_path / "clips"
     clips.mkdir()
     write_clips(
@@ -62,7 +58,7 @@ def test_shards_of_two_workers_are_those_of_one_process(cluster: Cluster, tmp_pa
     here, there = tmp_path / "here", tmp_path / "there"
     write_shards(plans, here)
     there.mkdir()
-    with started(cluster, there, [clips]) as pool:
+    with started(driven_cluster, there, [clips]) as pool:
         write_shards(plans, there, pool)
     assert content(there) == content(here)
 
@@ -72,14 +68,14 @@ NAMES = [f"train-{n:06d}" for n in range(6)]
 
 @ray_test
 def test_a_killed_workers_shard_is_made_again_and_no_other(
-    cluster: Cluster, tmp_path: Path
+    driven_cluster: Cluster, tmp_path: Path
 ) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
     there.mkdir()
     in_process(partial(Slow, here), NAMES, lambda _: None)
     counts: list[int] = []
-    with started(cluster, there) as pool:
+    with started(driven_cluster, there) as pool:
         pool(partial(Slow, there, "train-000002"), NAMES, counts.append)
     starts = [line.split()[0] for line in (there / "starts.txt").read_text().splitlines()]
     assert sorted(starts) == sorted([*NAMES, "train-000002"])
@@ -94,23 +90,23 @@ def test_a_killed_workers_shard_is_made_again_and_no_other(
 
 @ray_test
 def test_a_shard_that_always_kills_its_worker_ends_in_a_sentence(
-    cluster: Cluster, tmp_path: Path
+    driven_cluster: Cluster, tmp_path: Path
 ) -> None:
     with (
         refuses("cluster.workers-died", "2 times", "cluster.restarts is 1"),
-        started(cluster, tmp_path, workers=1, restarts=1) as pool,
+        started(driven_cluster, tmp_path, workers=1, restarts=1) as pool,
     ):
         pool(die, ["train-000000"], lambda _: None)
 
 
 @ray_test
 def test_what_a_worker_refuses_is_told_in_its_sentence_and_what_ran_before_used_the_same_connection(
-    cluster: Cluster, tmp_path: Path
+    driven_cluster: Cluster, tmp_path: Path
 ) -> None:
     import ray
 
     connections: list[str] = []
-    with refuses("data.damaged-shard", "shard x"), started(cluster, tmp_path) as pool:
+    with refuses("data.damaged-shard", "shard x"), started(driven_cluster, tmp_path) as pool:
         pool(
             partial(Slow, tmp_path),
             NAMES[:1],
@@ -125,21 +121,23 @@ def test_what_a_worker_refuses_is_told_in_its_sentence_and_what_ran_before_used_
 
 
 @ray_test
-def test_more_workers_than_fit_are_refused_at_once(cluster: Cluster, tmp_path: Path) -> None:
+def test_more_workers_than_fit_are_refused_at_once(driven_cluster: Cluster, tmp_path: Path) -> None:
     began = time.monotonic()
     with (
         refuses("cluster.too-small", "2 workers of 1 CPU", "cluster.workers is 5"),
-        started(cluster, tmp_path, workers=5) as pool,
+        started(driven_cluster, tmp_path, workers=5) as pool,
     ):
         pool(partial(Slow, tmp_path), NAMES, lambda _: None)
     assert time.monotonic() - began < 30
 
 
 @ray_test
-def test_a_node_that_does_not_see_the_data_is_named(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_node_that_does_not_see_the_data_is_named(
+    driven_cluster: Cluster, tmp_path: Path
+) -> None:
     with (
         refuses("cluster.unusable-node", tmp_path / "shards"),
-        started(cluster, tmp_path, [tmp_path / "shards"]) as pool,
+        started(driven_cluster, tmp_path, [tmp_path / "shards"]) as pool,
     ):
         pool(partial(Slow, tmp_path), NAMES, lambda _: None)
 
@@ -173,19 +171,19 @@ with local_cluster() as cluster:
 
 
 @ray_test
-def test_another_token_is_refused(cluster: Cluster, tmp_path: Path) -> None:
+def test_another_token_is_refused(driven_cluster: Cluster, tmp_path: Path) -> None:
     # Ray reads its token once per process.
     script = f"""
 from pathlib import Path
 from omniforcing.pipeline.cluster.config import ClusterConfig
 from omniforcing.core.console import run_command
 from omniforcing.pipeline.cluster.pool import Pool
-with Pool(ClusterConfig({cluster.address!r}), [], Path({str(tmp_path)!r}), 1) as pool:
+with Pool(ClusterConfig({driven_cluster.address!r}), [], Path({str(tmp_path)!r}), 1) as pool:
     raise SystemExit(run_command(lambda: pool(print, [1], print)))
 """
     code, said = run_python(script, RAY_AUTH_TOKEN="another-token-0123456789abcdef0123456789")
     assert code == 2, said
-    refused(said, "cluster.refused-token", cluster.address, "RAY_AUTH_TOKEN")
+    refused(said, "cluster.refused-token", driven_cluster.address, "RAY_AUTH_TOKEN")
 
 
 def run_python(script: str, **changed: str) -> tuple[int, str]:

@@ -13,16 +13,17 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from benchmarks.local_cluster import free_port
+from benchmarks.local_cluster import Cluster, free_port
 from omniforcing.serving.protocol import SUBPROTOCOL
 from omniforcing.streaming.artifact import Artifact
-from tests.support.ray_cluster import environment, local_cluster
+from tests.support.ray_cluster import environment
 from tests.support.serving import frames_in, hear, play, say, take
 from tests.support.streams import PROMPT, settled
 
 pytestmark = pytest.mark.ray
 SERVE = str(Path(sys.executable).with_name("serve"))
-DELETE = "from ray import serve; import ray; ray.init(log_to_driver=False); serve.delete('default')"
+CONNECTED = "from ray import serve; import ray; ray.init(log_to_driver=False)"
+DELETE = f"{CONNECTED}; serve.delete('default')"
 
 
 class Deployment:
@@ -60,17 +61,16 @@ class Deployment:
 
 @pytest.fixture(scope="module")
 def deployment(
-    artifact: Artifact, tmp_path_factory: pytest.TempPathFactory
+    artifact: Artifact, ray_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Deployment]:
-    with local_cluster() as cluster:
-        running = Deployment(
-            cluster.address, artifact.folder, tmp_path_factory.mktemp("serve") / "log"
-        )
-        host, port = running.address.split(":")
-        running.do(SERVE, "start", "--http-host", host, "--http-port", port)
-        running.do(*running.deploying(drain=1))
-        assert settled(running.answers, 60), running.log.read_text()[-3000:]
-        yield running
+    log = tmp_path_factory.mktemp("serve") / "log"
+    running = Deployment(ray_cluster.address, artifact.folder, log)
+    host, port = running.address.split(":")
+    running.do(SERVE, "start", "--http-host", host, "--http-port", port)
+    running.do(*running.deploying(drain=1))
+    assert settled(running.answers, 60), running.log.read_text()[-3000:]
+    yield running
+    running.do("-c", f"{CONNECTED}; serve.shutdown()")  # its replica has a CPU that others need
 
 
 def test_a_stream_through_ray_serve_is_whole(deployment: Deployment) -> None:

@@ -1,4 +1,4 @@
-"""A Ray cluster of this test's own on this machine, with the tests' code and token."""
+"""A Ray cluster of the tests' own on this machine, with their code and token; one serves all tests of a session."""
 
 import os
 from collections.abc import Iterator
@@ -31,11 +31,16 @@ def local_cluster() -> Iterator[Cluster]:
         yield cluster
 
 
-@contextmanager
-def cluster_of_ours() -> Iterator[Cluster]:
-    """A local cluster that this process may drive: it has the cluster's environment meanwhile."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment().items():
-            patch.setenv(name, value)
-        with local_cluster() as started:
-            yield started
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[Cluster]:
+    """The session's cluster, for tests whose subprocesses use it."""
+    with local_cluster() as started:
+        yield started
+
+
+@pytest.fixture
+def driven_cluster(ray_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """The session's cluster, for a test that drives it from this process, which has its environment meanwhile."""
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    return ray_cluster
