@@ -12,7 +12,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export RAY_AUTH_MODE ?= token
 
 .DEFAULT_GOAL := help
-.PHONY: help ray-job env pocket smoke ablation foundation ui test lint docs clean
+.PHONY: help ray-job env pocket smoke ablation foundation ui check test lint docs ci clean
 
 help:  ## these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -39,8 +39,14 @@ ui: $(STAMP)  ## MLflow at http://127.0.0.1:5000
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(VENV)/bin/mlflow server --workers 1 --host 127.0.0.1 --port 5000 \
 	  --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
 
-test: $(STAMP)  ## environment + tests
-	$(RUN) -m pytest -n 2 --dist loadfile
+check: lint  ## what you run all the time: ruff, mypy and the everyday tests, within a minute
+	$(RUN) -m pytest -n 2 --dist loadgroup -m "not extended and not slow and not ray and not chromium"
+
+test: $(STAMP)  ## all fast tests, some minutes
+	$(RUN) -m pytest -n 2 --dist loadgroup
+
+ci:  ## everything that a change must pass, also slow tests, Ray, a browser and the smoke pipeline (.ci/run)
+	.ci/run
 
 lint: $(STAMP)  ## ruff and mypy
 	$(VENV)/bin/ruff check .

@@ -1,5 +1,6 @@
 """Which clips the stage codec trains on."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (0, None, [0]),
     ],
 )
-def test_clips_that_do_not_all_fit_are_evenly_spaced_over_the_split(shards, held, count, expected):
+def test_clips_that_do_not_all_fit_are_evenly_spaced_over_the_split(
+    shards: Path, held: int | None, count: int | None, expected: Sequence[int]
+) -> None:
     stored = [torch.from_numpy(clip["media"].video) for clip in read_shards(shards, TRAIN)]
     largest = None if held is None else held * stored[0].nbytes + 1
     assert torch.equal(

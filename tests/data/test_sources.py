@@ -2,6 +2,8 @@
 
 import json
 import unicodedata
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,17 +13,18 @@ from omniforcing.data.config import ClipsConfig
 from omniforcing.data.sources import read_clips, write_clips
 from omniforcing.pipeline.config import load_config
 from tests.support.refusals import refuses
+from tests.support.videos import MakeVideo
 
 
 @pytest.fixture
-def videos(tmp_path, make_video):
+def videos(tmp_path: Path, make_video: MakeVideo) -> Path:
     """A folder with three good videos."""
     for name in ("one.mp4", "deep/two.v2.mp4", "drei große.mp4"):
         make_video(f"videos/{name}", seconds=2.2)
     return tmp_path / "videos"
 
 
-def config(videos, **other):
+def config(videos: Path, **other: Any) -> ClipsConfig:
     usual = {
         "source": "folder",
         "folder": str(videos),
@@ -32,7 +35,9 @@ def config(videos, **other):
     return ClipsConfig(**usual | other)
 
 
-def clips(tmp_path, config):
+def clips(
+    tmp_path: Path, config: ClipsConfig
+) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
     """Run the stage's function; the entries by name, the reject reasons by name, and what it returned."""
     out = tmp_path / "clips"
     out.mkdir(exist_ok=True)
@@ -58,7 +63,7 @@ CAPTION_FILES = {
 
 
 @pytest.mark.parametrize("name", CAPTION_FILES)
-def test_captions_are_read_in_every_format(tmp_path, videos, name):
+def test_captions_are_read_in_every_format(tmp_path: Path, videos: Path, name: str) -> None:
     (videos / name).write_text(CAPTION_FILES[name], encoding="utf-8")
     entries, rejects, found = clips(
         tmp_path, config(videos, captions=name if name == "map.json" else None)
@@ -67,20 +72,22 @@ def test_captions_are_read_in_every_format(tmp_path, videos, name):
     assert not rejects and found["sources"] == 3 and sum(found["clips"].values()) == 6
 
 
-def test_captions_beside_the_videos_are_read(tmp_path, videos):
+def test_captions_beside_the_videos_are_read(tmp_path: Path, videos: Path) -> None:
     for name, caption in ROWS:
         (videos / name).with_suffix(".txt").write_text(caption, encoding="utf-8")
     assert len(clips(tmp_path, config(videos))[0]) == 3
 
 
-def test_accents_match_in_any_unicode_form(tmp_path, videos):
+def test_accents_match_in_any_unicode_form(tmp_path: Path, videos: Path) -> None:
     (videos / "captions.json").write_text(
         json.dumps({unicodedata.normalize("NFD", v): c for v, c in ROWS}), encoding="utf-8"
     )
     assert len(clips(tmp_path, config(videos))[0]) == 3
 
 
-def test_each_reject_is_counted_with_its_reason(tmp_path, videos, make_video):
+def test_each_reject_is_counted_with_its_reason(
+    tmp_path: Path, videos: Path, make_video: MakeVideo
+) -> None:
     for name in (
         "mute.mp4",
         "short.mp4",
@@ -145,14 +152,14 @@ def test_each_reject_is_counted_with_its_reason(tmp_path, videos, make_video):
     ],
 )
 def test_unreadable_caption_file_is_one_sentence_that_names_it(
-    videos, tmp_path, name, content, code, named
-):
+    videos: Path, tmp_path: Path, name: str, content: bytes, code: str, named: object
+) -> None:
     (videos / name).write_bytes(content)
     with refuses(code, name, named):
         clips(tmp_path, config(videos))
 
 
-def test_wrong_places_are_one_sentence(tmp_path, videos):
+def test_wrong_places_are_one_sentence(tmp_path: Path, videos: Path) -> None:
     (tmp_path / "none").mkdir()
     (videos / "captions.xlsx").touch()
     for how, code, named in [
@@ -169,7 +176,9 @@ def test_wrong_places_are_one_sentence(tmp_path, videos):
         clips(tmp_path, config(videos))
 
 
-def test_held_out_videos_are_whole_files_and_always_the_same(tmp_path, make_video):
+def test_held_out_videos_are_whole_files_and_always_the_same(
+    tmp_path: Path, make_video: MakeVideo
+) -> None:
     names = [f"{i}.mp4" for i in range(8)]
     for name in names:
         make_video(f"videos/{name}", seconds=2.2)
@@ -187,14 +196,14 @@ def test_held_out_videos_are_whole_files_and_always_the_same(tmp_path, make_vide
     assert 1 <= sum(e.split == "heldout" for e in many.values()) <= 2
 
 
-def test_a_single_video_leaves_nothing_to_hold_out(tmp_path, make_video):
+def test_a_single_video_leaves_nothing_to_hold_out(tmp_path: Path, make_video: MakeVideo) -> None:
     make_video("videos/a.mp4")
     (tmp_path / "videos" / "a.txt").write_text("x")
     with refuses("data.too-few-clips", "a.mp4"):
         clips(tmp_path, config(tmp_path / "videos"))
 
 
-def test_synthetic_clips_are_files_like_any_other_with_the_truth_beside(tmp_path):
+def test_synthetic_clips_are_files_like_any_other_with_the_truth_beside(tmp_path: Path) -> None:
     settings = ClipsConfig(
         count=5, duets=0.4, heldout=2, heldout_duets=1, seconds=1, height=32, width=32
     )
@@ -225,12 +234,12 @@ IMPOSSIBLE = [
 
 
 @pytest.mark.parametrize("override", [*IMPOSSIBLE, "shards.per_shard=0"])
-def test_impossible_settings_are_refused_by_name(override):
+def test_impossible_settings_are_refused_by_name(override: str) -> None:
     with pytest.raises(ConfigError, match=override.split("=")[0]):
         load_config([override])
 
 
-def test_the_same_caption_twice_is_no_contradiction(tmp_path):
+def test_the_same_caption_twice_is_no_contradiction(tmp_path: Path) -> None:
     path = tmp_path / "captions.json"
     path.write_text(
         json.dumps([{"video": "a.mp4", "caption": "x"}, {"video": "./a.mp4", "caption": "x"}])

@@ -1,6 +1,7 @@
 """What an ablation leaves behind."""
 
 import re
+from pathlib import Path
 
 from omniforcing.core.files import read_json
 from omniforcing.evaluation.ablation import write_ablation
@@ -23,7 +24,7 @@ VARIANTS = {
 MEASURED = {"preset": "test", "git_commit": "c0ffee" * 5, "evaluation": "beef" * 16}
 
 
-def test_an_ablation_leaves_a_table_a_plot_and_a_page(tmp_path):
+def test_an_ablation_leaves_a_table_a_plot_and_a_page(tmp_path: Path) -> None:
     folder = tmp_path / "ablation"
     models = {
         "real": FIGURES,
@@ -51,7 +52,7 @@ def test_an_ablation_leaves_a_table_a_plot_and_a_page(tmp_path):
     assert "test-without-II" in page and "<none>" not in page
 
 
-def test_another_world_is_compared_by_distance_alone(tmp_path):
+def test_another_world_is_compared_by_distance_alone(tmp_path: Path) -> None:
     models = {"real": {"frechet_video": 0.0, "frechet_audio": 0.0, "clips": 4}}
     write_ablation(tmp_path / "ablation", models, {}, MEASURED)
     assert "sync margin" not in (tmp_path / "ablation" / "index.html").read_text()

@@ -2,6 +2,7 @@
 
 import itertools
 import time
+from typing import Any
 
 import pytest
 
@@ -14,24 +15,24 @@ from omniforcing.evaluation.speed import (
 )
 
 
-def timings(*elapsed, frames=24):
+def timings(*elapsed: list[float], frames: list[int] = 24) -> list[BlockTiming]:
     return [BlockTiming(frames, 0.1, 0.0, when) for when in elapsed]
 
 
-def test_blocks_faster_than_real_time_never_stall():
+def test_blocks_faster_than_real_time_never_stall() -> None:
     assert stalls([BlockTiming(1, 0.1, 0, 0.1), *timings(0.6, 1.1, 1.6, 2.1)]) == 0
 
 
-def test_a_late_block_stalls_once_and_delays_what_follows():
+def test_a_late_block_stalls_once_and_delays_what_follows() -> None:
     # 24 frames arrive at 1.0 and last until 2.0; the next come at 2.5, then play until 3.5, then in time.
     assert stalls(timings(1.0, 2.5, 3.4, 4.4)) == 1
     assert stalls(timings(1.0, 2.5, 3.6)) == 2
 
 
-def test_a_stream_is_timed_after_a_warm_up_and_medians_are_taken():
+def test_a_stream_is_timed_after_a_warm_up_and_medians_are_taken() -> None:
     runs = itertools.count()
 
-    def open_stream():
+    def open_stream() -> Any:
         slow = 10.0 if next(runs) == 0 else 1.0
         yield BlockTiming(1, 0.1 * slow, 0.0, 0.1 * slow)
         yield BlockTiming(24, 0.2 * slow, 0.2 * slow, 0.5 * slow)
@@ -43,7 +44,7 @@ def test_a_stream_is_timed_after_a_warm_up_and_medians_are_taken():
     assert found["block_p50_s"] == pytest.approx(0.4) and found["stalls"] == 0
 
 
-def test_speed_up_compares_equal_clips():
+def test_speed_up_compares_equal_clips() -> None:
     found = against_teacher(
         {"stream_s": 2.0, "ttfc_s": 0.5, "generate_s": 1.0}, teacher_s=8.0, teacher_generate_s=7.0
     )
@@ -51,7 +52,7 @@ def test_speed_up_compares_equal_clips():
     assert found["speedup"] == 4 and found["ttfc_speedup"] == 16 and found["teacher_s"] == 8
 
 
-def test_the_offline_sampler_is_timed_without_its_warm_up():
+def test_the_offline_sampler_is_timed_without_its_warm_up() -> None:
     calls = itertools.count()
     assert measure_offline(lambda: time.sleep(0.3 if next(calls) == 0 else 0.01), repeats=3) < 0.2
     assert next(calls) == 4

@@ -7,9 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -91,7 +92,11 @@ def students(tmp_path: Path) -> dict[str, Path]:
     + [(self_forcing, "self_forcing", init) for init in SelfForcingInit],
 )
 def test_a_student_starts_from_the_weights_that_init_names_and_from_sinks(
-    script, stage, init, students: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    script: ModuleType,
+    stage: str,
+    init: CausalOdeInit | SelfForcingInit,
+    students: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = Config()
     config.student.sinks, config.clips.seconds, config.student.window = 3, 2, 1
@@ -119,7 +124,7 @@ def test_a_stage_of_no_steps_publishes_the_weights_it_starts_from(tmp_path: Path
     written: list[object] = []
 
     @contextmanager
-    def publish():
+    def publish() -> Iterator[Path]:
         yield tmp_path
 
     stage = SimpleNamespace(

@@ -1,16 +1,19 @@
 """Videos of every kind, made on the spot: a white flash and a click at known times."""
 
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 
+MakeVideo = Callable[..., Path]
 FLASH = 0.1  # seconds that a flash stays
 
 
-def picture(time, height, width, flashes):
+def picture(time: float, height: int, width: int, flashes: Sequence[float]) -> np.ndarray:
     """White during a flash; else grey with a red top left and a green top right corner."""
     if any(flash - 1e-6 <= time < flash + FLASH for flash in flashes):
         return np.full((height, width, 3), 255, np.uint8)
@@ -20,7 +23,7 @@ def picture(time, height, width, flashes):
     return frame
 
 
-def sound(seconds, rate, channels, clicks):
+def sound(seconds: float, rate: int, channels: int, clicks: Sequence[float]) -> np.ndarray:
     """A short burst at each click, the same in all channels, float32 [channels, N]."""
     samples = np.zeros(round(seconds * rate), np.float32)
     for click in clicks:
@@ -34,30 +37,32 @@ def sound(seconds, rate, channels, clicks):
     return np.repeat(samples[None], channels, 0)
 
 
-def frame_times(seconds, fps, times):
+def frame_times(
+    seconds: float, fps: float, times: Sequence[float] | np.ndarray | None
+) -> np.ndarray:
     return (
         np.arange(round(seconds * float(fps))) / float(fps) if times is None else np.asarray(times)
     )
 
 
 def write_video(
-    path,
-    seconds=2.0,
-    fps=24,
-    times=None,
-    size=(64, 64),
-    events=(),
-    rate=16000,
-    layout="stereo",
-    audio="aac",
-    samples=None,
-    audio_start=0.0,
-    codec="libx264",
-    pixels="yuv420p",
-    rotation=0,
-    video=True,
-    **options,
-):
+    path: Path,
+    seconds: float = 2.0,
+    fps: float = 24,
+    times: Sequence[float] | np.ndarray | None = None,
+    size: tuple[int, int] = (64, 64),
+    events: Sequence[float] = (),
+    rate: int = 16000,
+    layout: str = "stereo",
+    audio: str | None = "aac",
+    samples: np.ndarray | None = None,
+    audio_start: float = 0.0,
+    codec: str = "libx264",
+    pixels: str = "yuv420p",
+    rotation: int = 0,
+    video: bool = True,
+    **options: str,
+) -> Path:
     """Write a video file. ``times`` overrides ``fps`` with the frames' own times; ``audio=None`` leaves the sound out."""
     with av.open(str(path), "w", options=options) as out:
         if video:
@@ -88,10 +93,10 @@ def write_video(
 
 
 @pytest.fixture
-def make_video(tmp_path):
+def make_video(tmp_path: Path) -> MakeVideo:
     """``make_video(name, **how)`` writes a video below ``tmp_path`` and returns its path."""
 
-    def make(name, **how):
+    def make(name: str, **how: Any) -> Path:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         return write_video(tmp_path / name, **how)
 

@@ -2,6 +2,7 @@
 
 import json
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -164,7 +165,9 @@ def test_loaded_weights_train_and_do_not_depend_on_their_file(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("write", [write_diffusers, write_original])
-def test_conversion_holds_one_tensor_in_memory_at_a_time(write, tmp_path: Path) -> None:
+def test_conversion_holds_one_tensor_in_memory_at_a_time(
+    write: Callable[..., object], tmp_path: Path
+) -> None:
     tiny_core().save_pretrained(tmp_path / "in", max_shard_size="100KB")
     alive: list[weakref.ref[Tensor]] = []
     most = 0
