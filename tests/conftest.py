@@ -1,5 +1,6 @@
 """Fixtures of all rooms. One torch thread: tiny models are many times slower with two on a busy machine."""
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -19,3 +20,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         group = "ray" if item.get_closest_marker("ray") else str(item.path)
         item.add_marker(pytest.mark.xdist_group(group))
+
+
+def pytest_collection_finish() -> None:
+    """Free the garbage collector from going through all imported modules, in every test that collects."""
+    gc.collect()
+    gc.freeze()
