@@ -27,7 +27,6 @@ from omniforcing.core.latents import Pair
 from omniforcing.core.layout import clip_latents
 from omniforcing.data.sources import HELDOUT
 from omniforcing.data.tensors import TensorShards
-from omniforcing.training.loop import set_threads
 
 BLOCK = 3  # video latents
 SECONDS = 4
@@ -61,7 +60,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     def run() -> None:
-        set_threads(arguments.threads)
+        torch.set_num_threads(arguments.threads)
         found = measure(arguments.codec, arguments.latents, arguments.clips, arguments.enough)
         if arguments.plot:
             draw(found, arguments.plot)

@@ -39,7 +39,6 @@ from omniforcing.pocket.events import colours_in
 from omniforcing.pocket.observe import observe
 from omniforcing.pocket.sync import TOLERANCE_MS
 from omniforcing.training.config import Weights
-from omniforcing.training.loop import set_threads
 
 SHOWN = {
     **{"sync_margin": "margin", "sync_margin_error": "+-", "sync_offset_ms": "offset ms"},
@@ -88,7 +87,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     def measure() -> None:
-        set_threads(arguments.threads)
+        torch.set_num_threads(arguments.threads)
         config = load_config(root=project_root(), preset=arguments.preset)
         data = project_root() / "data" / config.preset
         names = arguments.models or [name for name in MODELS if (data / name).is_dir()]

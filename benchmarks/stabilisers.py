@@ -34,7 +34,7 @@ from omniforcing.model.transformer import DualStream
 from omniforcing.model.weights.student import load_model
 from omniforcing.pipeline import tracking
 from omniforcing.pipeline.config import Config, load_config
-from omniforcing.training.loop import fit, set_threads
+from omniforcing.training.loop import fit
 
 SIGMA = 0.5
 # The paper's table 3: largest gradient norm and one-step loss at sigma 0.5; None for NaN and for what it leaves out.
@@ -336,7 +336,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     def measure() -> None:
-        set_threads(arguments.threads)
+        torch.set_num_threads(arguments.threads)
         run(arguments.preset, arguments.updates, arguments.rows, arguments.precisions)
 
     sys.exit(run_command(measure))

@@ -31,7 +31,6 @@ from omniforcing.pipeline.config import load_config
 from omniforcing.pipeline.stages.shared.factory import open_factory
 from omniforcing.pocket.events import colours_in, detect_audio_events, detect_video_events
 from omniforcing.streaming.generation import Generation
-from omniforcing.training.loop import set_threads
 
 WAYS = {"switch": False, "rewrite": True}  # whether what the student remembers is rewritten
 
@@ -62,7 +61,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     def run() -> None:
-        set_threads(arguments.threads)
+        torch.set_num_threads(arguments.threads)
         found = measure(
             arguments.preset, arguments.folder, arguments.clips, arguments.before, arguments.after
         )

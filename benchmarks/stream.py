@@ -9,13 +9,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
+
 from omniforcing.core.config import project_root
 from omniforcing.core.console import run_command
 from omniforcing.evaluation.samplers import MODELS
 from omniforcing.pipeline.config import load_config
 from omniforcing.pipeline.stages.shared.factory import open_factory
 from omniforcing.pipeline.stages.shared.speed import against_the_teacher
-from omniforcing.training.loop import set_threads
 
 
 def main() -> None:
@@ -26,7 +27,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     def measure() -> None:
-        set_threads(arguments.threads)
+        torch.set_num_threads(arguments.threads)
         root = project_root()
         config = load_config(root=root, preset=arguments.preset)
         data = root / "data" / arguments.preset

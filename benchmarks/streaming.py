@@ -30,7 +30,6 @@ from omniforcing.pocket.sync import match
 from omniforcing.streaming.command import write_stream
 from omniforcing.streaming.engine import Engine
 from omniforcing.streaming.live import Chunk, Stream
-from omniforcing.training.loop import set_threads
 
 TOLERANCE = 0.080
 
@@ -63,7 +62,7 @@ def main() -> None:
                 "option.out-of-range",
                 f"--seconds is {arguments.seconds}; first and last tenth are compared, so give 20 or more",
             )
-        set_threads(arguments.threads)
+        torch.set_num_threads(arguments.threads)
         figures = measure(
             Engine(arguments.artifact, arguments.device),
             arguments.prompt,

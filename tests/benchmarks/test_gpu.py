@@ -177,7 +177,8 @@ def test_a_check_whose_parent_is_killed_ends_with_it() -> None:
         cwd=project_root(),
         stdout=subprocess.DEVNULL,
     )
-    until, children = time.monotonic() + 120, []
+    children: list[int] = []
+    until = time.monotonic() + 120
     while not children and time.monotonic() < until:
         time.sleep(0.2)
         children = [pid for pid in children_of(parent.pid) if "--child" in command_of(pid)]

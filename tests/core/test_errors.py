@@ -4,6 +4,7 @@ import copy
 import errno
 import json
 import pickle
+from collections.abc import Callable
 
 import pytest
 
@@ -24,7 +25,9 @@ ERRORS = [
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("through", [lambda x: pickle.loads(pickle.dumps(x)), copy.copy])
-def test_an_error_survives_pickling(error, through) -> None:
+def test_an_error_survives_pickling(
+    error: OmniForcingError, through: Callable[[OmniForcingError], OmniForcingError]
+) -> None:
     error.add_note("on worker 3")
     again = through(error)
     assert type(again) is type(error)
@@ -33,7 +36,7 @@ def test_an_error_survives_pickling(error, through) -> None:
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_an_error_survives_rays_serialisation(error) -> None:
+def test_an_error_survives_rays_serialisation(error: OmniForcingError) -> None:
     """Ray sends a task's error as its cause within an error of both classes."""
     from ray.exceptions import RayError, RayTaskError
 

@@ -1,6 +1,7 @@
 """The block table, for the shipped layouts and for any legal one."""
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import assume, given
@@ -232,7 +233,7 @@ def test_wrong_latent_counts_are_refused_with_the_one_that_is_off(
 
 def test_impossible_questions_are_refused() -> None:
     table = LAYOUTS["thirds"]
-    for question, code, *facts in [
+    cases: list[tuple[Any, ...]] = [
         (lambda: table.block(-1), "layout.no-such-block", "block -1"),
         (lambda: table.visible(3, 0), "layout.window-too-small", "window of 0"),
         (lambda: table.slot(4, 4), "layout.partial-cycle", "ring of 4", "cycles of 3"),
@@ -244,7 +245,8 @@ def test_impossible_questions_are_refused() -> None:
             "4 blocks hold 26",
         ),
         (lambda: table.check_window(10, 12), "layout.window-too-large", "window of 10", "1 to 9"),
-    ]:
+    ]
+    for question, code, *facts in cases:
         with refuses(code, *facts):
             question()
 

@@ -58,7 +58,9 @@ def rewrite(tar, keep):
     with tarfile.open(tar) as file:
         for number, member in enumerate(file.getmembers()):
             if keep(number, member):
-                members.append((member, file.extractfile(member).read()))
+                content = file.extractfile(member)
+                assert content is not None
+                members.append((member, content.read()))
     with tarfile.open(tar, "w") as file:
         for member, data in members:
             file.addfile(member, io.BytesIO(data))

@@ -25,7 +25,7 @@ def videos(tmp_path: Path, make_video: MakeVideo) -> Path:
 
 
 def config(videos: Path, **other: Any) -> ClipsConfig:
-    usual = {
+    usual: dict[str, Any] = {
         "source": "folder",
         "folder": str(videos),
         "seconds": 1,
@@ -98,9 +98,12 @@ def test_each_reject_is_counted_with_its_reason(
         "twice.mp4",
         "blank.mp4",
     ):
-        how = {"mute": {"audio": None}, "short": {"seconds": 0.6}, "tiny": {"size": (16, 16)}}.get(
-            name[:-4], {}
-        )
+        changes: dict[str, dict[str, Any]] = {
+            "mute": {"audio": None},
+            "short": {"seconds": 0.6},
+            "tiny": {"size": (16, 16)},
+        }
+        how = changes.get(name[:-4], {})
         make_video(f"videos/{name}", movflags="+faststart", **how)
     make_video("videos/blind.mp4", video=False)
     (videos / "cut.mp4").write_bytes((videos / "cut.mp4").read_bytes()[:-300])

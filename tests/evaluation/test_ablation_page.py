@@ -2,11 +2,12 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 from omniforcing.core.files import read_json
 from omniforcing.evaluation.ablation import write_ablation
 
-FIGURES = {
+FIGURES: dict[str, Any] = {
     "sync_margin": 0.5,
     "sync_margin_error": 0.02,
     "frechet_video": 0.1,
@@ -14,14 +15,14 @@ FIGURES = {
     "clips": 4,
     "sync_recall": 1,
 }
-DRIFT = {
+DRIFT: dict[str, Any] = {
     "drift_margin": 0.4,
     "drift": {"thirds": {"margin": [0.6, 0.5, 0.4], "error": [0.1, 0.2, 0.3]}},
 }
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "without-II": {"about": "<none> of it", "overrides": ["self_forcing.init=bidirectional_dmd"]}
 }
-MEASURED = {"preset": "test", "git_commit": "c0ffee" * 5, "evaluation": "beef" * 16}
+MEASURED: dict[str, Any] = {"preset": "test", "git_commit": "c0ffee" * 5, "evaluation": "beef" * 16}
 
 
 def test_an_ablation_leaves_a_table_a_plot_and_a_page(tmp_path: Path) -> None:

@@ -78,10 +78,10 @@ def test_the_audio_distance_grows_with_noise_and_sees_silence(
             np.concatenate([audio_features(change(clip.samples)) for clip in clips]), audio
         )
 
-    found = [
-        distance(lambda s, level=level: s + rng.normal(0, level, s.shape))
-        for level in (0.003, 0.01, 0.03, 0.1)
-    ]
+    def hiss(level: float) -> Callable[[np.ndarray], np.ndarray]:
+        return lambda samples: samples + rng.normal(0, level, samples.shape)
+
+    found = [distance(hiss(level)) for level in (0.003, 0.01, 0.03, 0.1)]
     assert found == sorted(found) and found[0] > 0.01
     assert distance(lambda s: 0 * s) > 10 * floor(audio, CLIPS, CLIPS)
 

@@ -15,7 +15,7 @@ from omniforcing.evaluation.speed import (
 )
 
 
-def timings(*elapsed: list[float], frames: list[int] = 24) -> list[BlockTiming]:
+def timings(*elapsed: float, frames: int = 24) -> list[BlockTiming]:
     return [BlockTiming(frames, 0.1, 0.0, when) for when in elapsed]
 
 

@@ -336,7 +336,7 @@ class _DetachedHistory:
     ) -> torch.Tensor:
         from omniforcing.model.attention import SITES
 
-        owner = getattr(self.view.owner, SITES[site][1])
+        owner = getattr(self.view.group_ids, SITES[site][1])
         start = int((owner == self.view.count - 1).nonzero()[0])
         k, v = (torch.cat([t[:, :start].detach(), t[:, start:]], 1) for t in (k, v))
         return self.view.attend(layer, site, heads, q, k, v)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -127,7 +128,8 @@ def test_a_stage_of_no_steps_publishes_the_weights_it_starts_from(tmp_path: Path
     def publish() -> Iterator[Path]:
         yield tmp_path
 
-    stage = SimpleNamespace(
+    nothing: Any = None
+    stage: Any = SimpleNamespace(
         work=tmp_path,
         first=True,
         publish=publish,
@@ -135,8 +137,8 @@ def test_a_stage_of_no_steps_publishes_the_weights_it_starts_from(tmp_path: Path
         metrics=written.append,
     )
     model = tiny_model(3)
-    module = SimpleNamespace(ema=SimpleNamespace(model=model), summary=dict)
-    train_stage.train_and_publish(stage, module, None, OptimiserConfig(steps=0))
+    module: Any = SimpleNamespace(ema=SimpleNamespace(model=model), summary=dict)
+    train_stage.train_and_publish(stage, module, nothing, OptimiserConfig(steps=0))
     kept = load_model(tmp_path, sinks=3)
     assert all(
         torch.equal(a, b) for a, b in zip(kept.parameters(), model.parameters(), strict=True)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -89,8 +90,9 @@ def test_the_gpus_memory_is_the_most_that_is_in_use_while_a_stage_runs(
 ) -> None:
     free = iter([8e9, 3e9, 6e9])
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (next(free), 10e9))
-    assert watch(Finishing(), True) == 7.0
-    assert watch(Finishing(), False) is None
+    process: Any = Finishing()
+    assert watch(process, True) == 7.0
+    assert watch(process, False) is None
 
 
 def test_weights_that_are_not_there_are_one_sentence_with_their_path(

@@ -4,7 +4,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -230,7 +230,7 @@ def test_a_node_without_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_room_counts_whole_workers_per_node() -> None:
-    nodes = [{"CPU": 3.0, "GPU": 1.0}, {"CPU": 8.0}]
+    nodes: list[Mapping[str, float]] = [{"CPU": 3.0, "GPU": 1.0}, {"CPU": 8.0}]
     assert room(nodes, {"CPU": 2.0}) == 5
     assert room(nodes, {"CPU": 1.0, "GPU": 1.0}) == 1
 

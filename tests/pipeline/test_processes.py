@@ -23,7 +23,7 @@ def refuse(sentence: str) -> None:
 
 
 def wait_for(path: Path) -> None:
-    for _ in range(1200):
+    for _ in range(6000):
         if path.exists():
             return
         time.sleep(0.05)
@@ -82,10 +82,12 @@ if __name__ == "__main__":
     parent = subprocess.Popen(
         [sys.executable, str(script)], env=environment, stdout=subprocess.PIPE
     )
-    for name in "ab":
-        wait_for(tmp_path / name)
-    parent.terminate()
-    parent.communicate(timeout=60)
+    try:
+        for name in "ab":
+            wait_for(tmp_path / name)
+    finally:
+        parent.terminate()
+        parent.communicate(timeout=60)
     assert parent.returncode == 143
     counted = [(tmp_path / name).read_text() for name in "ab"]
     time.sleep(0.5)

@@ -38,6 +38,7 @@ def test_real_clips_are_in_sync(seen, heard):
     sync = score_sync(seen, heard)
     assert sync.pooled.f1 >= 0.98
     assert sync.pooled.margin > 0.6 and sync.pooled.margin_error < 0.05
+    assert sync.offset_ms is not None and sync.offset_signed_ms is not None
     assert sync.offset_ms < 5 and abs(sync.offset_signed_ms) < 2
 
 
@@ -59,6 +60,7 @@ def test_delaying_the_sound_lowers_the_margin_in_step_and_shows_in_the_offset(cl
         none.strict.margin - forty.strict.margin > 0.3
     )  # half the tolerance feels what the whole one forgives
     assert eighty.pooled.margin < 0.5 * none.pooled.margin and more.pooled.margin < 0
+    assert forty.offset_signed_ms is not None and none.offset_signed_ms is not None
     assert forty.offset_signed_ms - none.offset_signed_ms == pytest.approx(40, abs=2)
     assert forty.offset_ms == pytest.approx(40, abs=3)
 

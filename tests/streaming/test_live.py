@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,14 +106,16 @@ def test_queues_are_finished_before_another_thread_reads_what_they_made(
         events.append("pushed")
         return part
 
+    def beginning(self: StreamThreads) -> None:
+        events.append("begun")
+        begin(self)
+
     def finishing(_device: str) -> None:
         events.append(f"finished in {threading.current_thread().name}")
 
     monkeypatch.setattr(live.Decoding, "push", pushing)
     monkeypatch.setattr(live, "synchronise", finishing)
-    monkeypatch.setattr(
-        live.StreamThreads, "begin", lambda self: (events.append("begun"), begin(self))[1]
-    )
+    monkeypatch.setattr(live.StreamThreads, "begin", beginning)
     list(engine.stream(PROMPT, 1))
     here = f"finished in {threading.current_thread().name}"
     assert here in events[: events.index("begun")]
@@ -126,9 +129,12 @@ def test_a_streams_cuda_queue_goes_to_the_next_stream_of_its_kind(
     """Memory stays with the queue it was taken for; two streams at a time never share one."""
     monkeypatch.setattr(torch.cuda, "Stream", lambda _device: object())
     entered: list[object] = []
-    monkeypatch.setattr(
-        torch.cuda, "stream", lambda queue: (entered.append(queue), contextlib.nullcontext())[1]
-    )
+
+    def entering(queue: object) -> contextlib.nullcontext[None]:
+        entered.append(queue)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "stream", entering)
     with (
         own_cuda_stream("cuda", "test generating"),
         own_cuda_stream("cuda", "test decoding"),
@@ -604,10 +610,14 @@ def test_a_paused_stream_can_be_saved(engine: Engine) -> None:
         next(stream)
         stream.pause()
         future = stream.snapshot()
-        chunks = []
-        assert settled(
-            lambda: future.done() or bool(stream.waiting and chunks.append(next(stream)))
-        )
+        chunks: list[Chunk] = []
+
+        def saved() -> bool:
+            if stream.waiting and not future.done():
+                chunks.append(next(stream))
+            return future.done()
+
+        assert settled(saved)
         assert future.result(0).block == len(chunks) + 1 + stream.waiting
 
 
@@ -619,9 +629,8 @@ def test_states_of_any_layout_repeat(engine: Engine) -> None:
             generation.next()
         state = generation.state()
         expected = [generation.next() for _ in range(5)]
-        again = Generation.restore(
-            lambda text, c=config: Rollout(engine.student, text, c, torch.Generator()), state
-        )
+        start = partial(Rollout, engine.student, config=config, generator=torch.Generator())
+        again = Generation.restore(start, state)
         for latents in expected:
             got = again.next()
             assert torch.equal(got.video, latents.video) and torch.equal(got.audio, latents.audio)
@@ -663,9 +672,11 @@ def test_a_full_disk_while_saving_is_one_sentence_and_the_stream_goes_on(
 
 
 def test_opening_of_a_stream_is_saved_only_when_it_is_over() -> None:
+    nothing: Any = None
+    blocks = [Pair(nothing, nothing)] * 3
     generation = Generation(
-        lambda _: None, Pair(torch.zeros(0), torch.zeros(0)), Opening(blocks=[Pair(None, None)] * 3)
-    )  # type: ignore[arg-type,return-value]
+        lambda _: nothing, Pair(torch.zeros(0), torch.zeros(0)), Opening(blocks=blocks)
+    )
     assert not generation.can_be_saved
     generation.index = 3
     assert generation.can_be_saved

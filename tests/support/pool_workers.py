@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.data.tensors import is_done, to_sample, write_shard
@@ -42,5 +42,6 @@ class Slow:
             yield to_sample(f"{name}{i}", {"x": torch.full((2,), float(i))}, name, {})
 
 
-def die() -> None:
+def die() -> NoReturn:
     os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("survived SIGKILL")

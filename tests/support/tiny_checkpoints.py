@@ -46,14 +46,14 @@ def tiny_core(
 
 def tiny_authors_core() -> LTX2VideoTransformer3DModel:
     """A tiny transformer with the 32 heads that OmniForcing's authors' code has."""
-    heads = {"num_attention_heads": 32, "audio_num_attention_heads": 32}
-    widths = {
-        "attention_head_dim": 4,
-        "cross_attention_dim": 128,
-        "audio_attention_head_dim": 2,
-        "audio_cross_attention_dim": 64,
-    }
-    return tiny_core(**heads, **widths)
+    return tiny_core(
+        num_attention_heads=32,
+        audio_num_attention_heads=32,
+        attention_head_dim=4,
+        cross_attention_dim=128,
+        audio_attention_head_dim=2,
+        audio_cross_attention_dim=64,
+    )
 
 
 def config_of(core: LTX2VideoTransformer3DModel) -> dict[str, Any]:

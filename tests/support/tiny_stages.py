@@ -1,5 +1,6 @@
 """Every trained transformer stage over tiny models of two seconds."""
 
+from collections.abc import Callable
 from typing import Any
 
 from omniforcing.core.layout import LAYOUTS, clip_latents
@@ -14,9 +15,7 @@ from omniforcing.model.rollout import RolloutConfig
 from omniforcing.model.student import positions_for
 from omniforcing.model.transformer import DualStream
 from omniforcing.training.config import OptimiserConfig, Weights
-from omniforcing.training.stages import (
-    TrainingOptions,
-)
+from omniforcing.training.stages import StageModule, TrainingOptions
 from tests.support.tiny_models import GRID, features, tiny_model
 
 COUNTS, TABLE, SIGMAS = clip_latents(2), LAYOUTS["prefix"], (1.0, 0.6)
@@ -71,7 +70,7 @@ def stage_self_forcing(
 ) -> SelfForcing:
     three = models(3, recompute)
     config = SelfForcingConfig(optim=OPTIM, critic_steps=2, steered=steered)
-    rest = {
+    rest: dict[str, Any] = {
         "view": full_view(three[1], COUNTS, GRID),
         "unconditional": features(1, seed=9),
         "captions": features(5, seed=3),
@@ -87,7 +86,7 @@ def stage_with_muon(options: TrainingOptions = PLAIN, recompute: bool = False) -
     return stage_bidirectional_dmd(options, recompute, **rates)
 
 
-STAGES = [
+STAGES: list[Callable[..., StageModule]] = [
     stage_teacher,
     stage_bidirectional_dmd,
     stage_causal_ode,

@@ -11,10 +11,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
 from omniforcing.core.console import run_command
 from omniforcing.core.environment import die_with_parent
 from omniforcing.core.errors import OmniForcingError
-from omniforcing.training.loop import set_threads
 
 # A function that can be imported, and arguments that can be pickled.
 Call = tuple[Callable[..., None], tuple[Any, ...]]
@@ -53,5 +54,5 @@ def run_in_processes(calls: Sequence[Call], failure: str) -> None:
 
 def _run_call(parent: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     die_with_parent(parent)
-    set_threads(1)
+    torch.set_num_threads(1)
     sys.exit(run_command(lambda: function(*arguments)))

@@ -142,7 +142,12 @@ def test_a_block_past_the_horizon_turns_its_keys_once_for_all_of_its_steps(
     turned: list[int] = []
     assert isinstance(cache, RingCache)
     rotate = cache.rotate_history
-    monkeypatch.setattr(cache, "rotate_history", lambda i: (turned.append(i), rotate(i)))
+
+    def rotating(index: int) -> None:
+        turned.append(index)
+        rotate(index)
+
+    monkeypatch.setattr(cache, "rotate_history", rotating)
     for _ in range(3):
         cache.view(6)
     assert turned == [6]

@@ -185,7 +185,8 @@ def test_conversion_holds_one_tensor_in_memory_at_a_time(
 
 def test_every_byte_written_is_reported(tmp_path: Path) -> None:
     tiny_core().save_pretrained(tmp_path / "in")
-    checkpoint, seen = open_checkpoint(tmp_path / "in"), []
+    seen: list[int] = []
+    checkpoint = open_checkpoint(tmp_path / "in")
     write_diffusers(checkpoint, tmp_path, watch=seen.append)
     assert len(seen) == len(checkpoint.entries)
     assert sum(seen) == sum(entry.size for entry in checkpoint.entries.values())

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -123,7 +124,7 @@ def test_a_disk_without_room_or_a_place_that_is_no_folder_is_named_first(tmp_pat
         check_destination(tmp_path / "file" / "weights", 1)
 
 
-def loading_stage(path: Path, folder: Path) -> SimpleNamespace:
+def loading_stage(path: Path, folder: Path) -> Any:
     """As much of stage teacher as taking weights from ``path`` needs."""
 
     @contextmanager
