@@ -443,7 +443,7 @@ def test_a_switch_that_fails_is_told_to_whoever_asked_and_to_the_consumer(
     def fail(*_: object) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(Generation, "switch", fail)
+    monkeypatch.setattr(Generation, "change_prompt", fail)
     stream = engine.stream(PROMPT, 3)
     asked = stream.steer(OTHER_PROMPT, at=1)
     with pytest.raises(RuntimeError, match="out of memory"):
