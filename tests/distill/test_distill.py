@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from omniforcing.core.config import OdeTarget
 from omniforcing.core.latents import Batch, Pair
 from omniforcing.core.random import step_generator
 from omniforcing.distill.causal_ode import CausalOde, pick
@@ -130,15 +129,6 @@ def test_a_point_per_block_is_picked_from_the_trajectory_and_its_perfect_velocit
         torch.testing.assert_close(picked, (1 - s) * clean + s * eps)
         assert float(ode.regress(eps - clean, picked, clean, sigmas[point])) < 1e-9
         assert float(ode.regress(clean - eps, picked, clean, sigmas[point])) > 1
-
-
-def test_an_x0_target_weighs_the_velocity_error_by_sigma_squared() -> None:
-    ode = stage_causal_ode()
-    x, x0 = latents(COUNTS).video, latents(COUNTS, seed=1).video
-    sigma = torch.full(x.shape[:2], 0.5)
-    by_velocity = ode.regress(x0, x, x0, sigma)
-    ode.config.target = OdeTarget.x0
-    torch.testing.assert_close(ode.regress(x0, x, x0, sigma), by_velocity * 0.25)
 
 
 def batches(module: StageModule) -> Callable[[int], Iterator[Batch]]:

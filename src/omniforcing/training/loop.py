@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
@@ -255,8 +254,3 @@ class _Progress(Callback):
 
 class _MetricSink(L.pytorch.loggers.logger.DummyLogger):
     """A logger that writes nothing; without one Lightning collects no ``logged_metrics``."""
-
-
-def set_threads(count: int) -> None:
-    """Limit torch to ``count`` threads; two busy processes beat two threads."""
-    torch.set_num_threads(count)

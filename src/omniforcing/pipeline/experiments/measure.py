@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from omniforcing.data.sources import HELDOUT, TRAIN
 from omniforcing.evaluation.evaluate import DRIFT_FACTOR, EvaluationInputs, evaluate
 from omniforcing.evaluation.nearest import TrainingClips
 from omniforcing.evaluation.samplers import split_clips
 from omniforcing.pipeline.experiments.ablation import FINAL, Trial
 from omniforcing.pipeline.stages.shared.factory import open_factory
-from omniforcing.training.loop import set_threads
 
 
 def measure(trial: Trial) -> Mapping[str, Any]:
     """Measure a variant's final student as stage evaluate measures the models."""
-    set_threads(trial.config.trainer.threads)
+    torch.set_num_threads(trial.config.trainer.threads)
     config, settings, seconds = trial.config, trial.config.evaluate, trial.config.clips.seconds
     factory = open_factory(config, trial.data / "codec", trial.data / "latents")
     shards = trial.data / "shards"
