@@ -76,7 +76,7 @@ def test_a_job_brings_back_log_run_output_and_exit_code(checkout: Path) -> None:
 def test_a_job_that_fails_fails_here_with_its_code_and_sentence(checkout: Path) -> None:
     code, said = run(checkout, "-m", "omniforcing", "job", "teacher", "cluster=ray")
     assert code == 2, said
-    assert "error: data/pocket/clips is missing, which teacher reads" in said
+    assert "error[file.missing]: data/pocket/clips" in said
     assert "failed, exit code 2" in said
 
 
