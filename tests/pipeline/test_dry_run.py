@@ -107,7 +107,7 @@ def test_it_is_of_all_stages() -> None:
     command = [sys.executable, "pipelines/main.py", "--preset", "smoke", "--dry-run", "teacher"]
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert answer.returncode == 2
-    assert "a dry run is of every stage" in answer.stderr
+    assert "a dry run tries every stage" in answer.stderr
 
 
 @pytest.mark.slow

@@ -1,8 +1,12 @@
-"""The command ``omniforcing``: options, help, and which function of the library does the work.
+"""The command ``omniforcing``: its options, its help, and the library's function that it calls.
 
-Every module here is light: functions import what they need when they run, so that help, shell
-completion and mistakes need not wait for torch, and an inference machine can lack the pipeline's
-packages. Nothing below imports this room.
+- ``main``: runs one command; its function ``main`` is the public name.
+- ``pipeline``, ``cluster``, ``data``, ``streaming``, ``completion``: the commands.
+- ``command``: commands with examples and short errors; ``options``: what several commands take.
+
+Modules here import the library inside functions only: help, shell completion and errors of the
+command line need not wait for torch, and an inference machine can lack the pipeline's packages.
+No room may import this one.
 """
 
 from omniforcing.cli.main import main

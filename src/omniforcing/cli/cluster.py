@@ -21,8 +21,8 @@ from omniforcing.cli.options import overrides_argument, preset_option, stage_arg
 def job(stage: str, overrides: tuple[str, ...], preset: str | None) -> None:
     """Submit a stage to the cluster that `cluster.jobs` names.
 
-    Its code is this checkout's. The log is printed as it comes, and the command ends with the job's
-    exit code. A job that is under way from before is followed.
+    The job runs this checkout's code. Its log is printed as it is written, and the command ends
+    with the job's exit code. A job that was submitted before and still runs is followed.
     """
     from omniforcing.core.config import project_root
     from omniforcing.pipeline.cluster.jobs import submit_named
@@ -47,8 +47,8 @@ def job(stage: str, overrides: tuple[str, ...], preset: str | None) -> None:
 def kuberay(stage: str, overrides: tuple[str, ...], preset: str | None) -> None:
     """Print a stage as a RayJob of KubeRay.
 
-    The manifest is for `kubectl apply -f`. The volume claim holds the checkout, mounted at `cluster.data_root` on every pod; the image
-    holds the packages of constraints.txt.
+    The manifest is for `kubectl apply -f`. The volume claim holds the checkout, mounted at
+    `cluster.data_root` on every pod; the image holds the packages of constraints.txt.
     """
     from yaml import safe_dump
 

@@ -1,4 +1,4 @@
-"""Commands whose help ends with examples and whose mistakes are one sentence."""
+"""Commands whose help ends with examples, and errors of the command line as one sentence."""
 
 from __future__ import annotations
 
@@ -36,17 +36,23 @@ class Command(click.Command):
 
 
 class Group(click.Group):
-    """A group of commands, with examples."""
+    """A group of commands, with examples.
+
+    Args:
+        args: as of ``click.Group``.
+        examples: command lines for the end of the help.
+        kwargs: as of ``click.Group``.
+    """
 
     command_class = Command
-    group_class = type  # groups within it are of this class too
+    group_class = type  # click's way to say that subgroups are of this class too
 
     def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init__(*args, no_args_is_help=False, **kwargs)
         self.examples = tuple(examples)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names of the commands, in the order in which they were added."""
+        """List the names of the commands, in the order in which they were added."""
         del ctx
         return list(self.commands)
 
@@ -57,29 +63,27 @@ class Group(click.Group):
 
 
 def refusal(error: click.ClickException) -> OmniForcingError:
-    """The error of ours for a command line that click refuses: one sentence, the nearest named."""
+    """Turn an error of click into one of ours: one sentence that names the nearest known word."""
     context = error.ctx if isinstance(error, click.UsageError) else None
     if context is None:
         return OmniForcingError("option.malformed", _one_line(error.format_message()))
     command, path = context.command, context.command_path
     if isinstance(error, click.NoSuchOption):
-        known = [
-            name
-            for option in command.get_params(context)
-            if isinstance(option, click.Option)
-            for name in (*option.opts, *option.secondary_opts)
-        ]
-        near = did_you_mean(error.option_name, known)
+        known: list[str] = []
+        for option in command.get_params(context):
+            if isinstance(option, click.Option):
+                known += [*option.opts, *option.secondary_opts]
+        hint = did_you_mean(error.option_name, known)
         return OmniForcingError(
-            "option.unknown", f"`{path}` has no option {error.option_name!r}{near}"
+            "option.unknown", f"`{path}` has no option {error.option_name!r}{hint}"
         )
     if isinstance(error, click.exceptions.NoSuchCommand) and isinstance(command, click.Group):
-        near = did_you_mean(error.command_name, command.list_commands(context))
+        hint = did_you_mean(error.command_name, command.list_commands(context))
         return OmniForcingError(
-            "option.unknown-command", f"`{path}` has no command {error.command_name!r}{near}"
+            "option.unknown-command", f"`{path}` has no command {error.command_name!r}{hint}"
         )
-    said = _one_line(error.format_message())
-    return OmniForcingError("option.malformed", f"`{path}`: {said}; see `{path} --help`")
+    message = _one_line(error.format_message())
+    return OmniForcingError("option.malformed", f"`{path}`: {message}; see `{path} --help`")
 
 
 def _one_line(message: str) -> str:

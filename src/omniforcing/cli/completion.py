@@ -1,4 +1,4 @@
-"""Command ``omniforcing completion``: what a shell needs to complete commands, options and names."""
+"""Command ``omniforcing completion``: shell completion of commands, options and names."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from omniforcing.core.environment import COMPLETION_VARIABLE
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]), help="Which shell.")
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    """Print the shell's completion script."""
-    found = get_completion_class(shell)
-    assert found is not None
+    """Print the completion script of a shell."""
+    completion_class = get_completion_class(shell)
+    assert completion_class is not None
     root = context.find_root()
-    print(found(root.command, {}, str(root.info_name), COMPLETION_VARIABLE).source())
+    print(completion_class(root.command, {}, str(root.info_name), COMPLETION_VARIABLE).source())

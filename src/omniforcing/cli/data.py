@@ -1,4 +1,4 @@
-"""Commands ``omniforcing inspect`` and ``omniforcing weights``: what files hold."""
+"""Commands ``omniforcing inspect`` and ``omniforcing weights``: show and convert files."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ _rope = click.option(
 )
 @click.option("--json", "as_json", is_flag=True, help="Print json.")
 def inspect_weights(source: Path, values: bool, as_json: bool) -> None:
-    """Show what the weights are, from their headers alone."""
+    """Describe weights from their headers alone."""
     from omniforcing.model.weights import command
 
     command.inspect(source, values, as_json)

@@ -1,4 +1,4 @@
-"""All commands of ``omniforcing``, and how one is run."""
+"""Command ``omniforcing``: the group of all commands, and its entry point."""
 
 from __future__ import annotations
 
@@ -43,10 +43,14 @@ for command in (
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Run one command and exit: 0, 2 with a sentence after an error, 130 after Ctrl-C.
+    """Run one command and exit the process.
 
     Args:
-        words: of the command line, those of this process if None.
+        words: words of the command line; those of this process if None.
+
+    Raises:
+        SystemExit: with 0 on success, 2 after an error, which is printed as one sentence, or 130
+            after Ctrl-C.
     """
     instruction = os.environ.get(COMPLETION_VARIABLE)
     if instruction:
@@ -64,6 +68,7 @@ def _run(words: list[str]) -> None:
     except click.ClickException as error:
         raise refusal(error) from error
     except ModuleNotFoundError as error:
+        # A module of the project that is missing is a fault of the code, not of the installation.
         if error.name is None or error.name.split(".")[0] == NAME:
             raise
         extra = "serve" if words[0] == "serve" else "pipeline"

@@ -1,4 +1,4 @@
-"""What several commands take: the preset, overrides of the configuration, names of stages."""
+"""Options that several commands take: the preset, overrides of the configuration, stages."""
 
 from __future__ import annotations
 
@@ -15,10 +15,15 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def split_overrides(words: Sequence[str]) -> tuple[str, ...]:
-    """Overrides, one per item; an MLproject parameter arrives with all of them in one word.
+    """Split words of the command line into overrides.
+
+    An MLproject parameter arrives with all overrides in one word.
+
+    Args:
+        words: words of the form ``key=value``, or several of them with spaces between.
 
     Raises:
-        OmniForcingError: for ``preset=NAME``, which is an option.
+        OmniForcingError: for ``preset=NAME``, which is an option instead.
     """
     overrides = tuple(item for word in words for item in shlex.split(word))
     for item in overrides:
@@ -31,7 +36,7 @@ def split_overrides(words: Sequence[str]) -> tuple[str, ...]:
 
 
 def preset_option(function: Function) -> Function:
-    """Add ``--preset NAME``."""
+    """Add the option ``--preset NAME`` to a command."""
     return click.option(
         "--preset",
         metavar="NAME",
@@ -41,7 +46,7 @@ def preset_option(function: Function) -> Function:
 
 
 def overrides_argument(function: Function) -> Function:
-    """Add ``[key=value]...``."""
+    """Add the arguments ``[KEY=VALUE]...`` to a command."""
     return click.argument(
         "overrides",
         nargs=-1,
@@ -52,14 +57,14 @@ def overrides_argument(function: Function) -> Function:
 
 
 def stage_argument(function: Function) -> Function:
-    """Add the name of one stage."""
+    """Add the argument ``STAGE`` to a command."""
     return click.argument(
         "stage", shell_complete=complete_stages, help="A stage of pipelines/stages.py."
     )(function)
 
 
 def complete_stages(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[str]:
-    """Names of stages that begin as typed."""
+    """List the names of stages that begin with what is typed."""
     from omniforcing.core.config import project_root
     from omniforcing.pipeline.declaration import read_specs
 
@@ -76,14 +81,17 @@ def _complete_presets(
 
 
 def parse_memory(text: str) -> float:
-    """Bytes of ``80GB``, ``80`` (GB) or ``74.5GiB``.
+    """Parse a size of memory such as ``80GB``, ``80`` (GB) or ``74.5GiB``.
+
+    Returns:
+        Bytes.
 
     Raises:
-        OmniForcingError: if it is no size.
+        OmniForcingError: if the text is no size.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GB|GiB|)", text.strip())
-    if not found or not float(found[1]):
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GB|GiB|)", text.strip())
+    if not match or not float(match[1]):
         raise OmniForcingError(
             "option.malformed", f"--memory is {text!r}; give a size such as 80GB"
         )
-    return float(found[1]) * (2**30 if found[2] == "GiB" else 1e9)
+    return float(match[1]) * (2**30 if match[2] == "GiB" else 1e9)

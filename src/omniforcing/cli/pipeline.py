@@ -1,4 +1,4 @@
-"""Commands of the pipeline: ``run``, ``stage``, ``ablation``, ``plan``, ``config``, ``pipeline``."""
+"""Commands ``run``, ``stage``, ``ablation``, ``plan``, ``config`` and ``pipeline``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from omniforcing.core.errors import OmniForcingError
 def _stages(
     _context: click.Context, _parameter: click.Parameter, words: Sequence[str]
 ) -> tuple[str, ...]:
-    """Names of stages; an MLproject parameter arrives with all of them, or none, in one word."""
+    """Split words into names of stages; an MLproject parameter has all of them in one word."""
     return tuple(name for word in words for name in word.split())
 
 
@@ -46,7 +46,8 @@ def _stages(
 def run(stages: tuple[str, ...], preset: str | None, foundation: bool, dry_run: bool) -> None:
     """Bring stages up to date through DVC.
 
-    All stages are runs of MLflow under one parent run. A run that was killed continues where it stopped.
+    All stages are MLflow runs under one parent run. A run that was killed continues where it
+    stopped.
     """
     from omniforcing.core.config import project_root
 
@@ -54,7 +55,7 @@ def run(stages: tuple[str, ...], preset: str | None, foundation: bool, dry_run: 
     if dry_run:
         if stages or foundation:
             raise click.UsageError(
-                "a dry run is of every stage of a preset; give --dry-run with --preset alone",
+                "a dry run tries every stage of a preset; give --dry-run with --preset alone",
                 click.get_current_context(),
             )
         from omniforcing.pipeline import dry_run as trial
@@ -67,10 +68,10 @@ def run(stages: tuple[str, ...], preset: str | None, foundation: bool, dry_run: 
 
 
 def _refuse_overrides(words: Sequence[str], preset: str | None) -> None:
-    """Refuse ``key=value``: DVC runs what the files in conf say, and its experiments change them.
+    """Refuse ``key=value``: DVC runs stages with the values of the files in conf/.
 
     Raises:
-        OmniForcingError: with the ways to try or to keep a change.
+        OmniForcingError: naming the commands that try a change and the file that keeps it.
     """
     from omniforcing.core.config import project_root
     from omniforcing.pipeline.declaration import COMMON_KEYS, pipeline_file, tracked_preset
@@ -86,8 +87,9 @@ def _refuse_overrides(words: Sequence[str], preset: str | None) -> None:
             chosen = preset or tracked_preset(root)
             common = word.partition("=")[0] in COMMON_KEYS
             file = "conf/config.yaml" if common else f"conf/preset/{chosen}.yaml"
-            target = pipeline_file(root, chosen).removesuffix("dvc.yaml")
-            experiment = f"dvc exp run -S {file}:++{word} {target and f'{target}dvc.yaml'}".strip()
+            pipeline_path = pipeline_file(root, chosen)
+            target = "" if pipeline_path == "dvc.yaml" else pipeline_path
+            experiment = f"dvc exp run -S {file}:++{word} {target}".strip()
             raise OmniForcingError(
                 "option.override-of-run",
                 f"`omniforcing run` runs what conf/ says, so it does not take {word}; to try it, "
@@ -100,7 +102,7 @@ class _Stages(Group):
     """The stages of this checkout as commands."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names of the stages."""
+        """List the names of the stages."""
         del ctx
         from omniforcing.core.config import project_root
         from omniforcing.pipeline.declaration import read_specs
@@ -108,7 +110,7 @@ class _Stages(Group):
         return [spec.name for spec in read_specs(project_root())]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command that runs a stage.
+        """Build the command that runs a stage.
 
         Raises:
             OmniForcingError: if there is no such stage.
@@ -137,7 +139,7 @@ class _Stages(Group):
 
         Folders are those of the preset {tracked_preset(root)}. Overrides are for trials: the
         pipeline itself runs through DVC, `dvc repro` or `omniforcing run --preset NAME`."""
-        made = click.command(
+        command = click.command(
             cmd_name,
             cls=Command,
             help=about,
@@ -147,7 +149,7 @@ class _Stages(Group):
                 f"omniforcing stage {cmd_name} cluster=ray",
             ),
         )
-        return made(preset_option(overrides_argument(start)))
+        return command(preset_option(overrides_argument(start)))
 
 
 stage = _Stages(
@@ -184,8 +186,8 @@ def _complete_variants(
 def ablation(variants: tuple[str, ...], preset: str | None) -> None:
     """Train variants of the distillation and measure them.
 
-    Each is an experiment of DVC, measured beside the baseline. `omniforcing run` must have run the baseline. An ablation that was killed continues where it
-    stopped.
+    Each variant is a DVC experiment and is compared with the baseline, which `omniforcing run` must
+    have run. An ablation that was killed continues where it stopped.
     """
     from omniforcing.core.config import project_root
     from omniforcing.pipeline.experiments.ablation import run_ablation
@@ -195,7 +197,7 @@ def ablation(variants: tuple[str, ...], preset: str | None) -> None:
 
 
 def _measure(trial: object) -> object:
-    # A mistake on the command line need not wait for torch.
+    # Imported here so that an error of the command line need not wait for torch.
     from omniforcing.pipeline.experiments.measure import measure
 
     return measure(trial)  # type: ignore[arg-type]
@@ -211,7 +213,7 @@ def _measure(trial: object) -> object:
 @overrides_argument
 @preset_option
 @click.option("--gpus", type=int, default=8, help="GPUs of the cluster.")
-@click.option("--memory", default="80GB", help="Of one GPU, such as 80GB or 141GB.")
+@click.option("--memory", default="80GB", help="Memory of one GPU, such as 80GB or 141GB.")
 @click.option("--node", type=int, default=8, help="GPUs of one machine.")
 @click.option(
     "--batch",
@@ -222,11 +224,11 @@ def _measure(trial: object) -> object:
     "--tflops",
     type=float,
     default=400,
-    help="Sustained per GPU; the default is 40 % of an H100 in bf16.",
+    help="Sustained TFLOP/s of one GPU; the default is 40 % of an H100 in bf16.",
 )
-@click.option("--link", type=float, default=300, help="GB/s per GPU within a machine.")
-@click.option("--network", type=float, default=40, help="GB/s per GPU between machines.")
-@click.option("--stage", help="This stage alone.")
+@click.option("--link", type=float, default=300, help="Bandwidth within a machine, GB/s per GPU.")
+@click.option("--network", type=float, default=40, help="Bandwidth between machines, GB/s per GPU.")
+@click.option("--stage", help="Plan this stage alone.")
 @click.option("--json", "as_json", is_flag=True, help="Print json instead of tables.")
 def plan(
     overrides: tuple[str, ...],
@@ -241,7 +243,7 @@ def plan(
     stage: str | None,
     as_json: bool,
 ) -> None:
-    """Say what GPUs a preset's training takes, and which settings fit."""
+    """Estimate the memory and time of a preset's training on GPUs, and the settings that fit."""
     from omniforcing.core.config import project_root
     from omniforcing.pipeline.config import load_config
     from omniforcing.pipeline.planner.cost import Cluster
@@ -272,7 +274,7 @@ def plan(
 def config(overrides: tuple[str, ...], preset: str | None, action: str | None) -> None:
     """Print the configuration that a stage would see, as YAML.
 
-    conf/config.yaml, with what each key is for, is generated from the code; --write renews it.
+    conf/config.yaml documents each key; it is generated from the code, and --write renews it.
     """
     if action is not None:
         from omniforcing.core.config import project_root
@@ -304,15 +306,18 @@ def config(overrides: tuple[str, ...], preset: str | None, action: str | None) -
     "--write",
     "action",
     flag_value="write",
-    help="Make dvc.yaml; renew the pipelines of other presets that are there, and make those named.",
+    help="Renew dvc.yaml and other presets' pipelines that exist; create that of --preset.",
 )
 @click.option("--check", "action", flag_value="check", help="Fail if a generated file is stale.")
 @click.option(
-    "--digests", "action", flag_value="digests", help="Write what stage `code` of a preset writes."
+    "--digests",
+    "action",
+    flag_value="digests",
+    help="Write the code digests, as stage `code` does.",
 )
 @preset_option
 def pipeline(action: str | None, preset: str | None) -> None:
-    """Make every preset's dvc.yaml of pipelines/stages.py, or check them."""
+    """Generate every preset's dvc.yaml from pipelines/stages.py, or check them."""
     from omniforcing.core.config import project_root
     from omniforcing.pipeline import generate
     from omniforcing.pipeline.declaration import tracked_preset

@@ -1,4 +1,4 @@
-"""Commands ``omniforcing stream`` and ``omniforcing serve``: an artifact at work."""
+"""Commands ``omniforcing stream`` and ``omniforcing serve``: stream from an artifact."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from omniforcing.serving.protocol import Limits
 Function = TypeVar("Function", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
 LIMITS = {
-    "sessions": "Connections at a time.",
-    "seconds": "Longest stream.",
-    "prompt_chars": "Longest prompt.",
-    "image_bytes": "Largest image.",
-    "idle_seconds": "Silence after which a client is let go.",
-    "lead_seconds": "How far a stream may be ahead of its player.",
-    "mistakes": "Messages that are not understood before a client is let go.",
+    "sessions": "Connections at the same time.",
+    "seconds": "Length of a stream, in seconds.",
+    "prompt_chars": "Length of a prompt, in characters.",
+    "image_bytes": "Size of an image, in bytes.",
+    "idle_seconds": "Seconds of inactivity before a client is disconnected.",
+    "lead_seconds": "Seconds that a stream may be ahead of its player.",
+    "mistakes": "Invalid messages before a client is disconnected.",
 }
 
 
@@ -31,7 +31,7 @@ def _names(_context: click.Context, _parameter: click.Parameter, words: str) -> 
 
 
 def engine_options(function: Function) -> Function:
-    """Add what every command that loads an artifact takes."""
+    """Add the options of a command that loads an artifact."""
     for option in reversed(
         (
             click.option(
@@ -63,7 +63,7 @@ def engine_options(function: Function) -> Function:
 
 
 def limit_options(function: Function) -> Function:
-    """Add an option for every limit of a server."""
+    """Add an option for each limit of the server."""
     for field in reversed(dataclasses.fields(Limits)):
         function = click.option(
             f"--max-{field.name.replace('_', '-')}",
@@ -79,15 +79,16 @@ def limit_options(function: Function) -> Function:
     cls=Command,
     examples=(
         'omniforcing stream --artifact data/pocket/artifact --prompt "a red ball" --out clip.mp4',
-        "omniforcing stream --artifact data/pocket/artifact --prompt rain --endless --out - | mpv -",
+        "omniforcing stream --artifact data/pocket/artifact --prompt rain --endless --out - "
+        "| mpv -",
     ),
 )
 @engine_options
 @click.option(
-    "--prompt", help="What to show and hear; with --resume, that of the saved stream if left out."
+    "--prompt", help="What to see and hear; with --resume, the default is the saved stream's."
 )
 @click.option("--seconds", type=float, default=8.0, help="Length of the clip.")
-@click.option("--endless", is_flag=True, help="Go on until Ctrl-C, which ends the clip properly.")
+@click.option("--endless", is_flag=True, help="Stream until Ctrl-C; the clip is complete.")
 @click.option("--seed", type=int, default=0, help="The same seed gives the same clip.")
 @click.option(
     "--out",
@@ -100,17 +101,17 @@ def limit_options(function: Function) -> Function:
     type=(float, str),
     multiple=True,
     metavar="SECONDS PROMPT",
-    help="Change the prompt on the way; may be repeated.",
+    help="Change the prompt at this second; may be repeated.",
 )
 @click.option(
-    "--rewrite", is_flag=True, help="Also write anew what the student remembers: sharper changes."
+    "--rewrite", is_flag=True, help="Recompute the K/V cache at a change, for a sharper cut."
 )
-@click.option("--image", type=PATH, help="Begin with this picture (PNG, JPEG or WebP).")
+@click.option("--image", type=PATH, help="Start from this picture (PNG, JPEG or WebP).")
 @click.option(
-    "--continue", "clip", type=PATH, help="Go on from this clip, an MP4 of the stream's size."
+    "--continue", "clip", type=PATH, help="Continue this clip, an MP4 of the stream's size."
 )
-@click.option("--save", type=PATH, help="Write the stream's state at its end to this file.")
-@click.option("--resume", type=PATH, help="Go on for --seconds where a stream was saved.")
+@click.option("--save", type=PATH, help="Write the stream's final state to this file.")
+@click.option("--resume", type=PATH, help="Continue a saved stream for --seconds.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as json.")
 def stream(
     artifact: Path,
@@ -135,8 +136,9 @@ def stream(
     ),
     help=f"""Stream to browsers.
 
-    The page has a player and a prompt that steers while it plays. The server listens on this machine alone unless told otherwise. With {TOKEN_VARIABLE} in the
-    environment, clients must show that token.""",
+    The page has a player and a prompt that steers the stream while it plays. By default the server
+    accepts connections from this machine alone. With {TOKEN_VARIABLE} in the environment, clients
+    must send that token.""",
 )
 @engine_options
 @click.option("--host", default="127.0.0.1", help="Address to listen at.")
@@ -148,7 +150,12 @@ def stream(
     metavar="ORIGIN",
     help="Also allow pages of this origin, as https://host:port; may be repeated.",
 )
-@click.option("--drain-seconds", type=float, default=10.0, help="What streams get after SIGTERM.")
+@click.option(
+    "--drain-seconds",
+    type=float,
+    default=10.0,
+    help="Seconds that streams may go on after SIGTERM.",
+)
 @limit_options
 def serve(
     artifact: Path,

@@ -1,4 +1,4 @@
-"""Configuration: sections with ranges, read from YAML files and overrides, later ones first.
+"""Configuration: sections with ranges, read from YAML files and overrides; later ones win.
 
 A section is a dataclass beside the code that it configures (``<room>/config.py``). Each field has
 an attribute docstring and each number a range; ``omniforcing.pipeline.config`` joins all sections
@@ -28,15 +28,15 @@ _LEGAL = "legal"
 
 
 class ConfigError(OmniForcingError):
-    """A configuration that cannot be used; names the key, the file and the remedy."""
+    """Error of a configuration that cannot be used; names the key, the file and the remedy."""
 
 
 class FieldError(ValueError):
-    """A value that its section refuses; ``merge_sources`` makes a ``ConfigError`` of it.
+    """Error of a value that its section refuses; ``merge_sources`` turns it into ``ConfigError``.
 
     Args:
         key: the field, dotted, relative to the section that refuses it.
-        fault: the rest of the sentence, such as ``is 0; it must be at least 1``.
+        fault: the sentence after the key, such as ``is 0; it must be at least 1``.
         missing: whether the value is missing rather than out of range.
     """
 
@@ -55,7 +55,7 @@ class FieldError(ValueError):
 
 @dataclass(frozen=True)
 class Range:
-    """The legal values of a number; every number must be finite."""
+    """Legal values of a finite number; ``above`` and ``below`` are not legal themselves."""
 
     at_least: float | None = None
     above: float | None = None
@@ -85,7 +85,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Choice:
-    """The legal values of a word."""
+    """Legal values of a word."""
 
     words: tuple[str, ...]
 
@@ -104,25 +104,25 @@ def ranged(
     at_most: float | None = None,
     below: float | None = None,
 ) -> Any:
-    """A field with a range, which holds for all numbers of a list or a section.
+    """Make a dataclass field with a range, which applies to all numbers of a list or a section.
 
     Args:
         default: a number, None, a list of numbers or a section of numbers.
-        at_least: the smallest legal value.
-        above: a bound that is not legal itself.
-        at_most: the largest legal value.
-        below: a bound that is not legal itself.
+        at_least: smallest legal value.
+        above: lower bound that is not legal itself.
+        at_most: largest legal value.
+        below: upper bound that is not legal itself.
     """
     return _field(default, Range(at_least, above, at_most, below))
 
 
 def fraction(default: float) -> Any:
-    """A field that holds a share, from 0 to 1."""
+    """Make a dataclass field that holds a share, from 0 to 1."""
     return ranged(default, at_least=0, at_most=1)
 
 
 def chosen(default: str, words: Iterable[str]) -> Any:
-    """A field that holds one of a few words."""
+    """Make a dataclass field that holds one of a few words."""
     return _field(default, Choice(tuple(words)))
 
 
@@ -140,13 +140,15 @@ def _field(default: Any, legal: Range | Choice) -> Any:
 
 @dataclass
 class Section:
-    """Base of every part of a configuration: checks each field's range when it is made.
+    """Base class of the sections of a configuration; checks the range of each field when built.
 
     A section that must check fields against each other extends ``__post_init__`` and calls
     ``require``.
+
+    Attributes:
+        one_line: whether conf/config.yaml has the section on one line.
     """
 
-    # Whether conf/config.yaml writes it on one line.
     one_line: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -155,10 +157,11 @@ class Section:
             if legal is None:
                 continue
             for key, value in _leaves(f.name, getattr(self, f.name)):
-                if value not in legal:
-                    endless = isinstance(value, float) and not math.isfinite(value)
-                    fault = f"is {value!r}; it must be {'finite and ' if endless else ''}{legal}"
-                    raise FieldError(key, fault)
+                if value in legal:
+                    continue
+                infinite = isinstance(value, float) and not math.isfinite(value)
+                finite = "finite and " if infinite else ""
+                raise FieldError(key, f"is {value!r}; it must be {finite}{legal}")
 
     def require(self, holds: bool, key: str, rule: str, missing: bool = False) -> None:
         """Refuse the value of a field unless a condition holds.
@@ -181,7 +184,7 @@ class Section:
 
 
 def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """The values of a field that has a range, with their keys; None has no range."""
+    """Yield the keys and values of a field that has a range; None is always legal."""
     if isinstance(value, Section):
         for f in dataclasses.fields(value):
             yield from _leaves(f"{key}.{f.name}", getattr(value, f.name))
@@ -194,14 +197,14 @@ def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 @dataclass(frozen=True)
 class Key:
-    """One key of a schema, for documents.
+    """A key of a schema, for documents.
 
     Attributes:
-        key: dotted.
-        default: its value; a section of its own.
-        type: as the field declares it.
-        legal: its range or choice in words; "" if any value of the type is legal.
-        about: the field's docstring, on one line.
+        key: dotted name.
+        default: default value; a section for a key that has keys of its own.
+        type: type, as the field declares it.
+        legal: range or choice in words; "" if any value of the type is legal.
+        about: docstring of the field, on one line.
     """
 
     key: str
@@ -212,23 +215,31 @@ class Key:
 
 
 def describe_keys(section: Section, prefix: str = "", legal: str = "") -> Iterator[Key]:
-    """Describe every key of a section, each section before its own keys."""
+    """Describe every key of a section, each section before its own keys.
+
+    Args:
+        section: the defaults.
+        prefix: beginning of the dotted names.
+        legal: range in words that all keys of the section share; "" if none.
+    """
     about, types = field_docstrings(type(section)), get_type_hints(type(section))
     for f in dataclasses.fields(section):
-        value, own = getattr(section, f.name), legal or str(f.metadata.get(_LEGAL, ""))
-        kind = types[f.name]
-        if isinstance(kind, type) and issubclass(kind, Enum):
-            own, name = str(Choice(tuple(word.value for word in kind))), "word"
+        value, declared = getattr(section, f.name), types[f.name]
+        legal_here = legal or str(f.metadata.get(_LEGAL, ""))
+        if isinstance(declared, type) and issubclass(declared, Enum):
+            legal_here = str(Choice(tuple(word.value for word in declared)))
+            type_name = "word"
         else:
-            name = f.type if isinstance(f.type, str) else inspect.formatannotation(f.type)
-        yield Key(prefix + f.name, value, name, own, about.get(f.name, ""))
+            type_name = f.type if isinstance(f.type, str) else inspect.formatannotation(f.type)
+        yield Key(prefix + f.name, value, type_name, legal_here, about.get(f.name, ""))
         if isinstance(value, Section):
-            yield from describe_keys(value, f"{prefix}{f.name}.", own)
+            yield from describe_keys(value, f"{prefix}{f.name}.", legal_here)
 
 
 def field_docstrings(schema: type) -> dict[str, str]:
-    """Attribute docstrings of a section and of its bases, each on one line."""
-    found: dict[str, str] = {}
+    """Read the attribute docstrings of a section and its bases, by field, each on one line."""
+    # Python keeps no docstrings of attributes: read them from the source.
+    docstrings: dict[str, str] = {}
     for base in reversed(schema.__mro__):
         if not dataclasses.is_dataclass(base):
             continue
@@ -242,8 +253,8 @@ def field_docstrings(schema: type) -> dict[str, str]:
                 and isinstance(text.value, ast.Constant)
                 and isinstance(text.value.value, str)
             ):
-                found[named.target.id] = " ".join(text.value.value.split())
-    return found
+                docstrings[named.target.id] = " ".join(text.value.value.split())
+    return docstrings
 
 
 # --- loading ------------------------------------------------------------------------------------
@@ -294,13 +305,17 @@ def merge_sources(schema: S, sources: Sequence[tuple[Any, str]]) -> S:
         raise ConfigError("config.unknown-key", f"unknown key {key!r} in {where}{hint}") from error
     except OmegaConfBaseException as error:
         key = str(getattr(error, "full_key", None) or "")
-        fault = ": ".join([key] * bool(key) + [str(error).splitlines()[0]])
-        raise ConfigError("config.wrong-type", f"{where}: {fault}") from error
+        fault = str(error).splitlines()[0]
+        place = f"{where}: {key}" if key else where
+        raise ConfigError("config.wrong-type", f"{place}: {fault}") from error
     return made
 
 
 def _check_sections(node: Any, key: str) -> None:
-    """Make every section, innermost first, so that a refusal can name its whole key."""
+    """Build every section of a merged configuration, innermost first.
+
+    A section knows only its own keys: here a refused one gets its whole dotted name.
+    """
     from omegaconf import DictConfig, ListConfig, OmegaConf
 
     if isinstance(node, DictConfig):
@@ -314,17 +329,17 @@ def _check_sections(node: Any, key: str) -> None:
     try:
         OmegaConf.to_object(node)
     except FieldError as error:
-        whole = f"{key}.{error.key}" if key else error.key
+        full_key = f"{key}.{error.key}" if key else error.key
         if error.missing:
-            raise ConfigError("config.missing-value", f"{whole} {error.fault}") from None
-        raise ConfigError("config.out-of-range", f"{whole} {error.fault}") from None
+            raise ConfigError("config.missing-value", f"{full_key} {error.fault}") from None
+        raise ConfigError("config.out-of-range", f"{full_key} {error.fault}") from None
 
 
 # --- places -------------------------------------------------------------------------------------
 
 
 def project_root() -> Path:
-    """The checkout: the nearest folder upwards from here, or from the package, that holds conf/config.yaml.
+    """Find the folder with conf/config.yaml, upwards from the working folder, then the package.
 
     Raises:
         ConfigError: if there is none.
@@ -340,9 +355,10 @@ def project_root() -> Path:
 
 
 def data_root(root: Path) -> Path:
-    """What ``data``, ``.work`` and the tracking store lie below: the checkout, or what OMNIFORCING_DATA_ROOT names.
+    """Return the folder of ``data``, ``.work`` and the tracking store.
 
-    A job on a cluster runs from a copy of the code, and its data must not lie in that copy.
+    That is the checkout, or the folder that OMNIFORCING_DATA_ROOT names: a job on a cluster runs
+    from a copy of the code, and its data must not lie in that copy.
     """
     return Path(os.environ.get(DATA_ROOT_VARIABLE, root))
 
@@ -361,27 +377,24 @@ def _plain(value: Any) -> Any:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A plain, json-able dict of a config or one of its sections."""
+    """Convert a config or one of its sections to nested dicts of plain values, for json."""
     return {k: _plain(v) for k, v in dataclasses.asdict(config).items()}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one level of dotted keys."""
+    """Flatten nested mappings to one level with dotted keys, each after ``prefix``."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= (
-            flatten(value, f"{prefix}{key}.")
-            if isinstance(value, Mapping)
-            else {f"{prefix}{key}": value}
-        )
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
     return flat
 
 
 def digest(value: Any) -> str:
-    """sha256 of a json-able value or config section, in canonical form."""
-    plain = (
-        to_dict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
-    )
-    return hashlib.sha256(
-        json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()
-    ).hexdigest()
+    """Compute the sha256 of a value or a config section, as json in canonical form."""
+    is_section = dataclasses.is_dataclass(value) and not isinstance(value, type)
+    plain = to_dict(value) if is_section else value
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
