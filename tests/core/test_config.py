@@ -24,6 +24,7 @@ from omniforcing.core.config import (
     read_yaml,
     to_dict,
 )
+from tests.support.refusals import refuses
 
 ROOT = Path(__file__).parents[2]
 
@@ -148,10 +149,8 @@ def test_keys_are_described_by_type_range_and_docstring() -> None:
 
 def test_a_file_that_is_not_yaml_is_named(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("ball: {radius: [\n")
-    with pytest.raises(ConfigError, match=r"mine\.yaml") as caught:
+    with refuses("config.not-yaml", "mine.yaml"):
         read_yaml(tmp_path / "mine.yaml")
-    assert caught.value.code == "config.not-yaml"
-    assert "\n" not in str(caught.value)
 
 
 def test_digest_depends_on_values_alone() -> None:

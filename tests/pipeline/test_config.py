@@ -23,6 +23,7 @@ from omniforcing.core.config import (
 from omniforcing.pipeline.config import Config, load_config
 from omniforcing.pipeline.config_file import WRITE, check_config_file, write_config_file
 from omniforcing.training.config import TrainerConfig
+from tests.support.refusals import refuses
 
 ROOT = Path(__file__).parents[2]
 PRESETS = sorted(path.stem for path in (ROOT / "conf" / "preset").glob("*.yaml"))
@@ -96,9 +97,8 @@ def test_the_written_file_is_the_schema_and_says_so_when_it_is_stale(copy: Path)
     path.write_text(path.read_text().replace("preset: pocket", "preset: smoke"))
     check_config_file(copy)
     path.write_text(path.read_text().replace("Clips per tar", "Clips a tar"))
-    with pytest.raises(ConfigError, match=WRITE) as caught:
+    with refuses("config.stale-file", "config.yaml", WRITE):
         check_config_file(copy)
-    assert caught.value.code == "config.stale-file"
     assert write_config_file(copy)
     assert not write_config_file(copy)
     assert load_config(root=copy).preset == "smoke"
@@ -180,24 +180,18 @@ def test_overrides_win_over_the_preset_and_the_preset_over_config_yaml(copy: Pat
 def test_a_mistake_is_one_sentence_that_names_it(
     override: str, code: str, facts: tuple[str, ...]
 ) -> None:
-    with pytest.raises(ConfigError) as caught:
+    with refuses(code, *facts):
         load_config([override], ROOT, preset=None if override.startswith("preset") else "smoke")
-    assert caught.value.code == code
-    assert "\n" not in str(caught.value)
-    assert [fact for fact in facts if fact not in str(caught.value)] == []
 
 
 def test_a_mistake_in_a_file_names_the_file(copy: Path) -> None:
     preset = copy / "conf" / "preset" / "smoke.yaml"
     preset.write_text("clips: {cuont: 3}\n")
-    with pytest.raises(ConfigError, match=r"conf/preset/smoke\.yaml") as caught:
+    with refuses("config.unknown-key", "conf/preset/smoke.yaml", "'clips.cuont'", "'clips.count'"):
         load_config(root=copy, preset="smoke")
-    assert caught.value.code == "config.unknown-key"
-    assert "'clips.count'" in str(caught.value)
     preset.write_text("clips: {count: [\n")
-    with pytest.raises(ConfigError, match=r"smoke\.yaml") as caught:
+    with refuses("config.not-yaml", "smoke.yaml"):
         load_config(root=copy, preset="smoke")
-    assert caught.value.code == "config.not-yaml"
 
 
 @pytest.mark.parametrize(
@@ -213,9 +207,8 @@ def test_a_gpu_is_used_when_there_is_one_and_it_is_allowed(
 
 def test_a_gpu_that_is_asked_for_and_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(ConfigError, match=r"trainer\.accelerator") as caught:
+    with refuses("device.no-cuda", "trainer.accelerator"):
         _ = TrainerConfig(accelerator="gpu").device
-    assert caught.value.code == "config.no-gpu"
 
 
 def test_no_interpolation_stands_in_files_that_dvc_tracks() -> None:

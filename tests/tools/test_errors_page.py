@@ -8,9 +8,7 @@ from tools.reference import errors
 from tools.reference.__main__ import NOTE, WRITE
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "errors.md"
-# Their errors get codes when these files are split up.
-WAITING = ("src/omniforcing/core/config.py",)
-SITES = [site for site in errors.sites() if not site.module.startswith(WAITING)]
+SITES = errors.sites()
 
 
 def test_the_page_says_what_the_code_says() -> None:

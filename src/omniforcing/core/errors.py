@@ -18,9 +18,7 @@ class OmniForcingError(Exception):
         message: what was expected, what was found, where, and what to do.
     """
 
-    def __init__(self, code: str, message: str | None = None) -> None:
-        # Until every error has its code, one argument is the message.
-        code, message = ("unnamed", code) if message is None else (code, message)
+    def __init__(self, code: str, message: str) -> None:
         super().__init__(code, message)
         self.code = code
         self.message = message

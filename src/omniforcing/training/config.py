@@ -128,7 +128,7 @@ class TrainerConfig(Section):
         found = torch.cuda.is_available()
         if self.accelerator == "gpu" and not found:
             raise ConfigError(
-                "config.no-gpu",
+                "device.no-cuda",
                 "trainer.accelerator is gpu, but torch finds no CUDA device here; set it to auto or cpu",
             )
         return "cuda" if found and self.accelerator != "cpu" else "cpu"
