@@ -132,7 +132,7 @@ def test_a_mistake_is_a_sentence_and_exit_code_2(
 
 def test_overrides_may_come_in_one_word() -> None:
     assert split_overrides(["a.b=1 c='x y'", "", "d=2"]) == ("a.b=1", "c=x y", "d=2")
-    with refuses("option.preset", "--preset smoke"):
+    with refuses("option.preset-as-override", "--preset smoke"):
         split_overrides(["a=1 preset=smoke"])
 
 

@@ -177,7 +177,7 @@ def test_a_stage_without_a_body_is_refused(project: Path) -> None:
         ("raise KeyboardInterrupt", [], 130, ["stopped", "same command again"]),
         ("pass", ["clip.count=1"], 2, ["error[", "'clip'", "the command line", "'clips'?"]),
         ("pass", ["--presett=a"], 2, ["error[option.unknown]: ", "'--preset'"]),
-        ("pass", ["preset=smoke"], 2, ["error[option.preset]: ", "--preset smoke"]),
+        ("pass", ["preset=smoke"], 2, ["error[option.preset-as-override]: ", "--preset smoke"]),
     ],
 )
 def test_a_stage_ends_in_a_sentence_and_a_code(

@@ -30,7 +30,7 @@ def split_overrides(words: Sequence[str]) -> tuple[str, ...]:
         if item.startswith("preset="):
             name = item.removeprefix("preset=") or "NAME"
             raise OmniForcingError(
-                "option.preset", f"{item} is not an override; give --preset {name}"
+                "option.preset-as-override", f"{item} is not an override; give --preset {name}"
             )
     return overrides
 

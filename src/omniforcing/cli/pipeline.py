@@ -79,7 +79,7 @@ def _refuse_overrides(words: Sequence[str], preset: str | None) -> None:
     for word in words:
         if word.startswith("preset="):
             raise OmniForcingError(
-                "option.preset",
+                "option.preset-as-override",
                 f"{word} is not a stage; give --preset {word.removeprefix('preset=')}",
             )
         if "=" in word:

@@ -116,7 +116,7 @@ def load(stage: Stage, folder: Path) -> Path:
     for part, name in zip(parts, names, strict=True):
         if not part.is_dir():
             raise OmniForcingError(
-                "pipeline.codec-part-missing",
+                "file.missing",
                 f"{part} is missing; codec.path must hold {', '.join(p.name for p in parts)}",
             )
         shutil.copytree(part, folder / name)
