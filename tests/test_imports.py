@@ -151,7 +151,7 @@ def test_training_methods_the_planner_and_an_engine_that_opens_no_clip_need_litt
     assert {"distill.self_forcing", "training.codec.training"} <= set(names)
     names += [f"pipeline.planner.{name}" for name in ("plan", "trace", "networks")]
     names.append("streaming.engine")
-    benchmarks = ["benchmarks.student", "benchmarks.gpu.pocket"]
+    benchmarks = ["benchmarks.student.__main__", "benchmarks.gpu.pocket"]
     import_without(NOT_FOR_UPDATES, [f"omniforcing.{name}" for name in names] + benchmarks)
 
 

@@ -1,86 +1,80 @@
-"""What this machine gives today: the largest rates that anything below can be compared with."""
+"""The largest rates that this machine reaches today, to compare everything else with."""
 
 from __future__ import annotations
 
-import time
+import os
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from benchmarks.gpu.rows import Figures, Measurement
-from benchmarks.gpu.setup import Setup
+from benchmarks.gpu.settings import PartSettings
+from benchmarks.timing import seconds_of
 
-ROUNDS = 10
+WARM_UP, ROUNDS = 3, 10
 
 
-def measurements(setup: Setup) -> list[Measurement]:
-    """Matrix products in each precision, and the copy bandwidth."""
+def measurements(settings: PartSettings) -> list[Measurement]:
+    """List matrix products in each precision, the copy bandwidth and the memory."""
     return [
-        Measurement("matmul", lambda: matmul(setup), "time large matrix products", packages=()),
-        Measurement("copy", lambda: copy(setup), "time a large copy", packages=()),
-        Measurement("memory", lambda: memory(setup), "tell the memory", packages=()),
+        Measurement("matmul", lambda: matmul(settings), "time large matrix products", packages=()),
+        Measurement("copy", lambda: copy(settings), "time a large copy", packages=()),
+        Measurement("memory", lambda: memory(settings), "tell the memory", packages=()),
     ]
 
 
-def matmul(setup: Setup) -> Figures:
-    """TFLOP/s of one large product of random matrices, median of ten: bf16, fp32 (TF32 off), and fp8 where there is one."""
-    size = 512 if setup.small else 8192
-    bf16 = [torch.randn(size, size, device=setup.device, dtype=torch.bfloat16) for _ in range(2)]
-    fp32 = [x.float() for x in bf16]
+def matmul(settings: PartSettings) -> Figures:
+    """Measure TFLOP/s of one large product of random matrices, the median of ten.
+
+    In bf16, in fp32 with TF32 off, and in fp8 on a card that has it.
+    """
+    size = 512 if settings.small else 8192
+    a = torch.randn(size, size, device=settings.device, dtype=torch.bfloat16)
+    b = torch.randn(size, size, device=settings.device, dtype=torch.bfloat16)
+    a32, b32 = a.float(), b.float()
     work = 2 * size**3 / 1e12
-    found: Figures = {"bf16_tflops": work / _median(setup, lambda: torch.mm(*bf16))}
-    found["fp32_tflops"] = work / _median(setup, lambda: torch.mm(*fp32))
-    if setup.cuda and torch.cuda.get_device_capability() >= (8, 9):
+    figures: Figures = {
+        "bf16_tflops": work / _median(settings, lambda: torch.mm(a, b)),
+        "fp32_tflops": work / _median(settings, lambda: torch.mm(a32, b32)),
+    }
+    if settings.cuda and torch.cuda.get_device_capability() >= (8, 9):
         from omniforcing.model.inference.gpu import to_fp8
 
-        (a, a_scale), (b, b_scale) = (to_fp8(x) for x in bf16)
+        a8, a_scale = to_fp8(a)
+        b8, b_scale = to_fp8(b)
 
         def product() -> Tensor:
             return torch._scaled_mm(
-                a, b.t(), a_scale, b_scale.t(), out_dtype=torch.bfloat16, use_fast_accum=True
+                a8, b8.t(), a_scale, b_scale.t(), out_dtype=torch.bfloat16, use_fast_accum=True
             )
 
-        found["fp8_tflops"] = work / _median(setup, product)
-    return {**found, "size": size}
+        figures["fp8_tflops"] = work / _median(settings, product)
+    return {**figures, "size": size}
 
 
-def copy(setup: Setup) -> Figures:
-    """GB/s of a copy from device memory to device memory, bytes read and bytes written counted."""
-    count = 2**22 if setup.small else 2**30
-    source = torch.randn(count, device=setup.device, dtype=torch.bfloat16)
+def copy(settings: PartSettings) -> Figures:
+    """Measure GB/s of a copy within the device's memory; bytes read and written both count."""
+    count = 2**22 if settings.small else 2**30
+    source = torch.randn(count, device=settings.device, dtype=torch.bfloat16)
     target = torch.empty_like(source)
-    return {
-        "copy_gb_per_s": 2 * source.nbytes / _median(setup, lambda: target.copy_(source)) / 1e9,
-        "megabytes": source.nbytes / 1e6,
-    }
+    seconds = _median(settings, lambda: target.copy_(source))
+    return {"copy_gb_per_s": 2 * source.nbytes / seconds / 1e9, "megabytes": source.nbytes / 1e6}
 
 
-def memory(setup: Setup) -> Figures:
-    """Memory of the device, and how much of it is free."""
-    if not setup.cuda:
-        import os
-
-        pages, size = (os.sysconf(name) for name in ("SC_PHYS_PAGES", "SC_PAGE_SIZE"))
-        return {"total_gb": pages * size / 1e9}
+def memory(settings: PartSettings) -> Figures:
+    """Return the device's memory, and on a GPU how much of it is free."""
+    if not settings.cuda:
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return {"total_gb": total / 1e9}
     free, total = torch.cuda.mem_get_info()
     major, minor = torch.cuda.get_device_capability()
     return {"total_gb": total / 1e9, "free_gb": free / 1e9, "capability": f"{major}.{minor}"}
 
 
-def _median(setup: Setup, run: Callable[[], object]) -> float:
-    """Median seconds of a call, after three that warm up."""
-    times = []
-    for index in range(3 + ROUNDS):
-        _wait(setup)
-        began = time.perf_counter()
+def _median(settings: PartSettings, run: Callable[[], object]) -> float:
+    """Return the median seconds of ten calls, after three that warm up."""
+    for _ in range(WARM_UP):
         run()
-        _wait(setup)
-        if index >= 3:
-            times.append(time.perf_counter() - began)
-    return sorted(times)[len(times) // 2]
-
-
-def _wait(setup: Setup) -> None:
-    if setup.cuda:
-        torch.cuda.synchronize()
+    times = [seconds_of(run, settings.torch_device) for _ in range(ROUNDS)]
+    return sorted(times)[ROUNDS // 2]

@@ -1,4 +1,4 @@
-"""Rows of the result: their states, the JSON file they are kept in, and the Markdown tables made of them."""
+"""Rows of the result: their states, their JSON file and their Markdown tables."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ class Row:
     """One measurement's outcome.
 
     Attributes:
-        part: the part it belongs to.
+        part: name of its part.
         name: of the measurement, unique within the part.
-        state: ``ok`` (has figures), ``wrong`` (figures beyond their bound), ``skipped`` (needs a card),
-            ``missing`` (needs a package), ``failed`` (an error, a crash or a hang) or ``stopped`` (out of time).
+        state: ``ok`` (has figures), ``wrong`` (figures beyond their bound), ``skipped`` (needs a
+            card), ``missing`` (needs a package), ``failed`` (an error, a crash or a hang) or
+            ``stopped`` (out of time).
         figures: measured values by name; units stand in the names.
         why: one sentence, for every state but ``ok``; a remark there.
-        seconds: how long the measurement took.
+        seconds: length of the measurement.
     """
 
     part: str
@@ -40,22 +41,21 @@ class Row:
     seconds: float = 0.0
 
     def __str__(self) -> str:
-        shown = "  ".join(
-            f"{key} {show(value)}" for key, value in self.figures.items() if value is not None
-        )
-        return "  ".join(
-            part
-            for part in (f"{self.part:<9}{self.name:<26}{self.state:<8}", shown, self.why)
-            if part
-        )
+        words = [f"{self.part:<9}{self.name:<26}{self.state:<8}"]
+        for name, value in self.figures.items():
+            if value is not None:
+                words.append(f"{name} {show(value)}")
+        if self.why:
+            words.append(self.why)
+        return "  ".join(words)
 
 
-class Wrong(Exception):
-    """Figures that are beyond their bound: a fault of the device path, not of the measurement.
+class OutOfBounds(Exception):
+    """Figures beyond their bound: a fault of the device path, not of the measurement.
 
     Args:
         figures: what was measured.
-        why: which bound it breaks, in one sentence.
+        why: one sentence that names the bound.
     """
 
     def __init__(self, figures: Figures, why: str) -> None:
@@ -65,15 +65,15 @@ class Wrong(Exception):
 
 @dataclass(frozen=True)
 class Measurement:
-    """One row to be made.
+    """One row to measure.
 
     Attributes:
         name: of the row.
-        run: measures and returns the figures; raises ``Wrong`` for figures beyond their bound.
-        does: what it does, for the row of a machine that cannot run it.
+        run: measures and returns the figures; raises ``OutOfBounds``.
+        does: completes "would ...", for the row of a machine that cannot run it.
         cuda: whether it needs a CUDA device.
-        packages: importable packages it needs beyond the first four.
-        limit: seconds after which it counts as hanging; None: what is left of the part's time.
+        packages: packages that it needs beyond torch, transformers, safetensors and numpy.
+        limit: seconds after which it counts as hanging; None: the rest of the part's time.
     """
 
     name: str
@@ -85,14 +85,14 @@ class Measurement:
 
 
 class Results:
-    """The rows of a run, printed as they come and kept in a JSON file that is whole at any moment.
+    """The rows of a run, printed as they come and kept in a JSON file that is always complete.
 
     Args:
-        about: what identifies the run; rows in an existing file are kept if these are the same.
-        path: the file; None keeps the rows in memory alone.
+        about: identifies the run; an existing file's rows are kept if it states the same.
+        path: the file; None: rows stay in memory alone.
 
     Raises:
-        OmniForcingError: if the file holds another run, or is none of ours.
+        OmniForcingError: if the file holds another run or something else, or its folder is missing.
     """
 
     def __init__(self, about: dict[str, Any], path: Path | None = None) -> None:
@@ -103,52 +103,60 @@ class Results:
         if not path.parent.is_dir():
             raise OmniForcingError(
                 "file.no-folder",
-                f"--json {path}: the folder {path.parent} does not exist; make it or name another file",
+                f"--json {path}: the folder {path.parent} does not exist; "
+                "make it or name another file",
             )
         if path.is_dir():
             raise OmniForcingError("file.is-a-folder", f"--json {path} is a folder; name a file")
         if path.exists():
-            self._take(read_json(path))
+            self._resume(read_json(path))
 
-    def _take(self, kept: Any) -> None:
-        """Go on from what an earlier run with the same settings on the same code measured."""
-        whole = isinstance(kept, dict) and {"about", "rows"} <= kept.keys()
-        if not whole or kept.get("schema") != SCHEMA:
+    def _resume(self, stored: Any) -> None:
+        """Take the final rows of an earlier run with the same settings on the same code."""
+        complete = isinstance(stored, dict) and {"about", "rows"} <= stored.keys()
+        if not complete or stored.get("schema") != SCHEMA:
             raise OmniForcingError(
                 "file.unknown-schema",
-                f"--json {self.path} exists and holds no results of schema {SCHEMA}; name another file",
+                f"--json {self.path} exists and holds no results of schema {SCHEMA}; "
+                "name another file",
             )
-        found = {key: kept["about"].get(key) for key in self.about}
         for key, value in self.about.items():
-            if found[key] != value:
+            other = stored["about"].get(key)
+            if other != value:
                 raise OmniForcingError(
                     "benchmarks.another-run",
-                    f"--json {self.path} holds another run: its {key} is {found[key]!r}, this one's is {value!r}; "
-                    "name another file, or remove that one",
+                    f"--json {self.path} holds another run: its {key} is {other!r}, "
+                    f"this one's is {value!r}; name another file, or remove that one",
                 )
-        self.about = kept["about"]
-        self.rows = [
-            row for row in (Row(**values) for values in kept["rows"]) if row.state in FINAL
-        ]
+        self.about = stored["about"]
+        for values in stored["rows"]:
+            row = Row(**values)
+            if row.state in FINAL:
+                self.rows.append(row)
 
     def done(self, part: str) -> set[str]:
-        """Names of a part's measurements that need not run again."""
+        """Return the names of a part's measurements that need not run again."""
         return {row.name for row in self.rows if row.part == part and row.state in FINAL}
 
     def add(self, row: Row) -> None:
         """Print a row and write the file."""
-        row = replace(row, figures={name: finite(value) for name, value in row.figures.items()})
+        figures = {name: to_json_value(value) for name, value in row.figures.items()}
+        row = replace(row, figures=figures)
         print(row, flush=True)
         self.rows.append(row)
         self.save()
 
     def note(self, **values: Any) -> None:
-        """Add to what is said about the run."""
+        """Add facts about the run and write the file."""
         self.about |= values
         self.save()
 
     def save(self) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file atomically.
+
+        Raises:
+            OmniForcingError: if it cannot be written.
+        """
         if self.path is None:
             return
         rows = [asdict(row) for row in self.rows]
@@ -167,59 +175,70 @@ class Results:
         return any(row.figures for row in self.rows)
 
 
-def finite(value: Any) -> Any:
-    """A figure as JSON knows it: what is no finite number becomes a word."""
+def to_json_value(value: Any) -> Any:
+    """Turn NaN and infinities, which JSON lacks, into words."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def show(value: Any) -> str:
-    """A figure in three significant digits; whole numbers and words as they are."""
+    """Format a figure: three significant digits; whole numbers and words as they are."""
     if isinstance(value, bool) or not isinstance(value, float):
         return str(value)
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def markdown(results: Results, titles: dict[str, str]) -> str:
-    """The run as Markdown: what it ran on, then a table per part with a column per figure."""
-    about = "\n".join(
-        f"- {key.replace('_', ' ')}: {show(value)}"
-        for key, value in results.about.items()
-        if value is not None
-    )
-    parts = [about]
+    """Write a run as Markdown: facts about it, then a table per part.
+
+    Args:
+        results: the run.
+        titles: heading of each part, by its name.
+    """
+    facts = []
+    for key, value in results.about.items():
+        if value is not None:
+            facts.append(f"- {key.replace('_', ' ')}: {show(value)}")
+    sections = ["\n".join(facts)]
     for part, title in titles.items():
         rows = [row for row in results.rows if row.part == part]
         if rows:
-            parts.append(f"### {title}\n\n{table(rows)}")
-    return "\n\n".join(parts)
+            sections.append(f"### {title}\n\n{table(rows)}")
+    return "\n\n".join(sections)
 
 
 def table(rows: Iterable[Row]) -> str:
-    """Rows of one part in Markdown: a table for each kind of figures, then a line for each row that has none."""
-    rows = list(rows)
-    kinds: dict[str, list[Row]] = {}
+    """Write a part's rows: a table for each set of figures, then a line for each row without any.
+
+    Rows whose first figure has the same name share a table.
+    """
+    tables: dict[str, list[Row]] = {}
+    lines = []
     for row in rows:
         if row.figures:
-            kinds.setdefault(next(iter(row.figures)), []).append(row)
-    lines = [f"- {row.name}: {row.state}, {row.why}" for row in rows if not row.figures]
-    return "\n\n".join([*map(_grid, kinds.values()), *(["\n".join(lines)] if lines else [])])
+            tables.setdefault(next(iter(row.figures)), []).append(row)
+        else:
+            lines.append(f"- {row.name}: {row.state}, {row.why}")
+    blocks = [_grid(group) for group in tables.values()]
+    if lines:
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
 
 
 def _grid(rows: list[Row]) -> str:
-    """A table with a column per figure, and one for remarks where there are any."""
-    names = list(
-        dict.fromkeys(
-            name for row in rows for name, value in row.figures.items() if value is not None
-        )
-    )
+    """Write a table with a column per figure, and a last one if any row has a remark."""
+    names: dict[str, None] = {}  # an ordered set
+    for row in rows:
+        names |= {name: None for name, value in row.figures.items() if value is not None}
     remarks = any(row.why for row in rows)
     head = ["", *names, *(["remark"] if remarks else [])]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in rows:
-        cells = [
-            show(value) if (value := row.figures.get(name)) is not None else "" for name in names
-        ]
-        why = [f"**{row.state}**: {row.why}" if row.state != OK else row.why] if remarks else []
-        escaped = [cell.replace("|", "\\|") for cell in (row.name, *cells, *why)]
+        cells = [row.name]
+        for name in names:
+            value = row.figures.get(name)
+            cells.append("" if value is None else show(value))
+        if remarks:
+            cells.append(row.why if row.state == OK else f"**{row.state}**: {row.why}")
+        escaped = [cell.replace("|", "\\|") for cell in cells]
         lines.append("| " + " | ".join(escaped) + " |")
     return "\n".join(lines)

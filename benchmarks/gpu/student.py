@@ -1,494 +1,233 @@
-"""The 19B student with random weights: how fast it streams, with which speed-ups, in which layouts, and where the time goes.
+"""The 19B student with random weights: how fast it streams, with which speed-ups, in which layouts.
 
-Latents alone unless a row says otherwise. The clock of TTFC starts with the prompt's features and stops when block 1 is
-there (B0 + B1), in a process that has streamed before.
+Rows stream latents alone unless their name says "decoded" (`decoded.py`) or they profile a block
+(`profiling.py`). Figures: `fps` frames over seconds of work in steady state; `first_s`, `ttfc_s`
+seconds from the prompt's features to block 0 and block 1, in a process that has streamed before;
+`block_*`, `steps_ms`, `refresh_ms` times of a block; `gb_early`, `gb_late` the allocator's peak in
+the first and last five measured blocks; `on` the speed-ups beyond the usual ones.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
-from math import floor
-from typing import Any
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from diffusers import LTX2VideoTransformer3DModel
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.profiler import ProfilerActivity, profile
-
-from benchmarks.gpu.networks import streaming_codec, student_case
-from benchmarks.gpu.rows import Figures, Measurement, Wrong
-from benchmarks.gpu.setup import Setup
-from benchmarks.student import (
-    Bench,
-    BlockCost,
-    Case,
-    allowed,
-    block_operations,
-    random_student,
-    ratios,
-)
-from omniforcing.codec.streaming import StreamingDecoder
+from benchmarks.gpu.bench import best_options, in_layout, open_bench, switched
+from benchmarks.gpu.decoded import decoded
+from benchmarks.gpu.networks import student_case
+from benchmarks.gpu.profiling import attention_kernels, by_operation, largest_kernels
+from benchmarks.gpu.rows import Figures, Measurement, OutOfBounds
+from benchmarks.gpu.settings import PartSettings
+from benchmarks.student.bench import StudentBench
+from benchmarks.student.cases import Case
+from benchmarks.student.operations import block_operations
+from benchmarks.student.ratios import ratios, tolerance
 from omniforcing.core.errors import OmniForcingError
-from omniforcing.core.layout import LAYOUTS
-from omniforcing.evaluation.speed import stalls, stream_speed
-from omniforcing.model.attention import SITES
 from omniforcing.model.options import InferenceOptions
-from omniforcing.model.rollout import Rollout
-from omniforcing.streaming.decoding import Decoding
-from omniforcing.streaming.generation import Generation
-from omniforcing.streaming.live import Stream, StreamParts
 
-LONG, SHORT = 62, 12  # blocks: to block 60 and beyond; measured after the window is full
-PLENTY = 400.0  # seconds of the part's time with which every stream may be a long one
-USABLE = 0.94  # of a card's memory
-ACTIVATIONS = 3e9  # bytes, by estimate, of the widest moment of a block at 512x768
-CANDIDATES = ("compiled", "concurrent", "fp8")
-FEWER = {3: (1.0, 0.75, 0.5), 2: (1.0, 0.5)}
+LONG, SHORT = 62, 12  # blocks: to block 60 and beyond; in steady state alone
+PLENTY = 400.0  # seconds of the part's time with which row `eager` streams LONG
+FEWER_STEPS = {3: (1.0, 0.75, 0.5), 2: (1.0, 0.5)}
 
 
-def measurements(setup: Setup) -> list[Measurement]:
-    """Rows of the student, those first that say most."""
+def measurements(settings: PartSettings) -> list[Measurement]:
+    """List the student's rows, the most telling first."""
 
-    def made(
-        name: str, run: partial[Figures], does: str, cuda: bool = False, limit: float | None = None
-    ) -> Measurement:
-        return Measurement(name, run, does, cuda, limit=limit)
+    def with_option(name: str) -> partial[Figures]:
+        options = replace(InferenceOptions(), **{name: True})
+        return partial(stream, settings, student_case(settings), options)
 
-    def stream(*on: str) -> partial[Figures]:
-        return partial(
-            streamed,
-            setup,
-            student_case(setup),
-            replace(InferenceOptions(), **dict.fromkeys(on, True)),
-        )
-
-    fast = partial(best, setup)
+    plain = partial(plain_forward, settings)
+    thirds = partial(decoded, settings, causal=True, layout="thirds")
+    look_ahead = partial(decoded, settings, causal=False, layout="merged")
     return [
-        made("eager", partial(eager, setup), "stream"),
-        made(
-            "plain forward", partial(plain, setup), "time the plain cached forward of public code"
+        Measurement("eager", partial(eager, settings), "stream"),
+        Measurement("plain forward", plain, "time the plain cached forward of public code"),
+        Measurement("fp8", with_option("fp8"), "stream with fp8 products", cuda=True),
+        Measurement(
+            "concurrent",
+            with_option("concurrent"),
+            "stream with audio and video in parallel",
+            cuda=True,
         ),
-        made("fp8", stream("fp8"), "stream with fp8 products", cuda=True),
-        made("concurrent", stream("concurrent"), "stream with audio beside video", cuda=True),
-        made(
-            "compiled", stream("compiled"), "compile and replay CUDA graphs", cuda=True, limit=150
+        Measurement(
+            "compiled",
+            with_option("compiled"),
+            "compile and replay CUDA graphs",
+            cuda=True,
+            limit=150,
         ),
-        made(
+        Measurement(
             "best",
-            partial(best_stream, setup),
+            partial(best_stream, settings),
             "stream with all that is faster",
             cuda=True,
             limit=240,
         ),
-        made("decoded", partial(decoded, setup, True, "merged"), "stream frames and samples"),
-        made(
-            "decoded, thirds",
-            partial(decoded, setup, True, "thirds"),
-            "stream a third of a second per block",
+        Measurement(
+            "decoded",
+            partial(decoded, settings, causal=True, layout="merged"),
+            "stream frames and samples",
         ),
-        made("by operation", partial(by_operation, setup), "profile one block"),
-        made(
+        Measurement("decoded, thirds", thirds, "stream a third of a second per block"),
+        Measurement("by operation", partial(by_operation, settings), "profile one block"),
+        Measurement(
             "thirds",
-            partial(other_layout, setup, "thirds"),
+            partial(other_layout, settings, "thirds"),
             "stream latents, a third of a second per block",
         ),
-        made("3 steps", partial(fewer_steps, setup, 3), "stream with three steps a block"),
-        made("2 steps", partial(fewer_steps, setup, 2), "stream with two steps a block"),
-        made(
+        Measurement(
+            "3 steps", partial(fewer_steps, settings, 3), "stream with three steps a block"
+        ),
+        Measurement("2 steps", partial(fewer_steps, settings, 2), "stream with two steps a block"),
+        Measurement(
             "attention kernels",
-            partial(attention_kernels, setup),
+            partial(attention_kernels, settings),
             "time flash against cuDNN",
             cuda=True,
         ),
-        made(
+        Measurement(
             "largest kernels",
-            partial(kernels, setup, fast),
+            partial(largest_kernels, settings),
             "name the five that take most",
             cuda=True,
         ),
-        made("prefix", partial(other_layout, setup, "prefix"), "stream in the paper's layout"),
-        made("decoded, look-ahead", partial(decoded, setup, False, "merged"), "decode as released"),
+        Measurement(
+            "prefix", partial(other_layout, settings, "prefix"), "stream in the paper's layout"
+        ),
+        Measurement("decoded, look-ahead", look_ahead, "decode as released"),
     ]
 
 
-def eager(setup: Setup) -> Figures:
-    """The usual speed-ups, to block 60 where there is time, with the operations that a block takes."""
-    case = student_case(setup)
-    bench, remark = opened(setup, case, InferenceOptions(), release=False)
+def eager(settings: PartSettings) -> Figures:
+    """Stream with the usual speed-ups, to block 60 if time allows; count a block's operations."""
+    case = student_case(settings)
+    bench, remark = open_bench(settings, case, InferenceOptions(), release=False)
     operations = block_operations(bench)
-    long = LONG if setup.left > PLENTY else bench.first + SHORT
-    found = figures(setup, bench, 8 if setup.small else long, operations, flat=long == LONG)
-    return {**found, "tflop_per_block": operations / 1e12, **remark}
+    long = settings.left > PLENTY
+    count = LONG if long else bench.first + SHORT
+    if settings.small:
+        count = 8
+    figures = stream_figures(settings, bench, count, operations, flatness=long)
+    return {**figures, "tflop_per_block": operations / 1e12, **remark}
 
 
-def streamed(
-    setup: Setup, case: Case, speed: InferenceOptions, blocks: int | None = None
+def stream(
+    settings: PartSettings, case: Case, options: InferenceOptions, blocks: int | None = None
 ) -> Figures:
-    """A stream with some speed-ups; its weights in the form that they are used in alone."""
-    bench, remark = opened(setup, case, speed, release=True)
-    count = (bench.first + 4 if setup.small else bench.first + SHORT) if blocks is None else blocks
-    full, forwards = len(student_case(setup).rollout.sigmas) + 1, len(case.rollout.sigmas) + 1
-    whole = setup.figure("student", "eager", "tflop_per_block")
-    # Operations follow the forwards; blocks of another size are not counted.
-    same = case.rollout.table is student_case(setup).rollout.table
-    operations = whole * 1e12 * forwards / full if whole and same else None
-    return {
-        **figures(setup, bench, count, operations, flat=blocks is not None),
-        "on": switched(speed),
-        **remark,
-    }
+    """Stream with some speed-ups, the weights in the form alone that these use.
 
-
-def figures(
-    setup: Setup, bench: Bench, count: int, operations: float | None, flat: bool
-) -> Figures:
-    """What ``count`` blocks of a stream cost."""
-    bench.warm_up()
-    blocks = list(bench.stream(count))
-    steady = blocks[bench.first :] or blocks[-1:]
-    work = np.array([block.total for block in steady])
-    media = sum(block.frames for block in steady)
-    peak = setup.figure("machine", "matmul", "bf16_tflops")
-    found = {
-        "fps": media / float(work.sum()),
-        "first_s": blocks[0].elapsed,
-        "ttfc_s": blocks[min(1, len(blocks) - 1)].elapsed,
-        "block_p50_ms": 1000 * float(np.percentile(work, 50)),
-        "block_p95_ms": 1000 * float(np.percentile(work, 95)),
-        "steps_ms": 1000 * float(np.median([block.steps for block in steady])),
-        "refresh_ms": 1000 * float(np.median([block.refresh for block in steady])),
-        "gb_early": max(block.memory for block in steady[:5]) * 2**20 / 1e9,
-        "gb_late": max(block.memory for block in steady[-5:]) * 2**20 / 1e9,
-        "blocks": len(blocks),
-    }
-    if flat:
-        found["flatness"] = _p95(steady[-10:]) / _p95(steady[:11])
-    if operations and peak:
-        found["matmul_share"] = operations / float(np.median(work)) / (peak * 1e12)
-    return found
-
-
-def _p95(blocks: Iterable[BlockCost]) -> float:
-    return float(np.percentile([block.total for block in blocks], 95))
-
-
-def opened(
-    setup: Setup, case: Case, speed: InferenceOptions, release: bool
-) -> tuple[Bench, Figures]:
-    """A bench for a case, with as many layers as the card's memory holds; the remark says so where they are fewer."""
-    remark: Figures = {}
-    if setup.cuda:
-        total = USABLE * torch.cuda.mem_get_info()[1]
-        few, all_of_them = (
-            needed(replace(case, core={**case.core, "num_layers": n}), release)
-            for n in (1, _layers(case))
-        )
-        if all_of_them > total:
-            layers = 1 + floor((total - few) * (_layers(case) - 1) / (all_of_them - few))
-            if layers < 1:
-                raise OmniForcingError(
-                    "device.too-small",
-                    f"one layer needs {few / 1e9:.0f} GB, the card has {total / 1e9:.0f} usable; "
-                    "use a larger card",
-                )
-            remark["remark"] = (
-                f"{layers} of {_layers(case)} layers: all of them need {all_of_them / 1e9:.0f} GB, "
-                f"{total / 1e9:.0f} are usable"
-            )
-            case = replace(case, core={**case.core, "num_layers": layers})
-    return Bench(
-        case, random_student(case, setup.torch_device), setup.torch_device, speed, release
-    ), remark
-
-
-def _layers(case: Case) -> int:
-    return int(case.core["num_layers"])
-
-
-def needed(case: Case, release: bool) -> float:
-    """Bytes that a stream takes: weights, their joined copies unless the originals are released, K/V,
-    text and activations."""
-    with torch.device("meta"):
-        core = LTX2VideoTransformer3DModel(**case.core)
-    named = [(name, p.numel()) for name, p in core.named_parameters() if "attn2" not in name]
-    joined = sum(
-        size for name, size in named if name.endswith(("to_q.weight", "to_k.weight", "to_v.weight"))
+    Args:
+        settings: of the part.
+        case: what to stream.
+        options: the speed-ups.
+        blocks: length of a stream whose flatness is measured; None: a short one.
+    """
+    bench, remark = open_bench(settings, case, options, release=True)
+    count = bench.first + (4 if settings.small else SHORT) if blocks is None else blocks
+    figures = stream_figures(
+        settings, bench, count, _operations(settings, case), flatness=blocks is not None
     )
-    weights = sum(p.numel() for p in core.parameters()) + (0 if release else joined)
-    table, window = case.rollout.table, case.rollout.window
-    counts = table.total(table.ring(window) + 1)
-    tokens = {
-        "video": counts.video * case.rollout.grid[0] * case.rollout.grid[1],
-        "audio": counts.audio,
+    return {**figures, "on": switched(options), **remark}
+
+
+def _operations(settings: PartSettings, case: Case) -> float | None:
+    """Scale the operations that row `eager` counted to a case's number of forwards.
+
+    None where they were not counted, or blocks have another size.
+    """
+    counted = settings.figure("student", "eager", "tflop_per_block")
+    usual = student_case(settings).rollout
+    if not counted or case.rollout.table is not usual.table:
+        return None
+    forwards = len(case.rollout.sigmas) + 1  # one more refreshes the cache
+    return float(counted * 1e12 * forwards / (len(usual.sigmas) + 1))
+
+
+def stream_figures(
+    settings: PartSettings,
+    bench: StudentBench,
+    count: int,
+    operations: float | None,
+    flatness: bool,
+) -> Figures:
+    """Measure a stream of ``count`` blocks, after one that warms up.
+
+    Args:
+        settings: of the part.
+        bench: what to stream.
+        count: blocks.
+        operations: of one block in steady state; None: its share of the matmul rate is left out.
+        flatness: whether the stream is long enough to compare its end with its beginning.
+    """
+    bench.warm_up()
+    cost = bench.stream(count)
+    peak = settings.figure("machine", "matmul", "bf16_tflops")
+    figures: Figures = {
+        "fps": cost.fps,
+        "first_s": cost.blocks[0].elapsed,
+        "ttfc_s": cost.ttfc,
+        "block_p50_ms": 1000 * cost.percentile(50),
+        "block_p95_ms": 1000 * cost.percentile(95),
+        "steps_ms": 1000 * cost.median("steps"),
+        "refresh_ms": 1000 * cost.median("refresh"),
+        "gb_early": max(block.memory for block in cost.steady[:5]) / 1e9,
+        "gb_late": max(block.memory for block in cost.steady[-5:]) / 1e9,
+        "blocks": len(cost.blocks),
     }
-    config = core.config
-    widths = {
-        "video": config.num_attention_heads * config.attention_head_dim,
-        "audio": config.audio_cross_attention_dim,
-    }
-    # Cross-modal attention is as wide as the audio on both sides. Un-rotated keys, keys and values.
-    wide = {site: widths["video" if site == "video" else "audio"] for site in SITES}
-    cached = sum(3 * tokens[keys] * wide[site] for site, (_, keys, _) in SITES.items())
-    text = 2 * case.text * sum(widths.values())
-    size = case.dtype.itemsize
-    return float(size * (weights + (cached + text) * _layers(case))) + ACTIVATIONS
+    if flatness:
+        figures["flatness"] = cost.flatness
+    if operations and peak:
+        figures["matmul_share"] = operations / cost.median("total") / (peak * 1e12)
+    return figures
 
 
-def switched(speed: InferenceOptions) -> str:
-    """The speed-ups beyond the usual ones."""
-    usual = asdict(InferenceOptions())
-    return " ".join(name for name, on in asdict(speed).items() if on and not usual[name]) or "usual"
-
-
-def plain(setup: Setup) -> Figures:
-    """How many times as long as ours the plain cached forward and diffusers' bidirectional one take for 16 video latents.
+def plain_forward(settings: PartSettings) -> Figures:
+    """Time the plain cached and diffusers' bidirectional forward against ours, on one clip.
 
     Raises:
-        Wrong: if the plain forward computes something else.
+        OutOfBounds: if the plain forward computes something else.
     """
-    case = student_case(setup)
-    # The plain forward sees all of the clip, so ours must too.
+    case = student_case(settings)
+    # The plain forward sees the whole clip, so ours must too.
     case = replace(case, rollout=replace(case.rollout, window=5, horizon=6))
-    bench, remark = opened(setup, case, InferenceOptions(), release=False)
-    found: Figures = {**ratios(bench, 2), **remark}
-    if not found["difference_plain"] <= allowed(bench):
-        raise Wrong(
-            found,
-            f"the plain forward's blocks differ by more than {allowed(bench):g} of the largest value",
+    bench, remark = open_bench(settings, case, InferenceOptions(), release=False)
+    figures: Figures = {**ratios(bench, 2), **remark}
+    bound = tolerance(bench)
+    if not figures["difference_plain"] <= bound:
+        raise OutOfBounds(
+            figures,
+            f"the plain forward's blocks differ by more than {bound:g} of the largest value",
         )
-    return found
+    return figures
 
 
-def best(setup: Setup) -> InferenceOptions:
-    """The usual speed-ups and those whose row shows them at least 2 % faster; all that were not measured stay off."""
-    eager = setup.figure("student", "eager", "fps") or 0.0
-    faster = [
-        name for name in CANDIDATES if (setup.figure("student", name, "fps") or 0.0) > 1.02 * eager
-    ]
-    return (
-        replace(InferenceOptions(), **dict.fromkeys(faster, True))
-        if setup.cuda and eager
-        else InferenceOptions()
-    )
+def best_stream(settings: PartSettings) -> Figures:
+    """Stream to block 60 with every speed-up that is faster by itself.
 
-
-def best_stream(setup: Setup) -> Figures:
-    """All that is faster by itself, together, to block 60."""
-    speed = best(setup)
-    if switched(speed) == "usual":
+    Raises:
+        OmniForcingError: if none is.
+    """
+    options = best_options(settings)
+    if switched(options) == "usual":
         raise OmniForcingError(
             "benchmarks.no-speed-up", "no speed-up was measured to be faster than eager"
         )
-    found = streamed(setup, student_case(setup), speed, LONG)
-    ours, plain_ratio = (
-        setup.figure("student", row, key)
-        for row, key in (("eager", "fps"), ("plain forward", "ratio_plain"))
-    )
-    # The plain forward was timed against eager in this run.
-    return (
-        {**found, "ratio_plain": found["fps"] / ours * plain_ratio}
-        if ours and plain_ratio
-        else found
-    )
+    figures = stream(settings, student_case(settings), options, LONG)
+    eager_fps = settings.figure("student", "eager", "fps")
+    plain_ratio = settings.figure("student", "plain forward", "ratio_plain")
+    if eager_fps and plain_ratio:  # the plain forward was timed against eager in this run
+        figures["ratio_plain"] = figures["fps"] / eager_fps * plain_ratio
+    return figures
 
 
-def fewer_steps(setup: Setup, steps: int) -> Figures:
-    """Fewer denoising steps per block."""
-    case = student_case(setup)
-    return streamed(
-        setup, replace(case, rollout=replace(case.rollout, sigmas=FEWER[steps])), best(setup)
-    )
+def fewer_steps(settings: PartSettings, steps: int) -> Figures:
+    """Stream with fewer denoising steps per block."""
+    case = student_case(settings)
+    case = replace(case, rollout=replace(case.rollout, sigmas=FEWER_STEPS[steps]))
+    return stream(settings, case, best_options(settings))
 
 
-def other_layout(setup: Setup, name: str) -> Figures:
-    """Another block table, with a window of as many seconds."""
-    return streamed(setup, in_layout(student_case(setup), name), best(setup))
-
-
-def in_layout(case: Case, name: str) -> Case:
-    """A case in another block table, its window and horizon as many seconds."""
-    table, cycle = LAYOUTS[name], len(LAYOUTS[name].cycle)
-    window, horizon = case.rollout.window * cycle, case.rollout.horizon * cycle
-    return replace(case, rollout=replace(case.rollout, table=table, window=window, horizon=horizon))
-
-
-def decoded(setup: Setup, causal: bool, layout: str) -> Figures:
-    """The stream as a viewer gets it, by the product's own threads: decoding overlaps generation.
-
-    The first stream of the process warms up; what the second one's first chunk takes is TTFC.
-    """
-    case = in_layout(student_case(setup), layout)
-    speed = replace(best(setup), compiled=False)  # recording would fill a short stream
-    bench, remark = opened(setup, case, speed, release=True)
-    codec = streaming_codec(setup, causal)
-    seconds = 3.0 if setup.small else 12.0
-
-    def chunks(length: float) -> list[Any]:
-        limits = round(24 * length) + 1, round(codec.sample_rate * length)
-        blocks = case.rollout.table.blocks_for_seconds(length)
-        asked = time.perf_counter()
-        parts = StreamParts(
-            generation=Generation(
-                lambda text: Rollout(bench.student, text, case.rollout, bench.noise(), speed),
-                bench.prompt(),
-            ),
-            decoding=Decoding(StreamingDecoder(codec, case.rollout.grid), limits),
-            encode=lambda _: bench.prompt(),
-            table=case.rollout.table,
-            stop=blocks,
-            frames=limits[0],
-            prompt="of random features",
-            seed=0,
-            artifact="",
-            device=setup.device,
-            asked=asked,
-        )
-        with Stream(parts) as opened_stream:
-            return list(opened_stream)
-
-    cold = reached(chunks(2.0), sound=False)
-    found = chunks(seconds)
-    timings = [chunk.timing for chunk in found]
-    speeds = stream_speed(timings)
-    steady = timings[1:] or timings
-    return {
-        "fps": speeds.fps,
-        "first_s": timings[0].elapsed,
-        "ttfc_s": reached(found, sound=False),
-        "picture_and_sound_s": reached(found, sound=True),
-        "cold_ttfc_s": cold,
-        "block_p50_ms": 1000 * speeds.block_p50_s,
-        "block_p95_ms": 1000 * speeds.block_p95_s,
-        "decode_ms": 1000 * float(np.median([timing.decode for timing in steady])),
-        "stalls": stalls(timings),
-        "latents_ahead": codec.video_reach.ahead,
-        "blocks": len(found),
-        "on": switched(speed),
-        **remark,
-    }
-
-
-def reached(chunks: list[Any], *, sound: bool) -> float:
-    """Seconds until a picture has moved, and with ``sound`` until samples are there too."""
-    frames = samples = 0
-    for chunk in chunks:
-        frames, samples = frames + len(chunk.frames), samples + chunk.samples.shape[1]
-        if frames > 1 and (samples or not sound):
-            return float(chunk.timing.elapsed)
-    return float("inf")
-
-
-def profiled(setup: Setup, speed: InferenceOptions) -> Any:
-    """One block in steady state under torch's profiler; its averages."""
-    bench, _ = opened(setup, student_case(setup), speed, release=True)
-    rollout = bench.rollout()
-    for _ in range(bench.first):
-        next(rollout)
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if setup.cuda else [])]
-    with profile(activities=activities, record_shapes=True) as profiler:
-        next(rollout)
-        if setup.cuda:
-            torch.cuda.synchronize()
-    return profiler
-
-
-def by_operation(setup: Setup) -> Figures:
-    """Milliseconds of one block by kind of operation: device time on a GPU, its own on a CPU."""
-    profiler = profiled(setup, InferenceOptions())
-    spent = dict.fromkeys(
-        ("attention", "feed_forward", "projections", "adaln_norms_rope", "copies"), 0.0
-    )
-    events = profiler.key_averages(group_by_input_shape=True)
-    for event in events:
-        own = event.self_device_time_total if setup.cuda else event.self_cpu_time_total
-        if event.key.startswith(("aten::", "mkldnn::")):
-            spent[kind_of(event.key, event.input_shapes)] += own / 1000
-    if not sum(spent.values()):
-        raise OmniForcingError(
-            "benchmarks.empty-profile", "torch's profiler saw nothing run; is CUPTI missing?"
-        )
-    found: Figures = {f"{name}_ms": value for name, value in spent.items()}
-    if setup.cuda:
-        found["launches"] = sum(event.count for event in events if "LaunchKernel" in event.key)
-    return found
-
-
-def kind_of(operation: str, shapes: list[list[int]]) -> str:
-    """What an operation is for; the feed-forward's products are those four times as wide on one side as on the other."""
-    if "attention" in operation:
-        return "attention"
-    if "gelu" in operation:
-        return "feed_forward"
-    if any(word in operation for word in ("mm", "linear")):
-        sizes = next((shape for shape in reversed(shapes) if len(shape) == 2), [1, 1])
-        return "feed_forward" if max(sizes) == 4 * min(sizes) else "projections"
-    return "copies" if "copy" in operation else "adaln_norms_rope"
-
-
-def kernels(setup: Setup, chosen: partial[InferenceOptions]) -> Figures:
-    """The five kernels that take most of a block, with milliseconds and share."""
-    speed = replace(chosen(), compiled=False)
-    events = [
-        e
-        for e in profiled(setup, speed).key_averages()
-        if "CUDA" in str(e.device_type) and e.self_device_time_total
-    ]
-    events.sort(key=lambda event: -event.self_device_time_total)
-    total = sum(event.self_device_time_total for event in events)
-    if not total:
-        raise OmniForcingError(
-            "benchmarks.empty-profile", "torch's profiler saw no kernel; is CUPTI missing?"
-        )
-    found: Figures = {"kernels_ms": total / 1000, "on": switched(speed)}
-    for place, event in enumerate(events[:5], 1):
-        share = event.self_device_time_total / total
-        spent = f"{event.self_device_time_total / 1000:.1f} ms, {share:.0%}, {event.count} calls"
-        found[f"kernel_{place}"] = f"{event.key[:60]}: {spent}"
-    return found
-
-
-def attention_kernels(setup: Setup) -> Figures:
-    """Milliseconds of one video self-attention in full window with each kernel, and of a thread's first call.
-
-    A stream's thread calls attention in a dozen shapes before its window is full. A kernel that
-    prepares each shape anew in each thread pays for it in the first seconds of every stream.
-    """
-    case = student_case(setup)
-    heads, width = case.core["num_attention_heads"], case.core["attention_head_dim"]
-    spatial = case.rollout.grid[0] * case.rollout.grid[1]
-    full = case.rollout.window + 1
-    seen = [
-        case.rollout.table.counts(i) for i in case.rollout.table.visible(full, case.rollout.window)
-    ]
-    own, keys = (
-        spatial * n for n in (case.rollout.table.counts(full).video, sum(c.video for c in seen))
-    )
-    kernels = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
-    q = torch.randn(1, heads, own, width, device=setup.device, dtype=torch.bfloat16)
-    found: Figures = {}
-    for place, (name, kernel) in enumerate(kernels.items()):
-        # Other lengths for the first calls, which nothing has prepared.
-        k = torch.randn(
-            1, heads, keys + 128 * (place + 1), width, device=setup.device, dtype=torch.bfloat16
-        )
-
-        def call(count: int, kernel: SDPBackend = kernel, k: torch.Tensor = k) -> float:
-            with sdpa_kernel([kernel]):
-                torch.cuda.synchronize()
-                began = time.perf_counter()
-                for _ in range(count):
-                    F.scaled_dot_product_attention(q, k, k)
-                torch.cuda.synchronize()
-            return 1000 * (time.perf_counter() - began) / count
-
-        call(1)
-        with ThreadPoolExecutor(1) as thread:
-            found[f"{name}_new_thread_ms"] = thread.submit(call, 1).result()
-        found[f"{name}_ms"] = min(call(20) for _ in range(3))
-    return {**found, "queries": own, "keys": keys}
+def other_layout(settings: PartSettings, layout: str) -> Figures:
+    """Stream in another block table, its window as many seconds long."""
+    return stream(settings, in_layout(student_case(settings), layout), best_options(settings))

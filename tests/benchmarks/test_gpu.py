@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.gpu import parity, setup
+from benchmarks.gpu import machine_info, parity
+from benchmarks.gpu.bench import memory_needed
+from benchmarks.gpu.child import PARTS
 from benchmarks.gpu.networks import GENERATIONS
-from benchmarks.gpu.part import PARTS
-from benchmarks.gpu.rows import Results, Row, Wrong, markdown
+from benchmarks.gpu.profiling import kind_of
+from benchmarks.gpu.rows import OutOfBounds, Results, Row, markdown
 from benchmarks.gpu.runner import run_part
-from benchmarks.gpu.setup import Setup, plain_preset
-from benchmarks.gpu.student import kind_of, needed
-from benchmarks.student import ltx2
+from benchmarks.gpu.settings import PartSettings
+from benchmarks.presets import load_with_yaml
+from benchmarks.student.cases import ltx2
 from omniforcing.core.config import project_root, to_dict
 from omniforcing.pipeline.config import load_config
 from tests.support.refusals import refuses
@@ -25,8 +27,8 @@ from tests.support.refusals import refuses
 ABOUT = {"device": "CPU", "commit": "abc", "small": True}
 
 
-def on_cpu(seconds: float = 60.0) -> Setup:
-    return Setup("cpu", True, time.time() + seconds)
+def on_cpu(seconds: float = 60.0) -> PartSettings:
+    return PartSettings("cpu", True, time.time() + seconds)
 
 
 def test_a_part_in_which_everything_goes_wrong_still_gives_every_row(tmp_path: Path) -> None:
@@ -101,14 +103,14 @@ def test_a_cache_with_a_narrower_window_than_the_mask_is_called_wrong(
     monkeypatch.setattr(
         parity, "new_cache", lambda model, _, static: new_cache(model, narrow, static)
     )
-    with pytest.raises(Wrong, match=r"further from the oracle than 1e-05: 2\.0, 2\.3, 2\.5"):
+    with pytest.raises(OutOfBounds, match=r"further from the oracle than 1e-05: 2\.0, 2\.3, 2\.5"):
         parity.cached_against_masked(on_cpu())
 
 
 def test_a_stream_that_is_not_a_number_is_called_wrong_and_kept(tmp_path: Path) -> None:
     """JSON knows no NaN; the row must reach the file all the same."""
-    with pytest.raises(Wrong, match=r"2\.3") as wrong:
-        parity.judged({"2.0": 0.0, "2.3": float("nan")}, 0.1)
+    with pytest.raises(OutOfBounds, match=r"2\.3") as wrong:
+        parity.within({"2.0": 0.0, "2.3": float("nan")}, 0.1)
     results = Results(ABOUT, tmp_path / "out.json")
     results.add(
         Row(
@@ -135,22 +137,25 @@ def test_an_nvidia_smi_that_answers_something_else_is_left_out(
     fake.write_text(f"#!/bin/sh\ncat {tmp_path}/answer\n")
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    monkeypatch.setattr(setup, "probe", lambda: {"name": "a card", "uuid": "GPU-1"})
-    assert setup.clocks("cuda") is None
+    monkeypatch.setattr(machine_info, "probe", lambda: {"name": "a card", "uuid": "GPU-1"})
+    assert machine_info.gpu_clocks("cuda") is None
     (tmp_path / "answer").write_bytes(b"1980, 3201, 1980, 41, [N/A]\n")
-    assert setup.clocks("cuda") == "SM 1980 of 1980 MHz, memory 3201 MHz, 41 C, [N/A] W"
+    assert machine_info.gpu_clocks("cuda") == "SM 1980 of 1980 MHz, memory 3201 MHz, 41 C, [N/A] W"
 
 
 def test_presets_read_without_omegaconf_are_those_that_it_reads() -> None:
     root = project_root()
     for name in (path.stem for path in (root / "conf" / "preset").glob("*.yaml")):
-        assert to_dict(plain_preset(name)) == to_dict(load_config(root=root, preset=name)), name
+        assert to_dict(load_with_yaml(name)) == to_dict(load_config(root=root, preset=name)), name
 
 
 def test_memory_of_the_19b_stream_is_its_weights_and_what_stands_beside_them() -> None:
     """18.88 B parameters in bf16; released originals save the joined projections of all but the text attentions."""
     case = ltx2()
-    released, kept = needed(case, release=True) / 1e9, needed(case, release=False) / 1e9
+    released, kept = (
+        memory_needed(case, release=True) / 1e9,
+        memory_needed(case, release=False) / 1e9,
+    )
     assert 37.75 + 14 < released < 60 and 9 < kept - released < 11
 
 

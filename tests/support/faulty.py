@@ -6,11 +6,11 @@ import os
 import signal
 import time
 
-from benchmarks.gpu.rows import Figures, Measurement, Wrong
-from benchmarks.gpu.setup import Setup
+from benchmarks.gpu.rows import Figures, Measurement, OutOfBounds
+from benchmarks.gpu.settings import PartSettings
 
 
-def measurements(setup: Setup) -> list[Measurement]:
+def measurements(settings: PartSettings) -> list[Measurement]:
     """Measurements that succeed, fail, die and hang, and one that uses another's figures."""
 
     def row(name: str, run: object, **more: object) -> Measurement:
@@ -24,7 +24,7 @@ def measurements(setup: Setup) -> list[Measurement]:
         row("hanging", lambda: time.sleep(600), limit=1.0),
         row("without a package", dict, packages=("no_such_package",)),
         row("without a card", dict, cuda=True),
-        row("last", lambda: {"figure": 2 * setup.figure("faulty", "fine", "figure")}),
+        row("last", lambda: {"figure": 2 * settings.figure("faulty", "fine", "figure")}),
     ]
 
 
@@ -33,4 +33,4 @@ def raising() -> Figures:
 
 
 def wrong() -> Figures:
-    raise Wrong({"figure": 3.0}, "above 2")
+    raise OutOfBounds({"figure": 3.0}, "above 2")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
-from benchmarks.student import ltx2
+from benchmarks.student.cases import ltx2
 from omniforcing.core.latents import Latents, Pair
 from omniforcing.core.layout import Counts
 from omniforcing.model.cache import RingCache
