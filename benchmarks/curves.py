@@ -1,7 +1,8 @@
-"""A run's training curves over those of the reference run: losses, gradient norms, and sync of samples drawn on the way.
+"""Draw a run's training curves over those of the reference run.
 
-``python -m benchmarks.curves --preset pocket`` reads ``data/pocket/*.curves.csv`` and writes a picture; ``--keep`` makes this
-run the reference, in ``docs/curves/pocket``.
+`python -m benchmarks.curves --preset pocket` reads `data/pocket/*.curves.csv` and writes a picture:
+losses, gradient norms, and sync of samples drawn during training. `--keep` makes this run the
+reference, in `docs/curves/pocket`.
 """
 
 import argparse

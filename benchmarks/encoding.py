@@ -1,7 +1,11 @@
-"""Clips encoded per second by one Ray worker and by two, and in this process: ``python -m benchmarks.encoding``.
+"""Measure clips encoded per second, in this process and by one and two Ray workers.
 
-Synthetic clips and the kept pocket codec, on the cluster that ``--address`` names. Two rates each: over the whole, with
-connecting, starting and importing, as a short stage sees it; and from when every worker has finished its first shard.
+`python -m benchmarks.encoding` encodes synthetic clips with the kept pocket codec, on the cluster
+that `--address` names. Columns:
+
+    clips, seconds  of the whole run, with connecting, starting and importing
+    clips/s         their ratio, as a short stage sees it
+    after start     clips per second from when every worker has finished its first shard
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ FORM, PER_SHARD, BATCH = ClipFormat(64, 64, 4), 8, 8
 
 
 def make_clips(folder: Path, count: int) -> Path:
-    """Shards of ``count`` synthetic clips."""
+    """Write shards of ``count`` synthetic clips; return their folder."""
     for name in ("clips", "shards"):
         (folder / name).mkdir()
     write_clips(ClipsConfig(count=count, heldout=0, heldout_duets=0), 0, folder / "clips")
@@ -44,7 +48,17 @@ def make_clips(folder: Path, count: int) -> Path:
 def measure(
     shards: Path, work: Path, run: Callable[[Path], AbstractContextManager[Runner]], workers: int
 ) -> dict[str, float]:
-    """Encode all shards into ``work``; clips per second over all, and once each of ``workers`` has finished a shard."""
+    """Encode all shards and time it.
+
+    Args:
+        shards: folder of the clips.
+        work: new folder for the latents.
+        run: opens what runs the tasks, given ``work``.
+        workers: number that ``run`` has; the steady rate starts when each has finished a shard.
+
+    Returns:
+        The columns of the table.
+    """
     work.mkdir()
     tasks = [EncodingTask(path, index) for path, index in indices(shards, "shards").items()]
     times: list[tuple[float, int]] = []
@@ -82,20 +96,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="omniforcing-encoding-", dir=work) as name:
         folder = Path(name)
         shards = make_clips(folder, arguments.clips)
-        found = {
+        rows = {
             "in process": measure(shards, folder / "here", lambda _: nullcontext(in_process), 1)
         }
         for workers, way in ((1, "1 worker"), (2, "2 workers")):
             cluster = ClusterConfig(arguments.address, workers=workers)
             run = partial(_pool, cluster, shards)
-            found[way] = measure(shards, folder / f"there-{workers}", run, workers)
+            rows[way] = measure(shards, folder / f"there-{workers}", run, workers)
     if arguments.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(rows, indent=2))
         return
     print(f"{'':<12}{'clips':>7}{'seconds':>9}{'clips/s':>9}{'after start':>13}")
-    for way, row in found.items():
+    for way, row in rows.items():
         print(
-            f"{way:<12}{row['clips']:>7.0f}{row['seconds']:>9.1f}{row['clips_per_second']:>9.2f}{row['after_start']:>13.2f}"
+            f"{way:<12}{row['clips']:>7.0f}{row['seconds']:>9.1f}"
+            f"{row['clips_per_second']:>9.2f}{row['after_start']:>13.2f}"
         )
 
 

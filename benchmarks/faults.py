@@ -1,8 +1,16 @@
-"""What a training on a Ray cluster loses to each fault: `python -m benchmarks.faults [fault ...] [--strategy fsdp]`.
+"""Measure what a training on a Ray cluster loses to each fault.
 
-Stage III of a preset (smoke) trains on two workers of a cluster that this command starts on this machine; then a worker or a
-node is killed, the command itself, the head, or the disk fills up. Needs the preset's outputs: `omniforcing run
---preset smoke`. Nothing of the checkout is changed. A full disk is made on a small tmpfs, which needs root.
+`python -m benchmarks.faults [FAULT ...] [--strategy fsdp]` trains Stage III of preset smoke on two
+workers of a cluster that it starts on this machine. It kills a worker, a node, the command itself
+or the head, or fills the disk. Columns:
+
+    seconds       from the start of the cluster to the end of the training
+    repeated      steps that were logged more than once
+    losses apart  largest difference from the run without a fault; inf if steps are missing
+    MLflow runs   of the stage
+
+Needs the preset's outputs: `omniforcing run --preset smoke`. Works on a copy of the checkout. The
+full disk is a small tmpfs, which needs root.
 """
 
 from __future__ import annotations
@@ -19,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.local_cluster import Cluster, kill, own_cluster
+from benchmarks.local_cluster import LocalCluster, kill, own_cluster
 from omniforcing.core.config import project_root
 from omniforcing.core.console import run_command
 from omniforcing.core.errors import OmniForcingError
@@ -38,16 +46,16 @@ DEADLINE = 420.0  # seconds for one training, fault included
 
 
 @dataclass
-class Training:
-    """A stage being trained in a copy of the project."""
+class TrainingCommand:
+    """The command that trains the stage, in a copy of the project."""
 
     root: Path
-    cluster: Cluster
+    cluster: LocalCluster
     strategy: Strategy
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """The command that a user gives, and gives again."""
+        """Start the command, as a user does, also again after a fault."""
         named = [
             f"cluster.address={self.cluster.address}",
             "cluster.workers=2",
@@ -73,9 +81,14 @@ class Training:
     def work(self) -> Path:
         return self.root / ".work" / "smoke" / STAGE
 
-    def wait_for(self, what: Callable[[], Any], name: str) -> None:
+    def wait_for(self, condition: Callable[[], Any], name: str) -> None:
+        """Poll until a condition holds.
+
+        Raises:
+            OmniForcingError: if the command fails first, or ``DEADLINE`` passes.
+        """
         began = time.monotonic()
-        while not what():
+        while not condition():
             if time.monotonic() - began > DEADLINE or (
                 self.process and self.process.poll() not in (None, 0)
             ):
@@ -85,10 +98,13 @@ class Training:
             time.sleep(0.2)
 
     def checkpoint(self) -> Path | None:
-        """The last that is whole."""
+        """Return the latest complete checkpoint, or None."""
         sharded = self.strategy is not Strategy.ddp
-        found = [checkpoints.latest(folder, sharded) for folder in self.work.glob("*/")]
-        return next(filter(None, found), None)
+        for folder in self.work.glob("*/"):
+            latest = checkpoints.latest(folder, sharded)
+            if latest:
+                return latest
+        return None
 
     def reach_the_middle(self) -> None:
         """Wait for a checkpoint, and then for some of the steps after it."""
@@ -108,14 +124,14 @@ class Training:
             self.process.kill()
 
 
-def kill_a_worker(training: Training) -> None:
-    """SIGKILL to one of the two workers."""
+def kill_a_worker(training: TrainingCommand) -> None:
+    """Kill one of the two workers."""
     training.reach_the_middle()
     kill({max(training.cluster.processes(WORKER))})
 
 
-def lose_a_node(training: Training) -> None:
-    """The raylet of the node that has the workers is killed, with all that runs on it; another node has room for them."""
+def lose_a_node(training: TrainingCommand) -> None:
+    """Kill the raylet of the workers' node, and so the node; another node has room for them."""
     training.reach_the_middle()
     worker = max(training.cluster.processes(WORKER))
     parent = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
@@ -123,8 +139,8 @@ def lose_a_node(training: Training) -> None:
     kill({parent})
 
 
-def kill_the_driver(training: Training) -> None:
-    """SIGKILL to the command itself, which is then given again."""
+def kill_the_driver(training: TrainingCommand) -> None:
+    """Kill the command itself, then start it again."""
     training.reach_the_middle()
     assert training.process is not None
     training.process.kill()
@@ -132,16 +148,16 @@ def kill_the_driver(training: Training) -> None:
     training.start()
 
 
-def restart_the_head(training: Training) -> None:
-    """All of the cluster is killed and started again at the same address; the command is left alone."""
+def restart_the_head(training: TrainingCommand) -> None:
+    """Kill the whole cluster and start it at the same address; the command keeps running."""
     training.reach_the_middle()
     training.cluster.stop()
     time.sleep(3)
     training.cluster.head(2)
 
 
-def fill_the_disk(training: Training) -> None:
-    """The disk of the work folder is full at a checkpoint; space is made only afterwards."""
+def fill_the_disk(training: TrainingCommand) -> None:
+    """Fill the work folder's disk before a checkpoint; free it once the command has complained."""
     training.wait_for(training.checkpoint, "a checkpoint")
     ballast = training.work / "ballast"
     with ballast.open("wb") as file:
@@ -157,8 +173,8 @@ def fill_the_disk(training: Training) -> None:
     ballast.unlink()
 
 
-FAULTS: dict[str, tuple[Callable[[Training], None], list[int]]] = {
-    # The fault, and the CPUs of each node.
+FAULTS: dict[str, tuple[Callable[[TrainingCommand], None], list[int]]] = {
+    # Name: the fault, and the CPUs of each node, the head's first.
     "worker": (kill_a_worker, [2]),
     "node": (lose_a_node, [0, 2, 2]),
     "driver": (kill_the_driver, [2]),
@@ -168,7 +184,11 @@ FAULTS: dict[str, tuple[Callable[[Training], None], list[int]]] = {
 
 
 def copy_project(root: Path, folder: Path) -> None:
-    """The project's code, config and smoke outputs in a folder of their own."""
+    """Copy code, config and smoke outputs into a folder.
+
+    Raises:
+        OmniForcingError: if preset smoke has no outputs.
+    """
     for name in ("conf", "pipelines", "src"):
         shutil.copytree(root / name, folder / name)
     if not (root / "data" / "smoke" / "causal_ode").is_dir():
@@ -180,7 +200,7 @@ def copy_project(root: Path, folder: Path) -> None:
 
 
 def curves(root: Path) -> list[dict[str, float]]:
-    """The table that the stage left."""
+    """Read the training curves that the stage wrote, a row per logged step."""
     with (root / "data" / "smoke" / f"{STAGE}.curves.csv").open(newline="") as file:
         return [
             {name: float(value) for name, value in row.items() if value}
@@ -188,16 +208,16 @@ def curves(root: Path) -> list[dict[str, float]]:
         ]
 
 
-def difference(found: list[dict[str, float]], expected: list[dict[str, float]]) -> float:
-    """The largest between two tables' losses; infinite if a step is missing or there twice."""
-    if [row["step"] for row in found] != [row["step"] for row in expected]:
+def difference(rows: list[dict[str, float]], expected: list[dict[str, float]]) -> float:
+    """Return the largest difference of two curves' losses; infinite if their steps differ."""
+    if [row["step"] for row in rows] != [row["step"] for row in expected]:
         return float("inf")
-    pairs = zip(found, expected, strict=True)
+    pairs = zip(rows, expected, strict=True)
     return max(abs(a[name] - b[name]) for a, b in pairs for name in b if "loss" in name)
 
 
 def repeated(root: Path) -> tuple[int, int]:
-    """MLflow runs of the stage, and steps that it logged more than once."""
+    """Count the stage's MLflow runs, and the steps that were logged more than once."""
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
@@ -214,12 +234,20 @@ def repeated(root: Path) -> tuple[int, int]:
 def measure(
     root: Path, name: str, strategy: Strategy, folder: Path, expected: list[dict[str, float]] | None
 ) -> tuple[str, list[dict[str, float]]]:
-    """A row of the table, and the curves; without a fault the unbroken run."""
+    """Train once with a fault; return its row of the table and its curves.
+
+    Args:
+        root: of the checkout.
+        name: of the fault; ``none`` for the run without one.
+        strategy: of the workers.
+        folder: new folder for the copy of the project.
+        expected: curves of the run without a fault; None while that run is measured.
+    """
     fault, sizes = FAULTS.get(name, (lambda _: None, [2]))
     copy_project(root, folder)
     began = time.monotonic()
     with own_cluster(PYTHONPATH=str(folder / "src")) as cluster:
-        training = Training(folder, cluster, strategy)
+        training = TrainingCommand(folder, cluster, strategy)
         mounted = name == "disk" and _mount(training.work)
         try:
             cluster.head(sizes[0])
@@ -232,15 +260,15 @@ def measure(
             training.stop()
             if mounted:
                 subprocess.run(["umount", "-l", training.work], check=False)
-    found = curves(folder)
+    rows = curves(folder)
     runs, again = repeated(folder)
-    apart = difference(found, expected or found)
+    apart = difference(rows, expected or rows)
     text = f"{name:<12}{time.monotonic() - began:>9.0f}{again:>10}{apart:>14.1e}{runs:>13}"
-    return text, found
+    return text, rows
 
 
 def _mount(folder: Path) -> bool:
-    """Put a small disk at ``folder``."""
+    """Mount a small disk at ``folder``."""
     folder.mkdir(parents=True)
     answer = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=160m", "tmpfs", folder], capture_output=True, text=True
@@ -248,7 +276,8 @@ def _mount(folder: Path) -> bool:
     if answer.returncode:
         raise OmniForcingError(
             "benchmarks.no-small-disk",
-            f"a small disk could not be mounted ({answer.stderr.strip()}); run this as root, or leave out disk",
+            f"a small disk could not be mounted ({answer.stderr.strip()}); "
+            "run this as root, or leave out disk",
         )
     return True
 
@@ -271,7 +300,8 @@ def main() -> None:
     def run() -> None:
         root = project_root()
         print(
-            f"{STAGE}, {STEPS} steps on 2 workers ({arguments.strategy}), a checkpoint every {EVERY} steps"
+            f"{STAGE}, {STEPS} steps on 2 workers ({arguments.strategy}), "
+            f"a checkpoint every {EVERY} steps"
         )
         print(
             f"{'fault':<12}{'seconds':>9}{'repeated':>10}{'losses apart':>14}{'MLflow runs':>13}",
@@ -280,8 +310,8 @@ def main() -> None:
         expected = None
         for name in ("none", *chosen):
             folder = Path(tempfile.mkdtemp(prefix=f"omniforcing-faults-{name}-"))
-            row, found = measure(root, name, Strategy(arguments.strategy), folder, expected)
-            expected = expected or found
+            row, rows = measure(root, name, Strategy(arguments.strategy), folder, expected)
+            expected = expected or rows
             print(row, flush=True)
             shutil.rmtree(folder)
 

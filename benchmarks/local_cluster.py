@@ -1,4 +1,4 @@
-"""A Ray cluster of one's own on this machine, for a benchmark or a test: it ends with who started it, however that comes."""
+"""A Ray cluster on this machine for benchmarks and tests, which ends with its starter."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pathlib import Path
 
 from omniforcing.core.errors import OmniForcingError
 
-# Names a cluster in the environment of its nodes, and so of all that they begin: workers, jobs and what those start.
+# Environment variable that marks all processes of a cluster: nodes pass it on to what they start.
 MARK = "OWN_RAY_CLUSTER"
 PATIENCE = 240.0  # seconds for a head to answer, on a busy machine
-# Waits for the end of who started the cluster.
+# Waits until the process that started the cluster ends, even by SIGKILL: its pipe closes.
 REAPER = """
 import sys
 from benchmarks.local_cluster import end
@@ -29,7 +29,10 @@ end(sys.argv[1])
 
 
 def environment(token: str) -> dict[str, str]:
-    """What head, workers and drivers of a cluster need: ours, without what is meant for another cluster, store or project."""
+    """Return the environment of a cluster's head, workers and drivers.
+
+    It is ours without variables that name another cluster, store or project.
+    """
     foreign = ("RAY_", "MLFLOW_", "OMNIFORCING_")
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith(foreign)},
@@ -41,15 +44,15 @@ def environment(token: str) -> dict[str, str]:
             "DVC_NO_ANALYTICS": "1",
         },
         "OMP_NUM_THREADS": "1",
-        # A busy machine is no fault.
+        # Nodes start slowly on a busy machine.
         **{"RAY_DASHBOARD_STARTUP_TIMEOUT_S": "200", "RAY_worker_register_timeout_seconds": "200"},
-        # Ray's agents would else overwrite the environment that tells them from others.
+        # Stops Ray's agents from overwriting the environment, which carries the mark.
         "SPT_NOENV": "1",
     }
 
 
 def processes(mark: str, part: str = "") -> set[int]:
-    """Processes of the cluster of that mark whose command line holds ``part``."""
+    """Return the processes of a marked cluster whose command line holds ``part``."""
     found = set()
     for process in Path("/proc").iterdir():
         try:
@@ -65,7 +68,7 @@ def processes(mark: str, part: str = "") -> set[int]:
 
 
 def kill(found: Iterable[int]) -> None:
-    """SIGKILL to each."""
+    """Send SIGKILL to each process."""
     for process in found:
         try:
             os.kill(process, signal.SIGKILL)
@@ -74,14 +77,19 @@ def kill(found: Iterable[int]) -> None:
 
 
 def end(mark: str) -> None:
-    """Kill all processes of a cluster, until none is left: some were being born meanwhile."""
+    """Kill a cluster's processes until none is left: they start others meanwhile."""
     while found := processes(mark):
         kill(found)
         time.sleep(0.1)
 
 
-class Cluster:
-    """Nodes of one head, which listens at a free port and takes jobs at another; ``start`` and ``head`` begin them."""
+class LocalCluster:
+    """A head at a free port, which takes jobs at another, and its nodes; initially none runs.
+
+    Args:
+        folder: of Ray's files and log.
+        variables: environment of nodes and drivers.
+    """
 
     def __init__(self, folder: Path, variables: Mapping[str, str]) -> None:
         self.folder, self.environment, self.mark = folder, dict(variables), secrets.token_hex(8)
@@ -96,7 +104,11 @@ class Cluster:
         return f"http://127.0.0.1:{self.board}"
 
     def head(self, cpus: int) -> None:
-        """Start the head, also again; returns when it takes jobs."""
+        """Start or restart the head; return when it takes jobs.
+
+        Raises:
+            OmniForcingError: if it does not within ``PATIENCE``.
+        """
         ports = (
             f"--port={self.port}",
             f"--dashboard-port={self.board}",
@@ -113,7 +125,7 @@ class Cluster:
             time.sleep(0.2)
 
     def start(self, *words: str) -> None:
-        """Start a node: with ``--head`` the head, else one that joins it."""
+        """Start a node: the head with ``--head``, else one that joins it."""
         ray = [
             sys.executable,
             "-m",
@@ -135,27 +147,27 @@ class Cluster:
         return (self.folder / "ray.log").read_text(errors="replace")[-2000:]
 
     def processes(self, part: str = "") -> set[int]:
-        """Those whose command line holds ``part``."""
+        """Return the cluster's processes whose command line holds ``part``."""
         return processes(self.mark, part)
 
     def stop(self) -> None:
-        """End all nodes, and what runs on them."""
+        """End all nodes, and everything that runs on them."""
         end(self.mark)
 
 
 @contextmanager
-def own_cluster(token: str | None = None, **changed: str) -> Iterator[Cluster]:
-    """A cluster without nodes as yet, which are ended with the body.
+def own_cluster(token: str | None = None, **changed: str) -> Iterator[LocalCluster]:
+    """Provide a cluster without nodes; end its nodes when the block ends.
 
     Args:
-        token: default: one of its own.
-        changed: what differs in the environment of its nodes and drivers.
+        token: of authentication; None: a random one.
+        changed: variables that differ in the environment of its nodes and drivers.
     """
     # Sockets below it must have short names.
     with tempfile.TemporaryDirectory(
         prefix="of-", dir="/tmp", ignore_cleanup_errors=True
     ) as folder:
-        cluster = Cluster(Path(folder), environment(token or secrets.token_hex(24)) | changed)
+        cluster = LocalCluster(Path(folder), environment(token or secrets.token_hex(24)) | changed)
         command, root = [sys.executable, "-c", REAPER, cluster.mark], Path(__file__).parents[1]
         reaper = subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, start_new_session=True)
         try:
@@ -166,7 +178,7 @@ def own_cluster(token: str | None = None, **changed: str) -> Iterator[Cluster]:
 
 
 def free_port() -> int:
-    """A port that nobody listens at."""
+    """Return a port at which nobody listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,9 +1,16 @@
-"""How far a decoder must look ahead: the picture and the sound of a stream against decoding the whole, for each look-ahead.
+"""Measure how far a decoder must look ahead: a streamed decode against decoding the whole clip.
 
-``python -m benchmarks.lookahead --codec data/pocket/causal_decoder/non_causal --latents data/pocket/latents --json``. Latents
-come block by block (1, then 3). Without ``--codec``, LTX-2.0's decoder in its real depth and a small width with random
-weights, which is pessimistic: trained ones lean less on what is far. ``--plot FILE`` draws the curves. The default of
-``codec/reach.py`` is the least look-ahead whose picture is within ``--enough`` dB (45: below what 8 bits round) of the whole's.
+`python -m benchmarks.lookahead --codec data/pocket/causal_decoder/non_causal
+--latents data/pocket/latents --json`. Latents come block by block (1, then 3). Columns:
+
+    ahead, again, blend  the look-ahead, latents decoded again, latents blended (`codec/reach.py`)
+    PSNR dB, largest     error of the picture against the whole decode, pixels in [-1, 1]
+    at seams             root mean square error of the change between frames where pieces meet
+    cost                 CPU time over that of the whole decode
+
+Without `--codec`: LTX-2.0's decoder in its real depth and a small width with random weights, which
+is pessimistic, as trained ones depend less on distant latents. `--plot FILE` draws the curves. The
+default of `codec/reach.py` is the least look-ahead within `--enough` dB (45: less than 8 bits round away).
 """
 
 import argparse
@@ -61,21 +68,21 @@ def main() -> None:
 
     def run() -> None:
         torch.set_num_threads(arguments.threads)
-        found = measure(arguments.codec, arguments.latents, arguments.clips, arguments.enough)
+        figures = measure(arguments.codec, arguments.latents, arguments.clips, arguments.enough)
         if arguments.plot:
-            draw(found, arguments.plot)
-        print(json.dumps(found) if arguments.json else table(found))
+            draw(figures, arguments.plot)
+        print(json.dumps(figures) if arguments.json else table(figures))
 
     sys.exit(run_command(run))
 
 
 @torch.inference_mode()
 def measure(folder: Path | None, latents: Path | None, clips: int, enough: float) -> dict[str, Any]:
-    """The curves of picture and sound, and the least look-ahead that is enough."""
+    """Measure the curves of picture and sound, and find the least look-ahead that is enough."""
     codec = None if folder is None else Codec.load(folder)
     vae = random_ltx2() if codec is None else codec.video_vae
     z = [latents_of(vae, index) for index in range(clips)]
-    # The pictures of random weights have no range: twice their deviation stands for that of -1 to 1.
+    # Pictures of random weights have no fixed range: two deviations stand for 1.
     scale = (lambda _: 1.0) if codec is not None else (lambda whole: 2 * whole.std())
     sounds: list[Tensor] = []
     if codec is not None and latents is not None:
@@ -102,7 +109,7 @@ def measure(folder: Path | None, latents: Path | None, clips: int, enough: float
 
 
 def random_ltx2() -> Any:
-    """LTX-2.0's video VAE at a thirty-second of its width, with random weights; its decoder is not causal."""
+    """Build LTX-2.0's video VAE, not causal, at 1/32 of its width with random weights."""
     from diffusers import AutoencoderKLLTX2Video
 
     torch.manual_seed(0)
@@ -116,7 +123,7 @@ def random_ltx2() -> Any:
 
 
 def latents_of(vae: Any, seed: int) -> Tensor:
-    """Random latents of a clip, for a decoder whose inputs nobody knows."""
+    """Draw latents of a clip ``[1, C, F, 2, 3]``, for a decoder with random weights."""
     shape = (1, vae.config.latent_channels, clip_latents(2 * SECONDS).video, 2, 3)
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).contiguous(
         memory_format=torch.channels_last_3d
@@ -124,14 +131,14 @@ def latents_of(vae: Any, seed: int) -> Tensor:
 
 
 def stored(folder: Path) -> Iterator[Pair[Tensor]]:
-    """Latents of held-out clips, one at a time."""
+    """Read latents of held-out clips, one at a time."""
     length = clip_latents(SECONDS)
     for _, latents, _, _ in TensorShards(folder, HELDOUT, length).samples():
         yield latents.map(lambda x: x[None])
 
 
 def shards_grid(folder: Path) -> tuple[int, int]:
-    """Rows and columns of tokens."""
+    """Read the token grid (H, W) of stored latents."""
     rows, columns = read_json(folder / MANIFEST)["grid"]
     return rows, columns
 
@@ -139,7 +146,7 @@ def shards_grid(folder: Path) -> tuple[int, int]:
 def picture_curve(
     vae: Any, z: list[Tensor], scale: Callable[[Tensor], Any]
 ) -> Iterator[dict[str, float]]:
-    """A row for each look-ahead, with a block decoded again and without."""
+    """Yield a row for each look-ahead, with a block decoded again and without."""
     for ahead in AHEAD:
         for again in (0, BLOCK) if ahead else (0,):
             yield picture_row(vae, z, Reach(ahead, again), scale)
@@ -148,7 +155,14 @@ def picture_curve(
 def picture_row(
     vae: Any, z: list[Tensor], reach: Reach, scale: Callable[[Tensor], Any]
 ) -> dict[str, float]:
-    """PSNR to the whole's picture (dB, pixels in [-1, 1]), largest error, error of the motion where pieces meet, time."""
+    """Decode clips in pieces and compare them with the whole decode; see the module for columns.
+
+    Args:
+        vae: video VAE.
+        z: latents of each clip ``[1, C, F, H, W]``.
+        reach: look-ahead, latents decoded again and blended.
+        scale: what counts as 1 in a whole picture.
+    """
     squares, largest, seams, spent, whole_spent = [], [], [], 0.0, 0.0
     for clip in z:
         began = time.process_time()
@@ -176,7 +190,7 @@ def picture_row(
 
 
 def sound_curve(codec: Codec, mels: list[Tensor]) -> Iterator[dict[str, float]]:
-    """Largest error of the samples for look-aheads of the vocoder up to its whole reach, mel frames."""
+    """Yield the samples' largest error for look-aheads of the vocoder, in mel frames."""
     full = vocoder_reach(codec.vocoder.config)
     for reach in sorted({0, 2, 4, 8, 12, 16, 20, full}):
         errors = []
@@ -191,32 +205,34 @@ def sound_curve(codec: Codec, mels: list[Tensor]) -> Iterator[dict[str, float]]:
 
 
 def blocks(x: Tensor, size: int) -> list[Tensor]:
-    """The first of dimension 2, then pieces of ``size``."""
+    """Split dimension 2 into its first element and pieces of ``size``."""
     return [x[:, :, :1], *x[:, :, 1:].split(size, 2)]
 
 
-def table(found: dict[str, Any]) -> str:
-    """The curves as text."""
+def table(figures: dict[str, Any]) -> str:
+    """Format the curves as a table."""
     lines = [
-        f"{found['decoder']}, {found['clips']} clips: least look-ahead for {found['enough_db']} dB: {found['least_ahead']}"
+        f"{figures['decoder']}, {figures['clips']} clips: "
+        f"least look-ahead for {figures['enough_db']} dB: {figures['least_ahead']}"
     ]
     lines.append(
-        f"{'ahead':>6}{'again':>6}{'blend':>6}{'PSNR dB':>9}{'largest':>9}{'at seams':>9}{'cost':>6}"
+        f"{'ahead':>6}{'again':>6}{'blend':>6}"
+        f"{'PSNR dB':>9}{'largest':>9}{'at seams':>9}{'cost':>6}"
     )
-    for row in found["picture"] + found["blended"]:
+    for row in figures["picture"] + figures["blended"]:
         lines.append(
-            f"{row['ahead']:>6}{row['again']:>6}{row['blend']:>6}{row['psnr_db']:>9.1f}{row['largest']:>9.4f}"
-            f"{row['seam_rms']:>9.4f}{row['cost']:>6.2f}"
+            f"{row['ahead']:>6}{row['again']:>6}{row['blend']:>6}{row['psnr_db']:>9.1f}"
+            f"{row['largest']:>9.4f}{row['seam_rms']:>9.4f}{row['cost']:>6.2f}"
         )
     lines += [
         f"sound, {row['ahead_mel']} mel frames ahead: {row['largest']:.1e}"
-        for row in found["sound"]
+        for row in figures["sound"]
     ]
     return "\n".join(lines)
 
 
-def draw(found: dict[str, Any], path: Path) -> None:
-    """PSNR over look-ahead."""
+def draw(figures: dict[str, Any], path: Path) -> None:
+    """Plot PSNR over look-ahead into a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -224,17 +240,17 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
     figure, axis = pyplot.subplots(figsize=(6, 4))
     for again, label in ((0, "nothing decoded again"), (BLOCK, "one block decoded again")):
-        rows = [row for row in found["picture"] if row["again"] == again]
+        rows = [row for row in figures["picture"] if row["again"] == again]
         axis.plot(
             [row["ahead"] for row in rows],
             [row["psnr_db"] for row in rows],
             marker="o",
             label=label,
         )
-    axis.axhline(found["enough_db"], color="grey", linewidth=0.8, linestyle="--")
+    axis.axhline(figures["enough_db"], color="grey", linewidth=0.8, linestyle="--")
     axis.set_xlabel("look-ahead, video latents (3 a second)")
     axis.set_ylabel("streamed against whole decode, dB")
-    axis.set_title(found["decoder"], fontsize=9)
+    axis.set_title(figures["decoder"], fontsize=9)
     axis.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=90)

@@ -1,14 +1,16 @@
-"""What Ray, MLflow and DVC take of a stage's time: `python -m benchmarks.overhead [STAGE ...] [--preset pocket]`.
+"""Measure what Ray, MLflow and DVC take of a stage's time.
 
-Each stage is trained twice by `dvc repro` in a clone of this checkout: in process, and as a job on two workers of a cluster
-that this command starts. Of the seconds from command to end
+`python -m benchmarks.overhead [STAGE ...] [--preset pocket]` trains each stage twice by `dvc repro`
+in a clone of this checkout: in process, and as a job on two workers of a cluster that it starts.
+Columns split the seconds from command to end:
 
-    training   are those of the training loop, by what the run logged, without the logging;
-    MLflow     importing it, and logging again all that the stage's run holds;
-    DVC        what `dvc repro` took beside the stage's own clock: its start, hashing what went in and came out;
-    rest       all else: imports, loading, publishing and, on the cluster, DVC and Ray.
+    training   the training loop, by the times that the run logged, without the logging
+    MLflow     importing it, and logging again everything that the stage's run holds
+    DVC        time of `dvc repro` outside the stage: its start, hashing inputs and outputs
+    rest       everything else: imports, loading, publishing and, on the cluster, DVC and Ray
+    not loop   share of the seconds outside the training loop
 
-Needs the preset's outputs: `omniforcing run --preset pocket`. Only what is committed is measured.
+Needs the preset's outputs: `omniforcing run --preset pocket`. Measures what is committed.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.local_cluster import Cluster, own_cluster
+from benchmarks.local_cluster import LocalCluster, own_cluster
 from omniforcing.core.config import project_root
 from omniforcing.core.console import run_command
 from omniforcing.core.environment import CLUSTER_VARIABLE
@@ -38,8 +40,8 @@ from omniforcing.pipeline.generate import CODE
 STAGES = ["causal_ode", "self_forcing"]
 WORKERS = 2
 PARTS = ["seconds", "training", "DVC", "MLflow", "rest"]
-# In a process of its own, which has imported what a stage imports: all that a run holds, logged again. Prints the seconds of
-# the metrics, and of the rest.
+# Run in a process of its own that has imported what a stage imports: logs again everything that a
+# run holds. Prints the seconds of the metrics and of the rest.
 AGAIN = """
 import json, sys, time
 from pathlib import Path
@@ -59,7 +61,7 @@ print(steps, time.monotonic() - began - steps)
 
 
 def clone_of(root: Path, preset: str, clone: Path) -> Path:
-    """The checkout as it is committed, with the preset's outputs."""
+    """Clone the checkout as it is committed, and copy the preset's outputs into the clone."""
     if not (root / "data" / preset).is_dir():
         raise OmniForcingError(
             "file.missing",
@@ -73,7 +75,11 @@ def clone_of(root: Path, preset: str, clone: Path) -> Path:
 
 
 def timed(command: list[str], clone: Path, variables: Mapping[str, str], log: Path) -> float:
-    """Seconds that a command takes in the clone."""
+    """Run a command of Python in the clone and return its seconds.
+
+    Raises:
+        OmniForcingError: if it fails.
+    """
     began = time.monotonic()
     with log.open("a") as file:
         answer = subprocess.run(
@@ -88,7 +94,7 @@ def timed(command: list[str], clone: Path, variables: Mapping[str, str], log: Pa
 
 
 def last_run(clone: Path) -> tuple[Any, Any]:
-    """The client of the clone's store, and its latest run."""
+    """Open the clone's MLflow store; return its client and its latest run."""
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     from mlflow import MlflowClient
 
@@ -100,7 +106,11 @@ def last_run(clone: Path) -> tuple[Any, Any]:
 
 
 def logged(clone: Path) -> tuple[list[tuple[int, dict[str, float]]], float]:
-    """What the latest run logged at each step, and the seconds of its training loop."""
+    """Return what the latest run logged at each step, and the seconds of its training loop.
+
+    Raises:
+        OmniForcingError: if it logged fewer than two steps.
+    """
     client, run = last_run(clone)
     steps: dict[int, dict[str, float]] = {}
     times: dict[int, int] = {}
@@ -115,14 +125,14 @@ def logged(clone: Path) -> tuple[list[tuple[int, dict[str, float]]], float]:
             "benchmarks.too-few-steps",
             "the stage logged fewer than two steps; name a preset that trains longer",
         )
-    # From the end of the first logged step to that of the last.
+    # The log spans the end of the first logged step to the end of the last: scale to all steps.
     return sorted(steps.items()), (times[last] - times[first]) / 1000 * (last + 1 - first) / (
         last - first
     )
 
 
 def logging_again(clone: Path, folder: Path, variables: Mapping[str, str]) -> tuple[float, float]:
-    """Seconds that MLflow takes for the metrics of the latest run, and for its import and all else that the run holds."""
+    """Log the latest run again; return the seconds of its metrics, and of MLflow's other work."""
     client, run = last_run(clone)
     store = Path(tempfile.mkdtemp(dir=folder))
     (store / "artifacts").mkdir()
@@ -131,7 +141,7 @@ def logging_again(clone: Path, folder: Path, variables: Mapping[str, str]) -> tu
     (store / "held.json").write_text(json.dumps(held))
     (store / ".work").mkdir()
     command, log = ["-c", AGAIN, str(store), str(store / "held.json")], store / "log.txt"
-    for _ in range(2):  # the first makes the store
+    for _ in range(2):  # the first creates the store
         (store / "run.json").unlink(missing_ok=True)
         timed(command, clone, {**variables, "OMNIFORCING_DATA_ROOT": str(store)}, log)
     metrics, rest = map(float, log.read_text().split()[-2:])
@@ -139,11 +149,11 @@ def logging_again(clone: Path, folder: Path, variables: Mapping[str, str]) -> tu
 
 
 def measure(
-    clone: Path, preset: str, stage: str, cluster: Cluster, job: bool, folder: Path
+    clone: Path, preset: str, stage: str, cluster: LocalCluster, job: bool, folder: Path
 ) -> dict[str, Any]:
-    """A row of the table."""
+    """Train a stage once, in process or as a job; return its row of the table."""
     variables = {**cluster.environment, CLUSTER_VARIABLE: "measured" if job else "local"}
-    # A training that ended would be found and not done again.
+    # A finished training would be found and not run again.
     remove(clone / ".work" / preset / stage)
     code, target = (dvc_target(clone, preset, name) for name in (CODE, stage))
     timed(["-m", "dvc", "repro", code], clone, variables, folder / "log.txt")
@@ -169,7 +179,7 @@ def measure(
 
 
 def shown(row: Mapping[str, Any]) -> str:
-    """A row in words."""
+    """Format a row of the table."""
     numbers = "".join(f"{row[part]:>10.1f}" if part in row else f"{'-':>10}" for part in PARTS)
     return (
         f"{row['stage']:<20}{row['way']:<18}{numbers}{1 - row['training'] / row['seconds']:>10.1%}"

@@ -51,7 +51,8 @@ def _merge(section: Any, values: dict[str, Any]) -> Any:
             changes[key] = None
         elif typing.get_origin(hint) is list:
             element: Any = arguments[0]
-            if dataclasses.is_dataclass(element):
+            sections = dataclasses.is_dataclass(element)
+            if sections:
                 changes[key] = [_merge(element(), item) for item in value]
             else:
                 changes[key] = [element(item) for item in value]

@@ -1,9 +1,14 @@
-"""What trained models' samples show, beside the evaluation: `python -m benchmarks.samples [MODEL ...]`, one row per sampler.
+"""Measure what samples of trained models show, one row per sampler.
 
-MODEL is one of the pipeline's (teacher, bidirectional_dmd, causal_ode, self_forcing; default: all that the preset has), or
-MODEL=FOLDER for other weights of that kind, of a trial for example. Held-out captions, other noise than the evaluation's.
-``--guidance`` samples the teacher at several scales, of which `teacher.sampler.guidance` is chosen; ``--ode`` integrates Stage
-I's (or the guided teacher's) ODE in so many Euler steps through the student's sigmas, as stage trajectories does.
+`python -m benchmarks.samples [MODEL ...]`. MODEL is a stage (teacher, bidirectional_dmd,
+causal_ode, self_forcing; default: all that the preset has), or MODEL=FOLDER for other weights.
+Captions are held out, and noise is not the evaluation's. Columns: sync margin and its error, offset
+of sound and picture, impacts seen and heard, share of frames with a ball, accuracy of colour and
+pitch, standard deviation of the latents.
+
+`--guidance` samples the teacher at several scales, to choose `teacher.sampler.guidance`. `--ode`
+integrates Stage I's (or the guided teacher's) ODE in that many Euler steps through the student's
+sigmas, as stage trajectories does.
 """
 
 import argparse
@@ -48,8 +53,16 @@ SHOWN = {
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A model to sample from, as it was named on the command line, and with which options."""
+class ModelRequest:
+    """A model that the command line names, and how to sample from it.
+
+    Attributes:
+        label: the words of the command line.
+        name: of the stage.
+        folder: of the weights.
+        guidance: scales to sample the teacher at; empty: the preset's.
+        steps: numbers of Euler steps to integrate the ODE in.
+    """
 
     label: str
     name: str
@@ -91,20 +104,21 @@ def main() -> None:
         config = load_config(root=project_root(), preset=arguments.preset)
         data = project_root() / "data" / config.preset
         names = arguments.models or [name for name in MODELS if (data / name).is_dir()]
-        asked = [_asked(word, data, arguments.guidance, arguments.ode) for word in names]
+        requests = [_parse_model(word, data, arguments.guidance, arguments.ode) for word in names]
         captions = split_clips(data / "shards", HELDOUT, arguments.clips).captions
         if not any(map(colours_in, captions)):
             raise OmniForcingError(
                 "benchmarks.not-pocket",
-                f"{data / 'shards'} holds no clips of the pocket world, which alone can be measured so",
+                f"{data / 'shards'} holds no clips of the pocket world, "
+                "which alone can be measured so",
             )
         factory = open_factory(config, data / "codec", data / "latents")
         print(
             f"{'sampler':<40}"
             + "".join(f"{name:>11}" for name in (*SHOWN.values(), "std video", "std audio"))
         )
-        for one in asked:
-            for label, draw in samplers(factory, one):
+        for request in requests:
+            for label, draw in samplers(factory, request):
                 print(
                     f"{label:<40}"
                     + "".join(
@@ -117,38 +131,41 @@ def main() -> None:
     sys.exit(run_command(measure))
 
 
-def _asked(word: str, data: Path, guidance: list[float], steps: list[int]) -> Asked:
+def _parse_model(word: str, data: Path, guidance: list[float], steps: list[int]) -> ModelRequest:
     name, _, folder = word.partition("=")
     if name not in MODELS:
         raise OmniForcingError(
             "option.unknown-name", f"{word}: no model of that name; there are {', '.join(MODELS)}"
         )
-    return Asked(word, name, Path(folder) if folder else data / name, guidance, steps)
+    return ModelRequest(word, name, Path(folder) if folder else data / name, guidance, steps)
 
 
-def samplers(factory: SamplerFactory, asked: Asked) -> Iterator[tuple[str, LatentSampler]]:
-    """The ways to draw from a model that were asked for."""
+def samplers(factory: SamplerFactory, request: ModelRequest) -> Iterator[tuple[str, LatentSampler]]:
+    """Yield a label and a sampler for each requested way to draw from a model."""
     seconds = factory.clips.seconds
-    if asked.name == "teacher" and asked.guidance:
-        for scale in asked.guidance:
+    if request.name == "teacher" and request.guidance:
+        for scale in request.guidance:
             sampler = replace(factory.teacher_sampler, guidance=Weights(scale, scale))
             guided = replace(factory, teacher_sampler=sampler)
             yield (
-                f"{asked.label}, guidance {scale:g}",
-                guided.draw(asked.name, asked.folder, seconds),
+                f"{request.label}, guidance {scale:g}",
+                guided.draw(request.name, request.folder, seconds),
             )
     else:
-        yield asked.label, factory.draw(asked.name, asked.folder, seconds)
-    if asked.name not in CAUSAL:
-        for steps in asked.steps:
-            yield f"{asked.label}, ODE in {steps} steps", ode(factory, asked, steps)
+        yield request.label, factory.draw(request.name, request.folder, seconds)
+    if request.name not in CAUSAL:
+        for steps in request.steps:
+            yield f"{request.label}, ODE in {steps} steps", ode(factory, request, steps)
 
 
-def ode(factory: SamplerFactory, asked: Asked, steps: int) -> LatentSampler:
-    """Ends of the model's ODE in so many Euler steps, which are shared out over the intervals of the student's sigmas."""
+def ode(factory: SamplerFactory, request: ModelRequest, steps: int) -> LatentSampler:
+    """Return a sampler that integrates the model's ODE.
+
+    ``steps`` Euler steps are shared out over the intervals of the student's sigmas.
+    """
     sigmas = refine(factory.student.sigmas, steps)
     clip = WholeClip(
-        load_model(asked.folder, device=factory.device, sinks=0).eval(),
+        load_model(request.folder, device=factory.device, sinks=0).eval(),
         factory.clips.latent_counts,
         factory.grid,
     )
@@ -158,7 +175,7 @@ def ode(factory: SamplerFactory, asked: Asked, steps: int) -> LatentSampler:
         denoise = clip.denoiser(
             text,
             unconditional,
-            factory.teacher_sampler.guidance if asked.name == "teacher" else None,
+            factory.teacher_sampler.guidance if request.name == "teacher" else None,
         )
         *_, last = ode_states(denoise, clip.noise(len(text.video), generator), sigmas)
         return last
@@ -169,7 +186,7 @@ def ode(factory: SamplerFactory, asked: Asked, steps: int) -> LatentSampler:
 def row(
     factory: SamplerFactory, draw: LatentSampler, captions: list[str], seed: int
 ) -> list[float | None]:
-    """The figures of one sampler: the pocket world's measures, and the standard deviation of the latents."""
+    """Measure one sampler: the pocket world's measures, and the latents' standard deviation."""
     drawn: list[Latents] = []
 
     def kept(text: TextFeatures, generator: torch.Generator) -> Latents:

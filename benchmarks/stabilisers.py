@@ -1,7 +1,15 @@
-"""Stage II with each stabiliser and several numbers of sinks, in fp32 and bf16, beside the paper's table 3.
+"""Train Stage II with each stabiliser and several numbers of sinks, beside the paper's table 3.
 
-``python -m benchmarks.stabilisers --preset pocket --updates 240`` reads latents, trajectories and Stage I's student below
-``data/pocket``. Every variant is one MLflow run, below one that has table and plot. Killed, it goes on where it stopped.
+`python -m benchmarks.stabilisers --preset pocket --updates 240` reads latents, trajectories and
+Stage I's student below `data/pocket` and trains in fp32 and bf16. Every variant is one MLflow run,
+below one that has table and plot. Killed, it resumes. Columns:
+
+    largest_gradient_norm                 of the training
+    entropy_prefix, entropy_first_second  of the first audio latents' self-attention, in nats
+    loss_video, loss_audio, loss          of one-step clean estimates at sigma 0.5, held-out clips
+    paper_norm, paper_loss                the paper's figures at its own size
+
+A dash: training diverged, or the paper does not say.
 """
 
 import argparse
@@ -37,7 +45,7 @@ from omniforcing.pipeline.config import Config, load_config
 from omniforcing.training.loop import fit
 
 SIGMA = 0.5
-# The paper's table 3: largest gradient norm and one-step loss at sigma 0.5; None for NaN and for what it leaves out.
+# The paper's table 3: largest gradient norm and one-step loss at sigma 0.5; None: NaN or not given.
 PAPER: dict[str, tuple[float | None, float | None]] = {
     "none": (None, None),
     "sinks-2": (None, None),
@@ -61,8 +69,14 @@ SHOWN = (
 
 
 @dataclass(frozen=True)
-class Variant:
-    """A stabiliser, its number of sinks, and the precision of weights, moments and activations, as the authors train."""
+class StabiliserVariant:
+    """A row of the paper's table in one precision.
+
+    Attributes:
+        stabiliser: of the first audio tokens.
+        sinks: number of sink tokens.
+        precision: of weights, moments and activations, as the authors train.
+    """
 
     stabiliser: Stabiliser
     sinks: int
@@ -70,7 +84,7 @@ class Variant:
 
     @property
     def row(self) -> str:
-        """Its name in the paper's table."""
+        """Name of the row in the paper's table."""
         return f"{self.stabiliser.value}-{self.sinks}" if self.sinks else self.stabiliser.value
 
     @property
@@ -78,17 +92,17 @@ class Variant:
         return f"{self.row}-{self.precision}"
 
     @classmethod
-    def of(cls, row: str, precision: str) -> "Variant":
-        """The variant of a row of the table."""
+    def from_row(cls, row: str, precision: str) -> "StabiliserVariant":
+        """Return the variant of a row of the table."""
         stabiliser, _, sinks = row.partition("-")
         return cls(Stabiliser(stabiliser), int(sinks or 0), precision)
 
 
 class Diverged(OmniForcingError):
-    """A gradient norm that is not finite: a finding here, not a fault."""
+    """A gradient norm is not finite, which here is a result."""
 
 
-class Watched(CausalOde):
+class StopAtDivergence(CausalOde):
     """Stage II that stops at the first gradient that is not finite."""
 
     def record(self, norms: Pair[Tensor], losses: dict[str, Pair[Tensor]]) -> dict[str, Tensor]:
@@ -98,39 +112,51 @@ class Watched(CausalOde):
 
 
 class Entropies(Masked):
-    """A block-causal view that notes the entropy of the first audio latents' self-attention, in nats."""
+    """A block-causal view that records the entropy of audio self-attention, in nats."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.noted: dict[int, list[Tensor]] = {0: [], 1: []}
+        self.recorded: dict[int, list[Tensor]] = {0: [], 1: []}
 
     def mix(self, site: str, block: int, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-        if site == "audio" and block in self.noted:
+        if site == "audio" and block in self.recorded:
             asked = q if block else q[:, self.positions.sinks :]
             a, b = (x.float().unflatten(-1, (heads, -1)).transpose(1, 2) for x in (asked, k))
             weights = (a @ b.transpose(-1, -2) / math.sqrt(a.shape[-1])).softmax(-1)
-            self.noted[block].append(torch.special.entr(weights).sum(-1).mean())
+            self.recorded[block].append(torch.special.entr(weights).sum(-1).mean())
         return super().mix(site, block, q, k, v, heads)
 
     def means(self) -> dict[str, float]:
-        """Mean over layers, heads, latents and samples, of the prefix and of the first second after it."""
+        """Return the mean over layers, heads, latents and samples, per block.
+
+        Block 0 is the prefix, block 1 the first second after it.
+        """
         names = {0: "entropy_prefix", 1: "entropy_first_second"}
         return {
-            names[block]: float(torch.stack(noted).mean()) for block, noted in self.noted.items()
+            names[block]: float(torch.stack(noted).mean()) for block, noted in self.recorded.items()
         }
 
 
 @dataclass(frozen=True)
-class Bench:
-    """The data of a preset, and how long each variant trains on it."""
+class Experiment:
+    """Trains and measures variants on a preset's data.
+
+    Attributes:
+        config: of the preset.
+        data: folder of its outputs.
+        work: folder of unfinished and finished variants.
+        updates: of each variant's training.
+    """
 
     config: Config
     data: Path
     work: Path
     updates: int
 
-    def variant(self, variant: Variant, client: Any, parent: str) -> dict[str, float | None]:
-        """Train and measure one variant, or take what an earlier command found."""
+    def variant(
+        self, variant: StabiliserVariant, client: Any, parent: str
+    ) -> dict[str, float | None]:
+        """Train and measure one variant, or take what an earlier command results."""
         work = self.work / variant.name
         if (work / "result.json").is_file():
             return read_json(work / "result.json")
@@ -149,12 +175,14 @@ class Bench:
             client, variant.name, work / "run.json", tags, params | {"updates": self.updates}
         )
         with tracking.closing(run):
-            found = self._train(variant, work, run)
-            run.log_metrics({name: value for name, value in found.items() if value is not None})
-        write_json(work / "result.json", found)
-        return found
+            results = self._train(variant, work, run)
+            run.log_metrics({name: value for name, value in results.items() if value is not None})
+        write_json(work / "result.json", results)
+        return results
 
-    def _train(self, variant: Variant, work: Path, run: tracking.Run) -> dict[str, float | None]:
+    def _train(
+        self, variant: StabiliserVariant, work: Path, run: tracking.Run
+    ) -> dict[str, float | None]:
         config, dtype = self.config, PRECISIONS[variant.precision]
         optim = replace(config.causal_ode.optim, steps=self.updates)
         source = self.data / config.causal_ode.init.value
@@ -164,7 +192,7 @@ class Bench:
         data = TensorShards(self.data / "trajectories", "train", config.clips.latent_counts)
         view = self._view(Masked, student, data.grid)
         stage = replace(config.causal_ode, optim=optim)
-        module = Watched(
+        module = StopAtDivergence(
             student, stage, config.student.sigmas, config.student.table, view, config.seed
         )
         trainer = replace(config.trainer, precision="32-true", probes=0)
@@ -201,7 +229,10 @@ class Bench:
 
     @torch.no_grad()
     def _measure(self, student: DualStream, grid: tuple[int, int]) -> dict[str, float]:
-        """Entropies, and the error of one-step clean estimates of held-out clips, all blocks noised to sigma 0.5."""
+        """Measure entropies and the loss of one-step clean estimates on held-out clips.
+
+        All blocks are noised to sigma 0.5.
+        """
         batch = next(held_out(self.data / "latents", self.config))
         view = self._view(Entropies, student, grid)
         noise = noise_like(batch.latents, step_generator(self.config.seed, 0, "stabilisers"))
@@ -217,7 +248,7 @@ class Bench:
 
 
 def held_out(folder: Path, config: Config) -> Iterator[Batch]:
-    """Held-out clips, all of them (at most 64) as one batch."""
+    """Yield the held-out clips, at most 64, as one batch."""
     shards = TensorShards(folder, "heldout", config.clips.latent_counts)
     samples = [
         (latents, caption)
@@ -229,8 +260,8 @@ def held_out(folder: Path, config: Config) -> Iterator[Batch]:
     yield Batch(latents, shards.text.of([caption for _, caption in samples]))
 
 
-def draw(path: Path, found: Mapping[str, Mapping[str, float | None]]) -> Path:
-    """Largest gradient norm and one-step loss of every row in both precisions, the paper's beside them; gaps diverged."""
+def draw(path: Path, results: Mapping[str, Mapping[str, float | None]]) -> Path:
+    """Plot gradient norm, loss and entropy of every row beside the paper's; a gap: diverged."""
     figure, axes = new_figure(1, 3, width=12, height=4.2, sharey=True)
     rows, gap = list(PAPER), math.nan
     columns = {"fp32": (BAR, -0.25), "bf16": ("#edae49", 0.0)}
@@ -238,7 +269,7 @@ def draw(path: Path, found: Mapping[str, Mapping[str, float | None]]) -> Path:
         axes, ("largest_gradient_norm", "loss", "entropy_first_second"), strict=True
     ):
         for precision, (colour, offset) in columns.items():
-            values = [found.get(f"{row}-{precision}", {}).get(metric) for row in rows]
+            values = [results.get(f"{row}-{precision}", {}).get(metric) for row in rows]
             places = [i + offset for i in range(len(rows))]
             axis.barh(
                 places,
@@ -266,12 +297,12 @@ def draw(path: Path, found: Mapping[str, Mapping[str, float | None]]) -> Path:
     return save_figure(figure, path)
 
 
-def table(found: Mapping[str, Mapping[str, float | None]]) -> str:
-    """A row per variant; the paper's two figures at its end, and a dash where training diverged or the paper is silent."""
+def table(results: Mapping[str, Mapping[str, float | None]]) -> str:
+    """Format a row per variant, with the paper's two figures at its end."""
     lines = [
         f"{'variant':<30}" + "".join(f"{name:>23}" for name in (*SHOWN, "paper_norm", "paper_loss"))
     ]
-    for name, values in found.items():
+    for name, values in results.items():
         shown = [*(values[key] for key in SHOWN), *PAPER[name.rpartition("-")[0]]]
         lines.append(
             f"{name:<30}" + "".join(f"{'-' if v is None else f'{v:.4g}':>23}" for v in shown)
@@ -280,7 +311,11 @@ def table(found: Mapping[str, Mapping[str, float | None]]) -> str:
 
 
 def run(preset: str, updates: int, rows: list[str], precisions: list[str]) -> None:
-    """Train and measure the chosen variants, then print the table and draw the plot of all that are there."""
+    """Train and measure variants, print the table and draw the plot.
+
+    Raises:
+        OmniForcingError: if the preset lacks an output.
+    """
     root = project_root()
     config = load_config(root=root, preset=preset)
     data = root / "data" / config.preset
@@ -290,23 +325,27 @@ def run(preset: str, updates: int, rows: list[str], precisions: list[str]) -> No
                 "file.missing",
                 f"{data / needed} is missing; run `omniforcing run --preset {preset}` first",
             )
-    bench = Bench(
+    experiment = Experiment(
         config, data, root / ".work" / preset / "stabilisers" / f"{updates}-updates", updates
     )
-    bench.work.mkdir(parents=True, exist_ok=True)
+    experiment.work.mkdir(parents=True, exist_ok=True)
     client = tracking.connect(root)
     tags = {"experiment": "stabilisers", "preset": preset, "git_commit": git_commit(root)}
     whole = tracking.open_run(
-        client, f"stabilisers {preset}", bench.work / "run.json", tags, {"updates": updates}
+        client, f"stabilisers {preset}", experiment.work / "run.json", tags, {"updates": updates}
     )
     with tracking.closing(whole):
-        variants = [Variant.of(row, precision) for row in rows for precision in precisions]
-        found = {variant.name: bench.variant(variant, client, whole.id) for variant in variants}
-        write_json(bench.work / "stabilisers.json", found)
-        whole.log_artifact(bench.work / "stabilisers.json")
-        whole.log_artifact(draw(bench.work / "stabilisers.png", found))
-    print(table(found))
-    print(f"plot: {bench.work / 'stabilisers.png'}")
+        variants = [
+            StabiliserVariant.from_row(row, precision) for row in rows for precision in precisions
+        ]
+        results = {
+            variant.name: experiment.variant(variant, client, whole.id) for variant in variants
+        }
+        write_json(experiment.work / "stabilisers.json", results)
+        whole.log_artifact(experiment.work / "stabilisers.json")
+        whole.log_artifact(draw(experiment.work / "stabilisers.png", results))
+    print(table(results))
+    print(f"plot: {experiment.work / 'stabilisers.png'}")
 
 
 def main() -> None:

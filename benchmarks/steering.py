@@ -1,9 +1,14 @@
-"""How soon a stream follows another prompt: `python -m benchmarks.steering [FOLDER]`, block by block after the switch.
+"""Measure how soon a stream follows another prompt, block by block after the switch.
 
-Rollouts of held-out captions (one ball each), which switch to a held-out caption of another colour. Shown for every way to
-switch: the share of blocks whose picture has the new colour, the share of impacts heard with the new colour's tone, the share
-of frames with one whole ball, and how far the picture jumps where the block begins (mean absolute difference of neighbouring
-frames, against the median of the rollouts before the switch).
+`python -m benchmarks.steering [FOLDER]` rolls out held-out captions of one ball, then switches to a
+held-out caption of another colour. A row per way to switch (`switch` keeps what the student
+remembers, `rewrite` rewrites it) and figure, a column per block:
+
+    colour  share of blocks whose picture has the new colour
+    tone    share of impacts heard with the new colour's tone
+    ball    share of frames with one whole ball
+    jump    mean absolute difference of the frames where the block begins, over the median of
+            neighbouring frames before the switch
 """
 
 import argparse
@@ -32,7 +37,7 @@ from omniforcing.pipeline.stages.shared.factory import open_factory
 from omniforcing.pocket.events import colours_in, detect_audio_events, detect_video_events
 from omniforcing.streaming.generation import Generation
 
-WAYS = {"switch": False, "rewrite": True}  # whether what the student remembers is rewritten
+WAYS = {"switch": False, "rewrite": True}  # whether the cache is rewritten for the new prompt
 
 
 def main() -> None:
@@ -62,10 +67,10 @@ def main() -> None:
 
     def run() -> None:
         torch.set_num_threads(arguments.threads)
-        found = measure(
+        results = measure(
             arguments.preset, arguments.folder, arguments.clips, arguments.before, arguments.after
         )
-        print(json.dumps(found) if arguments.json else table(found))
+        print(json.dumps(results) if arguments.json else table(results))
 
     sys.exit(run_command(run))
 
@@ -73,7 +78,18 @@ def main() -> None:
 def measure(
     preset: str, folder: Path | None, count: int, before: int, after: int
 ) -> dict[str, Any]:
-    """Per way to switch and figure, a value for every block from the switch on."""
+    """Measure each way to switch; return its figures, with a value for every block after it.
+
+    Args:
+        preset: whose data and settings to use.
+        folder: the student's weights; None: the preset's.
+        count: rollouts.
+        before: blocks before the switch.
+        after: blocks from the switch on.
+
+    Raises:
+        OmniForcingError: if the data are not of the pocket world.
+    """
     config = load_config(root=project_root(), preset=preset)
     data = project_root() / "data" / config.preset
     captions = [
@@ -124,7 +140,7 @@ def measure(
 
 
 def _other(captions: list[str], index: int) -> str | None:
-    """The next caption of another colour."""
+    """Return the next caption of another colour."""
     later = captions[index + 1 :] + captions[:index]
     return next((c for c in later if colours_in(c) != colours_in(captions[index])), None)
 
@@ -155,9 +171,9 @@ def _figures(
     }
 
 
-def table(found: dict[str, Any]) -> str:
-    """A row per way and figure, a column per block."""
-    ways = {name: figures for name, figures in found.items() if isinstance(figures, dict)}
+def table(results: dict[str, Any]) -> str:
+    """Format a row per way and figure, a column per block."""
+    ways = {name: figures for name, figures in results.items() if isinstance(figures, dict)}
     count = len(next(iter(next(iter(ways.values())).values())))
     lines = [f"{'block after the switch':<24}" + "".join(f"{n + 1:>9}" for n in range(count))]
     for way, figures in ways.items():

@@ -1,6 +1,7 @@
-"""The streamed student against the teacher's offline sampler, at equal clip length, decoding included, in one run.
+"""Measure the streamed student against the teacher's offline sampler, decoding included.
 
-``python -m benchmarks.stream --preset pocket`` reads what the pipeline wrote below ``data/pocket``; it prints one JSON object.
+`python -m benchmarks.stream --preset pocket` samples clips of equal length in one run, from the
+pipeline's outputs below `data/pocket`, and prints one JSON object.
 """
 
 import argparse

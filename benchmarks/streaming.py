@@ -1,13 +1,20 @@
-"""Minutes of an artifact streamed to a file: does it keep up, stay flat, stay together and stay in sync to the end?
+"""Stream an artifact for minutes: does it keep up, stay flat, and stay in sync to the end?
 
-``python -m benchmarks.streaming --artifact data/pocket/artifact --seconds 600 --json``. First and last mean the first and the
-last minute, or tenth of a stream that is shorter than ten. Memory is the process's; blocks are timed with the encoding of
-the block before under way, as they are for a viewer.
+`python -m benchmarks.streaming --artifact data/pocket/artifact --seconds 600 --json` writes a file
+and measures it. First and last mean the first and last minute, or tenth of a stream that is shorter
+than ten minutes. Blocks are timed while the block before is encoded, as they are for a viewer.
+
+    ttfc_s                        request to the first block that moves
+    realtime_factor               seconds of media per second
+    block_p95_ratio               p95 of a block's time, last over first
+    memory_ratio                  largest memory of the process, last over first
+    av_offset_ms                  largest distance of the stamps of sound and picture
+    stalls                        waits of a viewer
+    sync_f1_first, sync_f1_last   F1 of impacts seen and heard
 """
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import time
@@ -20,6 +27,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from benchmarks.timing import resident_bytes
 from omniforcing.core.console import run_command
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.layout import FPS
@@ -31,7 +39,7 @@ from omniforcing.streaming.command import write_stream
 from omniforcing.streaming.engine import Engine
 from omniforcing.streaming.live import Chunk, Stream
 
-TOLERANCE = 0.080
+TOLERANCE = 0.080  # seconds
 
 
 def main() -> None:
@@ -60,7 +68,8 @@ def main() -> None:
         if arguments.seconds < 20:
             raise OmniForcingError(
                 "option.out-of-range",
-                f"--seconds is {arguments.seconds}; first and last tenth are compared, so give 20 or more",
+                f"--seconds is {arguments.seconds}; first and last tenth are compared, "
+                "so give 20 or more",
             )
         torch.set_num_threads(arguments.threads)
         figures = measure(
@@ -110,16 +119,18 @@ def measure(engine: Engine, prompt: str, seconds: int, seed: int) -> dict[str, f
 
 
 def _watched(stream: Stream, memory: list[int], timings: list[BlockTiming]) -> Iterator[Chunk]:
+    """Pass chunks on; append the process's bytes and the block's timing for each."""
     for chunk in tqdm(stream, "streaming", stream.blocks, file=sys.stderr):
         yield chunk
-        memory.append(
-            int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        )
+        memory.append(resident_bytes())
         timings.append(chunk.timing)
 
 
 def stamp_offset(file: Path) -> float:
-    """Seconds by which sound and picture of the same second are stamped apart, at the second where that is most."""
+    """Return the largest distance of the time stamps of sound and picture, in seconds.
+
+    Compared at every second of the media.
+    """
     seen = [float(frame.pts * frame.time_base) for frame in _decoded(file, "video", 0)]
     stamps, counts = [], [0]
     for frame in _decoded(file, "audio", 0):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.local_cluster import Cluster
+from benchmarks.local_cluster import LocalCluster
 from omniforcing.core import distributed
 from omniforcing.core.latents import Batch, Pair, TextFeatures
 from omniforcing.distill.bidirectional_dmd import BidirectionalDmd
@@ -134,7 +134,7 @@ def rehearse(teacher: Path, work: Path, steps: int) -> None:
 
 
 def test_every_stage_of_48_layers_takes_a_step_and_goes_on_from_its_checkpoint_on_other_workers(
-    driven_cluster: Cluster, tmp_path: Path
+    driven_cluster: LocalCluster, tmp_path: Path
 ) -> None:
     config, sizes = rehearsed()
     assert (

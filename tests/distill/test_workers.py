@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.local_cluster import Cluster
+from benchmarks.local_cluster import LocalCluster
 from omniforcing.core import distributed
 from omniforcing.core.latents import Batch
 from omniforcing.distill.causal_ode import CausalOde
@@ -115,7 +115,7 @@ def train_whole_and_in_shards(work: Path) -> None:
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_two_workers_of_a_ray_cluster_learn_what_one_process_does(
-    alone: Path, driven_cluster: Cluster, tmp_path: Path
+    alone: Path, driven_cluster: LocalCluster, tmp_path: Path
 ) -> None:
     launch(
         partial(train_whole_and_in_shards, tmp_path),

@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 from yaml import safe_load
 
-from benchmarks.local_cluster import Cluster
+from benchmarks.local_cluster import LocalCluster
 from omniforcing.core.environment import JOB_VARIABLE
 from omniforcing.pipeline import tracking
 from omniforcing.pipeline.cluster.jobs import HEAVY, goes_to_cluster, job_variables, submit_stage
@@ -28,7 +28,7 @@ SCHEMA = Path(__file__).parent / "data" / "rayjob.schema.json"
 
 
 @pytest.fixture
-def checkout(repository: Path, ray_cluster: Cluster) -> Path:
+def checkout(repository: Path, ray_cluster: LocalCluster) -> Path:
     """The toy project with the cluster as ``ray``."""
     (repository / "conf" / "cluster" / "ray.yaml").write_text(
         f"address: auto\njobs: {ray_cluster.jobs}\nworkers: 2\n"

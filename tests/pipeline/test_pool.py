@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.local_cluster import Cluster, processes
+from benchmarks.local_cluster import LocalCluster, processes
 from omniforcing.data.config import ClipsConfig
 from omniforcing.data.shards import plan_shards, write_shards
 from omniforcing.data.sources import read_clips, write_clips
@@ -29,7 +29,11 @@ ray_test = pytest.mark.ray
 
 
 def started(
-    cluster: Cluster, work: Path, reads: Sequence[Path] = (), workers: int = 2, restarts: int = 3
+    cluster: LocalCluster,
+    work: Path,
+    reads: Sequence[Path] = (),
+    workers: int = 2,
+    restarts: int = 3,
 ) -> Pool:
     """A pool on the cluster, to be entered."""
     return Pool(
@@ -47,7 +51,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 @ray_test
 def test_shards_of_two_workers_are_those_of_one_process(
-    driven_cluster: Cluster, tmp_path: Path
+    driven_cluster: LocalCluster, tmp_path: Path
 ) -> None:
     clips = tmp_path / "clips"
     clips.mkdir()
@@ -68,7 +72,7 @@ NAMES = [f"train-{n:06d}" for n in range(6)]
 
 @ray_test
 def test_a_killed_workers_shard_is_made_again_and_no_other(
-    driven_cluster: Cluster, tmp_path: Path
+    driven_cluster: LocalCluster, tmp_path: Path
 ) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
@@ -90,7 +94,7 @@ def test_a_killed_workers_shard_is_made_again_and_no_other(
 
 @ray_test
 def test_a_shard_that_always_kills_its_worker_ends_in_a_sentence(
-    driven_cluster: Cluster, tmp_path: Path
+    driven_cluster: LocalCluster, tmp_path: Path
 ) -> None:
     with (
         refuses("cluster.workers-died", "2 times", "cluster.restarts is 1"),
@@ -101,7 +105,7 @@ def test_a_shard_that_always_kills_its_worker_ends_in_a_sentence(
 
 @ray_test
 def test_what_a_worker_refuses_is_told_in_its_sentence_and_what_ran_before_used_the_same_connection(
-    driven_cluster: Cluster, tmp_path: Path
+    driven_cluster: LocalCluster, tmp_path: Path
 ) -> None:
     import ray
 
@@ -121,7 +125,9 @@ def test_what_a_worker_refuses_is_told_in_its_sentence_and_what_ran_before_used_
 
 
 @ray_test
-def test_more_workers_than_fit_are_refused_at_once(driven_cluster: Cluster, tmp_path: Path) -> None:
+def test_more_workers_than_fit_are_refused_at_once(
+    driven_cluster: LocalCluster, tmp_path: Path
+) -> None:
     began = time.monotonic()
     with (
         refuses("cluster.too-small", "2 workers of 1 CPU", "cluster.workers is 5"),
@@ -133,7 +139,7 @@ def test_more_workers_than_fit_are_refused_at_once(driven_cluster: Cluster, tmp_
 
 @ray_test
 def test_a_node_that_does_not_see_the_data_is_named(
-    driven_cluster: Cluster, tmp_path: Path
+    driven_cluster: LocalCluster, tmp_path: Path
 ) -> None:
     with (
         refuses("cluster.unusable-node", tmp_path / "shards"),
@@ -171,7 +177,7 @@ with local_cluster() as cluster:
 
 
 @ray_test
-def test_another_token_is_refused(driven_cluster: Cluster, tmp_path: Path) -> None:
+def test_another_token_is_refused(driven_cluster: LocalCluster, tmp_path: Path) -> None:
     # Ray reads its token once per process.
     script = f"""
 from pathlib import Path

@@ -13,7 +13,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from benchmarks.local_cluster import Cluster, free_port
+from benchmarks.local_cluster import LocalCluster, free_port
 from omniforcing.serving.protocol import SUBPROTOCOL
 from omniforcing.streaming.artifact import Artifact
 from tests.support.ray_cluster import environment
@@ -61,7 +61,7 @@ class Deployment:
 
 @pytest.fixture(scope="module")
 def deployment(
-    artifact: Artifact, ray_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
+    artifact: Artifact, ray_cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Deployment]:
     log = tmp_path_factory.mktemp("serve") / "log"
     running = Deployment(ray_cluster.address, artifact.folder, log)

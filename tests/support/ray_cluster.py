@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import local_cluster as local
-from benchmarks.local_cluster import Cluster, own_cluster
+from benchmarks.local_cluster import LocalCluster, own_cluster
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "a-token-of-the-tests-alone-0123456789abcdef"
@@ -24,7 +24,7 @@ def environment() -> dict[str, str]:
 
 
 @contextmanager
-def local_cluster() -> Iterator[Cluster]:
+def local_cluster() -> Iterator[LocalCluster]:
     """A head with two CPUs and its dashboard; it, and nothing else, ends at the end, or when we are killed."""
     with own_cluster(TOKEN, **CHANGED) as cluster:
         cluster.head(2)
@@ -32,14 +32,14 @@ def local_cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[Cluster]:
+def ray_cluster() -> Iterator[LocalCluster]:
     """The session's cluster, for tests whose subprocesses use it."""
     with local_cluster() as started:
         yield started
 
 
 @pytest.fixture
-def driven_cluster(ray_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+def driven_cluster(ray_cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> LocalCluster:
     """The session's cluster, for a test that drives it from this process, which has its environment meanwhile."""
     for name, value in environment().items():
         monkeypatch.setenv(name, value)
