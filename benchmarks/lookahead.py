@@ -10,7 +10,8 @@
 
 Without `--codec`: LTX-2.0's decoder in its real depth and a small width with random weights, which
 is pessimistic, as trained ones depend less on distant latents. `--plot FILE` draws the curves. The
-default of `codec/reach.py` is the least look-ahead within `--enough` dB (45: less than 8 bits round away).
+default of `codec/reach.py` is the least look-ahead within `--enough` dB of the whole decode (45:
+less than 8 bits round).
 """
 
 import argparse
