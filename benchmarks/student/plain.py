@@ -106,18 +106,20 @@ class PlainStudent:
     @torch.no_grad()
     def stream(self, text: TextFeatures, generator: torch.Generator, blocks: int) -> list[Latents]:
         """Generate the first ``blocks`` blocks of a stream, from the noise of a ``Rollout``."""
-        student: Any = self  # stands in for a `DualStream` in our own sampler
+        # These three stand in for a `DualStream`, its cache and its cached text in our sampler.
+        student: Any = self
         cache: Any = PlainCache(self, blocks)
+        features: Any = text
         output: list[Latents] = []
         batch = text.video.shape[0]
         for index in range(blocks):
             if index:
                 previous = index - 1
-                refresh(student, self.config, cache, text, previous, output[-1], generator)
+                refresh(student, self.config, cache, features, previous, output[-1], generator)
             counts = self.config.table.counts(index)
             noise = gaussian(self.model, counts, self.config.grid, batch, generator)
             view = cache.view(index)
-            output.append(few_step(student, noise, self.config.sigmas, text, view, generator))
+            output.append(few_step(student, noise, self.config.sigmas, features, view, generator))
         return output
 
     def __call__(self, x: Latents, sigma: float, text: TextFeatures, view: PlainView) -> Latents:
