@@ -27,7 +27,8 @@ A shell completes commands, options, presets and stages after one line in its st
 
 def page() -> str:
     """Write the page: per command its usage, what it does, its options with defaults, examples."""
-    context = click.Context(omniforcing, info_name=omniforcing.name)
+    # click keeps the help option of a command's first context, so this one must be as a user's.
+    context = omniforcing.make_context(str(omniforcing.name), [], resilient_parsing=True)
     return "\n".join([_ABOUT, *_sections(omniforcing, context, level=2)])
 
 

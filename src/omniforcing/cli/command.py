@@ -48,7 +48,7 @@ class Group(click.Group):
     group_class = type  # click's way to say that subgroups are of this class too
 
     def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
-        super().__init__(*args, no_args_is_help=False, **kwargs)
+        super().__init__(*args, **{"no_args_is_help": False, **kwargs})
         self.examples = tuple(examples)
 
     def list_commands(self, ctx: click.Context) -> list[str]:

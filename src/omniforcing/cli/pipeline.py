@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from omniforcing.cli.command import Command, Group
 from omniforcing.cli.options import complete_stages, overrides_argument, parse_memory, preset_option
 from omniforcing.core.errors import OmniForcingError
+
+if TYPE_CHECKING:
+    from omniforcing.pipeline.experiments.ablation import Trial
 
 
 def _stages(
@@ -196,11 +200,11 @@ def ablation(variants: tuple[str, ...], preset: str | None) -> None:
     print(f"\ntable and plot: {folder / 'index.html'}   experiments: dvc exp show   runs: make ui")
 
 
-def _measure(trial: object) -> object:
+def _measure(trial: Trial) -> Mapping[str, Any]:
     # Imported here so that an error of the command line need not wait for torch.
     from omniforcing.pipeline.experiments.measure import measure
 
-    return measure(trial)  # type: ignore[arg-type]
+    return measure(trial)
 
 
 @click.command(

@@ -257,6 +257,7 @@ def _begin(engine: Engine, options: StreamOptions) -> Stream:
         opening = engine.image(_read(options.image))
     if options.clip:
         opening = engine.clip(options.clip)
+    assert options.prompt is not None, "_check refuses a new stream without a prompt"
     return engine.stream(options.prompt, seconds, options.seed, opening)
 
 
@@ -284,7 +285,7 @@ def stream_clip(options: StreamOptions) -> None:
         chunks = _with_progress(stream, stream.frames)
         with _until_interrupted(chunks) if options.endless else nullcontext(chunks) as wanted:
             speed = write_stream(wanted, options.out, engine.settings)
-        if saved is not None:
+        if saved is not None and options.save is not None:
             saved.result().save(options.save)
     values = figures(speed, engine.settings, options.engine.device, options.engine.speed_ups)
     line = (
