@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.extended
+
 ROOT = Path(__file__).parents[1]
 TUTORIALS = [
     ROOT / "docs" / "tutorials" / f"{name}.md"

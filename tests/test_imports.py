@@ -134,6 +134,7 @@ for name in {modules!r}:
     assert answer.returncode == 0, answer.stderr
 
 
+@pytest.mark.extended
 def test_streaming_needs_no_training_tools() -> None:
     # Transformers looks for torchaudio of its own accord, so what counts is that nothing is missed.
     import_without(TRAINING_ONLY, [f"omniforcing.{module}" for module in INFERENCE])
@@ -143,6 +144,7 @@ def test_streaming_needs_no_training_tools() -> None:
 NOT_FOR_UPDATES = TRAINING_ONLY | {"omegaconf", "av", "scipy", "matplotlib"}
 
 
+@pytest.mark.extended
 def test_training_methods_the_planner_and_an_engine_that_opens_no_clip_need_little() -> None:
     folders = [PACKAGE / "distill", PACKAGE / "codec", PACKAGE / "training" / "codec"]
     files = [path for path in MODULES if path.parent in folders and path.stem != "__init__"]

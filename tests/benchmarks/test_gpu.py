@@ -24,6 +24,8 @@ from omniforcing.core.config import project_root, to_dict
 from omniforcing.pipeline.config import load_config
 from tests.support.refusals import refuses
 
+pytestmark = pytest.mark.extended
+
 ABOUT = {"device": "CPU", "commit": "abc", "small": True}
 
 

@@ -8,6 +8,8 @@ import pytest
 
 from omniforcing.core.config import project_root
 
+pytestmark = pytest.mark.extended
+
 FIGURES = {
     *(
         "fps",

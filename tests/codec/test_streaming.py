@@ -84,6 +84,7 @@ def test_picture_in_pieces_equals_the_whole(codec: Codec, size: int, batch: int)
     assert (streamed - whole).abs().max() < 1e-4 * max(1, whole.abs().max())
 
 
+@pytest.mark.extended
 @torch.no_grad()
 @pytest.mark.parametrize("size", [1, 8, 25, 50])
 def test_mel_and_sound_in_pieces_equal_the_whole(codec: Codec, size: int) -> None:
@@ -165,6 +166,7 @@ def test_decoder_that_looks_both_ways_is_exact_with_all_of_its_reach(
     assert (streamed - whole).abs().max() < 1e-4 * whole.abs().max()
 
 
+@pytest.mark.extended
 @torch.no_grad()
 def test_error_falls_with_the_look_ahead_and_with_what_is_decoded_again(both_ways: Any) -> None:
     z = long_latents()

@@ -179,6 +179,7 @@ def test_muon_takes_the_matrices_of_the_layers_and_adamw_all_other_parameters_on
         )
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("build", STAGES)
 def test_a_stage_broken_off_and_resumed_ends_in_the_same_weights(
     build: Callable[[], StageModule], tmp_path: Path
@@ -215,6 +216,7 @@ def test_a_stage_broken_off_and_resumed_ends_in_the_same_weights(
     assert any(not torch.equal(value, start[name]) for name, value in unbroken.state_dict().items())
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("build", STAGES)
 def test_a_plain_loop_trains_a_stage_to_the_weights_that_lightning_does(
     build: Callable[[], StageModule], tmp_path: Path
@@ -265,6 +267,7 @@ def test_self_forcing_reaches_the_sinks_and_the_text_path_and_never_the_teacher(
     assert all(torch.equal(v, teacher[k]) for k, v in module.frozen[0].state_dict().items())
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("steered", [0.0, 1.0])
 def test_rollouts_that_switch_learn_from_the_switch_on(steered: float) -> None:
     module, text, learning = stage_self_forcing(steered), features(), set()

@@ -26,6 +26,8 @@ from omniforcing.pocket.observe import Clips, observe
 from omniforcing.pocket.synthetic import COLOURS, make_clip
 from tests.support.refusals import refuses
 
+pytestmark = pytest.mark.extended
+
 CLIPS, SECONDS, TRAINED = 6, 2, 12
 SETTINGS = EvaluateConfig(clips=CLIPS, seeds=2, page_clips=2, drift_clips=3)
 REQUIRED = {

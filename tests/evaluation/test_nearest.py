@@ -17,6 +17,8 @@ from omniforcing.evaluation.nearest import (
 from omniforcing.pocket.observe import Clips
 from omniforcing.pocket.synthetic import make_clip
 
+pytestmark = pytest.mark.extended
+
 SECONDS, TRAINED, HELDOUT, COPIED = 2, 160, 24, range(0, 160, 8)
 
 

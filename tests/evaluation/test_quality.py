@@ -9,6 +9,8 @@ from scipy.ndimage import gaussian_filter
 from omniforcing.evaluation.quality import FEATURES, audio_features, floor, frechet, video_features
 from omniforcing.pocket.synthetic import SyntheticClip, make_clip
 
+pytestmark = pytest.mark.extended
+
 CLIPS, SECONDS = 16, 2
 
 

@@ -31,6 +31,8 @@ from omniforcing.pipeline.stages.shared.factory import open_factory
 from omniforcing.pipeline.stages.shared.speed import against_the_teacher
 from omniforcing.pocket.synthetic import make_clip
 
+pytestmark = pytest.mark.extended
+
 CAPTIONS = ["a red ball bounces", "a blue ball bounces", "a green ball bounces"]
 
 

@@ -6,6 +6,8 @@ import pytest
 from omniforcing.media.conform import ClipCutter, ClipFormat, pick_frames
 from omniforcing.media.probe import Rejected
 
+pytestmark = pytest.mark.extended
+
 EVENTS = (0.5, 1.25)
 FORM = ClipFormat(64, 64, 2)
 

@@ -16,6 +16,8 @@ from omniforcing.media.mux import Muxer, OutputBuffer
 from tests.support.limits import files_of_at_most
 from tests.support.refusals import refuses
 
+pytestmark = pytest.mark.extended
+
 SECONDS = 3
 LOOK_AHEAD = 0.14
 

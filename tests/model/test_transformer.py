@@ -233,6 +233,7 @@ def test_qk_norm_bounds_what_a_head_may_attend_by_and_a_closed_tanh_gate_adds_no
     assert not gate_heads(x, torch.zeros(2)).any()
 
 
+@pytest.mark.extended
 @torch.no_grad()
 def test_an_endless_stream_repeats_itself_bit_for_bit_once_past_the_horizon() -> None:
     """Equal blocks far from the start meet equal tables: no phase grows, no precision is lost."""
@@ -268,6 +269,7 @@ def test_ring_buffers_stay_the_same_size_and_place() -> None:
     assert all(p == places[0] for p in places)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("layout", "window", "horizon"), [("prefix", 3, 99), ("merged", 1, 3), ("thirds", 2, 5)]
 )

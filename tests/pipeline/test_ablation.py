@@ -33,6 +33,8 @@ from tests.support.refusals import refuses
 from tests.support.tiny_models import GRID, features, tiny_model
 from tests.support.toy_project import CLIPS, STAGES, TEACHER
 
+pytestmark = pytest.mark.extended
+
 ROOT = Path(__file__).parents[2]
 CHANGED = {
     "without-I": {"trajectories.source", "causal_ode.init"},

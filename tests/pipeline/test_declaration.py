@@ -53,6 +53,7 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.extended
 def test_a_stale_pipeline_is_named_with_the_command_that_renews_it(checkout: Path) -> None:
     check_pipelines(checkout)
     assert write_pipelines(checkout, ["smoke"]) == ["pipelines/presets/smoke/dvc.yaml"]

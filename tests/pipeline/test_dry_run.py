@@ -24,6 +24,8 @@ from omniforcing.pipeline.dry_run import (
 from omniforcing.pocket.foundation import architecture
 from tests.support.refusals import refuses
 
+pytestmark = pytest.mark.extended
+
 ROOT = Path(__file__).parents[2]
 PRESETS = sorted(path.stem for path in (ROOT / "conf" / "preset").glob("*.yaml"))
 

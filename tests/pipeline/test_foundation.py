@@ -14,6 +14,8 @@ from omniforcing.pocket import foundation
 from omniforcing.pocket.foundation import PARTS, publish, take_kept
 from tests.support.refusals import refuses
 
+pytestmark = pytest.mark.extended
+
 
 @pytest.fixture
 def kept(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

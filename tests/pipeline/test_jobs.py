@@ -23,6 +23,8 @@ from omniforcing.pipeline.declaration import stage_names
 from tests.support.ray_cluster import ROOT, environment
 from tests.support.refusals import refused, refuses
 
+pytestmark = pytest.mark.extended
+
 ray_test = pytest.mark.ray
 SCHEMA = Path(__file__).parent / "data" / "rayjob.schema.json"
 

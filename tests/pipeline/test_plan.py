@@ -29,6 +29,8 @@ from omniforcing.training.stages import StageModule
 from tests.support.refusals import refused, refuses
 from tests.support.tiny_checkpoints import FACTS
 
+pytestmark = pytest.mark.extended
+
 ROOT = Path(__file__).parents[2]
 SMALL = [
     "teacher.model={layers: 4, heads: 2, video_head_dim: 48, audio_head_dim: 32}",

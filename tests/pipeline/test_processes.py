@@ -13,6 +13,8 @@ from omniforcing.core.errors import OmniForcingError
 from omniforcing.pipeline.processes import run_in_processes
 from tests.support.refusals import refuses
 
+pytestmark = pytest.mark.extended
+
 
 def leave(path: Path, text: str) -> None:
     path.write_text(text)

@@ -20,6 +20,8 @@ from omniforcing.pipeline.declaration import (
 from omniforcing.pipeline.stage import Stage, exclusive, run_stage
 from tests.support.refusals import refuses
 
+pytestmark = pytest.mark.extended
+
 ROOT = Path(__file__).parents[2]
 
 

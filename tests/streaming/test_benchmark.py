@@ -9,10 +9,13 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pytest
 
 from benchmarks.streaming import stamp_offset
 from omniforcing.media.mux import Muxer
 from omniforcing.streaming.artifact import Artifact
+
+pytestmark = pytest.mark.extended
 
 KEYS = {"ttfc_s", "realtime_factor", "block_p95_ratio", "memory_ratio", "av_offset_ms", "stalls"}
 KEYS |= {"sync_f1_first", "sync_f1_last"}

@@ -20,6 +20,8 @@ from omniforcing.evaluation.speed import BlockTiming, stream_speed
 from omniforcing.streaming.artifact import Artifact
 from tests.support.refusals import refused
 
+pytestmark = pytest.mark.extended
+
 
 def stream(*options: str) -> int:
     with pytest.raises(SystemExit) as end:

@@ -40,6 +40,8 @@ from tests.support.limits import files_of_at_most
 from tests.support.refusals import refuses
 from tests.support.streams import OTHER_PROMPT, PROMPT, image_file, same_media, settled
 
+pytestmark = pytest.mark.extended
+
 
 def streaming_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("omniforcing-")]

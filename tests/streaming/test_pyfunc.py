@@ -14,6 +14,8 @@ from omniforcing.serving import pyfunc
 from omniforcing.streaming.artifact import Artifact
 from tests.support.refusals import refuses
 
+pytestmark = pytest.mark.extended
+
 ROW = {"prompt": "a red ball bounces", "seconds": 1.0, "seed": 2}
 
 

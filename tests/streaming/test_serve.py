@@ -32,6 +32,8 @@ from tests.support.refusals import check, refused
 from tests.support.serving import Server, frames_in, hear, play, say, server, take
 from tests.support.streams import PROMPT, image_file, settled
 
+pytestmark = pytest.mark.extended
+
 TOKEN = "a-token-for-tests"
 
 

@@ -10,6 +10,8 @@ from omniforcing.pocket.observe import observe
 from omniforcing.pocket.synthetic import make_clip
 from tools.moving_picture import MARK, SIDE, WIDTH, animate
 
+pytestmark = pytest.mark.extended
+
 
 def test_frames_stand_beside_a_spectrogram_with_a_line_and_marks() -> None:
     clip = make_clip(7, 0, 2, 64, 64)

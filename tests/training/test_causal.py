@@ -23,6 +23,8 @@ from omniforcing.training.codec.causal import (
 from omniforcing.training.config import CausalDecoderConfig, TrainerConfig
 from omniforcing.training.loop import fit
 
+pytestmark = pytest.mark.extended
+
 VIDEO = VideoCodecConfig(
     latent_channels=8, encoder_channels=[8, 16, 32], decoder_channels=[8, 16, 32]
 )

@@ -17,6 +17,8 @@ from omniforcing.training.codec import training
 from omniforcing.training.config import TrainerConfig
 from omniforcing.training.loop import fit
 
+pytestmark = pytest.mark.extended
+
 VIDEO = VideoCodecConfig(
     latent_channels=8,
     encoder_channels=[16, 32, 256],

@@ -21,6 +21,8 @@ from omniforcing.model.rollout import new_cache
 from omniforcing.model.transformer import DualStream
 from tests.support.refusals import refuses
 
+pytestmark = pytest.mark.extended
+
 Model = TypeVar("Model", bound=nn.Module)
 
 

@@ -19,6 +19,8 @@ from omniforcing.model.rollout import Rollout, RolloutConfig
 from tests.support.refusals import refuses
 from tests.support.tiny_models import GRID, TOLERANCE, difference, features, tiny_model
 
+pytestmark = pytest.mark.extended
+
 CONFIG = RolloutConfig(LAYOUTS["prefix"], GRID, (1.0, 0.6), window=2, horizon=3)
 
 

@@ -24,6 +24,8 @@ from tests.support.tiny_checkpoints import (
     tiny_core,
 )
 
+pytestmark = pytest.mark.extended
+
 State = dict[str, Tensor]
 
 

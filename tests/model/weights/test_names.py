@@ -25,6 +25,8 @@ from tests.support.tiny_checkpoints import (
     save_hollow,
 )
 
+pytestmark = pytest.mark.extended
+
 RELEASES = sorted(FACTS["counts"])
 
 

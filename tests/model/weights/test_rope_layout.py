@@ -13,6 +13,8 @@ from omniforcing.model.weights.writing import write_diffusers
 from tests.support.refusals import refuses
 from tests.support.tiny_checkpoints import RELEASES, tiny_core
 
+pytestmark = pytest.mark.extended
+
 
 @torch.no_grad()
 def outputs(core: LTX2VideoTransformer3DModel, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
