@@ -279,7 +279,7 @@ def test_ctrl_c_ends_an_endless_clip_properly(artifact: Artifact, tmp_path: Path
 @pytest.mark.parametrize(
     ("extra", "code", "named"),
     [
-        (["--then", "soon", "a blue ball"], "option.malformed", "--then soon"),
+        (["--then", "soon", "a blue ball"], "option.malformed", "'soon'"),
         (["--then", "1", " "], "streaming.no-prompt", "' '"),
         (["--image", "nowhere.png"], "file.unreadable", "nowhere.png"),
         (["--continue", "nowhere.mp4"], "streaming.unreadable-clip", "nowhere.mp4"),
