@@ -1,6 +1,7 @@
 """The table counts what is there; the contact sheet shows it."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from tests.support.refusals import refuses
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory):
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("pocket")
     (root / "clips").mkdir()
     (root / "shards").mkdir()
@@ -37,7 +38,7 @@ def shards(tmp_path_factory):
 
 
 @pytest.fixture
-def latents(tmp_path):
+def latents(tmp_path: Path) -> Path:
     generator = torch.Generator().manual_seed(0)
     samples = [
         {
@@ -58,7 +59,7 @@ def latents(tmp_path):
     return tmp_path
 
 
-def test_table_counts_clips_captions_time_and_rejects(shards):
+def test_table_counts_clips_captions_time_and_rejects(shards: Path) -> None:
     table = inspect_folder(shards)
     assert "shards, 64x64, 2 s a clip" in table
     assert (
@@ -73,7 +74,7 @@ def test_table_counts_clips_captions_time_and_rejects(shards):
     assert rows == {"train-000000.tar": "3", "heldout-000000.tar": "2", "total": "5"}
 
 
-def test_sheet_shows_frames_over_sound_of_several_clips(shards, tmp_path):
+def test_sheet_shows_frames_over_sound_of_several_clips(shards: Path, tmp_path: Path) -> None:
     inspect_folder(shards, tmp_path / "sheet.png")
     sheet = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB")).astype(int)
     assert sheet.shape[0] > 5 * 150 and sheet.shape[1] > 900
@@ -81,7 +82,9 @@ def test_sheet_shows_frames_over_sound_of_several_clips(shards, tmp_path):
     assert vivid.any(1).sum() > 300
 
 
-def test_command_writes_beside_the_folder_and_prints_the_table(shards, capsys):
+def test_command_writes_beside_the_folder_and_prints_the_table(
+    shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as end:
         main(["inspect", str(shards)])
     assert end.value.code == 0
@@ -90,13 +93,15 @@ def test_command_writes_beside_the_folder_and_prints_the_table(shards, capsys):
     assert not list(shards.glob("*.png"))
 
 
-def test_latents_are_counted_and_drawn(latents, tmp_path):
+def test_latents_are_counted_and_drawn(latents: Path, tmp_path: Path) -> None:
     table = inspect_folder(latents, tmp_path / "heat.png")
     assert "latents" in table and "duration: 6 s" in table and "3  a red ball" in table
     assert Image.open(tmp_path / "heat.png").height > 3 * 160
 
 
-def test_folders_of_other_kinds_and_unwritable_sheets_are_one_sentence(shards, tmp_path):
+def test_folders_of_other_kinds_and_unwritable_sheets_are_one_sentence(
+    shards: Path, tmp_path: Path
+) -> None:
     with refuses("file.not-a-folder", "gone"):
         inspect_folder(tmp_path / "gone")
     with refuses("file.missing", "manifest.json"):

@@ -7,22 +7,32 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from omniforcing.data.config import ClipsConfig
-from omniforcing.data.shards import plan_shards, publish_shards, read_shards, write_shards
+from omniforcing.data.shards import (
+    ShardPlan,
+    plan_shards,
+    publish_shards,
+    read_shards,
+    write_shards,
+)
 from omniforcing.data.sources import read_clips, write_clips
 from omniforcing.media.conform import ClipFormat
 from tests.support.limits import files_of_at_most
 from tests.support.refusals import refuses
+from tests.support.videos import MakeVideo
 
 FORM = ClipFormat(32, 32, 1)
 
 
 @pytest.fixture(scope="module")
-def synthetic(tmp_path_factory):
+def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eleven synthetic clips of a second, three of them held out."""
     folder = tmp_path_factory.mktemp("clips")
     write_clips(
@@ -31,11 +41,13 @@ def synthetic(tmp_path_factory):
     return folder
 
 
-def plans(clips, form=FORM):
+def plans(clips: Path, form: ClipFormat = FORM) -> list[ShardPlan]:
     return plan_shards(read_clips(clips), form, 4)
 
 
-def make_shards(clips, folder, form=FORM, most=0.2):
+def make_shards(
+    clips: Path, folder: Path, form: ClipFormat = FORM, most: float = 0.2
+) -> dict[str, Any]:
     folder.mkdir()
     work = folder.with_suffix(".work")
     write_shards(plans(clips, form), work)
@@ -43,16 +55,16 @@ def make_shards(clips, folder, form=FORM, most=0.2):
 
 
 @pytest.fixture
-def shards(synthetic, tmp_path):
+def shards(synthetic: Path, tmp_path: Path) -> Path:
     make_shards(synthetic, tmp_path / "shards")
     return tmp_path / "shards"
 
 
-def content(folder):
+def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def rewrite(tar, keep):
+def rewrite(tar: Path, keep: Callable[[int, tarfile.TarInfo], bool]) -> None:
     """Write the members of a tar that ``keep`` says to, and an index that agrees with the new size."""
     members = []
     with tarfile.open(tar) as file:
@@ -68,7 +80,9 @@ def rewrite(tar, keep):
     tar.with_suffix(".json").write_text(json.dumps({**index, "bytes": tar.stat().st_size}))
 
 
-def test_every_clip_is_there_once_in_its_split_with_its_truth(shards, synthetic):
+def test_every_clip_is_there_once_in_its_split_with_its_truth(
+    shards: Path, synthetic: Path
+) -> None:
     assert sorted(p.name for p in shards.glob("*.tar")) == [
         "heldout-000000.tar",
         "train-000000.tar",
@@ -91,12 +105,14 @@ def test_every_clip_is_there_once_in_its_split_with_its_truth(shards, synthetic)
     assert manifest["clips"] == {"train": 8, "heldout": 3, "duets": 0} and manifest["rejects"] == []
 
 
-def test_same_clips_give_the_same_bytes(shards, synthetic, tmp_path):
+def test_same_clips_give_the_same_bytes(shards: Path, synthetic: Path, tmp_path: Path) -> None:
     make_shards(synthetic, tmp_path / "again")
     assert content(shards) == content(tmp_path / "again")
 
 
-def test_long_video_with_awkward_name_gives_several_clips_with_start_times(tmp_path, make_video):
+def test_long_video_with_awkward_name_gives_several_clips_with_start_times(
+    tmp_path: Path, make_video: MakeVideo
+) -> None:
     for name in ("v/a.b ü {1}.mp4", "v/b.mp4"):
         make_video(name, seconds=3.2, fps=30, rate=44100, size=(48, 80), events=(0.5, 1.5, 2.5))
         (tmp_path / name).with_suffix(".txt").write_text("flashes")
@@ -122,8 +138,8 @@ def test_long_video_with_awkward_name_gives_several_clips_with_start_times(tmp_p
 
 
 def test_clip_that_breaks_after_probing_is_a_counted_reject_and_moves_no_other(
-    synthetic, shards, tmp_path
-):
+    synthetic: Path, shards: Path, tmp_path: Path
+) -> None:
     copy = tmp_path / "copy"
     (copy / "clips").mkdir(parents=True)
     for path in [synthetic / "clips.jsonl", *(synthetic / "clips").iterdir()]:
@@ -145,7 +161,9 @@ def test_clip_that_breaks_after_probing_is_a_counted_reject_and_moves_no_other(
         make_shards(copy, tmp_path / "strict", most=0.1)
 
 
-def test_killed_run_continues_with_the_first_unfinished_shard(synthetic, shards, tmp_path):
+def test_killed_run_continues_with_the_first_unfinished_shard(
+    synthetic: Path, shards: Path, tmp_path: Path
+) -> None:
     work = tmp_path / "work"
     script = f"""
 import sys, time
@@ -172,7 +190,7 @@ shards.write_shards(plans, Path({str(work)!r}))
     assert content(tmp_path / "resumed") == content(shards)
 
 
-def test_finished_shards_of_another_form_are_made_again(synthetic, tmp_path):
+def test_finished_shards_of_another_form_are_made_again(synthetic: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
     write_shards(plans(synthetic, ClipFormat(64, 64, 1)), work)
     write_shards(plans(synthetic), work)
@@ -181,12 +199,12 @@ def test_finished_shards_of_another_form_are_made_again(synthetic, tmp_path):
     assert next(iter(read_shards(tmp_path / "out")))["media"].video.shape == (25, 32, 32, 3)
 
 
-def assert_refused(shards, code, *facts):
+def assert_refused(shards: Path, code: str, *facts: object) -> None:
     with refuses(code, *facts):
         list(read_shards(shards))
 
 
-def test_tar_cut_at_a_members_border_is_noticed(shards):
+def test_tar_cut_at_a_members_border_is_noticed(shards: Path) -> None:
     tar = shards / "train-000000.tar"
     with tarfile.open(tar) as file:
         border = file.getmembers()[6].offset
@@ -197,12 +215,12 @@ def test_tar_cut_at_a_members_border_is_noticed(shards):
     assert_refused(shards, "data.damaged-shard", "train-000000.tar", "2 samples", "4")
 
 
-def test_missing_member_is_noticed(shards):
+def test_missing_member_is_noticed(shards: Path) -> None:
     rewrite(shards / "train-000001.tar", lambda number, _: number != 4)
     assert_refused(shards, "data.damaged-shard", "train-000001.tar", "000005", ".mp4")
 
 
-def test_damaged_shard_is_named(shards):
+def test_damaged_shard_is_named(shards: Path) -> None:
     tar = shards / "heldout-000000.tar"
     half = tar.read_bytes()[:3000]
     tar.write_bytes(half + bytes(tar.stat().st_size - 3000))
@@ -213,14 +231,16 @@ def test_damaged_shard_is_named(shards):
     assert_refused(shards, "file.missing", "heldout-000000.json")
 
 
-def test_clip_of_another_form_is_named(shards):
+def test_clip_of_another_form_is_named(shards: Path) -> None:
     manifest = json.loads((shards / "manifest.json").read_text())
     manifest["form"]["seconds"] = 2
     (shards / "manifest.json").write_text(json.dumps(manifest))
     assert_refused(shards, "data.damaged-shard", "heldout-000000.tar", "000008", "expected")
 
 
-def test_wrong_folder_and_missing_split_are_one_sentence(shards, synthetic, tmp_path):
+def test_wrong_folder_and_missing_split_are_one_sentence(
+    shards: Path, synthetic: Path, tmp_path: Path
+) -> None:
     with refuses("data.wrong-folder", "clips", "shards"):
         list(read_shards(synthetic))
     with refuses("file.missing", "manifest.json"):
@@ -229,7 +249,9 @@ def test_wrong_folder_and_missing_split_are_one_sentence(shards, synthetic, tmp_
         list(read_shards(shards, "validation"))
 
 
-def test_full_disk_is_one_sentence_and_leaves_finished_shards_alone(synthetic, tmp_path):
+def test_full_disk_is_one_sentence_and_leaves_finished_shards_alone(
+    synthetic: Path, tmp_path: Path
+) -> None:
     work = tmp_path / "work"
     write_shards(plans(synthetic)[:1], work)
     before = content(work)

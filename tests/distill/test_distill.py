@@ -256,7 +256,8 @@ def test_self_forcing_reaches_the_sinks_and_the_text_path_and_never_the_teacher(
         "core.transformer_blocks.1.attn2.to_k.weight",
         "core.transformer_blocks.0.audio_attn2.to_v.weight",
     ):
-        assert named[name].grad is not None and named[name].grad.abs().sum() > 0, name
+        gradient = named[name].grad
+        assert gradient is not None and gradient.abs().sum() > 0, name
     fit(
         module,
         batches(module),

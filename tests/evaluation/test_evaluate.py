@@ -3,16 +3,19 @@
 import dataclasses
 import json
 import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from omniforcing.core.latents import Pair
+from omniforcing.core.latents import Media, Pair
 from omniforcing.evaluation.config import EvaluateConfig
 from omniforcing.evaluation.evaluate import (
     NEAREST,
+    Evaluation,
     EvaluationInputs,
+    Sampler,
     evaluate,
     other_sounds,
     page_clips,
@@ -23,7 +26,7 @@ from omniforcing.evaluation.report import format_number, write_report
 from omniforcing.evaluation.summary import colour_score, pitch_score
 from omniforcing.pocket.drift import measure_drift
 from omniforcing.pocket.observe import Clips, observe
-from omniforcing.pocket.synthetic import COLOURS, make_clip
+from omniforcing.pocket.synthetic import COLOURS, SyntheticClip, make_clip
 from tests.support.refusals import refuses
 
 pytestmark = pytest.mark.extended
@@ -45,11 +48,11 @@ REQUIRED = {
 }
 
 
-def clip(index, seconds=SECONDS, balls=1):
+def clip(index: int, seconds: int = SECONDS, balls: int = 1) -> SyntheticClip:
     return make_clip(31, index, seconds, 64, 64, balls)
 
 
-def real(seed, count, balls=1):
+def real(seed: int, count: int, balls: int = 1) -> Clips:
     made = [make_clip(seed, i, SECONDS, 64, 64, balls) for i in range(count)]
     return Clips(
         [c.caption for c in made],
@@ -57,15 +60,15 @@ def real(seed, count, balls=1):
     )
 
 
-def heldout():
+def heldout() -> Clips:
     return real(31, CLIPS)
 
 
-def media(made):
+def media(made: SyntheticClip) -> Media:
     return Pair(made.frames, made.samples)
 
 
-def in_sync(captions, seeds):
+def in_sync(captions: Sequence[str], seeds: Sequence[int]) -> Iterator[Media]:
     """A model that makes a clip of the caption's colour, another for each seed, in perfect sync."""
     for caption, seed in zip(captions, seeds, strict=True):
         colour = next(name for name in COLOURS if name in caption)
@@ -75,45 +78,52 @@ def in_sync(captions, seeds):
         yield media(make_clip(seed % 2**31, index, SECONDS, 64, 64))
 
 
-def silent(captions, seeds):
+def silent(captions: Sequence[str], seeds: Sequence[int]) -> Iterator[Media]:
     return (Pair(clip.video, 0 * clip.audio) for clip in in_sync(captions, seeds))
 
 
-def memory(captions, _seeds):
+def memory(captions: Sequence[str], _seeds: Sequence[int]) -> Iterator[Media]:
     """A model that replays its training clips whatever it is asked."""
     return (media(make_clip(30, i % TRAINED, SECONDS, 64, 64)) for i in range(len(captions)))
 
 
-def unreachable(_captions, _seeds):
+def unreachable(_captions: Sequence[str], _seeds: Sequence[int]) -> Iterator[Media]:
     raise AssertionError("a finished model was sampled again")
 
 
-def rollout(captions, _seeds):
+def rollout(captions: Sequence[str], _seeds: Sequence[int]) -> Iterator[Media]:
     return (media(clip(i, 3 * SECONDS)) for i in range(len(captions)))
 
 
-def inputs(clips, models, work, settings=SETTINGS, codec=lambda clip: clip, rollouts=None):
+def inputs(
+    clips: Clips,
+    models: Mapping[str, Sampler],
+    work: Path,
+    settings: EvaluateConfig = SETTINGS,
+    codec: Callable[[Media], Media] = lambda clip: clip,
+    rollouts: Mapping[str, Sampler] | None = None,
+) -> EvaluationInputs:
     return EvaluationInputs(clips, codec, models, rollouts or {}, work, settings, seed=0)
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory):
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("work")
 
 
 @pytest.fixture(scope="module")
-def training(tmp_path_factory):
+def training(tmp_path_factory: pytest.TempPathFactory) -> TrainingClips:
     return TrainingClips.collect(real(30, TRAINED), tmp_path_factory.mktemp("training") / "train")
 
 
 @pytest.fixture(scope="module")
-def found(training, work):
+def found(training: TrainingClips, work: Path) -> Evaluation:
     models = {"teacher": in_sync, "self_forcing": silent}
     return evaluate(inputs(heldout(), models, work, rollouts={"self_forcing": rollout}), training)
 
 
 @pytest.fixture(scope="module")
-def duets(training, work):
+def duets(training: TrainingClips, work: Path) -> Evaluation:
     """The harder split, with a model that shows one of the two balls."""
     settings = dataclasses.replace(SETTINGS, seeds=1, page_clips=1)
     return evaluate(
@@ -122,7 +132,9 @@ def duets(training, work):
 
 
 @pytest.fixture(scope="module")
-def page(found, duets, work, tmp_path_factory):
+def page(
+    found: Evaluation, duets: Evaluation, work: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     folder = tmp_path_factory.mktemp("evaluation")
     speed = {"ttfc_s": 0.3, "fps": 100.0, "device": "cpu"}
     gradients = {"teacher": {"video": 1.0, "audio": 2.0}}
@@ -132,14 +144,14 @@ def page(found, duets, work, tmp_path_factory):
     return folder
 
 
-def test_every_model_has_every_measure(found):
+def test_every_model_has_every_measure(found: Evaluation) -> None:
     assert list(found.models) == ["real", "codec", "shuffled", "teacher", "self_forcing"]
     for metrics in found.models.values():
         assert metrics.keys() >= REQUIRED
     assert found.models["real"]["clips"] == CLIPS and found.models["teacher"]["clips"] == 2 * CLIPS
 
 
-def test_ceiling_chance_and_cheat_stand_where_they_must(found):
+def test_ceiling_chance_and_cheat_stand_where_they_must(found: Evaluation) -> None:
     real, codec, shuffled, teacher, mute = found.models.values()
     assert (
         real["sync_f1"] >= 0.98
@@ -154,7 +166,7 @@ def test_ceiling_chance_and_cheat_stand_where_they_must(found):
     assert mute["sync_offset_ms"] is None and mute["frechet_audio"] > teacher["frechet_audio"]
 
 
-def test_drift_stands_with_the_models_that_can_go_on(found):
+def test_drift_stands_with_the_models_that_can_go_on(found: Evaluation) -> None:
     assert "drift_margin" not in found.models["teacher"]
     drifted = found.models["self_forcing"]
     assert drifted["drift_margin"] == drifted["drift"]["thirds"]["margin"][-1]
@@ -162,7 +174,9 @@ def test_drift_stands_with_the_models_that_can_go_on(found):
     assert drifted["drift"]["ball_present_thirds"] == [1, 1, 1]
 
 
-def test_a_model_that_replays_its_training_clips_is_found_out(found, training, tmp_path):
+def test_a_model_that_replays_its_training_clips_is_found_out(
+    found: Evaluation, training: TrainingClips, tmp_path: Path
+) -> None:
     replays = evaluate(inputs(heldout(), {"memory": memory}, tmp_path, SETTINGS), training)
     assert (
         replays.models["memory"]["nearest_train"] < 0.05
@@ -183,7 +197,7 @@ def test_a_model_that_replays_its_training_clips_is_found_out(found, training, t
     assert (tmp_path / NEAREST).is_file()
 
 
-def test_two_balls_are_measured_by_the_same_names(found, duets):
+def test_two_balls_are_measured_by_the_same_names(found: Evaluation, duets: Evaluation) -> None:
     assert list(duets.models) == ["real", "codec", "shuffled", "teacher"]
     assert duets.models["real"].keys() == found.models["real"].keys()
     truth, half = duets.models["real"], duets.models["teacher"]
@@ -192,7 +206,9 @@ def test_two_balls_are_measured_by_the_same_names(found, duets):
     assert half["colour_accuracy"] <= 0.75 and half["ball_present"] < truth["ball_present"]
 
 
-def test_a_killed_evaluation_goes_on_with_the_first_model_that_is_missing(found, training, work):
+def test_a_killed_evaluation_goes_on_with_the_first_model_that_is_missing(
+    found: Evaluation, training: TrainingClips, work: Path
+) -> None:
     models = {"teacher": unreachable, "self_forcing": unreachable}
     again = evaluate(
         inputs(heldout(), models, work, codec=unreachable, rollouts={"self_forcing": unreachable}),
@@ -201,8 +217,8 @@ def test_a_killed_evaluation_goes_on_with_the_first_model_that_is_missing(found,
     assert again == found
 
 
-def test_a_model_that_fails_leaves_nothing_behind(training, tmp_path):
-    def dies(captions, seeds):
+def test_a_model_that_fails_leaves_nothing_behind(training: TrainingClips, tmp_path: Path) -> None:
+    def dies(captions: Sequence[str], seeds: Sequence[int]) -> Iterator[Media]:
         yield from list(in_sync(captions, seeds))[:3]
 
     with refuses("evaluation.wrong-count", "teacher gave 3 clips", "12"):
@@ -210,13 +226,15 @@ def test_a_model_that_fails_leaves_nothing_behind(training, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["codec", "real", "shuffled"]
 
 
-def test_one_heldout_clip_is_refused(training, tmp_path):
+def test_one_heldout_clip_is_refused(training: TrainingClips, tmp_path: Path) -> None:
     one = Clips(["a red ball"], lambda: iter([media(clip(0))]))
     with refuses("data.too-few-clips", "clips.heldout"):
         evaluate(inputs(one, {}, tmp_path), training)
 
 
-def test_captions_of_another_world_are_measured_by_distance_alone(training, tmp_path):
+def test_captions_of_another_world_are_measured_by_distance_alone(
+    training: TrainingClips, tmp_path: Path
+) -> None:
     other = Clips(["rain on a roof", "a dog barks"], lambda: (media(clip(i)) for i in range(2)))
     settings = dataclasses.replace(SETTINGS, drift_clips=0)
     found = evaluate(
@@ -242,7 +260,7 @@ def test_captions_of_another_world_are_measured_by_distance_alone(training, tmp_
     assert [p.name for p in (tmp_path / "page" / "plots").iterdir()] == ["frechet.png"]
 
 
-def test_metrics_json_has_the_promised_form(page):
+def test_metrics_json_has_the_promised_form(page: Path) -> None:
     metrics = json.loads((page / "metrics.json").read_text())
     assert metrics["schema"] == 1 and metrics["speed"]["fps"] == 100
     assert metrics["models"]["teacher"].keys() >= REQUIRED
@@ -258,7 +276,9 @@ def test_metrics_json_has_the_promised_form(page):
     assert metrics["duets_memorisation"].keys() == metrics["memorisation"].keys()
 
 
-def test_without_clips_of_two_balls_there_is_no_trace_of_them(found, work, tmp_path):
+def test_without_clips_of_two_balls_there_is_no_trace_of_them(
+    found: Evaluation, work: Path, tmp_path: Path
+) -> None:
     metrics = write_report(tmp_path, work, found, {"preset": "test", "tolerance_ms": 80.0}, {}, {})
     assert (
         not any("duets" in key for key in metrics) and not (tmp_path / "clips" / "duets").exists()
@@ -266,7 +286,9 @@ def test_without_clips_of_two_balls_there_is_no_trace_of_them(found, work, tmp_p
     assert "wo balls" not in (tmp_path / "index.html").read_text()
 
 
-def test_the_page_says_what_distances_of_either_split_are_measured_by(page, found, duets):
+def test_the_page_says_what_distances_of_either_split_are_measured_by(
+    page: Path, found: Evaluation, duets: Evaluation
+) -> None:
     html = (page / "index.html").read_text()
     for part in (found, duets):
         for figure in (
@@ -277,7 +299,7 @@ def test_the_page_says_what_distances_of_either_split_are_measured_by(page, foun
             assert format_number(figure) in html
 
 
-def test_the_page_links_only_to_files_beside_it(page):
+def test_the_page_links_only_to_files_beside_it(page: Path) -> None:
     html = (page / "index.html").read_text()
     links = re.findall(r'(?:src|href)="([^"]+)"', html)
     assert (
@@ -290,29 +312,31 @@ def test_the_page_links_only_to_files_beside_it(page):
         assert (page / link).is_file() or link == "../ablation/index.html", link
 
 
-def test_a_caption_cannot_write_into_the_page(found, work, tmp_path):
+def test_a_caption_cannot_write_into_the_page(
+    found: Evaluation, work: Path, tmp_path: Path
+) -> None:
     hostile = dataclasses.replace(found, shown={"0": "<script>alert(1)</script>"})
     write_report(tmp_path, work, hostile, {"preset": "test", "tolerance_ms": 80.0}, {}, {})
     assert "<script>alert" not in (tmp_path / "index.html").read_text()
 
 
-def test_seeds_differ_between_clips_and_not_between_runs():
+def test_seeds_differ_between_clips_and_not_between_runs() -> None:
     prompts, seeds = prompts_and_seeds(["a", "b"], 2, 7)
     assert prompts == ["a", "b", "a", "b"] and len(set(seeds)) == 4
     assert prompts_and_seeds(["a", "b"], 2, 7)[1] == seeds != prompts_and_seeds(["a", "b"], 2, 8)[1]
 
 
-def test_the_page_shows_distinct_captions_first():
+def test_the_page_shows_distinct_captions_first() -> None:
     assert page_clips(["a", "a", "b", "a", "c"], 3) == [0, 2, 4]
     assert page_clips(["a", "a", "b"], 5) == [0, 1, 2]
 
 
-def test_shuffling_gives_every_picture_the_sound_of_another_clip():
+def test_shuffling_gives_every_picture_the_sound_of_another_clip() -> None:
     mixed = list(other_sounds(Pair(i, i) for i in range(4)))
     assert [(pair.video, pair.audio) for pair in mixed] == [(0, 1), (1, 2), (2, 3), (3, 0)]
 
 
-def test_swapped_colours_cost_colour_accuracy_and_swapped_tones_pitch_accuracy():
+def test_swapped_colours_cost_colour_accuracy_and_swapped_tones_pitch_accuracy() -> None:
     made = clip(0)
     right = observe(media(made), made.caption)
     swapped = Pair(
@@ -324,8 +348,8 @@ def test_swapped_colours_cost_colour_accuracy_and_swapped_tones_pitch_accuracy()
     assert pitch_score(observe(Pair(made.frames, other.samples), made.caption)) == 0
 
 
-def test_drift_sees_sync_that_is_lost_after_the_first_third():
-    def lose(made, late):
+def test_drift_sees_sync_that_is_lost_after_the_first_third() -> None:
+    def lose(made: SyntheticClip, late: int) -> Media:
         kept, lost = np.split(made.samples, [3 * 16000], 1)
         return Pair(made.frames, np.concatenate([kept, np.roll(lost, late, 1)], 1))
 

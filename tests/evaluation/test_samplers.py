@@ -1,6 +1,7 @@
 """Every model as a sampler of media: tiny random parts, real samplers, codec and engine."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from omniforcing.data.config import ClipsConfig
 from omniforcing.data.shards import plan_shards, publish_shards, read_shards, write_shards
 from omniforcing.data.sources import DUETS, HELDOUT, TRAIN, read_clips, write_clips
 from omniforcing.data.tensors import write_text
-from omniforcing.evaluation.samplers import CAUSAL, MODELS, split_clips
+from omniforcing.evaluation.samplers import CAUSAL, MODELS, SamplerFactory, split_clips
 from omniforcing.media.conform import ClipFormat
 from omniforcing.model.student import build_core, core_config
 from omniforcing.model.transformer import DualStream
@@ -37,7 +38,7 @@ CAPTIONS = ["a red ball bounces", "a blue ball bounces", "a green ball bounces"]
 
 
 @pytest.fixture(scope="module")
-def config():
+def config() -> Config:
     config = Config()
     config.clips.seconds, config.student.window, config.student.sinks, config.student.sigmas = (
         2,
@@ -61,7 +62,7 @@ def config():
 
 
 @pytest.fixture(scope="module")
-def folders(config, tmp_path_factory):
+def folders(config: Config, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A folder per model, that of the codec and that of the text features."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -82,12 +83,14 @@ def folders(config, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def factory(config, folders):
+def factory(config: Config, folders: dict[str, Path]) -> SamplerFactory:
     return open_factory(config, folders["codec"], folders["latents"])
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_model_makes_one_clip_per_caption_the_same_for_the_same_seeds(factory, folders, name):
+def test_every_model_makes_one_clip_per_caption_the_same_for_the_same_seeds(
+    factory: SamplerFactory, folders: dict[str, Path], name: str
+) -> None:
     sampler = factory.sampler(name, folders[name], 2)
     clips, again = (list(sampler(CAPTIONS, [1, 2, 3])) for _ in range(2))
     assert len(clips) == 3
@@ -100,12 +103,14 @@ def test_every_model_makes_one_clip_per_caption_the_same_for_the_same_seeds(fact
 
 
 @pytest.mark.parametrize("name", CAUSAL)
-def test_causal_models_roll_on_beyond_the_trained_length(factory, folders, name):
+def test_causal_models_roll_on_beyond_the_trained_length(
+    factory: SamplerFactory, folders: dict[str, Path], name: str
+) -> None:
     (clip,) = factory.sampler(name, folders[name], 6)(CAPTIONS[:1], [1])
     assert clip.video.shape[0] == 1 + 24 * 6 and clip.audio.shape[1] == 16000 * 6
 
 
-def test_the_clips_of_a_split_are_read_whole_in_part_and_not_at_all(tmp_path):
+def test_the_clips_of_a_split_are_read_whole_in_part_and_not_at_all(tmp_path: Path) -> None:
     for name in ("clips", "shards"):
         (tmp_path / name).mkdir()
     settings = ClipsConfig(count=7, heldout=2, heldout_duets=0, seconds=1, height=32, width=32)
@@ -124,15 +129,15 @@ def test_the_clips_of_a_split_are_read_whole_in_part_and_not_at_all(tmp_path):
     assert not duets.captions and not list(duets.read())
 
 
-def test_a_reconstruction_has_the_clips_shape(factory):
+def test_a_reconstruction_has_the_clips_shape(factory: SamplerFactory) -> None:
     made = make_clip(0, 0, 2, 64, 64)
     found = factory.reconstruct(Pair(made.frames, made.samples))
     assert found.video.shape == made.frames.shape and found.audio.shape == made.samples.shape
 
 
 def test_speed_is_that_of_the_streamed_artifact_against_the_teacher(
-    config, factory, folders, tmp_path
-):
+    config: Config, factory: SamplerFactory, folders: dict[str, Path], tmp_path: Path
+) -> None:
     speed = against_the_teacher(
         config, factory, folders, folders["codec"], tmp_path / "artifact", CAPTIONS[0]
     )

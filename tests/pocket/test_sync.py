@@ -1,5 +1,8 @@
 """The sync score: one-to-one, order-free, high on real clips, at chance for cheats, falling with a shift of the sound."""
 
+from collections.abc import Callable
+from random import Random
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,34 +10,35 @@ from hypothesis import strategies as st
 
 from omniforcing.pocket.events import detect_audio_events, detect_video_events
 from omniforcing.pocket.sync import match, score_sync, score_windows
-from omniforcing.pocket.synthetic import make_clip
+from omniforcing.pocket.synthetic import SyntheticClip, make_clip
 from tests.support.refusals import refuses
 
+Timed = list[tuple[list[float], list[float]]]
 CLIPS, SECONDS = 24, 4
 times = st.lists(st.floats(0, 4, allow_nan=False), max_size=7)
 
 
 @pytest.fixture(scope="module")
-def clips():
+def clips() -> list[SyntheticClip]:
     return [make_clip(5, index, SECONDS, 64, 64) for index in range(CLIPS)]
 
 
 @pytest.fixture(scope="module")
-def seen(clips):
+def seen(clips: list[SyntheticClip]) -> list[list[float]]:
     return [detect_video_events(clip.frames).impacts for clip in clips]
 
 
 @pytest.fixture(scope="module")
-def heard(clips):
+def heard(clips: list[SyntheticClip]) -> list[list[float]]:
     return [detect_audio_events(clip.samples).impacts for clip in clips]
 
 
-def delayed(clip, milliseconds):
+def delayed(clip: SyntheticClip, milliseconds: int) -> np.ndarray:
     shift = 16 * milliseconds
     return np.pad(clip.samples, ((0, 0), (shift, 0)))[:, : clip.samples.shape[1]]
 
 
-def test_real_clips_are_in_sync(seen, heard):
+def test_real_clips_are_in_sync(seen: list[list[float]], heard: list[list[float]]) -> None:
     sync = score_sync(seen, heard)
     assert sync.pooled.f1 >= 0.98
     assert sync.pooled.margin > 0.6 and sync.pooled.margin_error < 0.05
@@ -42,13 +46,17 @@ def test_real_clips_are_in_sync(seen, heard):
     assert sync.offset_ms < 5 and abs(sync.offset_signed_ms) < 2
 
 
-def test_another_clips_sound_is_at_chance(seen, heard):
+def test_another_clips_sound_is_at_chance(
+    seen: list[list[float]], heard: list[list[float]]
+) -> None:
     sync = score_sync(seen, heard[1:] + heard[:1])
     assert abs(sync.pooled.margin) < 3 * sync.pooled.margin_error
     assert sync.pooled.f1 < 0.4
 
 
-def test_delaying_the_sound_lowers_the_margin_in_step_and_shows_in_the_offset(clips, seen):
+def test_delaying_the_sound_lowers_the_margin_in_step_and_shows_in_the_offset(
+    clips: list[SyntheticClip], seen: list[list[float]]
+) -> None:
     delays = (0, 40, 80, 160)
     found = [
         score_sync(seen, [detect_audio_events(delayed(clip, delay)).impacts for clip in clips])
@@ -65,7 +73,7 @@ def test_delaying_the_sound_lowers_the_margin_in_step_and_shows_in_the_offset(cl
     assert forty.offset_ms == pytest.approx(40, abs=3)
 
 
-def test_sound_ahead_of_the_picture_has_a_negative_offset(seen):
+def test_sound_ahead_of_the_picture_has_a_negative_offset(seen: list[list[float]]) -> None:
     sync = score_sync(seen, [[time - 0.03 for time in times] for times in seen])
     assert sync.offset_signed_ms == pytest.approx(-30) and sync.offset_ms == pytest.approx(30)
 
@@ -90,7 +98,9 @@ def test_sound_ahead_of_the_picture_has_a_negative_offset(seen):
         ),
     ],
 )
-def test_cheats_without_events_score_nothing(clips, cheat):
+def test_cheats_without_events_score_nothing(
+    clips: list[SyntheticClip], cheat: Callable[[SyntheticClip], tuple[np.ndarray, np.ndarray]]
+) -> None:
     pairs = [cheat(clip) for clip in clips[:8]]
     sync = score_sync(
         [detect_video_events(frames).impacts for frames, _ in pairs],
@@ -100,7 +110,7 @@ def test_cheats_without_events_score_nothing(clips, cheat):
 
 
 @pytest.mark.parametrize("period", [0.3, 0.5, 0.8])
-def test_a_metronome_scores_near_chance(seen, period):
+def test_a_metronome_scores_near_chance(seen: list[list[float]], period: float) -> None:
     ticks = np.arange(0.2, 3.9, period).tolist()
     sync = score_sync(seen, [ticks] * len(seen))
     assert sync.pooled.margin == pytest.approx(
@@ -108,19 +118,21 @@ def test_a_metronome_scores_near_chance(seen, period):
     )  # every clip has the same sound, so shuffling changes nothing
 
 
-def test_a_model_that_always_makes_the_same_clip_has_no_margin(seen, heard):
+def test_a_model_that_always_makes_the_same_clip_has_no_margin(
+    seen: list[list[float]], heard: list[list[float]]
+) -> None:
     sync = score_sync(seen[:1] * 8, heard[:1] * 8)
     assert sync.pooled.f1 == 1 and sync.pooled.margin == 0
 
 
-def test_double_events_do_not_count_double():
+def test_double_events_do_not_count_double() -> None:
     sync = score_sync([[1.0], [2.0]], [[1.0, 1.02, 0.98], [2.0, 2.01]])
     assert sync.precision == pytest.approx(2 / 5) and sync.recall == 1
     assert sync.pooled.f1 == pytest.approx(2 * 2 / 7)
     assert sync.offsets_ms == pytest.approx([0, 0])
 
 
-def test_matching_prefers_more_pairs_then_less_offset():
+def test_matching_prefers_more_pairs_then_less_offset() -> None:
     assert match([0.0, 0.07], [0.06, 0.14], 0.08) == [(0, 0), (1, 1)]
     assert match([1.0], [0.95, 1.01], 0.08) == [(0, 1)]
     assert match([1.0], [1.08], 0.08) == [(0, 0)]
@@ -128,7 +140,9 @@ def test_matching_prefers_more_pairs_then_less_offset():
 
 
 @given(times, times)
-def test_matching_is_one_to_one_within_tolerance_and_symmetric(a, b):
+def test_matching_is_one_to_one_within_tolerance_and_symmetric(
+    a: list[float], b: list[float]
+) -> None:
     pairs = match(a, b, 0.08)
     assert len({i for i, _ in pairs}) == len({j for _, j in pairs}) == len(pairs)
     assert all(abs(a[i] - b[j]) <= 0.08 + 1e-6 for i, j in pairs)
@@ -137,8 +151,8 @@ def test_matching_is_one_to_one_within_tolerance_and_symmetric(a, b):
 
 @settings(max_examples=30)
 @given(st.lists(st.tuples(times, times), min_size=2, max_size=5), st.randoms(use_true_random=False))
-def test_the_score_depends_on_no_order(clips, random):
-    def score(pairs):
+def test_the_score_depends_on_no_order(clips: Timed, random: Random) -> None:
+    def score(pairs: Timed) -> tuple[float, ...]:
         sync = score_sync([s for s, _ in pairs], [h for _, h in pairs])
         return (
             sync.pooled.f1,
@@ -154,7 +168,7 @@ def test_the_score_depends_on_no_order(clips, random):
 
 @settings(max_examples=30)
 @given(st.lists(st.tuples(times, times), min_size=2, max_size=4))
-def test_windows_add_up_to_the_whole(clips):
+def test_windows_add_up_to_the_whole(clips: Timed) -> None:
     seen, heard = [s for s, _ in clips], [h for _, h in clips]
     (whole,) = score_windows(seen, heard, 0.08)
     (single,) = score_windows(seen, heard, 0.08, [0.0, 4.01])
@@ -170,7 +184,7 @@ def test_windows_add_up_to_the_whole(clips):
         ) == pytest.approx(whole.f1)
 
 
-def test_the_standard_error_is_that_of_resampled_clips():
+def test_the_standard_error_is_that_of_resampled_clips() -> None:
     rng = np.random.default_rng(0)
     margins, errors = [], []
     for _ in range(100):
@@ -182,6 +196,6 @@ def test_the_standard_error_is_that_of_resampled_clips():
     assert np.mean(errors) == pytest.approx(np.std(margins), rel=0.25)
 
 
-def test_one_clip_cannot_be_scored():
+def test_one_clip_cannot_be_scored() -> None:
     with refuses("data.too-few-clips", "1 clip", "evaluate.clips"):
         score_sync([[1.0]], [[1.0]])

@@ -1,5 +1,7 @@
 """Muon on sharded matrices: bit for bit the step of the whole ones, also where some workers have no row of a matrix."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.distributed.device_mesh import init_device_mesh
@@ -21,7 +23,11 @@ def compare() -> None:
             start, *gradients = (torch.randn(shape, generator=generator) for _ in range(4))
             whole = torch.nn.Parameter(start.clone())
             shards = torch.nn.Parameter(distribute_tensor(start.clone(), mesh, placements))
-            options = {"lr": 0.01, "weight_decay": 0.01, "adjust_lr_fn": "match_rms_adamw"}
+            options: dict[str, Any] = {
+                "lr": 0.01,
+                "weight_decay": 0.01,
+                "adjust_lr_fn": "match_rms_adamw",
+            }
             expected, ours = torch.optim.Muon([whole], **options), Muon([shards], **options)
             for gradient in gradients:
                 whole.grad, shards.grad = (
@@ -31,7 +37,7 @@ def compare() -> None:
                 expected.step()
                 ours.step()
             assert isinstance(shards.data, DTensor) and not torch.equal(whole, start)
-            assert torch.equal(shards.full_tensor(), whole), shape
+            assert torch.equal(shards.data.full_tensor(), whole), shape
 
 
 @pytest.mark.slow

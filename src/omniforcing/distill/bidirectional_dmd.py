@@ -21,7 +21,9 @@ class BidirectionalDmd(DistributionMatching):
     """The student sees the whole clip and starts from noise; one random exit step has gradient.
 
     Args:
-        models: student, teacher and critic.
+        student: the student.
+        teacher: the frozen teacher.
+        critic: the critic.
         sigmas: the student's denoising steps, without 0, where the loss would be constant.
         counts: latents of the training clip.
         grid: spatial tokens of a video latent, (H, W).
@@ -30,13 +32,16 @@ class BidirectionalDmd(DistributionMatching):
 
     def __init__(
         self,
-        *models: DualStream,
+        student: DualStream,
+        teacher: DualStream,
+        critic: DualStream,
+        *,
         sigmas: Sequence[float],
         counts: Counts,
         grid: tuple[int, int],
         **rest: Any,
     ) -> None:
-        super().__init__(*models, **rest)
+        super().__init__(student, teacher, critic, **rest)
         self.sigmas, self.counts, self.grid = tuple(sigmas), counts, grid
 
     @classmethod

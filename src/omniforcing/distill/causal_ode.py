@@ -40,6 +40,8 @@ class CausalOde(StageModule):
         options: micro-batches and sharding.
     """
 
+    sigmas: Tensor
+
     def __init__(
         self,
         model: DualStream,

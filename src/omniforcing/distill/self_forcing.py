@@ -34,7 +34,9 @@ class SelfForcing(DistributionMatching):
     the switch carry no gradient: the student learns to follow its text against its history.
 
     Args:
-        models: student with its sinks, teacher and critic.
+        student: the student, with its sinks.
+        teacher: the frozen teacher.
+        critic: the critic.
         rollout: block table, sigmas, window, horizon and context noise.
         blocks: blocks of the training clip.
         captions: features ``[N, L, D]`` of which the other captions are drawn. All that the data
@@ -46,13 +48,16 @@ class SelfForcing(DistributionMatching):
 
     def __init__(
         self,
-        *models: DualStream,
+        student: DualStream,
+        teacher: DualStream,
+        critic: DualStream,
+        *,
         rollout: RolloutConfig,
         blocks: int,
         captions: TextFeatures,
         **rest: Any,
     ) -> None:
-        super().__init__(*models, **rest)
+        super().__init__(student, teacher, critic, **rest)
         self.rollout, self.blocks, self.captions = rollout, blocks, captions
 
     @classmethod

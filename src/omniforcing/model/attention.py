@@ -211,7 +211,9 @@ class Masked:
             video, audio = block.tokens(positions.spatial, positions.sinks)
             self._spans["video"].append(video)
             self._spans["audio"].append(audio)
-        self.group_ids = Pair(_ids(self._spans["video"]), _ids(self._spans["audio"]))
+        self.group_ids: Pair[Tensor | None] = Pair(
+            _ids(self._spans["video"]), _ids(self._spans["audio"])
+        )
 
     def attend(
         self,

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from diffusers.models.transformers.transformer_ltx2 import LTX2VideoTransformerBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -40,7 +41,7 @@ class StreamLayers:
         feed_forward: feed-forward network.
     """
 
-    module: nn.Module
+    module: LTX2VideoTransformerBlock
     site: str
     norms: tuple[nn.Module, nn.Module, nn.Module]
     self_attention: Attention
@@ -94,7 +95,11 @@ class TransformerBlock:
     """
 
     def __init__(
-        self, module: nn.Module, index: int, kernels: Kernels, checkpoint_activations: bool = False
+        self,
+        module: LTX2VideoTransformerBlock,
+        index: int,
+        kernels: Kernels,
+        checkpoint_activations: bool = False,
     ) -> None:
         self.module, self.index, self.kernels = module, index, kernels
         self.checkpoint_activations = checkpoint_activations
@@ -224,7 +229,7 @@ class TransformerBlock:
         return kernels.residual_add(h, layers.feed_forward(x), params.feed_forward.gate)
 
 
-def _stream_layers(module: nn.Module, site: str, kernels: Kernels) -> StreamLayers:
+def _stream_layers(module: LTX2VideoTransformerBlock, site: str, kernels: Kernels) -> StreamLayers:
     """Collect one stream's sub-layers of diffusers' block under names that both streams share."""
     prefix = "" if site == "video" else "audio_"
 

@@ -12,7 +12,13 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
+from diffusers.models.attention import FeedForward
+from diffusers.models.normalization import RMSNorm
+from diffusers.models.transformers.transformer_ltx2 import (
+    LTX2Attention,
+    LTX2VideoTransformer3DModel,
+)
+from torch import Tensor
 
 from omniforcing.core.latents import Latents, Pair
 from omniforcing.core.layout import Counts
@@ -54,7 +60,7 @@ class Attention:
         module: diffusers' module.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: LTX2Attention) -> None:
         self.module, self.heads = module, module.heads
         self.to_q: Callable[[Tensor], Tensor] = module.to_q
         self.to_out: Callable[[Tensor], Tensor] = module.to_out[0]
@@ -123,19 +129,19 @@ class Kernels:
 
     # What a block asks for when it is built.
 
-    def self_attention(self, module: nn.Module) -> Attention:
+    def self_attention(self, module: LTX2Attention) -> Attention:
         """Attention of a stream to itself."""
         return Attention(module)
 
-    def cross_attention(self, module: nn.Module) -> Attention:
+    def cross_attention(self, module: LTX2Attention) -> Attention:
         """Attention of one stream to the other."""
         return Attention(module)
 
-    def text_attention(self, module: nn.Module) -> Attention:
+    def text_attention(self, module: LTX2Attention) -> Attention:
         """Attention to the prompt, whose keys and values are cached."""
         return Attention(module)
 
-    def feed_forward(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
+    def feed_forward(self, module: FeedForward) -> Callable[[Tensor], Tensor]:
         """Feed-forward network of one stream."""
         return module
 
@@ -145,7 +151,7 @@ class Kernels:
 
     # What a block asks for when it runs.
 
-    def normalise(self, norm: nn.Module, x: Tensor) -> Tensor:
+    def normalise(self, norm: RMSNorm, x: Tensor) -> Tensor:
         """Normalise hidden states ``[B, N, D]``."""
         return norm(x)
 
@@ -168,7 +174,12 @@ class Kernels:
     # What a model asks for.
 
     def positions(
-        self, core: nn.Module, counts: Counts, grid: tuple[int, int], sinks: int, growing: bool
+        self,
+        core: LTX2VideoTransformer3DModel,
+        counts: Counts,
+        grid: tuple[int, int],
+        sinks: int,
+        growing: bool,
     ) -> Positions:
         """RoPE tables that fit the order of this strategy's query and key channels."""
         return Positions(core, counts, grid, sinks, growing)

@@ -113,7 +113,7 @@ def noised(x0: Latents, sigma: float, generator: torch.Generator) -> Latents:
 
 
 def predict_x0(
-    model: VelocityModel, x: Latents, sigma: Sigma, text: TextCache, view: View
+    model: VelocityModel, x: Latents, sigma: Tensor | float, text: TextCache, view: View
 ) -> Latents:
     """The model's clean estimate of latents ``[B, T, ...]`` at ``sigma``, a number or ``[B]``."""
     return x.map(lambda a, v: to_x0(a, v, sigma), model(x, sigma, text, view))
@@ -185,7 +185,8 @@ class Rollout:
         """Follow other prompts from the next block on."""
         self._text = self.model.cache_text(text)
         if self.options.conditions:
-            sigmas = {*self.config.sigmas, self.config.context_noise, self._merged_sigmas}
+            sigmas: set[float | tuple[float, ...]] = {*self.config.sigmas}
+            sigmas |= {self.config.context_noise, self._merged_sigmas}
             self._text.prepare(sigmas, self.batch)
 
     @property
@@ -317,6 +318,7 @@ class _WithKnown:
         return torch.cat([first, video[:, first.shape[1] :]], 1)
 
     def __call__(self, x: Latents, sigma: Sigma, text: TextCache, view: View) -> Latents:
+        assert not isinstance(sigma, tuple)
         known = add_noise(self.known, self.noise, sigma)
         return self.model(Pair(self.replace_first(x.video, known), x.audio), sigma, text, view)
 

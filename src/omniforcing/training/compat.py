@@ -56,5 +56,6 @@ def checkpoint_blocks(decoder: nn.Module) -> None:
 
     diffusers' own switch is a method of whole VAEs, and would recompute inside of the blocks too.
     """
-    decoder._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
-    decoder.gradient_checkpointing = True
+    switches: Any = decoder
+    switches._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+    switches.gradient_checkpointing = True

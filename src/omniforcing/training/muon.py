@@ -33,6 +33,7 @@ class Muon(torch.optim.Muon):
 
     def _step_sharded(self, parameter: DTensor, group: dict[str, Any]) -> None:
         grad, state, momentum = parameter.grad, self.state[parameter], group["momentum"]
+        assert grad is not None
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(grad)
         update = state["momentum_buffer"].lerp_(grad, 1 - momentum)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +82,10 @@ def clip(grads: Sequence[Tensor], largest: float) -> None:
         scale_in_place([own_part(grad) for grad in grads], factor)
 
 
-class Ema(nn.Module):
+M = TypeVar("M", bound=nn.Module)
+
+
+class Ema(nn.Module, Generic[M]):
     """Exponential moving average of a model's weights.
 
     The decay grows from 1/10 with the step, so that early averages do not stay at the start.
@@ -92,9 +95,9 @@ class Ema(nn.Module):
         decay: the largest decay.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: M, decay: float) -> None:
         super().__init__()
-        self.model = copy.deepcopy(model).requires_grad_(False)
+        self.model: M = copy.deepcopy(model).requires_grad_(False)
         self.decay = decay
 
     @torch.no_grad()
@@ -305,9 +308,10 @@ class StageModule(nn.Module):
         """Build AdamW, one learning rate per modality, without the parameters ``left_out``."""
         others = {id(p) for group in left_out or () for p in group}
         groups = by_modality(model).map(lambda group: [p for p in group if id(p) not in others])
+        first, second = self.optim.betas
         return torch.optim.AdamW(
             _with_rates(groups, lr),
-            betas=tuple(self.optim.betas),
+            betas=(first, second),
             weight_decay=self.optim.weight_decay,
         )
 

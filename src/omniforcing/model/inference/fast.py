@@ -15,7 +15,12 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from diffusers.models.activations import GELU
+from diffusers.models.attention import FeedForward
 from diffusers.models.normalization import RMSNorm
+from diffusers.models.transformers.transformer_ltx2 import (
+    LTX2Attention,
+    LTX2VideoTransformer3DModel,
+)
 from torch import Tensor, nn
 
 from omniforcing.core.latents import Latents, Pair
@@ -108,7 +113,7 @@ class FastAttention(Attention):
 
     def __init__(
         self,
-        module: nn.Module,
+        module: LTX2Attention,
         of_itself: bool,
         linear: Callable[[nn.Linear], Callable[[Tensor], Tensor]],
     ) -> None:
@@ -186,7 +191,7 @@ class PackedGelu:
         return compat.packed_linear_gelu(x, self.weight, self.bias)
 
     @staticmethod
-    def fits(gelu: nn.Module) -> bool:
+    def fits(gelu: GELU) -> bool:
         """Whether this machine has the kernel for the module's device and precision."""
         weight = gelu.proj.weight
         on_cpu = weight.device.type == "cpu" and weight.dtype == torch.float32
@@ -245,13 +250,13 @@ class FastKernels(Kernels):
         if options.compiled:
             compat.allow_compilations(COMPILED_SHAPES)
 
-    def self_attention(self, module: nn.Module) -> Attention:
+    def self_attention(self, module: LTX2Attention) -> Attention:
         return self._with_rope(module, of_itself=True)
 
-    def cross_attention(self, module: nn.Module) -> Attention:
+    def cross_attention(self, module: LTX2Attention) -> Attention:
         return self._with_rope(module, of_itself=False)
 
-    def text_attention(self, module: nn.Module) -> Attention:
+    def text_attention(self, module: LTX2Attention) -> Attention:
         attention = FastTextAttention(module)
         if self.options.fp8:
             attention.to_q = Fp8Linear(module.to_q)
@@ -259,7 +264,7 @@ class FastKernels(Kernels):
             self._copied(module.to_q, module.to_out[0])
         return attention
 
-    def _with_rope(self, module: nn.Module, of_itself: bool) -> Attention:
+    def _with_rope(self, module: LTX2Attention, of_itself: bool) -> Attention:
         attention = FastAttention(module, of_itself, self._linear)
         self._copied(module.to_q, module.to_k, module.to_v)
         if self.options.fp8:
@@ -270,7 +275,7 @@ class FastKernels(Kernels):
     def _linear(self, linear: nn.Linear) -> Callable[[Tensor], Tensor]:
         return Fp8Linear(linear) if self.options.fp8 else linear
 
-    def feed_forward(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
+    def feed_forward(self, module: FeedForward) -> Callable[[Tensor], Tensor]:
         first, second = module.net[0], module.net[2]
         if not isinstance(first, GELU) or first.approximate != "tanh":
             return module
@@ -294,7 +299,7 @@ class FastKernels(Kernels):
     def compile(self, function: Function) -> Function:
         return torch.compile(function, dynamic=False) if self.options.compiled else function
 
-    def normalise(self, norm: nn.Module, x: Tensor) -> Tensor:
+    def normalise(self, norm: RMSNorm, x: Tensor) -> Tensor:
         return rms_norm(x, norm.weight, norm.eps) if isinstance(norm, RMSNorm) else norm(x)
 
     def modulate(self, params: AdaLNParams, x: Tensor) -> Tensor:
@@ -312,7 +317,12 @@ class FastKernels(Kernels):
         return UncompiledView(view, layer) if self.options.compiled else super().bind(view, layer)
 
     def positions(
-        self, core: nn.Module, counts: Counts, grid: tuple[int, int], sinks: int, growing: bool
+        self,
+        core: LTX2VideoTransformer3DModel,
+        counts: Counts,
+        grid: tuple[int, int],
+        sinks: int,
+        growing: bool,
     ) -> Positions:
         kind = CompiledPositions if self.options.compiled else PairedPositions
         return kind(core, counts, grid, sinks, growing)

@@ -139,5 +139,5 @@ def write_safetensors(
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for _, tensor in tensors:
             data = tensor.contiguous().view(-1).view(torch.uint8).numpy()
-            file.write(data)
+            file.write(data.data)
             watch(data.nbytes)

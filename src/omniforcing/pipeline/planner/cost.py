@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from omniforcing.distill.dmd import DistributionMatching
 from omniforcing.model.attention import SITES
 from omniforcing.pipeline.config import Config
 from omniforcing.pipeline.planner.networks import BUILDERS, Sizes
@@ -114,12 +115,11 @@ class StageCost:
         self.layers = sizes.core["num_layers"]
         counted = BUILDERS[name](config, sizes, torch.float32)
         student = counted.model
-        assert isinstance(student, torch.nn.Module)
         self.parameters = {"weights": _count(student)}
-        if hasattr(counted, "critic"):
+        if isinstance(counted, DistributionMatching):
             self.parameters["critic"] = _count(counted.critic)
-            self.parameters["teacher"] = _count(counted.frozen[0])  # type: ignore[index]
-        block = student.core.transformer_blocks[0]  # type: ignore[index,union-attr]
+            self.parameters["teacher"] = _count(counted.frozen[0])
+        block = student.core.transformer_blocks[0]
         self.layer = _count(block)
         self.moments = 0
         for optimiser in counted.configure_optimizers():

@@ -189,8 +189,9 @@ class _WithoutMoments(torch.optim.Optimizer):
     def __init__(self, optimiser: torch.optim.Optimizer) -> None:
         super().__init__(optimiser.param_groups, {})
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:  # noqa: ARG002
         """Do nothing."""
+        return None
 
 
 def trace_step(module: StageModule, batch: Batch, *, exit_step: int = 0) -> Trace:
@@ -224,10 +225,9 @@ def trace_step(module: StageModule, batch: Batch, *, exit_step: int = 0) -> Trac
 
 
 @contextmanager
-def _watched(live: _Tracer, networks: dict[str, nn.Module]) -> Iterator[None]:
+def _watched(live: _Tracer, networks: dict[str, DualStream]) -> Iterator[None]:
     handles = []
     for name, network in networks.items():
-        assert isinstance(network, DualStream)
         handles += _counting(live.trace, name, network)
         for parameter in network.parameters():
             if parameter.requires_grad:
