@@ -16,7 +16,7 @@ from diffusers.models.transformers.transformer_ltx2 import (
     apply_interleaved_rotary_emb,
     apply_split_rotary_emb,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.latents import Latents, Pair, TextFeatures
@@ -208,7 +208,7 @@ class PlainStudent:
     def _layer(
         self,
         index: int,
-        layer: nn.Module,
+        layer: Any,  # a block of diffusers
         x: Latents,
         prompt: Latents,
         adaln: Pair[dict[str, Tensor]],

@@ -26,8 +26,8 @@ from tests.support.tiny_stages import COUNTS, STAGES, stage_causal_ode, stage_se
 
 BATCH, STEPS = 4, 4
 BF16 = "bf16-mixed"
-CAUSAL = [stage_causal_ode, stage_self_forcing]
 Stage = Callable[..., StageModule]
+CAUSAL: list[Stage] = [stage_causal_ode, stage_self_forcing]
 pytestmark = pytest.mark.slow
 
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -45,7 +45,7 @@ class AutomaticallyOptimised(Protocol):
     def clip(self) -> Tensor: ...
 
 
-def adapt(module: ManuallyOptimised | AutomaticallyOptimised) -> L.LightningModule:
+def adapt(module: nn.Module) -> L.LightningModule:
     """Wrap a module for Lightning's Trainer; batches arrive as ``(step, batch)``.
 
     Raises:

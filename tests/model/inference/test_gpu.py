@@ -80,7 +80,7 @@ def test_the_19b_student_streams_on_a_gpu_without_a_tensor_elsewhere(fp8: bool) 
         )
     fast = accelerate(on_gpu(student), InferenceOptions(fp8=fp8))
     prompt = torch.empty(
-        1, case.text, case.core["caption_channels"], device="cuda", dtype=case.dtype
+        1, case.text_tokens, case.core["caption_channels"], device="cuda", dtype=case.dtype
     )
     text = fast.cache_text(Pair(prompt, prompt))
     text.prepare(case.rollout.sigmas, batch=1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -297,7 +297,9 @@ class FastKernels(Kernels):
                 linear.weight = nn.Parameter(linear.weight.new_empty(0), requires_grad=False)
 
     def compile(self, function: Function) -> Function:
-        return torch.compile(function, dynamic=False) if self.options.compiled else function
+        if not self.options.compiled:
+            return function
+        return cast(Function, torch.compile(function, dynamic=False))
 
     def normalise(self, norm: RMSNorm, x: Tensor) -> Tensor:
         return rms_norm(x, norm.weight, norm.eps) if isinstance(norm, RMSNorm) else norm(x)
