@@ -133,10 +133,10 @@ def test_a_stage_of_no_steps_publishes_the_weights_it_starts_from(tmp_path: Path
     nothing: Any = None
     stage: Any = SimpleNamespace(
         work=tmp_path,
-        first=True,
+        is_writer=True,
         publish=publish,
-        curves=lambda path: written.append(path.read_text()),
-        metrics=written.append,
+        write_curves=lambda path: written.append(path.read_text()),
+        write_metrics=written.append,
     )
     model = tiny_model(3)
     module: Any = SimpleNamespace(ema=SimpleNamespace(model=model), summary=dict)

@@ -133,7 +133,11 @@ def loading_stage(path: Path, folder: Path) -> Any:
 
     config = SimpleNamespace(teacher=SimpleNamespace(path=str(path)))
     return SimpleNamespace(
-        config=config, publish=publish, work=folder, curves=lambda _: None, metrics=lambda _: None
+        config=config,
+        publish=publish,
+        work=folder,
+        write_curves=lambda _: None,
+        write_metrics=lambda _: None,
     )
 
 
