@@ -1,4 +1,7 @@
-"""What each distillation stage contributes: `python pipelines/ablation.py [--preset NAME] [variants ...]`."""
+"""Measure what each distillation stage contributes.
+
+Run `python pipelines/ablation.py [--preset NAME] [variants ...]`.
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""Optional stage causal_decoder: make a causal video decoder, which streams exactly, of a non-causal one."""
+"""Optional stage causal_decoder: turn a non-causal video decoder into a causal one.
+
+A causal decoder streams exactly.
+"""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Stage evaluate: every model on the same held-out captions and seeds, measured and side by side on a page."""
+"""Stage evaluate: measure every model on the same held-out captions and seeds, and write a page."""
 
 import sys
 

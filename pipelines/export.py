@@ -1,4 +1,4 @@
-"""Stage export: the artifact that streams on its own, a first stream from it, and the same as an MLflow model."""
+"""Stage export: write the artifact, stream from it once, log it as an MLflow model."""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""Stage latents: every clip as normalised latents, every caption as text features. A killed run keeps its finished shards."""
+"""Stage latents: every clip as normalised latents, every caption as text features.
+
+A killed run keeps its finished shards.
+"""
 
 import sys
 

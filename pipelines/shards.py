@@ -1,4 +1,7 @@
-"""Stage shards: clips conformed to one size, length and rate, in WebDataset tars. A killed run keeps its finished shards."""
+"""Stage shards: clips conformed to one size, length and rate, in WebDataset tars.
+
+A killed run keeps its finished shards.
+"""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The stages of the pipeline, in order: what each reads, what its result depends on, what it writes.
+"""Stages of the pipeline, in order: what each reads, what its result depends on, what it writes.
 
 `omniforcing pipeline --write` makes dvc.yaml, and that of every preset, of this list. Code is not
 listed: each stage depends on a digest of what its module in omniforcing.pipeline.stages imports.
@@ -11,7 +11,10 @@ FOUNDATION = "src/omniforcing/assets/pocket"
 
 
 def kept(part: str) -> tuple[str, ...]:
-    """Files of a kept part of the foundation; its manifest holds the sha256 of every weight file."""
+    """Files of a kept part of the foundation.
+
+    Its manifest holds the sha256 of every weight file.
+    """
     names = (f"{part}.json", f"{part}.curves.csv", f"{part}/manifest.json")
     return tuple(f"{FOUNDATION}/{name}" for name in names)
 
@@ -24,13 +27,15 @@ STAGES = (
     ),
     StageSpec(
         "shards",
-        "Conform the clips (24 fps, size, length, 16 kHz stereo), cut them and pack them into WebDataset tars.",
+        "Conform the clips (24 fps, size, length, 16 kHz stereo), cut them and pack them into "
+        "WebDataset tars.",
         reads=("clips",),
         keys=("clips", "shards"),
     ),
     StageSpec(
         "codec",
-        "Train, take or load the video VAE, the audio VAE, the vocoder and the text encoder, and measure reconstructions.",
+        "Train, take or load the video VAE, the audio VAE, the vocoder and the text encoder, and "
+        "measure reconstructions.",
         reads=("shards",),
         keys=("seed", "codec"),
         files=kept("codec"),
@@ -53,7 +58,8 @@ STAGES = (
     ),
     StageSpec(
         "bidirectional_dmd",
-        "Stage I. Distil the teacher into few steps with distribution matching, still bidirectional.",
+        "Stage I. Distil the teacher into few steps "
+        "with distribution matching, still bidirectional.",
         reads=("latents", "teacher"),
         keys=("seed", "student.sigmas", "bidirectional_dmd"),
         curves=True,

@@ -1,4 +1,7 @@
-"""Stage teacher: train the bidirectional teacher by flow matching, take the kept one, or load LTX-2's."""
+"""Stage teacher: train the bidirectional teacher by flow matching, or take one.
+
+One can be taken from the kept foundation or loaded from LTX-2's weights.
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""Stage trajectories: the ODE pairs that Stage II learns from. A killed run keeps its finished shards."""
+"""Stage trajectories: the ODE pairs that Stage II learns from.
+
+A killed run keeps its finished shards.
+"""
 
 import sys
 

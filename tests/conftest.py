@@ -1,4 +1,7 @@
-"""Fixtures of all rooms. One torch thread: tiny models are many times slower with two on a busy machine."""
+"""Fixtures of all rooms.
+
+One torch thread: tiny models are many times slower with two on a busy machine.
+"""
 
 import gc
 import os
@@ -16,13 +19,17 @@ torch.set_num_threads(1)
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For ``--dist loadgroup``: a file's tests share a process and its fixtures, and all Ray tests one with their cluster."""
+    """For ``--dist loadgroup``: a file's tests share a process and its fixtures, and all Ray tests
+    one with their cluster.
+    """
     for item in items:
         group = "ray" if item.get_closest_marker("ray") else str(item.path)
         item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_collection_finish() -> None:
-    """Free the garbage collector from going through all imported modules, in every test that collects."""
+    """Free the garbage collector from going through all imported modules, in every test that
+    collects.
+    """
     gc.collect()
     gc.freeze()

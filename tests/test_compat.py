@@ -13,7 +13,7 @@ ROOMS = sorted(path.parent.relative_to(SOURCE).as_posix() for path in SOURCE.rgl
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_private_apis_were_reviewed_for_the_versions_that_are_pinned(room: str) -> None:
-    """If this fails: read what the room's compat.py calls in the new version, then raise REVIEWED."""
+    """If this fails: read in the new version what the room's compat.py calls; raise REVIEWED."""
     reviewed = import_module(f"omniforcing.{room.replace('/', '.')}.compat").REVIEWED
     pins = (ROOT / "constraints.txt").read_text().split()
     assert reviewed

@@ -71,10 +71,10 @@ def test_readme_is_one_short_story() -> None:
 
 
 # --- commands -------------------------------------------------------------------------------------
-# A block of shell commands runs unless a comment in front of it, `<!-- not run: REASON -->`, says why
-# not. Blocks run in order in one clean clone, README's first, with these substitutions, which make
-# minutes of hours. A ```diff block is applied with `git apply`; a block after `<!-- file: PATH -->`
-# is written to that file.
+# A block of shell commands runs unless a comment in front of it, `<!-- not run: REASON -->`, says
+# why not. Blocks run in order in one clean clone, README's first, with these substitutions, which
+# make minutes of hours. A ```diff block is applied with `git apply`; a block after `<!-- file: PATH
+# -->` is written to that file.
 
 NOT_RUN = re.compile(r"<!-- not run: [^>]+ -->\s*$")
 FILE = re.compile(r"<!-- file: (\S+) -->\s*$")
@@ -93,7 +93,7 @@ SCALED = {
 
 @dataclass(frozen=True)
 class Block:
-    """A block of a page that is to be tried: the line it begins at, and the script that tries it."""
+    """A block of a page to try: the line where it begins, and the script that tries it."""
 
     page: str
     line: int

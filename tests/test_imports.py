@@ -119,7 +119,9 @@ INFERENCE = [
 
 
 def import_without(barred: set[str], modules: list[str]) -> None:
-    """Import modules one after the other in a new interpreter that has none of the ``barred`` packages."""
+    """Import modules one after the other in a new interpreter that has none of the ``barred``
+    packages.
+    """
     script = f"""
 import importlib, sys
 sys.modules.update(dict.fromkeys({sorted(barred)!r}))
@@ -182,7 +184,10 @@ def test_a_test_imports_helpers_from_support_alone_and_no_private_name(path: Pat
 
 
 def privates(tree: ast.AST) -> set[str]:
-    """Private names of our code that a module imports, touches or patches; its own, on self, are its own affair."""
+    """Private names of our code that a module imports, touches or patches.
+
+    Its own, on self, are its own affair.
+    """
     libraries = {
         alias.asname or alias.name.partition(".")[0]
         for node in ast.walk(tree)
@@ -207,7 +212,10 @@ def is_private(name: str) -> bool:
 
 
 def root_name(node: ast.expr) -> str:
-    """Name at the left end of a chain of attributes, calls and subscripts; "" where there is none."""
+    """Name at the left end of a chain of attributes, calls and subscripts.
+
+    "" where there is none.
+    """
     while isinstance(node, ast.Attribute | ast.Call | ast.Subscript):
         node = node.func if isinstance(node, ast.Call) else node.value
     return node.id if isinstance(node, ast.Name) else ""

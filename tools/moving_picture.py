@@ -1,9 +1,10 @@
-"""Make the animated WebP of README: frames beside the spectrogram of their sound, under a moving line.
+"""Make README's animated WebP: frames, and the spectrogram of their sound under a moving line.
 
 ``python -m tools.moving_picture docs/pictures/pocket.webp --prompt "a red ball bounces high on the
-floor" --prompt "..."`` lets the kept teacher of the pocket world make a clip of four seconds for each
-prompt, and shows them one after the other. ``--clip clip.mp4`` shows a clip that `omniforcing stream`
-wrote instead. Impacts that are seen are marked above the spectrogram, impacts that are heard below.
+floor" --prompt "..."`` lets the kept teacher of the pocket world make a clip of four seconds for
+each prompt, and shows them one after the other. ``--clip clip.mp4`` shows a clip that `omniforcing
+stream` wrote instead. Impacts that are seen are marked above the spectrogram, impacts that are
+heard below.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The structure of the code, as figures: rooms, sizes, imports upward, circles, prose.
 
-``python -m tools.structure [REVISION ...]`` prints a column for the working tree and one for each revision of git, so that
-a clean-up shows. It reads files and runs none of them.
+``python -m tools.structure [REVISION ...]`` prints a column for the working tree and one for
+each revision of git, so that a clean-up shows. It reads files and runs none of them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from omniforcing.core.config import project_root
 from omniforcing.core.console import run_command
 from omniforcing.core.errors import OmniForcingError
 
-# Rooms from the bottom up; a room imports its own modules and those of rooms before it. Rooms within a room count as that room.
+# Rooms from the bottom up; a room imports its own modules and those of rooms before it. Rooms
+# within a room count as that room.
 ROOMS = (
     *("core", "media", "codec", "model", "pocket", "data", "training", "distill", "evaluation"),
     *("streaming", "serving", "pipeline", "cli", "__main__"),
@@ -74,7 +75,10 @@ class Module:
         return [node for node in ast.walk(self.tree) if isinstance(node, Function)]
 
     def imports(self) -> Iterator[str]:
-        """Dotted names within the package that it imports, anywhere; ``from a import b`` gives a and a.b."""
+        """Dotted names within the package that it imports, anywhere.
+
+        ``from a import b`` gives a and a.b.
+        """
         for node in ast.walk(self.tree):
             if isinstance(node, ast.ImportFrom) and node.module:
                 names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
@@ -108,7 +112,10 @@ def imports_upward(modules: list[Module]) -> list[str]:
 
 
 def circle(modules: list[Module]) -> list[str]:
-    """The modules of one circle of imports, within functions and for types too; none if there is none."""
+    """The modules of one circle of imports, within functions and for types too.
+
+    None if there is none.
+    """
     names = {module.name for module in modules}
     graph = {
         module.name: {n for n in module.imports() if n in names and n != module.name}
@@ -192,7 +199,7 @@ def _length(function: Function) -> int:
 
 
 def _public(tree: ast.Module) -> Iterator[Function | ast.ClassDef]:
-    """Functions and classes of a module, and methods of its classes, without a leading underscore."""
+    """List a module's public functions and classes, and the public methods of its classes."""
     for node in tree.body:
         if isinstance(node, Function | ast.ClassDef) and not node.name.startswith("_"):
             yield node

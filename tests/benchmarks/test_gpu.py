@@ -1,4 +1,4 @@
-"""The GPU check: its runner when parts go wrong, its oracles on a CPU, and all of it at tiny size."""
+"""The GPU check: its runner when parts fail, its oracles on a CPU, and all of it at tiny size."""
 
 import json
 import subprocess
@@ -34,7 +34,10 @@ def on_cpu(seconds: float = 60.0) -> PartSettings:
 
 
 def test_a_part_in_which_everything_goes_wrong_still_gives_every_row(tmp_path: Path) -> None:
-    """A crash and a hang cost their own row; the others go on in a new process and see earlier figures."""
+    """A crash and a hang cost their own row.
+
+    The others go on in a new process and see earlier figures.
+    """
     results = Results(ABOUT, tmp_path / "out.json")
     run_part(results, "faulty", "tests.support.faulty", on_cpu())
     found = {row.name: (row.state, row.why) for row in results.rows}
@@ -43,7 +46,10 @@ def test_a_part_in_which_everything_goes_wrong_still_gives_every_row(tmp_path: P
     assert found["wrong"] == ("wrong", "above 2")
     assert found["dying"][0] == "failed" and "died of SIGKILL" in found["dying"][1]
     assert found["hanging"][0] == "failed" and "gave no answer" in found["hanging"][1]
-    needs = "needs the package no_such_package (pip install no_such_package); would be without a package"
+    needs = (
+        "needs the package no_such_package (pip install no_such_package); "
+        "would be without a package"
+    )
     assert found["without a package"] == ("missing", needs)
     assert found["without a card"] == ("skipped", "needs a CUDA device; would be without a card")
     assert results.rows[-1] == replace(
@@ -152,7 +158,10 @@ def test_presets_read_without_omegaconf_are_those_that_it_reads() -> None:
 
 
 def test_memory_of_the_19b_stream_is_its_weights_and_what_stands_beside_them() -> None:
-    """18.88 B parameters in bf16; released originals save the joined projections of all but the text attentions."""
+    """18.88 B parameters in bf16.
+
+    Released originals save the joined projections of all but the text attentions.
+    """
     case = ltx2()
     released, kept = (
         memory_needed(case, release=True) / 1e9,
@@ -236,7 +245,10 @@ def test_bad_options_are_refused_in_a_sentence(options: tuple[str, ...], says: s
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_every_part_runs_at_tiny_size_on_a_cpu(tmp_path: Path) -> None:
-    """Every measurement has its row: figures, or what it would have done on a card. A second call has nothing to do."""
+    """Every measurement has its row: figures, or what it would have done on a card.
+
+    A second call has nothing to do.
+    """
     options = (
         "--device",
         "cpu",

@@ -38,10 +38,11 @@ def python(*arguments: str) -> str:
 
 
 def test_it_needs_nothing_of_the_training_tools() -> None:
-    """A GPU machine that only measures has torch and diffusers, and wheels that were carried there."""
+    """A GPU machine that only measures has torch, diffusers and wheels that were carried there."""
     loaded = python(
         "-c",
-        "import sys, benchmarks.student.__main__; print(*{name.split('.')[0] for name in sys.modules})",
+        "import sys, benchmarks.student.__main__; "
+        "print(*{name.split('.')[0] for name in sys.modules})",
     ).split()
     assert not {"lightning", "ray", "mlflow", "dvc", "webdataset", "matplotlib"} & set(loaded)
 

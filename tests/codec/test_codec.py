@@ -1,4 +1,6 @@
-"""The codec is diffusers' models and bookkeeping: counts, packing, statistics, files, and no look into the future."""
+"""The codec is diffusers' models and bookkeeping: counts, packing, statistics, files, and no look
+into the future.
+"""
 
 from __future__ import annotations
 
@@ -117,7 +119,8 @@ def test_encoders_do_not_see_the_future(codec: Codec) -> None:
     )
     samples = torch.cat([one.audio[..., :16000], other.audio[..., 16000:]], -1)
     first, second = (codec.encode(Pair(one.video, audio)).audio for audio in (one.audio, samples))
-    # The window of a mel frame reaches 32 ms ahead, so the last latent of the first second may hear the second one.
+    # The window of a mel frame reaches 32 ms ahead, so the last latent of the first second may hear
+    # the second one.
     assert torch.allclose(first[:, :25], second[:, :25], atol=1e-5) and not torch.allclose(
         first[:, 26:], second[:, 26:]
     )

@@ -1,4 +1,4 @@
-"""Streamed decoding equals whole decoding, for any split, and streams over one codec do not meet."""
+"""Streamed decoding equals whole decoding for any split; streams over one codec stay apart."""
 
 from __future__ import annotations
 
@@ -184,7 +184,9 @@ def test_error_falls_with_the_look_ahead_and_with_what_is_decoded_again(both_way
 
 @torch.no_grad()
 def test_pieces_fade_in_from_what_the_piece_before_made_of_them(both_ways: Any) -> None:
-    """Frames 17 to 19 of pieces that meet before frame 17: a quarter, a half, three quarters of the later piece."""
+    """Frames 17 to 19 of pieces that meet before frame 17: a quarter, a half, three quarters of the
+    later piece.
+    """
     z = long_latents()
     old = StreamingVideoDecoder(both_ways, Reach(2))
     new = StreamingVideoDecoder(both_ways, Reach(2, blend=3))
@@ -211,7 +213,10 @@ def test_look_ahead_stream_goes_on_from_a_saved_state_bit_for_bit(both_ways: Any
 
 
 def test_decoders_get_latents_in_their_own_precision(codec: Codec) -> None:
-    """A video decoder in bf16 beside sound in fp32, as a GPU streams; the picture is that of fp32 to bf16's rounding."""
+    """A video decoder in bf16 beside sound in fp32, as a GPU streams.
+
+    The picture is that of fp32 to bf16's rounding.
+    """
     grid = codec.token_grid(codec.height, codec.width)
     counts = clip_latents(1)
     video = torch.randn(1, counts.video, grid[0] * grid[1], codec.video_channels)

@@ -58,7 +58,8 @@ def test_failed_atomic_dir_keeps_the_old_content(tmp_path: Path) -> None:
 def test_killed_writer_leaves_nothing_behind_for_long(tmp_path: Path) -> None:
     target = tmp_path / "out"
     code = (
-        "import sys, time; from pathlib import Path; from omniforcing.core.files import atomic_dir\n"
+        "import sys, time; from pathlib import Path; "
+        "from omniforcing.core.files import atomic_dir\n"
         f"with atomic_dir(Path({str(target)!r})) as f:\n"
         "    (f / 'a').write_text('part'); print('writing', flush=True); time.sleep(60)\n"
     )

@@ -30,7 +30,10 @@ from tests.support.refusals import refuses
 
 
 def legal(parts: list[int], lead: int) -> BlockTable:
-    """Blocks of ``parts`` video latents after a first one of ``1 + lead``; audio borders fall where they are due, or before."""
+    """Blocks of ``parts`` video latents after a first one of ``1 + lead``.
+
+    Audio borders fall where they are due, or before.
+    """
     due = [
         (lead + sum(parts[:i])) * AUDIO_LATENTS_PER_SECOND // VIDEO_LATENTS_PER_SECOND
         for i in range(len(parts) + 1)

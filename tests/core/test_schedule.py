@@ -108,8 +108,8 @@ def test_ltx2s_own_schedule_ends_at_its_terminal_sigma() -> None:
     ours = sampling_sigmas(40, 2.05, 0.1)
     assert math.isclose(ours[-2], 0.1, abs_tol=1e-9)
     theirs = FlowMatchEulerDiscreteScheduler(
-        use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05, base_image_seq_len=1024, max_image_seq_len=4096,
-        shift_terminal=0.1,
+        use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05,
+        base_image_seq_len=1024, max_image_seq_len=4096, shift_terminal=0.1,
     )  # fmt: skip
     theirs.set_timesteps(sigmas=torch.linspace(1, 1 / 40, 40).tolist(), mu=2.05)
     assert theirs.sigmas[0] == 1.0

@@ -65,7 +65,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def rewrite(tar: Path, keep: Callable[[int, tarfile.TarInfo], bool]) -> None:
-    """Write the members of a tar that ``keep`` says to, and an index that agrees with the new size."""
+    """Write the members of a tar that ``keep`` accepts, and an index that agrees with its size."""
     members = []
     with tarfile.open(tar) as file:
         for number, member in enumerate(file.getmembers()):

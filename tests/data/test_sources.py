@@ -1,4 +1,6 @@
-"""A folder of anybody's videos becomes clips.jsonl: nothing is lost silently, nothing ends in a traceback."""
+"""A folder of anybody's videos becomes clips.jsonl: nothing is lost silently, nothing ends in a
+traceback.
+"""
 
 import json
 import unicodedata
@@ -37,7 +39,10 @@ def config(videos: Path, **other: Any) -> ClipsConfig:
 def clips(
     tmp_path: Path, config: ClipsConfig
 ) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
-    """Run the stage's function; the entries by name, the reject reasons by name, and what it returned."""
+    """Run the stage's function.
+
+    The entries by name, the reject reasons by name, and what it returned.
+    """
     out = tmp_path / "clips"
     out.mkdir(exist_ok=True)
     found = write_clips(config, 0, out)

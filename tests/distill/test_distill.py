@@ -114,9 +114,7 @@ def test_refined_sigmas_hold_the_students_own() -> None:
             refine(SIGMAS, steps)
 
 
-def test_a_point_per_block_is_picked_from_the_trajectory_and_its_perfect_velocity_costs_nothing() -> (
-    None
-):
+def test_a_point_per_block_is_picked_and_its_perfect_velocity_costs_nothing() -> None:
     ode = stage_causal_ode()
     x0, noise = latents(COUNTS), latents(COUNTS, seed=1)
     sigmas = torch.tensor([*SIGMAS, 0.0])
@@ -304,7 +302,9 @@ def test_only_rollouts_that_switch_begin_as_the_other_caption_says(seed: int) ->
 
 @torch.no_grad()
 def test_a_rollout_in_training_equals_the_stream_for_the_same_noise() -> None:
-    """Functional caches and static buffers give the same blocks when the last step is the exit, across a switch too."""
+    """Functional caches and static buffers give the same blocks when the last step is the exit,
+    across a switch too.
+    """
     from omniforcing.core.latents import concatenate
     from omniforcing.model.rollout import train_rollout
 

@@ -1,4 +1,6 @@
-"""LTX-2 as preset ltx2 trains it, but narrow and of a small picture: each stage one step on Ray's workers, and on."""
+"""LTX-2 as preset ltx2 trains it, but narrow and of a small picture: each stage one step on Ray's
+workers, and on.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -30,7 +32,8 @@ from tests.support.group import read_rows, run_group
 from tests.support.ray_cluster import ROOT
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
-# What is small: the width of each head (of 32), a caption's, and the picture; and the batch is one clip of each worker.
+# What is small: the width of each head (of 32), a caption's, and the picture; and the batch is one
+# clip of each worker.
 NARROW = [
     "teacher.model.heads=2",
     "teacher.model.video_head_dim=16",
@@ -113,7 +116,9 @@ def stages(config: Config, sizes: Sizes, teacher: Path) -> dict[str, Callable[[]
 
 
 def rehearse(teacher: Path, work: Path, steps: int) -> None:
-    """Train every stage for ``steps`` steps in all, going on from what is there, and publish what it learnt."""
+    """Train every stage for ``steps`` steps in all, going on from what is there, and publish what
+    it learnt.
+    """
     torch.set_num_threads(1)
     config, sizes = rehearsed()
     trainer = replace(config.trainer, checkpoint_every=1, log_every=1, precision="32-true")
@@ -157,7 +162,8 @@ def test_every_stage_of_48_layers_takes_a_step_and_goes_on_from_its_checkpoint_o
             for a, b in zip(published.core.parameters(), core.parameters(), strict=True)
         ]
         assert sum(learnt) > 0.9 * len(learnt)
-    # Two workers wrote it; one goes on. That it learns what they would have, test_workers holds at two layers.
+    # Two workers wrote it; one goes on. That it learns what they would have, test_workers holds at
+    # two layers.
     run_group(rehearse, 1, teacher, work, 2)
     for name in ALL:
         last = checkpoints.latest(work / name, sharded=True)

@@ -1,4 +1,6 @@
-"""The same global batch on one process and on several gives the same training, for every trained transformer stage."""
+"""The same global batch on one process and on several gives the same training, for every trained
+transformer stage.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial

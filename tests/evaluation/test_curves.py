@@ -1,4 +1,6 @@
-"""Training curves: rows without a value leave no point, and a picture is drawn with or without a reference."""
+"""Training curves: rows without a value leave no point, and a picture is drawn with or without a
+reference.
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,6 @@
-"""The evaluation end to end on real clips: what it writes, what it resumes, what cheats and mistakes look like in it."""
+"""The evaluation end to end on real clips: what it writes, what it resumes, what cheats and
+mistakes look like in it.
+"""
 
 import dataclasses
 import json

@@ -1,4 +1,7 @@
-"""Memorisation: copies of training clips are found, also when degraded; new clips are as far as new clips are."""
+"""Memorisation: copies of training clips are found, also when degraded.
+
+New clips are as far as new clips are.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path

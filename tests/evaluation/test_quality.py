@@ -1,4 +1,6 @@
-"""Frechet distances: zero for the same set, growing with distortion, in named features that tell motion from stillness."""
+"""Frechet distances: zero for the same set, growing with distortion, in named features that tell
+motion from stillness.
+"""
 
 from collections.abc import Callable
 

@@ -24,7 +24,8 @@ def test_blocks_faster_than_real_time_never_stall() -> None:
 
 
 def test_a_late_block_stalls_once_and_delays_what_follows() -> None:
-    # 24 frames arrive at 1.0 and last until 2.0; the next come at 2.5, then play until 3.5, then in time.
+    # 24 frames arrive at 1.0 and last until 2.0; the next come at 2.5, then play until 3.5, then in
+    # time.
     assert stalls(timings(1.0, 2.5, 3.4, 4.4)) == 1
     assert stalls(timings(1.0, 2.5, 3.6)) == 2
 

@@ -49,7 +49,8 @@ def test_flash_and_click_keep_their_time_at_every_frame_rate(
 
 
 def test_variable_frame_rate_follows_the_time_stamps(make_video: MakeVideo) -> None:
-    # 60 fps, then a picture held for half a second, then 10 fps: frame numbers say nothing about time.
+    # 60 fps, then a picture held for half a second, then 10 fps: frame numbers say nothing about
+    # time.
     times = np.r_[np.arange(0, 0.75, 1 / 60), np.arange(1.25, 2.5, 0.1)]
     media = ClipCutter(make_video("vfr.mp4", seconds=2.5, times=times, events=EVENTS), FORM).clip(0)
     assert_in_time(media, EVENTS)
@@ -68,7 +69,8 @@ def test_click_keeps_its_time_at_every_sample_rate(make_video: MakeVideo, rate: 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mov", "a.mkv", "a.ts", "a.avi"])
 def test_every_container_keeps_both_streams_on_one_clock(make_video: MakeVideo, name: str) -> None:
-    # MPEG-TS starts at its own time, and AVI has no time stamps: what counts is picture against sound.
+    # MPEG-TS starts at its own time, and AVI has no time stamps: what counts is picture against
+    # sound.
     codecs = {"codec": "mpeg4", "audio": "pcm_s16le"} if name == "a.avi" else {}
     media = ClipCutter(
         make_video(name, seconds=2.6, fps=25, rate=48000, events=EVENTS, **codecs), FORM

@@ -35,7 +35,9 @@ def test_a_frame_is_centred_on_its_sample() -> None:
 
 
 def slaney_bands() -> np.ndarray:
-    """64 triangles between 0 and 8 kHz on Slaney's scale, each of unit area, on the 513 bins of a 1024-point transform."""
+    """64 triangles between 0 and 8 kHz on Slaney's scale, each of unit area, on the 513 bins of a
+    1024-point transform.
+    """
 
     def hertz(mel: np.ndarray) -> np.ndarray:
         return np.where(mel < 15, 200 / 3 * mel, 1000 * 6.4 ** ((mel - 15) / 27))

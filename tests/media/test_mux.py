@@ -1,4 +1,6 @@
-"""The muxer: exact counts, aligned tracks, a keyframe per block, pieces that play as they come, failures that leave nothing."""
+"""The muxer: exact counts, aligned tracks, a keyframe per block, pieces that play as they come,
+failures that leave nothing.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,10 @@ LOOK_AHEAD = 0.14
 
 
 def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """A prefix frame, then seconds of grey ramps; the sound lags by the look-ahead and clicks at every whole second."""
+    """A prefix frame, then seconds of grey ramps.
+
+    The sound lags by the look-ahead and clicks at every whole second.
+    """
     sound = np.zeros((2, 16000 * SECONDS), np.float32)
     for second in range(SECONDS):
         sound[:, 16000 * second : 16000 * second + 40] = 0.9
@@ -123,7 +128,7 @@ def decoded_sound(data: bytes) -> np.ndarray:
 
 
 def test_sound_has_no_gap_at_any_block_border() -> None:
-    """A steady tone through every border: level and phase never leave it, and no time stamp jumps."""
+    """A steady tone keeps its level and phase through every border, and no time stamp jumps."""
     count, rng = 12, np.random.default_rng(0)
     tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(16000 * count) / 16000).astype(np.float32)
     pieces, sent = OutputBuffer(), 0
@@ -147,7 +152,9 @@ def test_sound_has_no_gap_at_any_block_border() -> None:
 
 
 def test_picture_and_sound_stay_together_for_ten_minutes() -> None:
-    """A click and a flash at every whole second, ten minutes long, in blocks whose sound lags by the look-ahead."""
+    """A click and a flash at every whole second, ten minutes long, in blocks whose sound lags by
+    the look-ahead.
+    """
     count, lag = 600, 3840
     flash = np.zeros((25, 16, 16, 3), np.uint8)
     flash[0] = 255

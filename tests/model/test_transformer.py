@@ -53,7 +53,9 @@ def of_block(x: Latents, table: BlockTable, index: int) -> Latents:
 def test_full_visibility_equals_diffusers_forward(
     rope: str, generation: dict[str, Any], per_block_sigma: bool
 ) -> None:
-    """With one sigma, and with a sigma per block given to diffusers token by token, which its text path allows or not."""
+    """With one sigma, and with a sigma per block given to diffusers token by token, which its text
+    path allows or not.
+    """
     model, counts, table = (
         tiny_model(rope_type=rope, **generation),
         clip_latents(2),
@@ -97,7 +99,7 @@ def test_full_visibility_equals_diffusers_forward(
 def test_a_stream_computes_text_and_modulation_once_per_prompt_and_sigma(
     generation: dict[str, Any],
 ) -> None:
-    """Prepared sigmas give what sigmas on the fly give, and no module of text or time runs again."""
+    """Prepared sigmas give what sigmas on the fly give, and no text or time module runs again."""
     model, counts = tiny_model(**generation), clip_latents(1)
     x, view, text = (
         latents(counts),
@@ -277,7 +279,9 @@ def test_ring_buffers_stay_the_same_size_and_place() -> None:
 def test_gradients_of_a_cached_rollout_equal_masked_forwards_with_detached_history(
     layout: str, window: int, horizon: int, release: str
 ) -> None:
-    """Every block's own forward carries gradient, history (noised to the context noise) none: sinks and text included."""
+    """Every block's own forward carries gradient, history (noised to the context noise) none: sinks
+    and text included.
+    """
     table, count, context = LAYOUTS[layout], 4, torch.full((2,), 0.1)
     noisy, clean, sigma = (
         latents(table.total(count)),

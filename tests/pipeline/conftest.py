@@ -12,7 +12,7 @@ from tests.support.toy_project import write_project
 
 @pytest.fixture(scope="session")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database with its tables, which take seconds to create, and no experiment of ours."""
+    """An MLflow database without experiments of ours; its tables take seconds to create."""
     from mlflow import MlflowClient
 
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"

@@ -1,4 +1,6 @@
-"""The ablation's variants, where a student starts, and the command through the real DVC on a toy project."""
+"""The ablation's variants, where a student starts, and the command through the real DVC on a toy
+project.
+"""
 
 import json
 import os
@@ -338,7 +340,8 @@ def test_killed_an_ablation_goes_on_with_the_variant_that_is_missing_and_leaves_
         ablated / "data" / "pocket" / "self_forcing" / "sum.txt"
     ).read_text() == "bidirectional_dmd"
 
-    # Other data under the same commit, as a user's folder of videos has them: what was trained before is no variant of it.
+    # Other data under the same commit, as a user's folder of videos has them: what was trained
+    # before is no variant of it.
     command(ablated, "git", "checkout", "--force", "--quiet", ".")
     (ablated / ".work" / "more").touch()
     command(ablated, "dvc", "repro", "--force", "--single-item", "clips")

@@ -1,4 +1,4 @@
-"""The declared stages against the code and the generated files: keys exist, and nothing is stale."""
+"""Declared stages agree with the code and the generated files: keys exist, nothing is stale."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The dry run: what it changes of a preset, what it prints, and that it leaves a project as it was."""
+"""The dry run: what it changes of a preset, what it prints, that the project stays as it was."""
 
 import os
 import subprocess
@@ -117,7 +117,11 @@ def test_a_stage_that_does_not_fit_is_named_after_its_own_error(
     project: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     teacher = project / "pipelines" / "teacher.py"
-    sentence = "from omniforcing.core.errors import OmniForcingError\ndef run(stage):\n    raise OmniForcingError('model.too-wide', 'too wide')\n"
+    sentence = (
+        "from omniforcing.core.errors import OmniForcingError\n"
+        "def run(stage):\n"
+        "    raise OmniForcingError('model.too-wide', 'too wide')\n"
+    )
     teacher.write_text(sentence)
     with refuses("pipeline.dry-run-failed", "pocket", "teacher", "exit code 2"):
         dry_run(project, None)

@@ -1,4 +1,7 @@
-"""What plain `dvc repro` runs again after a change, for the real stages; stand-ins write the outputs."""
+"""What plain `dvc repro` runs again after a change, for the real stages.
+
+Stand-ins write the outputs.
+"""
 
 import os
 import re

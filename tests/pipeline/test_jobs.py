@@ -1,4 +1,6 @@
-"""A stage as a Ray job: its log, its MLflow run and its exit code come back, DVC runs it so, and refusals are sentences."""
+"""A stage as a Ray job: its log, its MLflow run and its exit code come back, DVC runs it so, and
+refusals are sentences.
+"""
 
 import json
 import os

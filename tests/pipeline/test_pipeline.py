@@ -1,4 +1,6 @@
-"""The pipeline through the real DVC on a toy project: presets, kills, exactly what a change runs again."""
+"""The pipeline through the real DVC on a toy project: presets, kills, exactly what a change runs
+again.
+"""
 
 import os
 import signal
@@ -131,8 +133,8 @@ def test_an_old_lock_and_a_stale_pipeline_are_one_sentence(repository: Path) -> 
     code, output = finish(start(repository))
     assert code == 2
     assert (
-        "dvc.lock was written for an older dvc.yaml: its stage teacher depends on src/omniforcing/core/layout.py"
-        in output
+        "dvc.lock was written for an older dvc.yaml: "
+        "its stage teacher depends on src/omniforcing/core/layout.py" in output
     )
     assert output.count("\n") == 1
 
@@ -213,7 +215,8 @@ def test_a_second_run_in_the_same_checkout_is_refused(repository: Path) -> None:
     code, output = finish(start(repository, "--preset", "smoke"))
     assert code == 2
     assert output.startswith(
-        f"error: a pipeline run in this checkout is already running (process {first.pid}); wait for it"
+        f"error: a pipeline run in this checkout is already running (process {first.pid}); "
+        "wait for it"
     )
     assert output.count("\n") == 1
     assert finish(first)[0] == 0

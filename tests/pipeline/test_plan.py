@@ -1,4 +1,6 @@
-"""The planner: its memory against what torch's allocator hands out, its sizes against LTX-2's, and what it prints."""
+"""The planner: its memory against what torch's allocator hands out, its sizes against LTX-2's, and
+what it prints.
+"""
 
 import dataclasses
 import gc
@@ -57,7 +59,9 @@ def tensors_of(module: StageModule) -> Iterator[Tensor]:
 
 
 def measured_bytes(module: StageModule, batch: Batch, config: Config, work: Path) -> int:
-    """The most bytes that the CPU allocator had handed out at once during two updates, the module's own included."""
+    """The most bytes that the CPU allocator had handed out at once during two updates, the module's
+    own included.
+    """
     gc.collect()  # what earlier tests left would be given back while we look
     held = storages(*tensors_of(module))
 

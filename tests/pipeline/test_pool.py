@@ -1,4 +1,6 @@
-"""Shards made on a Ray cluster: the bytes of one process, none lost or doubled by a kill, and refusals in a sentence."""
+"""Shards made on a Ray cluster: the bytes of one process, none lost or doubled by a kill, and
+refusals in a sentence.
+"""
 
 import subprocess
 import sys

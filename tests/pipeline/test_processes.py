@@ -45,7 +45,9 @@ def test_all_jobs_run_and_a_failed_one_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent death signal is Linux's")
 def test_a_child_whose_parent_died_before_it_was_ready_ends_itself(tmp_path: Path) -> None:
-    """The parent is killed while its child still imports, before the child could ask for the death signal."""
+    """The parent is killed while its child still imports, before the child could ask for the death
+    signal.
+    """
     code = """
 import os, sys, time
 parent, mark = os.getpid(), sys.argv[1]

@@ -1,4 +1,6 @@
-"""Clips, shards and latents from a web server, by the commands of docs/how-to/cluster.md: DVC brings them, and stages read files."""
+"""Clips, shards and latents from a web server, by the commands of docs/how-to/cluster.md: DVC
+brings them, and stages read files.
+"""
 
 import subprocess
 import threading

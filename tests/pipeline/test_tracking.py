@@ -48,7 +48,10 @@ def test_artifacts_of_files_and_folders_lie_in_the_project(project: Path) -> Non
 @pytest.mark.slow
 def test_two_processes_may_meet_an_empty_database(project: Path) -> None:
     (project / "mlflow.db").unlink()
-    code = "from pathlib import Path; from omniforcing.pipeline.tracking import connect; connect(Path.cwd())"
+    code = (
+        "from pathlib import Path; from omniforcing.pipeline.tracking import connect; "
+        "connect(Path.cwd())"
+    )
     pair = [
         subprocess.Popen([sys.executable, "-c", code], cwd=project, stderr=subprocess.PIPE)
         for _ in range(2)

@@ -1,4 +1,6 @@
-"""The sync score: one-to-one, order-free, high on real clips, at chance for cheats, falling with a shift of the sound."""
+"""The sync score: one-to-one, order-free, high on real clips, at chance for cheats, falling with a
+shift of the sound.
+"""
 
 from collections.abc import Callable
 from random import Random

@@ -1,6 +1,7 @@
-"""A real Chromium plays a minute from the server, and a prompt changed on the way is seen in the picture that it shows.
+"""A real Chromium plays a minute from the server and shows a change of the prompt.
 
-OMNIFORCING_ARTIFACT names the artifact to play; without it a tiny untrained one does, whose pictures a prompt changes too.
+OMNIFORCING_ARTIFACT names the artifact to play; without it a tiny untrained one
+plays, whose pictures a prompt changes too.
 OMNIFORCING_SCREENSHOT names a file for a picture of the page.
 """
 
@@ -101,7 +102,10 @@ def page(serving: Server, tmp_path: Path) -> Iterator[Any]:
 
 
 def wait_until(page: Any, expression: str, seconds: float) -> None:
-    """Until a JavaScript expression is true; polled from here, for the page's policy lets nothing be evaluated in it later."""
+    """Until a JavaScript expression is true.
+
+    Polled from here, for the page's policy lets nothing be evaluated in it later.
+    """
     for _ in range(int(seconds * 20)):
         if page.evaluate(expression):
             return
@@ -134,8 +138,9 @@ def test_a_minute_plays_and_a_prompt_changed_on_the_way_is_seen(
     wait_until(page, "document.getElementById('video').ended", 120)
 
     state = page.evaluate(
-        "(() => { const v = document.getElementById('video'), q = v.getVideoPlaybackQuality();"
-        " return [v.currentTime, v.error, q.droppedVideoFrames, q.totalVideoFrames, session.stalls]; })()"
+        "(() => { const v = document.getElementById('video'), q = v.getVideoPlaybackQuality(); "
+        "return [v.currentTime, v.error, q.droppedVideoFrames, q.totalVideoFrames, "
+        "session.stalls]; })()"
     )
     print(
         "currentTime, error, dropped, total, stalls:",
@@ -156,7 +161,9 @@ def test_a_minute_plays_and_a_prompt_changed_on_the_way_is_seen(
 
 
 def check_pictures(shown: list[tuple[float, str]], folder: Path, block: int) -> None:
-    """What was shown is the stream of this seed without the switch before its block, and the one with it from there on."""
+    """What was shown is the stream of this seed without the switch before its block, and the one
+    with it from there on.
+    """
     engine = Engine(folder)
     plain, steered = (frames_of(engine, block, switched) for switched in (False, True))
     first = 1 + 24 * (block - 1)
@@ -185,7 +192,8 @@ def check_pictures(shown: list[tuple[float, str]], folder: Path, block: int) -> 
         wrong,
     )
     assert len(before) > 48 and len(after) > 36
-    # Where little moves, a picture that x264 and the browser have changed may be nearest to its neighbour.
+    # Where little moves, a picture that x264 and the browser have changed may be nearest to its
+    # neighbour.
     assert np.mean(before) > 0.98, "before the switch, something else than the stream was shown"
     assert np.mean(after) > 0.98, (
         "the prompt is not seen in the block that it was said to begin with"

@@ -168,7 +168,10 @@ def test_streaming_runs_where_the_training_side_is_not_installed(
         "scipy",
     )
     words = ["stream", *options_for(artifact.folder, tmp_path / "clip.mp4", seconds="1")]
-    script = f"import sys; sys.modules.update(dict.fromkeys({barred!r})); from omniforcing.cli import main; main({words!r})"
+    script = (
+        f"import sys; sys.modules.update(dict.fromkeys({barred!r})); "
+        f"from omniforcing.cli import main; main({words!r})"
+    )
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
     assert (tmp_path / "clip.mp4").is_file()
@@ -180,7 +183,9 @@ def pictures(path: Path) -> list[np.ndarray]:
 
 
 def same(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two decoded pictures are the same but for x264, which knows different pictures before them."""
+    """Whether two decoded pictures are the same but for x264, which knows different pictures before
+    them.
+    """
     return bool(np.abs(one.astype(int) - other).mean() < 6)
 
 

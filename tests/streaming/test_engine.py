@@ -153,7 +153,7 @@ def test_an_artifact_whose_decoder_looks_both_ways_streams_late_and_whole(
 
 @pytest.fixture
 def fast_sound(own_artifact: Path) -> Engine:
-    """The artifact with a vocoder of 24 kHz in LTX-2.0's own proportions: 240 samples a mel frame."""
+    """The artifact with a vocoder of 24 kHz in LTX-2.0's proportions: 240 samples a mel frame."""
     from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
 
     torch.manual_seed(1)

@@ -1,4 +1,6 @@
-"""Running streams: overlap, back-pressure, cancelling, pausing, steering, openings, and states that go on bit for bit."""
+"""Running streams: overlap, back-pressure, cancelling, pausing, steering, openings, and states that
+go on bit for bit.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,7 @@ def nothing_left_behind() -> Iterator[None]:
     assert not streaming_threads()
 
 
-# --- threads ------------------------------------------------------------------------------------------------------------
+# --- threads --------------------------------------------------------------------------------------
 
 
 def test_a_block_is_generated_while_the_one_before_is_decoded(
@@ -99,7 +101,9 @@ def test_a_chunk_leaves_as_soon_as_it_is_decoded(
 def test_queues_are_finished_before_another_thread_reads_what_they_made(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a GPU each thread has a queue of its own: text is waited for before the threads begin, and latents after their use."""
+    """On a GPU each thread has a queue of its own: text is waited for before the threads begin, and
+    latents after their use.
+    """
     events: list[str] = []
     push, begin = live.Decoding.push, live.StreamThreads.begin
 
@@ -156,7 +160,8 @@ def test_a_slow_consumer_holds_generation_back_and_changes_nothing(engine: Engin
         slow = [next(stream)]
         time.sleep(1.0)
         held = stream.parts.generation.index
-        # Two chunks wait for the consumer, one at the decoder, one before it, and one is generated already.
+        # Two chunks wait for the consumer, one at the decoder, one before it, and one is generated
+        # already.
         assert stream.waiting == live.AHEAD and held <= live.AHEAD + 4
         for chunk in stream:
             time.sleep(0.05)
@@ -302,7 +307,7 @@ def test_an_endless_stream_stays_flat(engine: Engine) -> None:
         assert growth < 2_000_000, f"thirty blocks left {growth} bytes behind; one chunk is 0.5 MB"
 
 
-# --- steering -----------------------------------------------------------------------------------------------------------
+# --- steering -------------------------------------------------------------------------------------
 
 
 def test_a_prompt_changes_what_comes_from_its_block_on_and_nothing_before(engine: Engine) -> None:
@@ -454,7 +459,7 @@ def test_a_switch_that_fails_is_told_to_whoever_asked_and_to_the_consumer(
         asked.result(1)
 
 
-# --- pausing ------------------------------------------------------------------------------------------------------------
+# --- pausing --------------------------------------------------------------------------------------
 
 
 def test_pause_stops_generation_and_resume_goes_on_with_the_same_chunks(engine: Engine) -> None:
@@ -485,7 +490,7 @@ def test_a_player_that_moves_the_end_on_steers_what_comes_soon(engine: Engine) -
     assert applied.result(0).block <= 4 and same_media(plain, chunks)
 
 
-# --- openings -----------------------------------------------------------------------------------------------------------
+# --- openings -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
@@ -566,7 +571,7 @@ def test_what_is_no_clip_is_one_sentence(engine: Engine, tmp_path: Path) -> None
         engine.clip(tmp_path / "short.mp4")
 
 
-# --- states -------------------------------------------------------------------------------------------------------------
+# --- states ---------------------------------------------------------------------------------------
 
 
 def saved_at(stream: Stream, block: int, path: Path) -> list[Chunk]:

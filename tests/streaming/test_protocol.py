@@ -20,7 +20,8 @@ LIMITS = Limits(seconds=60)
     [
         ('{"type": "start", "prompt": "a"}', Start(Request("a", 60.0), image=False, paced=True)),
         (
-            '{"type": "start", "prompt": "a", "seconds": 2, "seed": 3, "image": true, "paced": false}',
+            '{"type": "start", "prompt": "a", "seconds": 2, "seed": 3, '
+            '"image": true, "paced": false}',
             Start(Request("a", 2.0, 3), image=True, paced=False),
         ),
         ('{"type": "prompt", "id": 7, "prompt": "b"}', Steer(7, "b", rewrite=False)),

@@ -1,4 +1,6 @@
-"""The same app under Ray Serve, by the one command that the module names, on a cluster of the test's own."""
+"""The same app under Ray Serve, by the one command that the module names, on a cluster of the
+test's own.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The server: ten clients at once of every kind, and one clear answer for whatever is wrong, while others play on."""
+"""The server: ten clients at once of every kind, and one clear answer for whatever is wrong, while
+others play on.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,7 @@ def serving(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Ite
         yield running
 
 
-# --- a stream -----------------------------------------------------------------------------------------------------------
+# --- a stream -------------------------------------------------------------------------------------
 
 
 def test_a_stream_is_whole_and_tells_its_figures(serving: Server) -> None:
@@ -130,14 +132,16 @@ def test_a_stream_begins_with_an_image(serving: Server) -> None:
         assert frames_in(take(client)[0]) == 25
 
 
-# --- ten clients --------------------------------------------------------------------------------------------------------
+# --- ten clients ----------------------------------------------------------------------------------
 
 
 def test_ten_clients_of_every_kind(serving: Server) -> None:
-    """Three vanish, three read slowly, one sends garbage; the others play on, and nothing is left behind."""
-    crowd(
-        serving
-    )  # what is made once, such as buffers of as many threads as ever compute at a time, stays after the first one
+    """Three vanish, three read slowly, one sends garbage.
+
+    The others play on, and nothing is left behind.
+    """
+    # What is made once, such as buffers for each computing thread, stays after the first crowd.
+    crowd(serving)
     before = (serving.threads(), serving.files(), serving.memory())
     crowd(serving)
     after = (serving.threads(), serving.files(), serving.memory())
@@ -152,7 +156,9 @@ def test_ten_clients_of_every_kind(serving: Server) -> None:
 
 
 class _Client:
-    """The least of a WebSocket that a session needs: it says what it is told to, then takes whatever comes."""
+    """The least of a WebSocket that a session needs: it says what it is told to, then takes
+    whatever comes.
+    """
 
     def __init__(self, *messages: dict[str, Any]) -> None:
         self._messages = [
@@ -281,7 +287,7 @@ def babble(client: ClientConnection) -> None:
     ] == "mistakes"
 
 
-# --- what is wrong is one answer, and others play on -----------------------------------------------------------------------
+# --- what is wrong is one answer, and others play on ----------------------------------------------
 
 
 @pytest.fixture
@@ -418,7 +424,7 @@ def test_a_silent_client_is_let_go(serving: Server) -> None:
         assert messages[-1]["reason"] == "idle" and not media
 
 
-# --- token, port, SIGTERM -------------------------------------------------------------------------------------------------
+# --- token, port, SIGTERM -------------------------------------------------------------------------
 
 
 def test_a_token_is_wanted_where_there_is_one(artifact: Artifact, tmp_path: Path) -> None:

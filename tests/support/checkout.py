@@ -11,7 +11,8 @@ ENVIRONMENT = {
     **os.environ,
     "DVC_NO_ANALYTICS": "1",
     "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    # DVC runs a stage through $SHELL; the plainest one keeps a process of its own between the two unless told otherwise.
+    # DVC runs a stage through $SHELL; the plainest one keeps a process of its own between the two
+    # unless told otherwise.
     "SHELL": "/bin/sh",
 }
 

@@ -1,4 +1,7 @@
-"""A job that never ends, for tests of what ends it; a module of its own, which a script can import."""
+"""A job that never ends, for tests of what ends it.
+
+A module of its own, which a script can import.
+"""
 
 import time
 from pathlib import Path

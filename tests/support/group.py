@@ -1,4 +1,6 @@
-"""A function run by several processes that train together over gloo, as torchrun or Ray would start them."""
+"""A function run by several processes that train together over gloo, as torchrun or Ray would start
+them.
+"""
 
 import os
 import socket
@@ -11,7 +13,10 @@ import torch.multiprocessing as mp
 
 
 def run_group(function: Callable[..., None], size: int, *arguments: Any) -> None:
-    """Call ``function(*arguments)`` in each of ``size`` processes of one process group; an error of any is raised."""
+    """Call ``function(*arguments)`` in each of ``size`` processes of one process group.
+
+    An error of any is raised.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

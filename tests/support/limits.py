@@ -7,7 +7,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """No file of this process may grow beyond ``size`` bytes; keep the body short, pytest's own log is a file too."""
+    """No file of this process may grow beyond ``size`` bytes.
+
+    Keep the body short, pytest's own log is a file too.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

@@ -1,4 +1,7 @@
-"""Workers that note what they do, for tests of where they run; a module of its own, which Ray's processes can import."""
+"""Workers that note what they do, for tests of where they run.
+
+A module of its own, which Ray's processes can import.
+"""
 
 import os
 import signal

@@ -1,4 +1,7 @@
-"""A Ray cluster of the tests' own on this machine, with their code and token; one serves all tests of a session."""
+"""A Ray cluster of the tests' own on this machine, with their code and token.
+
+One serves all tests of a session.
+"""
 
 import os
 from collections.abc import Iterator
@@ -25,7 +28,10 @@ def environment() -> dict[str, str]:
 
 @contextmanager
 def local_cluster() -> Iterator[LocalCluster]:
-    """A head with two CPUs and its dashboard; it, and nothing else, ends at the end, or when we are killed."""
+    """A head with two CPUs and its dashboard.
+
+    It, and nothing else, ends at the end, or when we are killed.
+    """
     with own_cluster(TOKEN, **CHANGED) as cluster:
         cluster.head(2)
         yield cluster
@@ -40,7 +46,9 @@ def ray_cluster() -> Iterator[LocalCluster]:
 
 @pytest.fixture
 def driven_cluster(ray_cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> LocalCluster:
-    """The session's cluster, for a test that drives it from this process, which has its environment meanwhile."""
+    """The session's cluster, for a test that drives it from this process, which has its environment
+    meanwhile.
+    """
     for name, value in environment().items():
         monkeypatch.setenv(name, value)
     return ray_cluster

@@ -1,4 +1,6 @@
-"""A server in a process of its own, for tests that need a real one, and a client that speaks its protocol."""
+"""A server in a process of its own, for tests that need a real one, and a client that speaks its
+protocol.
+"""
 
 from __future__ import annotations
 

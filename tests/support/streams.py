@@ -1,4 +1,6 @@
-"""What tests do with streams: their media in one piece, opening images, and waiting for a condition."""
+"""What tests do with streams: their media in one piece, opening images, and waiting for a
+condition.
+"""
 
 from __future__ import annotations
 

@@ -32,7 +32,9 @@ RELEASES: dict[str, dict[str, Any]] = {
 def tiny_core(
     release: str = "2.0", dtype: torch.dtype = torch.float32, **changes: Any
 ) -> LTX2VideoTransformer3DModel:
-    """A tiny transformer of a release, every parameter random: none keeps a value that a mistake could restore."""
+    """A tiny transformer of a release, every parameter random: none keeps a value that a mistake
+    could restore.
+    """
     released = {"vae_scale_factors": (8, 32, 32), **RELEASES[release], **changes}
     core = LTX2VideoTransformer3DModel(**tiny_config(**released)).eval()
     generator = torch.Generator().manual_seed(7)
@@ -72,7 +74,9 @@ def original_tensors(
 
 
 def save_original(core: LTX2VideoTransformer3DModel, file: Path, **changes: Any) -> Path:
-    """A whole Lightricks file: the transformer, one tensor of each other part, and the config in its metadata."""
+    """A whole Lightricks file: the transformer, one tensor of each other part, and the config in
+    its metadata.
+    """
     others = {part["example"]: torch.zeros(2, 3) for part in FACTS["other_parts"].values()}
     config = {**FACTS["metadata"]["2.0"], **to_metadata(core.config, "here"), **changes}
     metadata = {"config": json.dumps({"transformer": config, "vae": {}}), "model_version": "2.0.0"}
@@ -94,7 +98,9 @@ def save_sharded(tensors: dict[str, Tensor], folder: Path, stem: str, shards: in
 
 
 def save_authors(core: LTX2VideoTransformer3DModel, folder: Path, sinks: int = 0) -> Path:
-    """Weights as OmniForcing's authors publish a student, with the sink tokens of its first version if ``sinks``."""
+    """Weights as OmniForcing's authors publish a student, with the sink tokens of its first version
+    if ``sinks``.
+    """
     tensors = original_tensors(core, "model.")
     if sinks:
         width = core.audio_proj_in.out_features
@@ -136,7 +142,9 @@ def _unfolded(top: dict[str, Any], block: dict[str, Any]) -> Listing:
 
 
 def save_hollow(file: Path, shapes: Listing, metadata: dict[str, str]) -> Path:
-    """A safetensors file of real size whose data take no room on the disk: a header, and a hole (bf16)."""
+    """A safetensors file of real size whose data take no room on the disk: a header, and a hole
+    (bf16).
+    """
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for name, shape in shapes.items():

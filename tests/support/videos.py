@@ -63,7 +63,10 @@ def write_video(
     video: bool = True,
     **options: str,
 ) -> Path:
-    """Write a video file. ``times`` overrides ``fps`` with the frames' own times; ``audio=None`` leaves the sound out."""
+    """Write a video file. ``times`` overrides ``fps`` with the frames' own times.
+
+    ``audio=None`` leaves the sound out.
+    """
     with av.open(str(path), "w", options=options) as out:
         if video:
             stream = out.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))

@@ -4,8 +4,14 @@ from pathlib import Path
 
 from tools.structure import Module, circle, figures, imports_upward
 
-LOW = '"""Low."""\n\n\ndef double(x: int) -> int:\n    """Twice x."""\n    return 2 * x  # a product\n'
-HIGH = "from omniforcing.core.low import double\n\n\nclass Plain:\n    def method(self, x):\n        return double(x)\n"
+LOW = (
+    '"""Low."""\n\n\ndef double(x: int) -> int:\n'
+    '    """Twice x."""\n    return 2 * x  # a product\n'
+)
+HIGH = (
+    "from omniforcing.core.low import double\n\n\n"
+    "class Plain:\n    def method(self, x):\n        return double(x)\n"
+)
 
 
 def tree(**files: str) -> list[Module]:

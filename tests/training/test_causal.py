@@ -1,4 +1,6 @@
-"""A non-causal video decoder becomes a causal one: where it starts, that it learns, that a stopped run goes on."""
+"""A non-causal video decoder becomes a causal one: where it starts, that it learns, that a stopped
+run goes on.
+"""
 
 from __future__ import annotations
 
@@ -128,7 +130,9 @@ def test_a_run_that_was_stopped_ends_in_the_weights_of_one_that_was_not(
 
 
 def test_crops_cut_within_a_clip_do_not_count_at_the_cut(z: Tensor) -> None:
-    """Of 7 latents, 4 from the first on are cut behind, 4 from the last but three before, others on both sides."""
+    """Of 7 latents, 4 from the first on are cut behind, 4 from the last but three before, others on
+    both sides.
+    """
     frames = torch.arange(1 + 8 * 6).expand(6, -1)[..., None, None, None].to(torch.uint8)
     drawn = [latent_crops(z, frames, CONFIG, seed=0)(step) for step in range(40)]
     found = {(int(known[0, 0].flatten()[0]), *counted) for _, known, counted in drawn}

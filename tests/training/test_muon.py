@@ -1,4 +1,6 @@
-"""Muon on sharded matrices: bit for bit the step of the whole ones, also where some workers have no row of a matrix."""
+"""Muon on sharded matrices: bit for bit the step of the whole ones, also where some workers have no
+row of a matrix.
+"""
 
 from typing import Any
 

@@ -1,4 +1,6 @@
-"""Training of the codec: exact resuming, a start that already carries the picture, losses that see what matters."""
+"""Training of the codec: exact resuming, a start that already carries the picture, losses that see
+what matters.
+"""
 
 from __future__ import annotations
 
@@ -113,7 +115,9 @@ def explained(latents: torch.Tensor, targets: torch.Tensor) -> float:
 
 
 def test_a_fresh_encoder_already_carries_the_moving_ball(frames: torch.Tensor) -> None:
-    """8 whitened numbers for 16x16 pixels and 8 frames, against what they are without the initialisation."""
+    """8 whitened numbers for 16x16 pixels and 8 frames, against what they are without the
+    initialisation.
+    """
     pixels = to_pixels(frames[:, 4:21])
     cells = pixels[:, :, 1:].unflatten(2, (2, 8)).unflatten(4, (4, 16)).unflatten(6, (4, 16))
     targets = cells.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(0, 3)
@@ -141,7 +145,9 @@ def test_foreground_is_what_moves(frames: torch.Tensor) -> None:
 
 
 def test_a_ball_that_hardly_leaves_its_place_is_foreground_too() -> None:
-    """A red square on grey that covers its middle in two frames of three, which a median over time would call background."""
+    """A red square on grey that covers its middle in two frames of three, which a median over time
+    would call background.
+    """
     frames = torch.full((24, 32, 32, 3), 128, dtype=torch.uint8)
     for time in range(24):
         frames[time, 12 + time % 3 * 4 : 20 + time % 3 * 4, 12:20] = torch.tensor(

@@ -1,4 +1,4 @@
-"""The page of all errors, docs/reference/errors.md: read from the code's raise sites, which are not imported."""
+"""Page of all errors, docs/reference/errors.md, read from the code without importing it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[2]
 FOLDERS = ("src", "pipelines", "benchmarks", "tools")
 BASE = "OmniForcingError"
 CODE = re.compile(r"[a-z]+(-[a-z]+)*\.[a-z0-9]+(-[a-z0-9]+)*")
-# First words of codes for what can go wrong in every room; any other is the name of a room that raises it.
+# First words of codes for what can go wrong in every room; any other is the name of a room that
+# raises it.
 SHARED = ("config", "device", "disk", "file", "layout", "option", "package")
 
 _ABOUT = """# Errors
@@ -45,7 +46,7 @@ class Site:
 
 
 def sites(root: Path = ROOT) -> list[Site]:
-    """Find every call of ``OmniForcingError`` and its subclasses, in the order of files and lines."""
+    """Find every call of ``OmniForcingError`` and its subclasses, by file and line."""
     modules = {
         path.relative_to(root).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
         for folder in FOLDERS

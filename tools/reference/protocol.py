@@ -1,4 +1,4 @@
-"""Page of the streaming protocol: messages from ``serving/protocol.py``, in prose that frames them."""
+"""Page of the streaming protocol: messages from ``serving/protocol.py`` and prose around them."""
 
 from __future__ import annotations
 

@@ -73,8 +73,8 @@ class Codec(nn.Module):
         if (made := MEL_RATE * prod(vocoder.config.upsample_factors)) != self.sample_rate:
             raise CodecError(
                 "codec.wrong-sample-rate",
-                f"the vocoder's upsample_factors make {made} samples a second, but its output_sampling_rate is "
-                f"{self.sample_rate}; one of them is wrong",
+                f"the vocoder's upsample_factors make {made} samples a second, but its "
+                f"output_sampling_rate is {self.sample_rate}; one of them is wrong",
             )
         self.requires_grad_(False).eval()
         # In the default layout small 3-D convolutions are several times slower on a CPU.
@@ -104,7 +104,8 @@ class Codec(nn.Module):
         if description.get("schema") != SCHEMA:
             raise CodecError(
                 "file.unknown-schema",
-                f"{folder / DESCRIPTION} has schema {description.get('schema')}; this version reads {SCHEMA}",
+                f"{folder / DESCRIPTION} has schema {description.get('schema')}; "
+                f"this version reads {SCHEMA}",
             )
         reach = described_reach(description)
         return cls(*load_parts(folder), description["height"], description["width"], reach).to(
@@ -265,8 +266,8 @@ class Codec(nn.Module):
         if latents.video.shape[2] != rows * columns:
             raise CodecError(
                 "codec.wrong-grid",
-                f"video latents have {latents.video.shape[2]} tokens, a grid of {rows}x{columns} has {rows * columns}; "
-                "give the grid of the picture they were encoded from",
+                f"video latents have {latents.video.shape[2]} tokens, a grid of {rows}x{columns} "
+                f"has {rows * columns}; give the grid of the picture they were encoded from",
             )
         raw = latents.map(
             lambda z, vae: (z * vae.latents_std + vae.latents_mean).to(vae.dtype), self._vaes

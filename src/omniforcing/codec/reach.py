@@ -78,7 +78,8 @@ def require_settings(part: str, settings: dict[str, tuple[Any, Any]]) -> None:
         if found != needed:
             raise StreamingError(
                 "codec.cannot-stream",
-                f"streaming needs a {part} with {name}={needed!r}, found {found!r}; train or fine-tune one with that setting",
+                f"streaming needs a {part} with {name}={needed!r}, found {found!r}; "
+                "train or fine-tune one with that setting",
             )
 
 

@@ -55,7 +55,8 @@ class TextEncoder(nn.Module):
             if not part.is_dir():
                 raise OmniForcingError(
                     "file.missing",
-                    f"{part} is missing: a text encoder folder holds tokenizer, encoder and connectors",
+                    f"{part} is missing: a text encoder folder "
+                    "holds tokenizer, encoder and connectors",
                 )
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)

@@ -42,7 +42,7 @@ def euler(x: Tensor, v: Tensor, sigma: Tensor | float, sigma_next: Tensor | floa
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: Tensor | float) -> Tensor:
-    """Apply classifier-free guidance to clean estimates: ``c + (w - 1)(c - u)`` (paper section 3.2).
+    """Apply classifier-free guidance to clean estimates, ``c + (w - 1)(c - u)`` (paper, 3.2).
 
     Args:
         conditional: estimate c under the prompt.

@@ -127,7 +127,8 @@ class SelfForcingConfig(DmdConfig):
     init: SelfForcingInit = SelfForcingInit.causal_ode
     """Stage whose weights the student starts from."""
     steered: float = fraction(0.0)
-    """Share of the rollouts that begin under another caption, like a stream whose prompt changes."""
+    """Share of the rollouts that begin under another caption, like a stream whose prompt
+    changes."""
     scores: ScoreMask = ScoreMask.bidirectional
     """Attention of teacher and critic."""
 

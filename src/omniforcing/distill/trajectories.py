@@ -67,7 +67,8 @@ def refine(sigmas: Sequence[float], steps: int) -> list[float]:
     if rest or not substeps:
         raise OmniForcingError(
             "config.inconsistent",
-            f"trajectories.steps is {steps}; it must be a multiple of the number of student.sigmas, {len(sigmas)}",
+            f"trajectories.steps is {steps}; "
+            f"it must be a multiple of the number of student.sigmas, {len(sigmas)}",
         )
     fine = []
     for high, low in pairwise([*sigmas, 0.0]):

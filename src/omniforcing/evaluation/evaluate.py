@@ -290,7 +290,8 @@ def _counted(
         if clip is None:
             raise OmniForcingError(
                 "evaluation.wrong-count",
-                f"{label or 'a sampler'} gave {index} clips for {len(captions)} captions, not one for each",
+                f"{label or 'a sampler'} gave {index} clips for {len(captions)} "
+                "captions, not one for each",
             )
         yield caption, clip
 

@@ -63,7 +63,8 @@ class ClipCutter:
         if self.cuts < 1:
             raise Rejected(
                 "media.too-short",
-                f"picture and sound share {end - self._origin:.2f} s, a clip lasts {form.seconds} s",
+                f"picture and sound share {end - self._origin:.2f} s, "
+                f"a clip lasts {form.seconds} s",
             )
 
     def start(self, cut: int) -> float:

@@ -67,7 +67,8 @@ class InferenceOptions:
         if self.compiled and not (self.layers and self.conditions and self.ring):
             raise OmniForcingError(
                 "model.speed-ups-conflict",
-                "speed-up compiled needs layers, conditions and ring, and one is off; switch it on, or compiled off",
+                "speed-up compiled needs layers, conditions and ring, and one is off; "
+                "switch it on, or compiled off",
             )
         if self.compiled and self.merged:
             raise OmniForcingError(
@@ -82,7 +83,8 @@ class InferenceOptions:
         if (self.concurrent or self.fp8) and not self.layers:
             raise OmniForcingError(
                 "model.speed-ups-conflict",
-                "speed-ups concurrent and fp8 need layers, which is off; switch layers on, or them off",
+                "speed-ups concurrent and fp8 need layers, which is off; "
+                "switch layers on, or them off",
             )
 
 

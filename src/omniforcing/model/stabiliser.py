@@ -129,8 +129,8 @@ def adopt(model: Stabilised, added: Added, path: Path) -> None:
     if added.stabiliser is not model.stabiliser:
         raise OmniForcingError(
             "weights.other-stabiliser",
-            f"{path} holds the stabiliser {added.stabiliser.value}, expected {model.stabiliser.value}; "
-            f"set student.stabiliser to {added.stabiliser.value}",
+            f"{path} holds the stabiliser {added.stabiliser.value}, expected "
+            f"{model.stabiliser.value}; set student.stabiliser to {added.stabiliser.value}",
         )
     own = dict(model.named_parameters(recurse=False))
     for name, kept in added.tensors.items():

@@ -216,13 +216,15 @@ def check_architecture(core: LTX2VideoTransformer3DModel) -> None:
         if key not in known and not key.startswith("_"):
             raise OmniForcingError(
                 "weights.unknown-key",
-                f"transformer config: {key} is unknown to this version, which covers LTX-2.0, 2.3 and 2.5",
+                f"transformer config: {key} is unknown to this version, "
+                "which covers LTX-2.0, 2.3 and 2.5",
             )
     if config.num_attention_heads != config.audio_num_attention_heads:
         raise OmniForcingError(
             "weights.unsupported-config",
-            f"transformer config: num_attention_heads is {config.num_attention_heads} but audio_num_attention_heads is "
-            f"{config.audio_num_attention_heads}; the cross-modal RoPE needs them equal",
+            f"transformer config: num_attention_heads is {config.num_attention_heads} but "
+            f"audio_num_attention_heads is {config.audio_num_attention_heads}; the cross-modal "
+            "RoPE needs them equal",
         )
     for key, value in _FIXED.items():
         if config[key] != value:
@@ -234,6 +236,6 @@ def check_architecture(core: LTX2VideoTransformer3DModel) -> None:
     if config.vae_scale_factors[0] != FRAMES_PER_LATENT:
         raise OmniForcingError(
             "weights.unsupported-config",
-            f"transformer config: vae_scale_factors starts with {config.vae_scale_factors[0]}, but a video latent lasts "
-            f"{FRAMES_PER_LATENT} frames",
+            f"transformer config: vae_scale_factors starts with {config.vae_scale_factors[0]}, "
+            f"but a video latent lasts {FRAMES_PER_LATENT} frames",
         )

@@ -99,7 +99,8 @@ def take_kept(
     if record["weights"] != weights_digest(folder):
         raise OmniForcingError(
             "file.altered",
-            f"the weights in {folder} are not those that {part}.json records; restore them, or {remedy}",
+            f"the weights in {folder} are not those that {part}.json records; "
+            f"restore them, or {remedy}",
         )
     different = _differences(record["architecture"], architecture(section, part))
     if different:

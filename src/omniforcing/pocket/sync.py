@@ -154,7 +154,8 @@ def score_windows(
     if len(seen) < 2:
         raise OmniForcingError(
             "data.too-few-clips",
-            f"sync needs another clip's sound for comparison, found {len(seen)} clip; raise evaluate.clips",
+            f"sync needs another clip's sound for comparison, found {len(seen)} clip; "
+            "raise evaluate.clips",
         )
     events = np.array([_histogram([*s, *h], edges) for s, h in zip(seen, heard, strict=True)])
     hits = np.array([_hits_with_all(times, heard, tolerance, edges) for times in seen])

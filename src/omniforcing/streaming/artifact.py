@@ -126,7 +126,8 @@ class StreamSettings:
         if schema != SCHEMA:
             raise ArtifactError(
                 "file.unknown-schema",
-                f"{path} has schema {schema}, this version reads schema {SCHEMA}; export the artifact again",
+                f"{path} has schema {schema}, this version reads schema {SCHEMA}; "
+                "export the artifact again",
             )
         fields = dataclasses.fields(cls)
         names, needed = (
@@ -145,12 +146,14 @@ class StreamSettings:
         if values["layout"] not in LAYOUTS:
             raise ArtifactError(
                 "streaming.unknown-setting",
-                f"{path} names layout {values['layout']!r}; this version knows {', '.join(LAYOUTS)}",
+                f"{path} names layout {values['layout']!r}; "
+                f"this version knows {', '.join(LAYOUTS)}",
             )
         if values["stabiliser"] not in (known := [stabiliser.value for stabiliser in Stabiliser]):
             raise ArtifactError(
                 "streaming.unknown-setting",
-                f"{path} names stabiliser {values['stabiliser']!r}; this version knows {', '.join(known)}",
+                f"{path} names stabiliser {values['stabiliser']!r}; "
+                f"this version knows {', '.join(known)}",
             )
         for unit, value, able in (
             ("fps", values.get("fps", FPS), (FPS,)),
@@ -159,7 +162,8 @@ class StreamSettings:
             if value not in able:
                 raise ArtifactError(
                     "streaming.unknown-setting",
-                    f"{path} asks for {value} {unit}; this version streams {', '.join(map(str, able))}",
+                    f"{path} asks for {value} {unit}; "
+                    f"this version streams {', '.join(map(str, able))}",
                 )
         try:
             LAYOUTS[values["layout"]].check_window(values["window"], values["horizon"])
@@ -210,7 +214,8 @@ class Artifact:
         if not (folder / SETTINGS_FILE).is_file():
             raise ArtifactError(
                 "streaming.not-an-artifact",
-                f"{folder} is not an artifact, it has no {SETTINGS_FILE}; give the folder of an export stage",
+                f"{folder} is not an artifact, it has no {SETTINGS_FILE}; "
+                "give the folder of an export stage",
             )
         if verify:
             verify_manifest(folder)

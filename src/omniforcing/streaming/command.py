@@ -104,7 +104,9 @@ def check_target(path: Path) -> None:
 
 
 def write_stream(chunks: Iterable[Chunk], out: Path, settings: StreamSettings) -> StreamSpeed:
-    """Encode a stream into an MP4 that appears when it is whole, or onto standard output, block by block, for ``-``.
+    """Encode a stream into an MP4 file, or block by block onto standard output if ``out`` is ``-``.
+
+    The file appears under its name when it is whole.
 
     Raises:
         OmniForcingError: if the file cannot be written.
@@ -129,7 +131,8 @@ def _encode(chunks: Iterable[Chunk], file: BinaryIO, settings: StreamSettings) -
                 file.flush()
                 timings.append(chunk.timing)
     except BrokenPipeError:
-        # The player was closed, which is how one stops watching. Python would complain at exit about what it cannot write.
+        # The player was closed, which is how a viewer stops. Without this, Python would report a
+        # broken pipe at exit when it flushes standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
     return stream_speed(timings)
 
@@ -137,7 +140,7 @@ def _encode(chunks: Iterable[Chunk], file: BinaryIO, settings: StreamSettings) -
 def figures(
     speed: StreamSpeed, settings: StreamSettings, device: str, speed_ups: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """All that a speed means something with: the figures, the size, the steps, the window, switches and the machine's part."""
+    """Report the measured speed with its conditions: size, steps, window, speed-ups, device."""
     import torch
 
     return {

@@ -96,7 +96,8 @@ class Engine:
                 place = self.artifact.folder
                 raise ArtifactError(
                     "streaming.mixed-artifact",
-                    f"{what}: {found}, but its codec has {needed}; {place} mixes parts, export it again",
+                    f"{what}: {found}, but its codec has {needed}; "
+                    f"{place} mixes parts, export it again",
                 )
 
     @cached_property

@@ -92,7 +92,8 @@ def clip_opening(path: Path, codec: Codec, table: BlockTable) -> Opening:
     if seconds < 1:
         raise OpeningError(
             "streaming.clip-too-short",
-            f"{path} has {len(frames)} frames; a stream can go on from {clip_frames(1)} or more, one second",
+            f"{path} has {len(frames)} frames; "
+            f"a stream can go on from {clip_frames(1)} or more, one second",
         )
     first = len(frames) - clip_frames(seconds)
     start = round(first / FPS * SAMPLE_RATE)
@@ -116,8 +117,8 @@ def _encode(codec: Codec, media: Pair[Tensor]) -> Latents:
     except ModuleNotFoundError as error:  # mel spectrograms are of the training side
         raise OpeningError(
             "package.missing",
-            f"to go on from a clip, its sound must be encoded, which needs the package {error.name}; "
-            "install it with pip install 'omniforcing[pipeline]'",
+            "to go on from a clip, its sound must be encoded, which needs the package "
+            f"{error.name}; install it with pip install 'omniforcing[pipeline]'",
         ) from error
 
 

@@ -44,7 +44,8 @@ class Request:
         ):
             raise RequestError(
                 "streaming.no-time",
-                f"a stream cannot last {self.seconds} seconds; ask for at least {1 / FPS:.3f}, one frame",
+                f"a stream cannot last {self.seconds} seconds; "
+                f"ask for at least {1 / FPS:.3f}, one frame",
             )
         if (
             isinstance(self.seed, bool)

@@ -93,13 +93,14 @@ class StreamState:
         if schema != SCHEMA:
             raise StateError(
                 "file.unknown-schema",
-                f"{path} has schema {schema}, this version reads schema {SCHEMA}; save the stream again",
+                f"{path} has schema {schema}, this version reads schema {SCHEMA}; "
+                "save the stream again",
             )
         if owner != artifact:
             raise StateError(
                 "streaming.other-artifact",
-                f"{path} belongs to another artifact (manifest {owner[:12]}, this one's is {artifact[:12]}); "
-                "give the artifact with which it was saved",
+                f"{path} belongs to another artifact (manifest {owner[:12]}, this one's is "
+                f"{artifact[:12]}); give the artifact with which it was saved",
             )
         on_device = {
             name: x if name.endswith("generator") else x.to(device) for name, x in tensors.items()

@@ -118,7 +118,7 @@ class TrainerConfig(Section):
 
     @property
     def device(self) -> str:
-        """Where everything computes that Lightning does not place: on a GPU if there is one and ``accelerator`` allows it.
+        """Device of everything that Lightning does not place: the GPU if present and allowed.
 
         Raises:
             ConfigError: if the config asks for a GPU and there is none.
@@ -129,6 +129,7 @@ class TrainerConfig(Section):
         if self.accelerator == "gpu" and not found:
             raise ConfigError(
                 "device.no-cuda",
-                "trainer.accelerator is gpu, but torch finds no CUDA device here; set it to auto or cpu",
+                "trainer.accelerator is gpu, but torch finds no CUDA device here; "
+                "set it to auto or cpu",
             )
         return "cuda" if found and self.accelerator != "cpu" else "cpu"

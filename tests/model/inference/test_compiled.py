@@ -1,4 +1,6 @@
-"""The student compiled by ``torch.compile``: equal blocks, and compiled once for all layers, blocks and students."""
+"""The student compiled by ``torch.compile``: equal blocks, and compiled once for all layers, blocks
+and students.
+"""
 
 from itertools import islice
 from pathlib import Path
@@ -45,7 +47,9 @@ def test_a_compiled_stream_equals_the_students_own_past_window_and_horizon(relea
 
 
 def test_layers_and_later_blocks_share_what_was_compiled() -> None:
-    """Otherwise 48 layers would take 48 times as long to begin, and a stream would stop to compile on its way."""
+    """Otherwise 48 layers would take 48 times as long to begin, and a stream would stop to compile
+    on its way.
+    """
     counts = []
     torch.compiler.set_default_backend(
         "eager"

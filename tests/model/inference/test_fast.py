@@ -1,4 +1,6 @@
-"""What streams run against what is trained: equal blocks, no synchronisation, nothing as large as the history made anew."""
+"""What streams run against what is trained: equal blocks, no synchronisation, nothing as large as
+the history made anew.
+"""
 
 from itertools import islice
 from typing import Any
@@ -55,7 +57,9 @@ def test_a_fast_student_leaves_the_weights_it_is_made_of_alone() -> None:
 def test_a_student_that_releases_what_it_copied_streams_the_same_from_less_memory(
     generation: str,
 ) -> None:
-    """What only the fast layers use is gone from the model, and nothing that the stream still needs."""
+    """What only the fast layers use is gone from the model, and nothing that the stream still
+    needs.
+    """
     kept, given_up = (tiny_model(3, **GENERATIONS[generation]) for _ in range(2))
     text = features(model=kept)
     whole = sum(p.numel() for p in given_up.parameters())
@@ -76,7 +80,9 @@ def test_a_student_that_releases_what_it_copied_streams_the_same_from_less_memor
 
 
 class Watch(TorchDispatchMode):
-    """Counts what would wait for a GPU, and the largest tensor that an operation makes (views aside)."""
+    """Counts what would wait for a GPU, and the largest tensor that an operation makes (views
+    aside).
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,7 +133,8 @@ def test_a_step_waits_for_nothing_and_makes_nothing_as_large_as_the_history(inde
             2 * (min(index, 11) - 1) * 18 * 48
         )  # batch, blocks, tokens, width: of the video's keys alone
         assert watch.syncs == []
-        # The widest activation of the block itself, of the feed-forward, is four times the hidden states.
+        # The widest activation of the block itself, of the feed-forward, is four times the hidden
+        # states.
         assert watch.largest == 2 * 18 * 4 * 48 < history
 
 

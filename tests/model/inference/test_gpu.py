@@ -1,4 +1,6 @@
-"""What runs on a GPU alone, as far as a machine without one can hold it to account: tensors of CUDA's rules without data."""
+"""What runs on a GPU alone, as far as a machine without one can hold it to account: tensors of
+CUDA's rules without data.
+"""
 
 from collections.abc import Iterator
 from typing import Any, TypeVar
@@ -27,7 +29,9 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class Indexing(TorchFunctionMode):
-    """Indexing by slices as operations of their own: Python's asks for a device guard that a CPU build of torch lacks."""
+    """Indexing by slices as operations of their own: Python's asks for a device guard that a CPU
+    build of torch lacks.
+    """
 
     def __torch_function__(
         self, function: Any, types: Any, arguments: Any = (), options: Any = None
@@ -63,7 +67,9 @@ def part(x: Tensor, index: Any) -> Tensor:
 
 @pytest.fixture
 def hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A GPU of compute capability 9.0 whose tensors have device, type, shape and strides, and no data."""
+    """A GPU of compute capability 9.0 whose tensors have device, type, shape and strides, and no
+    data.
+    """
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     with FakeTensorMode(), torch.no_grad(), Indexing():
         yield
@@ -72,7 +78,10 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("hopper")
 @pytest.mark.parametrize("fp8", [False, True])
 def test_the_19b_student_streams_on_a_gpu_without_a_tensor_elsewhere(fp8: bool) -> None:
-    """Two of its 48 layers in their real width, past the window and the horizon; a tensor of the CPU would be refused."""
+    """Two of its 48 layers in their real width, past the window and the horizon.
+
+    A tensor of the CPU would be refused.
+    """
     case = ltx2()
     with torch.device("meta"):
         student = DualStream(
@@ -95,7 +104,10 @@ def test_the_19b_student_streams_on_a_gpu_without_a_tensor_elsewhere(fp8: bool) 
 
 
 def on_gpu(model: Model) -> Model:
-    """The model with weights in bf16 on the GPU; moving them is one more thing that a CPU build of torch cannot."""
+    """The model with weights in bf16 on the GPU.
+
+    Moving them is one more thing that a CPU build of torch cannot.
+    """
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             there = torch.empty(parameter.shape, device="cuda", dtype=torch.bfloat16)
@@ -111,7 +123,9 @@ def noise(counts: Counts, grid: tuple[int, int]) -> Latents:
 @pytest.mark.usefixtures("hopper")
 @pytest.mark.parametrize("tokens", [1, 26, 1152])
 def test_an_fp8_product_is_laid_out_as_the_gpus_kernel_demands(tokens: int) -> None:
-    """Torch's own rules of the kernel: weights by columns, a contiguous fp32 scale per row of either side, bf16 out."""
+    """Torch's own rules of the kernel: weights by columns, a contiguous fp32 scale per row of
+    either side, bf16 out.
+    """
     linear = on_gpu(nn.Linear(3840, 4096, device="meta"))
     out = Fp8Linear(linear)(torch.empty(1, tokens, 3840, device="cuda", dtype=torch.bfloat16))
     assert (out.shape, out.dtype, out.device.type) == ((1, tokens, 4096), torch.bfloat16, "cuda")

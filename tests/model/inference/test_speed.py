@@ -1,4 +1,4 @@
-"""Speed-ups as switches: what each needs, and the parts of GPU ones that a CPU can hold to account."""
+"""Speed-ups as switches: what each needs, and the parts of GPU ones that a CPU can check."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -43,7 +43,9 @@ def test_every_speed_up_can_be_switched_off_alone_and_leaves_the_blocks_equal() 
 def test_a_refresh_merged_with_the_next_blocks_first_step_leaves_the_blocks_equal(
     generation: dict[str, Any], layers: bool
 ) -> None:
-    """Past window and horizon, with context noise, over a change of prompt, and where the text follows sigma."""
+    """Past window and horizon, with context noise, over a change of prompt, and where the text
+    follows sigma.
+    """
     model = accelerate(tiny_model(3, **generation), InferenceOptions(layers=layers))
     config = replace(CONFIG, context_noise=0.1)
     rollouts = [
@@ -112,7 +114,9 @@ def record(function: Callable[[], Latents]) -> tuple[Latents, Callable[[], None]
 def test_recorded_forwards_replay_what_the_student_computes_and_a_new_prompt_begins_anew(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With a new prompt comes a new recorder, whose memory is not that of recordings which are gone."""
+    """With a new prompt comes a new recorder, whose memory is not that of recordings which are
+    gone.
+    """
     model, recorders = accelerate(tiny_model(3)), []
 
     def recorder() -> Recorder:

@@ -1,4 +1,6 @@
-"""Weights that cannot be used: each is refused with one sentence that says what, where and what to do."""
+"""Weights that cannot be used: each is refused with one sentence that says what, where and what to
+do.
+"""
 
 import json
 import pickle

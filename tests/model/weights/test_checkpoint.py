@@ -37,7 +37,7 @@ def bits(state: State) -> dict[str, bytes]:
 
 
 def same(a: LTX2VideoTransformer3DModel, b: LTX2VideoTransformer3DModel) -> bool:
-    """Equal configs but for what has no weights, and equal weights with equal dtypes, to the bit."""
+    """Configs are equal but for what has no weights; weights and dtypes are equal to the bit."""
     configs = [
         {
             k: list(v) if isinstance(v, tuple) else v

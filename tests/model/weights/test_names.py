@@ -1,4 +1,6 @@
-"""Names and shapes of the three releases, all tensors of all layers, against listings that the code does not make."""
+"""Names and shapes of the three releases, all tensors of all layers, against listings that the code
+does not make.
+"""
 
 import json
 import math
@@ -42,7 +44,9 @@ def test_every_original_name_of_2_0_becomes_the_listed_diffusers_name() -> None:
 
 @pytest.mark.parametrize("release", RELEASES)
 def test_a_released_file_fills_the_model_of_its_metadata_tensor_by_tensor(release: str) -> None:
-    """Every listed tensor finds its place in diffusers' own modules, with its shape, and no place stays empty."""
+    """Every listed tensor finds its place in diffusers' own modules, with its shape, and no place
+    stays empty.
+    """
     theirs = named(released_tensors(release))
     expected = expected_shapes(
         from_metadata(released_metadata(release), theirs, "listing"), "listing"

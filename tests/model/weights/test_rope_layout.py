@@ -18,7 +18,7 @@ pytestmark = pytest.mark.extended
 
 @torch.no_grad()
 def outputs(core: LTX2VideoTransformer3DModel, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Diffusers' own forward over three video latents and nine audio latents, coordinates in fp64."""
+    """Run diffusers' own forward over three video and nine audio latents, coordinates in fp64."""
     g = torch.Generator().manual_seed(0)
     core = core.to(dtype)
     audio_context = core.config.caption_channels if core.config.use_prompt_embeddings else 32

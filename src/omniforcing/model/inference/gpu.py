@@ -60,14 +60,16 @@ class Fp8Linear:
             sizes = f"{linear.in_features} to {linear.out_features}"
             raise OmniForcingError(
                 "inference.wrong-width",
-                f"speed-up fp8 needs widths that 16 divides, found a layer of {sizes}; switch it off",
+                f"speed-up fp8 needs widths that 16 divides, found a layer of {sizes}; "
+                "switch it off",
             )
         device = linear.weight.device
         if device.type == "cuda" and torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
             name = torch.cuda.get_device_name(device)
             raise OmniForcingError(
                 "device.too-old",
-                f"speed-up fp8 needs a GPU of compute capability 8.9 on, {name} is older; switch it off",
+                f"speed-up fp8 needs a GPU of compute capability 8.9 on, {name} is older; "
+                "switch it off",
             )
         weight, scale = to_fp8(linear.weight.detach())
         # The product takes its second factor in column order: that is the transposed weight.

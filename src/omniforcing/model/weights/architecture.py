@@ -54,7 +54,8 @@ _PAIRS = {
     "apply_gated_attention": ("gated_attn", "audio_gated_attn"),
     "cross_attention_adaln": ("cross_attn_mod", "audio_cross_attn_mod"),
 }
-# Flags that older releases do not write: absent, they have the older architecture's value, and the tensors' names confirm it.
+# Flags that older releases do not write: absent, they have the older architecture's value, and the
+# tensors' names confirm it.
 _ABSENT = {
     "apply_gated_attention": False,
     "cross_attention_adaln": False,
@@ -107,8 +108,8 @@ _LATENTS: dict[str, Any] = {
     "attention_out_bias": True,
     "qk_norm": "rms_norm_across_heads",
 }
-# OmniForcing's published student, as its code builds it: not LTX-2's config but interleaved RoPE of fp32 frequencies, and a
-# cross-modal gate that sees sigma itself instead of sigma times 1000.
+# OmniForcing's published student, as its code builds it: not LTX-2's config but interleaved RoPE of
+# fp32 frequencies, and a cross-modal gate that sees sigma itself instead of sigma times 1000.
 _AUTHORS: dict[str, Any] = {
     "num_attention_heads": 32,
     "audio_num_attention_heads": 32,
@@ -139,8 +140,9 @@ def _refuse_unknown(keys: Iterable[str], known: Iterable[str], where: str) -> No
         hint = f" (like {near[0]!r}?)" if near else ""
         raise WeightsError(
             "weights.unknown-key",
-            f"{where}: the transformer config has the unknown key {unknown[0]!r}{hint}; it may be of a pruned model or of a "
-            f"release after LTX-2.5, which this version cannot compute: use the weights of LTX-2.0, 2.3 or 2.5",
+            f"{where}: the transformer config has the unknown key {unknown[0]!r}{hint}; it may be "
+            "of a pruned model or of a release after LTX-2.5, which this version cannot compute: "
+            "use the weights of LTX-2.0, 2.3 or 2.5",
         )
 
 
@@ -149,8 +151,8 @@ def _require(values: Mapping[str, Any], keys: Iterable[str], where: str) -> None
     if missing:
         raise WeightsError(
             "weights.missing-key",
-            f"{where}: the transformer config lacks {missing[0]!r}, which no tensor's shape shows; take the file as its "
-            f"authors published it, metadata included",
+            f"{where}: the transformer config lacks {missing[0]!r}, which no tensor's shape shows; "
+            "take the file as its authors published it, metadata included",
         )
 
 
@@ -192,14 +194,16 @@ def checked(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     if patched:
         raise WeightsError(
             "weights.unsupported-config",
-            f"{where}: the transformer config says {patched[0]}={values[patched[0]]!r}; LTX-2 has tokens of one latent",
+            f"{where}: the transformer config says {patched[0]}={values[patched[0]]!r}; "
+            "LTX-2 has tokens of one latent",
         )
     heads, audio_heads = values["num_attention_heads"], values["audio_num_attention_heads"]
     if heads != audio_heads:
         raise WeightsError(
             "weights.unsupported-config",
-            f"{where}: num_attention_heads is {heads} but audio_num_attention_heads is {audio_heads}; the cross-modal RoPE "
-            f"needs them equal, as they are in every LTX-2 release",
+            f"{where}: num_attention_heads is {heads} but audio_num_attention_heads is "
+            f"{audio_heads}; the cross-modal RoPE needs them equal, as "
+            "they are in every LTX-2 release",
         )
     return values
 
@@ -240,7 +244,8 @@ def from_metadata(values: Mapping[str, Any], shapes: Shapes, where: str) -> dict
         found = values["frequencies_precision"]
         raise WeightsError(
             "weights.bad-value",
-            f"{where}: the transformer config says frequencies_precision={found!r}; it must be one of {_PRECISIONS}",
+            f"{where}: the transformer config says frequencies_precision={found!r}; "
+            f"it must be one of {_PRECISIONS}",
         )
     frames, height, width = _positions(values, maximum[0], 3, where)
     config = {
@@ -262,7 +267,8 @@ def _positions(values: Mapping[str, Any], key: str, count: int, where: str) -> l
     if not isinstance(found, list) or len(found) != count:
         raise WeightsError(
             "weights.bad-value",
-            f"{where}: the transformer config says {key}={found!r}; a list of {count} (seconds, pixels) is needed",
+            f"{where}: the transformer config says {key}={found!r}; "
+            f"a list of {count} (seconds, pixels) is needed",
         )
     return found
 
@@ -273,7 +279,8 @@ def _matrix(shapes: Shapes, name: str, where: str) -> tuple[int, ...]:
         found = f"has shape {list(shape)}" if name in shapes else "is missing"
         raise WeightsError(
             "weights.wrong-shape",
-            f"{where}: tensor {name} {found}; a matrix is expected: take LTX-2 weights as their authors published them",
+            f"{where}: tensor {name} {found}; a matrix is expected: "
+            "take LTX-2 weights as their authors published them",
         )
     return shape
 
@@ -295,7 +302,8 @@ def to_metadata(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     if differing:
         raise WeightsError(
             "weights.cannot-convert",
-            f"{where}: Lightricks' format cannot say {differing[0]}={config[differing[0]]!r}; keep to diffusers format",
+            f"{where}: Lightricks' format cannot say {differing[0]}={config[differing[0]]!r}; "
+            "keep to diffusers format",
         )
     values = {theirs: config[ours] for theirs, ours in _KEYS.items() if ours in config}
     return {
@@ -316,7 +324,9 @@ def _plain(value: Any) -> Any:
 
 
 def of_the_authors(shapes: Shapes, where: str) -> dict[str, Any]:
-    """The config of OmniForcing's published student, which its files do not carry: ``_AUTHORS``, and the tensors' widths."""
+    """The config of OmniForcing's published student, which its files do not carry: ``_AUTHORS``,
+    and the tensors' widths.
+    """
     video, channels = _matrix(shapes, "proj_in.weight", where)
     audio, audio_channels = _matrix(shapes, "audio_proj_in.weight", where)
     config = {
@@ -356,5 +366,6 @@ def expected_shapes(config: Mapping[str, Any], where: str) -> dict[str, tuple[in
         reason = str(error).splitlines()[0]
         raise WeightsError(
             "weights.unsupported-config",
-            f"{where}: no transformer can be built from its config ({reason}); use the config as published",
+            f"{where}: no transformer can be built from its config ({reason}); "
+            "use the config as published",
         ) from error

@@ -127,8 +127,9 @@ def open_checkpoint(source: Path) -> Checkpoint:
     else:
         raise WeightsError(
             "weights.no-transformer",
-            f"{place} holds no LTX-2 transformer: it begins with {min(tensors, default='nothing')!r}; name a diffusers folder, "
-            f"Lightricks' file or OmniForcing's index",
+            f"{place} holds no LTX-2 transformer: it begins with "
+            f"{min(tensors, default='nothing')!r}; name a diffusers folder, Lightricks' file or "
+            "OmniForcing's index",
         )
     return _verified(replace(found, sinks=found.sinks or _sinks_beside(source)))
 
@@ -158,7 +159,8 @@ def _headers(place: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     if place.suffix in _PICKLES:
         raise WeightsError(
             "weights.pickle",
-            f"{place} is a pickle, which can run code when it is opened; get the weights as safetensors",
+            f"{place} is a pickle, which can run code when it is opened; "
+            "get the weights as safetensors",
         )
     if place.suffix != ".safetensors":
         raise WeightsError(
@@ -177,7 +179,8 @@ def _inside(folder: Path) -> Path:
         names = ", ".join(file.name for file in found[:3])
         raise WeightsError(
             "weights.several-checkpoints",
-            f"{folder} holds several checkpoints ({names}) and nothing says which; name one of the files",
+            f"{folder} holds several checkpoints ({names}) and nothing says which; "
+            "name one of the files",
         )
     # A folder of pickles alone is refused as such, by name, rather than as an empty one.
     pickles = sorted(file for file in folder.iterdir() if file.suffix in _PICKLES)
@@ -185,7 +188,8 @@ def _inside(folder: Path) -> Path:
         return pickles[0]
     raise WeightsError(
         "weights.no-transformer",
-        f"{folder} holds no transformer: there is no .safetensors file in it; download or export one there",
+        f"{folder} holds no transformer: there is no .safetensors file in it; "
+        "download or export one there",
     )
 
 
@@ -204,14 +208,16 @@ def _indexed(index: Path) -> dict[str, Entry]:
         if Path(name).name != name or not file.is_file():
             raise WeightsError(
                 "weights.missing-shard",
-                f"{index} names the shard {name}, which is not beside it; copy or download that file too",
+                f"{index} names the shard {name}, which is not beside it; "
+                "copy or download that file too",
             )
         shards[name] = _headers(file)[0]
     lost = [key for key, name in places.items() if key not in shards[name]]
     if lost:
         raise WeightsError(
             "weights.missing-tensor",
-            f"{index.parent / places[lost[0]]} lacks {lost[0]}, which the index says it holds; download both again",
+            f"{index.parent / places[lost[0]]} lacks {lost[0]}, which the index says it holds; "
+            "download both again",
         )
     return {key: shards[name][key] for key, name in places.items()}
 
@@ -231,7 +237,8 @@ def _original(file: Path, tensors: dict[str, Entry], metadata: dict[str, str]) -
     if f"{TRANSFORMER}audio_patchify_proj.weight" not in tensors:
         raise WeightsError(
             "weights.no-sound",
-            f"{file} holds a transformer without sound (audio_patchify_proj is missing); LTX-2 weights are needed",
+            f"{file} holds a transformer without sound (audio_patchify_proj is missing); "
+            "LTX-2 weights are needed",
         )
     others = Counter({part: sum(key.startswith(part) for key in tensors) for part in OTHER_PARTS})
     entries = _renamed(
@@ -242,8 +249,8 @@ def _original(file: Path, tensors: dict[str, Entry], metadata: dict[str, str]) -
     except (ValueError, KeyError, TypeError) as error:
         raise WeightsError(
             "weights.no-config",
-            f"{file} carries no transformer config in its metadata, and the architecture is never guessed; take the file as "
-            f"Lightricks published it",
+            f"{file} carries no transformer config in its metadata, and the architecture is never "
+            "guessed; take the file as Lightricks published it",
         ) from error
     config = from_metadata(
         values, {name: entry.shape for name, entry in entries.items()}, str(file)
@@ -266,33 +273,40 @@ def _omniforcing(place: Path, tensors: dict[str, Entry]) -> Checkpoint:
 
 
 def _renamed(tensors: dict[str, Entry], prefix: str) -> dict[str, Entry]:
-    """Entries by diffusers name; keys outside the prefix, or in diffusers' spelling, belong to nothing that we know."""
+    """Entries by diffusers name.
+
+    Keys outside the prefix, or in diffusers' spelling, belong to nothing that we know.
+    """
     entries = {}
     for key, entry in tensors.items():
         name = to_diffusers(key.removeprefix(prefix))
         if prefix + to_original(name) != key:
             raise WeightsError(
                 "weights.unknown-tensor",
-                f"{entry.file} holds {key}, which is no part of an LTX-2 model that this version knows; "
-                f"take the file as its authors published it",
+                f"{entry.file} holds {key}, which is no part of an LTX-2 model that this version "
+                "knows; take the file as its authors published it",
             )
         entries[name] = entry
     return entries
 
 
 def _verified(found: Checkpoint) -> Checkpoint:
-    """The checkpoint with its entries in the model's order, if they are exactly the tensors that its config describes."""
+    """The checkpoint with its entries in the model's order, if they are exactly the tensors that
+    its config describes.
+    """
     expected = expected_shapes(found.config, str(found.source))
     missing = [name for name in expected if name not in found.entries]
     extra = [name for name in found.entries if name not in expected]
     if missing or extra:
-        # Between releases hundreds of names differ; the first of them would tell nobody what happened.
+        # Between releases hundreds of names differ; the first of them would tell nobody what
+        # happened.
         releases = generation(expected), generation(found.entries)
         if releases[0] != releases[1]:
             raise WeightsError(
                 "weights.mixed-releases",
-                f"{found.source}: the config describes LTX-{releases[0]} but the tensors are LTX-{releases[1]}'s "
-                f"({(missing + extra)[0]} is {'missing' if missing else 'unexpected'}); use config and weights of one release",
+                f"{found.source}: the config describes LTX-{releases[0]} but the tensors are "
+                f"LTX-{releases[1]}'s ({(missing + extra)[0]} is "
+                f"{'missing' if missing else 'unexpected'}); use config and weights of one release",
             )
         name = (missing or extra)[0]
         told = (
@@ -302,8 +316,8 @@ def _verified(found: Checkpoint) -> Checkpoint:
         )
         raise WeightsError(
             "weights.wrong-tensors",
-            f"{found.source} {told} ({len(missing)} missing, {len(extra)} unexpected, of {len(expected)} tensors); "
-            f"download it again or use the config that belongs to it",
+            f"{found.source} {told} ({len(missing)} missing, {len(extra)} unexpected, of "
+            f"{len(expected)} tensors); download it again or use the config that belongs to it",
         )
     for name, shape in expected.items():
         _fits(found.entries[name], shape)
@@ -316,11 +330,12 @@ def _fits(entry: Entry, shape: tuple[int, ...]) -> None:
     if entry.shape != shape:
         raise WeightsError(
             "weights.wrong-shape",
-            f"{entry.file}: tensor {entry.key} has shape {list(entry.shape)}, its config expects {list(shape)}; "
-            f"use the config that belongs to these weights",
+            f"{entry.file}: tensor {entry.key} has shape {list(entry.shape)}, its config expects "
+            f"{list(shape)}; use the config that belongs to these weights",
         )
     if entry.dtype not in DTYPES:
         raise WeightsError(
             "weights.quantised",
-            f"{entry.file}: tensor {entry.key} is stored as {entry.dtype}; quantised weights are not read: take the bf16 file",
+            f"{entry.file}: tensor {entry.key} is stored as {entry.dtype}; "
+            "quantised weights are not read: take the bf16 file",
         )

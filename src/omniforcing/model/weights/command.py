@@ -21,7 +21,9 @@ STREAMS = ("video", "audio", "cross-modal")
 
 
 def summary(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What the headers tell of a checkpoint: generation, architecture, parameters per stream, dtypes."""
+    """What the headers tell of a checkpoint: generation, architecture, parameters per stream,
+    dtypes.
+    """
     from omniforcing.model.weights.names import generation, stream
 
     config, entries = checkpoint.config, checkpoint.entries
@@ -110,13 +112,15 @@ def check_destination(destination: Path, size: int) -> None:
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise OmniForcingError(
             "file.cannot-write",
-            f"{destination} cannot be made: {parent} is not a folder that you may write; name another place",
+            f"{destination} cannot be made: {parent} is not a folder that you may write; "
+            "name another place",
         )
     free = shutil.disk_usage(parent).free
     if free < size:
         raise OmniForcingError(
             "disk.too-small",
-            f"{destination} needs {size / 1e9:.1f} GB and its disk has {free / 1e9:.1f} GB free; free some or name another disk",
+            f"{destination} needs {size / 1e9:.1f} GB and its disk has {free / 1e9:.1f} GB free; "
+            "free some or name another disk",
         )
 
 

@@ -1,10 +1,14 @@
-"""What LTX-2's tensors are called by Lightricks and by diffusers, and what a name says of a tensor. One to one, both ways."""
+"""What LTX-2's tensors are called by Lightricks and by diffusers, and what a name says of a tensor.
+
+One to one, both ways.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
-# A Lightricks file holds the whole model; the transformer stands under this prefix, the parts after it are read elsewhere.
+# A Lightricks file holds the whole model; the transformer stands under this prefix, the parts after
+# it are read elsewhere.
 TRANSFORMER = "model.diffusion_model."
 OTHER_PARTS = (
     "model.diffusion_model.video_embeddings_connector.",
@@ -16,7 +20,8 @@ OTHER_PARTS = (
     "duration_head.",
 )
 
-# Whole dotted parts of a name, not substrings: ``adaln_single`` is contained in eight other modules' names.
+# Whole dotted parts of a name, not substrings: ``adaln_single`` is contained in eight other
+# modules' names.
 _TO_DIFFUSERS = {
     "patchify_proj": "proj_in",
     "audio_patchify_proj": "audio_proj_in",
@@ -48,14 +53,18 @@ def to_original(name: str) -> str:
 
 
 def generation(names: Collection[str]) -> str:
-    """Which release has tensors of these diffusers names: ``2.0``, ``2.3`` (gated attention) or ``2.5`` (no bias in ``ff``)."""
+    """Which release has tensors of these diffusers names: ``2.0``, ``2.3`` (gated attention) or
+    ``2.5`` (no bias in ``ff``).
+    """
     if not any(name.endswith(".to_gate_logits.weight") for name in names):
         return "2.0"
     return "2.3" if any(name.endswith(".ff.net.2.bias") for name in names) else "2.5"
 
 
 def stream(name: str) -> str:
-    """The part of the model that a diffusers name belongs to: ``video``, ``audio`` or ``cross-modal``."""
+    """The part of the model that a diffusers name belongs to: ``video``, ``audio`` or
+    ``cross-modal``.
+    """
     if any(mark in name for mark in _CROSS_MODAL):
         return "cross-modal"
     return "audio" if any(part.startswith("audio_") for part in name.split(".")) else "video"

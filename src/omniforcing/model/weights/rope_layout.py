@@ -33,7 +33,8 @@ def rope_rows(heads: int, head_dim: int, to: str) -> Tensor:
     if head_dim % 2:
         raise WeightsError(
             "weights.cannot-convert",
-            f"heads of {head_dim} channels have no exact counterpart in the other RoPE convention; it must be even",
+            f"heads of {head_dim} channels have no exact counterpart in the other RoPE convention; "
+            "it must be even",
         )
     split = torch.arange(heads * head_dim).view(heads, 2, head_dim // 2)
     interleaved = split.transpose(1, 2).flatten()
@@ -77,13 +78,15 @@ def with_rope(checkpoint: Checkpoint, to: str) -> Checkpoint:
 
 
 def _refuse_inexact(config: Mapping[str, Any], where: str) -> None:
-    # The cross-modal tables are built for cross_attention_dim channels, the queries they turn have heads times head_dim.
+    # The cross-modal tables are built for cross_attention_dim channels, the queries they turn have
+    # heads times head_dim.
     width = config["audio_num_attention_heads"] * config["audio_attention_head_dim"]
     if config["audio_cross_attention_dim"] != width:
         raise WeightsError(
             "weights.cannot-convert",
-            f"{where}: audio_cross_attention_dim is {config['audio_cross_attention_dim']} but the cross-modal attentions are "
-            f"{width} wide; their RoPE cannot be exchanged exactly, keep {config['rope_type']!r}",
+            f"{where}: audio_cross_attention_dim is {config['audio_cross_attention_dim']} but the "
+            f"cross-modal attentions are {width} wide; their RoPE cannot be exchanged exactly, "
+            f"keep {config['rope_type']!r}",
         )
     for prefix in ("", "audio_"):
         rope_rows(1, config[f"{prefix}attention_head_dim"], config["rope_type"])

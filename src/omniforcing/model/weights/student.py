@@ -1,4 +1,6 @@
-"""Models on disk: LTX-2's modules in any format that is read, and beside them what stabilises a student."""
+"""Models on disk: LTX-2's modules in any format that is read, and beside them what stabilises a
+student.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from omniforcing.model.weights.tensor_file import WeightsError
 
 
 def save_model(model: DualStream, folder: Path, max_shard_size: str = "5GB") -> None:
-    """Write ``transformer/`` in diffusers format, sharded above ``max_shard_size``, and what stabilises it beside that."""
+    """Write ``transformer/`` in diffusers format, sharded above ``max_shard_size``, and what
+    stabilises it beside that.
+    """
     model.core.save_pretrained(folder / "transformer", max_shard_size=max_shard_size)
     save_added(dict(model.named_parameters(recurse=False)), model.stabiliser, folder / SINKS_FILE)
 
@@ -56,7 +60,8 @@ def load_model(
     if held != wanted and not begins:
         raise WeightsError(
             "weights.other-stabiliser",
-            f"{source} holds {held} sinks, expected {wanted}; set student.sinks to what it was trained with",
+            f"{source} holds {held} sinks, expected {wanted}; "
+            "set student.sinks to what it was trained with",
         )
     core = (
         on_meta(checkpoint.config).to(dtype or torch.float32).eval()
@@ -87,7 +92,9 @@ def _named(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
 
 
 def _added(checkpoint: Checkpoint, source: Path, dtype: torch.dtype | None) -> Added:
-    """What the weights hold beside LTX-2's own: in a file of ours, or as sinks among the authors' tensors."""
+    """What the weights hold beside LTX-2's own: in a file of ours, or as sinks among the authors'
+    tensors.
+    """
     beside, sinks = load_added(source / SINKS_FILE), checkpoint.read_sinks()
     tensors = beside.tensors if sinks is None else {**beside.tensors, "sinks": sinks}
     stabiliser = beside.stabiliser if sinks is None else beside.stabiliser or Stabiliser.sinks

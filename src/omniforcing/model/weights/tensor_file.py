@@ -98,12 +98,13 @@ def read_tensor(opened: safe_open, entry: Entry) -> Tensor:
             "weights.truncated",
             f"{entry.file} ends within {entry.key}; it was changed while it was read: try again",
         ) from error
-    # The extremes of a tensor are finite only if all of it is; this is one pass and allocates nothing.
+    # The extremes of a tensor are finite only if all of it is; this is one pass and allocates
+    # nothing.
     if entry.size and not all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(data)):
         raise WeightsError(
             "weights.not-finite",
-            f"{entry.file}: tensor {entry.key} holds NaN or infinity; the file is damaged or its training diverged: "
-            f"download it again or take an earlier checkpoint",
+            f"{entry.file}: tensor {entry.key} holds NaN or infinity; the file is damaged or its "
+            "training diverged: download it again or take an earlier checkpoint",
         )
     return data
 

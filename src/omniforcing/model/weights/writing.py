@@ -1,4 +1,6 @@
-"""Weights out: a diffusers folder or Lightricks' own format, written one tensor at a time and bit for bit as they were read."""
+"""Weights out: a diffusers folder or Lightricks' own format, written one tensor at a time and bit
+for bit as they were read.
+"""
 
 from __future__ import annotations
 

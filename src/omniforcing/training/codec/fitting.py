@@ -191,7 +191,7 @@ class DecoderFit:
     def from_scratch(
         self, name: str, example: Any, config: CausalDecoderConfig, z: Tensor, frames: Tensor
     ) -> Any:
-        """Train a non-causal decoder on the latents of ``example``, a video VAE, and return its VAE."""
+        """Train a non-causal decoder on latents of the video VAE ``example``; return its VAE."""
         torch.manual_seed(step_seed(self.seed, 0, "non-causal decoder"))
         vae = type(example).from_config({**example.config, "decoder_causal": False})
         training.initialise_video(vae, to_pixels(frames[:64, 24:41]))
@@ -203,7 +203,7 @@ class DecoderFit:
         return vae
 
     def adapted(self, name: str, teacher: Any, config: CausalDecoderConfig, z: Tensor) -> Any:
-        """Make the decoder of ``teacher`` causal, let it regress the teacher's pictures, return its VAE."""
+        """Make the decoder of ``teacher`` causal and regress its pictures; return the VAE."""
         student = causal.with_decoder(teacher, causal=True)
         causal.keep_still(student.decoder)
 
