@@ -1,4 +1,11 @@
-"""LTX-2's files in and out: names, shapes, formats, sharded writing.
+"""LTX-2's weights on disk: formats, names, RoPE conventions, conversion.
 
-Formats are checked against the architecture in the file's own config.
+- ``checkpoint``: open weights of any format; names, shapes and dtypes are verified first.
+- ``architecture``: the transformer's config, between Lightricks' metadata and diffusers; ``names``:
+  tensor names, likewise; ``rope_layout``: weights between the split and the interleaved RoPE.
+- ``tensor_file``: safetensors files, read and written tensor by tensor; ``writing``: whole
+  checkpoints in diffusers' or Lightricks' format.
+- ``student``: save and load a ``DualStream``; ``command``: ``omniforcing weights``.
+
+Must not import ``model.inference``, ``data``, ``training`` or ``streaming``.
 """

@@ -1,7 +1,8 @@
-"""Transformer configs: read from Lightricks' metadata or diffusers' ``config.json``, checked key by key, never guessed.
+"""Config of LTX-2's transformer, read from Lightricks' metadata or diffusers' ``config.json``.
 
-What tensor shapes do not show (RoPE convention, position scales, timestep multipliers, heads) must be written in the
-checkpoint: a wrong value of any of them loads without a missing tensor and computes something else.
+Every key is checked and none is guessed. Values that tensor shapes do not reveal (RoPE convention,
+position scales, timestep multipliers, number of heads) must be in the checkpoint: with a wrong one
+all tensors still load, and the model computes something else.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from omniforcing.model.weights.tensor_file import WeightsError
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-# Called alike by Lightricks and diffusers, with equal values.
+# Keys with the same name and value in both configs.
 _SHARED = (
     "in_channels",
     "out_channels",
@@ -44,18 +45,18 @@ _SHARED = (
     "use_prompt_adaln_single",
     "use_keyframes_abs_pos_embedding",
 )
-# Lightricks' key of a value: diffusers' key of the same value.
+# Lightricks' key -> diffusers' key of the same value.
 _KEYS = {key: key for key in _SHARED} | {
     "positional_embedding_theta": "rope_theta",
     "av_ca_timestep_scale_multiplier": "cross_attn_timestep_scale_multiplier",
 }
-# Lightricks has one flag where diffusers has one per stream.
+# Lightricks' flag -> diffusers' flags, one per stream (video, audio).
 _PAIRS = {
     "apply_gated_attention": ("gated_attn", "audio_gated_attn"),
     "cross_attention_adaln": ("cross_attn_mod", "audio_cross_attn_mod"),
 }
-# Flags that older releases do not write: absent, they have the older architecture's value, and the
-# tensors' names confirm it.
+# Defaults of flags that older releases do not write. They describe the oldest architecture; a newer
+# file that lacks a flag is still caught, because its tensor names then differ from the config's.
 _ABSENT = {
     "apply_gated_attention": False,
     "cross_attention_adaln": False,
@@ -65,7 +66,7 @@ _ABSENT = {
     "ff_bias": True,
     "audio_ff_bias": True,
 }
-# What every release says and both implementations take for granted.
+# Values that are the same in every release and that both implementations assume without a check.
 _FIXED: dict[str, Any] = {
     "_class_name": "AVTransformer3DModel",
     "attention_type": "default",
@@ -85,7 +86,8 @@ _FIXED: dict[str, Any] = {
     "use_linear_projection": False,
     "use_middle_indices_grid": True,
 }
-# Keys of the text connectors, and two that nothing reads.
+# Prefixes of keys that configure the text connectors, which are loaded elsewhere, and two keys that
+# neither implementation reads.
 _OTHERS = (
     "connector_",
     "audio_connector_",
@@ -94,7 +96,8 @@ _OTHERS = (
     "use_embeddings_connector",
 )
 _UNREAD = ("norm_num_groups", "num_embeds_ada_norm")
-# The latents of every release so far, which Lightricks' transformer config does not describe.
+# Diffusers' keys for which Lightricks' transformer config has none: patching and the VAEs' scale
+# factors, the same in every release so far.
 _LATENTS: dict[str, Any] = {
     "patch_size": 1,
     "patch_size_t": 1,
@@ -108,8 +111,9 @@ _LATENTS: dict[str, Any] = {
     "attention_out_bias": True,
     "qk_norm": "rms_norm_across_heads",
 }
-# OmniForcing's published student, as its code builds it: not LTX-2's config but interleaved RoPE of
-# fp32 frequencies, and a cross-modal gate that sees sigma itself instead of sigma times 1000.
+# Config of OmniForcing's published student, taken from its code because its files have none. Unlike
+# LTX-2 it has interleaved RoPE with fp32 frequencies, and its cross-modal gates get sigma itself
+# instead of sigma times 1000.
 _AUTHORS: dict[str, Any] = {
     "num_attention_heads": 32,
     "audio_num_attention_heads": 32,
@@ -124,7 +128,7 @@ _AUTHORS: dict[str, Any] = {
     "timestep_scale_multiplier": 1000,
     "cross_attn_timestep_scale_multiplier": 1,
 }
-# No tensor's shape depends on these.
+# Keys on which no tensor's shape depends: a wrong value would go unnoticed.
 _HIDDEN = tuple(_AUTHORS)
 _PATCHES = ("patch_size", "patch_size_t", "audio_patch_size", "audio_patch_size_t")
 _PRECISIONS = ("float64", "float32")
@@ -157,7 +161,7 @@ def _require(values: Mapping[str, Any], keys: Iterable[str], where: str) -> None
 
 
 def _refuse_no_measures(values: Mapping[str, Any], where: str) -> None:
-    """Hidden values make no tensor misshapen when they are nonsense, so they are looked at here."""
+    """Refuse values of the wrong type or sign among the keys that no tensor's shape depends on."""
     for key in _HIDDEN:
         value, like = values[key], _AUTHORS[key]
         number = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
@@ -174,11 +178,18 @@ def _refuse_no_measures(values: Mapping[str, Any], where: str) -> None:
 
 
 def checked(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A diffusers config that says all it must, its private keys (``_class_name``, ...) dropped.
+    """Check a diffusers config and drop its private keys (``_class_name`` and the like).
+
+    Args:
+        config: the parsed ``config.json``.
+        where: the file, for errors.
+
+    Returns:
+        Arguments of ``LTX2VideoTransformer3DModel``.
 
     Raises:
-        WeightsError: for another model's config, an unknown or a missing key, a value that cannot be, or heads that differ
-            between the streams.
+        WeightsError: if the config is another model's, an unknown key or a missing one is found, a
+            value is invalid or unsupported, or the streams have different numbers of heads.
     """
     kind = config.get("_class_name", LTX2VideoTransformer3DModel.__name__)
     if kind != LTX2VideoTransformer3DModel.__name__:
@@ -209,15 +220,19 @@ def checked(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def from_metadata(values: Mapping[str, Any], shapes: Shapes, where: str) -> dict[str, Any]:
-    """Lightricks' transformer config (``config.transformer`` of the file's metadata) as diffusers' config.
+    """Convert Lightricks' transformer config to diffusers'.
 
     Args:
-        values: the metadata's keys.
-        shapes: of the file's tensors by diffusers name; they give what the metadata leaves out, the audio channels.
+        values: ``config.transformer`` of the file's metadata.
+        shapes: shapes of the file's tensors by diffusers name; the number of audio channels, which
+            the metadata leaves out, is read from them.
         where: the file, for errors.
 
+    Returns:
+        Arguments of ``LTX2VideoTransformer3DModel``.
+
     Raises:
-        WeightsError: as ``checked``, and for a value that neither implementation computes.
+        WeightsError: as ``checked`` does, and if neither implementation supports a value.
     """
     own = [
         key
@@ -256,7 +271,7 @@ def from_metadata(values: Mapping[str, Any], shapes: Shapes, where: str) -> dict
         "audio_pos_embed_max_pos": _positions(values, maximum[1], 1, where)[0],
         "rope_double_precision": values["frequencies_precision"] == "float64",
         "use_prompt_embeddings": not values["caption_proj_before_connector"],
-        # Has no weights; without it diffusers skips spatio-temporal guidance in silence.
+        # Adds no weights; without it diffusers silently skips spatio-temporal guidance.
         "perturbed_attn": True,
     }
     return checked(config, where)
@@ -286,10 +301,10 @@ def _matrix(shapes: Shapes, name: str, where: str) -> tuple[int, ...]:
 
 
 def to_metadata(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The reverse of ``from_metadata``: a diffusers config as Lightricks writes it.
+    """Convert a diffusers config to Lightricks' (``config.transformer``); ``where`` is for errors.
 
     Raises:
-        WeightsError: if Lightricks' format has no word for a value.
+        WeightsError: if Lightricks' format cannot express a value.
     """
     differing = [
         key for key, value in _LATENTS.items() if _plain(config.get(key, value)) != _plain(value)
@@ -324,8 +339,16 @@ def _plain(value: Any) -> Any:
 
 
 def of_the_authors(shapes: Shapes, where: str) -> dict[str, Any]:
-    """The config of OmniForcing's published student, which its files do not carry: ``_AUTHORS``,
-    and the tensors' widths.
+    """Build the config of OmniForcing's published student, whose files carry none.
+
+    Widths and the number of layers come from the tensors, everything else is fixed (``_AUTHORS``).
+
+    Args:
+        shapes: shapes of the file's tensors by diffusers name.
+        where: the file, for errors.
+
+    Raises:
+        WeightsError: if a projection is missing or is not a matrix.
     """
     video, channels = _matrix(shapes, "proj_in.weight", where)
     audio, audio_channels = _matrix(shapes, "audio_proj_in.weight", where)
@@ -349,20 +372,20 @@ def of_the_authors(shapes: Shapes, where: str) -> dict[str, Any]:
 
 
 def on_meta(config: Mapping[str, Any]) -> LTX2VideoTransformer3DModel:
-    """The transformer of a config without memory for its weights."""
+    """Build the transformer on the meta device, without memory for its weights."""
     with torch.device("meta"):
         return LTX2VideoTransformer3DModel(**config)
 
 
 def expected_shapes(config: Mapping[str, Any], where: str) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a config's transformer by diffusers name, in the model's order.
+    """List the shapes of a config's transformer by diffusers name, in the model's order.
 
     Raises:
         WeightsError: if no transformer can be built from the config's values.
     """
     try:
         return {name: tuple(tensor.shape) for name, tensor in on_meta(config).state_dict().items()}
-    except Exception as error:  # diffusers fails in as many ways as there are wrong values
+    except Exception as error:  # diffusers' errors for bad values share no class
         reason = str(error).splitlines()[0]
         raise WeightsError(
             "weights.unsupported-config",

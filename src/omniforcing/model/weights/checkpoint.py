@@ -1,8 +1,11 @@
-"""LTX-2 transformer weights on disk, in any of three formats, verified by name and shape and read one tensor at a time.
+"""LTX-2's transformer weights on disk: verified from their headers, read one tensor at a time.
 
-- ``diffusers``: a folder of ``config.json`` and safetensors, single or sharded with an index.
-- ``original``: Lightricks' file, its config in the metadata, its other parts (codecs, connectors) left alone.
-- ``omniforcing``: the student that OmniForcing's authors published, shards with an index and no config.
+Three formats are recognised by their tensor names:
+
+- ``diffusers``: a folder with ``config.json`` and safetensors, one file or shards with an index.
+- ``original``: Lightricks' file, with the config in its metadata; codecs and connectors in the same
+  file are ignored.
+- ``omniforcing``: the student that OmniForcing's authors published, with an index and no config.
 """
 
 from __future__ import annotations
@@ -55,16 +58,16 @@ def _as_stored(name: str, tensor: Tensor) -> Tensor:  # noqa: ARG001
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A transformer's weights, verified but not read.
+    """A transformer's weights, verified but not yet read.
 
     Attributes:
-        source: what was opened, for messages.
+        source: the folder or file that was opened, for messages.
         format: ``diffusers``, ``original`` or ``omniforcing``.
         config: arguments of diffusers' ``LTX2VideoTransformer3DModel``.
-        entries: every tensor by diffusers name, in the model's order.
-        sinks: the sink tokens, if there are any.
-        others: tensors of other parts in the same file, counted by prefix.
-        turn: what happens to a tensor on its way, by name (``rope_layout.with_rope``).
+        entries: location, shape and dtype of every tensor by diffusers name, in the model's order.
+        sinks: the sink tokens ``[..., S, audio width]``, if there are any.
+        others: number of tensors of other parts in the same file, by prefix.
+        turn: applied to ``(name, tensor)`` as a tensor is read (``rope_layout.with_rope``).
     """
 
     source: Path
@@ -76,14 +79,20 @@ class Checkpoint:
     turn: Callable[[str, Tensor], Tensor] = _as_stored
 
     def names(self) -> list[str]:
-        """Names in the order in which reading them never goes back and forth between files."""
+        """Sort the names by file, so that reading them in order opens each file once."""
         return sorted(self.entries, key=lambda name: str(self.entries[name].file))
 
     def tensors(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Tensor]]:
-        """Read tensors one after the other, in the order of ``names`` (default: all).
+        """Read tensors one by one, so that memory holds a single tensor.
+
+        Args:
+            names: diffusers names, read in this order; all tensors by default.
+
+        Yields:
+            Name and tensor, as stored or changed by ``turn``.
 
         Raises:
-            WeightsError: naming the first tensor that holds a NaN or an infinity.
+            WeightsError: if a tensor holds NaN or infinity, or a file has become shorter.
         """
         wanted = self.names() if names is None else list(names)
         for file, group in groupby(wanted, key=lambda name: self.entries[name].file):
@@ -92,14 +101,24 @@ class Checkpoint:
                     yield name, self.turn(name, read_tensor(opened, self.entries[name]))
 
     def read_sinks(self) -> Tensor | None:
-        """The sink tokens ``[S, audio width]``, if the checkpoint has any."""
+        """Read the sink tokens ``[S, audio width]``; None if the checkpoint has none."""
         if self.sinks is None:
             return None
         with open_file(self.sinks.file) as opened:
             return read_tensor(opened, self.sinks).flatten(0, -2)
 
     def core(self, dtype: torch.dtype | None = None) -> LTX2VideoTransformer3DModel:
-        """The transformer, its weights read into memory once, as stored or in ``dtype``."""
+        """Load the transformer in eval mode.
+
+        It is built on the meta device and its parameters are replaced, so memory holds the weights
+        once.
+
+        Args:
+            dtype: dtype of the weights in memory; None keeps the stored one.
+
+        Raises:
+            WeightsError: if a tensor holds NaN or infinity.
+        """
         core = on_meta(self.config)
         state = {name: tensor.to(dtype or tensor.dtype) for name, tensor in self.tensors()}
         core.load_state_dict(state, assign=True)
@@ -107,13 +126,18 @@ class Checkpoint:
 
 
 def open_checkpoint(source: Path) -> Checkpoint:
-    """Open weights of any format and verify every name, shape and dtype from the headers alone.
+    """Open weights of any format and verify all names, shapes and dtypes from the headers alone.
 
     Args:
-        source: a folder (with ``transformer/``, or of safetensors files), a ``.safetensors`` file, or its index.
+        source: a folder with ``transformer/`` or safetensors files, a ``.safetensors`` file, or the
+            index of its shards.
+
+    Returns:
+        The checkpoint, no tensor of which has been read.
 
     Raises:
-        WeightsError: naming the file and the tensor or key that does not fit, what was expected, and what to do.
+        WeightsError: if a file is missing or damaged, or a tensor or config key does not fit; the
+            message names it, what was expected, and the remedy.
     """
     source = Path(source)
     place = source / "transformer" if (source / "transformer").is_dir() else source
@@ -148,7 +172,7 @@ def _sinks_beside(source: Path) -> Entry | None:
 
 
 def _headers(place: Path) -> tuple[dict[str, Entry], dict[str, str]]:
-    """Entries by the files' own keys, and the metadata of the file if it is one."""
+    """Read entries by their keys in the files, and the metadata (empty for an index of shards)."""
     if place.name.endswith(_INDEX):
         return _indexed(place), {}
     if place.is_dir():
@@ -170,7 +194,7 @@ def _headers(place: Path) -> tuple[dict[str, Entry], dict[str, str]]:
 
 
 def _inside(folder: Path) -> Path:
-    """The one index or safetensors file that a folder's weights are read from."""
+    """Find the one index or safetensors file of a folder; an index wins over its shards."""
     indices, files = sorted(folder.glob(f"*{_INDEX}")), sorted(folder.glob("*.safetensors"))
     found = indices or [file for file in files if file.name != SINKS_FILE]
     if len(found) == 1:
@@ -182,7 +206,7 @@ def _inside(folder: Path) -> Path:
             f"{folder} holds several checkpoints ({names}) and nothing says which; "
             "name one of the files",
         )
-    # A folder of pickles alone is refused as such, by name, rather than as an empty one.
+    # The caller refuses a pickle by name, which says more than "no transformer".
     pickles = sorted(file for file in folder.iterdir() if file.suffix in _PICKLES)
     if pickles:
         return pickles[0]
@@ -204,7 +228,7 @@ def _indexed(index: Path) -> dict[str, Entry]:
     shards: dict[str, dict[str, Entry]] = {}
     for name in sorted(set(map(str, places.values()))):
         file = index.parent / name
-        # An index comes from elsewhere: it must not lead out of its folder.
+        # An index may be downloaded from anywhere: its shards must not lie outside its folder.
         if Path(name).name != name or not file.is_file():
             raise WeightsError(
                 "weights.missing-shard",
@@ -273,13 +297,16 @@ def _omniforcing(place: Path, tensors: dict[str, Entry]) -> Checkpoint:
 
 
 def _renamed(tensors: dict[str, Entry], prefix: str) -> dict[str, Entry]:
-    """Entries by diffusers name.
+    """Rename Lightricks' keys to diffusers names.
 
-    Keys outside the prefix, or in diffusers' spelling, belong to nothing that we know.
+    Raises:
+        WeightsError: if a key lacks the prefix or is not a Lightricks name.
     """
     entries = {}
     for key, entry in tensors.items():
         name = to_diffusers(key.removeprefix(prefix))
+        # Converting back catches keys without the prefix, and names that only diffusers uses, which
+        # renaming leaves as they are, so that they could collide with a renamed key.
         if prefix + to_original(name) != key:
             raise WeightsError(
                 "weights.unknown-tensor",
@@ -291,15 +318,12 @@ def _renamed(tensors: dict[str, Entry], prefix: str) -> dict[str, Entry]:
 
 
 def _verified(found: Checkpoint) -> Checkpoint:
-    """The checkpoint with its entries in the model's order, if they are exactly the tensors that
-    its config describes.
-    """
+    """Check that the tensors are exactly those of the config; sort them in the model's order."""
     expected = expected_shapes(found.config, str(found.source))
     missing = [name for name in expected if name not in found.entries]
     extra = [name for name in found.entries if name not in expected]
     if missing or extra:
-        # Between releases hundreds of names differ; the first of them would tell nobody what
-        # happened.
+        # Releases differ in hundreds of names, so the first of them alone would explain nothing.
         releases = generation(expected), generation(found.entries)
         if releases[0] != releases[1]:
             raise WeightsError(

@@ -1,4 +1,4 @@
-"""What LTX-2 weights hold, and the same weights in another format."""
+"""Inspect LTX-2 weights, and convert them between formats: ``omniforcing weights``."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ STREAMS = ("video", "audio", "cross-modal")
 
 
 def summary(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What the headers tell of a checkpoint: generation, architecture, parameters per stream,
-    dtypes.
+    """Summarise a checkpoint from its headers: release, architecture, parameters, dtypes.
+
+    Returns:
+        Values by name, as ``omniforcing weights inspect --json`` prints them; ``bytes`` is the size
+        of the transformer, ``parameters`` are counts per stream.
     """
     from omniforcing.model.weights.names import generation, stream
 
@@ -58,15 +61,17 @@ def _size(checkpoint: Checkpoint) -> int:
 
 
 def table(values: dict[str, Any]) -> str:
-    """The summary for people, a line per fact."""
+    """Format a summary as text, one row per line."""
     dims, counts = values["head_dim"], values["parameters"]
     dtypes = ", ".join(f"{count} {name}" for name, count in values["dtypes"].items())
     rows = {
         "source": f"{values['source']} ({values['format']} format)",
         "generation": f"LTX-{values['generation']}",
-        "architecture": f"{values['layers']} layers, {values['heads']} heads x {dims['video']} video, x {dims['audio']} audio",
+        "architecture": f"{values['layers']} layers, {values['heads']} heads "
+        f"x {dims['video']} video, x {dims['audio']} audio",
         "RoPE": f"{values['rope']}, {values['rope_frequencies']} frequencies",
-        "timesteps": f"sigma x {values['timestep_scale']:g}, cross-modal gates x {values['gate_timestep_scale']:g}",
+        "timesteps": f"sigma x {values['timestep_scale']:g}, "
+        f"cross-modal gates x {values['gate_timestep_scale']:g}",
         "tensors": f"{dtypes}; {values['bytes'] / 1e9:.2f} GB",
         "parameters": ", ".join(f"{name} {count / 1e6:,.2f} M" for name, count in counts.items()),
         "sinks": str(values["sinks"] or "none"),
@@ -77,10 +82,16 @@ def table(values: dict[str, Any]) -> str:
 
 
 def convert(source: Path, destination: Path, action: str, rope: str | None) -> None:
-    """Write a checkpoint as a new folder, which appears when it is whole.
+    """Write a checkpoint in another format, into a new folder that appears when it is complete.
+
+    Args:
+        source: weights of any format.
+        destination: the new folder.
+        action: ``import`` writes diffusers' format, ``export`` Lightricks'.
+        rope: RoPE convention to write, ``split`` or ``interleaved``; None keeps the checkpoint's.
 
     Raises:
-        OmniForcingError: if the weights are unfit, the folder exists already, or there is no room for it.
+        OmniForcingError: if the weights are unfit, the folder exists, or the disk is too full.
     """
     from tqdm import tqdm
 
@@ -102,7 +113,15 @@ def convert(source: Path, destination: Path, action: str, rope: str | None) -> N
 
 
 def check_destination(destination: Path, size: int) -> None:
-    """Refuse a folder that exists, and one whose disk has less than ``size`` bytes free."""
+    """Check that a folder can be created and has room.
+
+    Args:
+        destination: the folder.
+        size: bytes that will be written.
+
+    Raises:
+        OmniForcingError: if it exists, its parent is not writable, or its disk has less room.
+    """
     if destination.exists():
         raise OmniForcingError(
             "file.exists",
@@ -125,7 +144,16 @@ def check_destination(destination: Path, size: int) -> None:
 
 
 def inspect(source: Path, values: bool, as_json: bool) -> None:
-    """Print a checkpoint's summary, after reading all of it if ``values``."""
+    """Print a checkpoint's summary.
+
+    Args:
+        source: weights of any format.
+        values: read every tensor first, which finds NaN and infinity.
+        as_json: print JSON instead of a table.
+
+    Raises:
+        OmniForcingError: if the weights are unfit.
+    """
     from tqdm import tqdm
 
     from omniforcing.model.weights.checkpoint import open_checkpoint

@@ -1,14 +1,15 @@
-"""What LTX-2's tensors are called by Lightricks and by diffusers, and what a name says of a tensor.
+"""Names of LTX-2's tensors: Lightricks' to diffusers' and back, one to one.
 
-One to one, both ways.
+A name also tells the release and the stream that a tensor belongs to.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
-# A Lightricks file holds the whole model; the transformer stands under this prefix, the parts after
-# it are read elsewhere.
+# A Lightricks file holds the whole model: the transformer under the first prefix, codecs, text
+# connectors and the duration head under the others. The connectors' prefixes begin with the
+# transformer's, so keys are tested against OTHER_PARTS first.
 TRANSFORMER = "model.diffusion_model."
 OTHER_PARTS = (
     "model.diffusion_model.video_embeddings_connector.",
@@ -20,8 +21,8 @@ OTHER_PARTS = (
     "duration_head.",
 )
 
-# Whole dotted parts of a name, not substrings: ``adaln_single`` is contained in eight other
-# modules' names.
+# Applied to whole parts between dots, not to substrings: eight other modules' names contain
+# ``adaln_single``.
 _TO_DIFFUSERS = {
     "patchify_proj": "proj_in",
     "audio_patchify_proj": "audio_proj_in",
@@ -43,18 +44,23 @@ _CROSS_MODAL = ("audio_to_video_attn", "video_to_audio_attn", "av_cross_attn_", 
 
 
 def to_diffusers(name: str) -> str:
-    """Lightricks' name of a transformer tensor, its prefix removed, as diffusers calls it."""
+    """Convert Lightricks' name of a transformer tensor, without prefix, to diffusers' name."""
     return ".".join(_TO_DIFFUSERS.get(part, part) for part in name.split("."))
 
 
 def to_original(name: str) -> str:
-    """Diffusers' name of a transformer tensor as Lightricks calls it, without prefix."""
+    """Convert diffusers' name of a transformer tensor to Lightricks' name, without prefix."""
     return ".".join(_TO_ORIGINAL.get(part, part) for part in name.split("."))
 
 
 def generation(names: Collection[str]) -> str:
-    """Which release has tensors of these diffusers names: ``2.0``, ``2.3`` (gated attention) or
-    ``2.5`` (no bias in ``ff``).
+    """Tell the release of LTX-2 by its tensors.
+
+    Args:
+        names: diffusers names of all tensors.
+
+    Returns:
+        ``2.0``, ``2.3`` (adds gated attention) or ``2.5`` (has no bias in the video ``ff``).
     """
     if not any(name.endswith(".to_gate_logits.weight") for name in names):
         return "2.0"
@@ -62,9 +68,7 @@ def generation(names: Collection[str]) -> str:
 
 
 def stream(name: str) -> str:
-    """The part of the model that a diffusers name belongs to: ``video``, ``audio`` or
-    ``cross-modal``.
-    """
+    """Tell the part of the model by a diffusers name: ``video``, ``audio`` or ``cross-modal``."""
     if any(mark in name for mark in _CROSS_MODAL):
         return "cross-modal"
     return "audio" if any(part.startswith("audio_") for part in name.split(".")) else "video"

@@ -1,9 +1,15 @@
-"""The two RoPE conventions of LTX-2's checkpoints, and the exact permutation of weights between them.
+"""Convert weights between LTX-2's two RoPE conventions by an exact permutation of rows.
 
-Both turn the same pairs of channels by the same angles: frequency f of an attention's whole width belongs to head
-f // (D/2), in ``split`` to that head's channels j and j + D/2, in ``interleaved`` to 2j and 2j + 1 (j = f mod D/2). So the
-rows of ``to_q`` and ``to_k`` and the gains of ``norm_q`` and ``norm_k`` change places within each head, and nothing else
-changes: attention scores are sums over a head's channels, the norm's mean is one over all of them.
+Both conventions rotate pairs of channels by the same angles and differ in which channels form a
+pair. With heads of D channels, frequency f of an attention belongs to head ``f // (D/2)``; with
+``j = f % (D/2)`` it rotates
+
+- ``split``: channels ``j`` and ``j + D/2`` of that head;
+- ``interleaved``: channels ``2j`` and ``2j + 1`` of that head.
+
+So the rows of ``to_q`` and ``to_k``, and the gains of ``norm_q`` and ``norm_k``, are permuted
+within each head. Nothing else changes: attention scores sum over a head's channels, and the RMS
+norm averages over all channels; neither depends on their order.
 """
 
 from __future__ import annotations
@@ -19,16 +25,24 @@ from omniforcing.model.weights.checkpoint import Checkpoint
 from omniforcing.model.weights.tensor_file import WeightsError
 
 CONVENTIONS = ("split", "interleaved")
-# Attention to text has no positions and stays as it is.
+# Attentions with RoPE; attention to text (``attn2``) has no positions.
 _SITES = ("attn1", "audio_attn1", "audio_to_video_attn", "video_to_audio_attn")
 _TURNED = ("to_q", "to_k", "norm_q", "norm_k")
 
 
 def rope_rows(heads: int, head_dim: int, to: str) -> Tensor:
-    """Which rows ``[heads * head_dim]`` of the other convention's weights make those of convention ``to``.
+    """Compute the permutation of rows from the other convention to ``to``.
+
+    Args:
+        heads: number of heads.
+        head_dim: channels per head, even.
+        to: ``split`` or ``interleaved``.
+
+    Returns:
+        Indices ``[heads * head_dim]``: new row ``i`` is old row ``rows[i]``.
 
     Raises:
-        WeightsError: if the width of a head is odd: interleaved pairs would then straddle two heads.
+        WeightsError: if ``head_dim`` is odd, because interleaved pairs would then span two heads.
     """
     if head_dim % 2:
         raise WeightsError(
@@ -36,23 +50,28 @@ def rope_rows(heads: int, head_dim: int, to: str) -> Tensor:
             f"heads of {head_dim} channels have no exact counterpart in the other RoPE convention; "
             "it must be even",
         )
+    # Split order within a head is (half, pair); interleaved order is (pair, half), its transpose.
     split = torch.arange(heads * head_dim).view(heads, 2, head_dim // 2)
     interleaved = split.transpose(1, 2).flatten()
     return interleaved if to == "interleaved" else interleaved.argsort()
 
 
 def exchange_rope(name: str, tensor: Tensor, config: Mapping[str, Any], to: str) -> Tensor:
-    """A weight of a model with the other convention as convention ``to`` needs it; most weights stay what they are.
+    """Permute a weight of a model with the other convention for convention ``to``.
 
     Args:
         name: the tensor's diffusers name.
-        tensor: ``[C, ...]``.
+        tensor: weight, bias or norm gain, ``[heads * head_dim, ...]``.
         config: arguments of diffusers' transformer.
         to: ``split`` or ``interleaved``.
+
+    Returns:
+        The permuted tensor, or ``tensor`` itself if it is no query or key weight under RoPE.
     """
     *_, site, part, _kind = ("", "", *name.split("."))
     if site not in _SITES or part not in _TURNED:
         return tensor
+    # Cross-modal attentions have the audio stream's heads and widths in both directions.
     prefix = "" if site == "attn1" else "audio_"
     rows = rope_rows(
         config[f"{prefix}num_attention_heads"], config[f"{prefix}attention_head_dim"], to
@@ -61,10 +80,17 @@ def exchange_rope(name: str, tensor: Tensor, config: Mapping[str, Any], to: str)
 
 
 def with_rope(checkpoint: Checkpoint, to: str) -> Checkpoint:
-    """The same model in the convention ``to``, its weights exchanged as they are read.
+    """Change a checkpoint's RoPE convention; its weights are permuted as they are read.
+
+    Args:
+        checkpoint: the weights, of either convention.
+        to: ``split`` or ``interleaved``.
+
+    Returns:
+        ``checkpoint`` itself if it has that convention, else one that computes the same model.
 
     Raises:
-        WeightsError: if the two conventions are not exactly exchangeable in this architecture.
+        WeightsError: if the conversion would not be exact for this architecture.
     """
     config = checkpoint.config
     if config["rope_type"] == to:
@@ -78,8 +104,8 @@ def with_rope(checkpoint: Checkpoint, to: str) -> Checkpoint:
 
 
 def _refuse_inexact(config: Mapping[str, Any], where: str) -> None:
-    # The cross-modal tables are built for cross_attention_dim channels, the queries they turn have
-    # heads times head_dim.
+    # Diffusers spreads the cross-modal frequencies over audio_cross_attention_dim channels but
+    # rotates heads * head_dim. If these differ, the two conventions' pairs do not correspond.
     width = config["audio_num_attention_heads"] * config["audio_attention_head_dim"]
     if config["audio_cross_attention_dim"] != width:
         raise WeightsError(

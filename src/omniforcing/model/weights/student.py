@@ -1,5 +1,6 @@
-"""Models on disk: LTX-2's modules in any format that is read, and beside them what stabilises a
-student.
+"""Save and load ``DualStream`` models: LTX-2's transformer and the student's stabiliser.
+
+The stabiliser's parameters (sink tokens or another kind) are in a file of their own.
 """
 
 from __future__ import annotations
@@ -20,8 +21,12 @@ from omniforcing.model.weights.tensor_file import WeightsError
 
 
 def save_model(model: DualStream, folder: Path, max_shard_size: str = "5GB") -> None:
-    """Write ``transformer/`` in diffusers format, sharded above ``max_shard_size``, and what
-    stabilises it beside that.
+    """Write ``transformer/`` in diffusers format and the stabiliser in ``SINKS_FILE``.
+
+    Args:
+        model: the model.
+        folder: an existing folder.
+        max_shard_size: size of a weight file above which diffusers writes shards and an index.
     """
     model.core.save_pretrained(folder / "transformer", max_shard_size=max_shard_size)
     save_added(dict(model.named_parameters(recurse=False)), model.stabiliser, folder / SINKS_FILE)
@@ -37,20 +42,25 @@ def load_model(
     meta: bool = False,
     checkpoint_activations: bool = False,
 ) -> DualStream:
-    """Read what ``save_model``, diffusers, Lightricks or OmniForcing's authors wrote (``checkpoint.open_checkpoint``).
+    """Load a model from any format that ``checkpoint.open_checkpoint`` reads.
 
     Args:
         source: a folder or file of weights.
-        sinks: how many sink tokens the model must have; None takes what there is.
-        device: where the model goes.
-        dtype: of the weights in memory; None keeps what the file has.
-        stabiliser: what the model must be stabilised by; None takes what there is.
-        meta: without memory for the weights, which ``sharding`` reads when each worker has its part of them to keep.
-        fresh: where the file has no sinks and no other stabiliser, they start afresh: a student's first stage.
-        checkpoint_activations: whether training recomputes activations in the backward (``DualStream``).
+        sinks: number of sink tokens that the model must have; None takes the file's.
+        device: device of the model.
+        dtype: dtype of the weights in memory; None keeps the stored one.
+        stabiliser: kind of stabiliser that the model must have; None takes the file's.
+        fresh: initialise the stabiliser if the file has none, as a student's first stage does.
+        meta: build on the meta device; ``training.sharding`` reads the weights later, when each
+            worker knows its shard.
+        checkpoint_activations: whether training recomputes activations in the backward pass.
+
+    Returns:
+        The model; on the meta device, whatever ``device`` says, if ``meta``.
 
     Raises:
-        OmniForcingError: if the weights cannot be read, do not fit their config, or are stabilised otherwise than asked for.
+        OmniForcingError: if the weights cannot be read, do not fit their config, or have another
+            stabiliser than asked for.
     """
     checkpoint = open_checkpoint(source)
     added = _added(checkpoint, source, dtype)
@@ -86,15 +96,13 @@ def load_model(
 
 
 def _named(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
-    """Weights of a checkpoint one by one, under the names that they have in a ``DualStream``."""
+    """Read a checkpoint's weights one by one, under their names in a ``DualStream``."""
     for name, tensor in checkpoint.tensors():
         yield f"core.{name}", tensor
 
 
 def _added(checkpoint: Checkpoint, source: Path, dtype: torch.dtype | None) -> Added:
-    """What the weights hold beside LTX-2's own: in a file of ours, or as sinks among the authors'
-    tensors.
-    """
+    """Read the stabiliser: from ``SINKS_FILE``, or from the published student's own tensors."""
     beside, sinks = load_added(source / SINKS_FILE), checkpoint.read_sinks()
     tensors = beside.tensors if sinks is None else {**beside.tensors, "sinks": sinks}
     stabiliser = beside.stabiliser if sinks is None else beside.stabiliser or Stabiliser.sinks

@@ -1,7 +1,9 @@
-"""Safetensors files read and written one tensor at a time, so that 43 GB pass through the memory of their largest tensor.
+"""Read and write safetensors files one tensor at a time.
 
-The library reads (with ``pread``: its memory map is refused on a machine with less memory than the
-file), but its writer needs every tensor at once: see docs/decisions/0003-writing-weights.md.
+A file of 43 GB then needs no more memory than its largest tensor. The safetensors library reads
+with its ``pread`` backend, because memory mapping fails on a machine with less memory than the
+file. The library's writer needs all tensors at once, so this module has its own: see
+docs/decisions/0003-writing-weights.md.
 """
 
 from __future__ import annotations
@@ -24,18 +26,19 @@ Watch = Callable[[int], object]
 
 
 class WeightsError(OmniForcingError):
-    """A checkpoint that cannot be used; names the file, the tensor or key, and the remedy."""
+    """Weights that cannot be used; the message names file, tensor or key, and remedy."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor lies, and what its file's header says of it.
+    """Location, shape and dtype of a stored tensor, from its file's header.
 
     Attributes:
         file: the safetensors file.
-        key: the tensor's name in it.
-        shape: as stored.
-        dtype: safetensors' word for it; those of ``DTYPES`` can be read.
+        key: the tensor's name in the file.
+        shape: the stored shape.
+        dtype: safetensors' name of the dtype. Only those in ``DTYPES`` can be read; fp8 and integer
+            dtypes are those of quantised weights.
     """
 
     file: Path
@@ -45,12 +48,12 @@ class Entry:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
 def ignore(size: int) -> None:
-    """Watch nothing."""
+    """Do nothing; the default of ``Watch`` arguments."""
 
 
 def open_file(file: Path) -> safe_open:
@@ -59,7 +62,10 @@ def open_file(file: Path) -> safe_open:
 
 
 def read_header(file: Path) -> tuple[dict[str, Entry], dict[str, str]]:
-    """The tensors of a safetensors file by name, and its metadata; no data are read.
+    """Read a safetensors file's header, and no tensor.
+
+    Returns:
+        Entries by the file's own keys, and the file's metadata.
 
     Raises:
         WeightsError: if the file is missing, truncated or damaged.
@@ -85,21 +91,25 @@ def read_header(file: Path) -> tuple[dict[str, Entry], dict[str, str]]:
 
 
 def read_tensor(opened: safe_open, entry: Entry) -> Tensor:
-    """One tensor, from its opened file.
+    """Read one tensor, in its stored dtype.
+
+    Args:
+        opened: the file of ``entry``, from ``open_file``.
+        entry: the tensor.
 
     Raises:
-        WeightsError: if it holds a NaN or an infinity, or the file has become shorter.
+        WeightsError: if the tensor holds NaN or infinity, or the file has become shorter.
     """
     try:
-        # As torch aligns its own tensors: the library does not, and sums may depend on it.
+        # The library's buffer may be unaligned, and kernels may then sum in another order. A clone
+        # is aligned like any tensor of torch.
         data: Tensor = opened.get_tensor(entry.key).clone()
     except SafetensorError as error:
         raise WeightsError(
             "weights.truncated",
             f"{entry.file} ends within {entry.key}; it was changed while it was read: try again",
         ) from error
-    # The extremes of a tensor are finite only if all of it is; this is one pass and allocates
-    # nothing.
+    # Minimum and maximum are finite only if every value is (NaN propagates): one pass, no mask.
     if entry.size and not all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(data)):
         raise WeightsError(
             "weights.not-finite",
@@ -116,15 +126,16 @@ def write_safetensors(
     metadata: dict[str, str],
     watch: Watch = ignore,
 ) -> None:
-    """Write a safetensors file tensor by tensor.
+    """Write a safetensors file one tensor at a time.
 
     Args:
-        path: the file to write.
-        layout: shape and dtype of every tensor, in the order of ``tensors``.
-        tensors: names and values.
-        metadata: goes into the header.
-        watch: called with the bytes of every tensor written.
+        path: the file.
+        layout: shape and dtype of every tensor by name, in the order of ``tensors``.
+        tensors: names and values, on the CPU.
+        metadata: strings for the header's ``__metadata__``.
+        watch: called after each tensor with its size in bytes.
     """
+    # The header comes first and holds every tensor's offsets, so they are computed from the layout.
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for name, entry in layout.items():

@@ -1,6 +1,4 @@
-"""Weights out: a diffusers folder or Lightricks' own format, written one tensor at a time and bit
-for bit as they were read.
-"""
+"""Write checkpoints in diffusers' or Lightricks' format, one tensor at a time, equal to the bit."""
 
 from __future__ import annotations
 
@@ -26,13 +24,13 @@ ORIGINAL_FILE = "transformer.safetensors"
 def write_diffusers(
     checkpoint: Checkpoint, folder: Path, max_shard_size: str = SHARD_SIZE, watch: Watch = ignore
 ) -> None:
-    """Write ``transformer/``, which diffusers' ``from_pretrained`` opens, and the sinks beside it if there are any.
+    """Write ``transformer/`` for diffusers' ``from_pretrained``, and ``SINKS_FILE`` for sinks.
 
     Args:
         checkpoint: the weights, in any format.
         folder: an existing folder.
-        max_shard_size: above it the weights are sharded, with an index.
-        watch: called with the bytes of every tensor written.
+        max_shard_size: size above which the weights are split into shards with an index.
+        watch: called after each tensor with its size in bytes.
 
     Raises:
         WeightsError: if a tensor holds NaN or infinity.
@@ -50,7 +48,7 @@ def write_diffusers(
 
 
 def planned(checkpoint: Checkpoint, max_shard_size: str = SHARD_SIZE) -> StateDictSplit:
-    """Which tensors go into which file."""
+    """Assign tensors to files as diffusers' ``save_pretrained`` does, from shapes and dtypes."""
     plan = {
         name: torch.empty(
             checkpoint.entries[name].shape,
@@ -71,10 +69,18 @@ def _write_sinks(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def write_original(checkpoint: Checkpoint, folder: Path, watch: Watch = ignore) -> None:
-    """Write ``transformer.safetensors`` as Lightricks name and describe it; sinks, for which it has no place, go beside it.
+    """Write ``transformer.safetensors`` with Lightricks' names and its config in the metadata.
+
+    Sinks have no place in that format and go to ``SINKS_FILE`` in the same folder.
+
+    Args:
+        checkpoint: the weights, in any format.
+        folder: an existing folder.
+        watch: called after each tensor with its size in bytes.
 
     Raises:
-        WeightsError: if a tensor holds NaN or infinity, or the config has values that Lightricks' format cannot say.
+        WeightsError: if a tensor holds NaN or infinity, or Lightricks' format cannot express a
+            value of the config.
     """
     config = {"transformer": to_metadata(checkpoint.config, str(checkpoint.source))}
     layout = {
