@@ -1,6 +1,8 @@
-"""Training checkpoints that are whole or absent: one file of a training that each process holds whole, a folder of shards else.
+"""Training checkpoints that are complete or absent, also after a kill or on a full disk.
 
-A folder of shards is loaded by any number of workers, each of which reads its part.
+With whole models in each process (DDP or one process), a checkpoint is one file that replaces the
+one before it. With sharded models (FSDP) it is a folder to which each worker writes its shards; any
+number of workers can load it, each its part.
 """
 
 from __future__ import annotations
@@ -24,15 +26,26 @@ SHARDS = ".shards"
 
 
 def name(strategy: Strategy, epoch: int) -> str:
-    """Of the checkpoint after so many epochs. A full folder cannot be replaced at once, so each of them has its own name."""
+    """Return the name of the checkpoint after ``epoch`` epochs.
+
+    Each folder of shards has its own name: unlike a file, a folder that is not empty cannot be
+    replaced in one step.
+    """
     return f"epoch-{epoch:06d}{SHARDS}" if isinstance(strategy, ModelParallelStrategy) else WHOLE
 
 
 def latest(work: Path, sharded: bool) -> Path | None:
-    """The checkpoint that was finished last.
+    """Find the checkpoint that was finished last.
+
+    Args:
+        work: work folder of the training.
+        sharded: whether the training shards its models.
+
+    Returns:
+        The file or the folder of shards; None if there is none.
 
     Raises:
-        OmniForcingError: if it was written by workers of the other kind.
+        OmniForcingError: if there is only one of the other kind.
     """
     whole, shards = work / WHOLE, sorted(work.glob(f"*{SHARDS}"))
     found, other = (shards, [whole]) if sharded else ([whole], shards)
@@ -41,19 +54,27 @@ def latest(work: Path, sharded: bool) -> Path | None:
         wanted = "ddp, or without a cluster" if sharded else "fsdp or hybrid"
         raise OmniForcingError(
             "training.other-strategy",
-            f"{foreign[-1]} was written by a training that {'did not shard' if sharded else 'sharded'} its models; go on with "
-            f"cluster.strategy {wanted}, or remove it to start afresh",
+            f"{foreign[-1]} was written by a training that "
+            f"{'did not shard' if sharded else 'sharded'} its models; "
+            f"go on with cluster.strategy {wanted}, or remove it to start afresh",
         )
     return here[-1] if here else None
 
 
 def temporary(path: Path) -> Path:
-    """Where all workers write a checkpoint before it is whole; never found by ``latest``."""
+    """Return where all workers write a checkpoint until it is complete; ``latest`` ignores it."""
     return path.with_name(f".{path.name}.tmp")
 
 
 def publish_shards(path: Path) -> None:
-    """Give a folder of shards that all workers wrote its name; those before it go."""
+    """Rename a folder of shards that all workers have written, and remove older ones.
+
+    Every process may call it; rank 0 does it. The older ones go last, so that there is a complete
+    checkpoint at every moment.
+
+    Args:
+        path: final name; the shards lie at ``temporary(path)``.
+    """
     if distributed.rank() == 0:
         publish(temporary(path), path)
         for older in path.parent.glob(f"*{SHARDS}"):
@@ -62,7 +83,15 @@ def publish_shards(path: Path) -> None:
 
 
 def unless_full(write: Callable[[], None], path: Path) -> bool:
-    """Whether ``write`` could write; on a full disk the user is told, and what was written is removed."""
+    """Call ``write``; on a full disk, print a warning and remove the incomplete file.
+
+    Args:
+        write: writes a checkpoint or the curves.
+        path: the file or folder that it makes.
+
+    Returns:
+        Whether it was written. False on a full disk: training goes on, and an older file stays.
+    """
     try:
         write()
     except Exception as error:
@@ -71,8 +100,8 @@ def unless_full(write: Callable[[], None], path: Path) -> bool:
         if distributed.rank() == 0:
             remove(temporary(path))
             print(
-                f"\nthe disk is full: {path} stays as it is, training goes on and writes again at the next checkpoint; "
-                f"free some space",
+                f"\nthe disk is full: {path} stays as it is, "
+                f"training goes on and writes again at the next checkpoint; free some space",
                 file=sys.stderr,
                 flush=True,
             )
@@ -81,7 +110,7 @@ def unless_full(write: Callable[[], None], path: Path) -> bool:
 
 
 class Atomic(TorchCheckpointIO):
-    """One file, written beside the old one and renamed."""
+    """Lightning's writer of checkpoint files, which writes to a temporary file and renames it."""
 
     def save_checkpoint(
         self,

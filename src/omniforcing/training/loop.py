@@ -1,8 +1,9 @@
-"""The training loop: Lightning's Trainer, exact resuming, curves; also in a process group.
+"""Train a module with Lightning's Trainer: exact resume, curves, one process or a process group.
 
-An epoch is ``checkpoint_every`` steps. Batches of an epoch depend on the seed and the epoch alone,
-randomness inside a step on the seed and the step alone, and a checkpoint is written at the end of
-every epoch. So a run that was killed and started again ends in the weights of an unbroken one.
+An epoch is ``checkpoint_every`` steps. The batches of an epoch depend only on the seed and the
+epoch, the random draws of a step only on the seed and the step, and a checkpoint is written at the
+end of every epoch. A run that is killed and started again therefore ends with exactly the weights
+of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ Probe = Callable[[], dict[str, float]]
 
 
 class _Steps(IterableDataset):
-    """Yields ``(step, batch)`` of one epoch."""
+    """Yields ``(step, batch)`` for the steps ``first`` to ``last - 1`` of one epoch."""
 
     def __init__(
         self, batches: Callable[[int], Iterator[Any]], epoch: int, first: int, last: int
@@ -55,6 +56,8 @@ class _Steps(IterableDataset):
 
 
 class _Data(L.LightningDataModule):
+    """Makes a loader for each epoch, from the epoch's index alone."""
+
     def __init__(self, batches: Callable[[int], Iterator[Any]], steps: int, every: int) -> None:
         super().__init__()
         self.batches, self.steps, self.every = batches, steps, every
@@ -71,7 +74,7 @@ class _Data(L.LightningDataModule):
 class _Checkpoints(Callback):
     """Writes a checkpoint at the end of each epoch.
 
-    If the disk is full, the checkpoint before it stays and training goes on.
+    On a full disk the previous checkpoint stays and training goes on.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -86,8 +89,15 @@ class _Checkpoints(Callback):
 class _Curves(Callback):
     """Writes logged values every few steps to ``curves.csv`` and to the tracker.
 
-    On resuming the file is cut back to the checkpoint. The probe's measurements stand in the rows
-    of the steps after which they were taken.
+    On resume, rows after the checkpoint are dropped: their steps are trained again. The probe's
+    measurements are in the rows of the steps after which they were taken.
+
+    Args:
+        folder: folder of the file.
+        every: steps between two rows.
+        log: called with values and step for each row; None for none.
+        probe: measures the module; None for none.
+        probe_steps: steps after which to measure; each has a row.
     """
 
     def __init__(
@@ -109,7 +119,11 @@ class _Curves(Callback):
     ) -> None:
         step = int(batch[0])
         asked = self.probe is not None and step in self.probe_steps
-        if step % self.every and step + 1 != trainer.datamodule.steps and not asked:  # type: ignore[attr-defined]
+        if (
+            step % self.every
+            and step + 1 != trainer.datamodule.steps  # type: ignore[attr-defined]
+            and not asked
+        ):
             return
         values = {k: float(v) for k, v in trainer.logged_metrics.items()}
         if self.probe is not None and asked:
@@ -135,7 +149,7 @@ class _Curves(Callback):
 
 
 def probe_steps(steps: int, probes: int) -> set[int]:
-    """Steps after which one of ``probes`` evenly spaced measurements is due, of ``steps`` steps."""
+    """Space ``probes`` measurements evenly over ``steps`` steps; return the steps they follow."""
     return {-(-steps * n // probes) - 1 for n in range(1, probes + 1)}
 
 
@@ -155,16 +169,16 @@ def fit(
     name: str = "training",
     sharded: bool = False,
 ) -> None:
-    """Train a module, from the last checkpoint in ``work`` on if there is one.
+    """Train a module, starting from the last checkpoint in ``work`` if there is one.
 
-    In a process group every process calls it alike, with its own rows of the batches.
+    In a process group, every process calls it with the same arguments but its own batch rows.
 
     Args:
         module: a ``StageModule`` or a ``CodecTraining``, whose logged values the curves show.
-        batches: the batches of an epoch of ``trainer.checkpoint_every`` steps, a function of the
-            epoch alone.
-        steps: number of steps in all.
-        work: folder for checkpoints and curves, of one process or one process group.
+        batches: makes the batches of an epoch (``trainer.checkpoint_every`` steps) from its index
+            alone.
+        steps: total number of steps.
+        work: folder for checkpoints and curves; the same one in a whole process group.
         trainer: precision, device, and how often to log, measure and write checkpoints.
         log: called with logged values and step every ``trainer.log_every`` steps.
         probe: measures the module ``trainer.probes`` times, the last time after the last step.
@@ -188,7 +202,8 @@ def fit(
         max_epochs=-(-steps // every),
         reload_dataloaders_every_n_epochs=1,
         callbacks=[
-            # Before the checkpoint: rows after the last checkpoint are cut on resuming.
+            # Curves before the checkpoint: after a kill between the two, the file has rows that the
+            # checkpoint lacks, which resume drops. The other order would lose rows for good.
             _Curves(work, trainer.log_every, log, probe, probe_steps(steps, trainer.probes)),
             _Checkpoints(work),
             _Progress(name, steps, every),
@@ -218,12 +233,12 @@ def fit(
         raise
     if runner.interrupted:
         raise KeyboardInterrupt
-    # Shards stay where their process group can join them.
+    # Sharded weights stay on their devices, where the process group can gather them.
     (module if sharded else module.to("cpu")).eval()
 
 
 class _Progress(Callback):
-    """A progress bar over all steps, with the latest logged values."""
+    """Shows a progress bar over all steps with the latest logged values, on rank 0 only."""
 
     def __init__(self, name: str, steps: int, every: int) -> None:
         self.name, self.steps, self.every = name, steps, every

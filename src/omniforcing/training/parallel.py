@@ -1,4 +1,4 @@
-"""Lightning in an existing process group, made by Ray Train, torchrun or a test."""
+"""Run Lightning in a process group that Ray Train, torchrun or a test has made already."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from omniforcing.training.checkpoints import publish_shards, temporary, unless_f
 
 
 class _Group(LightningEnvironment):
-    """Takes ranks from the process group."""
+    """Tells Lightning the ranks of the existing process group, so that it makes none itself."""
 
     @property
     def creates_processes_externally(self) -> bool:
@@ -44,7 +44,10 @@ class _Group(LightningEnvironment):
 
 
 class _Placed:
-    """A strategy whose process computes on one given device."""
+    """Mixin of the strategies: a process computes on its current CUDA device, or on the CPU.
+
+    Lightning would choose the GPU by local rank; Ray gives each worker a GPU, which is set before.
+    """
 
     parallel_devices: list[torch.device] | None
 
@@ -62,9 +65,10 @@ class _Placed:
 
 
 class Replicated(_Placed, DDPStrategy):
-    """Data parallelism: every process holds whole models, gradients are averaged.
+    """Data parallelism (DDP): every process holds whole models, gradients are averaged.
 
-    A backward pass reaches either the student or the critic, so unused parameters are expected.
+    A backward pass reaches either the student or the critic, so DDP must accept parameters without
+    a gradient.
     """
 
     def __init__(self) -> None:
@@ -72,7 +76,7 @@ class Replicated(_Placed, DDPStrategy):
 
 
 class Sharded(_Placed, ModelParallelStrategy):
-    """Fully sharded data parallelism; each process writes its shards into the checkpoint folder."""
+    """Fully sharded data parallelism (FSDP); each process writes its shards of a checkpoint."""
 
     def __init__(self) -> None:
         super().__init__(data_parallel_size=distributed.world_size(), tensor_parallel_size=1)
@@ -80,11 +84,15 @@ class Sharded(_Placed, ModelParallelStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
     ) -> None:
+        """Write a checkpoint folder; on a full disk in any process, keep the previous one."""
         path = Path(filepath)
+        # Every process must reach each barrier, whatever happens to its own disk; otherwise the
+        # others would wait for it without end.
         if distributed.rank() == 0:
             remove(temporary(path))
         distributed.barrier()
         save = partial(super().save_checkpoint, checkpoint, temporary(path), storage_options)
+        # A folder that lacks one process's shards is of no use: publish all or none.
         if distributed.all_true(unless_full(save, path)):
             publish_shards(path)
         elif distributed.rank() == 0:
@@ -93,12 +101,19 @@ class Sharded(_Placed, ModelParallelStrategy):
 
 
 def strategy(sharded: bool) -> Strategy | str:
-    """Lightning's strategy for this process; its default one without a process group."""
+    """Return Lightning's strategy for this process.
+
+    Args:
+        sharded: whether the models are sharded over the process group.
+
+    Returns:
+        Lightning's default (``"auto"``) without a process group.
+    """
     if not distributed.is_distributed():
         return "auto"
     return Sharded() if sharded else Replicated()
 
 
 def environment() -> list[LightningEnvironment]:
-    """Plugins that tell Lightning its rank; none without a process group."""
+    """Return the plugins that tell Lightning its rank; empty without a process group."""
     return [_Group()] if distributed.is_distributed() else []

@@ -1,4 +1,4 @@
-"""Section of the cluster: where the heavy stages run; none of it changes what is learnt."""
+"""Section ``cluster``: where the heavy stages run; no value of it changes a result."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from omniforcing.core.config import Section, ranged
 
 
 class Strategy(Enum):
-    """What each worker of a training holds: its models whole, a shard, or a shard of its node's whole."""
+    """Parallelism of a training: whole models in each worker, or shards of them."""
 
     ddp = "ddp"
     fsdp = "fsdp"
@@ -19,7 +19,7 @@ class Strategy(Enum):
 
 @dataclass
 class KubeRayConfig(Section):
-    """What a RayJob manifest for KubeRay needs in addition to the workers."""
+    """Keys of a RayJob manifest for KubeRay, in addition to the workers."""
 
     namespace: str = "default"
     """Namespace of the RayJob."""
@@ -40,11 +40,11 @@ class ClusterConfig(Section):
     """Where the heavy stages run."""
 
     address: str | None = None
-    """HOST:6379 of a Ray head, or `auto` for the one on this machine; null: this process, no Ray."""
+    """HOST:6379 of a Ray head, or `auto` for this machine's; null: this process, without Ray."""
     workers: int = ranged(1, at_least=1)
     """Processes that train together; they share each batch."""
     strategy: Strategy = Strategy.ddp
-    """`ddp`: each holds the models whole; `fsdp`: a shard of each; `hybrid`: a shard in its group."""
+    """`ddp`: whole models in each worker; `fsdp`: shards over all; `hybrid`: over each group."""
     shard_size: int | None = ranged(None, at_least=1)
     """For `strategy: hybrid`: workers in a group; null: those of one node."""
     cpus: float = ranged(1.0, at_least=0)
@@ -54,7 +54,7 @@ class ClusterConfig(Section):
     restarts: int = ranged(3, at_least=0)
     """Times that lost workers are replaced before the stage gives up."""
     jobs: str | None = None
-    """Address of Ray's dashboard, to which stages are submitted as jobs; null: run them from here."""
+    """Address of Ray's dashboard, to which stages are submitted as jobs; null: run them here."""
     data_root: str | None = None
     """Absolute folder of data/ and .work/, the same on every node; null: the checkout."""
     kuberay: KubeRayConfig = field(default_factory=KubeRayConfig)

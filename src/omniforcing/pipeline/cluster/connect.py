@@ -1,4 +1,8 @@
-"""A named Ray cluster: reaching it, and refusing what it cannot do before anything starts, in one sentence each."""
+"""Reach a Ray cluster and check it before anything starts.
+
+Too few resources, other code on a node or a folder that a node cannot see would show hours later,
+or as a worker that waits forever. Each is refused here in one sentence with its remedy.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,8 @@ from omniforcing.pipeline.cluster.config import ClusterConfig
 
 MARK = ".cluster"
 ROOM = 64 << 20  # bytes that a node must have free where it writes
-# What workers need to know of this process's environment; credentials must stand in the nodes' own.
+# Variables that workers get from this process. No credentials: Ray shows runtime environments in
+# its dashboard, so those belong in the environment of each node.
 FORWARDED = (
     *("PYTHONPATH", "MLFLOW_TRACKING_URI", "MLFLOW_DISABLE_TELEMETRY"),
     *(PARENT_VARIABLE, COMMIT_VARIABLE, DATA_ROOT_VARIABLE),
@@ -25,11 +30,11 @@ FORWARDED = (
 
 
 class ClusterError(OmniForcingError):
-    """A cluster that cannot do what the config asks of it; says what is missing and where."""
+    """A cluster cannot do what the configuration asks; the sentence says how to mend it."""
 
 
 def answers(host: str, port: int) -> bool:
-    """Whether anything listens there."""
+    """Whether a process accepts TCP connections at an address within 5 seconds."""
     try:
         socket.create_connection((host, port), 5).close()
     except OSError:
@@ -41,9 +46,9 @@ def unreachable(key: str, address: str, note: str = "") -> ClusterError:
     """Build the error for an address at which nothing answers.
 
     Args:
-        key: the configuration key that holds the address.
-        address: what it holds.
-        note: what else is known, in brackets.
+        key: configuration key that holds the address.
+        address: its value.
+        note: text appended to the sentence, such as Ray's own message in brackets.
     """
     return ClusterError(
         "cluster.unreachable",
@@ -53,7 +58,12 @@ def unreachable(key: str, address: str, note: str = "") -> ClusterError:
 
 
 def refused_token(address: str, note: str = "") -> ClusterError:
-    """Build the error for a token that a cluster does not take; ``note`` is appended."""
+    """Build the error for a token that a cluster refuses.
+
+    Args:
+        address: the cluster's.
+        note: text appended to the sentence.
+    """
     return ClusterError(
         "cluster.refused-token",
         f"the cluster at {address} refuses this token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN "
@@ -62,10 +72,16 @@ def refused_token(address: str, note: str = "") -> ClusterError:
 
 
 def connect(cluster: ClusterConfig) -> None:
-    """Make this process a driver of the cluster, its workers with our code and environment.
+    """Connect this process to a cluster as a Ray driver.
+
+    Workers get the variables in ``FORWARDED``. A driver that runs inside a Ray job gives none: its
+    job has set them.
+
+    Args:
+        cluster: its ``address`` must be set.
 
     Raises:
-        ClusterError: if nothing answers, or it refuses the token.
+        ClusterError: if nothing answers, or the token is refused.
     """
     import ray
     from ray.exceptions import AuthenticationError
@@ -76,7 +92,8 @@ def connect(cluster: ClusterConfig) -> None:
     if port.isdigit() and not answers(host.rpartition("//")[2], int(port)):
         raise unreachable("cluster.address", address)
     variables = {name: os.environ[name] for name in FORWARDED if name in os.environ}
-    # A job's working folder comes with the job, and its PYTHONPATH names that.
+    # In a job, PYTHONPATH names the working folder that Ray unpacked on this node; a worker on
+    # another node has its own, and would look for code in a folder that it lacks.
     environment = {} if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else {"env_vars": variables}
     try:
         ray.init(
@@ -87,19 +104,28 @@ def connect(cluster: ClusterConfig) -> None:
     except (ConnectionError, RuntimeError, ValueError) as error:
         said = str(error).strip().splitlines()[0]
         if port.isdigit():
-            # Ray tells a wrong token to its log alone; to us it is a connection that failed though somebody listens.
-            also = f"if it is the same, the head is too busy or runs another Ray than {ray.__version__} here; Ray says: {said}"
+            # Ray reports a wrong token in its log only; here it is a connection that failed
+            # although the port is open.
+            also = (
+                f"if it is the same, the head is too busy or runs another Ray than "
+                f"{ray.__version__} here; Ray says: {said}"
+            )
             raise refused_token(address, f" ({also})") from error
         raise unreachable("cluster.address", address, f" ({said})") from error
 
 
 def needs(cluster: ClusterConfig) -> dict[str, float]:
-    """What a worker holds of a node."""
+    """Resources that one worker reserves, by Ray's names."""
     return {"CPU": cluster.cpus} | ({"GPU": cluster.gpus} if cluster.gpus else {})
 
 
 def room(nodes: list[Mapping[str, float]], each: Mapping[str, float]) -> int:
-    """How many workers fit on nodes of such resources, if nothing else runs there."""
+    """Count the workers that fit on empty nodes.
+
+    Args:
+        nodes: resources of each node, by Ray's names.
+        each: resources of one worker.
+    """
     return sum(
         min(int(node.get(name, 0) // need) for name, need in each.items() if need) for node in nodes
     )
@@ -112,24 +138,30 @@ def _nodes() -> list[dict[str, Any]]:
 
 
 def check_room(cluster: ClusterConfig) -> None:
-    """Refuse more workers than fit, at once: Ray would wait for nodes that nobody adds.
+    """Refuse more workers than fit; Ray would wait for more nodes without end.
 
     Raises:
-        ClusterError: with how many fit.
+        ClusterError: if ``cluster.workers`` do not fit; names how many do.
     """
     found = room([node["Resources"] for node in _nodes()], needs(cluster))
     if found < cluster.workers:
         each = " and ".join(f"{need:g} {name}" for name, need in needs(cluster).items())
         raise ClusterError(
             "cluster.too-small",
-            f"the cluster has room for {found} workers of {each}, but cluster.workers is {cluster.workers}; "
-            f"lower it, or add nodes",
+            f"the cluster has room for {found} workers of {each}, "
+            f"but cluster.workers is {cluster.workers}; lower it, or add nodes",
         )
 
 
 @dataclass(frozen=True)
 class Installed:
-    """What code a process runs."""
+    """The code that a process runs.
+
+    Attributes:
+        place: folder of the package.
+        code: digest of its files.
+        versions: versions of the libraries that decide what is computed.
+    """
 
     place: str
     code: str
@@ -137,7 +169,7 @@ class Installed:
 
 
 def installed() -> Installed:
-    """What code this process runs."""
+    """Read which code this process runs."""
     from importlib.metadata import version
 
     import omniforcing
@@ -151,10 +183,17 @@ def installed() -> Installed:
 
 
 def difference(here: Installed, there: Installed) -> str | None:
-    """In words, how the code of a node differs from ours in what it computes; None if it does not."""
+    """Say how a node's code differs from this process's.
+
+    Returns:
+        The end of a sentence that begins with the node's name; None if both compute the same.
+    """
     for name, ours in here.versions.items():
         if there.versions[name] != ours:
-            return f"has {name} {there.versions[name]} where this process has {ours}; install {name} {ours} there"
+            return (
+                f"has {name} {there.versions[name]} where this process has {ours}; "
+                f"install {name} {ours} there"
+            )
     if here.code != there.code:
         places = f"({there.place}) than this process ({here.place})"
         return f"runs another version of omniforcing {places}; install the same commit there"
@@ -162,15 +201,24 @@ def difference(here: Installed, there: Installed) -> str | None:
 
 
 def check_nodes(cluster: ClusterConfig, reads: list[Path], writes: Path) -> None:
-    """Refuse nodes that run other code, do not see our files, or cannot write beside us.
+    """Refuse nodes that run other code, do not see the files, or cannot write to the work folder.
+
+    Every node that has room for a worker is asked, all at the same time.
+
+    Args:
+        cluster: connected already.
+        reads: files and folders that each node must see.
+        writes: folder that each node must see and write to.
 
     Raises:
-        ClusterError: naming the node, the path and the remedy.
+        ClusterError: if a node is unfit; names the node, the path and the remedy.
     """
     import ray
     from ray.exceptions import RayTaskError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    # A node may have a folder of this name on a disk of its own. Seeing a file that was written
+    # just now shows that it is the same folder.
     mark = writes / MARK
     mark.touch()
     look = ray.remote(num_cpus=0, max_retries=0)(_look)
@@ -189,7 +237,8 @@ def check_nodes(cluster: ClusterConfig, reads: list[Path], writes: Path) -> None
             reason = str(error.cause or error).strip().splitlines()[-1]
             raise ClusterError(
                 "cluster.unusable-node",
-                f"node {name} cannot run omniforcing ({reason}); install the same environment there",
+                f"node {name} cannot run omniforcing ({reason}); "
+                f"install the same environment there",
             ) from error
         if problem := problem or difference(here, Installed(**there)):
             raise ClusterError("cluster.unusable-node", f"node {name} {problem}")
@@ -197,25 +246,43 @@ def check_nodes(cluster: ClusterConfig, reads: list[Path], writes: Path) -> None
 
 
 def _look(reads: list[str], writes: str, node: str) -> tuple[dict[str, Any], str | None]:
-    """On a node: what is installed, and what is wrong with the files as it sees them."""
-    # The module as it is installed there, not as it was pickled here.
+    """Report, on a node, the installed code and what is wrong with the files there."""
+    # Import the node's own module: functions that came pickled would describe the driver's code.
     from omniforcing.pipeline.cluster import connect as cluster
 
     return asdict(cluster.installed()), cluster.problem_with(reads, Path(writes), node)
 
 
 def problem_with(reads: list[str], writes: Path, node: str) -> str | None:
-    """What keeps this node from working on the files of another, if anything does."""
+    """Find what keeps this node from working on shared files.
+
+    Args:
+        reads: paths that must exist.
+        writes: folder that must take a file and have ``ROOM`` bytes free.
+        node: Ray's id of the node, which keeps the nodes' test files apart.
+
+    Returns:
+        The end of a sentence that begins with the node's name; None if all is well.
+    """
     for path in reads:
         if not Path(path).exists():
-            return f"does not see {path}; the data must lie on storage that all nodes share, under one path"
+            return (
+                f"does not see {path}; "
+                f"the data must lie on storage that all nodes share, under one path"
+            )
     try:
         free = shutil.disk_usage(writes).free
         if free < ROOM:
-            return f"has {free / 1e6:.0f} MB free at {writes}, and {ROOM / 1e6:.0f} MB are the least; free some space there"
+            return (
+                f"has {free / 1e6:.0f} MB free at {writes}, and {ROOM / 1e6:.0f} MB are the least; "
+                f"free some space there"
+            )
         probe = writes / f".probe-{node}"
         probe.write_bytes(bytes(2**20))
         probe.unlink()
     except OSError as error:
-        return f"cannot write into {writes} ({error.strerror}); free some space there or mend its permissions"
+        return (
+            f"cannot write into {writes} ({error.strerror}); "
+            f"free some space there or mend its permissions"
+        )
     return None

@@ -1,7 +1,8 @@
-"""A stage as a Ray job on a named cluster: submitted with this checkout's code, its log streamed, its exit code ours.
+"""Run a stage as a Ray job: submit this checkout's code, stream the log, return the exit code.
 
-Code travels as the job's working folder (``.rayignore`` says what stays); data does not: it lies below ``cluster.data_root``,
-the same absolute path on every node. A submitter that dies leaves its job running, and the next one follows it.
+Code is uploaded as the job's working folder, without the paths in ``.rayignore``. Data is not: it
+lies below ``cluster.data_root``, the same absolute path on every node. A submitter that dies leaves
+its job running; the same command run again follows that job.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ from omniforcing.pipeline.cluster.connect import ClusterError, answers, refused_
 from omniforcing.pipeline.config import Config
 from omniforcing.pipeline.declaration import read_declaration
 
-# Set in a job: its stage runs there and is not submitted again.
-# What a job runs: stages that take long on many clips or train; the others are quick, or trained for pocket alone.
+# Stages that are submitted as jobs: they train, or take long on many clips. The others are quick,
+# or train for preset pocket alone.
 HEAVY = frozenset(
     {
         "shards",
@@ -49,27 +50,35 @@ HEAVY = frozenset(
 )
 RUN_LINE = "mlflow run: "
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
-PAUSE = 1.0  # seconds between two looks at a job
+PAUSE = 1.0  # seconds between two requests for a job's status
 
 
 def goes_to_cluster(name: str, config: Config) -> bool:
-    """Whether a stage is to be submitted: it is heavy, jobs have an address, and this is not the job itself."""
+    """Whether to submit a stage: it is heavy, ``cluster.jobs`` is set, and this is not its job."""
     return config.cluster.jobs is not None and name in HEAVY and JOB_VARIABLE not in os.environ
 
 
 def submit_stage(name: str, config: Config, root: Path, overrides: Sequence[str]) -> int:
-    """Run a stage as a job, or follow the one that an earlier call began, and print its log.
+    """Run a stage as a job and print its log; follow an earlier call's job that still runs.
+
+    Args:
+        name: the stage.
+        config: with ``cluster.jobs`` set.
+        root: the checkout, which is uploaded.
+        overrides: of the configuration, as given to the command.
 
     Returns:
-        The job's exit code: 0 if it succeeded, never 0 if not.
+        The job's exit code; 0 only if it succeeded.
 
     Raises:
-        ClusterError: if nothing answers at ``cluster.jobs``, the token is refused, or the output is not to be seen here.
+        ClusterError: if nothing answers at ``cluster.jobs``, the token or the job is refused, or
+            the job's output is not visible here.
     """
     declared = read_declaration(name, root, config.preset)
     place = str(config.cluster.jobs)
     client = _client(place)
     memory = Path(config.cluster.data_root or root) / ".work" / config.preset / name / "job.json"
+    # Identifies the work: a job left from other code, overrides or cluster is not followed.
     ordered = digest(
         {"words": [name, *overrides], "place": place, "code": declared.work_digest(root)}
     )
@@ -89,8 +98,9 @@ def submit_stage(name: str, config: Config, root: Path, overrides: Sequence[str]
     if code == 0 and not (root / declared.folder).exists():
         raise ClusterError(
             "cluster.no-shared-storage",
-            f"job {job} succeeded, but {root / declared.folder} is not there; cluster.data_root must be this checkout, on "
-            f"storage that all nodes share, or its data folder a link to the one below cluster.data_root",
+            f"job {job} succeeded, but {root / declared.folder} is not there; "
+            f"cluster.data_root must be this checkout, on storage that all nodes share, "
+            f"or its data folder a link to the one below cluster.data_root",
         )
     return code
 
@@ -104,7 +114,7 @@ def _client(place: str) -> Any:
     try:
         return JobSubmissionClient(place)
     except AuthenticationError as error:
-        # Ray wants a token before it looks whether anybody is there.
+        # Ray asks for a token before it connects, so this error comes without a cluster too.
         url = urlsplit(place)
         there = answers(str(url.hostname), url.port or (443 if url.scheme == "https" else 80))
         raise (refused_token(place) if there else nobody) from error
@@ -115,14 +125,23 @@ def _client(place: str) -> Any:
 
 
 def _under_way(client: Any, memory: Path, ordered: str) -> str | None:
-    """The job that ``memory`` names, if it does the same and has not ended."""
+    """Return the id of a job that already does this work, if one runs.
+
+    Args:
+        client: Ray's job client.
+        memory: file that an earlier call wrote.
+        ordered: digest of the work.
+
+    Returns:
+        None if there is no such file, it is of other work, or the job has ended or is unknown.
+    """
     found = read_json(memory) if memory.is_file() else {}
     if found.get("ordered") != ordered:
         return None
     try:
         return None if client.get_job_status(found["job"]).value in _ENDED else str(found["job"])
     except RuntimeError:
-        return None  # a head that was started anew knows nothing of it
+        return None  # the head was restarted since, and its jobs ended with it
 
 
 def _submit(client: Any, name: str, config: Config, root: Path, overrides: Sequence[str]) -> str:
@@ -138,16 +157,21 @@ def _submit(client: Any, name: str, config: Config, root: Path, overrides: Seque
         if "413" in str(error):
             raise ClusterError(
                 "cluster.large-job",
-                f"{root} is too large to travel with a job; list what is not code in .rayignore, as data/ is",
+                f"{root} is too large to travel with a job; "
+                f"list what is not code in .rayignore, as data/ is",
             ) from error
         raise ClusterError(
             "cluster.refused-job",
-            f"the cluster at {config.cluster.jobs} took no job: {str(error).strip().splitlines()[-1]}",
+            f"the cluster at {config.cluster.jobs} took no job: "
+            f"{str(error).strip().splitlines()[-1]}",
         ) from error
 
 
 def job_variables(config: Config, root: Path) -> dict[str, str]:
-    """The environment of a job: our code, our data, our tracking store, and whose run this one belongs to."""
+    """Build a job's environment: where code, data and tracking store are, and the parent run.
+
+    The commit is among them because the uploaded folder has no ``.git``.
+    """
     forwarded = (CLUSTER_VARIABLE, PARENT_VARIABLE, "DVC_EXP_NAME")
     return {
         **{name: os.environ[name] for name in forwarded if name in os.environ},
@@ -161,28 +185,39 @@ def job_variables(config: Config, root: Path) -> dict[str, str]:
 
 
 def _follow(client: Any, job: str) -> str | None:
-    """Print a job's log until it ends, and stop it if we are stopped; returns its MLflow run."""
+    """Print a job's log until the job ends; stop the job if this process is interrupted.
+
+    Returns:
+        The id of the job's MLflow run; None if the log names none.
+    """
     log = _Log()
     try:
         while client.get_job_status(job).value not in _ENDED:
-            # Connections break in hours of training: look again, and go on behind what was printed.
+            # A connection rarely lasts for hours of training. Connect again: the log is sent from
+            # its beginning, and ``_Log`` prints only the new part.
             with contextlib.suppress(OSError, RuntimeError):
                 asyncio.run(log.stream(client, job))
             time.sleep(PAUSE)
     except (KeyboardInterrupt, SystemExit):
         client.stop_job(job)
         raise
+    # The last lines may have come after the stream ended.
     log.write(client.get_job_logs(job))
     return log.run
 
 
 class _Log:
-    """A job's log as far as it was printed."""
+    """Prints a job's log once, however often it is sent.
+
+    Attributes:
+        seen: the part that is printed.
+    """
 
     def __init__(self) -> None:
         self.seen = ""
 
     async def stream(self, client: Any, job: str) -> None:
+        """Print a running job's log until the job ends or the connection breaks."""
         text = ""
         async for part in client.tail_job_logs(job):
             text += part
@@ -190,13 +225,14 @@ class _Log:
                 self.write(text)
 
     def write(self, text: str) -> None:
-        """Print what ``text``, the log from its beginning, has beyond what was printed."""
+        """Print the new part of ``text``, the log from its beginning."""
         sys.stdout.write(text[len(self.seen) :])
         sys.stdout.flush()
         self.seen = max(self.seen, text, key=len)
 
     @property
     def run(self) -> str | None:
+        """Id of the last MLflow run that the log announces."""
         found = re.findall(rf"^{RUN_LINE}(\w+)", self.seen, re.MULTILINE)
         return found[-1] if found else None
 
@@ -204,20 +240,21 @@ class _Log:
 def _exit_code(details: Any) -> int:
     if details.status.value == "SUCCEEDED":
         return 0
+    # A job that was stopped may have no exit code.
     return int(details.driver_exit_code or 0) or 1
 
 
 def announce_run(run_id: str, environment: Mapping[str, str] = os.environ) -> None:
-    """In a job, tell who follows its log which MLflow run it is."""
+    """In a job, print the MLflow run's id, which the submitter reads from the log."""
     if JOB_VARIABLE in environment:
         print(f"{RUN_LINE}{run_id}", flush=True)
 
 
 def submit_named(name: str, config: Config, root: Path, overrides: Sequence[str]) -> int:
-    """Run a stage as a job, heavy or not; returns the job's exit code.
+    """Run any stage as a job, heavy or not, and return the job's exit code.
 
     Raises:
-        OmniForcingError: if no cluster is named that takes jobs, and as ``submit_stage``.
+        OmniForcingError: if ``cluster.jobs`` is not set, and as ``submit_stage``.
     """
     if config.cluster.jobs is None:
         raise OmniForcingError(
@@ -228,5 +265,5 @@ def submit_named(name: str, config: Config, root: Path, overrides: Sequence[str]
 
 
 def stage_command(name: str, preset: str, overrides: Sequence[str]) -> list[str]:
-    """The command that runs a stage on a cluster, where the package need not be installed."""
+    """Build the command that runs a stage on a node, where the package may not be installed."""
     return ["python", "-m", "omniforcing", "stage", name, "--preset", preset, *overrides]

@@ -1,7 +1,8 @@
-"""A stage as a RayJob of KubeRay: the manifest that ``kubectl apply -f`` takes, from the config alone.
+"""Build the RayJob manifest with which KubeRay runs a stage on Kubernetes.
 
-The volume claim holds the checkout, mounted at ``cluster.data_root`` on every pod; the image holds the packages of
-``constraints.txt``. Fields are those of KubeRay's API ray.io/v1 (``authOptions`` since its 1.5.1).
+``kubectl apply -f`` takes it. The volume claim must hold the checkout, which is mounted at
+``cluster.data_root`` on every pod; the image must hold the packages of ``constraints.txt``. Fields
+are those of KubeRay's API ray.io/v1 (``authOptions`` since KubeRay 1.5.1).
 """
 
 from __future__ import annotations
@@ -20,18 +21,28 @@ VOLUME = "project"
 
 
 def manifest(name: str, config: Config, overrides: Sequence[str]) -> dict[str, Any]:
-    """The RayJob that runs a stage on ``cluster.workers`` pods beside a head without work of its own.
+    """Build the RayJob that runs a stage on ``cluster.workers`` pods and one head.
+
+    Args:
+        name: the stage.
+        config: with ``cluster.data_root`` set.
+        overrides: of the configuration, passed on to the stage.
+
+    Returns:
+        The manifest, as it is written to YAML.
 
     Raises:
-        ConfigError: without ``cluster.data_root``.
+        ConfigError: if ``cluster.data_root`` is not set.
     """
     cluster, kube = config.cluster, config.cluster.kuberay
     if cluster.data_root is None:
         raise ConfigError(
             "config.missing-value",
-            "cluster.data_root is not set: give the path at which pods mount the volume with the checkout",
+            "cluster.data_root is not set: "
+            "give the path at which pods mount the volume with the checkout",
         )
-    command = stage_command(name, config.preset, overrides)
+    command = shlex.join(stage_command(name, config.preset, overrides))
+    script = f"cd {shlex.quote(cluster.data_root)} && exec {command}"
     limits: dict[str, Any] = {"cpu": f"{cluster.cpus:g}", "memory": kube.memory}
     if cluster.gpus:
         limits["nvidia.com/gpu"] = f"{cluster.gpus:g}"
@@ -47,7 +58,7 @@ def manifest(name: str, config: Config, overrides: Sequence[str]) -> dict[str, A
         "kind": "RayJob",
         "metadata": {"name": f"omniforcing-{name.replace('_', '-')}", "namespace": kube.namespace},
         "spec": {
-            "entrypoint": f"sh -c {shlex.quote(f'cd {shlex.quote(cluster.data_root)} && exec {shlex.join(command)}')}",
+            "entrypoint": f"sh -c {shlex.quote(script)}",
             "submissionMode": "K8sJobMode",
             "backoffLimit": 0,
             "shutdownAfterJobFinishes": True,
@@ -55,7 +66,7 @@ def manifest(name: str, config: Config, overrides: Sequence[str]) -> dict[str, A
             "rayClusterSpec": {
                 "rayVersion": version("ray"),
                 "authOptions": {"mode": "token"},
-                # The head hands out work; with CPUs of its own it would be given some.
+                # With CPUs of its own, the head would be given a worker to run.
                 "headGroupSpec": {
                     "rayStartParams": {"dashboard-host": "0.0.0.0", "num-cpus": "0"},
                     "template": head,
@@ -67,6 +78,7 @@ def manifest(name: str, config: Config, overrides: Sequence[str]) -> dict[str, A
 
 
 def _pod(config: Config, name: str, limits: dict[str, Any]) -> dict[str, Any]:
+    """Build a pod template: one container, the volume mounted at ``cluster.data_root``."""
     cluster, kube = config.cluster, config.cluster.kuberay
     variables = {
         JOB_VARIABLE: "1",

@@ -1,7 +1,9 @@
-"""Where a stage trains: in this process, or with a cluster named in each of its workers under Ray Train.
+"""Run a training in this process, or in the workers of a Ray cluster under Ray Train.
 
-Ray is driven from a process of its own, so that the stage outlives a cluster whose head is lost, and goes on when it is back.
-All state lies in the stage's work folder: what runs again goes on from the last checkpoint there, and from nothing of Ray's.
+A separate driver process talks to Ray. If the cluster's head dies, the driver ends with it; the
+stage's own process waits until the cluster is back and starts a new driver. All state lies in the
+stage's work folder: a training that is started again continues from the last checkpoint there and
+uses none of Ray's own checkpoints.
 """
 
 from __future__ import annotations
@@ -31,25 +33,25 @@ from omniforcing.pipeline.cluster.connect import (
 
 JOB, ORDER, ANSWER, FAILURE = "job.pkl", "order.json", "answer.json", "failure.json"
 LOST = 75  # exit code of a driver that cannot reach its cluster
-PATIENCE = 900.0  # seconds in which a lost cluster must be back
-PAUSE = 5.0  # seconds between two looks for it
+PATIENCE = 900.0  # seconds until a lost cluster must be back
+PAUSE = 5.0  # seconds between two attempts to reach it
 
 
 class ClusterLost(Exception):
-    """The cluster does not answer, or no longer; it may be back later."""
+    """The cluster does not answer now; it may later."""
 
 
 def launch(function: Callable[[], None], cluster: ClusterConfig, work: Path) -> None:
-    """Call ``function`` here, or if a cluster is named in each of its workers, which then form a process group.
+    """Call a function in this process, or in each worker of a cluster, as one process group.
 
     Args:
-        function: goes on from what it finds in ``work``; workers get it pickled.
-        cluster: without an address, this process.
-        work: a folder that all nodes see under the same path.
+        function: continues from the last checkpoint in ``work``; workers get it pickled.
+        cluster: with ``address`` null, the function is called in this process.
+        work: folder that all nodes see under the same path.
 
     Raises:
-        ClusterError: if the cluster cannot be reached, is too small, or differs from this process.
-        OmniForcingError: what ``function`` raised in a worker.
+        ClusterError: if the cluster cannot be reached, is too small, or a node runs other code.
+        OmniForcingError: if ``function`` raised it in a worker, or workers died too often.
     """
     if cluster.address is None:
         function()
@@ -73,11 +75,12 @@ def launch(function: Callable[[], None], cluster: ClusterConfig, work: Path) -> 
 
 
 def _check_address(address: str) -> None:
-    """Refuse at once what no driver could reach."""
+    """Refuse an address that no driver could reach, before one is started."""
     if address.startswith("ray://"):
         raise ClusterError(
             "cluster.wrong-address",
-            f"cluster.address is {address}; name the head itself, HOST:6379, or submit the stage as a Ray job",
+            f"cluster.address is {address}; name the head itself, HOST:6379, "
+            f"or submit the stage as a Ray job",
         )
     host, _, port = address.rpartition(":")
     if port.isdigit() and not answers(host, int(port)):
@@ -85,7 +88,12 @@ def _check_address(address: str) -> None:
 
 
 def _supervise(folder: Path) -> None:
-    """Run the driver until it has an answer; after a lost cluster again, for as long as patience lasts."""
+    """Run drivers one after the other until one leaves an answer.
+
+    Raises:
+        ClusterError: if a lost cluster is not back within ``PATIENCE`` seconds.
+        OmniForcingError: if the answer is an error.
+    """
     lost: float | None = None
     while True:
         _drive(folder, again=lost is not None)
@@ -97,6 +105,8 @@ def _supervise(folder: Path) -> None:
         began = (
             read_json(folder / "began.json")["time"] if (folder / "began.json").is_file() else None
         )
+        # A training that began since the last loss was on a cluster that had come back: this is a
+        # new loss, with a new deadline.
         if lost is None or (began is not None and began > lost):
             lost = time.time()
             print(
@@ -107,15 +117,20 @@ def _supervise(folder: Path) -> None:
         if time.time() - lost > PATIENCE:
             raise ClusterError(
                 "cluster.unreachable",
-                f"the cluster did not come back within {PATIENCE / 60:.0f} minutes; start it and run the same command again, "
+                f"the cluster did not come back within {PATIENCE / 60:.0f} minutes; "
+                f"start it and run the same command again, "
                 f"it continues from the last checkpoint",
             )
         time.sleep(PAUSE)
 
 
 def _drive(folder: Path, again: bool) -> None:
-    """One driver process, which ends with us."""
+    """Run one driver process to its end; it dies when this process does.
 
+    Args:
+        folder: holds the order, and gets the answer.
+        again: whether a driver before this one lost the cluster.
+    """
     command = [
         sys.executable,
         "-m",
@@ -123,7 +138,8 @@ def _drive(folder: Path, again: bool) -> None:
         str(folder),
         *(["again"] if again else []),
     ]
-    # Train reports to a dashboard that small clusters may lack; its state actor is of no use to us.
+    # Ray Train's state actor reports to a dashboard that small clusters may lack, and nothing here
+    # reads it.
     environment = {
         "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
@@ -143,11 +159,16 @@ def _drive(folder: Path, again: bool) -> None:
                 driver.kill()
 
 
-# --- in the driver process --------------------------------------------------------------------------------------------------
+# --- in the driver process ------------------------------------------------------------------------
 
 
 def drive(folder: Path, again: bool) -> None:
-    """Train on the cluster that ``folder`` orders, and leave an answer there; none if the cluster is lost."""
+    """Train on a cluster, and write ``ANSWER``; exit with ``LOST`` and without it if it is lost.
+
+    Args:
+        folder: holds the function (``JOB``) and the cluster's keys (``ORDER``).
+        again: whether an earlier driver lost the cluster, which may still be starting.
+    """
     order = read_json(folder / ORDER)
     try:
         _train(ClusterConfig(**order), folder, again)
@@ -161,6 +182,12 @@ def drive(folder: Path, again: bool) -> None:
 
 
 def _train(cluster: ClusterConfig, folder: Path, again: bool) -> None:
+    """Run the workers until all end; Ray replaces dead ones ``cluster.restarts`` times.
+
+    Raises:
+        ClusterLost: if the cluster stopped answering.
+        OmniForcingError: if a worker left one in ``FAILURE``, or workers died too often.
+    """
     import ray
     from ray.exceptions import RayError
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
@@ -177,7 +204,8 @@ def _train(cluster: ClusterConfig, folder: Path, again: bool) -> None:
                 use_gpu=cluster.gpus > 0,
                 resources_per_worker=needs(cluster),
             ),
-            # A name of its own each time: under an old one Ray would go on from its own idea of that run.
+            # A new name each time: for a name that it knows, Ray would restore the state that it
+            # kept of that run.
             run_config=RunConfig(
                 name=uuid.uuid4().hex[:8],
                 storage_path=str(folder / "train"),
@@ -190,8 +218,9 @@ def _train(cluster: ClusterConfig, folder: Path, again: bool) -> None:
             _still_there(cluster, error)
             raise OmniForcingError(
                 "cluster.workers-died",
-                f"the workers failed more often than cluster.restarts={cluster.restarts} (see above); the last checkpoint is "
-                f"kept: run the same command again, it continues there",
+                f"the workers failed more often than cluster.restarts={cluster.restarts} "
+                f"(see above); the last checkpoint is kept: "
+                f"run the same command again, it continues there",
             ) from error
     except (RayError, ConnectionError) as error:
         raise ClusterLost(
@@ -204,19 +233,26 @@ def _train(cluster: ClusterConfig, folder: Path, again: bool) -> None:
 
 
 def _still_there(cluster: ClusterConfig, error: Exception) -> None:
-    """Raise ``ClusterLost`` if what failed was the cluster and not the workers."""
+    """Raise ``ClusterLost`` if the head no longer answers: then the workers were not at fault."""
     host, _, port = str(cluster.address).rpartition(":")
     if port.isdigit() and not answers(host, int(port)):
         raise ClusterLost(f"the cluster at {cluster.address} is lost") from error
 
 
 def _failure(folder: Path) -> OmniForcingError | None:
+    """Read the error that a worker left; None if there is none."""
     path = folder / FAILURE
     return OmniForcingError.from_json(read_json(path)) if path.is_file() else None
 
 
 def _reach(cluster: ClusterConfig, folder: Path, again: bool) -> None:
-    """Become a driver of the cluster, once it is all that the config asks for; ``again``: not yet is no mistake then."""
+    """Connect to the cluster and check its nodes.
+
+    Raises:
+        ClusterLost: with ``again``, if it does not answer or has too few nodes: a head that starts
+            again is alone until its nodes join.
+        ClusterError: without ``again``, for the same; always if a node is unfit.
+    """
     try:
         connect(cluster)
         check_room(cluster)
@@ -228,7 +264,11 @@ def _reach(cluster: ClusterConfig, folder: Path, again: bool) -> None:
 
 
 def _worker(order: dict[str, str]) -> None:
-    """In each worker: the job, which finds its ranks in the process group."""
+    """Run the function in a worker, where Ray Train has made the process group.
+
+    An error that the user can mend is written to ``FAILURE`` for the driver. A full disk is not:
+    there may be space again when Ray replaces the worker.
+    """
     import cloudpickle
     import torch
     from ray.train.torch import get_device
@@ -237,7 +277,9 @@ def _worker(order: dict[str, str]) -> None:
 
     folder = Path(order["folder"])
     if (folder / FAILURE).exists():
-        return  # Said once: a mistake of the user's is the same the next time.
+        # Ray starts all workers again after any error. The same input fails in the same way, so
+        # end at once and let the driver report the first failure.
+        return
     device = get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -1,7 +1,8 @@
-"""Shards made on a Ray cluster: workers that hold a codec or a model, a task at a time, and a killed worker's task again.
+"""Make shards on a Ray cluster: one task at a time per worker; a dead worker's task is made again.
 
-The code that makes a shard is that of one process (``data/work.py``); here it is only decided which worker makes which. The
-driver alone hands tasks out and takes a shard for done when it sees it whole, so none is lost and none is made twice.
+The code that makes a shard is that of a single process (``data/work.py``); this module decides only
+which worker makes which shard. The driver alone hands out tasks, and a shard counts as done when
+its task returns, so none is lost and none is counted twice.
 """
 
 from __future__ import annotations
@@ -24,7 +25,11 @@ from omniforcing.pipeline.stage import Stage
 
 @contextmanager
 def shard_runner(stage: Stage) -> Iterator[Runner]:
-    """What runs a stage's tasks meanwhile: this process, or the workers of the cluster that is named."""
+    """Yield the runner of a stage's tasks: this process, or a pool if a cluster is named.
+
+    Args:
+        stage: its input folders and its work folder must be visible to every node.
+    """
     if stage.config.cluster.address is None:
         yield in_process
         return
@@ -34,19 +39,27 @@ def shard_runner(stage: Stage) -> Iterator[Runner]:
 
 
 def worker_device(config: Config) -> str:
-    """Where a worker's codec or model computes: here as ``trainer.device``, on a cluster on the GPU that it is given."""
+    """Return the device of a worker's codec or model.
+
+    Returns:
+        ``trainer.device`` without a cluster; with one, the GPU that Ray reserves for the worker, or
+        the CPU if ``cluster.gpus`` is 0.
+    """
     if config.cluster.address is None:
         return config.trainer.device
     return "cuda" if config.cluster.gpus else "cpu"
 
 
 class Pool:
-    """A ``Runner`` of ``cluster.workers`` Ray actors; as a context it connects once, when there is something to run.
+    """A ``Runner`` of at most ``cluster.workers`` Ray actors.
+
+    A context manager: it connects at the first call with tasks and disconnects at the end.
 
     Args:
+        cluster: with an address.
         reads: files and folders that every node must see.
-        work: where shards are written; every node must see it too.
-        threads: torch threads of a worker; the same number gives the same bits as in process.
+        work: folder of the shards; every node must see it too.
+        threads: torch threads of a worker; with as many as in one process, the bits are the same.
     """
 
     def __init__(self, cluster: ClusterConfig, reads: list[Path], work: Path, threads: int) -> None:
@@ -64,11 +77,16 @@ class Pool:
             self._connected = False
 
     def __call__(self, build: Callable[[], Worker], tasks: Sequence[Any], done: Done) -> None:
-        """Run every task once.
+        """Run every task once, in any order.
+
+        Args:
+            build: makes a worker, which then makes shards; called in each actor, pickled.
+            tasks: one per shard, pickled.
+            done: called with the number of samples of each finished shard.
 
         Raises:
-            ClusterError: if the cluster cannot be reached, is too small, or its nodes do not fit ours.
-            OmniForcingError: what a worker raised, or that a task killed its workers too often.
+            ClusterError: if the cluster cannot be reached, is too small, or a node is unfit.
+            OmniForcingError: if a worker raised it, or one task's workers died too often.
         """
         if not tasks:
             return
@@ -80,9 +98,13 @@ class Pool:
         self._run(build, tasks, done)
 
     def _run(self, build: Callable[[], Worker], tasks: Sequence[Any], done: Done) -> None:
+        """Keep every worker busy; replace those that die, and run their tasks again first."""
         import ray
         from ray.exceptions import RayActorError, RayTaskError
 
+        # Deaths are counted per task: one that always exhausts a worker's memory must end the run,
+        # while unrelated deaths on many shards need not. Ray restarts no actor by itself
+        # (``max_restarts=0``), since it would lose the count.
         waiting = deque((task, 0) for task in tasks)
         hold = ray.remote(num_cpus=self.cluster.cpus, num_gpus=self.cluster.gpus, max_restarts=0)(
             _Holder
@@ -106,8 +128,10 @@ class Pool:
                 if deaths >= self.cluster.restarts:
                     raise OmniForcingError(
                         "cluster.workers-died",
-                        f"a worker died {deaths + 1} times on one shard, and cluster.restarts is {self.cluster.restarts}; its "
-                        f"memory may be too small: finished shards are kept, run the same command again",
+                        f"a worker died {deaths + 1} times on one shard, "
+                        f"and cluster.restarts is {self.cluster.restarts}; "
+                        f"its memory may be too small: "
+                        f"finished shards are kept, run the same command again",
                     ) from error
                 print(
                     "a worker died; its shard is made again by another", file=sys.stderr, flush=True
@@ -117,13 +141,17 @@ class Pool:
 
 
 class _Holder:
-    """The actor: builds its worker at the first task, so that what goes wrong then is told as a task's error."""
+    """Actor that holds a worker.
+
+    The worker is built at the first task: an error in an actor's constructor would look like a dead
+    actor, but in a task it reaches the driver with its sentence.
+    """
 
     def __init__(self, build: Callable[[], Worker], threads: int) -> None:
         self.build, self.threads, self.worker = build, threads, None
 
     def make(self, task: Any) -> int:
-        """Make a task's shard; returns the number of samples."""
+        """Make a task's shard and return its number of samples."""
         import torch
 
         torch.set_num_threads(self.threads)
@@ -134,5 +162,5 @@ class _Holder:
 
 
 def _said(error: Any) -> Exception:
-    """What a worker raised: its sentence if it is one for the user, else Ray's error with the worker's traceback."""
+    """Return a worker's error if the user can mend it, else Ray's error with its traceback."""
     return explain(error.cause) or error

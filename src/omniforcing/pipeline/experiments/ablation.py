@@ -1,7 +1,7 @@
-"""The stage ablation: each variant of the distillation a DVC experiment, its final student measured beside the baseline.
+"""Run the stage ablation: train each variant as a DVC experiment and compare its final student.
 
-A finished variant is one whose experiment the checkout holds, made of what the baseline reads now; a command that was killed
-goes on with the first that is not.
+A variant is finished when the checkout has its experiment, made from the inputs that the baseline
+reads now. A command that was killed continues with the first variant that is not finished.
 """
 
 from __future__ import annotations
@@ -24,22 +24,27 @@ from omniforcing.pipeline.stage import exclusive
 
 FINAL = "self_forcing"
 EVALUATION = "evaluate"
-# What a measurement reads of the baseline.
+# Stages of the baseline whose outputs a measurement reads.
 READ = ("shards", "latents", "codec")
-# Rows of the table that are the evaluation's, and their names there.
+# Rows of the table that come from the baseline's evaluation, and the models' names there.
 BESIDE = {"real": "real", "chance": "shuffled", "teacher": "teacher", "baseline": FINAL}
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A change of the preset: what it asks, and the keys it sets."""
+    """A change of the preset.
+
+    Attributes:
+        about: the change in words, for the table.
+        overrides: the change as ``key=value`` of the configuration.
+    """
 
     about: str
     overrides: tuple[str, ...]
 
 
 def variants_of(config: Config) -> dict[str, Variant]:
-    """The variants of a preset's configuration, in the table's order."""
+    """List the variants of a preset's configuration, in the table's order."""
     return {
         "without-I": Variant(
             "Stage I skipped: trajectories and Stage II start from the teacher",
@@ -53,7 +58,8 @@ def variants_of(config: Config) -> dict[str, Variant]:
             "Stage III skipped: Stage II's student is the final one",
             ("self_forcing.optim.steps=0",),
         ),
-        # The merged first block is pinned and a second longer: with a window one block shorter as much of the past is seen.
+        # The merged first block stays in the window and is a second longer, so a window of one
+        # block less covers as much of the past.
         "merged-layout": Variant(
             "the prefix merged into the first block, as much of the past seen",
             ("student.layout=merged", f"student.window={config.student.window - 1}"),
@@ -74,13 +80,13 @@ VARIANTS = tuple(variants_of(Config()))
 
 @dataclass(frozen=True)
 class Trial:
-    """What a variant is measured with.
+    """Input of a variant's measurement.
 
     Attributes:
-        label: unique to the weights and the variant's configuration.
-        config: the variant's.
-        data: the baseline's output folders.
-        weights: the final student's folder.
+        label: name that is unique to the weights and the variant's configuration.
+        config: the variant's configuration.
+        data: folder of the baseline's outputs.
+        weights: folder of the final student.
         work: scratch folder, shared by all variants that are measured in the same way.
     """
 
@@ -91,15 +97,25 @@ class Trial:
     work: Path
 
 
-# The figures of one model, as in ``models`` of the evaluation's metrics.
+# Measures one model: figures by name, as below ``models`` in the evaluation's metrics.json.
 Measure = Callable[[Trial], Mapping[str, Any]]
 
 
 def chosen_variants(root: Path, config: Config, names: Sequence[str]) -> dict[str, Variant]:
-    """The named variants in the table's order; without names all, but for those that do not fit the preset, which are told.
+    """Select variants by name; without names, all that fit the preset.
+
+    Prints which variants are left out because the preset's configuration does not allow them.
+
+    Args:
+        root: the checkout.
+        config: the preset's.
+        names: of variants; may be empty.
+
+    Returns:
+        Variants by name, in the table's order.
 
     Raises:
-        OmniForcingError: for a name that is none, or a named variant that does not fit.
+        OmniForcingError: if a name is unknown, or a named variant does not fit the preset.
     """
     unknown = [name for name in names if name not in VARIANTS]
     if unknown:
@@ -120,6 +136,7 @@ def chosen_variants(root: Path, config: Config, names: Sequence[str]) -> dict[st
 
 
 def _misfit(root: Path, config: Config, variant: Variant) -> ConfigError | None:
+    """Return why the preset's configuration does not allow a variant; None if it does."""
     try:
         load_config(list(variant.overrides), root, config.preset)
     except ConfigError as error:
@@ -128,15 +145,24 @@ def _misfit(root: Path, config: Config, variant: Variant) -> ConfigError | None:
 
 
 def run_ablation(root: Path, preset: str | None, names: Sequence[str], measure: Measure) -> Path:
-    """Run and measure variants (default: all) of a preset (default: the tracked one); returns the folder of the result.
+    """Train and measure variants of a preset, and write the table.
 
-    The result also has the variants that were trained for this baseline before.
+    The table also has the variants that were trained for this baseline before.
+
+    Args:
+        root: the checkout.
+        preset: None for the tracked one.
+        names: of variants; empty for all that fit the preset.
+        measure: measures one variant's final student.
+
+    Returns:
+        The folder of the table.
 
     Raises:
-        OmniForcingError: for an unknown preset or variant, uncommitted changes, a baseline that has not run, another ablation
-            of the preset in this checkout, or a variant that fails.
+        OmniForcingError: if a preset or variant is unknown, changes are not committed, the baseline
+            has not run, the preset's ablation runs already in this checkout, or a variant fails.
     """
-    # A pipeline run of the preset writes the lock that is read here.
+    # A pipeline run writes the ``dvc.lock`` that is read here; refuse to start during one.
     with exclusive(root / ".work" / "pipeline.lock", "a pipeline run in this checkout"):
         config = load_config(root=root, preset=preset)
         ensure_pipeline(root, config.preset)
@@ -150,7 +176,7 @@ def run_ablation(root: Path, preset: str | None, names: Sequence[str], measure: 
 def _with_trained(
     lab: Laboratory, config: Config, chosen: Mapping[str, Variant]
 ) -> dict[str, Variant]:
-    """The chosen variants and those that are trained for this baseline, in the table's order."""
+    """Add variants that are trained for this baseline to the chosen ones, in the table's order."""
     known = variants_of(config).items()
     return {
         name: variant
@@ -160,6 +186,11 @@ def _with_trained(
 
 
 def _run(lab: Laboratory, work: Path, variants: Mapping[str, Variant], measure: Measure) -> Path:
+    """Train and measure the variants one after the other, and write the table beside the data.
+
+    Returns:
+        The folder of the table.
+    """
     print(f"checking the baseline of preset {lab.preset}", flush=True)
     lab.check_out_baseline(EVALUATION)
     baseline = lab.folder / read_declaration(EVALUATION, lab.folder, lab.preset).folder
@@ -170,7 +201,7 @@ def _run(lab: Laboratory, work: Path, variants: Mapping[str, Variant], measure: 
         for row, model in BESIDE.items()
         if model in evaluation["models"]
     }
-    # Read now, while the clone stands as the baseline left it.
+    # Read before the first experiment, which leaves its own configuration in the clone.
     configs = {
         name: load_config(list(variant.overrides), lab.folder, lab.preset)
         for name, variant in variants.items()
@@ -195,7 +226,11 @@ def _run(lab: Laboratory, work: Path, variants: Mapping[str, Variant], measure: 
 
 
 def _measured_with(lab: Laboratory) -> str:
-    """The digest of what decides a variant's figures beside its weights and its own keys."""
+    """Return a digest of everything else that decides a variant's figures.
+
+    That is the evaluation's configuration and code, and the baseline's outputs; not the variant's
+    weights and keys, which ``Trial.label`` identifies.
+    """
     declared = read_declaration(EVALUATION, lab.folder, lab.preset)
     values = declared.config_values(load_config(root=lab.folder, preset=lab.preset))
     inputs = {name: folder_digest(lab.data / name) for name in READ if (lab.data / name).exists()}
@@ -203,6 +238,7 @@ def _measured_with(lab: Laboratory) -> str:
 
 
 def _parent_run(lab: Laboratory, work: Path, variants: Mapping[str, Variant]) -> tracking.Run:
+    """Open the MLflow parent run of all variants, the same one after a kill."""
     tags = {"preset": lab.preset, "git_commit": lab.commit}
     changes = {name: " ".join(variant.overrides) for name, variant in variants.items()}
     return tracking.open_run(
@@ -215,7 +251,18 @@ def _experiment(lab: Laboratory, name: str) -> str:
 
 
 def _train(lab: Laboratory, work: Path, name: str, variant: Variant, parent: tracking.Run) -> Path:
-    """Run the variant's experiment, unless the checkout holds it of this baseline, and fetch its final student."""
+    """Train a variant, unless the checkout has its experiment on this baseline.
+
+    Args:
+        lab: the clone that it is trained in.
+        work: folder that gets the student.
+        name: the variant's.
+        variant: its overrides.
+        parent: MLflow run under which the stages' runs are logged.
+
+    Returns:
+        The folder of the final student.
+    """
     experiment = _experiment(lab, name)
     commit = lab.find(experiment, FINAL)
     if commit:

@@ -1,8 +1,9 @@
-"""DVC experiments in a private clone that shares the checkout's DVC cache; the checkout itself stays free and untouched.
+"""Run DVC experiments in a private clone that shares the checkout's DVC cache.
 
-``dvc exp run`` borrows the folder that it runs in: it stashes changes, moves HEAD and, with ``--temp``, still holds DVC's
-lock and forgets half-trained work. The clone may be left in any state by a kill; it is put right before each use, and its
-``.work`` lets a killed stage continue. Finished experiments are pushed to the checkout, for ``dvc exp show`` and ``apply``.
+``dvc exp run`` would occupy the checkout: it stashes changes, moves HEAD and, even with ``--temp``,
+holds DVC's lock and forgets half-trained work. A clone leaves the checkout untouched. A kill may
+leave the clone in any state; it is reset before each use, and its ``.work`` lets a killed stage
+continue. Finished experiments are pushed to the checkout, for ``dvc exp show`` and ``apply``.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from omniforcing.pipeline.declaration import PRESETS, dvc_target, lock_file, pip
 from omniforcing.pipeline.generate import CODE, write_pipelines
 from omniforcing.pipeline.runner import call_python, start_python
 
-# What decides a result; other files may differ from the commit.
+# Paths that decide a result and must equal the commit; others may differ from it.
 _SOURCES = ("conf", "pipelines", "src", "dvc.yaml")
-# Pipelines of presets that are not committed; the clone makes its own.
+# Presets' generated pipelines, which are not committed; the clone generates its own.
 _GENERATED = f":(exclude){PRESETS}"
 
 
@@ -34,9 +35,9 @@ class Laboratory:
     Attributes:
         root: the checkout, which receives the experiments.
         folder: the clone.
-        preset: what runs in it.
-        commit: the checkout's commit, the baseline of every experiment.
-        lock: the preset's ``dvc.lock`` at the start.
+        preset: preset that runs in it.
+        commit: the checkout's commit, on which every experiment is based.
+        lock: content of the preset's ``dvc.lock`` in the checkout, when the clone was opened.
     """
 
     root: Path
@@ -47,10 +48,16 @@ class Laboratory:
 
     @classmethod
     def open(cls, root: Path, folder: Path, preset: str) -> Laboratory:
-        """Make the clone or take the one that is there.
+        """Open the clone, and make it if there is none.
+
+        Args:
+            root: the checkout.
+            folder: of the clone.
+            preset: preset to run in it.
 
         Raises:
-            OmniForcingError: outside git, if configuration or code is not committed, or if the preset has never been run.
+            OmniForcingError: if ``root`` is no git checkout, configuration or code is not
+                committed, or the preset has never run.
         """
         _refuse_uncommitted(root)
         lock = root / lock_file(root, preset)
@@ -63,56 +70,58 @@ class Laboratory:
 
     @property
     def lock_file(self) -> str:
-        """The preset's lock, relative to the checkout and to the clone."""
+        """Path of the preset's ``dvc.lock``, relative to the checkout and to the clone."""
         return lock_file(self.root, self.preset)
 
     def target(self, stage: str) -> str:
-        """A stage of the preset as DVC's commands take it."""
+        """Return the address of a stage of the preset for DVC's commands."""
         return dvc_target(self.root, self.preset, stage)
 
     @property
     def data(self) -> Path:
-        """The preset's outputs in the clone."""
+        """Folder of the preset's outputs in the clone."""
         return self.folder / "data" / self.preset
 
     def reset(self) -> None:
-        """Put the clone on the commit and the lock, with nothing left of an experiment that was killed."""
+        """Set the clone to the commit and the lock, and remove what a killed experiment left."""
         _git(self.folder, "checkout", "--quiet", "--force", "--detach", self.commit)
-        # DVC would take up a half-done experiment that it finds among its refs, and its locks may name dead processes.
-        for ref in _git(
-            self.folder, "for-each-ref", "--format=%(refname)", "refs/exps"
-        ).splitlines():
+        # DVC would continue a half-done experiment that it finds among its refs, and its locks may
+        # name dead processes.
+        refs = _git(self.folder, "for-each-ref", "--format=%(refname)", "refs/exps")
+        for ref in refs.splitlines():
             _git(self.folder, "update-ref", "--no-deref", "-d", ref)
         remove(self.folder / ".dvc" / "tmp")
         self._share_cache()
         write_pipelines(self.folder, [self.preset])
         atomic_write(self.folder / self.lock_file, self.lock)
-        # DVC takes into an experiment only what git knows.
+        # An experiment contains only files that git tracks.
         _git(self.folder, "add", "--force", pipeline_file(self.root, self.preset), self.lock_file)
 
     def _share_cache(self) -> None:
+        """Point the clone at the checkout's DVC cache, which may lie outside the checkout."""
         cache = _dvc(self.root, "cache", "dir")
         if cache.returncode or not cache.stdout.strip():
             said = cache.stderr.strip().splitlines() or ["no reason given"]
             raise OmniForcingError(
                 "experiments.dvc-failed",
-                f"`dvc cache dir` failed in {self.root}: {said[-1]}; variants share that cache, mend it first",
+                f"`dvc cache dir` failed in {self.root}: {said[-1]}; "
+                f"variants share that cache, mend it first",
             )
         atomic_write(
             self.folder / ".dvc" / "config.local", f"[cache]\n    dir = {cache.stdout.strip()}\n"
         )
 
     def check_out_baseline(self, target: str) -> None:
-        """Fetch what the stage ``target`` and all before it wrote.
+        """Check out the baseline's outputs in the clone, of stage ``target`` and all before it.
 
         Raises:
-            OmniForcingError: if one of them has not run or is out of date.
+            OmniForcingError: if one of the stages has not run or is out of date.
         """
         self.reset()
         address = self.target(target)
         if _dvc(self.folder, "checkout", "--with-deps", address).returncode:
             raise _no_baseline(self.preset, "outputs are missing from DVC's cache")
-        # Edited prose is no change of a stage; the digests tell.
+        # Stages depend on digests of their code, in which prose does not count: compute them first.
         call_python(["-m", "dvc", "repro", "--quiet", self.target(CODE)], self.folder)
         status = _dvc(self.folder, "status", "--json", "--with-deps", address)
         if status.returncode:
@@ -125,40 +134,56 @@ class Laboratory:
             raise _no_baseline(self.preset, f"changed since it ran: {', '.join(changed)}")
 
     def find(self, name: str, target: str) -> str | None:
-        """The commit of a finished experiment that brought ``target`` up to date.
+        """Find a finished experiment that brought ``target`` up to date.
 
-        None if there is none of this name and commit, or if it read other outputs than the baseline's: of a folder of videos
-        that has changed, or of a stage that was run again and came out otherwise.
+        Args:
+            name: of the experiment.
+            target: a stage.
+
+        Returns:
+            Its commit. None if there is none of this name on the baseline's commit, or if it read
+            other outputs than the baseline's: of a folder of videos that has changed since, or of
+            a stage that was run again with another result.
         """
         found = self._newest(name)
         return found if found and _same_outputs(self.lock, self._lock_of(found), target) else None
 
     def _lock_of(self, commit: str) -> str:
+        """Read the preset's ``dvc.lock`` at a commit."""
         return _git(self.root, "show", f"{commit}:{self.lock_file}")
 
     def _newest(self, name: str) -> str | None:
+        """Return the commit of the experiment ``name`` in the checkout; None if there is none."""
         ref = f"refs/exps/{self.commit[:2]}/{self.commit[2:]}/{name}"
         return _git(self.root, "for-each-ref", "--format=%(objectname)", ref) or None
 
     def run(
         self, name: str, overrides: Sequence[str], target: str, environment: Mapping[str, str]
     ) -> str:
-        """Bring ``target`` up to date under overrides of the preset, as an experiment of the checkout; returns its commit.
+        """Run an experiment in the clone and push it to the checkout.
 
-        Stages that the overrides leave as they were are taken from DVC's cache. ``environment`` is added to that of the stages.
-        An experiment of the same name and commit is replaced.
+        Stages that the overrides do not affect are taken from DVC's cache. An experiment of the
+        same name on the same commit is replaced.
+
+        Args:
+            name: of the experiment.
+            overrides: of the preset, each ``key=value``.
+            target: stage to bring up to date, with all before it.
+            environment: variables added to those of the stages.
+
+        Returns:
+            The experiment's commit.
 
         Raises:
-            OmniForcingError: if a stage fails; what it printed says why.
+            OmniForcingError: if a stage fails (its output says why), or DVC keeps no experiment.
         """
         self.reset()
-        # In the preset's file, because what stands there wins over conf/config.yaml; ++ also sets keys that it leaves out.
-        changes = [
-            word
-            for o in overrides
-            for word in ("--set-param", f"conf/preset/{self.preset}.yaml:++{o}")
-        ]
-        # The commit's code, not the checkout's, which may be edited meanwhile.
+        # Set in the preset's file, whose values win over conf/config.yaml; ++ also adds keys that
+        # the file does not have.
+        changes: list[str] = []
+        for override in overrides:
+            changes += ["--set-param", f"conf/preset/{self.preset}.yaml:++{override}"]
+        # Use the clone's code: the checkout's may be edited while the experiment runs.
         code = os.pathsep.join(
             filter(None, [str(self.folder / "src"), os.environ.get("PYTHONPATH")])
         )
@@ -172,38 +197,45 @@ class Laboratory:
         if commit is None:
             raise OmniForcingError(
                 "experiments.dvc-failed",
-                f"`dvc exp push` left no experiment {name} in {self.root}; run the same command again",
+                f"`dvc exp push` left no experiment {name} in {self.root}; "
+                f"run the same command again",
             )
         return commit
 
     def fetch(self, experiment: str, output: str, target: Path) -> Path:
-        """Copy an output of an experiment, given by its commit, into the folder ``target``; returns where it lies there.
+        """Copy an output of an experiment, unless ``target`` exists already.
 
-        If ``target`` exists, nothing is copied.
+        Args:
+            experiment: its commit.
+            output: path of the output in the checkout.
+            target: folder that gets it.
+
+        Returns:
+            The output's path below ``target``.
+
+        Raises:
+            OmniForcingError: if DVC cannot get it.
         """
         if not target.exists():
             with atomic_dir(target) as partial:
-                words = [
-                    "get",
-                    "--quiet",
-                    "--rev",
-                    experiment,
-                    "--out",
-                    str(partial),
-                    str(self.root),
-                    output,
-                ]
-                call_python(["-m", "dvc", *words], self.root)
+                words = ["get", "--quiet", "--rev", experiment, "--out", str(partial)]
+                call_python(["-m", "dvc", *words, str(self.root), output], self.root)
         return target / Path(output).name
 
 
 def _git(folder: Path, *words: str) -> str:
+    """Run git in a folder and return its stdout, stripped.
+
+    Raises:
+        OmniForcingError: if git fails.
+    """
     answer = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True)
     if answer.returncode:
         said = answer.stderr.strip().splitlines() or ["no reason given"]
         raise OmniForcingError(
             "experiments.git-failed",
-            f"`git {words[0]}` failed in {folder}: {said[-1]}; DVC's experiments need a git checkout",
+            f"`git {words[0]}` failed in {folder}: {said[-1]}; "
+            f"DVC's experiments need a git checkout",
         )
     return answer.stdout.strip()
 
@@ -213,13 +245,20 @@ def _dvc(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def _same_outputs(baseline: bytes, experiment: str, target: str) -> bool:
-    """Whether every stage above ``target`` that two locks say was run in the same way wrote the same for it to read."""
+    """Whether an experiment read the baseline's outputs wherever it ran a stage in the same way.
+
+    Args:
+        baseline: content of the baseline's ``dvc.lock``.
+        experiment: content of the experiment's.
+        target: the stage; those before it are compared.
+    """
     from yaml import safe_load
 
     ours, theirs = (safe_load(lock)["stages"] for lock in (baseline, experiment))
     makers = {
         out["path"]: stage for stage, entry in theirs.items() for out in entry.get("outs", [])
     }
+    # Walk up from the target: outputs that it depends on, then those that they were made from.
     read: set[str] = set()
     waiting = [target]
     while waiting:
@@ -233,7 +272,13 @@ def _same_outputs(baseline: bytes, experiment: str, target: str) -> bool:
 
 
 def _same_output(ours: Mapping[str, Any], theirs: Mapping[str, Any], path: str) -> bool:
-    """Whether a stage wrote the same to ``path``, or was run in another way."""
+    """Whether a stage's two runs fit together: same output, or knowingly run in another way.
+
+    Args:
+        ours: the stage's entry in the baseline's lock; empty if the baseline lacks it.
+        theirs: its entry in the experiment's lock.
+        path: the output to compare.
+    """
     if any(ours.get(part) != theirs.get(part) for part in ("cmd", "deps", "params")):
         return bool(ours)
     written = [[out for out in entry["outs"] if out["path"] == path] for entry in (ours, theirs)]
@@ -241,20 +286,16 @@ def _same_output(ours: Mapping[str, Any], theirs: Mapping[str, Any], path: str) 
 
 
 def _refuse_uncommitted(root: Path) -> None:
-    changed = _git(
-        root,
-        "status",
-        "--porcelain",
-        "--",
-        *(path for path in _SOURCES if (root / path).exists()),
-        _GENERATED,
-    )
+    """Raise if a path that decides a result differs from the commit."""
+    sources = [path for path in _SOURCES if (root / path).exists()]
+    changed = _git(root, "status", "--porcelain", "--", *sources, _GENERATED)
     if changed:
-        # The first line may have lost its leading blank.
+        # A line is "XY path", and X may be a blank, which the first line has lost by stripping.
         first = changed.splitlines()[0].split(maxsplit=1)[1]
         raise OmniForcingError(
             "experiments.not-committed",
-            f"{first} is not committed, and an experiment is a change of a commit; commit or stash it",
+            f"{first} is not committed, and an experiment is a change of a commit; "
+            f"commit or stash it",
         )
 
 

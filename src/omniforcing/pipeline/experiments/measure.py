@@ -1,4 +1,4 @@
-"""Figures of a variant of the ablation, taken as stage evaluate takes them."""
+"""Measure a variant of the ablation with the samplers and settings of stage ``evaluate``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from omniforcing.pipeline.stages.shared.factory import open_factory
 
 
 def measure(trial: Trial) -> Mapping[str, Any]:
-    """Measure a variant's final student as stage evaluate measures the models."""
+    """Measure a variant's final student as stage ``evaluate`` measures its models.
+
+    Returns:
+        The student's figures by name.
+    """
     torch.set_num_threads(trial.config.trainer.threads)
     config, settings, seconds = trial.config, trial.config.evaluate, trial.config.clips.seconds
     factory = open_factory(config, trial.data / "codec", trial.data / "latents")
