@@ -16,6 +16,7 @@ from omniforcing.core.files import read_json
 from omniforcing.pipeline import tracking
 from omniforcing.pipeline.runner import minutes_table
 from tests.support.checkout import ENVIRONMENT, alive, changed_files, commit, finish, start, status
+from tests.support.refusals import refused
 
 pytestmark = pytest.mark.slow
 
@@ -123,10 +124,8 @@ def test_an_old_lock_and_a_stale_pipeline_are_one_sentence(repository: Path) -> 
     text = pipeline.read_text()
     pipeline.write_text(text.replace("Add them up.", "Add."))
     code, output = finish(start(repository))
-    assert (code, output) == (
-        2,
-        f"error: {pipeline} is stale; run `omniforcing pipeline --write`\n",
-    )
+    assert code == 2 and output.count("\n") == 1
+    refused(output, "pipeline.stale-file", pipeline, "omniforcing pipeline --write")
     pipeline.write_text(text)
     entry = "{cmd: x, deps: [{path: src/omniforcing/core/layout.py, md5: x}], outs: []}"
     (repository / "dvc.lock").write_text(f"schema: '2.0'\nstages: {{teacher: {entry}}}\n")
@@ -214,11 +213,8 @@ def test_a_second_run_in_the_same_checkout_is_refused(repository: Path) -> None:
     wait_for_step(repository, "pocket", 1)
     code, output = finish(start(repository, "--preset", "smoke"))
     assert code == 2
-    assert output.startswith(
-        f"error: a pipeline run in this checkout is already running (process {first.pid}); "
-        "wait for it"
-    )
     assert output.count("\n") == 1
+    refused(output, "pipeline.already-running", f"process {first.pid}")
     assert finish(first)[0] == 0
 
 
