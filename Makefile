@@ -12,7 +12,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export RAY_AUTH_MODE ?= token
 
 .DEFAULT_GOAL := help
-.PHONY: help ray-job env pocket smoke ablation foundation ui check test lint docs ci clean
+.PHONY: help ray-job env pocket smoke ablation foundation ui check test lint docs documents ci clean
 
 help:  ## these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -40,7 +40,7 @@ ui: $(STAMP)  ## MLflow at http://127.0.0.1:5000
 	  --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
 
 check: lint  ## what you run all the time: ruff, mypy and the everyday tests, within a minute
-	$(RUN) -m pytest -n 2 --dist loadgroup -m "not extended and not slow and not ray and not chromium"
+	$(RUN) -m pytest -n 2 --dist loadgroup -m "not extended and not slow and not ray and not chromium and not documents"
 
 test: $(STAMP)  ## all fast tests, some minutes
 	$(RUN) -m pytest -n 2 --dist loadgroup
@@ -54,6 +54,9 @@ lint: $(STAMP)  ## ruff and mypy
 
 docs: $(STAMP)  ## renew the generated pages in docs/reference
 	$(RUN) -m tools.reference --write
+
+documents: $(STAMP)  ## run every command of README and the tutorials in a clean clone (minutes; not yet part of make ci)
+	$(RUN) -m pytest -m documents
 
 clean:  ## forget half-done work (.work) and temporary folders; outputs, runs and environment stay
 	rm -rf .work data/*/.*.tmp-*

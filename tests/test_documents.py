@@ -156,7 +156,7 @@ def run(script: str, folder: Path, environment: dict[str, str]) -> str:
     return answer.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.documents
 @pytest.mark.timeout(3600)  # five minutes on two quiet cores, five times as long on busy ones
 def test_every_command_of_readme_and_tutorials_runs_in_a_clean_clone(tmp_path: Path) -> None:
     folder = tmp_path / "omniforcing"
