@@ -39,7 +39,7 @@ class Deployment:
         """Run a command of the cluster's, with its interpreter."""
         with self.log.open("a") as log:
             done = subprocess.run(
-                [sys.executable, *words], stdout=log, stderr=log, env=self._environment, timeout=120
+                [sys.executable, *words], stdout=log, stderr=log, env=self._environment, timeout=400
             )
         assert done.returncode == 0, self.log.read_text()[-3000:]
 
