@@ -1,7 +1,4 @@
-"""Measure what each distillation stage contributes.
-
-Run `python pipelines/ablation.py [--preset NAME] [variants ...]`.
-"""
+"""Measure what each distillation stage contributes."""
 
 import sys
 

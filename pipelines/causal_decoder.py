@@ -1,7 +1,4 @@
-"""Optional stage causal_decoder: turn a non-causal video decoder into a causal one.
-
-A causal decoder streams exactly.
-"""
+"""Optional stage causal_decoder: turn a non-causal video decoder into a causal one."""
 
 import sys
 

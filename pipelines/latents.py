@@ -1,7 +1,4 @@
-"""Stage latents: every clip as normalised latents, every caption as text features.
-
-A killed run keeps its finished shards.
-"""
+"""Stage latents: every clip as normalised latents, every caption as text features."""
 
 import sys
 

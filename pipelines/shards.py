@@ -1,7 +1,4 @@
-"""Stage shards: clips conformed to one size, length and rate, in WebDataset tars.
-
-A killed run keeps its finished shards.
-"""
+"""Stage shards: clips conformed to one size, length and rate, in WebDataset tars."""
 
 import sys
 

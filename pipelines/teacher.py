@@ -1,7 +1,4 @@
-"""Stage teacher: train the bidirectional teacher by flow matching, or take one.
-
-One can be taken from the kept foundation or loaded from LTX-2's weights.
-"""
+"""Stage teacher: train the bidirectional teacher by flow matching, or take or load one."""
 
 import sys
 

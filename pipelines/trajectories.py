@@ -1,7 +1,4 @@
-"""Stage trajectories: the ODE pairs that Stage II learns from.
-
-A killed run keeps its finished shards.
-"""
+"""Stage trajectories: the ODE pairs that Stage II learns from."""
 
 import sys
 
