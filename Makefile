@@ -39,7 +39,7 @@ ui: $(STAMP)  ## MLflow at http://127.0.0.1:5000
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(VENV)/bin/mlflow server --workers 1 --host 127.0.0.1 --port 5000 \
 	  --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
 
-check: lint  ## what you run all the time: ruff, mypy and the everyday tests, within a minute
+check: lint  ## what you run all the time: ruff, mypy and the everyday tests
 	$(RUN) -m pytest -n 2 --dist loadgroup -m "not extended and not slow and not ray and not chromium and not documents"
 
 test: $(STAMP)  ## all fast tests, some minutes

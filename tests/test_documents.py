@@ -157,7 +157,7 @@ def run(script: str, folder: Path, environment: dict[str, str]) -> str:
 
 
 @pytest.mark.documents
-@pytest.mark.timeout(3600)  # five minutes on two quiet cores, five times as long on busy ones
+@pytest.mark.timeout(3600)  # it runs the smoke pipeline twice and trains small stages
 def test_every_command_of_readme_and_tutorials_runs_in_a_clean_clone(tmp_path: Path) -> None:
     folder = tmp_path / "omniforcing"
     environment = clone(folder)
