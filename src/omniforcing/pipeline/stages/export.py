@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from packaging.requirements import Requirement
 
 import omniforcing
 from omniforcing.core.files import read_json, write_manifest
@@ -49,14 +50,23 @@ def stream_sample(
     return figures(speed, artifact.settings, device)
 
 
+def installed_requirements() -> list[str]:
+    """Libraries of the base package at their installed versions, as ``name==version``.
+
+    A server of the model needs no extra, so extras are left out.
+    """
+    needed = [Requirement(line) for line in requires("omniforcing") or []]
+    names = [requirement.name for requirement in needed if requirement.marker is None]
+    # Local versions such as 2.9.0+cpu are not on the package index.
+    return [f"{name}=={version(name).partition('+')[0]}" for name in names]
+
+
 def log_model(stage: Stage) -> None:
     """Log the published artifact to the stage's MLflow run as a pyfunc model."""
     import mlflow
 
     from omniforcing.serving import pyfunc
 
-    # Requirements of the base package: a server of the model needs no extra.
-    names = [line for line in requires("omniforcing") or [] if "extra ==" not in line]
     with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=stage.run_id):
         package = Path(folder, "omniforcing")
         shutil.copytree(
@@ -71,8 +81,7 @@ def log_model(stage: Stage) -> None:
             code_paths=[str(package)],
             signature=pyfunc.SIGNATURE,
             input_example=pyfunc.INPUT_EXAMPLE,
-            # Local versions such as 2.9.0+cpu are not on the package index.
-            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in names],
+            pip_requirements=installed_requirements(),
             registered_model_name=stage.config.export.registered_model,
         )
 
