@@ -13,7 +13,8 @@ from omniforcing.core.latents import Batch, Pair
 from omniforcing.core.random import step_generator
 from omniforcing.distill.causal_ode import CausalOde, pick
 from omniforcing.distill.config import SamplerConfig
-from omniforcing.distill.dmd import cache_guided, dmd_gradient, dmd_loss, guided_x0
+from omniforcing.distill.dmd import dmd_gradient, dmd_loss
+from omniforcing.distill.guidance import cache_guided, guided_x0
 from omniforcing.distill.sampling import WholeClip, full_view, ode_states
 from omniforcing.distill.trajectories import refine
 from omniforcing.model.rollout import Rollout, predict_x0

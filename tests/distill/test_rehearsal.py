@@ -43,6 +43,7 @@ SMALL = [
     *NARROW,
     "clips.height=64",
     "clips.width=64",
+    "clips.seconds=4",  # five blocks: one more than the window of three and the prefix
     "student.sinks=4",
     "self_forcing.steered=0.5",
 ]

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from omniforcing.core.latents import Batch, Latents, Pair, TextFeatures, broadcast, noise_like
-from omniforcing.core.schedule import add_noise, guide, sample_sigma, velocity
+from omniforcing.core.schedule import add_noise, sample_sigma, velocity
 from omniforcing.distill.config import DmdConfig
+from omniforcing.distill.guidance import cache_guided, guided_x0
 from omniforcing.model.attention import View
-from omniforcing.model.conditioning import TextCache
 from omniforcing.model.rollout import predict_x0
 from omniforcing.model.transformer import DualStream
 from omniforcing.training.config import Weights
@@ -25,34 +25,6 @@ from omniforcing.training.stages import (
     TrainingOptions,
     mean_square,
 )
-
-
-def cache_guided(teacher: DualStream, text: TextFeatures, unconditional: TextFeatures) -> TextCache:
-    """Cache text for ``guided_x0``: B captions, then the empty prompt B times."""
-    both = text.map(lambda c, u: torch.cat([c, u.to(c).expand_as(c)]), unconditional)
-    return teacher.cache_text(both)
-
-
-def guided_x0(
-    teacher: DualStream, x: Latents, sigma: Tensor, text: TextCache, scale: Pair[Tensor], view: View
-) -> Latents:
-    """The teacher's clean estimate with classifier-free guidance.
-
-    Args:
-        x: noised latents ``[B, T, ...]``.
-        sigma: noise levels ``[B]``.
-        text: from ``cache_guided``; the conditional and the unconditional pass go as one batch.
-        scale: guidance scales ``[B]`` per modality.
-        view: which keys the queries see.
-    """
-    twice = x.map(lambda a: torch.cat([a, a]))
-    x0 = predict_x0(teacher, twice, torch.cat([sigma, sigma]), text, view)
-
-    def combine(a: Tensor, w: Tensor) -> Tensor:
-        conditional, unconditional = a.chunk(2)
-        return guide(conditional, unconditional, w)
-
-    return x0.map(combine, scale)
 
 
 def dmd_gradient(x: Latents, real: Latents, fake: Latents) -> Latents:

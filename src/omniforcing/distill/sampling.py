@@ -12,7 +12,7 @@ from omniforcing.core.latents import Latents, Pair, TextFeatures, concatenate
 from omniforcing.core.layout import Counts
 from omniforcing.core.schedule import euler, sampling_sigmas
 from omniforcing.distill.config import SamplerConfig
-from omniforcing.distill.dmd import cache_guided, guided_x0
+from omniforcing.distill.guidance import cache_guided, guided_x0
 from omniforcing.model.attention import Full
 from omniforcing.model.config import StudentConfig
 from omniforcing.model.rollout import Rollout, RolloutConfig, few_step, gaussian, predict_x0
