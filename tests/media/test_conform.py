@@ -1,14 +1,16 @@
 """Any file becomes clips of one form, with picture and sound where they were."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from omniforcing.core.latents import Pair
-from omniforcing.media.conform import ClipCutter, ClipFormat, pick_frames
-from omniforcing.media.probe import Rejected
+from omniforcing.media.conform import ClipCutter, ClipFormat
+from omniforcing.media.pictures import PictureReader
+from omniforcing.media.probe import Rejected, probe
 from tests.support.videos import MakeVideo
 
 pytestmark = pytest.mark.extended
@@ -194,18 +196,14 @@ def test_mono_reaches_both_sides_and_surround_keeps_its_sides_without_clipping(
     assert np.abs(full[:, 8000:24000]).max() <= 1.001
 
 
-def test_no_frame_is_shown_more_than_half_a_frame_early() -> None:
-    times = np.array([0.0, 0.1, 1.0])
-    assert pick_frames(times, np.array([0.0, 0.04, 0.09, 0.5, 0.97, 0.99, 1.2])).tolist() == [
-        0,
-        0,
-        1,
-        1,
-        1,
-        2,
-        2,
-    ]
-    rate = np.arange(600) / 60
-    wanted = np.arange(200) / 24
-    shift = rate[pick_frames(rate, wanted)] - wanted
+def test_no_frame_is_shown_more_than_half_a_frame_early(make_video: MakeVideo) -> None:
+    def shown(path: Path, wanted: Sequence[float] | np.ndarray) -> np.ndarray:
+        reader = PictureReader(path, probe(path))
+        return np.array([reader.at(float(time)).time for time in wanted])
+
+    slow = make_video("slow.mkv", seconds=2, times=[0.0, 0.1, 1.0])
+    found = shown(slow, [0.0, 0.04, 0.09, 0.5, 0.97, 0.99, 1.2, 0.04])
+    assert found.tolist() == pytest.approx([0, 0, 0.1, 0.1, 0.1, 1, 1, 0])
+    wanted = np.arange(36) / 24
+    shift = shown(make_video("fast.mp4", seconds=2, fps=60), wanted) - wanted
     assert np.abs(shift).max() <= 1 / 120 + 1e-6 and abs(shift.mean()) < 0.005

@@ -8,21 +8,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from omniforcing.core.latents import Media, Pair
 from omniforcing.core.layout import FPS, SAMPLE_RATE, clip_frames, clip_samples
-from omniforcing.media.files import FrameReader, Frames, Samples, read_audio
-from omniforcing.media.probe import MediaInfo, PathOrBytes, Rejected, Times, probe
+from omniforcing.media.colour import convert
+from omniforcing.media.pictures import EPSILON, LOOK_AHEAD, Picture, PictureReader
+from omniforcing.media.probe import MediaInfo, PathOrBytes, Rejected, probe
+from omniforcing.media.sound import Samples, Sound, read_sound
 
-LOOK_AHEAD = 0.5 / FPS  # seconds by which a source frame may be shown before its time
+Frames = NDArray[np.uint8]
+
 # Seconds by which sound may begin after the picture or end before it; silence fills them.
 SOUND_SLACK = 1 / FPS
 MAX_ENLARGE = 2.0
-BATCH_BYTES = 64 << 20  # source frames decoded at a time
-EPSILON = 1e-6  # seconds: time stamps are rounded to a file's clock
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class ClipCutter:
     Args:
         source: path or content of the file.
         form: format of the clips.
+        language: language of the sound to prefer, as files name it (``eng``).
 
     Attributes:
         info: properties of the file.
@@ -51,13 +54,16 @@ class ClipCutter:
         Rejected: if ``probe`` rejects the file, or it is too short or too small.
     """
 
-    def __init__(self, source: PathOrBytes, form: ClipFormat) -> None:
+    def __init__(self, source: PathOrBytes, form: ClipFormat, language: str | None = None) -> None:
         self.form, self._source = form, source
-        self.info: MediaInfo = probe(source)
-        self._crop = crop_box(self.info, form)
-        # The first clip starts where both streams have begun, and the last ends before either ends:
-        # the picture may be held for half an output frame, the sound padded for a whole one.
-        self._origin = max(self.info.times[0], self.info.audio_start - SOUND_SLACK)
+        self.info: MediaInfo = probe(source, language)
+        self._box = crop_box((self.info.height, self.info.width), self.info.aspect, form)
+        # The first clip starts with the first frame at which both streams have begun, and the last
+        # ends before either ends: the picture may be held for half an output frame, the sound
+        # padded for a whole one.
+        times = self.info.times
+        begun = times[times >= self.info.audio_start - SOUND_SLACK - EPSILON]
+        self._origin = float(begun[0] if len(begun) else times[-1])
         end = min(self.info.video_end + LOOK_AHEAD, self.info.audio_end + SOUND_SLACK)
         self.cuts = int((end - self._origin + EPSILON) // form.seconds)
         if self.cuts < 1:
@@ -86,72 +92,59 @@ class ClipCutter:
         return Pair(self._frames(self.start(cut)), self._samples(cut))
 
     @cached_property
-    def _reader(self) -> FrameReader:
-        return FrameReader(self._source, len(self.info.times))
+    def _reader(self) -> PictureReader:
+        return PictureReader(self._source, self.info)
 
     @cached_property
-    def _sound(self) -> Samples:
-        # Resampled as a whole and not clip by clip, so that no seam is heard between clips.
-        samples, rate = read_audio(self._source, self._origin)
-        if rate == SAMPLE_RATE:
-            return samples
-        import torch
-
-        from omniforcing.media.mel import resample
-
-        result: Samples = resample(torch.from_numpy(samples), rate).numpy()
-        return result
+    def _sound(self) -> Sound:
+        tracks = self.info.video_index, self.info.audio_index
+        return read_sound(self._source, self._origin, tracks)
 
     def _frames(self, start: float) -> Frames:
-        wanted = start + np.arange(clip_frames(self.form.seconds)) / FPS
-        # A source frame that is shown several times is decoded and resized once.
-        needed, place = np.unique(pick_frames(self.info.times, wanted), return_inverse=True)
-        # In batches: a clip of 4K frames would not fit into memory at once.
-        batch = max(1, BATCH_BYTES // (self.info.height * self.info.width * 3))
-        parts = [
-            resize(self._reader[needed[i : i + batch]], self._crop, self.form)
-            for i in range(0, len(needed), batch)
-        ]
-        return np.concatenate(parts)[place]
+        count = clip_frames(self.form.seconds)
+        frames = np.empty((count, self.form.height, self.form.width, 3), np.uint8)
+        shown: Picture | None = None
+        for index in range(count):
+            picture = self._reader.at(start + index / FPS)
+            # A source frame that is shown several times is converted once.
+            frames[index] = frames[index - 1] if picture is shown else self._conformed(picture)
+            shown = picture
+        return frames
+
+    def _conformed(self, picture: Picture) -> Frames:
+        pixels = picture.pixels(self._reader.reformatter)
+        box = self._box
+        if pixels.shape[:2] != (self.info.height, self.info.width):
+            # The size may change on the way: players fit each picture into the same window.
+            box = crop_box(pixels.shape[:2], self.info.aspect, self.form)
+        assert picture.colour is not None
+        return convert(resize(pixels, box, self.form), picture.colour)
 
     def _samples(self, cut: int) -> Samples:
-        count = clip_samples(self.form.seconds)
-        part = self._sound[:, cut * count : (cut + 1) * count]
+        count, rate = clip_samples(self.form.seconds), SAMPLE_RATE
+        first, last = cut * count, (cut + 1) * count
+        for begin, end in self._sound.damaged:
+            if begin * rate < last and end * rate > first:
+                raise Rejected(
+                    "media.undecodable-sound",
+                    f"the sound from {max(begin, 0) + self._origin:.2f} s on is damaged",
+                )
+        part = self._sound.samples[:, first:last]
         missing = count - part.shape[1]
         # The packets may promise sound that does not decode.
-        if missing > SOUND_SLACK * SAMPLE_RATE + 1:
+        if missing > SOUND_SLACK * rate + 1:
             raise Rejected(
-                "media.undecodable-sound", f"{missing / SAMPLE_RATE:.2f} s of the sound are missing"
+                "media.undecodable-sound", f"{missing / rate:.2f} s of the sound are missing"
             )
         return np.pad(part, ((0, 0), (0, missing)))
 
 
-def pick_frames(times: Times, wanted: Times) -> NDArray[np.int64]:
-    """Choose the source frame to show at each wanted time.
-
-    It is the nearest one, unless that would be shown more than half an output frame early. So rates
-    above 24 fps are sampled without a mean delay, and a frame that a slow or variable rate holds
-    stays until its successor is due.
+def crop_box(size: tuple[int, int], aspect: float, form: ClipFormat) -> tuple[int, int, int, int]:
+    """Find the largest centred box of a picture that has the format's shape.
 
     Args:
-        times: times of the source frames in seconds ``[T]``, ascending.
-        wanted: times of the output frames in seconds ``[n]``.
-
-    Returns:
-        Indices of source frames, int64 ``[n]``.
-    """
-    after = np.searchsorted(times, wanted + EPSILON, side="right")
-    before = np.maximum(after - 1, 0)
-    after = np.minimum(after, len(times) - 1)
-    early, late = times[after] - wanted, wanted - times[before]
-    return np.where((early < late) & (early <= LOOK_AHEAD + EPSILON), after, before)
-
-
-def crop_box(info: MediaInfo, form: ClipFormat) -> tuple[int, int, int, int]:
-    """Find the largest centred box of the picture that has the format's shape.
-
-    Args:
-        info: properties of the file.
+        size: height and width of the picture in pixels.
+        aspect: width of a pixel over its height.
         form: format of the clips.
 
     Returns:
@@ -161,36 +154,41 @@ def crop_box(info: MediaInfo, form: ClipFormat) -> tuple[int, int, int, int]:
         Rejected: if the box would have to be enlarged more than twice.
     """
     # Source pixels need not be square: the shape is that of the picture as it is seen.
-    aspect = form.width / form.height / info.aspect
-    height = min(info.height, round(info.width / aspect))
-    width = min(info.width, round(info.height * aspect))
+    shape = form.width / form.height / aspect
+    height = min(size[0], round(size[1] / shape))
+    width = min(size[1], round(size[0] * shape))
     if height * MAX_ENLARGE < form.height or width * MAX_ENLARGE < form.width:
-        found = f"{info.width}x{info.height} would be enlarged more than {MAX_ENLARGE:g} times"
+        found = f"{size[1]}x{size[0]} would be enlarged more than {MAX_ENLARGE:g} times"
         raise Rejected("media.too-small", f"{found} to fill {form.width}x{form.height}")
-    return (info.height - height) // 2, (info.width - width) // 2, height, width
+    return (size[0] - height) // 2, (size[1] - width) // 2, height, width
 
 
-def resize(frames: Frames, box: tuple[int, int, int, int], form: ClipFormat) -> Frames:
-    """Crop frames to a box and resize it to the format's size, antialiased.
+def resize(pixels: NDArray[Any], box: tuple[int, int, int, int], form: ClipFormat) -> NDArray[Any]:
+    """Crop a picture to a box and resize it to the format's size, antialiased.
 
     Args:
-        frames: uint8 ``[T, h, w, 3]``.
+        pixels: uint8 or uint16 ``[h, w, 3]``.
         box: top, left, height and width in pixels.
         form: format of the clips.
 
     Returns:
-        Frames uint8 ``[T, H, W, 3]``.
+        The picture ``[H, W, 3]`` in the same type.
     """
     import torch
     from torch.nn.functional import interpolate
 
     top, left, height, width = box
-    frames = frames[:, top : top + height, left : left + width]
+    pixels = pixels[top : top + height, left : left + width]
     if (height, width) == (form.height, form.width):
-        return frames
-    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
+        return pixels
+    deep = pixels.dtype == np.uint16
+    source = torch.from_numpy(pixels.astype(np.float32) if deep else pixels)
     small = interpolate(
-        pixels, (form.height, form.width), mode="bilinear", antialias=True, align_corners=False
+        source.permute(2, 0, 1)[None],
+        (form.height, form.width),
+        mode="bilinear",
+        antialias=True,
+        align_corners=False,
     )
-    result: Frames = small.permute(0, 2, 3, 1).contiguous().numpy()
-    return result
+    result = small[0].permute(1, 2, 0).contiguous().numpy()
+    return np.rint(result).astype(np.uint16) if deep else result

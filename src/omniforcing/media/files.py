@@ -1,9 +1,7 @@
-"""Read and write video files: frames through decord, sound and time stamps through PyAV.
+"""Read and write the project's own video files: conformed clips, samples and pictures of runs.
 
-Neither library can be trusted alone. decord reports times relative to the first frame, returns
-wrong frames of MPEG-TS and misplaces stereo samples; PyAV decodes what is left of a truncated file.
-So ``probe`` first reads a file packet by packet, for the time of each frame on the clock that its
-streams share.
+They hold H.264 with BT.709 colours, all tagged, and FLAC. decord reads their frames, where it is
+exact and fast; ``pictures`` and ``sound`` read the files of others.
 
 A source is a path or a file's content. Media are not batched: frames uint8 ``[T, H, W, 3]``,
 samples float32 ``[2, N]``.
@@ -18,162 +16,22 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.reformatter import (
+    ColorPrimaries,
+    ColorRange,
+    Colorspace,
+    ColorTrc,
+    VideoReformatter,
+)
 from numpy.typing import NDArray
 
 from omniforcing.core.latents import Media, Pair
 from omniforcing.core.layout import FPS, SAMPLE_RATE
-from omniforcing.media.probe import (
-    PathOrBytes,
-    Rejected,
-    Times,
-    find_tracks,
-    open_container,
-    probe,
-)
+from omniforcing.media.probe import PathOrBytes, Rejected, read_tracks
+from omniforcing.media.sound import read_sound
 
 Frames = NDArray[np.uint8]
-Samples = NDArray[np.float32]
-
-# Seconds between the time stamp of an audio frame and the samples counted so far from which on they
-# are a gap or an overlap, and no rounding.
-GAP = 0.02
-# FFmpeg's names of the containers in which decord finds every frame.
-INDEXED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
-# Share of each channel in (left, right) after ITU-R BS.775, which drops LFE; a channel that is not
-# listed goes to both at 3 dB less.
-_HALF = 0.5**0.5
-DOWNMIX = {"FL": (1.0, 0.0), "FR": (0.0, 1.0), "FC": (_HALF, _HALF), "LFE": (0.0, 0.0)}
-DOWNMIX |= {"BL": (_HALF, 0.0), "SL": (_HALF, 0.0), "BR": (0.0, _HALF), "SR": (0.0, _HALF)}
-
-
-class FrameReader:
-    """Frames of a file by index, upright, decoded by decord.
-
-    Args:
-        source: path or content of the file.
-        count: frames that ``probe`` found.
-
-    Raises:
-        Rejected: if decord cannot open the file or finds another number of frames.
-    """
-
-    def __init__(self, source: PathOrBytes, count: int) -> None:
-        import decord
-
-        decord.logging.set_level(decord.logging.FATAL)
-        file = _indexed(source)
-        try:
-            # Without a tolerance decord silently repeats a neighbour for every frame that it cannot
-            # decode.
-            self._reader = decord.VideoReader(file, num_threads=1, fault_tol=1)
-        except (decord.DECORDError, RuntimeError) as error:
-            raise Rejected("media.not-a-readable-video", _first_line(error)) from error
-        if len(self._reader) != count:
-            raise Rejected(
-                "media.truncated",
-                f"{len(self._reader)} frames can be reached, the file has {count}",
-            )
-
-    def __getitem__(self, indices: NDArray[np.int64]) -> Frames:
-        """Decode the frames at ``indices`` ``[n]`` to uint8 ``[n, H, W, 3]``.
-
-        Raises:
-            Rejected: if one of them cannot be decoded.
-        """
-        import decord
-
-        try:
-            frames: Frames = self._reader.get_batch(indices).asnumpy()
-        except (decord.DECORDError, RuntimeError) as error:
-            raise Rejected("media.undecodable-frames", _first_line(error)) from error
-        return frames
-
-
-def _indexed(source: PathOrBytes) -> str | io.BytesIO:
-    """Return a file that decord can seek in: the source, or its video track remuxed to Matroska."""
-    with open_container(source) as container:
-        if container.format.name in INDEXED:
-            return io.BytesIO(source) if isinstance(source, bytes) else str(source)
-        copy, (video, _) = io.BytesIO(), find_tracks(container)
-        with av.open(copy, "w", format="matroska") as out:
-            stream = out.add_stream_from_template(video)
-            for packet in container.demux(video):
-                if packet.size:
-                    packet.pts = packet.dts if packet.pts is None else packet.pts
-                    packet.stream = stream
-                    out.mux(packet)
-    copy.seek(0)
-    return copy
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1][-200:]
-
-
-def read_video(source: PathOrBytes) -> tuple[Frames, Times]:
-    """Decode all frames of a file.
-
-    Args:
-        source: path or content of the file.
-
-    Returns:
-        Frames uint8 ``[T, H, W, 3]`` and their times in seconds on the file's clock ``[T]``.
-
-    Raises:
-        Rejected: if the file is not whole, or has no picture or no sound.
-    """
-    times = probe(source).times
-    return FrameReader(source, len(times))[np.arange(len(times))], times
-
-
-def read_audio(source: PathOrBytes, origin: float = 0.0) -> tuple[Samples, int]:
-    """Decode the sound of a file and mix it to stereo.
-
-    Mono goes to both sides. More channels are mixed after ITU-R BS.775, without LFE, and scaled so
-    that nothing can clip. Silence fills gaps and the time from ``origin`` to the first sample. The
-    whole track is held in memory: 1.4 GB for an hour at 48 kHz.
-
-    Args:
-        source: path or content of the file.
-        origin: time on the file's clock, in seconds, of the first sample that is returned.
-
-    Returns:
-        Samples float32 ``[2, N]`` at the file's own rate, and that rate in Hz.
-
-    Raises:
-        Rejected: if there is no sound, or it cannot be decoded.
-    """
-    parts: list[Samples] = []
-    with open_container(source) as container:
-        if not container.streams.audio:
-            raise Rejected("media.no-audio-track", "nothing to listen to")
-        stream = container.streams.audio[0]
-        planar, rate = av.AudioResampler(format="fltp"), stream.rate
-        count = 0
-        for decoded in container.decode(stream):
-            for frame in planar.resample(decoded):
-                due = count
-                if frame.pts is not None:
-                    due = round((float(frame.pts * frame.time_base) - origin) * rate)
-                # Time stamps jitter by a container's rounding; only a jump is a gap or an overlap.
-                # The first frame is always placed by its stamp: it says where the sound begins.
-                lead = due - count if count == 0 or abs(due - count) > GAP * rate else 0
-                part = _stereo(frame)[:, max(0, -lead) :]
-                parts += [np.zeros((2, max(0, lead)), np.float32), part]
-                count += max(0, lead) + part.shape[1]
-    return np.concatenate(parts, 1) if parts else np.zeros((2, 0), np.float32), rate
-
-
-def _stereo(frame: Any) -> Samples:
-    """Mix a planar audio frame to float32 ``[2, N]``."""
-    names = [channel.name for channel in frame.layout.channels]
-    samples = frame.to_ndarray()
-    if len(names) == 1:
-        return np.repeat(samples, 2, 0)
-    matrix = np.array([DOWNMIX.get(name, (_HALF, _HALF)) for name in names], np.float32).T
-    # Scaled down by the louder side's total, and never up.
-    mixed: Samples = (matrix / max(1.0, matrix.sum(1).max())) @ samples
-    return mixed
+TIME_SLACK = 1e-3  # seconds by which frames may be off the grid of 24 fps
 
 
 def read_mp4(source: PathOrBytes) -> Media:
@@ -188,14 +46,37 @@ def read_mp4(source: PathOrBytes) -> Media:
     Raises:
         Rejected: if the file is not whole, or was not written by ``write_mp4``.
     """
-    frames, times = read_video(source)
-    samples, rate = read_audio(source)
-    if rate != SAMPLE_RATE or np.abs(times - np.arange(len(times)) / FPS).max() > 1e-3:
-        raise Rejected(
-            "media.not-conformed",
-            f"expected {FPS} fps from 0 s and {SAMPLE_RATE} Hz, found {rate} Hz and other times",
-        )
-    return Pair(frames, samples)
+    tracks = read_tracks(source)
+    times = tracks.times
+    if times is None or np.abs(times - np.arange(len(times)) / FPS).max() > TIME_SLACK:
+        raise Rejected("media.not-conformed", f"its frames are not at {FPS} fps from 0 s")
+    frames = _read_frames(source, len(times))
+    sound = read_sound(source, tracks=(tracks.video_index, tracks.audio_index))
+    if sound.damaged:
+        raise Rejected("media.undecodable-sound", "a part of the sound is damaged")
+    return Pair(frames, sound.samples)
+
+
+def _read_frames(source: PathOrBytes, count: int) -> Frames:
+    """Decode all frames ``[count, H, W, 3]`` by decord."""
+    import decord
+
+    decord.logging.set_level(decord.logging.FATAL)
+    file = io.BytesIO(source) if isinstance(source, bytes) else str(source)
+    try:
+        # Without a tolerance decord silently repeats a neighbour for every frame that it cannot
+        # decode.
+        reader = decord.VideoReader(file, num_threads=1, fault_tol=1)
+        if len(reader) != count:
+            raise Rejected(
+                "media.truncated", f"{len(reader)} frames can be reached, the file has {count}"
+            )
+        frames: Frames = reader.get_batch(np.arange(count)).asnumpy()
+    # What decord raises has no common base: some errors are not DECORDErrors.
+    except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError) as error:
+        line = str(error).strip().splitlines()[-1][-200:]
+        raise Rejected("media.undecodable-frames", line) from error
+    return frames
 
 
 def encode_mp4(media: Media, crf: int) -> bytes:
@@ -217,8 +98,9 @@ def encode_mp4(media: Media, crf: int) -> bytes:
         video = _video_stream(container, frames.shape, crf)
         audio: Any = container.add_stream("flac", rate=SAMPLE_RATE, layout="stereo")
         audio.format = "s16"
+        convert = Bt709()
         for index, rgb in enumerate(frames):
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), "rgb24")
+            picture = convert(rgb)
             picture.pts, picture.time_base = index, Fraction(1, FPS)
             container.mux(video.encode(picture))
         whole = np.clip(np.rint(samples * 32768), -32768, 32767).astype(np.int16)
@@ -232,9 +114,41 @@ def encode_mp4(media: Media, crf: int) -> bytes:
     return content.getvalue()
 
 
+class Bt709:
+    """Convert RGB pictures to frames for an encoder: 4:2:0, BT.709, 16 to 235.
+
+    All of it is named in the frames, and by ``tag`` in an encoder: browsers take pictures that name
+    less for BT.709 at any size, and other players for BT.601 at small ones.
+    """
+
+    def __init__(self) -> None:
+        self._reformatter = VideoReformatter()
+
+    def __call__(self, rgb: NDArray[np.uint8]) -> Any:
+        """Convert a picture uint8 ``[H, W, 3]``."""
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), "rgb24")
+        frame.color_range = ColorRange.JPEG
+        frame = self._reformatter.reformat(
+            frame,
+            format="yuv420p",
+            dst_colorspace=Colorspace.ITU709,
+            dst_color_range=ColorRange.MPEG,
+            threads=1,
+        )
+        frame.color_primaries, frame.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+        return frame
+
+    @staticmethod
+    def tag(encoder: Any) -> None:
+        """Name the colours in a codec context of an encoder."""
+        encoder.colorspace, encoder.color_range = Colorspace.ITU709, ColorRange.MPEG
+        encoder.color_primaries, encoder.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+
+
 def _video_stream(container: Any, shape: tuple[int, ...], crf: int) -> Any:
     video = container.add_stream("libx264", rate=FPS)
     video.height, video.width, video.pix_fmt = shape[1], shape[2], "yuv420p"
+    Bt709.tag(video.codec_context)
     # One thread and no macroblock tree, so that bytes repeat: with the tree, x264 wrote other bytes
     # in 33 of 1200 runs at 32x32; without it, in none.
     video.options = {

@@ -1,0 +1,301 @@
+"""Frames of a video track by time: decoded in order, upright, in one colour space.
+
+Nothing is asked for by number and nothing is sought: containers and decoders disagree about the
+number of a frame wherever pictures are hidden, doubled or shown before the keyframe that they
+follow. Frames are taken by their own stamps, and what could not be decoded is marked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from typing import Any
+
+import av
+import numpy as np
+from av.filter import Graph
+from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
+
+from omniforcing.core.layout import FPS
+from omniforcing.media.colour import Colour, describe, to_rgb
+from omniforcing.media.probe import (
+    DECODING_TIMES,
+    GUESSED_TIMES,
+    HEAD_PACKETS,
+    MediaInfo,
+    PathOrBytes,
+    Rejected,
+    demux,
+    open_container,
+)
+
+LOOK_AHEAD = 0.5 / FPS  # seconds by which a source frame may be shown before its time
+EPSILON = 1e-6  # seconds: time stamps are rounded to a file's clock
+# Decoders that themselves hold back frames whose references are missing. Others show grey, so
+# theirs are dropped up to the first keyframe.
+_CAREFUL = {"h264", "hevc", "vvc", "mpeg1video", "mpeg2video"}
+
+
+@dataclass
+class Picture:
+    """A decoded frame and when it is shown.
+
+    Attributes:
+        time: seconds on the file's clock.
+        frame: the decoded frame; None where frames are missing.
+        whole: whether it and all that it follows were decoded without an error.
+        colour: how its colours are read.
+    """
+
+    time: float
+    frame: Any
+    whole: bool
+    colour: Colour | None = None
+    _pixels: NDArray[Any] | None = field(default=None, repr=False)
+
+    def pixels(self, reformatter: VideoReformatter) -> NDArray[Any]:
+        """Return the upright RGB picture ``[H, W, 3]``, computed once, as ``to_rgb`` does."""
+        if self._pixels is None:
+            self.colour = describe(self.frame)
+            rgb = to_rgb(self.frame, self.colour, reformatter)
+            self._pixels = upright(rgb, orientation(self.frame))
+        return self._pixels
+
+
+@dataclass(frozen=True)
+class FirstPicture:
+    """Geometry of the first frame that can be shown, upright, and its time in seconds."""
+
+    time: float
+    height: int
+    width: int
+    aspect: float
+    colour: str
+
+
+def first_picture(source: PathOrBytes, video: int, audio: int, shift: float) -> FirstPicture:
+    """Decode up to the first frame that can be shown.
+
+    Raises:
+        Rejected: if there is none at the head of the file, or its colours are unknown.
+    """
+    with open_container(source) as container:
+        stream = container.streams[video]
+        sound = container.streams[audio]
+        picture = next(decode(container, stream, sound, shift, HEAD_PACKETS), None)
+        if picture is None:
+            raise Rejected("media.undecodable-frames", "no frame at its head can be decoded")
+        frame = picture.frame
+        aspect = float(stream.sample_aspect_ratio or 1) or 1.0
+        height, width = frame.height, frame.width
+        if orientation(frame)[0]:
+            height, width, aspect = width, height, 1 / aspect
+        return FirstPicture(picture.time, height, width, aspect, describe(frame).words)
+
+
+def orientation(frame: Any) -> tuple[bool, bool, bool]:
+    """Read how a frame must be turned: transposed first, then flipped left-right, top-down."""
+    for name in ("DISPLAYMATRIX",):
+        try:
+            data = frame.side_data[name]
+        except (KeyError, ValueError):  # none, or another side datum that PyAV cannot name
+            return False, False, False
+    a, b, _, c, d = np.frombuffer(bytes(data), "<i4")[:5].tolist()
+    # The matrix maps a pixel (x, y) to (a x + c y, b x + d y): a coordinate that appears with a
+    # minus runs backwards.
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        return True, c < 0, b < 0
+    return False, a < 0, d < 0
+
+
+def upright(pixels: NDArray[Any], how: tuple[bool, bool, bool]) -> NDArray[Any]:
+    """Turn a picture ``[H, W, 3]`` as ``orientation`` says."""
+    transposed, left_right, top_down = how
+    pixels = pixels.transpose(1, 0, 2) if transposed else pixels
+    pixels = pixels[:, ::-1] if left_right else pixels
+    return np.ascontiguousarray(pixels[::-1] if top_down else pixels)
+
+
+def decode(
+    container: Any, video: Any, audio: Any, shift: float, head: int | None = None
+) -> Iterator[Picture]:
+    """Yield the frames of a track in order of time, from the first that can be shown.
+
+    Args:
+        container: the open file.
+        video: its picture track.
+        audio: its sound track, on whose packets too the file's clock is followed.
+        shift: seconds by which FFmpeg's times of the picture are early (``edit_shift``).
+        head: packets of the picture after which the first frame must have come.
+    """
+    return _in_order(_deinterlaced(_decoded(container, video, audio, shift, head), video))
+
+
+def _decoded(
+    container: Any, video: Any, audio: Any, shift: float, head: int | None
+) -> Iterator[Picture]:
+    """Yield frames as the decoder gives them, and a picture without a frame after an error."""
+    codec = video.codec_context
+    codec.thread_count = 1
+    step = 1 / float(video.average_rate or FPS)
+    last: float | None = None
+    careful, broken, packets = codec.name in _CAREFUL, False, 0
+    guessed = container.format.name in GUESSED_TIMES
+    # Decoding times that wait for the frame that they belong to, where a container has no others.
+    order: list[int] | None = [] if container.format.name in DECODING_TIMES else None
+    for packet in demux(container, [video, audio]):
+        if packet.stream.index != video.index:
+            continue
+        flush = not packet.size and packet.dts is None and packet.pts is None
+        if not packet.size and not flush:
+            continue  # AVI marks a frame that is shown again by an empty packet
+        packets += 1
+        if head is not None and last is None and packets > head:
+            return
+        if order is not None and packet.dts is not None:
+            heappush(order, packet.dts)
+        try:
+            frames = codec.decode(None if flush else packet)
+        except av.error.EOFError:  # flushed twice
+            frames = []
+        except av.FFmpegError:
+            broken = True
+            if order:
+                order.pop()
+            if last is not None:
+                yield Picture(last + EPSILON, None, False)
+            continue
+        for frame in frames:
+            stamp = frame.pts
+            if order is not None:
+                # Frames come out in order of display, so each takes the least time that waits.
+                stamp = heappop(order) if order else None
+            if last is None and not (careful or frame.key_frame):
+                continue
+            if stamp is not None:
+                time = float(stamp * video.time_base) + shift
+                if guessed and last is not None and time < last + step / 2:
+                    time = last + step
+            else:
+                time = 0.0 if last is None else last + step
+            broken = (broken and not frame.key_frame) or frame.is_corrupt
+            if broken and last is None:
+                continue
+            last = time
+            yield Picture(time, frame, not broken)
+
+
+def _deinterlaced(pictures: Iterator[Picture], video: Any) -> Iterator[Picture]:
+    """Pass pictures through, from the first interlaced one on through FFmpeg's ``bwdif``."""
+    graph: Graph | None = None
+    size: tuple[Any, ...] = ()
+    waiting: list[Picture] = []
+    for picture in pictures:
+        frame = picture.frame
+        if frame is None or (graph is None and not frame.interlaced_frame):
+            yield picture
+            continue
+        found = (frame.width, frame.height, frame.format.name)
+        if graph is None or found != size:
+            if graph is not None:
+                yield from _pull(graph, waiting, flush=True)
+            graph, size = _deinterlacer(frame, video.time_base), found
+        # Only frames that say so are deinterlaced; each keeps its own stamp.
+        frame.pts = frame.pts if frame.pts is not None else frame.dts
+        waiting.append(picture)
+        graph.vpush(frame)
+        yield from _pull(graph, waiting)
+    if graph is not None:
+        yield from _pull(graph, waiting, flush=True)
+
+
+def _deinterlacer(frame: Any, time_base: Any) -> Graph:
+    graph = Graph()
+    source = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format, time_base=time_base
+    )
+    graph.link_nodes(
+        source,
+        graph.add("bwdif", mode="send_frame", deint="interlaced"),
+        graph.add("buffersink"),
+    ).configure()
+    return graph
+
+
+def _pull(graph: Graph, waiting: list[Picture], flush: bool = False) -> Iterator[Picture]:
+    if flush:
+        graph.vpush(None)
+    while waiting:
+        try:
+            frame = graph.vpull()
+        except (av.error.BlockingIOError, av.error.EOFError):
+            return
+        picture = waiting.pop(0)  # the filter keeps number and order
+        yield Picture(picture.time, frame, picture.whole)
+
+
+def _in_order(pictures: Iterator[Picture]) -> Iterator[Picture]:
+    """Drop pictures whose time lies before that of one already given, as players do."""
+    last = -np.inf
+    for picture in pictures:
+        if picture.time >= last:
+            last = picture.time
+            yield picture
+
+
+class PictureReader:
+    """Pictures of a file at rising times, decoded in order once.
+
+    Args:
+        source: path or content of the file.
+        info: what ``probe`` found in it.
+    """
+
+    def __init__(self, source: PathOrBytes, info: MediaInfo) -> None:
+        self._source, self._info = source, info
+        self.reformatter = VideoReformatter()
+        self._restart()
+
+    def _restart(self) -> None:
+        self._pictures = self._read()
+        self._shown = next(self._pictures, None)
+        self._next = next(self._pictures, None)
+
+    def _read(self) -> Iterator[Picture]:
+        with open_container(self._source) as container:
+            streams = container.streams
+            video, audio = streams[self._info.video_index], streams[self._info.audio_index]
+            yield from decode(container, video, audio, self._info.video_shift)
+
+    def at(self, time: float) -> Picture:
+        """Return the picture to show at a time: the last one that is due, or a nearer next one.
+
+        The next one may be shown by up to half an output frame early, if that is nearer. So rates
+        above 24 fps are sampled without a mean delay, and a frame that a slow or variable rate
+        holds stays until its successor is due. Times before the last asked ones begin anew.
+
+        Raises:
+            Rejected: if it, or what it follows, cannot be decoded.
+        """
+        if self._shown is not None and time < self._shown.time - LOOK_AHEAD - EPSILON:
+            self._restart()
+        while self._next is not None and self._is_due(time):
+            self._shown, self._next = self._next, next(self._pictures, None)
+        shown = self._shown
+        if shown is None or not shown.whole:
+            raise Rejected("media.undecodable-frames", f"frames at {time:.2f} s are damaged")
+        return shown
+
+    def _is_due(self, time: float) -> bool:
+        assert self._next is not None and self._shown is not None
+        early, late = self._next.time - time, time - self._shown.time
+        if early <= EPSILON:
+            return True
+        return early < late and early <= LOOK_AHEAD + EPSILON
+
+    def close(self) -> None:
+        """Close the file."""
+        self._pictures = iter(())
+        self._shown = self._next = None

@@ -1,0 +1,294 @@
+"""Sound of a file as 16 kHz stereo on the clock that it shares with the picture.
+
+Samples are placed by the stamps of their packets. Stamps that a container rounded are left alone;
+where they part from the count of samples by more, the sound is stretched to follow them, and a jump
+is a gap, which is silent, or an overlap, which is cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from omniforcing.core.layout import SAMPLE_RATE
+from omniforcing.media.probe import (
+    HEAD_PACKETS,
+    PathOrBytes,
+    Rejected,
+    demux,
+    find_tracks,
+    open_container,
+)
+
+Samples = NDArray[np.float32]
+
+# Seconds between the time of an audio frame and the end of the one before from which on they are a
+# gap or an overlap, and no drift.
+GAP = 0.02
+DRIFT = 0.002  # seconds by which stamps may part from the count of samples before it is followed
+KNOT = 0.5  # seconds over which stamps are averaged to find the drift
+TAPS = 32  # of the windowed sinc that stretches
+
+# Share of each channel in (left, right) after ITU-R BS.775, which drops LFE; a channel that is not
+# listed goes to both at 3 dB less.
+_HALF = 0.5**0.5
+_LEFT, _RIGHT = ("FL", "FLC", "DL"), ("FR", "FRC", "DR")
+_LEFT_AROUND = ("BL", "SL", "WL", "TFL", "TBL", "TSL", "SDL", "BFL", "SSL", "TTL")
+_RIGHT_AROUND = ("BR", "SR", "WR", "TFR", "TBR", "TSR", "SDR", "BFR", "SSR", "TTR")
+DOWNMIX = {name: (1.0, 0.0) for name in _LEFT} | {name: (0.0, 1.0) for name in _RIGHT}
+DOWNMIX |= {name: (_HALF, 0.0) for name in _LEFT_AROUND}
+DOWNMIX |= {name: (0.0, _HALF) for name in _RIGHT_AROUND}
+DOWNMIX |= {"FC": (_HALF, _HALF), "LFE": (0.0, 0.0), "LFE2": (0.0, 0.0)}
+# First-order ambisonics heard by two cardioids to the sides; the other components cancel or are
+# height and depth.
+DOWNMIX |= {"AMBI0": (0.5, 0.5), "AMBI1": (0.5, -0.5), "AMBI2": (0.0, 0.0), "AMBI3": (0.0, 0.0)}
+# Names of channels that a file leaves unnamed, by their number: FFmpeg's default layouts.
+UNNAMED = {
+    1: ["FC"],
+    2: ["FL", "FR"],
+    3: ["FL", "FR", "LFE"],
+    4: ["FL", "FR", "FC", "BC"],
+    5: ["FL", "FR", "FC", "BL", "BR"],
+    6: ["FL", "FR", "FC", "LFE", "BL", "BR"],
+    7: ["FL", "FR", "FC", "LFE", "BC", "SL", "SR"],
+    8: ["FL", "FR", "FC", "LFE", "BL", "BR", "SL", "SR"],
+}
+# Scale and middle of the integer formats.
+_INTEGERS = {"u8": (2**7, 2**7), "s16": (2**15, 0), "s32": (2**31, 0), "s64": (2**63, 0)}
+
+
+@dataclass(frozen=True)
+class FirstSound:
+    """Time of the first sample in seconds, rate in Hz and channels."""
+
+    time: float
+    rate: int
+    channels: int
+
+
+def first_sound(source: PathOrBytes, video: int, audio: int) -> FirstSound:
+    """Decode the first frame of a sound track.
+
+    Raises:
+        Rejected: if nothing at its head can be decoded.
+    """
+    with open_container(source) as container:
+        streams = [container.streams[video], container.streams[audio]]
+        for time, frame in _frames(container, streams[1], streams, HEAD_PACKETS):
+            if frame is not None:
+                return FirstSound(time, frame.sample_rate, frame.layout.nb_channels)
+    raise Rejected("media.undecodable-sound", "no sound at its head can be decoded")
+
+
+def _frames(
+    container: Any, audio: Any, streams: list[Any], head: int | None = None
+) -> Iterator[tuple[float, Any]]:
+    """Yield times in seconds and decoded frames, from the first whole one; None after an error."""
+    codec = audio.codec_context
+    codec.thread_count = 1
+    due: float | None = None
+    packets = 0
+    for packet in demux(container, streams):
+        if packet.stream.index != audio.index:
+            continue
+        flush = not packet.size and packet.dts is None and packet.pts is None
+        if not packet.size and not flush:
+            continue
+        packets += 1
+        if head is not None and due is None and packets > head:
+            return
+        try:
+            frames = codec.decode(None if flush else packet)
+        except av.error.EOFError:
+            frames = []
+        except av.FFmpegError:
+            if due is not None:
+                yield due, None
+            continue
+        for frame in frames:
+            time = due or 0.0
+            if frame.pts is not None:
+                time = float(frame.pts * frame.time_base)
+            due = time + frame.samples / frame.sample_rate
+            if frame.samples:
+                yield time, frame
+
+
+@dataclass
+class _Run:
+    """Frames of one rate that follow each other without a jump."""
+
+    start: float
+    rate: int
+    parts: list[Samples] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)  # samples before each part
+    times: list[float] = field(default_factory=list)  # seconds, as stamped
+    length: int = 0
+
+    def add(self, time: float, part: Samples) -> None:
+        self.counts.append(self.length)
+        self.times.append(time)
+        self.parts.append(part)
+        self.length += part.shape[1]
+
+    @property
+    def end(self) -> float:
+        """Time at which the next frame is due after the stamp of the last one."""
+        return self.times[-1] + self.parts[-1].shape[1] / self.rate
+
+    def samples(self) -> Samples:
+        """Return the run at 16 kHz, stretched where its stamps drift."""
+        whole = np.concatenate(self.parts, 1)
+        if self.rate != SAMPLE_RATE:
+            import torch
+
+            from omniforcing.media.mel import resample
+
+            # As a whole and not clip by clip, so that no seam is heard between clips.
+            whole = resample(torch.from_numpy(whole), self.rate).numpy()
+        nominal = np.array(self.counts) / self.rate
+        drift = np.array(self.times) - self.start - nominal
+        knots = _averaged(nominal, drift)
+        if np.abs(knots[1]).max() <= DRIFT:
+            return whole
+        return _stretch(whole, *knots)
+
+
+def _averaged(nominal: NDArray[Any], drift: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return times and the median drift around them, one each ``KNOT`` seconds."""
+    window = (nominal / KNOT).astype(int)
+    groups = [window == number for number in np.unique(window)]
+    times = np.array([nominal[group].mean() for group in groups])
+    return times, np.array([np.median(drift[group]) for group in groups])
+
+
+def _stretch(samples: Samples, times: NDArray[Any], drift: NDArray[Any]) -> Samples:
+    """Move the samples ``[2, N]`` at nominal ``times`` by ``drift`` seconds, linearly between."""
+    true = np.maximum.accumulate(times + drift)
+    length = samples.shape[1] / SAMPLE_RATE
+    ends = np.array([0.0, length])
+    nominal_knots = np.concatenate([ends[:1], times, ends[1:]])
+    true_knots = np.concatenate([[drift[0]], true, [length + drift[-1]]])
+    first, last = round(true_knots[0] * SAMPLE_RATE), round(true_knots[-1] * SAMPLE_RATE)
+    out = np.zeros((2, max(0, last)), np.float32)
+    padded = np.pad(samples, ((0, 0), (TAPS, TAPS)))
+    for begin in range(max(0, first), last, SAMPLE_RATE):
+        wanted = np.arange(begin, min(last, begin + SAMPLE_RATE)) / SAMPLE_RATE
+        place = np.interp(wanted, true_knots, nominal_knots) * SAMPLE_RATE
+        out[:, begin : begin + len(wanted)] = _interpolate(padded, place)
+    return out
+
+
+def _interpolate(padded: Samples, place: NDArray[Any]) -> Samples:
+    """Read samples between samples by a windowed sinc."""
+    whole = np.floor(place).astype(int)
+    offsets = np.arange(-TAPS // 2 + 1, TAPS // 2 + 1)
+    distance = (place - whole)[:, None] - offsets
+    window = np.cos(np.pi * distance / TAPS) ** 2
+    weights = (np.sinc(distance) * window).astype(np.float32)
+    taps = np.clip(whole[:, None] + offsets + TAPS, 0, padded.shape[1] - 1)
+    result: Samples = np.einsum("cnt,nt->cn", padded[:, taps], weights)
+    return result
+
+
+@dataclass(frozen=True)
+class Sound:
+    """Sound of a file.
+
+    Attributes:
+        samples: float32 ``[2, N]`` at 16 kHz.
+        damaged: intervals in seconds from the first sample that could not be decoded.
+    """
+
+    samples: Samples
+    damaged: list[tuple[float, float]]
+
+
+def read_sound(
+    source: PathOrBytes, origin: float = 0.0, tracks: tuple[int, int] | None = None
+) -> Sound:
+    """Decode the sound of a file and mix it to stereo.
+
+    Mono goes to both sides. More channels are mixed after ITU-R BS.775, without LFE, and scaled so
+    that nothing can clip. Silence fills gaps and the time from ``origin`` to the first sample. The
+    whole track is held in memory: 460 MB for an hour.
+
+    Args:
+        source: path or content of the file.
+        origin: time on the file's clock, in seconds, of the first sample that is returned.
+        tracks: numbers of picture and sound in the file; those that ``find_tracks`` chooses if
+            left out.
+
+    Raises:
+        Rejected: if there is no sound, or none of it can be decoded.
+    """
+    done: list[_Run] = []
+    damaged: list[tuple[float, float]] = []
+    lost: float | None = None
+    with open_container(source) as container:
+        chosen = tracks or tuple(stream.index for stream in find_tracks(container))
+        streams = [container.streams[index] for index in chosen]
+        for time, frame in _frames(container, streams[1], streams):
+            if frame is None:
+                lost = time if lost is None else lost
+                continue
+            if lost is not None:
+                damaged.append((lost - origin, time - origin))
+                lost = None
+            run = done[-1] if done else None
+            if run is None or frame.sample_rate != run.rate or abs(time - run.end) > GAP:
+                run = _Run(time, frame.sample_rate)
+                done.append(run)
+            run.add(time, stereo(frame))
+    if lost is not None:
+        damaged.append((lost - origin, np.inf))
+    return Sound(_placed(done, origin), damaged)
+
+
+def _placed(runs: list[_Run], origin: float) -> Samples:
+    """Join runs by their times; what overlaps the one before is cut."""
+    parts: list[Samples] = []
+    count = 0
+    for run in runs:
+        lead = round((run.start - origin) * SAMPLE_RATE) - count
+        part = run.samples()[:, max(0, -lead) :]
+        run.parts.clear()
+        parts += [np.zeros((2, max(0, lead)), np.float32), part]
+        count += max(0, lead) + part.shape[1]
+    return np.concatenate(parts, 1) if parts else np.zeros((2, 0), np.float32)
+
+
+def stereo(frame: Any) -> Samples:
+    """Mix an audio frame of any format and layout to float32 ``[2, N]``."""
+    samples = _floats(frame)
+    names = [channel.name for channel in frame.layout.channels]
+    if any(name in ("NONE", "UNK", "UNSD") for name in names):
+        names = UNNAMED.get(len(names), names)
+    if len(names) == 1:
+        return np.repeat(samples, 2, 0)
+    matrix = np.array([DOWNMIX.get(name, (_HALF, _HALF)) for name in names], np.float32).T
+    # Scaled down by the louder side's total, and never up.
+    mixed: Samples = (matrix / max(1.0, np.abs(matrix).sum(1).max())) @ samples
+    return mixed
+
+
+def _floats(frame: Any) -> Samples:
+    """Return the samples of a frame as float32 ``[channels, N]``."""
+    channels = frame.layout.nb_channels
+    raw = frame.to_ndarray()
+    kind = frame.format.name.removesuffix("p")
+    if not frame.format.is_planar:
+        raw = raw.reshape(-1, channels).T
+    if raw.shape[0] != channels:
+        raise Rejected(
+            "media.undecodable-sound", f"{raw.shape[0]} of {channels} channels were decoded"
+        )
+    if kind in _INTEGERS:
+        scale, middle = _INTEGERS[kind]
+        return ((raw.astype(np.float64) - middle) / scale).astype(np.float32)
+    return np.ascontiguousarray(raw, dtype=np.float32)
