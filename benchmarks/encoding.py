@@ -26,7 +26,7 @@ from omniforcing.data.shards import plan_shards, publish_shards, write_shards
 from omniforcing.data.sources import read_clips, write_clips
 from omniforcing.data.tars import indices
 from omniforcing.data.work import Runner, in_process
-from omniforcing.media.conform import ClipFormat
+from omniforcing.media.format import ClipFormat
 from omniforcing.pipeline.cluster.config import ClusterConfig
 from omniforcing.pipeline.cluster.pool import Pool
 from omniforcing.pocket.foundation import KEPT

@@ -16,7 +16,7 @@ from omniforcing.data.inspect import inspect_folder
 from omniforcing.data.shards import plan_shards, publish_shards, write_shards
 from omniforcing.data.sources import read_clips, write_clips
 from omniforcing.data.tars import write_tar
-from omniforcing.media.conform import ClipFormat
+from omniforcing.media.format import ClipFormat
 from tests.support.refusals import refuses
 
 

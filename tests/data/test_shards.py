@@ -23,7 +23,7 @@ from omniforcing.data.shards import (
     write_shards,
 )
 from omniforcing.data.sources import read_clips, write_clips
-from omniforcing.media.conform import ClipFormat
+from omniforcing.media.format import ClipFormat
 from tests.support.limits import files_of_at_most
 from tests.support.refusals import refuses
 from tests.support.videos import MakeVideo
@@ -169,10 +169,15 @@ def test_killed_run_continues_with_the_first_unfinished_shard(
 import sys, time
 from pathlib import Path
 from omniforcing.data import shards, sources
-from omniforcing.media import conform
-encode = shards.encode_mp4
-shards.encode_mp4 = lambda *how: (time.sleep(0.1), encode(*how))[1]
-plans = shards.plan_shards(sources.read_clips(Path({str(synthetic)!r})), conform.ClipFormat(32, 32, 1), 4)
+from omniforcing.media.format import ClipFormat
+from omniforcing.media.isolated import Isolated
+class Slow(Isolated):
+    def __call__(self, *arguments, **options):
+        time.sleep(0.1)
+        return super().__call__(*arguments, **options)
+packer = shards.Packer
+shards.Packer = lambda work: packer(work, Slow())
+plans = shards.plan_shards(sources.read_clips(Path({str(synthetic)!r})), ClipFormat(32, 32, 1), 4)
 shards.write_shards(plans, Path({str(work)!r}))
 """
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)

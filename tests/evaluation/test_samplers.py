@@ -23,7 +23,7 @@ from omniforcing.data.shards import plan_shards, publish_shards, read_shards, wr
 from omniforcing.data.sources import DUETS, HELDOUT, TRAIN, read_clips, write_clips
 from omniforcing.data.tensors import write_text
 from omniforcing.evaluation.samplers import CAUSAL, MODELS, SamplerFactory, split_clips
-from omniforcing.media.conform import ClipFormat
+from omniforcing.media.format import ClipFormat
 from omniforcing.model.student import build_core, core_config
 from omniforcing.model.transformer import DualStream
 from omniforcing.model.weights.student import save_model

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from omniforcing.core.latents import Pair
-from omniforcing.media.conform import ClipCutter, ClipFormat
+from omniforcing.media.conform import ClipCutter
+from omniforcing.media.format import ClipFormat
 from omniforcing.media.pictures import PictureReader
 from omniforcing.media.probe import Rejected, probe
 from tests.support.videos import MakeVideo

@@ -19,7 +19,7 @@ from omniforcing.data.sources import read_clips, write_clips
 from omniforcing.data.tars import read_index
 from omniforcing.data.tensors import write_shard
 from omniforcing.data.work import in_process
-from omniforcing.media.conform import ClipFormat
+from omniforcing.media.format import ClipFormat
 from omniforcing.pipeline.cluster.config import ClusterConfig
 from omniforcing.pipeline.cluster.connect import Installed, difference, problem_with, room
 from omniforcing.pipeline.cluster.pool import Pool

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from omniforcing.core.config import Section, chosen, fraction, ranged
 from omniforcing.core.layout import Counts, clip_frames, clip_latents
+from omniforcing.media.format import ClipFormat
 
 
 @dataclass
@@ -18,6 +19,12 @@ class ClipsConfig(Section):
     """For `source: folder`: where the videos are."""
     captions: str | None = None
     """For `source: folder`: json, jsonl or csv of (video, caption); null: a .txt per video."""
+    language: str | None = None
+    """For `source: folder`: language of the sound to prefer, as files name it (`eng`, `deu`)."""
+    hdr: str = chosen("convert", ("convert", "reject"))
+    """For `source: folder`: videos in HDR (PQ, HLG) are converted to standard range or rejected."""
+    interlaced: str = chosen("deinterlace", ("deinterlace", "reject"))
+    """For `source: folder`: what is done with interlaced videos."""
     count: int = ranged(1536, at_least=1)
     """Synthetic clips, those for training and those held out."""
     seconds: int = ranged(4, at_least=1)
@@ -50,6 +57,11 @@ class ClipsConfig(Section):
             "heldout",
             f"it must be below count={self.count}, or nothing is left to train on",
         )
+
+    @property
+    def form(self) -> ClipFormat:
+        """Format of the clips."""
+        return ClipFormat(self.height, self.width, self.seconds)
 
     @property
     def latent_counts(self) -> Counts:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,9 @@ from omniforcing.data.rejects import Reject, refuse_share, summary
 from omniforcing.data.sources import SPLITS, Entry
 from omniforcing.data.tars import SCHEMA, indices, read_index, read_tar, require_kind, write_tar
 from omniforcing.data.work import Done, Runner, in_process
-from omniforcing.media.conform import ClipCutter, ClipFormat
-from omniforcing.media.files import encode_mp4, read_mp4
+from omniforcing.media.files import read_mp4
+from omniforcing.media.format import ClipFormat
+from omniforcing.media.isolated import CutClip, Isolated, cut_clip
 from omniforcing.media.probe import Rejected
 
 MEMBERS = frozenset({"mp4", "txt", "json"})
@@ -57,12 +57,14 @@ class ShardPlan:
         split: split of all its clips.
         cuts: its clips, in order.
         form: size and length of its clips.
+        language: language of the sound to prefer, as files name it.
     """
 
     name: str
     split: str
     cuts: tuple[Cut, ...]
     form: ClipFormat
+    language: str | None = None
 
     @property
     def digest(self) -> str:
@@ -74,7 +76,9 @@ class ShardPlan:
         return digest({"schema": SCHEMA, "crf": CRF, **asdict(replace(self, cuts=tuple(cuts)))})
 
 
-def plan_shards(entries: list[Entry], form: ClipFormat, per_shard: int) -> list[ShardPlan]:
+def plan_shards(
+    entries: list[Entry], form: ClipFormat, per_shard: int, language: str | None = None
+) -> list[ShardPlan]:
     """Spread the clips of each split over shards of ``per_shard``.
 
     Keys number the clips of all splits together.
@@ -93,6 +97,7 @@ def plan_shards(entries: list[Entry], form: ClipFormat, per_shard: int) -> list[
                     split,
                     tuple(mine[first : first + per_shard]),
                     form,
+                    language,
                 )
             )
     return plans
@@ -119,14 +124,44 @@ def write_shards(plans: list[ShardPlan], work: Path, run: Runner = in_process) -
 
 @dataclass(frozen=True)
 class Packer:
-    """Worker that writes planned shards into ``work``."""
+    """Worker that writes planned shards into ``work``, and decodes in a process of its own."""
 
     work: Path
+    isolated: Isolated = field(default_factory=Isolated)
 
     def __call__(self, plan: ShardPlan, done: Done) -> None:
         if not _is_done(plan, self.work):
-            extra: dict[str, Any] = {"split": plan.split, "plan": plan.digest, "rejects": []}
-            write_tar(_tar(self.work, plan), _samples(plan, extra["rejects"], done), extra)
+            rejects: list[dict[str, Any]] = []
+            loudness = {"silent": 0, "faint": 0}
+            extra = {
+                "split": plan.split,
+                "plan": plan.digest,
+                "rejects": rejects,
+                "loudness": loudness,
+            }
+            write_tar(_tar(self.work, plan), self._samples(plan, rejects, loudness, done), extra)
+
+    def _samples(
+        self,
+        plan: ShardPlan,
+        rejects: list[dict[str, Any]],
+        loudness: dict[str, int],
+        done: Done,
+    ) -> Iterator[dict[str, Any]]:
+        # Cuts of a file follow each other, so the file is opened and its sound decoded only once.
+        for cut in plan.cuts:
+            begin = float(cut.cut * plan.form.seconds)
+            place = Path(cut.entry.path), plan.form, plan.language, cut.cut, CRF
+            try:
+                clip = self.isolated(cut_clip, *place, media_seconds=begin + plan.form.seconds)
+            except Rejected as error:
+                name = cut.entry.provenance["name"]
+                rejects.append(asdict(Reject(name, begin, error.reason, error.detail)))
+            else:
+                if clip.loudness in loudness:
+                    loudness[clip.loudness] += 1
+                yield _sample(plan, cut, clip)
+            done(1)
 
 
 def _tar(folder: Path, plan: ShardPlan) -> Path:
@@ -142,40 +177,21 @@ def _is_done(plan: ShardPlan, work: Path) -> bool:
     )
 
 
-def _samples(
-    plan: ShardPlan, rejects: list[dict[str, Any]], done: Done
-) -> Iterator[dict[str, Any]]:
-    # Cuts of a file follow each other, so the file is opened and its sound decoded only once.
-    for path, cuts in groupby(plan.cuts, key=lambda cut: cut.entry.path):
-        cutter = None
-        for cut in cuts:
-            try:
-                cutter = cutter or ClipCutter(Path(path), plan.form)
-                yield _sample(plan, cut, cutter)
-            except Rejected as error:
-                start = float(cut.cut * plan.form.seconds)
-                rejects.append(
-                    asdict(Reject(cut.entry.provenance["name"], start, error.reason, error.detail))
-                )
-            done(1)
-
-
-def _sample(plan: ShardPlan, cut: Cut, cutter: ClipCutter) -> dict[str, Any]:
-    start, seconds = cutter.start(cut.cut), plan.form.seconds
+def _sample(plan: ShardPlan, cut: Cut, clip: CutClip) -> dict[str, Any]:
+    seconds = plan.form.seconds
     info = {
         **cut.entry.provenance,
         "schema": SCHEMA,
         "split": plan.split,
         "cut": cut.cut,
-        "start": start,
+        "start": clip.start,
         "seconds": seconds,
+        "loudness": clip.loudness,
     }
     if "impacts" in info:
-        info["impacts"] = [
-            time - start for time in info["impacts"] if start <= time < start + seconds
-        ]
-    media = encode_mp4(cutter.clip(cut.cut), CRF)
-    return {"__key__": cut.key, "mp4": media, "txt": cut.entry.caption, "json": info}
+        since = [time - clip.start for time in info["impacts"]]
+        info["impacts"] = [time for time in since if 0 <= time < seconds]
+    return {"__key__": cut.key, "mp4": clip.content, "txt": cut.entry.caption, "json": info}
 
 
 def publish_shards(
@@ -195,12 +211,16 @@ def publish_shards(
         split: sum(index["n"] for index in made.values() if index["split"] == split)
         for split in SPLITS
     }
+    loudness = {
+        level: sum(index["loudness"][level] for index in made.values())
+        for level in ("silent", "faint")
+    }
     refuse_share(rejects, sum(clips.values()), max_reject_share, "clips")
     with writing(folder):
         for path in made:
             for file in (path, path.with_suffix(".json")):
                 file.replace(folder / file.name)
-        found = {"kind": "shards", "clips": clips, **summary(rejects)}
+        found = {"kind": "shards", "clips": clips, "loudness": loudness, **summary(rejects)}
         write_manifest(folder, {**found, "form": asdict(plans[0].form)})
     return found
 

@@ -22,9 +22,9 @@ from omniforcing.core.latents import Pair
 from omniforcing.data.captions import Captions, find_captions, missing_videos, same_name
 from omniforcing.data.config import ClipsConfig
 from omniforcing.data.rejects import Reject, refuse_share, summary
-from omniforcing.media.conform import ClipCutter, ClipFormat
 from omniforcing.media.files import encode_mp4
-from omniforcing.media.probe import Rejected
+from omniforcing.media.isolated import Isolated, probe_clips
+from omniforcing.media.probe import MediaInfo, Rejected
 from omniforcing.pocket.synthetic import make_clip
 
 CLIPS = "clips.jsonl"
@@ -174,33 +174,44 @@ def _folder(clips: ClipsConfig, rejects: list[Reject]) -> Iterator[Entry]:
             "data.no-clips",
             f"{folder} holds no video ({', '.join(sorted(VIDEO_SUFFIXES))}); correct clips.folder",
         )
-    form = ClipFormat(clips.height, clips.width, clips.seconds)
-    for name in tqdm(names, "probing", unit="file"):
-        try:
-            yield _entry(folder, name, captions.of(folder, name), form)
-        except Rejected as error:
-            rejects.append(Reject(name, None, error.reason, error.detail))
+    with Isolated() as isolated:
+        for name in tqdm(names, "probing", unit="file"):
+            try:
+                caption = captions.of(folder, name)
+                found = isolated(probe_clips, folder / name, clips.form, clips.language)
+                _refuse_unwanted(found[0], clips)
+                yield _entry(folder, name, caption, found)
+            except Rejected as error:
+                rejects.append(Reject(name, None, error.reason, error.detail))
     for name in missing_videos(captions, names):
         rejects.append(
             Reject(name, None, "caption for a missing video", f"{folder / name} does not exist")
         )
 
 
-def _entry(folder: Path, name: str, caption: str, form: ClipFormat) -> Entry:
+def _refuse_unwanted(info: MediaInfo, clips: ClipsConfig) -> None:
+    """Reject what the config wants rejected instead of converted."""
+    if info.hdr and clips.hdr == "reject":
+        raise Rejected("media.high-dynamic-range", f"{info.colour}, and clips.hdr=reject")
+    if info.interlaced and clips.interlaced == "reject":
+        raise Rejected("media.interlaced", "its frames are two fields, and clips.interlaced=reject")
+
+
+def _entry(folder: Path, name: str, caption: str, found: tuple[MediaInfo, int]) -> Entry:
+    info, cuts = found
     path = folder / name
-    cutter = ClipCutter(path, form)
-    found = cutter.info
     provenance = {
         "source": "file",
         "name": name,
         "bytes": path.stat().st_size,
-        "fps": round(found.fps, 3),
-        "height": found.height,
-        "width": found.width,
-        "rate": found.rate,
-        "channels": found.channels,
+        "fps": round(info.fps, 3),
+        "height": info.height,
+        "width": info.width,
+        "rate": info.rate,
+        "channels": info.channels,
+        "colour": info.colour,
     }
-    return Entry(str(path), caption, TRAIN, cutter.cuts, provenance)
+    return Entry(str(path), caption, TRAIN, cuts, provenance)
 
 
 def _videos(folder: Path, captions: Captions) -> list[str]:

@@ -6,7 +6,6 @@ one clock.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from omniforcing.core.latents import Media, Pair
 from omniforcing.core.layout import FPS, SAMPLE_RATE, clip_frames, clip_samples
 from omniforcing.media.colour import convert
+from omniforcing.media.format import ClipFormat
 from omniforcing.media.pictures import EPSILON, LOOK_AHEAD, Picture, PictureReader
 from omniforcing.media.probe import MediaInfo, PathOrBytes, Rejected, probe
 from omniforcing.media.sound import Samples, Sound, read_sound
@@ -25,15 +25,6 @@ Frames = NDArray[np.uint8]
 # Seconds by which sound may begin after the picture or end before it; silence fills them.
 SOUND_SLACK = 1 / FPS
 MAX_ENLARGE = 2.0
-
-
-@dataclass(frozen=True)
-class ClipFormat:
-    """Format of a conformed clip: height and width in pixels, length in whole seconds."""
-
-    height: int
-    width: int
-    seconds: int
 
 
 class ClipCutter:

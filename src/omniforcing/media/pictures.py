@@ -46,12 +46,14 @@ class Picture:
         time: seconds on the file's clock.
         frame: the decoded frame; None where frames are missing.
         whole: whether it and all that it follows were decoded without an error.
+        interlaced: whether it was two fields in the file.
         colour: how its colours are read.
     """
 
     time: float
     frame: Any
     whole: bool
+    interlaced: bool = False
     colour: Colour | None = None
     _pixels: NDArray[Any] | None = field(default=None, repr=False)
 
@@ -73,6 +75,7 @@ class FirstPicture:
     width: int
     aspect: float
     colour: str
+    interlaced: bool
 
 
 def first_picture(source: PathOrBytes, video: int, audio: int, shift: float) -> FirstPicture:
@@ -92,7 +95,8 @@ def first_picture(source: PathOrBytes, video: int, audio: int, shift: float) -> 
         height, width = frame.height, frame.width
         if orientation(frame)[0]:
             height, width, aspect = width, height, 1 / aspect
-        return FirstPicture(picture.time, height, width, aspect, describe(frame).words)
+        words = describe(frame).words
+        return FirstPicture(picture.time, height, width, aspect, words, picture.interlaced)
 
 
 def orientation(frame: Any) -> tuple[bool, bool, bool]:
@@ -184,7 +188,7 @@ def _decoded(
             if broken and last is None:
                 continue
             last = time
-            yield Picture(time, frame, not broken)
+            yield Picture(time, frame, not broken, frame.interlaced_frame)
 
 
 def _deinterlaced(pictures: Iterator[Picture], video: Any) -> Iterator[Picture]:
@@ -194,7 +198,7 @@ def _deinterlaced(pictures: Iterator[Picture], video: Any) -> Iterator[Picture]:
     waiting: list[Picture] = []
     for picture in pictures:
         frame = picture.frame
-        if frame is None or (graph is None and not frame.interlaced_frame):
+        if frame is None or (graph is None and not picture.interlaced):
             yield picture
             continue
         found = (frame.width, frame.height, frame.format.name)
@@ -233,7 +237,7 @@ def _pull(graph: Graph, waiting: list[Picture], flush: bool = False) -> Iterator
         except (av.error.BlockingIOError, av.error.EOFError):
             return
         picture = waiting.pop(0)  # the filter keeps number and order
-        yield Picture(picture.time, frame, picture.whole)
+        yield Picture(picture.time, frame, picture.whole, picture.interlaced)
 
 
 def _in_order(pictures: Iterator[Picture]) -> Iterator[Picture]:

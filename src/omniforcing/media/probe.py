@@ -87,6 +87,7 @@ class MediaInfo:
         audio_index: number of the sound's track in the file.
         video_shift: seconds by which FFmpeg's times of the picture are early (``edit_shift``).
         colour: how the colours are read, such as ``bt709 tv, untagged``.
+        interlaced: whether the first frame is two fields.
     """
 
     times: Times
@@ -103,6 +104,12 @@ class MediaInfo:
     audio_index: int = 0
     video_shift: float = 0.0
     colour: str = ""
+    interlaced: bool = False
+
+    @property
+    def hdr(self) -> bool:
+        """Whether the picture is of high dynamic range."""
+        return self.colour.endswith(("pq", "hlg"))
 
 
 @contextmanager
@@ -120,7 +127,8 @@ def open_container(source: PathOrBytes) -> Iterator[Any]:
 
 def reason_of(error: Exception) -> str:
     """Return what went wrong in an error's words, without paths or errno."""
-    return (getattr(error, "strerror", None) or str(error)).strip().splitlines()[-1][-200:]
+    text = (getattr(error, "strerror", None) or str(error)).strip()
+    return text.splitlines()[-1][-200:] if text else type(error).__name__
 
 
 def find_tracks(container: Any, language: str | None = None) -> tuple[Any, Any]:
@@ -330,6 +338,7 @@ def probe(source: PathOrBytes, language: str | None = None) -> MediaInfo:
         audio_index=audio,
         video_shift=tracks.video_shift,
         colour=picture.colour,
+        interlaced=picture.interlaced,
     )
 
 

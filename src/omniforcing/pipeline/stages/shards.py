@@ -5,7 +5,6 @@ A killed run keeps its finished shards.
 
 from omniforcing.data.shards import plan_shards, publish_shards, write_shards
 from omniforcing.data.sources import read_clips
-from omniforcing.media.conform import ClipFormat
 from omniforcing.pipeline.cluster.pool import shard_runner
 from omniforcing.pipeline.stage import Stage
 
@@ -13,10 +12,11 @@ from omniforcing.pipeline.stage import Stage
 def run(stage: Stage) -> None:
     """Conform, pack and publish the clips; rejects are counted in the manifest and the metrics."""
     clips, shards = stage.config.clips, stage.config.shards
-    form = ClipFormat(clips.height, clips.width, clips.seconds)
-    plans = plan_shards(read_clips(stage.input("clips")), form, shards.per_shard)
+    entries = read_clips(stage.input("clips"))
+    plans = plan_shards(entries, clips.form, shards.per_shard, clips.language)
     with shard_runner(stage) as runner:
         write_shards(plans, stage.work, runner)
     with stage.publish() as folder:
         manifest = publish_shards(plans, stage.work, folder, clips.max_reject_share)
-    stage.write_metrics({**manifest["clips"], "rejected": len(manifest["rejects"])})
+    counts = {"rejected": len(manifest["rejects"]), **manifest["loudness"]}
+    stage.write_metrics({**manifest["clips"], **counts})
