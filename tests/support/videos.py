@@ -79,7 +79,9 @@ def write_video(
             heard = out.add_stream(audio, rate=rate, layout=layout)
             channels = heard.codec_context.layout.nb_channels
             samples = sound(seconds, rate, channels, events) if samples is None else samples
-            wave = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), "fltp", layout)
+            # Packed: PyAV counts the planes of eight channels wrongly.
+            packed = np.ascontiguousarray(samples.T).reshape(1, -1)
+            wave = av.AudioFrame.from_ndarray(packed, "flt", layout)
             wave.rate, wave.pts, wave.time_base = rate, round(audio_start * rate), Fraction(1, rate)
         if video:
             for time in frame_times(seconds, fps, times):

@@ -19,7 +19,7 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from omniforcing.core.layout import FPS
-from omniforcing.media.colour import Colour, describe, to_rgb
+from omniforcing.media.colour import Colour, convert, describe, to_rgb
 from omniforcing.media.probe import (
     DECODING_TIMES,
     GUESSED_TIMES,
@@ -64,6 +64,12 @@ class Picture:
             rgb = to_rgb(self.frame, self.colour, reformatter)
             self._pixels = upright(rgb, orientation(self.frame))
         return self._pixels
+
+    def rgb(self, reformatter: VideoReformatter) -> NDArray[np.uint8]:
+        """Return the upright picture in BT.709, uint8 ``[H, W, 3]``."""
+        pixels = self.pixels(reformatter)
+        assert self.colour is not None
+        return convert(pixels, self.colour)
 
 
 @dataclass(frozen=True)

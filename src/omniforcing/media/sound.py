@@ -58,6 +58,7 @@ UNNAMED = {
     7: ["FL", "FR", "FC", "LFE", "BC", "SL", "SR"],
     8: ["FL", "FR", "FC", "LFE", "BL", "BR", "SL", "SR"],
 }
+MOST_PLANES = 8  # of a frame in FFmpeg; more, and these very ones, PyAV cannot read
 # Scale and middle of the integer formats.
 _INTEGERS = {"u8": (2**7, 2**7), "s16": (2**15, 0), "s32": (2**31, 0), "s64": (2**63, 0)}
 
@@ -280,6 +281,9 @@ def stereo(frame: Any) -> Samples:
 def _floats(frame: Any) -> Samples:
     """Return the samples of a frame as float32 ``[channels, N]``."""
     channels = frame.layout.nb_channels
+    if frame.format.is_planar and channels >= MOST_PLANES:
+        # PyAV counts planes up to an empty one, which does not come here (18.1).
+        frame = av.AudioResampler(format="flt").resample(frame)[0]
     raw = frame.to_ndarray()
     kind = frame.format.name.removesuffix("p")
     if not frame.format.is_planar:

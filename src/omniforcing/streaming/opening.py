@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -123,37 +121,34 @@ def _encode(codec: Codec, media: Pair[Tensor]) -> Latents:
 
 
 def _read_clip(path: Path, codec: Codec) -> tuple[np.ndarray, np.ndarray]:
-    """Read all frames uint8 ``[T, H, W, 3]`` and samples float32 ``[2, N]`` at 16 kHz."""
-    import av  # an engine that opens no clip does without
+    """Read all frames uint8 ``[T, H, W, 3]`` and samples float32 ``[2, N]`` at 16 kHz.
+
+    Both begin with the first frame, and frames are taken by their time.
+    """
+    # An engine that opens no clip does without.
+    from omniforcing.media.pictures import PictureReader
+    from omniforcing.media.probe import Rejected, probe
+    from omniforcing.media.sound import read_sound
 
     try:
-        with av.open(str(path)) as container:
-            video, audio = container.streams.video[0], container.streams.audio[0]
-            found = f"{video.width}x{video.height} at {float(video.average_rate or 0):g} fps"
-            wanted = f"{codec.width}x{codec.height} at {FPS} fps"
-            if found != wanted:
-                raise OpeningError(
-                    "streaming.wrong-clip",
-                    f"{path} has {found}; a stream goes on from {wanted}: convert it first",
-                )
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video)]
-            container.seek(0)
-            sound = [frame.to_ndarray() for frame in _as_encoded(container.decode(audio))]
-    except (OSError, IndexError, ValueError) as error:
+        info = probe(path)
+        found = f"{info.width}x{info.height} at {info.fps:.6g} fps"
+        wanted = f"{codec.width}x{codec.height} at {FPS} fps"
+        if found != wanted:
+            raise OpeningError(
+                "streaming.wrong-clip",
+                f"{path} has {found}; a stream goes on from {wanted}: convert it first",
+            )
+        start = float(info.times[0])
+        reader = PictureReader(path, info)
+        count = round((float(info.times[-1]) - start) * FPS) + 1
+        frames = np.empty((count, codec.height, codec.width, 3), np.uint8)
+        for index in range(count):
+            frames[index] = reader.at(start + index / FPS).rgb(reader.reformatter)
+        sound = read_sound(path, start, (info.video_index, info.audio_index))
+    except (OSError, Rejected) as error:
         raise OpeningError(
             "streaming.unreadable-clip",
             f"{path} is no readable clip with picture and sound ({error}); give an MP4",
         ) from error
-    return np.stack(frames), np.concatenate(sound, 1)
-
-
-def _as_encoded(frames: Any) -> Any:
-    """Resample decoded sound to planar float stereo at 16 kHz, the rate that the codec encodes.
-
-    A clip that was streamed has the vocoder's rate.
-    """
-    import av
-
-    resampler = av.AudioResampler(format="fltp", layout="stereo", rate=SAMPLE_RATE)
-    for frame in chain(frames, [None]):
-        yield from resampler.resample(frame)
+    return frames, sound.samples

@@ -1,0 +1,155 @@
+"""Check what the ingest makes of people's files, kind by kind, in a table.
+
+`python -m benchmarks.ingest` makes a file of each kind by the programs that are installed, cuts it
+into clips of two seconds and compares every frame of every clip with what a correct player shows.
+Columns:
+
+    sync     largest distance of a beep from where it belongs against the picture, ms
+    wrong    frames that are not the wanted ones, of all; (m missing, r held too long)
+    colour   largest error of a corner's mean colour, levels of 255
+    gain     largest error of a tone's level in either side, dB
+    verdict  right, or what is not; `reject` is the reason that the ingest gives
+
+`--beside CHECKOUT` measures another checkout of the project too, for a comparison.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from benchmarks.ingest.kinds import Kind, Sources, installed, kinds
+from omniforcing.core.config import project_root
+
+# Goals: sync within a millisecond and half a source frame, no wrong frame, colours, gain.
+SYNC_MS, COLOUR, GAIN_DB = 1.0, 4.0, 0.1
+TIME_LIMIT = 120  # seconds for a file
+
+
+def make(folder: Path, wanted: list[Kind]) -> dict[str, str]:
+    """Make a file of each kind; return why those that could not be made were skipped."""
+    sources, skipped = Sources(folder / "sources"), {}
+    sources.folder.mkdir(parents=True, exist_ok=True)
+    for kind in tqdm(wanted, "making", unit="file", disable=None):
+        path = folder / kind.name
+        if path.exists():
+            continue
+        if not installed(kind.tool):
+            skipped[kind.name] = f"{kind.tool} is not installed"
+            continue
+        try:
+            kind.make(path, sources)
+        except (RuntimeError, OSError, ValueError) as error:
+            path.unlink(missing_ok=True)
+            skipped[kind.name] = str(error)[:80]
+            continue
+        path.with_name(path.name + ".json").write_text(json.dumps(kind.wanted))
+    return skipped
+
+
+def measure(checkout: Path, files: list[Path]) -> dict[str, dict[str, Any]]:
+    """Measure files with the ingest of a checkout; one that ends the process costs itself alone."""
+    script = Path(__file__).with_name("measure.py")
+    environment = {**os.environ, "PYTHONPATH": str(checkout / "src"), "OMP_NUM_THREADS": "1"}
+    found: dict[str, dict[str, Any]] = {}
+    for start in tqdm(range(0, len(files), 8), f"measuring {checkout.name}", disable=None):
+        left = files[start : start + 8]
+        while left:
+            command = [sys.executable, str(script), *map(str, left)]
+            try:
+                answer = subprocess.run(
+                    command, env=environment, capture_output=True, text=True, timeout=TIME_LIMIT
+                )
+                output, fault = answer.stdout, f"exit code {answer.returncode}"
+            except subprocess.TimeoutExpired as error:
+                output, fault = (error.stdout or b"").decode(), "no end"
+            for line in output.splitlines():
+                row = json.loads(line)
+                found[row.pop("file")] = row
+            left = [file for file in left if file.name not in found]
+            if left:
+                found[left[0].name] = {"crash": fault}
+                left = left[1:]
+    return found
+
+
+def verdict(row: dict[str, Any], kind: Kind) -> str:
+    """Say in a few words whether a file's clips are right."""
+    if "reject" in row:
+        return f"reject: {row['reject']}"
+    if "crash" in row:
+        return f"ends the stage: {row['crash']}"
+    faults = []
+    within = SYNC_MS + 500 / kind.fps
+    if row["sync_ms"] is None or not abs(row["sync_ms"]) <= within:
+        faults.append("sync")
+    if row["wrong"]:
+        faults.append("frames")
+    if not row["colour"] <= COLOUR:
+        faults.append("colours")
+    if not row["gain_db"] <= GAIN_DB:
+        faults.append("sound")
+    return "right" if not faults else "wrong " + ", ".join(faults)
+
+
+def cells(row: dict[str, Any], kind: Kind) -> str:
+    """Format the columns of one checkout."""
+    if "cuts" not in row:
+        return f"{'':>7} {'':>14} {'':>6} {'':>6}  {verdict(row, kind)}"
+    sync = "-" if row["sync_ms"] is None else f"{row['sync_ms']:.1f}"
+    frames = f"{row['wrong']}/{row['frames']}"
+    if row["wrong"]:
+        frames += f" ({row['missing']}m {row['repeated']}r)"
+    gain = f"{row['gain_db']:.2f}"
+    return f"{sync:>7} {frames:>14} {row['colour']:>6.1f} {gain:>6}  {verdict(row, kind)}"
+
+
+def main() -> None:
+    """Make, measure and print."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.ingest",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--only", nargs="*", default=[], help="kinds whose name contains one of these"
+    )
+    parser.add_argument("--folder", type=Path, help="keep the files here and use them again")
+    parser.add_argument("--beside", type=Path, help="another checkout to measure too")
+    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    options = parser.parse_args()
+    wanted = [
+        k for k in kinds() if not options.only or any(part in k.name for part in options.only)
+    ]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        skipped = make(folder, wanted)
+        here = [kind for kind in wanted if kind.name not in skipped]
+        files = [folder / kind.name for kind in here]
+        checkouts = [project_root()] + ([options.beside] if options.beside else [])
+        results = [measure(checkout, files) for checkout in checkouts]
+    head = f"{'sync':>7} {'wrong':>14} {'colour':>6} {'gain':>6}  {'verdict':<34}"
+    print(f"{'kind':<28} " + " | ".join(head for _ in checkouts))
+    for kind in here:
+        columns = [f"{cells(found[kind.name], kind):<72}" for found in results]
+        print(f"{kind.name:<28} " + " | ".join(columns).rstrip())
+    for name, why in skipped.items():
+        print(f"{name:<28} skipped: {why}")
+    for checkout, found in zip(checkouts, results, strict=True):
+        words = [verdict(found[kind.name], kind).split(":")[0].split(" ")[0] for kind in here]
+        counts = ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
+        print(f"{checkout.name}: of {len(here)} kinds {counts}")
+    if options.json:
+        options.json.write_text(json.dumps(dict(zip(map(str, checkouts), results, strict=True))))
+
+
+if __name__ == "__main__":
+    main()

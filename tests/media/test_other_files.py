@@ -1,0 +1,434 @@
+"""Files as cameras, phones and recorders write them: in sync, upright, in their colours."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from omniforcing.core.latents import Pair
+from omniforcing.media.colour import Colour, convert
+from omniforcing.media.conform import ClipCutter
+from omniforcing.media.format import ClipFormat
+from omniforcing.media.isolated import Isolated, probe_clips
+from omniforcing.media.probe import Rejected, probe
+from omniforcing.media.sound import read_sound
+from tests.support.videos import MakeVideo, picture, sound
+
+pytestmark = pytest.mark.extended
+
+EVENTS = (0.5, 1.5)
+FORM = ClipFormat(64, 64, 2)
+TONES = (440.0, 880.0)
+HALF_A_FRAME = 1 / 48 + 0.001
+
+
+def flash_and_click(media: Pair[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Times of flashes and clicks of a clip, in seconds."""
+    white = media.video.mean((1, 2, 3)) > 200
+    loud = np.abs(media.audio).max(0) > 0.2
+    first = [not loud[max(0, i - 800) : i].any() for i in np.flatnonzero(loud)]
+    starts = np.flatnonzero(white & ~np.r_[False, white[:-1]])
+    return starts / 24, np.flatnonzero(loud)[first] / 16000
+
+
+def assert_in_sync(path: Path, within: float = 0.002) -> None:
+    cutter = ClipCutter(path, FORM)
+    for cut in range(cutter.cuts):
+        flashes, clicks = flash_and_click(cutter.clip(cut))
+        assert len(flashes) == len(clicks) > 0
+        assert np.abs(flashes - clicks).max() <= within
+
+
+def remux(
+    source: Path,
+    target: Path,
+    move: Callable[[Any], float] = lambda _packet: 0.0,
+    **options: str,
+) -> Path:
+    """Copy packets into another file, moved by seconds."""
+    with av.open(str(source)) as old, av.open(str(target), "w", options=options) as new:
+        streams = {s.index: new.add_stream_from_template(s) for s in old.streams}
+        for packet in old.demux():
+            if packet.size:
+                shift = round(move(packet) / packet.time_base)
+                packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
+                packet.stream = streams[packet.stream.index]
+                new.mux(packet)
+    return target
+
+
+def tones(path: Path, **how: Any) -> np.ndarray:
+    """Level of each of ``TONES`` in each side of a file's sound, ``[side, tone]``."""
+    samples = read_sound(path, **how).samples[:, 4000:20000]
+    at = np.arange(samples.shape[1]) / 16000
+    waves = np.exp(-2j * np.pi * np.array(TONES)[:, None] * at)
+    return 2 * np.abs(samples @ waves.T) / samples.shape[1]
+
+
+def two_tones(channels: int, rate: int, seconds: float = 2.0) -> np.ndarray:
+    """A tone of its own in each of the first two channels, float32 ``[channels, N]``."""
+    at = np.arange(round(seconds * rate)) / rate
+    samples = np.zeros((channels, len(at)), np.float32)
+    for channel, tone in enumerate(TONES[:channels]):
+        samples[channel] = 0.3 * np.sin(2 * np.pi * tone * at)
+    return samples
+
+
+# --- time ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
+def test_pictures_stored_out_of_order_in_avi_keep_their_time(
+    make_video: MakeVideo, codec: str
+) -> None:
+    path = make_video(
+        "a.avi", seconds=4.2, codec=codec, audio="pcm_s16le", events=(0.5, 1.5, 2.5, 3.5)
+    )
+    assert_in_sync(path)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts"])
+@pytest.mark.parametrize("codec", ["mpeg2video", "libx265"])
+def test_every_cut_of_open_groups_of_pictures_is_in_sync(
+    make_video: MakeVideo, codec: str, name: str
+) -> None:
+    audio = {"audio": "mp2"} if codec == "mpeg2video" else {}
+    path = make_video(
+        name, seconds=6.2, codec=codec, events=[t + 0.5 for t in range(6)], rate=48000, **audio
+    )
+    assert ClipCutter(path, FORM).cuts == 3
+    assert_in_sync(path)
+
+
+@pytest.mark.parametrize("cut", [0.3, 0.31, 0.333])
+def test_trim_that_begins_within_a_frame_stays_in_sync(make_video: MakeVideo, cut: float) -> None:
+    whole = make_video("whole.mp4", seconds=3, audio="aac", rate=48000, events=(1.0, 2.0))
+    trimmed = remux(whole, whole.with_name("trimmed.mp4"), lambda _: -cut)
+    flashes, clicks = flash_and_click(ClipCutter(trimmed, FORM).clip(0))
+    # The first clip begins with the first whole frame, so both are as early as the cut says.
+    assert np.abs(flashes - clicks).max() < 0.002
+    assert 0 <= clicks[0] - (1.0 - cut) + 1 / 24 < 1 / 24 + 0.002
+
+
+def test_clock_that_wraps_and_recordings_that_were_joined_go_on(make_video: MakeVideo) -> None:
+    wraps = make_video(
+        "wraps.ts", seconds=4.2, events=(0.5, 1.5, 2.5, 3.5), output_ts_offset=str(2**33 / 9e4 - 2)
+    )
+    assert ClipCutter(wraps, FORM).cuts == 2
+    assert_in_sync(wraps)
+    one = make_video("one.ts", seconds=2, events=EVENTS)
+    later = make_video("later.ts", seconds=2.2, events=EVENTS, output_ts_offset="100")
+    joined = one.with_name("joined.ts")
+    joined.write_bytes(one.read_bytes() + later.read_bytes())
+    assert ClipCutter(joined, FORM).cuts == 2
+    assert_in_sync(joined, HALF_A_FRAME)  # the second recording is off the first one's grid
+
+
+def test_late_sound_stays_late_to_the_millisecond(make_video: MakeVideo) -> None:
+    path = make_video("a.mp4", seconds=4, rate=48000, events=(1.0, 2.0))
+    late = remux(path, path.with_name("late.mp4"), lambda p: 0.5 * (p.stream.type == "audio"))
+    flashes, clicks = flash_and_click(ClipCutter(late, FORM).clip(0))
+    assert clicks[0] - flashes[0] == pytest.approx(0.5, abs=0.002)
+
+
+def test_sound_whose_stamps_drift_is_stretched_without_holes(tmp_path: Path) -> None:
+    path = tmp_path / "drift.mkv"
+    events = [t + 0.5 for t in range(20)]
+    with av.open(str(path), "w") as out:
+        video, audio = out.add_stream("libx264", rate=24), out.add_stream("pcm_s16le", rate=16000)
+        video.width = video.height = 64
+        audio.layout = "stereo"
+        for index in range(20 * 24):
+            frame = av.VideoFrame.from_ndarray(picture(index / 24, 64, 64, events), "rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, 24)
+            out.mux(video.encode(frame))
+        out.mux(video.encode(None))
+        # 0.3 % fewer samples than the stamps say: played as they come they would be early.
+        slow = [time * 0.997 for time in events]
+        samples = (sound(20 * 0.997, 16000, 2, slow) + 0.05) * 32767
+        for first in range(0, samples.shape[1], 800):
+            part = np.ascontiguousarray(samples[:, first : first + 800].astype(np.int16).T)
+            wave = av.AudioFrame.from_ndarray(part.reshape(1, -1), "s16", "stereo")
+            wave.rate, wave.pts, wave.time_base = 16000, round(first / 0.997), Fraction(1, 16000)
+            out.mux(audio.encode(wave))
+        out.mux(audio.encode(None))
+    cutter = ClipCutter(path, FORM)
+    for cut in (0, 4, 8):
+        media = cutter.clip(cut)
+        flashes, clicks = flash_and_click(media)
+        assert np.abs(flashes - clicks).max() < 0.003
+        assert media.audio[:, 1000:-1000].min() > -0.9  # the click swings below the offset
+        quiet = np.abs(media.audio[0] - 0.05) < 0.01
+        assert quiet.mean() > 0.9, "silence was filled in"
+
+
+# --- picture ------------------------------------------------------------------------------------
+
+
+def corners(path: Path, form: ClipFormat) -> list[str]:
+    """Colours of the upper corners of the first frame, left and right, and of the lower ones."""
+    frame = ClipCutter(path, form).clip(0).video[0].astype(int)
+    places = [frame[4, 4], frame[4, -5], frame[-5, 4], frame[-5, -5]]
+    return ["red" if p[0] > 150 else "green" if p[1] > 150 else "grey" for p in places]
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mov", "a.mkv"])
+@pytest.mark.parametrize(
+    ("rotation", "wanted"),
+    [
+        (90, ["green", "grey", "red", "grey"]),
+        (180, ["grey", "grey", "green", "red"]),
+        (270, ["grey", "red", "grey", "green"]),
+    ],
+)
+def test_turned_pictures_are_upright_in_every_container(
+    make_video: MakeVideo, name: str, rotation: int, wanted: list[str]
+) -> None:
+    path = make_video(name, size=(64, 128), rotation=rotation, seconds=1.1)
+    form = ClipFormat(128, 64, 1) if rotation % 180 else ClipFormat(64, 128, 1)
+    assert corners(path, form) == wanted
+
+
+def test_mirrored_picture_is_mirrored_back(make_video: MakeVideo) -> None:
+    path = make_video("a.mp4", seconds=1.1)
+    content = path.read_bytes()
+    # The first matrix belongs to the movie, the second to the first track: minus x.
+    plain = bytes.fromhex("00010000" + "00" * 12 + "00010000")
+    first = content.index(plain)
+    second = content.index(plain, first + 1)
+    mirrored = content[:second] + bytes.fromhex("ffff0000") + content[second + 4 :]
+    path.write_bytes(mirrored)
+    assert corners(path, ClipFormat(64, 64, 1)) == ["green", "red", "grey", "grey"]
+
+
+def test_the_default_picture_is_taken_whole(tmp_path: Path) -> None:
+    path = tmp_path / "two.mkv"
+    with av.open(str(path), "w") as out:
+        small, large = (out.add_stream("libx264", rate=24) for _ in range(2))
+        audio = out.add_stream("aac", rate=16000, layout="stereo")
+        for stream, side in ((small, 32), (large, 128)):
+            stream.width = stream.height = side
+        small.disposition, large.disposition = 0, av.stream.Disposition.default
+        for index in range(30):
+            for stream, side in ((small, 32), (large, 128)):
+                frame = av.VideoFrame.from_ndarray(picture(index / 24, side, side, ()), "rgb24")
+                frame.pts, frame.time_base = index, Fraction(1, 24)
+                out.mux(stream.encode(frame))
+        wave = av.AudioFrame.from_ndarray(sound(1.3, 16000, 2, ()), "fltp", "stereo")
+        wave.rate, wave.pts, wave.time_base = 16000, 0, Fraction(1, 16000)
+        out.mux(audio.encode(wave))
+        for stream in (small, large, audio):
+            out.mux(stream.encode(None))
+    info = probe(path)
+    assert (info.height, info.width, info.video_index) == (128, 128, 1)
+    assert corners(path, ClipFormat(128, 128, 1)) == ["red", "green", "grey", "grey"]
+
+
+def test_size_that_changes_on_the_way_fills_the_same_picture(make_video: MakeVideo) -> None:
+    one = make_video("one.ts", seconds=1, size=(64, 96))
+    two = make_video("two.ts", seconds=1.2, size=(128, 192), output_ts_offset="1")
+    joined = one.with_name("joined.ts")
+    joined.write_bytes(one.read_bytes() + two.read_bytes())
+    video = ClipCutter(joined, ClipFormat(64, 96, 2)).clip(0).video
+    first, last = video[2].astype(int), video[-2].astype(int)
+    assert np.abs(first - last).mean() < 6
+
+
+def test_fields_of_interlaced_video_are_one_picture(tmp_path: Path) -> None:
+    path = tmp_path / "fields.mp4"
+
+    def bar(moment: int) -> np.ndarray:
+        frame = np.full((64, 128, 3), 40, np.uint8)
+        frame[:, 4 + 2 * moment : 24 + 2 * moment] = 230
+        return frame
+
+    with av.open(str(path), "w") as out:
+        video = out.add_stream("libx264", rate=25, options={"x264-params": "tff=1", "crf": "10"})
+        audio = out.add_stream("aac", rate=16000, layout="stereo")
+        video.width, video.height = 128, 64
+        for index in range(28):
+            woven = bar(2 * index % 40)
+            woven[1::2] = bar((2 * index + 1) % 40)[1::2]
+            frame = av.VideoFrame.from_ndarray(woven, "rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, 25)
+            out.mux(video.encode(frame))
+        wave = av.AudioFrame.from_ndarray(sound(1.2, 16000, 2, ()), "fltp", "stereo")
+        wave.rate, wave.pts, wave.time_base = 16000, 0, Fraction(1, 16000)
+        out.mux(audio.encode(wave))
+        for stream in (video, audio):
+            out.mux(stream.encode(None))
+    assert probe(path).interlaced
+    clip = ClipCutter(path, ClipFormat(64, 128, 1)).clip(0)
+    edges = [(frame.mean(2) > 135).argmax(1) for frame in clip.video[3:18]]
+    apart = [abs(int(np.median(edge[::2])) - int(np.median(edge[1::2]))) for edge in edges]
+    assert np.median(apart) == 0
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize(("matrix", "number"), [("bt601", 6), ("bt709", 1), ("bt2020", 9)])
+def test_colours_are_read_by_matrix_and_range(
+    tmp_path: Path, matrix: str, number: int, full: bool
+) -> None:
+    from av.video.reformatter import ColorRange, Colorspace
+
+    path = tmp_path / "a.mkv"
+    wanted = np.array([(200, 40, 40), (40, 180, 40), (40, 60, 200), (200, 200, 40)], np.uint8)
+    image = np.repeat(np.repeat(wanted[None], 64, 0), 16, 1)
+    space = {6: Colorspace.ITU601, 1: Colorspace.ITU709, 9: Colorspace.BT2020}[number]
+    coded = ColorRange.JPEG if full else ColorRange.MPEG
+    with av.open(str(path), "w") as out:
+        video = out.add_stream("libx264", rate=24, options={"crf": "4"})
+        audio = out.add_stream("flac", rate=16000, layout="stereo")
+        video.width = video.height = 64
+        video.pix_fmt = "yuv444p"
+        video.codec_context.colorspace, video.codec_context.color_range = number, coded
+        for index in range(26):
+            frame = av.VideoFrame.from_ndarray(image, "rgb24").reformat(
+                format="yuv444p", dst_colorspace=space, dst_color_range=coded
+            )
+            frame.pts, frame.time_base = index, Fraction(1, 24)
+            out.mux(video.encode(frame))
+        wave = av.AudioFrame.from_ndarray(np.zeros((1, 36000), np.int16), "s16", "stereo")
+        wave.rate, wave.pts, wave.time_base = 16000, 0, Fraction(1, 16000)
+        out.mux(audio.encode(wave))
+        for stream in (video, audio):
+            out.mux(stream.encode(None))
+    frame = ClipCutter(path, ClipFormat(64, 64, 1)).clip(0).video[3]
+    found = frame[32, 8::16].astype(int)
+    assert np.abs(found - wanted).max() <= 4
+    assert probe(path).colour == f"{matrix} {'pc' if full else 'tv'}"
+
+
+@pytest.mark.parametrize(
+    ("curve", "signal", "level"),
+    [
+        ("pq", 0.0, 0),
+        ("pq", 0.5081, 190),  # 100 cd/m2 of 203: (100 / 203) ** (1 / 2.4)
+        ("hlg", 0.5, 143),  # 1/12 of the scene's peak, 50.7 cd/m2
+        ("pq", 0.7518, 255),  # 1000 cd/m2
+        ("hlg", 1.0, 255),
+    ],
+)
+def test_grey_of_high_dynamic_range_has_its_place_below_white(
+    curve: str, signal: float, level: int
+) -> None:
+    from av.video.reformatter import Colorspace
+
+    pixels = np.full((1, 1, 3), round(signal * 65535), np.uint16)
+    found = convert(pixels, Colour(Colorspace.BT2020, False, curve, 9, ""))
+    assert np.abs(found.astype(int) - level).max() <= 1
+
+
+# --- sound --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.avi", "a.mkv", "a.mov"])
+def test_two_channels_are_left_and_right_also_where_the_file_names_none(
+    make_video: MakeVideo, name: str
+) -> None:
+    path = make_video(name, audio="pcm_s16le", rate=48000, samples=two_tones(2, 48000))
+    assert tones(path) == pytest.approx(np.diag([0.3, 0.3]), abs=0.003)
+
+
+@pytest.mark.parametrize(
+    ("layout", "gain", "codec"),
+    [
+        ("2.1", 1.0, "pcm_s16le"),
+        ("quad", 1 / (1 + 0.5**0.5), "pcm_s16le"),
+        ("7.1", 1 / (1 + 3 * 0.5**0.5), "pcm_s16le"),
+        ("7.1", 1 / (1 + 3 * 0.5**0.5), "aac"),  # eight planes
+        ("downmix", 1, "pcm_s16le"),
+    ],
+)
+def test_layouts_are_mixed_at_their_stated_gain(
+    make_video: MakeVideo, layout: str, gain: float, codec: str
+) -> None:
+    channels = av.AudioLayout(layout).nb_channels
+    samples = two_tones(channels, 48000)
+    path = make_video("a.mov", audio=codec, rate=48000, layout=layout, samples=samples)
+    assert tones(path) == pytest.approx(0.3 * gain * np.eye(2), abs=0.004)
+
+
+def two_sounds(path: Path, default: int, languages: Sequence[str] = ("eng", "deu")) -> Path:
+    """A file whose first sound is the first tone on both sides, and whose second is the second."""
+    with av.open(str(path), "w") as out:
+        video = out.add_stream("libx264", rate=24)
+        video.width = video.height = 64
+        sounds = [out.add_stream("aac", rate=16000, layout="stereo") for _ in range(2)]
+        for index, stream in enumerate(sounds):
+            stream.metadata["language"] = languages[index]
+            stream.disposition = av.stream.Disposition.default if index == default else 0
+        for index in range(50):
+            frame = av.VideoFrame.from_ndarray(picture(index / 24, 64, 64, ()), "rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, 24)
+            out.mux(video.encode(frame))
+        at = np.arange(34000) / 16000
+        for tone, stream in zip(TONES, sounds, strict=True):
+            samples = np.repeat(0.3 * np.sin(2 * np.pi * tone * at)[None], 2, 0)
+            wave = av.AudioFrame.from_ndarray(samples.astype(np.float32), "fltp", "stereo")
+            wave.rate, wave.pts, wave.time_base = 16000, 0, Fraction(1, 16000)
+            out.mux(stream.encode(wave))
+        for stream in (video, *sounds):
+            out.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.mp4"])
+def test_the_sound_that_players_play_is_taken_and_a_wanted_language_before_it(
+    tmp_path: Path, name: str
+) -> None:
+    path = two_sounds(tmp_path / name, default=1)
+    assert probe(path).audio_index == 2
+    assert tones(path)[:, 1] == pytest.approx([0.3, 0.3], rel=0.05)
+    assert probe(path, "eng").audio_index == 1
+
+
+def test_rate_and_channels_may_change_within_a_track(make_video: MakeVideo) -> None:
+    one = make_video("one.ts", seconds=2, audio="mp2", rate=48000, events=EVENTS)
+    rest = {"audio": "mp2", "events": EVENTS, "output_ts_offset": "2"}
+    for index, how in enumerate(({"rate": 44100}, {"rate": 48000, "layout": "mono"})):
+        two = make_video(f"two{index}.ts", seconds=2.2, **rest, **how)
+        joined = one.with_name(f"joined{index}.ts")
+        joined.write_bytes(one.read_bytes() + two.read_bytes())
+        assert_in_sync(joined, HALF_A_FRAME)
+
+
+# --- one file never ends a stage ----------------------------------------------------------------
+
+
+def _crash() -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def _hang() -> None:
+    time.sleep(1000)
+
+
+def _fail() -> None:
+    raise ValueError("a library's own error\nwith its last line")
+
+
+def test_a_decoder_that_dies_hangs_or_fails_costs_one_file(
+    make_video: MakeVideo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_video("a.mp4", seconds=4.1)
+    with Isolated() as isolated:
+        for function, reason in ((_crash, "decoder crashed"), (_fail, "decoder failed")):
+            with pytest.raises(Rejected) as error:
+                isolated(function)
+            assert error.value.reason == reason
+            assert "\n" not in error.value.detail
+            assert isolated(probe_clips, path, FORM, None)[1] == 2
+        monkeypatch.setattr("omniforcing.media.isolated.PATIENCE", 0.5)
+        with pytest.raises(Rejected) as error:
+            isolated(_hang)
+        assert error.value.reason == "decoder hangs"
+        monkeypatch.undo()
+        assert isolated(probe_clips, path, FORM, None)[1] == 2
