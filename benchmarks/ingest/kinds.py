@@ -230,13 +230,16 @@ def gstreamer(encoders: str, muxer: str) -> Make:
 def _tagged(matrix: str, filters_matrix: str, full: bool = False) -> str:
     levels = "pc" if full else "tv"
     tags = f"-colorspace {matrix} -color_primaries {matrix} -color_trc {matrix}"
-    return f"{X264} {tags} -color_range {levels} {AAC}|{_matrix(filters_matrix, full)}"
+    coder = X264.replace("yuv420p", "yuvj420p") if full else X264
+    return f"{coder} {tags} -color_range {levels} {AAC}|{_matrix(filters_matrix, full)}"
 
 
 def _matrix(name: str, full: bool = False) -> str:
     # Converted to planar 4:4:4 in the same step: a later one would use another matrix.
     levels = "pc" if full else "tv"
-    return f"scale=out_color_matrix={name}:out_range={levels},format=yuv444p,format=yuv420p"
+    planar = "yuvj4{}p" if full else "yuv4{}p"
+    formats = f"format={planar.format(44)},format={planar.format(20)}"
+    return f"scale=out_color_matrix={name}:out_range={levels},{formats}"
 
 
 def _with_filter(text: str) -> Make:
@@ -274,7 +277,7 @@ def kinds() -> list[Kind]:
     add("mpeg4_b.mp4", encoded(f"-c:v mpeg4 -bf 2 -g 50 -q:v 2 {AAC}"))
     add("h264_b.avi", encoded(f"{X264} -bf 3 -c:a pcm_s16le"))
     add("wmv2.wmv", encoded("-c:v wmv2 -q:v 2 -c:a wmav2 -b:a 192k"))
-    add("flv1.flv", encoded("-c:v flv1 -q:v 2 -ar 44100 -c:a libmp3lame -b:a 192k"))
+    add("flv1.flv", encoded("-c:v flv1 -q:v 2 -ar 44100 -c:a libmp3lame -b:a 320k -joint_stereo 0"))
     add("theora.ogv", encoded("-c:v libtheora -q:v 9 -c:a libvorbis -b:a 192k"))
     mpeg2 = "-c:v mpeg2video -q:v 2 -bf 2 -c:a mp2 -b:a 256k"
     for suffix in ("mpg", "ts", "mkv", "vob"):

@@ -303,7 +303,7 @@ class PictureReader:
         early, late = self._next.time - time, time - self._shown.time
         if early <= EPSILON:
             return True
-        return early < late and early <= LOOK_AHEAD + EPSILON
+        return early < late - EPSILON and early <= LOOK_AHEAD + EPSILON
 
     def close(self) -> None:
         """Close the file."""
