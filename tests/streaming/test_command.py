@@ -101,6 +101,7 @@ def test_a_compiled_student_streams_the_same_clip(
     ("changes", "code", "named"),
     [
         ({"prompt": " "}, "streaming.no-prompt", "' '"),
+        ({"prompt": "red " * 31 + "ball"}, "codec.prompt-too-long", "33 tokens"),
         ({"seconds": "-2"}, "streaming.no-time", "-2.0 seconds"),
         ({"seconds": "nan"}, "streaming.no-time", "nan seconds"),
         ({"seconds": "0"}, "streaming.no-time", "0.0 seconds"),
@@ -229,6 +230,17 @@ def test_prompts_change_on_the_way(artifact: Artifact, tmp_path: Path) -> None:
     assert all(alike[:49]) and not any(alike[49:])
 
 
+def test_words_that_the_text_encoder_never_saw_are_told(
+    artifact: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "clip.mp4"
+    later = ["--then", "1", "a blue heron"]
+    assert stream(*options_for(artifact.folder, out, prompt="a red zebra"), *later) == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert ["zebra" in line for line in warnings] == [True, False]
+    assert ["heron" in line for line in warnings] == [False, True]
+
+
 def test_a_stream_begins_with_an_image_or_a_clip(artifact: Artifact, tmp_path: Path) -> None:
     Image.new("RGB", (80, 60), "red").save(tmp_path / "red.png")
     clip, more = tmp_path / "clip.mp4", tmp_path / "more.mp4"
@@ -286,6 +298,7 @@ def test_ctrl_c_ends_an_endless_clip_properly(artifact: Artifact, tmp_path: Path
     [
         (["--then", "soon", "a blue ball"], "option.malformed", "'soon'"),
         (["--then", "1", " "], "streaming.no-prompt", "' '"),
+        (["--then", "1", "red " * 31 + "ball"], "codec.prompt-too-long", "would lose 'ball'"),
         (["--image", "nowhere.png"], "file.unreadable", "nowhere.png"),
         (["--continue", "nowhere.mp4"], "streaming.unreadable-clip", "nowhere.mp4"),
         (["--resume", "nowhere"], "file.missing", "nowhere"),

@@ -89,6 +89,11 @@ def test_empty_prompt_is_refused_at_once(engine: Engine, prompt: str) -> None:
         engine.stream(prompt, 1)
 
 
+def test_a_prompt_that_would_be_cut_is_refused_at_once(engine: Engine) -> None:
+    with refuses("codec.prompt-too-long", "33 tokens", "takes 32", "'ball'"):
+        engine.stream("red " * 31 + "ball", 1)
+
+
 @pytest.mark.parametrize("seconds", [0, -1, math.nan, math.inf, -math.inf, 1e-3])
 def test_impossible_length_is_refused_at_once(engine: Engine, seconds: float) -> None:
     with refuses("streaming.no-time", seconds):

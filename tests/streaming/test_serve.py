@@ -312,6 +312,11 @@ def neighbour(serving: Server) -> Iterator[None]:
         ),
         (json.dumps({"type": "start", "prompt": ""}), "streaming.no-prompt", "''"),
         (
+            json.dumps({"type": "start", "prompt": "ball " * 40}),
+            "codec.prompt-too-long",
+            "41 tokens where the text encoder takes 32",
+        ),
+        (
             json.dumps({"type": "start", "prompt": PROMPT, "seconds": 1e6}),
             "serving.stream-too-long",
             "600",
@@ -330,6 +335,7 @@ def neighbour(serving: Server) -> Iterator[None]:
     ids=[
         "1 MB prompt",
         "empty prompt",
+        "cut prompt",
         "too long",
         "no image",
         "unknown",
@@ -353,6 +359,16 @@ def test_a_bad_message_is_one_error_and_the_session_goes_on(
         assert frames_in(take(client)[0]) == 13
 
 
+def test_words_that_the_text_encoder_never_saw_are_told_and_streamed(serving: Server) -> None:
+    with serving.connect() as client:
+        hear(client, "hello")
+        say(client, "start", prompt="a red zebra", seconds=0.5, paced=False)
+        warning = json.loads(client.recv(timeout=20))
+        assert warning["type"] == "warning" and warning["code"] == "codec.unknown-words"
+        assert "'zebra'" in warning["message"]
+        assert frames_in(take(client)[0]) == 13
+
+
 @pytest.mark.usefixtures("neighbour")
 def test_a_bad_message_while_streaming_is_one_error(serving: Server) -> None:
     with serving.connect() as client:
@@ -363,10 +379,12 @@ def test_a_bad_message_while_streaming_is_one_error(serving: Server) -> None:
             {"type": "start", "prompt": PROMPT},
             {"type": "prompt", "id": 1, "prompt": ""},
         )
+        cut = {"type": "prompt", "id": 2, "prompt": "ball " * 40}
         for data, code in (
             (json.dumps(again), "serving.begun-already"),
             (bytes(10), "serving.late-image"),
             (json.dumps(empty), "streaming.no-prompt"),
+            (json.dumps(cut), "codec.prompt-too-long"),
         ):
             client.send(data)
             with pytest.raises(AssertionError, match=code):

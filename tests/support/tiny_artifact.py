@@ -74,7 +74,7 @@ def make_settings(**changes: object) -> StreamSettings:
 
 def write_parts(student: Path, codec_folder: Path) -> None:
     """Write a student and a codec into their folders, as their stages do."""
-    text = TextConfig(layers=1, hidden=32, heads=2, length=16, registers=8)
+    text = TextConfig(layers=1, hidden=32, heads=2, length=32, registers=8)
     video = VideoCodecConfig(
         latent_channels=8, encoder_channels=[8, 16, 32], decoder_channels=[8, 16, 32]
     )

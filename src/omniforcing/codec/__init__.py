@@ -4,6 +4,7 @@
 - ``codec``: ``Codec`` joins the three; encodes and decodes whole clips
 - ``reach``: how far decoders look ahead; ``Reach``, ``StreamingError``
 - ``streaming``: ``StreamingDecoder`` decodes block by block, on ``stateful`` convolutions
+- ``tokens``: ``PromptTokenizer`` counts a prompt's tokens and names what would be lost
 - ``text``: ``TextEncoder`` turns prompts into text features
 
 Imports ``core`` and ``media``. Must not import the transformer or any room above.

@@ -7,16 +7,14 @@ library saves it. All of it is frozen: features are computed once per caption an
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from omniforcing.codec.config import TextConfig
+from omniforcing.codec.tokens import VOCABULARY, PromptTokenizer, learn_tokenizer
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.latents import TextFeatures
-
-VOCABULARY = 512
 
 
 class TextEncoder(nn.Module):
@@ -25,18 +23,14 @@ class TextEncoder(nn.Module):
     The connectors fill the padding with learned registers, so the features need no mask.
 
     Args:
-        tokenizer: Gemma's tokenizer, padding on the left.
+        prompts: Gemma's tokenizer; prompts are padded on the left to its limit.
         encoder: Gemma's text model.
         connectors: ``LTX2TextConnectors``.
-        length: tokens to which prompts are padded or cut.
     """
 
-    def __init__(
-        self, tokenizer: Any, encoder: nn.Module, connectors: nn.Module, length: int
-    ) -> None:
+    def __init__(self, prompts: PromptTokenizer, encoder: nn.Module, connectors: nn.Module) -> None:
         super().__init__()
-        self.tokenizer, self.encoder, self.connectors = tokenizer, encoder, connectors
-        self.length = length
+        self.prompts, self.encoder, self.connectors = prompts, encoder, connectors
         self.requires_grad_(False)
         self.eval()
 
@@ -48,10 +42,11 @@ class TextEncoder(nn.Module):
             OmniForcingError: if a part is missing or unreadable.
         """
         from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoModel
 
         encoder = folder / ("encoder" if (folder / "encoder").is_dir() else "text_encoder")
-        for part in (folder / "tokenizer", encoder, folder / "connectors"):
+        prompts = PromptTokenizer.load(folder)
+        for part in (encoder, folder / "connectors"):
             if not part.is_dir():
                 raise OmniForcingError(
                     "file.missing",
@@ -59,7 +54,6 @@ class TextEncoder(nn.Module):
                     "holds tokenizer, encoder and connectors",
                 )
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
             gemma = AutoModel.from_pretrained(
                 encoder, local_files_only=True, dtype=torch.float32, use_safetensors=True
             )
@@ -74,8 +68,7 @@ class TextEncoder(nn.Module):
                 "file.unreadable",
                 f"{folder} is not a readable text encoder: {str(error).splitlines()[0]}",
             ) from error
-        tokenizer.padding_side = "left"
-        return cls(tokenizer, gemma, connectors, tokenizer.model_max_length).to(device)
+        return cls(prompts, gemma, connectors).to(device)
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> TextFeatures:
@@ -86,52 +79,24 @@ class TextEncoder(nn.Module):
 
         Returns:
             Features of each modality ``[B, L, D]``.
+
+        Raises:
+            OmniForcingError: if a prompt has more than L tokens, and would be cut.
         """
         device = next(self.encoder.parameters()).device
-        tokens = self.tokenizer(
-            [p.strip() for p in prompts],
-            padding="max_length",
-            max_length=self.length,
-            truncation=True,
-            return_tensors="pt",
-        ).to(device)
+        rows, length = [self.prompts.tokens(p) for p in prompts], self.prompts.limit
+        ids = torch.full((len(rows), length), self.prompts.tokenizer.pad_token_id, device=device)
+        mask = torch.zeros_like(ids)
+        for row, tokens in enumerate(rows):
+            first = length - len(tokens)
+            ids[row, first:], mask[row, first:] = torch.tensor(tokens, device=device), 1
         states: tuple[Tensor, ...] = self.encoder(
-            input_ids=tokens.input_ids,
-            attention_mask=tokens.attention_mask,
-            output_hidden_states=True,
+            input_ids=ids, attention_mask=mask, output_hidden_states=True
         ).hidden_states
         # LTX-2 reads the hidden states of all layers, ``[B, L, D, layers + 1]``, packed per token.
         packed = torch.stack(states, -1).flatten(2, 3)
-        video, audio, _ = self.connectors(packed, tokens.attention_mask, padding_side="left")
+        video, audio, _ = self.connectors(packed, mask, padding_side="left")
         return TextFeatures(video, audio)
-
-
-def _tiny_tokenizer(captions: list[str], length: int) -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    # Byte level, so that any caption in any script has tokens.
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=["<pad>", "<eos>", "<bos>"],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(sorted(set(captions)), trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<bos> $A", special_tokens=[("<bos>", 2)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="<eos>",
-        bos_token="<bos>",
-        model_max_length=length,
-        padding_side="left",
-    )
 
 
 def build_tiny(folder: Path, config: TextConfig, captions: list[str], seed: int) -> None:
@@ -182,6 +147,6 @@ def build_tiny(folder: Path, config: TextConfig, captions: list[str], seed: int)
             rope_type="split",
             **per_stream,
         )
-    _tiny_tokenizer(captions, config.length).save_pretrained(folder / "tokenizer")
+    learn_tokenizer(captions, config.length).save_pretrained(folder / "tokenizer")
     gemma.save_pretrained(folder / "encoder")
     connectors.save_pretrained(folder / "connectors")

@@ -109,6 +109,7 @@ def _table(folder: Path, kind: str, manifest: dict[str, Any], items: list[Item])
     yield f"duration: {seconds} s ({seconds / 3600:.2f} h)"
     yield from _counted("sources", Counter(_source(item.info) for item in items))
     yield from _counted("captions", Counter(item.caption for item in items))
+    yield from _tokens(manifest.get("tokens"))
     yield from _counted("rejects", Counter(manifest.get("reject_counts", {})))
 
 
@@ -117,6 +118,16 @@ def _source(info: dict[str, Any]) -> str:
         return str(info.get("source", "unknown"))
     picture = f"{info['width']}x{info['height']} at {info['fps']:g} fps"
     return f"{picture}, {info['rate']} Hz, {info['channels']} channels"
+
+
+def _tokens(tokens: dict[str, Any] | None) -> Iterator[str]:
+    """Say how the text encoder takes the captions; stage latents counts that."""
+    if tokens is None:
+        return
+    yield f"tokens: {tokens['longest']} in the longest caption of {tokens['limit']} that fit"
+    yield f"captions with unknown words: {tokens['captions_with_unknown_words']}"
+    for word, count in Counter(tokens["unknown_words"]).most_common(SHOWN_CAPTIONS):
+        yield f"{count:>8}  {word[:100]}"
 
 
 def _counted(title: str, counts: Counter[str]) -> Iterator[str]:

@@ -55,7 +55,12 @@ def write_shard(work: Path, name: str, samples: Iterable[dict[str, Any]]) -> Non
 
 
 def commit_shards(
-    work: Path, folder: Path, kind: str, grid: tuple[int, int], shards: Iterable[str]
+    work: Path,
+    folder: Path,
+    kind: str,
+    grid: tuple[int, int],
+    shards: Iterable[str],
+    told: dict[str, Any] | None = None,
 ) -> None:
     """Move finished shards from ``work`` into ``folder`` and write its manifest.
 
@@ -65,6 +70,7 @@ def commit_shards(
         kind: stage: latents or trajectories.
         grid: rows and columns of a video latent.
         shards: names of the shards.
+        told: further entries of the manifest.
 
     Raises:
         OmniForcingError: if a shard is missing; none is moved then.
@@ -80,7 +86,7 @@ def commit_shards(
     for name in shards:
         for suffix in (".tar", ".json"):
             (work / f"{name}{suffix}").replace(folder / f"{name}{suffix}")
-    write_manifest(folder, {"kind": kind, "grid": grid})
+    write_manifest(folder, {"kind": kind, "grid": grid, **(told or {})})
 
 
 def write_text(folder: Path, encoder: TextEncoder, captions: list[str]) -> None:

@@ -192,6 +192,10 @@ SERVER: dict[str, Declared] = {
             "bytes": Field(int, "of its media"),
         },
     ),
+    "warning": Declared(
+        "a prompt is taken, but has words that the text encoder never saw",
+        {"code": Field(str, "kind of warning"), "message": Field(str, "a sentence for people")},
+    ),
     "received": Declared("a prompt was understood", {"id": _NUMBER}),
     "applied": Declared(
         "a prompt took effect",

@@ -191,10 +191,25 @@ class Session:
             if event.get("bytes") is not None:
                 await self._take_image(event["bytes"])
                 return None
-            return parse(event["text"], self._service.limits)
+            message = parse(event["text"], self._service.limits)
+            await self._check_words(message)
+            return message
         except OmniForcingError as error:
             await self._answer_mistake(error)
             return None
+
+    async def _check_words(self, message: Message) -> None:
+        """Refuse a prompt that would be cut, and warn of words that the text encoder never saw."""
+        if isinstance(message, Start):
+            prompt = message.request.prompt
+        elif isinstance(message, Steer):
+            prompt = message.prompt
+        else:
+            return
+        count = await self._in_thread(self._service.engine.count_tokens, prompt)
+        count.refuse_cut()
+        if count.unknown:
+            await self._send_json("warning", code="codec.unknown-words", message=count.doubt)
 
     async def _take_image(self, data: bytes) -> None:
         if self._stream is not None:

@@ -244,6 +244,18 @@ def _check(options: StreamOptions) -> None:
         check_prompt(prompt)
 
 
+def _check_words(engine: Engine, options: StreamOptions) -> None:
+    """Refuse prompts that would be cut, and warn of words that the text encoder never saw."""
+    later = [prompt for _, prompt in options.then]
+    for prompt in [options.prompt, *later]:
+        if prompt is None:
+            continue
+        count = engine.count_tokens(prompt)
+        count.refuse_cut()
+        if count.unknown:
+            print(f"warning: {count.doubt}", file=sys.stderr)
+
+
 def _begin(engine: Engine, options: StreamOptions) -> Stream:
     seconds = None if options.endless else options.seconds
     if options.resume:
@@ -281,6 +293,7 @@ def stream_clip(options: StreamOptions) -> None:
     """
     _check(options)
     engine = open_engine(options.engine)
+    _check_words(engine, options)
     with _begin(engine, options) as stream:
         for seconds, prompt in options.then:
             stream.steer(prompt, at=engine.block_at(seconds), rewrite=options.rewrite)

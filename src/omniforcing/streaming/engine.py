@@ -13,6 +13,7 @@ from omniforcing.codec.codec import Codec
 from omniforcing.codec.reach import vocoder_reach
 from omniforcing.codec.streaming import StreamingDecoder
 from omniforcing.codec.text import TextEncoder
+from omniforcing.codec.tokens import TokenCount
 from omniforcing.core.files import folder_digest
 from omniforcing.core.latents import TextFeatures
 from omniforcing.core.layout import FPS
@@ -119,6 +120,7 @@ class Engine:
         Raises:
             RequestError: if the prompt is empty, the length is not positive and finite, or the seed
                 is out of range.
+            OmniForcingError: if the text encoder would cut the prompt.
         """
         asked, request = time.perf_counter(), Request(prompt, seconds, seed)
         generation = Generation(self._starter(seed), self._encode(prompt), opening)
@@ -156,6 +158,10 @@ class Engine:
             for block in self._rollout.table
             if block.frames.start > seconds * FPS - 1e-9
         )
+
+    def count_tokens(self, prompt: str) -> TokenCount:
+        """Count the tokens of a prompt, and name what of it would be cut or is not understood."""
+        return self.text_encoder.prompts.count(prompt)
 
     def image(self, data: bytes) -> Opening:
         """Read a first frame from the content of an image file.

@@ -164,6 +164,7 @@ class Stream:
 
         Raises:
             RequestError: if the prompt is empty.
+            OmniForcingError: if the text encoder would cut the prompt.
         """
         check_prompt(prompt)
         text = self.parts.encode(prompt)

@@ -15,9 +15,11 @@ from omniforcing.codec.codec import DESCRIPTION, Codec
 from omniforcing.codec.config import Source
 from omniforcing.codec.networks import load_parts, video_folder
 from omniforcing.codec.text import build_tiny
+from omniforcing.codec.tokens import PromptTokenizer, learn_tokenizer
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import atomic_dir, atomic_write, write_json
 from omniforcing.core.latents import Pair
+from omniforcing.data.encode import survey_captions
 from omniforcing.data.memory import clips_of
 from omniforcing.data.shards import read_raw
 from omniforcing.data.sources import HELDOUT, TRAIN
@@ -55,8 +57,15 @@ def train(stage: Stage, folder: Path) -> Path:
 
     Returns:
         File of the training curves.
+
+    Raises:
+        OmniForcingError: if too many captions have more than ``codec.text.length`` tokens.
     """
     config, shards = stage.config, stage.input("shards")
+    captions = [raw["txt"].decode() for _, raw in read_raw(shards)]
+    # Before the training, which may take a day: stage latents would find the same afterwards.
+    tokenizer = PromptTokenizer(learn_tokenizer(captions, config.codec.text.length))
+    survey_captions(shards, tokenizer, config.clips.max_reject_share)
     train_parts(stage, shards)
     codec = Codec(*load_parts(stage.work), config.clips.height, config.clips.width)
     # Weights are stored in half precision: round them before statistics and measures, so that
@@ -64,7 +73,6 @@ def train(stage: Stage, folder: Path) -> Path:
     codec.half().float().to(config.trainer.device)
     codec.normalise_by(latent_means(codec, clips_of(shards, TRAIN, STATISTICS_CLIPS)))
     codec.save(folder, torch.float16)
-    captions = [raw["txt"].decode() for _, raw in read_raw(shards)]
     build_tiny(folder / "text", config.codec.text, captions, config.seed)
     return merge_curves(stage.work, stage.work / CURVES)
 

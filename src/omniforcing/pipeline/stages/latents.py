@@ -9,7 +9,10 @@ from omniforcing.pipeline.stage import Stage
 
 
 def run(stage: Stage) -> None:
-    """Encode the shards, check the counts and publish the latents."""
+    """Encode the shards, check the counts and publish the latents.
+
+    Clips whose caption the text encoder would cut are left out and counted in the manifest.
+    """
     codec, device = stage.input("codec"), worker_device(stage.config)
     with stage.publish() as folder, shard_runner(stage) as runner:
         counts = encode_shards(
@@ -19,6 +22,7 @@ def run(stage: Stage) -> None:
             codec,
             device,
             stage.config.latents.batch,
+            stage.config.clips.max_reject_share,
             runner,
         )
     stage.write_metrics(counts)
