@@ -152,7 +152,7 @@ def test_each_reject_is_counted_with_its_reason(
             "data.malformed-captions",
             "line 2",
         ),
-        ("captions.csv", b"name,text\none.mp4,x\n", "data.malformed-captions", "name,text"),
+        ("captions.csv", b"name,text\none.mp4,x\n", "data.malformed-captions", "'name', 'text'"),
         ("captions.csv", b'video,caption\none.mp4,"x\n', "data.malformed-captions", "line 1"),
         ("captions.csv", b"video,caption\none.mp4\n", "data.malformed-captions", "line 2"),
         ("captions.json", b"\xff\xfe\x00", "file.unreadable", "UTF-8"),

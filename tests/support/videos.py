@@ -68,6 +68,7 @@ def write_video(
     ``audio=None`` leaves the sound out.
     """
     with av.open(str(path), "w", options=options) as out:
+        out.metadata["title"] = Path(path).name  # no two videos have the same bytes
         if video:
             stream = out.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
             stream.width, stream.height, stream.pix_fmt = size[1], size[0], pixels

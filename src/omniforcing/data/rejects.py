@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,9 +10,22 @@ from typing import Any
 from omniforcing.core.errors import OmniForcingError
 
 
+def printable(text: str) -> str:
+    r"""Write the bytes of a name that is not UTF-8 as ``\xe9``, so that any file can hold it."""
+    return re.sub("[\ud800-\udfff]", lambda found: _escaped(ord(found[0])), text)
+
+
+def _escaped(surrogate: int) -> str:
+    # Python reads a byte that is not UTF-8 as 0xDC00 + byte (PEP 383).
+    is_byte = 0xDC80 <= surrogate <= 0xDCFF
+    return f"\\x{surrogate - 0xDC00:02x}" if is_byte else f"\\u{surrogate:04x}"
+
+
 @dataclass(frozen=True)
 class Reject:
     """A file or clip that was left out.
+
+    Bytes of its name that are not UTF-8 are written as ``printable`` writes them.
 
     Attributes:
         name: name of the file.
@@ -24,6 +38,10 @@ class Reject:
     start: float | None
     reason: str
     detail: str
+
+    def __post_init__(self) -> None:
+        for name in ("name", "detail"):
+            object.__setattr__(self, name, printable(getattr(self, name)))
 
 
 def summary(rejects: list[Reject]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,12 +17,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.errors import OmniForcingError, did_you_mean
 from omniforcing.core.files import write_manifest, writing
 from omniforcing.core.latents import Pair
-from omniforcing.data.captions import Captions, find_captions, missing_videos, same_name
+from omniforcing.data.captions import BESIDE, find_captions, missing_videos, same_name
 from omniforcing.data.config import ClipsConfig
-from omniforcing.data.rejects import Reject, refuse_share, summary
+from omniforcing.data.duplicates import copies
+from omniforcing.data.rejects import Reject, printable, refuse_share, summary
 from omniforcing.media.files import encode_mp4
 from omniforcing.media.isolated import Isolated, probe_clips
 from omniforcing.media.probe import MediaInfo, Rejected
@@ -30,26 +32,25 @@ from omniforcing.pocket.synthetic import make_clip
 CLIPS = "clips.jsonl"
 # duets: clips of two balls, held out from training like heldout.
 TRAIN, HELDOUT, DUETS = SPLITS = ("train", "heldout", "duets")
-VIDEO_SUFFIXES = {
-    ".mp4",
-    ".mov",
-    ".m4v",
-    ".mkv",
-    ".webm",
-    ".avi",
-    ".mpg",
-    ".mpeg",
-    ".ts",
-    ".mts",
-    ".flv",
-    ".wmv",
-    ".3gp",
-}
+# fmt: off
+VIDEO_SUFFIXES = frozenset({
+    ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".m1v", ".m2t", ".m2ts", ".m2v",
+    ".m4v", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mpv", ".mts", ".mxf", ".nut", ".ogm",
+    ".ogv", ".qt", ".rm", ".rmvb", ".tod", ".trp", ".ts", ".vob", ".webm", ".wmv", ".wtv",
+})
+# Files that lie beside videos and pictures, and have no caption of their own.
+OTHER_SUFFIXES = frozenset({
+    ".ass", ".bmp", ".caption", ".csv", ".gif", ".html", ".jpeg", ".jpg", ".json", ".jsonl", ".log",
+    ".md", ".nfo", ".npy", ".npz", ".part", ".pdf", ".png", ".pt", ".py", ".safetensors", ".sh",
+    ".srt", ".tar", ".toml", ".tsv", ".txt", ".vtt", ".webp", ".xml", ".yaml", ".yml", ".zip",
+})
+# fmt: on
 # Stage shards encodes synthetic clips a second time. Nearly lossless here, so that the shards' CRF
 # alone decides the quality.
 SYNTHETIC_CRF = 4
 # Largest share of a folder that is held out: a small one cannot spare clips.heldout clips.
 MOST_HELDOUT = 0.25
+MOST_NEAR_NAMES = 20  # captions without a video for which a near name is looked for
 
 
 @dataclass(frozen=True)
@@ -99,15 +100,19 @@ def write_clips(clips: ClipsConfig, seed: int, folder: Path) -> dict[str, Any]:
     else:
         entries = _hold_out(list(_folder(clips, rejects)), clips.heldout)
     refuse_share(rejects, len(entries), clips.max_reject_share, f"videos of {clips.folder}")
-    lines = (
-        json.dumps(asdict(entry), ensure_ascii=False, sort_keys=True) + "\n" for entry in entries
-    )
+    lines = (_line(entry) for entry in entries)
     with writing(folder / CLIPS):
         (folder / CLIPS).write_text("".join(lines), encoding="utf-8")
         counts = {split: sum(e.cuts for e in entries if e.split == split) for split in SPLITS}
         found = {"kind": "clips", "clips": counts, "sources": len(entries), **summary(rejects)}
         write_manifest(folder, found)
     return found
+
+
+def _line(entry: Entry) -> str:
+    """Write an entry as a line of JSON; bytes of its path that are not UTF-8 are escaped."""
+    text = json.dumps(asdict(entry), ensure_ascii=False, sort_keys=True)
+    return re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
 
 
 def read_clips(folder: Path) -> list[Entry]:
@@ -120,7 +125,9 @@ def read_clips(folder: Path) -> list[Entry]:
     if not path.is_file():
         raise OmniForcingError("file.missing", f"{path} is missing; run the stage clips")
     entries = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    # Not ``splitlines``, which would also split at U+2028 and its kin within names.
+    text = path.read_text(encoding="utf-8").removesuffix("\n")
+    for number, line in enumerate(text.split("\n") if text else [], start=1):
         try:
             entry = Entry(**json.loads(line))
         except (ValueError, TypeError) as error:
@@ -167,26 +174,15 @@ def _folder(clips: ClipsConfig, rejects: list[Reject]) -> Iterator[Entry]:
             "file.not-a-folder",
             f"{folder} is not a folder; set clips.folder to the folder that holds your videos",
         )
-    captions = find_captions(folder, clips.captions)
-    names = _videos(folder, captions)
-    if not names:
-        raise OmniForcingError(
-            "data.no-clips",
-            f"{folder} holds no video ({', '.join(sorted(VIDEO_SUFFIXES))}); correct clips.folder",
-        )
+    captioned = _captioned(folder, clips.captions, rejects)
     with Isolated() as isolated:
-        for name in tqdm(names, "probing", unit="file"):
+        for name, caption in tqdm(captioned, "probing", unit="file"):
             try:
-                caption = captions.of(folder, name)
                 found = isolated(probe_clips, folder / name, clips.form, clips.language)
                 _refuse_unwanted(found[0], clips)
                 yield _entry(folder, name, caption, found)
             except Rejected as error:
                 rejects.append(Reject(name, None, error.reason, error.detail))
-    for name in missing_videos(captions, names):
-        rejects.append(
-            Reject(name, None, "caption for a missing video", f"{folder / name} does not exist")
-        )
 
 
 def _refuse_unwanted(info: MediaInfo, clips: ClipsConfig) -> None:
@@ -202,7 +198,7 @@ def _entry(folder: Path, name: str, caption: str, found: tuple[MediaInfo, int]) 
     path = folder / name
     provenance = {
         "source": "file",
-        "name": name,
+        "name": printable(name),
         "bytes": path.stat().st_size,
         "fps": round(info.fps, 3),
         "height": info.height,
@@ -214,17 +210,95 @@ def _entry(folder: Path, name: str, caption: str, found: tuple[MediaInfo, int]) 
     return Entry(str(path), caption, TRAIN, cuts, provenance)
 
 
-def _videos(folder: Path, captions: Captions) -> list[str]:
-    """List files below ``folder`` with a video's suffix or a caption, sorted, none hidden."""
-    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    names = (
-        path.as_posix() for path in files if not any(part.startswith(".") for part in path.parts)
-    )
-    return sorted(
-        n
-        for n in names
-        if Path(n).suffix.lower() in VIDEO_SUFFIXES or same_name(n) in captions.texts
-    )
+def _captioned(
+    folder: Path, caption_file: str | None, rejects: list[Reject]
+) -> list[tuple[str, str]]:
+    """List name and caption of the videos below a folder, each content once.
+
+    Rejects are added to ``rejects``: videos without a usable caption, second copies, captions
+    without a video, and what cannot be a video.
+
+    Raises:
+        OmniForcingError: if there is no video, or the captions cannot be read.
+    """
+    captions = find_captions(folder, caption_file)
+    files = _files(folder, rejects)
+    videos = [name for name in files if Path(name).suffix.lower() in VIDEO_SUFFIXES]
+    captions.match(folder, videos, files)
+    # A file that the captions name is taken for a video whatever its suffix.
+    others = [name for name in files if same_name(name) in captions.texts]
+    names = sorted({*videos, *others})
+    if not names:
+        raise OmniForcingError(
+            "data.no-clips",
+            f"{folder} holds no video ({', '.join(sorted(VIDEO_SUFFIXES))}); correct clips.folder",
+        )
+    rejects += _unknown_suffixes(files, names)
+    found: dict[str, str] = {}
+    for name in names:
+        try:
+            found[name] = captions.of(folder, name)
+        except Rejected as error:
+            rejects.append(Reject(name, None, error.reason, error.detail))
+    for name, first in copies(folder, found).items():
+        del found[name]
+        rejects.append(Reject(name, None, "duplicate", f"it has the same bytes as {first}"))
+    for number, name in enumerate(missing_videos(captions, names)):
+        # Looking for a near name among thousands takes a while.
+        near = did_you_mean(name, names) if number < MOST_NEAR_NAMES else ""
+        detail = f"{folder / name} does not exist{near}"
+        rejects.append(Reject(name, None, "caption for a missing video", detail))
+    return list(found.items())
+
+
+def _files(folder: Path, rejects: list[Reject]) -> list[str]:
+    """List the names of all files below a folder, sorted, none hidden.
+
+    Links to folders are followed, but no folder is listed twice: first come the folders that lie
+    there, so that a link back into them, or a circle of links, adds nothing.
+    """
+    names: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    # Folders to list: those that lie there, and those behind links.
+    lying, linked = [folder], list[Path]()
+    while lying or linked:
+        place = lying.pop() if lying else linked.pop(0)
+        try:
+            status = place.stat()
+            entries = sorted(place.iterdir())
+        except OSError as error:
+            name = place.relative_to(folder).as_posix()
+            rejects.append(Reject(name, None, "unreadable folder", error.strerror or str(error)))
+            continue
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for path in entries:
+            if path.name.startswith("."):
+                continue
+            name = path.relative_to(folder).as_posix()
+            if path.is_dir():
+                (linked if path.is_symlink() else lying).append(path)
+            elif path.is_file():
+                names.append(name)
+            elif path.suffix.lower() in VIDEO_SUFFIXES:
+                what = "a link to nothing" if path.is_symlink() else "a pipe or a device"
+                rejects.append(Reject(name, None, "no file", f"it is {what}"))
+    return sorted(names)
+
+
+def _unknown_suffixes(files: list[str], names: list[str]) -> Iterator[Reject]:
+    """Yield files that have a caption beside them but no suffix of a video."""
+    captioned = {Path(n).with_suffix("") for n in files if Path(n).suffix.lower() in BESIDE}
+    captioned -= {Path(name).with_suffix("") for name in names}
+    for path in map(Path, files):
+        suffix = path.suffix.lower()
+        if path.with_suffix("") in captioned and suffix not in OTHER_SUFFIXES:
+            what = f"{suffix} is no suffix of a video" if suffix else "it has no suffix"
+            detail = (
+                f"a caption lies beside it, but {what}; rename it, or name it in a caption file"
+            )
+            yield Reject(path.as_posix(), None, "unknown suffix", detail)
 
 
 def _hold_out(entries: list[Entry], heldout: int) -> list[Entry]:
