@@ -59,4 +59,4 @@ def test_a_clip_whose_caption_would_be_cut_is_rejected_and_counted(
     stored = TextTable.load(latents).captions
     assert list(stored) == ["", "a blue ball rolls", "a red ball bounces", "a zebra"]
     table = inspect_folder(latents)
-    assert "caption too long" in table and "zebra" in table and "of 32" in table
+    assert "caption too long" in table and "zebra" in table and "of the 32" in table

@@ -124,7 +124,8 @@ def _tokens(tokens: dict[str, Any] | None) -> Iterator[str]:
     """Say how the text encoder takes the captions; stage latents counts that."""
     if tokens is None:
         return
-    yield f"tokens: {tokens['longest']} in the longest caption of {tokens['limit']} that fit"
+    longest, limit = tokens["longest"], tokens["limit"]
+    yield f"longest caption: {longest} of the {limit} tokens that the text encoder takes"
     yield f"captions with unknown words: {tokens['captions_with_unknown_words']}"
     for word, count in Counter(tokens["unknown_words"]).most_common(SHOWN_CAPTIONS):
         yield f"{count:>8}  {word[:100]}"
