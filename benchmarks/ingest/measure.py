@@ -30,11 +30,14 @@ def measure(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     Returns:
         ``reject`` with a reason, or the figures of the table.
     """
-    from omniforcing.media.conform import ClipCutter, ClipFormat  # type: ignore[attr-defined]
-
+    try:
+        from omniforcing.media.reading import conform
+    except ModuleNotFoundError:  # an older checkout
+        from omniforcing.media import conform  # type: ignore[attr-defined, no-redef]
+    form = conform.ClipFormat(wanted["height"], wanted["width"], SECONDS)  # type: ignore[attr-defined]
     begun = time.perf_counter()
     try:
-        cutter = ClipCutter(path, ClipFormat(wanted["height"], wanted["width"], SECONDS))
+        cutter = conform.ClipCutter(path, form)
         clips = [cutter.clip(cut) for cut in range(cutter.cuts)]
     except Exception as error:
         kind = getattr(error, "reason", None)

@@ -10,7 +10,7 @@ from omniforcing.data.inspect import inspect_folder
 from omniforcing.data.shards import plan_shards, publish_shards, write_shards
 from omniforcing.data.sources import Entry
 from omniforcing.data.tensors import TextTable
-from omniforcing.media.conform import ClipFormat
+from omniforcing.media.reading.conform import ClipFormat
 from tests.support.refusals import refuses
 from tests.support.tiny_artifact import write_parts
 from tests.support.videos import MakeVideo

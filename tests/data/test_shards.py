@@ -170,7 +170,7 @@ import sys, time
 from pathlib import Path
 from omniforcing.data import shards, sources
 from omniforcing.media.format import ClipFormat
-from omniforcing.media.isolated import Isolated
+from omniforcing.media.reading.isolated import Isolated
 class Slow(Isolated):
     def __call__(self, *arguments, **options):
         time.sleep(0.1)

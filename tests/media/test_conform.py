@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from omniforcing.core.latents import Pair
-from omniforcing.media.conform import ClipCutter
 from omniforcing.media.format import ClipFormat
-from omniforcing.media.pictures import PictureReader
-from omniforcing.media.probe import Rejected, probe
+from omniforcing.media.reading.conform import ClipCutter
+from omniforcing.media.reading.pictures import PictureReader
+from omniforcing.media.reading.probe import Rejected, probe
 from tests.support.videos import MakeVideo
 
 pytestmark = pytest.mark.extended

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from omniforcing.core.latents import Pair
-from omniforcing.media.conform import ClipCutter
 from omniforcing.media.files import encode_mp4, read_mp4, write_mp4
 from omniforcing.media.format import ClipFormat
-from omniforcing.media.probe import Rejected, probe
-from omniforcing.media.sound import read_sound
+from omniforcing.media.reading.conform import ClipCutter
+from omniforcing.media.reading.probe import Rejected, probe
+from omniforcing.media.reading.sound import read_sound
 from omniforcing.pocket.synthetic import make_clip
 from tests.support.refusals import refuses
 from tests.support.videos import MakeVideo

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from omniforcing.core.latents import Pair
-from omniforcing.media.colour import Colour, convert
-from omniforcing.media.conform import ClipCutter
 from omniforcing.media.format import ClipFormat
-from omniforcing.media.isolated import Isolated, probe_clips
-from omniforcing.media.probe import Rejected, probe
-from omniforcing.media.sound import read_sound
+from omniforcing.media.reading.colour import Colour, convert
+from omniforcing.media.reading.conform import ClipCutter
+from omniforcing.media.reading.isolated import Isolated
+from omniforcing.media.reading.probe import Rejected, probe
+from omniforcing.media.reading.sound import read_sound
 from tests.support.videos import MakeVideo, picture, sound
 
 pytestmark = pytest.mark.extended
@@ -392,15 +392,20 @@ def test_the_sound_that_players_play_is_taken_and_a_wanted_language_before_it(
 
 def test_rate_and_channels_may_change_within_a_track(make_video: MakeVideo) -> None:
     one = make_video("one.ts", seconds=2, audio="mp2", rate=48000, events=EVENTS)
-    rest = {"audio": "mp2", "events": EVENTS, "output_ts_offset": "2"}
-    for index, how in enumerate(({"rate": 44100}, {"rate": 48000, "layout": "mono"})):
-        two = make_video(f"two{index}.ts", seconds=2.2, **rest, **how)
+    changes: list[dict[str, Any]] = [{"rate": 44100}, {"rate": 48000, "layout": "mono"}]
+    for index, how in enumerate(changes):
+        how |= {"audio": "mp2", "events": EVENTS, "output_ts_offset": "2"}
+        two = make_video(f"two{index}.ts", seconds=2.2, **how)
         joined = one.with_name(f"joined{index}.ts")
         joined.write_bytes(one.read_bytes() + two.read_bytes())
         assert_in_sync(joined, HALF_A_FRAME)
 
 
 # --- one file never ends a stage ----------------------------------------------------------------
+
+
+def _cuts(path: Path) -> int:
+    return ClipCutter(path, FORM).cuts
 
 
 def _crash() -> None:
@@ -425,10 +430,10 @@ def test_a_decoder_that_dies_hangs_or_fails_costs_one_file(
                 isolated(function)
             assert error.value.reason == reason
             assert "\n" not in error.value.detail
-            assert isolated(probe_clips, path, FORM, None)[1] == 2
-        monkeypatch.setattr("omniforcing.media.isolated.PATIENCE", 0.5)
+            assert isolated(_cuts, path) == 2
+        monkeypatch.setattr("omniforcing.media.reading.isolated.PATIENCE", 0.5)
         with pytest.raises(Rejected) as error:
             isolated(_hang)
         assert error.value.reason == "decoder hangs"
         monkeypatch.undo()
-        assert isolated(probe_clips, path, FORM, None)[1] == 2
+        assert isolated(_cuts, path) == 2

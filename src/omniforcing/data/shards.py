@@ -8,29 +8,37 @@ no index.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from omniforcing.core.config import digest
 from omniforcing.core.files import FileError, write_manifest, writing
 from omniforcing.core.latents import Pair
 from omniforcing.core.layout import clip_frames, clip_samples
+from omniforcing.data.duplicates import ClipHash, NearPair, clip_hash, near_pairs
 from omniforcing.data.rejects import Reject, refuse_share, summary
-from omniforcing.data.sources import SPLITS, Entry
+from omniforcing.data.sources import SPLITS, TRAIN, Entry
 from omniforcing.data.tars import SCHEMA, indices, read_index, read_tar, require_kind, write_tar
 from omniforcing.data.work import Done, Runner, in_process
-from omniforcing.media.files import read_mp4
+from omniforcing.media.files import encode_mp4, read_mp4
 from omniforcing.media.format import ClipFormat
-from omniforcing.media.isolated import CutClip, Isolated, cut_clip
-from omniforcing.media.probe import Rejected
+from omniforcing.media.reading.conform import cutter_of
+from omniforcing.media.reading.isolated import Isolated
+from omniforcing.media.reading.probe import Rejected
 
 MEMBERS = frozenset({"mp4", "txt", "json"})
 CRF = 14  # x264 quality, 0 (best) to 51: no loss that a codec of this size could show
+
+
+# A clip is silent if its largest sample lies below this, faint if its root mean square does; in dB.
+SILENT, FAINT = -80.0, -50.0
 
 
 @dataclass(frozen=True)
@@ -123,6 +131,42 @@ def write_shards(plans: list[ShardPlan], work: Path, run: Runner = in_process) -
 
 
 @dataclass(frozen=True)
+class CutClip:
+    """A conformed and encoded clip.
+
+    Attributes:
+        start: time of its first frame in seconds on the clock of its file.
+        content: the clip as ``encode_mp4`` encodes it.
+        loudness: ``silent``, ``faint`` or ``heard``.
+        looks: its ``ClipHash`` as text.
+    """
+
+    start: float
+    content: bytes
+    loudness: str
+    looks: str
+
+
+def cut_clip(path: Path, form: ClipFormat, language: str | None, cut: int) -> CutClip:
+    """Cut, conform and encode a clip. Cuts of one file are best asked for in order.
+
+    Raises:
+        Rejected: as ``ClipCutter`` and its ``clip``.
+    """
+    cutter = cutter_of(path, form, language)
+    media = cutter.clip(cut)
+    peak = _decibels(float(np.abs(media.audio).max(initial=0.0)))
+    level = _decibels(float(np.sqrt(np.square(media.audio, dtype=np.float64).mean())))
+    loudness = "silent" if peak < SILENT else "faint" if level < FAINT else "heard"
+    looks = clip_hash(media.video).to_text()
+    return CutClip(cutter.start(cut), encode_mp4(media, CRF), loudness, looks)
+
+
+def _decibels(amplitude: float) -> float:
+    return 20 * float(np.log10(max(amplitude, 1e-6)))
+
+
+@dataclass(frozen=True)
 class Packer:
     """Worker that writes planned shards into ``work``, and decodes in a process of its own."""
 
@@ -133,25 +177,24 @@ class Packer:
         if not _is_done(plan, self.work):
             rejects: list[dict[str, Any]] = []
             loudness = {"silent": 0, "faint": 0}
+            looks: dict[str, str] = {}
             extra = {
                 "split": plan.split,
                 "plan": plan.digest,
                 "rejects": rejects,
                 "loudness": loudness,
+                "looks": looks,
             }
-            write_tar(_tar(self.work, plan), self._samples(plan, rejects, loudness, done), extra)
+            write_tar(_tar(self.work, plan), self._samples(plan, extra, done), extra)
 
     def _samples(
-        self,
-        plan: ShardPlan,
-        rejects: list[dict[str, Any]],
-        loudness: dict[str, int],
-        done: Done,
+        self, plan: ShardPlan, extra: dict[str, Any], done: Done
     ) -> Iterator[dict[str, Any]]:
+        rejects, loudness = extra["rejects"], extra["loudness"]
         # Cuts of a file follow each other, so the file is opened and its sound decoded only once.
         for cut in plan.cuts:
             begin = float(cut.cut * plan.form.seconds)
-            place = Path(cut.entry.path), plan.form, plan.language, cut.cut, CRF
+            place = Path(cut.entry.path), plan.form, plan.language, cut.cut
             try:
                 clip = self.isolated(cut_clip, *place, media_seconds=begin + plan.form.seconds)
             except Rejected as error:
@@ -160,6 +203,9 @@ class Packer:
             else:
                 if clip.loudness in loudness:
                     loudness[clip.loudness] += 1
+                # Synthetic clips may rightly look alike.
+                if cut.entry.provenance["source"] != "synthetic":
+                    extra["looks"][cut.key] = clip.looks
                 yield _sample(plan, cut, clip)
             done(1)
 
@@ -216,13 +262,37 @@ def publish_shards(
         for level in ("silent", "faint")
     }
     refuse_share(rejects, sum(clips.values()), max_reject_share, "clips")
+    near = [asdict(pair) for pair in _near_pairs(list(made.values()))]
+    if near:
+        first = near[0]
+        print(
+            f"{len(near)} held-out clips look like training clips, first {first['heldout']} like "
+            f"{first['train']}: see near_duplicates in {folder / 'manifest.json'}",
+            file=sys.stderr,
+        )
     with writing(folder):
         for path in made:
             for file in (path, path.with_suffix(".json")):
                 file.replace(folder / file.name)
-        found = {"kind": "shards", "clips": clips, "loudness": loudness, **summary(rejects)}
+        found = {
+            "kind": "shards",
+            "clips": clips,
+            "loudness": loudness,
+            "near_duplicates": near,
+            **summary(rejects),
+        }
         write_manifest(folder, {**found, "form": asdict(plans[0].form)})
     return found
+
+
+def _near_pairs(made: list[dict[str, Any]]) -> list[NearPair]:
+    """Find held-out clips that look like training clips, in the indices of all shards."""
+    train: dict[str, ClipHash] = {}
+    heldout: dict[str, ClipHash] = {}
+    for index in made:
+        side = train if index["split"] == TRAIN else heldout
+        side |= {key: ClipHash.from_text(text) for key, text in index["looks"].items()}
+    return near_pairs(train, heldout)
 
 
 def read_shards(folder: Path, split: str | None = None) -> Iterator[dict[str, Any]]:

@@ -25,8 +25,10 @@ from omniforcing.data.config import ClipsConfig
 from omniforcing.data.duplicates import copies
 from omniforcing.data.rejects import Reject, printable, refuse_share, summary
 from omniforcing.media.files import encode_mp4
-from omniforcing.media.isolated import Isolated, probe_clips
-from omniforcing.media.probe import MediaInfo, Rejected
+from omniforcing.media.format import ClipFormat
+from omniforcing.media.reading.conform import cutter_of
+from omniforcing.media.reading.isolated import Isolated
+from omniforcing.media.reading.probe import MediaInfo, Rejected
 from omniforcing.pocket.synthetic import make_clip
 
 CLIPS = "clips.jsonl"
@@ -183,6 +185,16 @@ def _folder(clips: ClipsConfig, rejects: list[Reject]) -> Iterator[Entry]:
                 yield _entry(folder, name, caption, found)
             except Rejected as error:
                 rejects.append(Reject(name, None, error.reason, error.detail))
+
+
+def probe_clips(path: Path, form: ClipFormat, language: str | None) -> tuple[MediaInfo, int]:
+    """Return the properties of a file and the number of clips that it holds.
+
+    Raises:
+        Rejected: as ``ClipCutter``.
+    """
+    cutter = cutter_of(path, form, language)
+    return cutter.info, cutter.cuts
 
 
 def _refuse_unwanted(info: MediaInfo, clips: ClipsConfig) -> None:

@@ -2,9 +2,9 @@
 
 Works on arrays: frames uint8 ``[T, H, W, 3]`` and samples float32 ``[2, N]``.
 
-- ``probe``: ``probe`` reads the properties of a file, ``Rejected`` says why one cannot be used
-- ``files``: ``read_video``, ``read_audio``, ``read_mp4``, ``write_mp4``
-- ``conform``: ``ClipCutter`` cuts any video into clips of one ``ClipFormat``
+- ``reading``: other people's files, by their own time stamps
+- ``files``: ``read_mp4``, ``write_mp4`` for the project's own
+- ``format``: ``ClipFormat`` of conformed clips
 - ``mel``: ``log_mel``, ``resample``
 - ``mux``: ``Muxer`` writes a stream as one fragmented MP4, whose boxes are in ``boxes``
 

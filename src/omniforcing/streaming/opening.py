@@ -126,9 +126,9 @@ def _read_clip(path: Path, codec: Codec) -> tuple[np.ndarray, np.ndarray]:
     Both begin with the first frame, and frames are taken by their time.
     """
     # An engine that opens no clip does without.
-    from omniforcing.media.pictures import PictureReader
-    from omniforcing.media.probe import Rejected, probe
-    from omniforcing.media.sound import read_sound
+    from omniforcing.media.reading.pictures import PictureReader
+    from omniforcing.media.reading.probe import Rejected, probe
+    from omniforcing.media.reading.sound import read_sound
 
     try:
         info = probe(path)

@@ -9,28 +9,18 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, TypeVar
-
-import numpy as np
 
 from omniforcing.core.environment import die_with_parent
 from omniforcing.core.errors import OmniForcingError
-from omniforcing.media.conform import ClipCutter
-from omniforcing.media.files import encode_mp4
-from omniforcing.media.format import ClipFormat
-from omniforcing.media.probe import MediaInfo, Rejected, reason_of
+from omniforcing.media.reading.probe import Rejected, reason_of
 
 Result = TypeVar("Result")
 # Seconds that a call may take: at least this, and so much for each second of media that it may have
 # to go through.
 PATIENCE = 120.0
 PATIENCE_PER_SECOND = 4.0
-SILENT = -80.0  # peak in dB below which a clip is silent
-FAINT = -50.0  # root mean square in dB below which it is nearly silent
 
 
 class Isolated:
@@ -133,57 +123,3 @@ def _answer(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         return Rejected("media.decoder-failed", "it needs more memory than there is")
     except Exception as error:
         return Rejected("media.decoder-failed", f"{type(error).__name__}: {reason_of(error)}")
-
-
-@lru_cache(maxsize=1)
-def _cutter(path: Path, form: ClipFormat, language: str | None) -> ClipCutter:
-    return ClipCutter(path, form, language)
-
-
-def probe_clips(path: Path, form: ClipFormat, language: str | None) -> tuple[MediaInfo, int]:
-    """Return the properties of a file and the number of clips that it holds.
-
-    Raises:
-        Rejected: as ``ClipCutter``.
-    """
-    cutter = _cutter(path, form, language)
-    return cutter.info, cutter.cuts
-
-
-@dataclass(frozen=True)
-class CutClip:
-    """A conformed and encoded clip.
-
-    Attributes:
-        start: time of its first frame in seconds on the clock of its file.
-        content: the clip as ``encode_mp4`` encodes it.
-        peak: largest sample in dB.
-        level: root mean square of the samples in dB.
-    """
-
-    start: float
-    content: bytes
-    peak: float
-    level: float
-
-    @property
-    def loudness(self) -> str:
-        """``silent``, ``faint`` or ``heard``."""
-        return "silent" if self.peak < SILENT else "faint" if self.level < FAINT else "heard"
-
-
-def cut_clip(path: Path, form: ClipFormat, language: str | None, cut: int, crf: int) -> CutClip:
-    """Cut, conform and encode a clip. Cuts of one file are best asked for in order.
-
-    Raises:
-        Rejected: as ``ClipCutter`` and its ``clip``.
-    """
-    cutter = _cutter(path, form, language)
-    media = cutter.clip(cut)
-    peak = float(np.abs(media.audio).max(initial=0.0))
-    level = float(np.sqrt(np.square(media.audio, dtype=np.float64).mean()))
-    return CutClip(cutter.start(cut), encode_mp4(media, crf), _decibels(peak), _decibels(level))
-
-
-def _decibels(amplitude: float) -> float:
-    return round(20 * float(np.log10(max(amplitude, 1e-6))), 1)

@@ -19,8 +19,8 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from omniforcing.core.layout import FPS
-from omniforcing.media.colour import Colour, convert, describe, to_rgb
-from omniforcing.media.probe import (
+from omniforcing.media.reading.colour import Colour, convert, describe, to_rgb
+from omniforcing.media.reading.probe import (
     DECODING_TIMES,
     GUESSED_TIMES,
     HEAD_PACKETS,

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.layout import FPS
-from omniforcing.media.edits import first_edit
+from omniforcing.media.reading.edits import first_edit
 
 Times = NDArray[np.floating[Any]]
 PathOrBytes = Path | bytes  # a file, or its content
@@ -306,8 +306,8 @@ def probe(source: PathOrBytes, language: str | None = None) -> MediaInfo:
     Raises:
         Rejected: if it is empty, truncated, no readable video, or lacks picture or sound.
     """
-    from omniforcing.media.pictures import first_picture
-    from omniforcing.media.sound import first_sound
+    from omniforcing.media.reading.pictures import first_picture
+    from omniforcing.media.reading.sound import first_sound
 
     tracks = read_tracks(source, language)
     video, audio = tracks.video_index, tracks.audio_index

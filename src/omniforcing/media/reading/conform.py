@@ -6,7 +6,8 @@ one clock.
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,11 @@ from numpy.typing import NDArray
 
 from omniforcing.core.latents import Media, Pair
 from omniforcing.core.layout import FPS, SAMPLE_RATE, clip_frames, clip_samples
-from omniforcing.media.colour import convert
 from omniforcing.media.format import ClipFormat
-from omniforcing.media.pictures import EPSILON, LOOK_AHEAD, Picture, PictureReader
-from omniforcing.media.probe import MediaInfo, PathOrBytes, Rejected, probe
-from omniforcing.media.sound import Samples, Sound, read_sound
+from omniforcing.media.reading.colour import convert
+from omniforcing.media.reading.pictures import EPSILON, LOOK_AHEAD, Picture, PictureReader
+from omniforcing.media.reading.probe import MediaInfo, PathOrBytes, Rejected, probe
+from omniforcing.media.reading.sound import Samples, Sound, read_sound
 
 Frames = NDArray[np.uint8]
 
@@ -128,6 +129,16 @@ class ClipCutter:
                 "media.undecodable-sound", f"{missing / rate:.2f} s of the sound are missing"
             )
         return np.pad(part, ((0, 0), (0, missing)))
+
+
+@lru_cache(maxsize=1)
+def cutter_of(path: Path, form: ClipFormat, language: str | None) -> ClipCutter:
+    """Return the cutter of a file; the last one is kept, for cuts that follow each other.
+
+    Raises:
+        Rejected: as ``ClipCutter``.
+    """
+    return ClipCutter(path, form, language)
 
 
 def crop_box(size: tuple[int, int], aspect: float, form: ClipFormat) -> tuple[int, int, int, int]:

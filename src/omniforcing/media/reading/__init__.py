@@ -1,0 +1,12 @@
+"""Video files of other people, read as a correct player plays them, or rejected with a reason.
+
+- ``probe``: ``probe`` reads the properties of a file, ``Rejected`` says why one cannot be used
+- ``edits``: edit lists of MP4 files
+- ``pictures``: ``PictureReader`` gives the picture to show at a time, with colours by ``colour``
+- ``sound``: ``read_sound`` gives 16 kHz stereo on the clock of the picture
+- ``conform``: ``ClipCutter`` cuts a file into clips of one ``ClipFormat``
+- ``isolated``: ``Isolated`` decodes in a process of its own
+
+docs/how-to/source-files.md states the rules. Imports ``core`` and ``media``. Must not import a
+codec, a model or any room above.
+"""
