@@ -99,7 +99,7 @@ def tones_of(samples: NDArray[Any]) -> NDArray[np.float64]:
 def shown_at(stamps: Sequence[float], wanted: NDArray[Any]) -> NDArray[np.int64]:
     """Choose the picture that belongs to each time: the last one due, or a nearer next one.
 
-    The next one counts as nearer only within half an output frame, as `media.reading.pictures` states.
+    The next one is nearer only within half an output frame (`media.reading.pictures`).
     """
     times = np.asarray(stamps)
     after = np.searchsorted(times, wanted + 1e-4, side="right")

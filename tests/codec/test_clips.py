@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from omniforcing.data.config import ClipsConfig
+from omniforcing.data.memory import stack
 from omniforcing.data.shards import plan_shards, publish_shards, read_shards, write_shards
 from omniforcing.data.sources import TRAIN, read_clips, write_clips
 from omniforcing.media.format import ClipFormat
-from omniforcing.training.codec.clips import stack
 
 CLIPS = 7
 

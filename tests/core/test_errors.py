@@ -10,7 +10,7 @@ import pytest
 
 from omniforcing.core.console import explain, run_command
 from omniforcing.core.errors import OmniForcingError
-from omniforcing.media.reading.probe import Rejected
+from omniforcing.media.reading.tracks import Rejected
 from omniforcing.model.weights.tensor_file import WeightsError
 from omniforcing.serving.service import Refused
 from tests.support.refusals import refused

@@ -11,7 +11,8 @@ from omniforcing.core.latents import Pair
 from omniforcing.media.format import ClipFormat
 from omniforcing.media.reading.conform import ClipCutter
 from omniforcing.media.reading.pictures import PictureReader
-from omniforcing.media.reading.probe import Rejected, probe
+from omniforcing.media.reading.probe import probe
+from omniforcing.media.reading.tracks import Rejected
 from tests.support.videos import MakeVideo
 
 pytestmark = pytest.mark.extended

@@ -10,8 +10,9 @@ from omniforcing.core.latents import Pair
 from omniforcing.media.files import encode_mp4, read_mp4, write_mp4
 from omniforcing.media.format import ClipFormat
 from omniforcing.media.reading.conform import ClipCutter
-from omniforcing.media.reading.probe import Rejected, probe
+from omniforcing.media.reading.probe import probe
 from omniforcing.media.reading.sound import read_sound
+from omniforcing.media.reading.tracks import Rejected
 from omniforcing.pocket.synthetic import make_clip
 from tests.support.refusals import refuses
 from tests.support.videos import MakeVideo

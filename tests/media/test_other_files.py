@@ -17,8 +17,9 @@ from omniforcing.media.format import ClipFormat
 from omniforcing.media.reading.colour import Colour, convert
 from omniforcing.media.reading.conform import ClipCutter
 from omniforcing.media.reading.isolated import Isolated
-from omniforcing.media.reading.probe import Rejected, probe
+from omniforcing.media.reading.probe import probe
 from omniforcing.media.reading.sound import read_sound
+from omniforcing.media.reading.tracks import Rejected
 from tests.support.videos import MakeVideo, picture, sound
 
 pytestmark = pytest.mark.extended

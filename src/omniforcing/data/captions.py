@@ -20,7 +20,7 @@ from urllib.parse import unquote
 
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.data.rejects import printable
-from omniforcing.media.reading.probe import Rejected
+from omniforcing.media.reading.tracks import Rejected
 
 FORMATS = (".json", ".jsonl", ".csv", ".tsv")
 # Names of columns and fields as this and other tools write them, in any case; the first found wins.

@@ -31,7 +31,7 @@ from omniforcing.media.files import encode_mp4, read_mp4
 from omniforcing.media.format import ClipFormat
 from omniforcing.media.reading.conform import cutter_of
 from omniforcing.media.reading.isolated import Isolated
-from omniforcing.media.reading.probe import Rejected
+from omniforcing.media.reading.tracks import Rejected
 
 MEMBERS = frozenset({"mp4", "txt", "json"})
 CRF = 14  # x264 quality, 0 (best) to 51: no loss that a codec of this size could show

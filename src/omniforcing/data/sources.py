@@ -28,7 +28,7 @@ from omniforcing.media.files import encode_mp4
 from omniforcing.media.format import ClipFormat
 from omniforcing.media.reading.conform import cutter_of
 from omniforcing.media.reading.isolated import Isolated
-from omniforcing.media.reading.probe import MediaInfo, Rejected
+from omniforcing.media.reading.tracks import MediaInfo, Rejected
 from omniforcing.pocket.synthetic import make_clip
 
 CLIPS = "clips.jsonl"

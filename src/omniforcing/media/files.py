@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 
 from omniforcing.core.latents import Media, Pair
 from omniforcing.core.layout import FPS, SAMPLE_RATE
-from omniforcing.media.reading.probe import PathOrBytes, Rejected, read_tracks
 from omniforcing.media.reading.sound import read_sound
+from omniforcing.media.reading.tracks import PathOrBytes, Rejected, read_tracks
 
 Frames = NDArray[np.uint8]
 TIME_SLACK = 1e-3  # seconds by which frames may be off the grid of 24 fps

@@ -127,8 +127,9 @@ def _read_clip(path: Path, codec: Codec) -> tuple[np.ndarray, np.ndarray]:
     """
     # An engine that opens no clip does without.
     from omniforcing.media.reading.pictures import PictureReader
-    from omniforcing.media.reading.probe import Rejected, probe
+    from omniforcing.media.reading.probe import probe
     from omniforcing.media.reading.sound import read_sound
+    from omniforcing.media.reading.tracks import Rejected
 
     try:
         info = probe(path)

@@ -22,7 +22,7 @@ from av.video.reformatter import (
 )
 from numpy.typing import NDArray
 
-from omniforcing.media.reading.probe import Rejected
+from omniforcing.media.reading.tracks import Rejected
 
 # AVColorSpace of FFmpeg: those that swscale converts, by its own name of each.
 _RGB, _UNSPECIFIED = 0, 2

@@ -18,8 +18,9 @@ from omniforcing.core.layout import FPS, SAMPLE_RATE, clip_frames, clip_samples
 from omniforcing.media.format import ClipFormat
 from omniforcing.media.reading.colour import convert
 from omniforcing.media.reading.pictures import EPSILON, LOOK_AHEAD, Picture, PictureReader
-from omniforcing.media.reading.probe import MediaInfo, PathOrBytes, Rejected, probe
+from omniforcing.media.reading.probe import probe
 from omniforcing.media.reading.sound import Samples, Sound, read_sound
+from omniforcing.media.reading.tracks import MediaInfo, PathOrBytes, Rejected
 
 Frames = NDArray[np.uint8]
 

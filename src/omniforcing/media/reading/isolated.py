@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from omniforcing.core.environment import die_with_parent
 from omniforcing.core.errors import OmniForcingError
-from omniforcing.media.reading.probe import Rejected, reason_of
+from omniforcing.media.reading.tracks import Rejected, reason_of
 
 Result = TypeVar("Result")
 # Seconds that a call may take: at least this, and so much for each second of media that it may have

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from omniforcing.core.layout import FPS
 from omniforcing.media.reading.colour import Colour, convert, describe, to_rgb
-from omniforcing.media.reading.probe import (
+from omniforcing.media.reading.tracks import (
     DECODING_TIMES,
     GUESSED_TIMES,
     HEAD_PACKETS,

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omniforcing.core.layout import SAMPLE_RATE
-from omniforcing.media.reading.probe import (
+from omniforcing.media.reading.tracks import (
     HEAD_PACKETS,
     PathOrBytes,
     Rejected,

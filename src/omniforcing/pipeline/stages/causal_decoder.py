@@ -19,11 +19,11 @@ from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import MANIFEST, write_json
 from omniforcing.core.latents import Pair
 from omniforcing.core.layout import LAYOUTS
+from omniforcing.data.memory import clips_of, stack
 from omniforcing.data.sources import HELDOUT, TRAIN
 from omniforcing.data.tensors import TensorShards
 from omniforcing.evaluation.reconstruction import measure_reconstruction
 from omniforcing.pipeline.stage import Stage
-from omniforcing.training.codec.clips import clips_of, stack
 from omniforcing.training.codec.fitting import DecoderFit
 from omniforcing.training.config import DecoderSource
 from omniforcing.training.loop import CURVES

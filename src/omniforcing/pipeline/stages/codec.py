@@ -20,6 +20,7 @@ from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import atomic_dir, atomic_write, write_json
 from omniforcing.core.latents import Pair
 from omniforcing.data.encode import survey_captions
+from omniforcing.data.memory import clips_of
 from omniforcing.data.shards import read_raw
 from omniforcing.data.sources import HELDOUT, TRAIN
 from omniforcing.evaluation.reconstruction import draw_reconstructions, measure_reconstruction
@@ -28,7 +29,6 @@ from omniforcing.media.mel import resample
 from omniforcing.pipeline.processes import run_in_processes
 from omniforcing.pipeline.stage import Stage
 from omniforcing.pocket.foundation import KEPT, take_kept
-from omniforcing.training.codec.clips import clips_of
 from omniforcing.training.codec.fitting import (
     Recipe,
     latent_means,

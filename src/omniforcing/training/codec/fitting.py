@@ -20,10 +20,10 @@ from omniforcing.codec.networks import build_audio_vae, build_video_vae, build_v
 from omniforcing.core.files import atomic_dir, atomic_write
 from omniforcing.core.latents import Pair
 from omniforcing.core.random import step_seed
+from omniforcing.data.memory import LARGEST_BYTES, clips_in, stack
 from omniforcing.data.sources import TRAIN
 from omniforcing.media.mel import log_mel
 from omniforcing.training.codec import causal, training
-from omniforcing.training.codec.clips import LARGEST_BYTES, clips_in, stack
 from omniforcing.training.config import CausalDecoderConfig, TrainerConfig
 from omniforcing.training.loop import CURVES, Log, fit
 

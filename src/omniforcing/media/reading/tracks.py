@@ -1,0 +1,317 @@
+"""Tracks of video files, packet by packet: time of every frame, and whether a file is whole.
+
+Headers are not trusted: they round, and an mp4 whose download was cut off still opens and plays.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import av
+import numpy as np
+from av.format import Flags as FormatFlags
+from av.stream import Disposition
+from numpy.typing import NDArray
+
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.layout import FPS
+from omniforcing.media.reading.edits import first_edit
+
+Times = NDArray[np.floating[Any]]
+PathOrBytes = Path | bytes  # a file, or its content
+
+# Seconds by which a stream may end before its header says: containers round, and the length of the
+# last packet is a guess.
+END_SLACK = 0.5
+# Containers whose header states a duration that was measured when the file was finished. Those of
+# others are estimates from the bit rate or from the clock, which may wrap.
+FINISHED = {"matroska,webm", "avi", "asf", "flv", "nut", "mxf"}
+# Containers whose packets have no presentation times. What FFmpeg guesses for them is wrong where
+# frames are stored in another order than they are shown.
+DECODING_TIMES = {"avi"}
+# Containers that stamp some frames only. Where FFmpeg's guess for the others runs backwards, they
+# follow at the frame rate.
+GUESSED_TIMES = {"mpeg"}
+# Seconds by which the clock of a broadcast container may go forward, and back, within a file. More
+# is a joint of two recordings; as players do, the second then follows the first.
+CLOCK_FORWARD = 10.0
+CLOCK_BACK = 0.1
+HEAD_PACKETS = 1000  # packets in which the first whole frame must come
+_NOT_THE_PICTURE = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+_SPECIAL_SOUND = (
+    Disposition.comment
+    | Disposition.hearing_impaired
+    | Disposition.visual_impaired
+    | Disposition.karaoke
+)
+
+
+class Rejected(OmniForcingError):
+    """Error of a clip that cannot be used.
+
+    Args:
+        code: ``room.reason``; its second half in words is the ``reason`` that manifests count.
+        detail: what was found in the file.
+    """
+
+    def __init__(self, code: str, detail: str) -> None:
+        self.reason = code.partition(".")[2].replace("-", " ")
+        self.detail = detail
+        super().__init__(code, f"{self.reason}: {detail}")
+
+
+@dataclass(frozen=True)
+class MediaInfo:
+    """Properties of a video file, as its packets and not its header state them.
+
+    Times are in seconds on the clock that the streams share, sizes in pixels as the picture is
+    seen: upright, cropped, with square pixels only if ``aspect`` is 1.
+
+    Attributes:
+        times: presentation times of the frames ``[T]``, ascending.
+        video_end: end of the last frame.
+        audio_start: time of the first sample.
+        audio_end: end of the last audio packet.
+        height: height of the upright picture.
+        width: width of the upright picture.
+        aspect: width of a pixel of the upright picture over its height.
+        fps: mean frame rate.
+        rate: sample rate of the sound in Hz.
+        channels: audio channels.
+        video_index: number of the picture's track in the file.
+        audio_index: number of the sound's track in the file.
+        video_shift: seconds by which FFmpeg's times of the picture are early (``edit_shift``).
+        colour: how the colours are read, such as ``bt709 tv, untagged``.
+        interlaced: whether the first frame is two fields.
+    """
+
+    times: Times
+    video_end: float
+    audio_start: float
+    audio_end: float
+    height: int
+    width: int
+    aspect: float
+    fps: float
+    rate: int
+    channels: int
+    video_index: int = 0
+    audio_index: int = 0
+    video_shift: float = 0.0
+    colour: str = ""
+    interlaced: bool = False
+
+    @property
+    def hdr(self) -> bool:
+        """Whether the picture is of high dynamic range."""
+        return self.colour.endswith(("pq", "hlg"))
+
+
+@contextmanager
+def open_container(source: PathOrBytes) -> Iterator[Any]:
+    """Open a source with PyAV; an error of FFmpeg becomes ``Rejected``."""
+    try:
+        if (len(source) if isinstance(source, bytes) else source.stat().st_size) == 0:
+            raise Rejected("media.empty-file", "0 bytes")
+        file = io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+        with file, av.open(file, metadata_errors="ignore") as container:
+            yield container
+    except (av.FFmpegError, OSError, UnicodeError) as error:
+        raise Rejected("media.not-a-readable-video", reason_of(error)) from error
+
+
+def reason_of(error: Exception) -> str:
+    """Return what went wrong in an error's words, without paths or errno."""
+    text = (getattr(error, "strerror", None) or str(error)).strip()
+    return text.splitlines()[-1][-200:] if text else type(error).__name__
+
+
+def find_tracks(container: Any, language: str | None = None) -> tuple[Any, Any]:
+    """Choose the picture and the sound that a player would play.
+
+    Covers and thumbnails are no picture. The track that the file marks as default comes first, for
+    sound one of the wanted language before it, and comments or descriptions last.
+
+    Raises:
+        Rejected: if the file lacks a picture or sound.
+    """
+    kinds = ", ".join(stream.type for stream in container.streams) or "nothing"
+    videos = [v for v in container.streams.video if not v.disposition & _NOT_THE_PICTURE]
+    if not videos:
+        raise Rejected("media.no-video-track", f"the file holds {kinds}")
+    if not container.streams.audio:
+        raise Rejected("media.no-audio-track", f"the file holds {kinds}")
+
+    def sound_order(audio: Any) -> tuple[bool, bool, bool]:
+        wanted = language is not None and audio.language == language
+        default = bool(audio.disposition & Disposition.default)
+        return not wanted, bool(audio.disposition & _SPECIAL_SOUND), not default
+
+    def picture_order(video: Any) -> bool:
+        return not video.disposition & Disposition.default
+
+    # Both sorts are stable: among equals the first track stays first.
+    return sorted(videos, key=picture_order)[0], sorted(container.streams.audio, key=sound_order)[0]
+
+
+def demux(container: Any, streams: list[Any]) -> Iterator[Any]:
+    """Yield the packets of ``streams`` with their times on one clock that does not jump.
+
+    A broadcast's clock jumps where recordings were joined. As in ffmpeg and players, everything
+    after such a jump is moved so that the first packet follows the one before it.
+
+    Yields:
+        Packets that hold data and are to be shown; the last one of each stream is empty, to flush
+        its decoder.
+    """
+    jumps = bool(container.format.flags & FormatFlags.ts_discont.value)
+    moved = 0.0
+    ends: dict[int, float] = {}
+    for packet in container.demux(*streams):
+        stamp = packet.dts if packet.dts is not None else packet.pts
+        if jumps and packet.size and stamp is not None:
+            base = float(packet.time_base)
+            at = stamp * base + moved
+            due = ends.get(packet.stream.index, at)
+            if not due - CLOCK_BACK <= at <= due + CLOCK_FORWARD:
+                moved += due - at
+                at = due
+            ends[packet.stream.index] = at + (packet.duration or 0) * base
+            shift = round(moved / base)
+            packet.dts = None if packet.dts is None else packet.dts + shift
+            packet.pts = None if packet.pts is None else packet.pts + shift
+        yield packet
+
+
+def edit_shift(source: PathOrBytes, container: Any, video: Any) -> float:
+    """Return the seconds by which FFmpeg's times of a trimmed mp4's picture are early.
+
+    An edit list may begin within a frame, as where a phone trims a clip without encoding it. FFmpeg
+    hides that frame and shows the next one, which is due only when the hidden one ends, at once.
+    The sound is cut to the sample, so the picture would run ahead of it.
+    """
+    if not container.format.name.startswith("mov"):
+        return 0.0
+    edit = first_edit(source, video.id)
+    if edit is None:
+        return 0.0
+    file = io.BytesIO(source) if isinstance(source, bytes) else str(source)
+    base = float(video.time_base)
+    with av.open(file, options={"ignore_editlist": "1"}) as whole:
+        stored = {}
+        for packet in whole.demux(whole.streams[video.index]):
+            stored[packet.pos] = packet.pts
+    file = io.BytesIO(source) if isinstance(source, bytes) else str(source)
+    with av.open(file) as edited:
+        for packet in edited.demux(edited.streams[video.index]):
+            before = stored.get(packet.pos)
+            if packet.pts is not None and before is not None:
+                return float((before - packet.pts) * base - edit.start + edit.empty)
+    return 0.0
+
+
+class _Packet(NamedTuple):
+    pts: int | None
+    duration: int
+
+
+@dataclass(frozen=True)
+class Tracks:
+    """Picture and sound of a file as their packets describe them.
+
+    Times are in seconds on the clock that the streams share.
+
+    Attributes:
+        video_index: number of the picture's track.
+        audio_index: number of the sound's track.
+        video_shift: seconds by which FFmpeg's times of the picture are early (``edit_shift``).
+        times: presentation times of the pictures' packets ``[T]``, ascending; None if the
+            container has none.
+        frames: packets of the picture.
+        step: length of a frame at the mean rate.
+        video_end: end of the last picture; None if ``times`` is.
+        audio_end: end of the last audio packet.
+        fps: mean frame rate that the file states; None if it states none.
+    """
+
+    video_index: int
+    audio_index: int
+    video_shift: float
+    times: Times | None
+    frames: int
+    step: float
+    video_end: float | None
+    audio_end: float
+    fps: float | None
+
+
+def read_tracks(source: PathOrBytes, language: str | None = None) -> Tracks:
+    """Read every packet of a file and decode nothing.
+
+    Args:
+        source: path or content of the file.
+        language: language of the sound to prefer, as the file names it (``eng``).
+
+    Raises:
+        Rejected: if it is empty, truncated, no readable video, or lacks picture or sound.
+    """
+    with open_container(source) as container:
+        video, audio = find_tracks(container, language)
+        packets: dict[int, list[_Packet]] = {video.index: [], audio.index: []}
+        end, shift = 0.0, edit_shift(source, container, video)
+        for packet in demux(container, [s for s in container.streams if s.type != "data"]):
+            if packet.size and not packet.is_discard:
+                entry = _Packet(packet.pts, packet.duration or 0)
+                packets.setdefault(packet.stream.index, []).append(entry)
+                if entry.pts is not None:
+                    end = max(end, float((entry.pts + entry.duration) * packet.time_base))
+        _refuse_truncated(container, (video, audio), packets, end)
+        fps = float(video.average_rate or 0) or None
+        step = 1 / (fps or FPS)
+        times = video_end = None
+        stamps = sorted(packet for packet in packets[video.index] if packet.pts is not None)
+        known = container.format.name not in DECODING_TIMES
+        if known and len(stamps) == len(packets[video.index]):
+            base = float(video.time_base)
+            times = np.array([packet.pts for packet in stamps]) * base + shift
+            video_end = float(times[-1]) + (stamps[-1].duration * base or step)
+        return Tracks(
+            video.index,
+            audio.index,
+            shift,
+            times,
+            len(packets[video.index]),
+            step,
+            video_end,
+            _end(audio, packets[audio.index]),
+            fps,
+        )
+
+
+def _end(stream: Any, packets: list[_Packet]) -> float:
+    return float(max((packet.pts or 0) + packet.duration for packet in packets) * stream.time_base)
+
+
+def _refuse_truncated(
+    container: Any, streams: tuple[Any, Any], packets: dict[int, list[_Packet]], end: float
+) -> None:
+    """Reject a file whose tracks end before its index or its header says."""
+    for stream in streams:
+        if not packets[stream.index]:
+            raise Rejected("media.truncated", f"the {stream.type} track holds no packet")
+        # An mp4 with its index in front opens and plays until the data ends, so nothing but the
+        # index shows that a download was cut off.
+        due = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
+        if due > container.size > 0:
+            raise Rejected(
+                "media.truncated",
+                f"the {stream.type} track needs {due} bytes, the file has {container.size}",
+            )
+    promised = (container.duration or 0) / av.time_base
+    if container.format.name in FINISHED and end < promised - END_SLACK:
+        raise Rejected("media.truncated", f"it ends at {end:.2f} s of {promised:.2f} s")
