@@ -7,6 +7,7 @@ import threading
 from typing import Any
 
 import av
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -43,6 +44,14 @@ def frames_of(data: bytes) -> int:
 def test_predict_gives_a_whole_clip_per_row(model: Any) -> None:
     clips = model.predict(pd.DataFrame([ROW, {**ROW, "seconds": 2.0}]))["mp4"]
     assert [frames_of(clip) for clip in clips] == [25, 49]
+
+
+@pytest.mark.parametrize("prompts", [["a red ball bounces"], ["a red ball bounces", "a blue ball"]])
+def test_a_dictionary_of_columns_gives_a_clip_per_prompt(model: Any, prompts: list[str]) -> None:
+    clips = model.predict({"prompt": prompts, "seconds": [1.0] * len(prompts)})["mp4"]
+    assert [frames_of(clip) for clip in clips] == [25] * len(prompts)
+    if len(prompts) == 2:
+        assert clips[0] != clips[1]
 
 
 def test_pieces_joined_are_the_whole_clip(model: Any) -> None:
@@ -82,6 +91,18 @@ def test_a_stream_that_is_given_up_stops_computing(model: Any) -> None:
 def test_rows_are_read_in_every_shape(given: Any) -> None:
     (row,) = pyfunc.rows_of(given)
     assert row["prompt"] == ROW["prompt"] and row["seconds"] == 1.0 and isinstance(row["seed"], int)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("wrap", [list, tuple, np.array, pd.Series])
+def test_columns_are_rows(count: int, wrap: Any) -> None:
+    rows = pyfunc.rows_of({"prompt": wrap(["a", "b"][:count]), "seconds": 2})
+    assert [(row["prompt"], row["seconds"]) for row in rows] == [("a", 2.0), ("b", 2.0)][:count]
+
+
+def test_columns_of_different_lengths_are_refused() -> None:
+    with refuses("serving.wrong-columns", "prompt 2", "seconds 1"):
+        pyfunc.rows_of({"prompt": ["a", "b"], "seconds": [1.0]})
 
 
 def test_bad_rows_are_one_sentence(model: Any) -> None:

@@ -1,6 +1,8 @@
 """The artifact as an MLflow model ("models from code"): MLflow runs this file, nothing is pickled.
 
-A row of the input is ``prompt`` (text), ``seconds`` (default 8) and ``seed`` (default 0).
+A row of the input is ``prompt`` (text), ``seconds`` (default 8) and ``seed`` (default 0). Rows come
+as a table, a list of dictionaries, one dictionary, or a dictionary of columns, such as
+``{"prompt": ["a", "b"]}``, in which a single value holds for every row.
 
 ``predict(rows)`` returns a table of one column, ``mp4``: the whole clip of each row, bytes.
 ``predict_stream(row)`` yields a dictionary per block as soon as it is decoded: ``block`` (index),
@@ -43,11 +45,13 @@ def rows_of(model_input: Any) -> list[dict[str, Any]]:
     """Read requests from a table, a dictionary or a list of dictionaries.
 
     Raises:
-        OmniForcingError: if there is no prompt column.
+        OmniForcingError: if there is no prompt column, or columns have different lengths.
     """
     import pandas as pd
 
-    table = pd.DataFrame([model_input] if isinstance(model_input, dict) else model_input)
+    if isinstance(model_input, dict):
+        model_input = _rows_of_columns(model_input)
+    table = pd.DataFrame(model_input)
     if "prompt" not in table:
         raise OmniForcingError(
             "serving.wrong-columns",
@@ -61,6 +65,27 @@ def rows_of(model_input: Any) -> list[dict[str, Any]]:
             .astype(type(default))
         )
     return table[["prompt", *DEFAULTS]].to_dict(orient="records")
+
+
+def _rows_of_columns(columns: dict[str, Any]) -> list[dict[str, Any]]:
+    """Turn a dictionary into rows: one row, or as many as its lists have entries."""
+    import numpy as np
+    import pandas as pd
+
+    several = (list, tuple, np.ndarray, pd.Series)
+    lists = {name: list(value) for name, value in columns.items() if isinstance(value, several)}
+    lengths = {name: len(value) for name, value in lists.items()}
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise OmniForcingError(
+            "serving.wrong-columns",
+            f"the input's columns have different lengths ({told}); give each a value per clip",
+        )
+    count = next(iter(lengths.values()), 1)
+    rows = []
+    for index in range(count):
+        rows.append({**columns, **{name: values[index] for name, values in lists.items()}})
+    return rows
 
 
 class StreamingModel(PythonModel):
