@@ -22,7 +22,7 @@ from omniforcing.core.config import (
 )
 from omniforcing.pipeline.config import Config, load_config
 from omniforcing.pipeline.config_file import WRITE, check_config_file, write_config_file
-from omniforcing.training.config import TrainerConfig
+from omniforcing.training.config import TrainerConfig, Weights
 from tests.support.refusals import refuses
 
 ROOT = Path(__file__).parents[2]
@@ -76,6 +76,98 @@ def test_a_section_refuses_every_number_that_is_out_of_range(section: Section) -
             with pytest.raises(FieldError) as caught:
                 dataclasses.replace(section, **{f.name: value})
             assert caught.value.key.startswith(f.name)
+
+
+# Numbers that are null by default, each with a value to start from.
+OPTIONAL = {
+    **{
+        f"{stage}.muon_lr": Weights(0.1, 0.1)
+        for stage in ("teacher", "bidirectional_dmd", "causal_ode", "self_forcing")
+    },
+    "bidirectional_dmd.critic_muon_lr": 0.1,
+    "self_forcing.critic_muon_lr": 0.1,
+    "cluster.shard_size": 1,
+}
+# What 0 means where it is legal: none of it, from the start, without, or uniform.
+ZERO = {
+    *("seed", "clips.duets", "clips.heldout", "clips.heldout_duets", "clips.max_reject_share"),
+    *("codec.video.encoder_layers", "codec.video.decoder_layers", "teacher.text_dropout"),
+    *("teacher.sampler.shift", "student.sinks", "student.context_noise", "self_forcing.steered"),
+    *("evaluate.drift_clips", "causal_decoder.context", "causal_decoder.foreground_weight"),
+    *("trainer.probes", "cluster.gpus", "cluster.restarts", "cluster.kuberay.keep_minutes"),
+    *(
+        f"{stage}.optim.{name}"
+        for stage in ("teacher", "bidirectional_dmd", "causal_ode", "self_forcing")
+        for name in ("steps", "warmup", "weight_decay", "betas", "ema")
+    ),
+    *(
+        f"{stage}.sigma.{name}"
+        for stage in ("teacher", "bidirectional_dmd", "self_forcing")
+        for name in ("low", "shift")
+    ),
+    *(
+        f"{stage}.guidance.{name}"
+        for stage in ("teacher.sampler", "bidirectional_dmd", "self_forcing")
+        for name in ("video", "audio")
+    ),
+}
+
+
+def with_value(section: Any, key: str, value: Any) -> Any:
+    """The section with one value changed, all around it built and checked anew."""
+    name, _, rest = key.partition(".")
+    if name.isdigit():
+        items = list(section)
+        items[int(name)] = with_value(items[int(name)], rest, value) if rest else value
+        return items
+    inner = with_value(getattr(section, name), rest, value) if rest else value
+    return dataclasses.replace(section, **{name: inner})
+
+
+def numbers(value: Any, key: str = "") -> Iterator[str]:
+    """Dotted names of all numbers, those of lists by their index."""
+    if isinstance(value, dict):
+        items = list(value.items())
+    elif isinstance(value, list):
+        items = [(str(index), item) for index, item in enumerate(value)]
+    else:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            yield key
+        return
+    for name, item in items:
+        yield from numbers(item, f"{key}.{name}" if key else name)
+
+
+def test_every_number_refuses_what_makes_no_sense() -> None:
+    """nan, infinity, beyond all measure, -1 and, but where it is reviewed above, 0."""
+    config = Config()
+    for key, start in OPTIONAL.items():
+        config = with_value(config, key, start)
+    found = list(numbers(to_dict(config)))
+    assert len(found) > 120
+    legal: dict[str, set[str]] = {"0": set(), "-1": set()}
+    for key in found:
+        for value in (math.nan, math.inf, -math.inf, 1e13, 10**400, -1, 0):
+            try:
+                with_value(config, key, value)
+            except FieldError as error:
+                assert error.key.split(".")[0].split("[")[0] in key
+            else:
+                name = ".".join(part for part in key.split(".") if not part.isdigit())
+                legal[str(value)].add(name)
+    # Shifts of noise levels alone may be negative: towards 0.
+    assert {key.rpartition(".")[2] for key in legal["-1"]} == {"shift"}
+    assert legal["0"] == ZERO
+
+
+def test_pairs_are_ordered_and_shares_add_up() -> None:
+    for stage in ("teacher", "bidirectional_dmd", "self_forcing"):
+        with refuses("config.out-of-range", f"{stage}.sigma.low", "0.9", "high=0.1"):
+            load_config([f"{stage}.sigma={{low: 0.9, high: 0.1}}"], ROOT)
+    for shares in ((0.5, 0.4), (0.5, 0.6)):
+        legs = ", ".join(f"{{share: {share}}}" for share in shares)
+        with refuses("config.out-of-range", "codec.video.crops", "add up to 1"):
+            load_config([f"codec.video.crops=[{legs}]"], ROOT)
 
 
 def test_a_range_is_told_by_the_whole_key() -> None:

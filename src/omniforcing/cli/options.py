@@ -17,7 +17,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def split_overrides(words: Sequence[str]) -> tuple[str, ...]:
     """Split words of the command line into overrides.
 
-    An MLproject parameter arrives with all overrides in one word.
+    An MLproject parameter arrives with all overrides in one word. A word that is one override is
+    left as it is: its spaces are those of a value, and its quotes are YAML's.
 
     Args:
         words: words of the form ``key=value``, or several of them with spaces between.
@@ -25,7 +26,7 @@ def split_overrides(words: Sequence[str]) -> tuple[str, ...]:
     Raises:
         OmniForcingError: for ``preset=NAME``, which is an option instead.
     """
-    overrides = tuple(item for word in words for item in shlex.split(word))
+    overrides = tuple(item for word in words for item in _split_word(word))
     for item in overrides:
         if item.startswith("preset="):
             name = item.removeprefix("preset=") or "NAME"
@@ -33,6 +34,15 @@ def split_overrides(words: Sequence[str]) -> tuple[str, ...]:
                 "option.preset-as-override", f"{item} is not an override; give --preset {name}"
             )
     return overrides
+
+
+def _split_word(word: str) -> list[str]:
+    try:
+        parts = shlex.split(word)
+    except ValueError:  # an apostrophe, as in a folder's name
+        return [word]
+    several = len(parts) > 1 and all(re.match(r"[A-Za-z_][\w.]*=", part) for part in parts)
+    return parts if several or not parts else [word]
 
 
 def preset_option(function: Function) -> Function:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from omniforcing.core.config import Section, fraction, ranged
+from omniforcing.core.config import Section, ranged
 
 
 class Source(Enum):
@@ -26,7 +26,7 @@ class CropConfig(Section):
     """Length of a crop."""
     batch: int = ranged(6, at_least=1)
     """Crops per step."""
-    share: float = fraction(1.0)
+    share: float = ranged(1.0, above=0, at_most=1)
     """Share of the steps."""
 
 
@@ -55,12 +55,17 @@ class VideoCodecConfig(Section):
         ]
     )
     """Legs of the training: length, batch and share of the steps."""
-    lr: float = ranged(1.0e-3, above=0)
+    lr: float = ranged(1.0e-3, above=0, at_most=1)
     """Peak learning rate."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(len(self.crops) > 0, "crops", "at least one leg is needed")
+        shares = sum(crop.share for crop in self.crops)
+        # Of a sum above 1 the last legs would never be trained, and below 1 the last one longer.
+        self.require(
+            abs(shares - 1) < 1e-6, "crops", f"their shares must add up to 1, not to {shares:g}"
+        )
         for name in ("encoder", "decoder"):
             widths = getattr(self, f"{name}_channels")
             self.require(
@@ -82,7 +87,7 @@ class AudioCodecConfig(Section):
     """Updates."""
     batch: int = ranged(8, at_least=1)
     """Crops per update, each of one second."""
-    lr: float = ranged(2.0e-3, above=0)
+    lr: float = ranged(2.0e-3, above=0, at_most=1)
     """Peak learning rate."""
 
 
@@ -98,7 +103,7 @@ class VocoderConfig(Section):
     """Crops per update."""
     mel_frames: int = ranged(100, at_least=1)
     """Length of a crop, frames of 10 ms."""
-    lr: float = ranged(2.0e-3, above=0)
+    lr: float = ranged(2.0e-3, above=0, at_most=1)
     """Peak learning rate."""
 
     def __post_init__(self) -> None:

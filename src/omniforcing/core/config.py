@@ -25,6 +25,8 @@ from omniforcing.core.environment import DATA_ROOT_VARIABLE
 from omniforcing.core.errors import OmniForcingError, did_you_mean
 
 _LEGAL = "legal"
+# No setting of ours comes near; what lies beyond is a slip such as one zero too many, typed twice.
+LARGEST = 1e12
 
 
 class ConfigError(OmniForcingError):
@@ -55,7 +57,7 @@ class FieldError(ValueError):
 
 @dataclass(frozen=True)
 class Range:
-    """Legal values of a finite number; ``above`` and ``below`` are not legal themselves."""
+    """Legal values of a number up to ``LARGEST``; ``above`` and ``below`` are not legal."""
 
     at_least: float | None = None
     above: float | None = None
@@ -64,7 +66,7 @@ class Range:
 
     def __contains__(self, value: float) -> bool:
         return (
-            math.isfinite(value)
+            abs(value) <= LARGEST  # false for nan too
             and (self.at_least is None or value >= self.at_least)
             and (self.above is None or value > self.above)
             and (self.at_most is None or value <= self.at_most)
@@ -159,9 +161,12 @@ class Section:
             for key, value in _leaves(f.name, getattr(self, f.name)):
                 if value in legal:
                     continue
-                infinite = isinstance(value, float) and not math.isfinite(value)
-                finite = "finite and " if infinite else ""
-                raise FieldError(key, f"is {value!r}; it must be {finite}{legal}")
+                rule = str(legal)
+                if isinstance(value, float) and not math.isfinite(value):
+                    rule = f"finite and {rule}"
+                elif not isinstance(value, str) and abs(value) > LARGEST:
+                    rule = f"{rule}, and no number may be beyond {LARGEST:g}"
+                raise FieldError(key, f"is {value!r}; it must be {rule}")
 
     def require(self, holds: bool, key: str, rule: str, missing: bool = False) -> None:
         """Refuse the value of a field unless a condition holds.
@@ -260,21 +265,6 @@ def field_docstrings(schema: type) -> dict[str, str]:
 # --- loading ------------------------------------------------------------------------------------
 
 S = TypeVar("S", bound=Section)
-
-
-def read_yaml(path: Path) -> Any:
-    """Read a YAML file.
-
-    Raises:
-        ConfigError: if it is not YAML.
-    """
-    from omegaconf import OmegaConf
-
-    try:
-        return OmegaConf.load(path)
-    except Exception as error:  # YAML errors come in many classes; all are the user's file
-        fault = " ".join(str(error).split())
-        raise ConfigError("config.not-yaml", f"{path} is not readable YAML: {fault}") from error
 
 
 def merge_sources(schema: S, sources: Sequence[tuple[Any, str]]) -> S:

@@ -65,7 +65,7 @@ class SamplerConfig(Section):
     """Euler steps."""
     shift: float = ranged(0.4, at_least=-10, at_most=10)
     """Shift of the noise levels towards 1."""
-    guidance: Weights = ranged(Weights(2.0, 2.0), at_least=0)
+    guidance: Weights = ranged(Weights(2.0, 2.0), at_least=0, at_most=100)
     """Classifier-free guidance of each stream; 1: none."""
 
 
@@ -81,7 +81,7 @@ class TeacherConfig(Section):
     """Sizes of teacher, student and critic."""
     optim: OptimiserConfig = field(default_factory=OptimiserConfig)
     """Updates and optimiser."""
-    muon_lr: Weights | None = ranged(None, above=0)
+    muon_lr: Weights | None = ranged(None, above=0, at_most=1)
     """Muon at these rates for the layers' matrices; null: AdamW for all."""
     sigma: SigmaConfig = field(default_factory=SigmaConfig)
     """Training noise levels."""
@@ -106,17 +106,17 @@ class DmdConfig(Section):
 
     optim: OptimiserConfig = field(default_factory=OptimiserConfig)
     """Updates and optimiser of the student; batch, clip and decays of the critic too."""
-    muon_lr: Weights | None = ranged(None, above=0)
+    muon_lr: Weights | None = ranged(None, above=0, at_most=1)
     """Muon at these rates for the matrices of the student's layers; null: AdamW for all."""
-    critic_lr: float = ranged(4.0e-4, above=0)
+    critic_lr: float = ranged(4.0e-4, above=0, at_most=1)
     """Peak learning rate of the critic."""
-    critic_muon_lr: float | None = ranged(None, above=0)
+    critic_muon_lr: float | None = ranged(None, above=0, at_most=1)
     """Muon at this rate for the matrices of the critic's layers; null: AdamW for all."""
     critic_steps: int = ranged(5, at_least=1)
     """Critic updates per student update."""
     sigma: SigmaConfig = field(default_factory=SigmaConfig)
     """Noise levels at which teacher and critic are compared."""
-    guidance: Weights = ranged(Weights(2.0, 2.0), at_least=0)
+    guidance: Weights = ranged(Weights(2.0, 2.0), at_least=0, at_most=100)
     """Teacher guidance of each stream."""
 
 
@@ -157,5 +157,5 @@ class CausalOdeConfig(Section):
     """Stage whose weights the student starts from."""
     optim: OptimiserConfig = field(default_factory=OptimiserConfig)
     """Updates and optimiser."""
-    muon_lr: Weights | None = ranged(None, above=0)
+    muon_lr: Weights | None = ranged(None, above=0, at_most=1)
     """Muon at these rates for the layers' matrices; null: AdamW for all."""

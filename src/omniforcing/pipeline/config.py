@@ -14,7 +14,7 @@ from omniforcing.core.config import (
     merge_sources,
     project_root,
     ranged,
-    read_yaml,
+    to_dict,
 )
 from omniforcing.core.environment import CLUSTER_VARIABLE
 from omniforcing.core.errors import did_you_mean
@@ -30,6 +30,7 @@ from omniforcing.distill.config import (
 from omniforcing.evaluation.config import EvaluateConfig
 from omniforcing.model.config import StudentConfig
 from omniforcing.pipeline.cluster.config import ClusterConfig
+from omniforcing.pipeline.yaml_files import check_types, read_overrides, read_yaml
 from omniforcing.streaming.config import ExportConfig
 from omniforcing.training.config import CausalDecoderConfig, TrainerConfig
 
@@ -101,17 +102,12 @@ def load_config(
 
     Raises:
         ConfigError: for an unknown key (naming the nearest), a wrong type, an unknown preset or
-            cluster, or an illegal value.
+            cluster, an illegal value, or one that DVC reads differently.
     """
     from omegaconf import OmegaConf
 
     folder = (root or project_root()) / "conf"
     overrides = list(overrides or [])
-    for item in overrides:
-        if item.startswith("-") or "=" not in item:
-            raise ConfigError(
-                "config.bad-override", f"override {item!r} is not of the form key.subkey=value"
-            )
     base = read_yaml(folder / "config.yaml")
     # `cluster=ray` names a file, `cluster.workers=2` overrides a key of that file.
     files = [item for item in overrides if item.startswith("cluster=")]
@@ -119,7 +115,7 @@ def load_config(
     clusters = [base.pop("cluster", None), os.environ.get(CLUSTER_VARIABLE)]
     clusters += [item.partition("=")[2] for item in files]
     chosen_cluster = [name for name in clusters if name][-1:]
-    dotlist = OmegaConf.from_dotlist(keys)
+    dotlist = read_overrides(keys)
     chosen = str(preset or dotlist.get("preset") or base.get("preset") or Config.preset)
     sources: list[tuple[Any, str]] = [
         (base, "conf/config.yaml"),
@@ -129,7 +125,12 @@ def load_config(
         content = _read_named(folder, "cluster", name)
         sources.append((OmegaConf.create({"cluster": content}), f"conf/cluster/{name}.yaml"))
     sources += [(dotlist, "the command line"), ({"preset": chosen}, "the command line")]
-    return merge_sources(Config(), sources)
+    config = merge_sources(Config(), sources)
+    made = to_dict(config)
+    for source, where in sources:
+        given = OmegaConf.to_container(source) if OmegaConf.is_config(source) else source
+        check_types(given, made, where)
+    return config
 
 
 def _read_named(folder: Path, kind: str, name: str) -> Any:

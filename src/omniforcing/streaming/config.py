@@ -13,7 +13,7 @@ class ExportConfig(Section):
 
     prompt: str = "a red ball bounces high on the floor"
     """Prompt of the first stream."""
-    seconds: float = ranged(8.0, above=0)
+    seconds: float = ranged(8.0, above=0, at_most=86400)
     """Length of the first stream."""
     registered_model: str | None = None
     """Register the model in MLflow under this name too; null: only log it."""

@@ -30,11 +30,11 @@ class OptimiserConfig(Section):
     """Updates; 0 leaves a student as it starts."""
     batch: int = ranged(16, at_least=1)
     """Clips per update, of all workers together."""
-    lr: Weights = ranged(Weights(1.0e-3, 1.0e-3), above=0)
+    lr: Weights = ranged(Weights(1.0e-3, 1.0e-3), above=0, at_most=1)
     """Peak learning rate of each stream."""
     warmup: int = ranged(20, at_least=0)
     """Updates of linear warm-up."""
-    weight_decay: float = ranged(0.01, at_least=0)
+    weight_decay: float = ranged(0.01, at_least=0, at_most=1)
     """Weight decay, of Muon too."""
     betas: list[float] = ranged([0.9, 0.99], at_least=0, below=1)
     """AdamW's decays of the gradient's mean and of its square."""
@@ -73,7 +73,7 @@ class CausalDecoderConfig(Section):
     """Length of a training crop; of clips no longer than this, the whole."""
     context: int = ranged(3, at_least=0)
     """Latents at a cut within a clip that are decoded and not counted."""
-    lr: float = ranged(1.0e-3, above=0)
+    lr: float = ranged(1.0e-3, above=0, at_most=1)
     """Peak learning rate."""
     foreground_weight: float = ranged(10.0, at_least=0)
     """Weight of pixels that differ from the clip's other frames."""
@@ -107,9 +107,9 @@ class TrainerConfig(Section):
     """Where to compute; `auto`: on a GPU if there is one."""
     precision: str = chosen("32-true", PRECISIONS)
     """Precision of teacher and Stages I to III."""
-    threads: int = ranged(2, at_least=1)
+    threads: int = ranged(2, at_least=1, at_most=1024)
     """CPU threads per process."""
-    processes: int = ranged(1, at_least=1)
+    processes: int = ranged(1, at_least=1, at_most=1024)
     """Processes of stage evaluate, one thread each; more than one only on a CPU."""
     accumulate: int = ranged(1, at_least=1)
     """Micro-batches per worker and update: less memory, the same update."""

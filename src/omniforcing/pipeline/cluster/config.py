@@ -65,6 +65,11 @@ class ClusterConfig(Section):
         self.require(
             self.cpus + self.gpus > 0, "cpus", f"with gpus={self.gpus} one of them must be above 0"
         )
+        for name in ("cpus", "gpus"):
+            value = getattr(self, name)
+            self.require(
+                value < 1 or value == int(value), name, "above 1 it must be whole, as Ray has it"
+            )
         self.require(
             self.shard_size is None or self.workers % self.shard_size == 0,
             "shard_size",

@@ -1,0 +1,169 @@
+"""YAML of ours as two readers see it: OmegaConf (YAML 1.1) for stages, ruamel (1.2) for DVC.
+
+DVC decides by its own reading of a preset whether a stage runs again, and records it in
+``dvc.lock``. A value that a stage reads differently would be recorded as what it never was, so it
+is refused, and with it every value that is converted to the type of its key.
+"""
+
+from __future__ import annotations
+
+import datetime
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omniforcing.core.config import ConfigError
+
+_NAMES: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number"}
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file that holds a mapping.
+
+    Raises:
+        ConfigError: if it is not YAML, or a value of it reads differently to DVC.
+    """
+    from omegaconf import OmegaConf
+    from ruamel.yaml import YAML
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        loaded = OmegaConf.load(io.StringIO(text))
+        ours = OmegaConf.to_container(loaded, resolve=False)
+        theirs = YAML(typ="safe").load(text) or {}
+    except Exception as error:  # YAML errors come in many classes; all are the user's file
+        fault = " ".join(str(error).split())
+        raise ConfigError("config.not-yaml", f"{path} is not readable YAML: {fault}") from error
+    if not isinstance(ours, dict):
+        raise ConfigError("config.not-yaml", f"{path} is a list; write `key: value` lines")
+    _compare(ours, theirs, "", str(path))
+    return loaded
+
+
+def read_overrides(items: Sequence[str]) -> Any:
+    """Read ``key.subkey=value`` words of a command line, each value as YAML.
+
+    Raises:
+        ConfigError: if a word has another form, or its value reads differently to DVC.
+    """
+    from omegaconf import OmegaConf
+    from ruamel.yaml import YAML
+
+    for item in items:
+        key, separator, text = item.partition("=")
+        if item.startswith("-") or not separator:
+            raise ConfigError(
+                "config.bad-override", f"override {item!r} is not of the form key.subkey=value"
+            )
+        try:
+            container = OmegaConf.to_container(
+                OmegaConf.from_dotlist([f"value={text}"]), resolve=False
+            )
+            theirs = YAML(typ="safe").load(text)
+        except Exception as error:  # YAML errors come in many classes; all are the user's word
+            fault = " ".join(str(error).split())
+            raise ConfigError(
+                "config.bad-override", f"the value of override {item!r} is not YAML: {fault}"
+            ) from error
+        ours = container["value"]  # type: ignore[call-overload, index]
+        _compare(ours, theirs, key, "the command line")
+        # ` #` begins a comment in YAML: without this, a folder `a #1` would be the folder `a`.
+        plain = text.strip()
+        if isinstance(ours, str) and ours != plain and plain[:1] not in ("'", '"'):
+            raise ConfigError(
+                "config.bad-override",
+                f"override {item!r} reads as {ours!r} in YAML; "
+                f"to mean all of it, quote it twice: {_on_command_line(key, plain)}",
+            )
+    return OmegaConf.from_dotlist(list(items))
+
+
+def check_types(given: Any, made: Any, where: str, key: str = "") -> None:
+    """Refuse values that had to be converted to the type of their key.
+
+    OmegaConf turns the text ``"16"`` into a number and the number ``1_000`` into the text
+    ``1000``, while DVC records what the file says.
+
+    Args:
+        given: plain values of one source.
+        made: plain values of the configuration that was made of all sources.
+        where: name of the source.
+        key: dotted name of these values.
+
+    Raises:
+        ConfigError: naming key, value and the way to write it.
+    """
+    if isinstance(given, Mapping) and isinstance(made, Mapping):
+        for name in given.keys() & made.keys():
+            check_types(given[name], made[name], where, f"{key}.{name}" if key else str(name))
+    elif isinstance(given, list) and isinstance(made, list):
+        for index, (one, other) in enumerate(zip(given, made, strict=False)):
+            check_types(one, other, where, f"{key}[{index}]")
+    elif given is not None and made is not None and type(given) is not type(made):
+        if type(given) is int and type(made) is float:
+            return
+        if isinstance(made, str):
+            wanted = f"text; quote what you mean, as in {_form(str(given), key, where)}"
+        elif isinstance(given, str):
+            wanted = f"{_NAMES[type(made)]}; write it without quotes, as in {made!r}".lower()
+        else:
+            wanted = _NAMES.get(type(made), "another type")
+        raise ConfigError("config.wrong-type", f"{where}: {key} is {given!r}; it must be {wanted}")
+
+
+def _compare(ours: Any, theirs: Any, key: str, where: str) -> None:
+    """Refuse the first value that two readers see differently.
+
+    Args:
+        ours: what a stage reads.
+        theirs: what DVC reads.
+        key: dotted name of the value.
+        where: the file, or the command line.
+
+    Raises:
+        ConfigError: naming key, both readings and the ways to write either.
+    """
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        # Names such as `no` and `010` are read in two ways like values.
+        for name, other in zip(sorted(map(repr, ours)), sorted(map(repr, theirs)), strict=False):
+            if name != other:
+                raise ConfigError(
+                    "config.ambiguous-value",
+                    f"{where}: a name in {key or 'it'} reads as {name} in YAML 1.1, by which "
+                    f"stages run, and as {other} in YAML 1.2, by which DVC compares; quote it",
+                )
+        for name in ours:
+            _compare(ours[name], theirs[name], f"{key}.{name}" if key else str(name), where)
+        return
+    if isinstance(ours, list) and isinstance(theirs, list):
+        for index, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+            _compare(one, other, f"{key}[{index}]", where)
+        return
+    if isinstance(ours, str) and "${" in ours:
+        raise ConfigError(
+            "config.ambiguous-value",
+            f"{where}: {key} is {ours!r}; DVC does not replace ${{...}}, so write the value itself",
+        )
+    if type(ours) is type(theirs) and repr(ours) == repr(theirs):
+        return
+    forms = dict.fromkeys(_form(value, key, where) for value in (ours, theirs))
+    seen = f"the date {theirs}" if isinstance(theirs, datetime.date) else repr(theirs)
+    raise ConfigError(
+        "config.ambiguous-value",
+        f"{where}: {key} reads as {ours!r} in YAML 1.1, by which stages run, and as {seen} "
+        f"in YAML 1.2, by which DVC compares; write {' or '.join(forms)}",
+    )
+
+
+def _form(value: Any, key: str, where: str) -> str:
+    """Write a value so that both readers see the same."""
+    if isinstance(value, str | datetime.date):
+        text = str(value)
+        return _on_command_line(key, text) if where == "the command line" else json.dumps(text)
+    return json.dumps(value)
+
+
+def _on_command_line(key: str, text: str) -> str:
+    return f"{key}='{json.dumps(text, ensure_ascii=False)}'"
