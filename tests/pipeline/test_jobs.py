@@ -18,10 +18,12 @@ from yaml import safe_load
 from benchmarks.local_cluster import LocalCluster
 from omniforcing.core.environment import JOB_VARIABLE
 from omniforcing.pipeline import tracking
+from omniforcing.pipeline.cluster import jobs
 from omniforcing.pipeline.cluster.jobs import HEAVY, goes_to_cluster, job_variables, submit_stage
 from omniforcing.pipeline.cluster.kuberay import manifest
 from omniforcing.pipeline.config import Config, load_config
 from omniforcing.pipeline.declaration import stage_names
+from tests.support.answering import answering, black_hole
 from tests.support.ray_cluster import ROOT, environment
 from tests.support.refusals import refused, refuses
 
@@ -133,6 +135,66 @@ def test_an_address_without_a_cluster_is_refused(project: Path) -> None:
     config = load_config(["cluster.jobs=http://127.0.0.1:1"], project)
     with refuses("cluster.unreachable", "cluster.jobs=http://127.0.0.1:1"):
         submit_stage("clips", config, project, [])
+
+
+@pytest.mark.parametrize("variable", ["RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"])
+def test_the_named_cluster_is_asked_and_never_the_environments(
+    project: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    with answering(503) as other, answering(200, b'{"ray_version": "1.0"}') as named:
+        monkeypatch.setenv(variable, other.url)
+        monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
+        config = load_config([f"cluster.jobs={named.url}"], project)
+        with refuses("cluster.unreachable", named.url):  # its Ray is too old for jobs
+            submit_stage("clips", config, project, [])
+        assert other.asked == [] and other.tokens == []
+        assert len(named.asked) > 1
+        assert os.environ[variable] == other.url
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "fact"),
+    [
+        (503, b"", "HTTP 503"),
+        (500, b"oh", "HTTP 500"),
+        (404, b"", "HTTP 404"),
+        (200, b"<html>hello</html>", "no version of Ray"),
+        (200, b'{"version": "1"}', "no version of Ray"),
+        (200, b"[]", "no version of Ray"),
+    ],
+)
+def test_a_server_that_is_no_ray_dashboard_is_one_sentence(
+    project: Path, status: int, body: bytes, fact: str
+) -> None:
+    with answering(status, body) as server:
+        code, said = run(project, "-m", "omniforcing", "job", "clips", f"cluster.jobs={server.url}")
+    assert code == 2
+    refused(said, "cluster.not-ray", f"cluster.jobs={server.url}", fact)
+
+
+def test_a_dashboard_that_never_answers_is_given_up(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "ASKED", 0.5)
+    with black_hole() as url, refuses("cluster.not-ray", url, "did not answer within 0.5 seconds"):
+        submit_stage("clips", load_config([f"cluster.jobs={url}"], project), project, [])
+
+
+def test_a_dashboard_that_is_lost_on_the_way_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(jobs, "PATIENCE", 0.2)
+    monkeypatch.setattr(jobs, "PAUSE", 0.05)
+    asked = []
+
+    class Lost:
+        def get_job_status(self, job: str) -> None:
+            asked.append(job)
+            raise RuntimeError("Request failed with status code 503: .")
+
+    with refuses("cluster.lost", "http://here", "job-1", "503"):
+        jobs._follow(Lost(), "job-1", "http://here")
+    assert len(asked) > 1
 
 
 def test_jobs_need_an_address(project: Path) -> None:

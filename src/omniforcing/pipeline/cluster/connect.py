@@ -6,10 +6,11 @@ or as a worker that waits forever. Each is refused here in one sentence with its
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,10 @@ FORWARDED = (
 )
 
 
+# Variables by which Ray would ask another cluster than the one that the configuration names.
+ADDRESSES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+
+
 class ClusterError(OmniForcingError):
     """A cluster cannot do what the configuration asks; the sentence says how to mend it."""
 
@@ -40,6 +45,20 @@ def answers(host: str, port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+@contextlib.contextmanager
+def named_address_only() -> Iterator[None]:
+    """Hide the environment's Ray addresses from Ray while the body runs.
+
+    Ray prefers them to the address that it is given: a job, and the token with it, would go to
+    another cluster than the configuration's.
+    """
+    hidden = {name: os.environ.pop(name) for name in ADDRESSES if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def unreachable(key: str, address: str, note: str = "") -> ClusterError:
@@ -94,11 +113,18 @@ def connect(cluster: ClusterConfig) -> None:
     variables = {name: os.environ[name] for name in FORWARDED if name in os.environ}
     # In a job, PYTHONPATH names the working folder that Ray unpacked on this node; a worker on
     # another node has its own, and would look for code in a folder that it lacks.
-    environment = {} if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else {"env_vars": variables}
+    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    environment = {} if in_job else {"env_vars": variables}
+    # In a job RAY_ADDRESS is the job's own cluster, and `auto` means that one.
+    hide = contextlib.nullcontext() if in_job else named_address_only()
     try:
-        ray.init(
-            address=address, runtime_env=environment, logging_level="WARNING", log_to_driver=True
-        )
+        with hide:
+            ray.init(
+                address=address,
+                runtime_env=environment,
+                logging_level="WARNING",
+                log_to_driver=True,
+            )
     except AuthenticationError as error:
         raise refused_token(address) from error
     except (ConnectionError, RuntimeError, ValueError) as error:

@@ -14,9 +14,9 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from omniforcing.core.config import digest
@@ -31,7 +31,13 @@ from omniforcing.core.environment import (
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import read_json, write_json
 from omniforcing.pipeline import tracking
-from omniforcing.pipeline.cluster.connect import ClusterError, answers, refused_token, unreachable
+from omniforcing.pipeline.cluster.connect import (
+    ClusterError,
+    answers,
+    named_address_only,
+    refused_token,
+    unreachable,
+)
 from omniforcing.pipeline.config import Config
 from omniforcing.pipeline.declaration import read_declaration
 
@@ -51,6 +57,9 @@ HEAVY = frozenset(
 RUN_LINE = "mlflow run: "
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 PAUSE = 1.0  # seconds between two requests for a job's status
+ASKED = 10.0  # seconds that a dashboard may take to say its version
+PATIENCE = 60.0  # seconds that a dashboard may fail to answer while a job runs
+Answer = TypeVar("Answer")
 
 
 def goes_to_cluster(name: str, config: Config) -> bool:
@@ -90,8 +99,8 @@ def submit_stage(name: str, config: Config, root: Path, overrides: Sequence[str]
         print(f"job {job} at {place}: stage {name}, preset {config.preset}", flush=True)
     else:
         print(f"job {job} at {place} is under way from before: following it", flush=True)
-    run = _follow(client, job)
-    details = client.get_job_info(job)
+    run = _follow(client, job, place)
+    details = _patiently(lambda: client.get_job_info(job), place, job)
     code = _exit_code(details)
     where = f"; MLflow run {run} at {tracking.tracking_uri(root)}" if run else ""
     print(f"job {job} {details.status.value.lower()}, exit code {code}{where}", flush=True)
@@ -106,22 +115,87 @@ def submit_stage(name: str, config: Config, root: Path, overrides: Sequence[str]
 
 
 def _client(place: str) -> Any:
+    """Connect to the dashboard at ``place`` and at no other, whatever the environment says.
+
+    Raises:
+        ClusterError: if nothing answers there, or no Ray dashboard, or the token is refused.
+    """
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     nobody = unreachable("cluster.jobs", place)
+    _check_dashboard(place)
     try:
-        return JobSubmissionClient(place)
+        with named_address_only():
+            return JobSubmissionClient(place)
     except AuthenticationError as error:
         # Ray asks for a token before it connects, so this error comes without a cluster too.
-        url = urlsplit(place)
-        there = answers(str(url.hostname), url.port or (443 if url.scheme == "https" else 80))
+        there = answers(str(urlsplit(place).hostname), _port(place))
         raise (refused_token(place) if there else nobody) from error
-    except (ConnectionError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:  # requests' errors are OSErrors
         if "401" in str(error) or "403" in str(error):
             raise refused_token(place) from error
         raise nobody from error
+
+
+def _check_dashboard(place: str) -> None:
+    """Refuse what is no Ray dashboard in good health; Ray itself would wait for it without end.
+
+    Raises:
+        ClusterError: naming the address and what it answered.
+    """
+    import requests
+
+    unfit = (
+        f"cluster.jobs={place} is no Ray dashboard that takes jobs ({{}}); "
+        f"give the address that `ray start --head` prints, or start its head again"
+    )
+    try:
+        answer = requests.get(f"{place.rstrip('/')}/api/version", timeout=ASKED)
+    except requests.Timeout as error:
+        said = f"it did not answer within {ASKED:g} seconds"
+        raise ClusterError("cluster.not-ray", unfit.format(said)) from error
+    except requests.RequestException as error:
+        if answers(str(urlsplit(place).hostname), _port(place)):
+            said = "it does not speak HTTP" if place.startswith("http:") else "TLS failed there"
+            raise ClusterError("cluster.not-ray", unfit.format(said)) from error
+        raise unreachable("cluster.jobs", place) from error
+    if answer.status_code in (401, 403):
+        return  # it asks for the token, which the client sends
+    if answer.status_code != 200:
+        raise ClusterError("cluster.not-ray", unfit.format(f"it answers HTTP {answer.status_code}"))
+    try:
+        str(answer.json()["ray_version"])
+    except (ValueError, KeyError, TypeError) as error:
+        said = "its answer has no version of Ray"
+        raise ClusterError("cluster.not-ray", unfit.format(said)) from error
+
+
+def _port(place: str) -> int:
+    url = urlsplit(place)
+    return url.port or (443 if url.scheme == "https" else 80)
+
+
+def _patiently(ask: Callable[[], Answer], place: str, job: str) -> Answer:
+    """Ask a dashboard about a running job, again if it does not answer for a while.
+
+    Raises:
+        ClusterError: if it does not answer for ``PATIENCE`` seconds; the job may go on there.
+    """
+    given_up = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return ask()
+        except (OSError, RuntimeError) as error:  # requests' errors are OSErrors
+            if time.monotonic() > given_up:
+                said = " ".join(str(error).split())[:200]
+                raise ClusterError(
+                    "cluster.lost",
+                    f"the cluster at {place} has not answered for {PATIENCE:g} seconds ({said}); "
+                    f"job {job} may go on there: run the same command again to follow it",
+                ) from error
+        time.sleep(PAUSE)
 
 
 def _under_way(client: Any, memory: Path, ordered: str) -> str | None:
@@ -140,7 +214,13 @@ def _under_way(client: Any, memory: Path, ordered: str) -> str | None:
         return None
     try:
         return None if client.get_job_status(found["job"]).value in _ENDED else str(found["job"])
-    except RuntimeError:
+    except RuntimeError as error:
+        if "404" not in str(error):
+            raise ClusterError(
+                "cluster.lost",
+                f"the cluster does not say whether job {found['job']} still runs "
+                f"({' '.join(str(error).split())[:200]}); run the same command again",
+            ) from error
         return None  # the head was restarted since, and its jobs ended with it
 
 
@@ -153,7 +233,7 @@ def _submit(client: Any, name: str, config: Config, root: Path, overrides: Seque
                 entrypoint=entrypoint, runtime_env=environment, metadata={"stage": name}
             )
         )
-    except RuntimeError as error:
+    except (OSError, RuntimeError) as error:  # requests' errors are OSErrors
         if "413" in str(error):
             raise ClusterError(
                 "cluster.large-job",
@@ -184,7 +264,7 @@ def job_variables(config: Config, root: Path) -> dict[str, str]:
     }
 
 
-def _follow(client: Any, job: str) -> str | None:
+def _follow(client: Any, job: str, place: str) -> str | None:
     """Print a job's log until the job ends; stop the job if this process is interrupted.
 
     Returns:
@@ -192,7 +272,7 @@ def _follow(client: Any, job: str) -> str | None:
     """
     log = _Log()
     try:
-        while client.get_job_status(job).value not in _ENDED:
+        while _patiently(lambda: client.get_job_status(job), place, job).value not in _ENDED:
             # A connection rarely lasts for hours of training. Connect again: the log is sent from
             # its beginning, and ``_Log`` prints only the new part.
             with contextlib.suppress(OSError, RuntimeError):
@@ -202,7 +282,7 @@ def _follow(client: Any, job: str) -> str | None:
         client.stop_job(job)
         raise
     # The last lines may have come after the stream ended.
-    log.write(client.get_job_logs(job))
+    log.write(_patiently(lambda: client.get_job_logs(job), place, job))
     return log.run
 
 
