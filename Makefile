@@ -37,7 +37,7 @@ ray-job: $(STAMP)  ## one stage as a job on a named cluster: make ray-job STAGE=
 
 ui: $(STAMP)  ## MLflow at http://127.0.0.1:5000
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(VENV)/bin/mlflow server --workers 1 --host 127.0.0.1 --port 5000 \
-	  --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
+	  --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
 
 check: lint  ## what you run all the time: ruff, mypy and the everyday tests
 	$(RUN) -m pytest -n 2 --dist loadgroup -m "not extended and not slow and not ray and not chromium and not documents"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shlex
 import signal
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 # Folder that holds data, .work and mlflow.db instead of the checkout: a job on a cluster runs from
@@ -27,15 +29,49 @@ COMPLETION_VARIABLE = "_OMNIFORCING_COMPLETE"
 
 
 def git_commit(root: Path) -> str:
-    """Commit of the checkout, with ``-dirty`` if tracked files differ; ``unknown`` without git."""
+    """Commit of the checkout, with ``-dirty`` if tracked files differ.
+
+    Without git, or where it does not answer, that is ``unknown``, and one line of stderr says why.
+    """
     if COMMIT_VARIABLE in os.environ:
         return os.environ[COMMIT_VARIABLE]
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    fault = git_fault(root)
+    if fault is None:
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        answer = subprocess.run(command, cwd=root, capture_output=True, text=True)
+        if answer.returncode == 0:
+            return answer.stdout.strip()
+        fault = "it has no commit yet"
+    _tell_once(f"runs of {root} are recorded without a commit: {fault}")
+    return "unknown"
+
+
+def git_fault(root: Path) -> str | None:
+    """Say why git has no commit of a folder: not installed, not a checkout, or refused.
+
+    Returns:
+        The end of a sentence; None if the folder is a git checkout that git reads.
+    """
+    command = ["git", "rev-parse", "--show-toplevel"]
     try:
         answer = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    except FileNotFoundError:  # a machine without git
-        return "unknown"
-    return answer.stdout.strip() if answer.returncode == 0 else "unknown"
+    except OSError:
+        return "git is not installed"
+    if "dubious ownership" in answer.stderr:
+        return (
+            f"git refuses a folder that belongs to another user; "
+            f"`git config --global --add safe.directory {shlex.quote(str(root))}` allows it"
+        )
+    # A folder unpacked within another repository is not at that one's commit.
+    top = answer.stdout.removesuffix("\n")
+    if answer.returncode or Path(top).resolve() != root.resolve():
+        return "it is no git checkout"
+    return None
+
+
+@cache
+def _tell_once(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
 
 
 def die_with_parent(parent: int | None = None) -> None:

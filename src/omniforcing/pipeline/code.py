@@ -41,7 +41,10 @@ FRAME = frozenset(
     | {f"core/{name}" for name in ("console", "environment", "errors", "files")}
     | {
         f"pipeline/{name}"
-        for name in ("code", "declaration", "generate", "runner", "stage", "tracking")
+        for name in (
+            *("code", "declaration", "generate", "runner", "stage", "tracking", "tracking_store"),
+            "yaml_files",
+        )
     }
     | {f"pipeline/cluster/{name}" for name in ("connect", "jobs", "launch", "pool")}
     | {f"pipeline/stages/shared/{name}" for name in ("probe", "samples")}

@@ -16,9 +16,10 @@ from omniforcing.core.environment import (
     PARENT_VARIABLE,
     die_with_parent,
     git_commit,
+    git_fault,
 )
 from omniforcing.core.errors import OmniForcingError
-from omniforcing.core.files import read_json
+from omniforcing.core.files import atomic_write, read_json
 from omniforcing.pipeline import tracking
 from omniforcing.pipeline.config import Config, load_config
 from omniforcing.pipeline.declaration import (
@@ -46,9 +47,18 @@ def start_python(
     # is not activated.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "PATH": path, **options.pop("env", {})}
+    if git_fault(root) is not None:
+        environment["DVC_SYSTEM_CONFIG_DIR"] = str(_config_without_git(root))
     bind_to_parent = partial(die_with_parent, os.getpid())
     words = [sys.executable, *command]
     return subprocess.run(words, cwd=root, env=environment, preexec_fn=bind_to_parent, **options)
+
+
+def _config_without_git(root: Path) -> Path:
+    """Write a configuration for DVC, which otherwise refuses a checkout without git."""
+    folder = root / ".work" / "dvc_without_git"
+    atomic_write(folder / "config", "[core]\n    no_scm = true\n")
+    return folder
 
 
 def call_python(command: Sequence[str], root: Path, **environment: str) -> None:

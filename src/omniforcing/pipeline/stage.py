@@ -241,6 +241,14 @@ def run_body(stage: Stage) -> None:
     Raises:
         OmniForcingError: if there is no such module, or it has no ``run(stage)``.
     """
+    try:
+        _run_module(stage)
+    finally:
+        # A worker's process ends here, and with it what waits for a store that does not answer.
+        stage.mlflow_run.settle()
+
+
+def _run_module(stage: Stage) -> None:
     spec = stage.declaration.spec
     if spec.body is None:
         importlib.import_module(f"omniforcing.pipeline.stages.{spec.name}").run(stage)

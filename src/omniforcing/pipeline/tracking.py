@@ -3,32 +3,38 @@
 A stage that was killed continues its run. Runs are addressed by id through the client, never
 through MLflow's global state, so that ``mlflow run``, Lightning and the export stage cannot write
 into one another's runs.
+
+A store that does not answer stops a stage before it begins. Once a stage runs, nothing of it is
+lost to a store that falls silent: it goes on, what it logs is kept and sent when the store answers
+again, and what is left at the end is told.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from omniforcing.core.config import data_root, flatten
+from omniforcing.core.config import flatten
 from omniforcing.core.environment import PARENT_VARIABLE
-from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import read_json, write_json
+from omniforcing.pipeline import tracking_store as store
+from omniforcing.pipeline.tracking_store import tracking_uri
 
 EXPERIMENT = "omniforcing"
 _MAX_PARAM_CHARS = 500  # older servers refuse longer values
 _MAX_PARAMS, _MAX_METRICS = 100, 500  # of one request; servers refuse more than 100 and 1000
+PAUSE = 60.0  # seconds before a store that did not answer is asked again
 
-
-def tracking_uri(root: Path) -> str:
-    """Return ``MLFLOW_TRACKING_URI``, or the URI of the project's sqlite file ``mlflow.db``."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{data_root(root) / 'mlflow.db'}"
+__all__ = ["EXPERIMENT", "Run", "closing", "connect", "open_run", "tracking_uri"]
 
 
 class Run:
@@ -41,14 +47,19 @@ class Run:
 
     def __init__(self, client: Any, run_id: str) -> None:
         self._client = client
+        self._uri = str(client.tracking_uri)
         self.id = run_id
+        self._outbox: list[tuple[str, Callable[[], None]]] = []
+        self._lost: list[str] = []
+        self._asked_again_at: float | None = None  # None while the store answers
 
     # A client holds database connections, which cannot be pickled: its URI travels instead.
     def __getstate__(self) -> dict[str, str]:
-        return {"id": self.id, "uri": self._client.tracking_uri}
+        return {"id": self.id, "uri": self._uri}
 
     def __setstate__(self, state: dict[str, str]) -> None:
         self._client, self.id, self._uri = None, state["id"], state["uri"]
+        self._outbox, self._lost, self._asked_again_at = [], [], None
 
     @property
     def client(self) -> Any:
@@ -75,8 +86,6 @@ class Run:
             values: nested values; what is no number, or a bool, is left out.
             step: training step, 0 if None.
         """
-        import time
-
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
@@ -86,16 +95,73 @@ class Run:
             if isinstance(value, int | float) and not isinstance(value, bool)
         ]
         for start in range(0, len(metrics), _MAX_METRICS):
-            self.client.log_batch(self.id, metrics=metrics[start : start + _MAX_METRICS])
+            batch = metrics[start : start + _MAX_METRICS]
+            what = f"metrics of step {step}" if step is not None else "metrics"
+            self._send(what, partial(self.client.log_batch, self.id, metrics=batch))
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
         """Log a file, or the content of a folder, below the artifact path ``folder``."""
-        log = self.client.log_artifacts if Path(path).is_dir() else self.client.log_artifact
-        log(self.id, str(path), folder or None)
+        self._send(str(path), partial(self._upload, Path(path), folder))
 
     def close(self, status: str = "FINISHED") -> None:
         """Set the final status: ``FINISHED``, ``FAILED`` or ``KILLED``."""
-        self.client.set_terminated(self.id, status)
+        self._send(f"status {status}", partial(self.client.set_terminated, self.id, status))
+        self.settle()
+
+    def settle(self) -> None:
+        """Try once more to send what waits, and tell what could not be sent."""
+        if self._outbox:
+            self._flush()
+        left = [*self._lost, *(what for what, _ in self._outbox)]
+        if left:
+            listed = ", ".join(left[:4]) + (f" and {len(left) - 4} more" if len(left) > 4 else "")
+            self._say(f"run {self.id} lacks {listed}; the stage's own files in data/ are complete")
+        self._lost, self._outbox = [], []
+
+    def _upload(self, path: Path, folder: str) -> None:
+        if store.is_server(self._uri):
+            self.client.get_run(self.id)  # quickly shows a server that does not answer
+        log = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
+        with store.bounded(self._uri, store.UPLOAD):
+            log(self.id, str(path), folder or None)
+
+    def _send(self, what: str, request: Callable[[], None]) -> None:
+        """Send a request after those that wait; keep it if the store does not answer."""
+        self._outbox.append((what, request))
+        if self._asked_again_at is None or time.monotonic() >= self._asked_again_at:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Send what waits, in order, until the store does not answer."""
+        while self._outbox:
+            what, request = self._outbox[0]
+            try:
+                with store.bounded(self._uri):
+                    request()
+            except store.faults() as error:
+                if isinstance(error, OSError) and not store.is_server(self._uri):
+                    raise  # of this machine's own disk
+                said = " ".join(str(error).split())[:200]
+                if isinstance(error, FileNotFoundError) or not store.may_pass(error):
+                    # Sent again it would be refused again, and hold up all that follows.
+                    if not self._lost:
+                        self._say(f"{what} is refused ({said}); the stage goes on")
+                    self._lost.append(what)
+                else:
+                    if self._asked_again_at is None:
+                        self._say(
+                            f"no answer ({said}); the stage goes on, and what it logs is kept and "
+                            f"sent when MLflow answers again"
+                        )
+                    self._asked_again_at = time.monotonic() + PAUSE
+                    return
+            self._outbox.pop(0)
+        if self._asked_again_at is not None:
+            self._asked_again_at = None
+            self._say("answers again; what was kept is sent")
+
+    def _say(self, sentence: str) -> None:
+        print(f"MLflow at {store.shown(self._uri)}: {sentence}", file=sys.stderr, flush=True)
 
 
 def connect(root: Path) -> Any:
@@ -111,24 +177,19 @@ def connect(root: Path) -> Any:
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     os.environ["MLFLOW_TRACKING_URI"] = uri = tracking_uri(root)
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
 
     for verbose in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(verbose).setLevel(logging.WARNING)
     # Two processes that both open an empty database would both create its tables: one would fail.
-    lock = data_root(root) / ".work" / "mlflow.lock"
+    folder = store.store_folder(root)
+    lock = folder / ".work" / "mlflow.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):
-        try:
-            client = MlflowClient(uri)
-            if client.get_experiment_by_name(EXPERIMENT) is None:
-                local = (data_root(root) / "mlruns").as_uri() if uri.startswith("sqlite:") else None
-                client.create_experiment(EXPERIMENT, artifact_location=local)
-        except MlflowException as error:
-            raise OmniForcingError(
-                "pipeline.no-mlflow",
-                f"MLflow at {uri} does not answer ({error}); check MLFLOW_TRACKING_URI",
-            ) from error
+    store.check_host(uri)
+    with FileLock(lock), store.answering(uri):
+        client = MlflowClient(uri)
+        if client.get_experiment_by_name(EXPERIMENT) is None:
+            local = (folder / "mlruns").as_uri() if uri.startswith("sqlite") else None
+            client.create_experiment(EXPERIMENT, artifact_location=local)
     return client
 
 
@@ -144,7 +205,9 @@ def _unfinished(client: Any, record: Path) -> str | None:
     run_id = str(read_json(record)["run_id"])
     try:
         info = client.get_run(run_id).info
-    except MlflowException:
+    except MlflowException as error:
+        if store.may_pass(error):
+            raise  # a run that the store cannot look up now is not a run that is gone
         return None
     return run_id if info.status != "FINISHED" and info.lifecycle_stage == "active" else None
 
@@ -160,7 +223,17 @@ def open_run(
         record: json file with the id of the run; written when one is started.
         tags: tags of a new run.
         params: nested parameters of a new run.
+
+    Raises:
+        OmniForcingError: if the store does not answer.
     """
+    with store.answering(client.tracking_uri):
+        return _open_run(client, name, record, tags, params)
+
+
+def _open_run(
+    client: Any, name: str, record: Path, tags: Mapping[str, str], params: Mapping[str, Any]
+) -> Run:
     # `mlflow run` names its own run in MLFLOW_RUN_ID. MLflow would log into that one from every
     # stage, and each would overwrite the last: take the variable away and use it as the parent.
     mlflow_parent = os.environ.pop("MLFLOW_RUN_ID", None)

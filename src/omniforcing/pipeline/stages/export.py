@@ -15,6 +15,7 @@ from omniforcing.core.latents import Pair
 from omniforcing.evaluation.plots import draw_media
 from omniforcing.media.mel import resample
 from omniforcing.pipeline.stage import Stage
+from omniforcing.pipeline.tracking_store import UPLOAD, answering, tracking_uri
 from omniforcing.pocket.observe import observe
 from omniforcing.streaming.artifact import Artifact, StreamSettings, write_artifact
 from omniforcing.streaming.command import figures, write_stream
@@ -67,7 +68,12 @@ def log_model(stage: Stage) -> None:
 
     from omniforcing.serving import pyfunc
 
-    with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=stage.run_id):
+    uri = tracking_uri(stage.root)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        answering(uri, UPLOAD),
+        mlflow.start_run(run_id=stage.run_id),
+    ):
         package = Path(folder, "omniforcing")
         shutil.copytree(
             Path(omniforcing.__file__).parent,
