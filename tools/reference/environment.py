@@ -11,6 +11,9 @@ from omniforcing.core import environment
 OTHERS = {
     "MLFLOW_TRACKING_URI": "Where runs go; `mlflow.db` in the checkout if unset.",
     "MLFLOW_RUN_ID": "Set by `mlflow run`: the run under which the stages' runs are put.",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "Seconds of one try of a request; 5, uploads 120, if unset.",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "Further tries of a request; 1 if unset.",
+    "RAY_ADDRESS": "Ignored, like `RAY_API_SERVER_ADDRESS`: `cluster.*` names the cluster.",
     "RAY_AUTH_MODE": "`token` for a cluster that asks for one; set by `make` where it is missing.",
     "RAY_AUTH_TOKEN": "The cluster's token, if it is not in `~/.ray/auth_token`.",
     "CUDA_VISIBLE_DEVICES": "Empty: everything on the CPU, also where there is a GPU.",
