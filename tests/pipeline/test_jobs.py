@@ -193,7 +193,7 @@ def test_a_dashboard_that_is_lost_on_the_way_is_one_sentence(
             raise RuntimeError("Request failed with status code 503: .")
 
     with refuses("cluster.lost", "http://here", "job-1", "503"):
-        jobs._follow(Lost(), "job-1", "http://here")
+        jobs.follow(Lost(), "job-1", "http://here")
     assert len(asked) > 1
 
 

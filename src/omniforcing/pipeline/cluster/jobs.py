@@ -99,7 +99,7 @@ def submit_stage(name: str, config: Config, root: Path, overrides: Sequence[str]
         print(f"job {job} at {place}: stage {name}, preset {config.preset}", flush=True)
     else:
         print(f"job {job} at {place} is under way from before: following it", flush=True)
-    run = _follow(client, job, place)
+    run = follow(client, job, place)
     details = _patiently(lambda: client.get_job_info(job), place, job)
     code = _exit_code(details)
     where = f"; MLflow run {run} at {tracking.tracking_uri(root)}" if run else ""
@@ -264,11 +264,19 @@ def job_variables(config: Config, root: Path) -> dict[str, str]:
     }
 
 
-def _follow(client: Any, job: str, place: str) -> str | None:
+def follow(client: Any, job: str, place: str) -> str | None:
     """Print a job's log until the job ends; stop the job if this process is interrupted.
+
+    Args:
+        client: Ray's job client.
+        job: id of the job.
+        place: address of the dashboard, for errors.
 
     Returns:
         The id of the job's MLflow run; None if the log names none.
+
+    Raises:
+        ClusterError: if the dashboard does not answer for ``PATIENCE`` seconds.
     """
     log = _Log()
     try:
