@@ -5,8 +5,12 @@ failures that leave nothing.
 from __future__ import annotations
 
 import io
+import shutil
+import struct
+import subprocess
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -183,6 +187,111 @@ def test_picture_and_sound_stay_together_for_ten_minutes() -> None:
     offsets = np.abs(heard[1:] - np.array([float(time) for time in seen[1:count]]))
     assert offsets.max() < 1024 / 16000, "more than one audio frame apart"
     assert np.ptp(offsets) < 0.002, "they drift"
+
+
+# --- what other programs make of it ---------------------------------------------------------------
+
+
+def flashes_and_clicks(sample_rate: int) -> bytes:
+    """Four seconds with a flash and a click at .5, 1.5, 2.5 and 3.5 s, each at the same instant."""
+    pieces, seconds = OutputBuffer(), 4
+    frames, samples = np.zeros((24, 64, 96, 3), np.uint8), np.zeros((2, sample_rate), np.float32)
+    frames[11] = 255  # of frames 1 to 24
+    samples[:, sample_rate // 2 :][:, : sample_rate // 100] = 0.9
+    with Muxer(pieces, 64, 96, sample_rate) as muxer:
+        muxer.write(frames[:1], samples[:, :0])
+        for _ in range(seconds):
+            muxer.write(frames, samples)
+    return pieces.take()
+
+
+def offsets_ms(data: bytes, **options: str) -> np.ndarray:
+    """Each click's time less its flash's, as libavformat's demuxer with ``options`` plays them."""
+    seen, heard = [], []
+    with av.open(io.BytesIO(data), options=options) as container:
+        for frame in container.decode(video=0):
+            if frame.to_ndarray(format="gray").mean() > 128:
+                seen.append(float(frame.pts * frame.time_base))
+    with av.open(io.BytesIO(data), options=options) as container:
+        for frame in container.decode(audio=0):
+            loud = np.flatnonzero(np.abs(frame.to_ndarray()[0]) > 0.3)
+            heard += list(float(frame.pts * frame.time_base) + loud / frame.sample_rate)
+    onsets = np.array(heard)[np.insert(np.diff(heard) > 0.3, 0, True)]
+    assert len(seen) == len(onsets) == 4
+    return 1000 * (onsets - np.array(seen))
+
+
+@pytest.mark.parametrize("sample_rate", [16_000, 48_000])
+def test_sound_is_in_sync_with_and_without_edit_lists(sample_rate: int) -> None:
+    """WebKitGTK ignores them: what they cut off the sound, they must cut off the picture too."""
+    data = flashes_and_clicks(sample_rate)
+    assert np.abs(offsets_ms(data)).max() < 0.5
+    assert np.abs(offsets_ms(data, ignore_editlist="1")).max() < 0.5
+
+
+@pytest.mark.parametrize("sample_rate", [16_000, 48_000])
+@pytest.mark.parametrize("kind", ["mp4", "mov", "matroska"])
+def test_a_remuxed_stream_is_in_sync(tmp_path: Path, sample_rate: int, kind: str) -> None:
+    (tmp_path / "stream.mp4").write_bytes(flashes_and_clicks(sample_rate))
+    copies = [remuxed(tmp_path / "stream.mp4", kind)]
+    if ffmpeg := shutil.which("ffmpeg"):
+        command = [ffmpeg, "-v", "error", "-i", "stream.mp4", "-c", "copy", "-f", kind, "copy"]
+        subprocess.run(command, cwd=tmp_path, check=True)
+        copies.append((tmp_path / "copy").read_bytes())
+    for copy in copies:
+        assert np.abs(offsets_ms(copy)).max() <= 2
+
+
+def remuxed(source: Path, kind: str) -> bytes:
+    """The packets of a file in another one, by the FFmpeg of PyAV."""
+    copy = io.BytesIO()
+    with av.open(str(source)) as container, av.open(copy, "w", format=kind) as out:
+        streams = {s.index: out.add_stream_from_template(s) for s in container.streams}
+        for packet in container.demux():
+            if packet.dts is not None:
+                packet.stream = streams[packet.stream.index]
+                out.mux(packet)
+    return copy.getvalue()
+
+
+def test_colours_are_named_in_the_box_and_in_the_bitstream() -> None:
+    data = whole_stream()
+    assert struct.pack(">I4s4s3HB", 19, b"colr", b"nclx", 1, 1, 1, 0) in data
+    # Raw H.264 has no boxes: what is known of its colours stands in the SPS.
+    raw = io.BytesIO()
+    with av.open(io.BytesIO(data)) as container, av.open(raw, "w", format="h264") as out:
+        video = container.streams.video[0]
+        stream = out.add_stream_from_template(video)
+        for packet in container.demux(video):
+            if packet.size:
+                packet.stream = stream
+                out.mux(packet)
+    for content, kind in ((data, "mp4"), (raw.getvalue(), "h264")):
+        with av.open(io.BytesIO(content), format=kind) as container:
+            frame = next(container.decode(video=0))
+        found = frame.colorspace, frame.color_primaries, frame.color_trc, frame.color_range
+        assert [int(value) for value in found] == [1, 1, 1, 1], kind
+
+
+def test_colours_are_converted_as_they_are_named() -> None:
+    """Each patch as a player shows it that goes by the tags: Y'CbCr of BT.709, 16 to 235."""
+    patches = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (40, 184, 72), (128, 128, 128)]
+    for colour in patches:
+        pieces = OutputBuffer()
+        with Muxer(pieces, 64, 64, 16000) as muxer:
+            muxer.write(np.full((2, 64, 64, 3), colour, np.uint8), np.zeros((2, 0), np.float32))
+        y, u, v = planes(pictures(pieces.take())[0])
+        luma, blue, red = (y - 16) / 219, (u - 128) / 224 * 1.8556, (v - 128) / 224 * 1.5748
+        green = (luma - 0.2126 * (luma + red) - 0.0722 * (luma + blue)) / 0.7152
+        shown = 255 * np.array([luma + red, green, luma + blue])
+        assert np.abs(shown - colour).max() < 4, (colour, shown)
+
+
+def planes(frame: av.VideoFrame) -> list[float]:
+    """Means of Y, Cb and Cr."""
+    whole = frame.to_ndarray(format="yuv420p")
+    bounds = np.cumsum([0, 4, 1, 1]) * frame.height // 4
+    return [float(whole[a:b].mean()) for a, b in pairwise(bounds)]
 
 
 def test_the_browsers_name_of_the_stream_tells_its_profile() -> None:

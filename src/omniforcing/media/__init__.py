@@ -6,6 +6,7 @@ Works on arrays: frames uint8 ``[T, H, W, 3]`` and samples float32 ``[2, N]``.
 - ``files``: ``read_mp4``, ``write_mp4`` for the project's own
 - ``format``: ``ClipFormat`` of conformed clips
 - ``mel``: ``log_mel``, ``resample``
+- ``bt709``: ``Bt709`` converts pictures for an encoder and names their colours
 - ``mux``: ``Muxer`` writes a stream as one fragmented MP4, whose boxes are in ``boxes``
 
 Imports ``core`` alone. Must not import a codec, a model or any room above.

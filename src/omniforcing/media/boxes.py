@@ -14,6 +14,10 @@ from dataclasses import dataclass
 from omniforcing.core.layout import FPS
 
 VIDEO, AUDIO = 1, 2  # track numbers
+# Ticks per frame and per second of the video track. A clock of one tick per frame would make tools
+# that remux round every shift of the track, such as one by the sound's priming, to a whole frame.
+FRAME_TICKS = 512
+VIDEO_CLOCK = FPS * FRAME_TICKS
 # Sample rates of AAC that fit the 16 bits of an MP4 sample entry and that divide into whole samples
 # per mel frame of 10 ms.
 SAMPLE_RATES = (8_000, 12_000, 16_000, 24_000, 32_000, 44_100, 48_000)
@@ -29,8 +33,8 @@ class TrackFragment:
 
     Attributes:
         start: decoding time of the first frame, in units of the track's clock.
-        duration: length of each frame in the same units: 1 for a video frame, ``AAC_FRAME`` for an
-            audio frame.
+        duration: length of each frame in the same units: ``FRAME_TICKS`` for a video frame,
+            ``AAC_FRAME`` for an audio frame.
         data: the encoded frames; those of the video track begin with a keyframe.
     """
 
@@ -64,7 +68,8 @@ def header(
         parameter_sets: SPS and PPS of the H.264 stream, without start codes.
         aac: AudioSpecificConfig of the AAC stream (ISO/IEC 14496-3).
         sample_rate: rate of the sound in Hz, which is also the clock of its track.
-        priming: audio samples that the AAC encoder puts before the sound; the edit list cuts them.
+        priming: audio samples that the AAC encoder puts before the sound. Edit lists cut that
+            time off both tracks; the first video frame is due at ``video_start``.
 
     Returns:
         The bytes of both boxes.
@@ -75,14 +80,13 @@ def header(
     size = struct.pack(">2I", width << 16, height << 16)
     video = _track(
         VIDEO,
-        FPS,
+        VIDEO_CLOCK,
         b"vide",
         _full_box(b"vmhd", 0, 1, bytes(8)),
         _avc1(height, width, *parameter_sets),
         size,
+        _edit(video_start(priming, sample_rate)),
     )
-    # One edit that begins after the encoder's priming: without it the sound lags by one AAC frame.
-    edit = _box(b"edts", _full_box(b"elst", 0, 0, struct.pack(">I I i I", 1, 0, priming, 0x10000)))
     audio = _track(
         AUDIO,
         sample_rate,
@@ -90,7 +94,7 @@ def header(
         _full_box(b"smhd", 0, 0, bytes(4)),
         _mp4a(aac, sample_rate),
         bytes(8),
-        edit,
+        _edit(priming),
     )
     # ``trex`` is what makes players look for fragments at all; each fragment overrides its zeros.
     defaults = (
@@ -100,6 +104,21 @@ def header(
     return kind + _box(b"moov", mvhd, video, audio, _box(b"mvex", *defaults))
 
 
+def video_start(priming: int, sample_rate: int) -> int:
+    """Decoding time of the first video frame in ticks of the video track's clock.
+
+    The priming is heard before the sound by a player that ignores edit lists, as WebKitGTK does.
+    The picture begins as much later, so that both stay together in such a player too; one that
+    honours edit lists begins both at 0. Rounding costs 41 microseconds at most.
+    """
+    return round(priming * VIDEO_CLOCK / sample_rate)
+
+
+def _edit(start: int) -> bytes:
+    """Build an ``edts`` box that makes the presentation begin at ``start`` of the track's clock."""
+    return _box(b"edts", _full_box(b"elst", 0, 0, struct.pack(">I I i I", 1, 0, start, 0x10000)))
+
+
 def _track(
     number: int,
     clock: int,
@@ -107,7 +126,7 @@ def _track(
     media_header: bytes,
     sample_entry: bytes,
     size: bytes,
-    edit: bytes = b"",
+    edit: bytes,
 ) -> bytes:
     """Build a ``trak`` box whose sample tables are empty, for the samples are in fragments."""
     volume = 0x0100 if handler == b"soun" else 0
@@ -137,7 +156,9 @@ def _avc1(height: int, width: int, sps: bytes, pps: bytes) -> bytes:
     shape = struct.pack(
         ">6x H 16x 2H 2I 4x H 32x Hh", 1, width, height, 0x480000, 0x480000, 1, 24, -1
     )
-    return _box(b"avc1", shape, _box(b"avcC", sps_set + pps_set, high))
+    # BT.709 primaries, transfer and matrix (1 each), 16 to 235: as the VUI in the SPS says too.
+    colours = _box(b"colr", b"nclx", struct.pack(">3HB", 1, 1, 1, 0))
+    return _box(b"avc1", shape, _box(b"avcC", sps_set + pps_set, high), colours)
 
 
 def _mp4a(config: bytes, sample_rate: int) -> bytes:

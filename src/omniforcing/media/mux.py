@@ -19,7 +19,14 @@ from av.codec.context import Flags
 from av.video.frame import PictureType
 
 from omniforcing.core.layout import FPS
-from omniforcing.media.boxes import TrackFragment, fragment, header
+from omniforcing.media.boxes import (
+    FRAME_TICKS,
+    TrackFragment,
+    fragment,
+    header,
+    video_start,
+)
+from omniforcing.media.bt709 import Bt709
 
 AAC_FRAME = 1024  # samples
 # No B-frames and no look-ahead, so that a block is out as soon as it is in; keyframes only where
@@ -103,9 +110,11 @@ class Muxer:
     ) -> None:
         self._target = target
         self._video, self._audio = _video_encoder(height, width, crf), _audio_encoder(sample_rate)
-        self._sample_rate = sample_rate
+        self._sample_rate, self._convert = sample_rate, Bt709()
         # Decoding times count what the encoders gave out, ``frames`` and ``samples`` what they got.
-        self._fragments = self._video_start = self._audio_start = self._first_sample = 0
+        self._fragments = self._audio_start = self._first_sample = 0
+        # FFmpeg's AAC encoder puts one frame of silence before the sound.
+        self._video_start = video_start(AAC_FRAME, sample_rate)
         self.frames = 0
         self.samples = 0
         # x264's extradata holds SPS, PPS and a comment, in that order.
@@ -136,7 +145,7 @@ class Muxer:
         """
         video: list[Any] = []
         for index, image in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            frame = self._convert(image)
             # A keyframe at the head of every block lets a viewer join, or seek, at any block.
             frame.pict_type = PictureType.NONE if index else PictureType.I
             frame.pts, frame.time_base = self.frames, Fraction(1, FPS)
@@ -160,14 +169,15 @@ class Muxer:
         if self._fragments == 0:
             sps, pps = self._parameters
             sound = self._audio.extradata, self._sample_rate
-            # FFmpeg's AAC encoder puts one frame of silence before the sound.
             self._target.write(header(*self._size, (sps, pps), *sound, priming=AAC_FRAME))
         pictures = TrackFragment(
-            self._video_start, 1, [_length_prefixed(bytes(packet)) for packet in video]
+            self._video_start,
+            FRAME_TICKS,
+            [_length_prefixed(bytes(packet)) for packet in video],
         )
         sounds = TrackFragment(self._audio_start, AAC_FRAME, [bytes(packet) for packet in audio])
         self._fragments += 1
-        self._video_start += len(video)
+        self._video_start += FRAME_TICKS * len(video)
         self._audio_start += AAC_FRAME * len(audio)
         self._target.write(fragment(self._fragments, pictures, sounds))
 
@@ -196,6 +206,7 @@ def _video_encoder(height: int, width: int, crf: int) -> Any:
     encoder: Any = av.CodecContext.create("libx264", "w")
     encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
     encoder.time_base, encoder.framerate = Fraction(1, FPS), Fraction(FPS)
+    Bt709.tag(encoder)
     encoder.options = {**_X264, "crf": str(crf)}
     # More threads would make the bytes depend on the machine, and a server's sessions share it.
     encoder.thread_count = 1
