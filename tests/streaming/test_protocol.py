@@ -13,6 +13,7 @@ from omniforcing.streaming.request import Request
 from tests.support.refusals import check
 
 LIMITS = Limits(seconds=60)
+HUGE = "1" + "0" * 600  # JSON may write it, no float holds it
 
 
 @pytest.mark.parametrize(
@@ -69,6 +70,31 @@ def test_messages_are_understood(text: str, message: Any) -> None:
         ),
         ('{"type": "prompt", "id": 1, "prompt": " "}', "streaming.no-prompt", "' '"),
         ('{"type": "position", "seconds": -1}', "serving.bad-field", "-1"),
+        ('{"type": "position", "seconds": 1e999}', "serving.bad-field", "inf"),
+        (f'{{"type": "position", "seconds": {HUGE}}}', "serving.bad-field", "'seconds'"),
+        (f'{{"type": "position", "seconds": -{HUGE}}}', "serving.bad-field", "'seconds'"),
+        (
+            f'{{"type": "position", "seconds": 1, "stalls": {HUGE}}}',
+            "serving.bad-field",
+            "'stalls'",
+        ),
+        (f'{{"type": "prompt", "id": {HUGE}, "prompt": "a"}}', "serving.bad-field", "'id'"),
+        (
+            f'{{"type": "start", "prompt": "a", "seconds": {HUGE}}}',
+            "serving.bad-field",
+            "'seconds'",
+        ),
+        (f'{{"type": "start", "prompt": "a", "seed": {HUGE}}}', "serving.bad-field", "'seed'"),
+        (
+            f'{{"type": "start", "prompt": "a", "image": {HUGE}}}',
+            "serving.bad-field",
+            "'image'",
+        ),
+        (f'{{"type": "stop", "{"x" * 10_000}": 1}}', "serving.unknown-field", "'xxx"),
+        (f'{{"type": "{"y" * 10_000}"}}', "serving.unknown-message", "'yyy"),
+        (f'{{"type": "start", "prompt": "{" " * 900}"}}', "streaming.no-prompt", "' "),
+        ('{"type": "start", "prompt": "a \\ud800 b"}', "streaming.bad-prompt", "character 3"),
+        (f'{{"type": "start", "seconds": {"9" * 5000}}}', "serving.malformed-message", "json"),
         (
             json.dumps({"type": "start", "prompt": "x" * 1_000_000}),
             "serving.prompt-too-long",

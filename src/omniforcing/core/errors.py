@@ -44,6 +44,20 @@ def _unpickle(kind: type[OmniForcingError], arguments: tuple[Any, ...]) -> OmniF
     return kind.__new__(kind, *arguments)
 
 
+QUOTED_CHARS = 60  # of what somebody else wrote; a sentence is no place for a megabyte
+
+
+def quoted(value: object) -> str:
+    """Return the ``repr`` of a value from outside for a sentence, cut to ``QUOTED_CHARS``."""
+    if isinstance(value, str):
+        value = value[: QUOTED_CHARS + 1]
+    elif isinstance(value, int) and value.bit_length() > 1024:
+        # Python refuses to write numbers of more than 4300 digits.
+        return f"a number of {value.bit_length():,} bits"
+    text = repr(value)
+    return text if len(text) <= QUOTED_CHARS else f"{text[: QUOTED_CHARS - 3]}..."
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return the end of a sentence that names the nearest known name; empty if none is near."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.3)

@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.errors import OmniForcingError, quoted
 from omniforcing.streaming.request import IMAGE_BYTES, Request, RequestError, check_prompt
 
 VERSION = 2
 SUBPROTOCOL = f"omniforcing.v{VERSION}"
+MOST_WHOLE = 2**64  # whole numbers of messages are smaller than this
 
 
 class ProtocolError(OmniForcingError):
@@ -258,7 +259,7 @@ def parse(text: str, limits: Limits) -> Message:
     if kind not in CLIENT:
         raise ProtocolError(
             "serving.unknown-message",
-            f"there is no message of type {kind[:40]!r}; known are {', '.join(CLIENT)}",
+            f"there is no message of type {quoted(kind)}; known are {', '.join(CLIENT)}",
         )
     return _build(kind, _checked(kind, values), limits)
 
@@ -281,7 +282,7 @@ def _checked(kind: str, values: dict[str, Any]) -> dict[str, Any]:
     checked = {name: _value(kind, name, values) for name in declared}
     if unknown := values.keys() - declared.keys():
         raise ProtocolError(
-            "serving.unknown-field", f"{kind!r} has the unknown field {min(unknown)!r}"
+            "serving.unknown-field", f"{kind!r} has the unknown field {quoted(min(unknown))}"
         )
     return checked
 
@@ -293,6 +294,11 @@ def _value(kind: str, name: str, values: dict[str, Any]) -> Any:
             raise ProtocolError("serving.missing-field", f"{kind!r} lacks the field {name!r}")
         return wanted.default
     value = values[name]
+    if isinstance(value, int) and abs(value) >= MOST_WHOLE:
+        # Neither a float nor a metric holds every number that JSON can write.
+        raise ProtocolError(
+            "serving.bad-field", f"{kind!r}: {name!r} is too large a number, {quoted(value)}"
+        )
     if wanted.kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     # A bool is an int to Python, and not to a client.
@@ -326,7 +332,7 @@ def _build(kind: str, fields: dict[str, Any], limits: Limits) -> Message:
             raise ProtocolError(
                 "serving.bad-field",
                 "'position': 'seconds' and 'stalls' must be 0 or more, found "
-                f"{seconds} and {stalls}",
+                f"{quoted(seconds)} and {quoted(stalls)}",
             )
         return Position(seconds, stalls)
     return Command(kind)

@@ -225,7 +225,7 @@ def _prepare(device: str, threads: int) -> None:
 
 def _check(options: StreamOptions) -> None:
     """Refuse what needs no model to be refused."""
-    from omniforcing.streaming.request import Request, check_prompt
+    from omniforcing.streaming.request import Request, check_moment, check_prompt
 
     check_target(options.out)
     if sum(x is not None for x in (options.image, options.clip, options.resume)) > 1:
@@ -240,7 +240,10 @@ def _check(options: StreamOptions) -> None:
         )
     resumed = options.resume is not None and options.prompt is None
     Request("resumed" if resumed else options.prompt, options.seconds, options.seed)  # type: ignore[arg-type]
-    for _, prompt in options.then:
+    # A resumed stream counts from its first beginning, so only its saved state knows its end.
+    length = None if options.endless or options.resume else options.seconds
+    for seconds, prompt in options.then:
+        check_moment(seconds, length)
         check_prompt(prompt)
 
 
@@ -276,6 +279,18 @@ def _begin(engine: Engine, options: StreamOptions) -> Stream:
     return engine.stream(options.prompt, seconds, options.seed, opening)
 
 
+def _border(engine: Engine, stream: Stream, seconds: float) -> int:
+    """Return the block that a change at ``seconds`` begins with."""
+    block = engine.block_at(seconds)
+    if stream.blocks is not None and block >= stream.blocks:
+        raise OmniForcingError(
+            "streaming.no-moment",
+            f"a prompt changes where a block begins, and no block of this stream begins at or "
+            f"after second {seconds:g}; name an earlier one, or make the stream longer",
+        )
+    return block
+
+
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -296,7 +311,7 @@ def stream_clip(options: StreamOptions) -> None:
     _check_words(engine, options)
     with _begin(engine, options) as stream:
         for seconds, prompt in options.then:
-            stream.steer(prompt, at=engine.block_at(seconds), rewrite=options.rewrite)
+            stream.steer(prompt, at=_border(engine, stream, seconds), rewrite=options.rewrite)
         saved = stream.snapshot(at=stream.blocks) if options.save else None
         chunks = _with_progress(stream, stream.frames)
         with _until_interrupted(chunks) if options.endless else nullcontext(chunks) as wanted:

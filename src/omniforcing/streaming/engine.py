@@ -29,7 +29,7 @@ from omniforcing.streaming.decoding import Decoding
 from omniforcing.streaming.generation import Generation, Opening
 from omniforcing.streaming.live import Chunk, Stream, StreamParts
 from omniforcing.streaming.opening import clip_opening, image_opening
-from omniforcing.streaming.request import Request
+from omniforcing.streaming.request import Request, check_moment
 from omniforcing.streaming.state import StreamState
 
 __all__ = ["Chunk", "Engine"]
@@ -152,7 +152,11 @@ class Engine:
         """Index of the first block whose picture begins at or after ``seconds``.
 
         Seconds count from the end of the first frame.
+
+        Raises:
+            RequestError: if they are negative or not finite.
         """
+        check_moment(seconds)
         return next(
             block.index
             for block in self._rollout.table

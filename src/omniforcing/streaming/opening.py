@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,6 +24,9 @@ from omniforcing.core.layout import (
 )
 from omniforcing.streaming.generation import Opening
 from omniforcing.streaming.request import IMAGE_BYTES
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
 IMAGE_PIXELS = 50_000_000
@@ -45,10 +49,13 @@ def image_opening(data: bytes, codec: Codec) -> Opening:
 def read_image(data: bytes, height: int, width: int) -> np.ndarray:
     """Read an image file's content as uint8 ``[height, width, 3]``, upright, cropped in the middle.
 
+    Colours are those of the file's ICC profile, converted to sRGB. What is transparent lies on
+    black. Of 16 bits the upper 8 are kept, of an animation the first picture.
+
     Raises:
         OpeningError: as ``image_opening``.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps  # an engine that opens no image does without
 
     if len(data) > IMAGE_BYTES:
         raise OpeningError(
@@ -67,13 +74,49 @@ def read_image(data: bytes, height: int, width: int) -> np.ndarray:
                 f"the image has {image.width}x{image.height} pixels, "
                 f"at most {IMAGE_PIXELS:,} are taken; scale it down",
             )
-        picture = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (width, height))
+        picture = ImageOps.fit(_as_rgb(ImageOps.exif_transpose(image)), (width, height))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise OpeningError(
             "streaming.unreadable-image",
             f"the image cannot be read ({error}); give a {', '.join(IMAGE_FORMATS)} file",
         ) from error
     return np.array(picture)
+
+
+def _as_rgb(image: Image) -> Image:
+    """Convert an image of any mode to sRGB, with what is transparent on black."""
+    from PIL import Image as images
+
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip and not scale
+        wide = np.asarray(image).astype(np.uint32)
+        image = images.fromarray((wide >> 8).clip(0, 255).astype(np.uint8), "L")
+    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    picture = _through_profile(image)
+    if alpha is not None:
+        picture = images.composite(picture, images.new("RGB", picture.size), alpha)
+    return picture
+
+
+def _through_profile(image: Image) -> Image:
+    """Convert to RGB by the image's ICC profile; by Pillow's formulas where it has none that fits.
+
+    Without it a picture of a phone (Display P3) would be paler than it looks there.
+    """
+    from PIL import ImageCms
+
+    profile = image.info.get("icc_profile")
+    if image.mode not in ("L", "CMYK"):
+        image = image.convert("L" if image.mode == "LA" else "RGB")
+    if profile:
+        try:
+            own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            srgb = ImageCms.createProfile("sRGB")
+            converted = ImageCms.profileToProfile(image, own, srgb, outputMode="RGB")
+        except (ImageCms.PyCMSError, OSError):  # damaged, or of another colour model
+            converted = None
+        if converted is not None:
+            return converted
+    return image.convert("RGB")
 
 
 def clip_opening(path: Path, codec: Codec, table: BlockTable) -> Opening:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.errors import OmniForcingError, quoted
 from omniforcing.core.layout import FPS, BlockTable, samples_of
 
 MAX_SEED = 2**63 - 1
@@ -44,7 +44,7 @@ class Request:
         ):
             raise RequestError(
                 "streaming.no-time",
-                f"a stream cannot last {self.seconds} seconds; "
+                f"a stream cannot last {quoted(self.seconds)} seconds; "
                 f"ask for at least {1 / FPS:.3f}, one frame",
             )
         if (
@@ -54,7 +54,7 @@ class Request:
         ):
             raise RequestError(
                 "streaming.bad-seed",
-                f"the seed is {self.seed!r}; use a whole number from 0 to {MAX_SEED}",
+                f"the seed is {quoted(self.seed)}; use a whole number from 0 to {MAX_SEED}",
             )
 
     @property
@@ -82,12 +82,44 @@ class Request:
 
 
 def check_prompt(prompt: str) -> None:
-    """Refuse a prompt that is empty.
+    """Refuse a prompt that is empty, or that no tokenizer can read.
 
     Raises:
-        RequestError: if it is not text, or only white space.
+        RequestError: if it is not text, only white space, or no valid Unicode.
     """
     if not isinstance(prompt, str) or not prompt.strip():
         raise RequestError(
-            "streaming.no-prompt", f"the prompt is {prompt!r}; say in words what to show and hear"
+            "streaming.no-prompt",
+            f"the prompt is {quoted(prompt)}; say in words what to show and hear",
+        )
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            "streaming.bad-prompt",
+            f"the prompt is no valid text at character {error.start + 1} "
+            f"({quoted(prompt[error.start])}, half of a character); write that one anew",
+        ) from error
+
+
+def check_moment(seconds: float, length: float | None = None) -> None:
+    """Refuse a second of a stream at which nothing can change.
+
+    Args:
+        seconds: time in the stream.
+        length: length of the stream in seconds; None for no end.
+
+    Raises:
+        RequestError: if the time is negative, not finite, or not before the stream's end.
+    """
+    if not math.isfinite(seconds) or seconds < 0:
+        raise RequestError(
+            "streaming.no-moment",
+            f"a prompt cannot change at second {seconds}; name one from 0 on",
+        )
+    if length is not None and seconds >= length:
+        raise RequestError(
+            "streaming.no-moment",
+            f"a prompt cannot change at second {seconds:g} of a stream that ends at second "
+            f"{length:g}; name an earlier one, or make the stream longer",
         )
