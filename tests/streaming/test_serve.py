@@ -19,8 +19,12 @@ from typing import Any
 
 import pytest
 from starlette.websockets import WebSocketDisconnect
+from websockets.client import ClientProtocol
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.protocol import State
 from websockets.sync.client import ClientConnection
+from websockets.typing import Subprotocol
+from websockets.uri import parse_uri
 
 from omniforcing.codec.streaming import StreamingDecoder
 from omniforcing.media.mux import Muxer
@@ -30,7 +34,7 @@ from omniforcing.serving.session import Session
 from omniforcing.streaming.artifact import Artifact
 from omniforcing.streaming.engine import Engine
 from omniforcing.streaming.live import Stream
-from tests.support.refusals import check, refused
+from tests.support.refusals import check, refused, refuses
 from tests.support.serving import Server, frames_in, hear, play, say, server, take
 from tests.support.streams import PROMPT, image_file, settled
 
@@ -440,6 +444,106 @@ def test_a_silent_client_is_let_go(serving: Server) -> None:
         hear(client, "hello")
         media, messages = take(client)
         assert messages[-1]["reason"] == "idle" and not media
+
+
+def test_a_client_that_says_nothing_for_long_keeps_its_stream(serving: Server) -> None:
+    """As a hidden page does, whose timers its browser slows down: its WebSocket answers pings."""
+    with serving.connect() as client:
+        hear(client, "hello")
+        say(client, "start", prompt=PROMPT, seconds=600)
+        while hear(client, "block")["block"] < 3:
+            pass
+        say(client, "pause")
+        hear(client, "paused")
+        with pytest.raises(TimeoutError):
+            while True:
+                client.recv(timeout=8)  # --max-idle-seconds is 5
+        say(client, "resume")
+        say(client, "position", seconds=2)
+        assert hear(client, "block")["block"] == 4
+
+
+def test_a_client_that_answers_no_ping_is_let_go(serving: Server) -> None:
+    host, _, port = serving.address.removeprefix("http://").partition(":")
+    protocol = ClientProtocol(
+        parse_uri(f"ws://{host}:{port}/stream"), subprotocols=[Subprotocol(SUBPROTOCOL)]
+    )
+    with socket.create_connection((host, int(port))) as line:
+        protocol.send_request(protocol.connect())
+        line.sendall(b"".join(protocol.data_to_send()))
+        while protocol.state is not State.OPEN:
+            protocol.receive_data(line.recv(65536))
+        start = {"type": "start", "prompt": PROMPT, "seconds": 600}
+        protocol.send_text(json.dumps(start).encode())
+        line.sendall(b"".join(protocol.data_to_send()))
+        assert settled(lambda: serving.figure("omniforcing_sessions") == 1)
+        assert settled(lambda: serving.figure("omniforcing_sessions") == 0, 30)
+
+
+def test_a_player_that_stands_still_for_longer_than_the_limit_is_let_go(engine: Engine) -> None:
+    async def run(*messages: dict[str, Any]) -> str:
+        service = Service(engine, Limits(paused_seconds=0.5), [])
+        client = _Client({"type": "start", "prompt": PROMPT, "seconds": 600}, *messages)
+        await Session(client, service).run()  # type: ignore[arg-type]
+        service.close()
+        return client.ended
+
+    still = {"type": "position", "seconds": 0.0}
+    assert asyncio.run(run(still, still)) == "idle"
+    assert asyncio.run(run({"type": "pause"})) == "idle"
+
+
+# --- origins --------------------------------------------------------------------------------------
+
+
+def test_a_server_at_all_addresses_takes_its_own_page_by_any_of_them(
+    artifact: Artifact, tmp_path: Path
+) -> None:
+    with server(artifact.folder, tmp_path, "--host", "0.0.0.0") as running:
+        port = running.address.rpartition(":")[2]
+        for name in ("127.0.0.1", "localhost", socket.gethostname()):
+            running.connect(origin=f"http://{name}:{port}").close()
+        for origin in ("http://192.0.2.7:9", f"http://evil.example:{port}"):
+            with pytest.raises(InvalidStatus) as refused:
+                running.connect(origin=origin)
+            body = json.loads(refused.value.response.body)
+            assert (
+                refused.value.response.status_code == 403 and f"--origin {origin}" in body["error"]
+            )
+            status, ready = running.get(f"/ready?origin={origin}")
+            assert status == 503 and json.loads(ready)["reason"] == body["error"]
+        assert running.get(f"/ready?origin=http://127.0.0.1:{port}")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "allowed"),
+    [
+        ("http://192.168.1.5:8765", "192.168.1.5:8765", True),
+        ("http://192.168.1.5:9000", "192.168.1.5:9000", True),  # a port that was forwarded
+        ("http://192.168.1.5", "192.168.1.5", True),
+        ("http://[fe80::1]:8765", "[fe80::1]:8765", True),
+        (None, "192.168.1.5:8765", True),  # no browser
+        ("http://192.168.1.6:8765", "192.168.1.5:8765", False),
+        ("https://192.168.1.5:8765", "192.168.1.5:8765", False),
+        ("http://evil.example:8765", "evil.example:8765", False),  # a name that points here
+        ("null", "192.168.1.5:8765", False),
+        ("http://", "", False),
+        ("http://[", "[", False),
+    ],
+)
+def test_an_address_proves_a_page_to_be_ours_and_a_name_does_not(
+    engine: Engine, origin: str | None, host: str, allowed: bool
+) -> None:
+    everywhere = Service(engine, Limits(), [], any_address=True)
+    one_address = Service(engine, Limits(), [])
+    if allowed:
+        everywhere.check_origin(origin, host)
+    else:
+        with refuses("serving.foreign-origin", str(origin)):
+            everywhere.check_origin(origin, host)
+    if origin is not None:
+        with refuses("serving.foreign-origin", origin):
+            one_address.check_origin(origin, host)
 
 
 # --- token, port, SIGTERM -------------------------------------------------------------------------

@@ -32,7 +32,7 @@ client ignores those it does not know; a field that the server does not know is 
 |---|---|
 | 400 | `{subprotocol}` is not among the subprotocols offered |
 | 401 | the server has a token (`OMNIFORCING_TOKEN`), and neither `Authorization: Bearer TOKEN` nor the subprotocol `bearer.TOKEN` shows it |
-| 403 | the page's `Origin` is neither the server's own address nor named by `--origin`; clients that are no browsers send none |
+| 403 | the page's `Origin` is neither the server's own address nor named by `--origin`; clients that are no browsers send none. With `--host 0.0.0.0` every address of the machine and its own name count as the server's; another name, or https, needs `--origin` |
 | 503 | all sessions are taken, or the server is about to stop |
 
 The body says so in a sentence: `{{"error": "...", "code": "serving.busy"}}`. A browser shows scripts
@@ -75,9 +75,10 @@ for it kills its proxies first.
 
 {limits}
 
-A message of more than {megabytes} MB closes the connection with code 1009. A client that sends nothing for
-`idle_seconds`, paced or paused, or takes nothing for so long, is let go (1008), as is one after
-`mistakes` messages that were not understood.
+A message of more than {megabytes} MB closes the connection with code 1009. A client is let go (1008)
+that sends no `start` for `idle_seconds` or takes nothing for so long, whose player stands still for
+`paused_seconds`, or that has sent `mistakes` messages that were not understood. One that answers no ping
+for `idle_seconds` is gone. A page that is hidden, paused or silent answers them, and keeps its stream.
 
 ## Other paths
 
@@ -85,7 +86,7 @@ A message of more than {megabytes} MB closes the connection with code 1009. A cl
 |---|---|
 | `/` | the page |
 | `/health` | 200 while the process answers |
-| `/ready` | 200 if a session would be taken, else 503; `{{"ready", "reason", ...}}` and the fields of `hello` |
+| `/ready` | 200 if a session would be taken, else 503; `{{"ready", "reason", ...}}` and the fields of `hello`; with `?origin=ORIGIN` also 503 if pages of that origin may not connect |
 | `/metrics` | Prometheus' text format; wants the token if there is one |
 """
 

@@ -20,7 +20,8 @@ LIMITS = {
     "seconds": "Length of a stream, in seconds.",
     "prompt_chars": "Length of a prompt, in characters.",
     "image_bytes": "Size of an image, in bytes.",
-    "idle_seconds": "Seconds of inactivity before a client is disconnected.",
+    "idle_seconds": "Seconds without a sign of life before a client is disconnected.",
+    "paused_seconds": "Seconds that a player may stand still, paused or hidden.",
     "lead_seconds": "Seconds that a stream may be ahead of its player.",
     "mistakes": "Invalid messages before a client is disconnected.",
 }

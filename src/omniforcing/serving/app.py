@@ -31,8 +31,14 @@ def build_app(service: Service) -> Starlette:
     async def health(_: Request) -> Response:
         return JSONResponse({"alive": True})
 
-    async def ready(_: Request) -> Response:
+    async def ready(request: Request) -> Response:
         reason = service.not_ready()
+        try:
+            # Our page names its origin, for the browser hides from it why a WebSocket was refused.
+            origin = request.query_params.get("origin")
+            service.check_origin(origin, request.headers.get("host", ""))
+        except Refused as refused:
+            reason = str(refused)
         answer = {"ready": reason is None, "reason": reason, **service.about()}
         return JSONResponse(answer, 200 if reason is None else 503)
 
@@ -86,7 +92,7 @@ def _page_headers(page: str) -> dict[str, str]:
     )
     policy = (
         f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
-        "connect-src 'self'; media-src blob:; img-src blob: data:; "
+        "connect-src 'self'; media-src blob:; worker-src blob:; img-src blob: data:; "
         "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
     )
     return {

@@ -33,7 +33,9 @@ class Limits:
         seconds: length of a stream, seconds.
         prompt_chars: length of a prompt, characters.
         image_bytes: size of the file of a first frame, bytes.
-        idle_seconds: time without a message, or paused, after which a session ends.
+        idle_seconds: time after which a session ends whose client does not begin, takes nothing or
+            does not answer a ping.
+        paused_seconds: time after which a session ends whose player stands still, paused or hidden.
         lead_seconds: how far the stream may be generated ahead of the player, seconds; one block
             more at most.
         mistakes: number of messages with mistakes after which a session ends.
@@ -44,6 +46,7 @@ class Limits:
     prompt_chars: int = 1000
     image_bytes: int = IMAGE_BYTES
     idle_seconds: float = 60.0
+    paused_seconds: float = 1800.0
     lead_seconds: float = 3.0
     mistakes: int = 10
 
@@ -145,7 +148,7 @@ CLIENT: dict[str, Declared] = {
         },
     ),
     "position": Declared(
-        "where the player is; at least every few seconds",
+        "where the player is; as often as blocks are wanted",
         {
             "seconds": Field(float, "place in the stream"),
             "stalls": Field(int, "how often the player has run dry so far", 0),

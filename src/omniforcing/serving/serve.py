@@ -21,6 +21,8 @@ from omniforcing.streaming.command import EngineOptions, open_engine
 # Largest message that is read at all. Above the largest image that is accepted, so that an image
 # which is somewhat too large is refused with a sentence instead of a broken connection.
 MESSAGE_BYTES = 12_000_000
+PING_SECONDS = 20.0  # between two pings to a client, or less if the limit for idle ones is small
+ANY_ADDRESS = ("0.0.0.0", "::")
 
 
 class _Server(uvicorn.Server):
@@ -69,6 +71,12 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
+def own_origins(names: Sequence[str], port: int) -> list[str]:
+    """Return the origins of our page by the names of this machine; browsers leave out port 80."""
+    ends = (f":{port}", "") if port == 80 else (f":{port}",)
+    return [f"http://{name}{end}" for name in names for end in ends]
+
+
 def serve_streams(
     engine: EngineOptions,
     limits: Limits,
@@ -93,15 +101,22 @@ def serve_streams(
     listening = listen(host, port)
     with listening:
         host, port = listening.getsockname()[:2]
-        names = ("localhost", "127.0.0.1", "[::1]", f"[{host}]" if ":" in host else host)
-        allowed = [*origins, *(f"http://{name}:{port}" for name in names)]
+        names = ["localhost", "127.0.0.1", "[::1]", f"[{host}]" if ":" in host else host]
+        if host in ANY_ADDRESS:
+            names = [socket.gethostname(), socket.getfqdn(), *names]
+        allowed = [*origins, *own_origins(names, port)]
         token = os.environ.get(TOKEN_VARIABLE) or None
-        service = Service(open_engine(engine), limits, allowed, token)
+        service = Service(
+            open_engine(engine), limits, allowed, token, any_address=host in ANY_ADDRESS
+        )
         config = uvicorn.Config(
             build_app(service),
             log_level="warning",
             ws_max_size=MESSAGE_BYTES,
             ws_per_message_deflate=False,
+            # Browsers answer pings by themselves, also for a page that sleeps.
+            ws_ping_interval=min(PING_SECONDS, limits.idle_seconds / 2),
+            ws_ping_timeout=limits.idle_seconds,
             lifespan="on",
         )
         print(f"listening at http://{names[-1]}:{port}", flush=True)

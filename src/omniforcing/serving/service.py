@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import ipaddress
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
+from urllib.parse import urlsplit
 
-from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.errors import QUOTED_CHARS, OmniForcingError
 from omniforcing.core.layout import FPS
 from omniforcing.serving.gauges import Gauges
 from omniforcing.serving.protocol import SUBPROTOCOL, VERSION, Limits
@@ -44,13 +46,21 @@ class Service:
         origins: web origins (``http://host:port``) whose pages may connect. Clients other than
             browsers send no origin and are not checked.
         token: bearer token that every client must send; None for none.
+        any_address: whether the server listens at all addresses of its machine. Our own page may
+            then connect by any of them.
 
     Raises:
         OmniForcingError: if the token has characters that browsers cannot send.
     """
 
     def __init__(
-        self, engine: Engine, limits: Limits, origins: Sequence[str], token: str | None = None
+        self,
+        engine: Engine,
+        limits: Limits,
+        origins: Sequence[str],
+        token: str | None = None,
+        *,
+        any_address: bool = False,
     ) -> None:
         if token is not None and not re.fullmatch(r"[A-Za-z0-9._~-]{8,}", token):
             raise OmniForcingError(
@@ -59,6 +69,7 @@ class Service:
             )
         self.engine, self.limits, self.gauges = engine, limits, Gauges()
         self._origins, self._token = {origin.rstrip("/").lower() for origin in origins}, token
+        self._any_address = any_address
         self._sessions = 0
         self.draining = False
         self.closing = asyncio.Event()
@@ -90,6 +101,31 @@ class Service:
                 "token",
             )
 
+    def check_origin(self, origin: str | None, host: str) -> None:
+        """Check whether pages of an origin may connect.
+
+        Args:
+            origin: origin of the page; None for a client that is no browser.
+            host: the server's name and port in the request's ``Host``.
+
+        Raises:
+            Refused: if they may not.
+        """
+        if origin is None or origin.lower() in self._origins:
+            return
+        # Only an address proves that the page came from here: a foreign page can have a name of
+        # its own point to this machine (DNS rebinding), and then both headers hold that name.
+        if self._any_address and _is_address(host) and origin.lower() == f"http://{host}".lower():
+            return
+        shown = origin[:QUOTED_CHARS]
+        raise Refused(
+            "serving.foreign-origin",
+            f"pages of {shown} may not connect; start the server with --origin {shown} if they "
+            "shall",
+            403,
+            "origin",
+        )
+
     def admit(self, headers: Mapping[str, str]) -> None:
         """Check whether a client may have a session.
 
@@ -97,14 +133,7 @@ class Service:
             Refused: if its origin is not allowed, its token or subprotocol is wrong, the server is
                 full, or it is about to stop.
         """
-        origin = headers.get("origin")
-        if origin is not None and origin.lower() not in self._origins:
-            raise Refused(
-                "serving.foreign-origin",
-                f"pages of {origin} may not connect; the server's --origin names those that may",
-                403,
-                "origin",
-            )
+        self.check_origin(headers.get("origin"), headers.get("host", ""))
         self.authorise(headers)
         if SUBPROTOCOL not in [
             word.strip() for word in headers.get("sec-websocket-protocol", "").split(",")
@@ -175,3 +204,12 @@ class Service:
     def close(self) -> None:
         """Release the worker threads; no session may be open."""
         self.executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _is_address(host: str) -> bool:
+    """Return whether a ``Host`` header names an IP address."""
+    try:
+        ipaddress.ip_address(urlsplit(f"//{host}").hostname or "")
+    except ValueError:
+        return False
+    return True

@@ -146,9 +146,14 @@ class Session:
         return stream
 
     async def _listen(self, stream: Stream) -> None:
+        moved, most = time.monotonic(), self._service.limits.paused_seconds
         while True:
-            limit = self._service.limits.idle_seconds if self._paced or stream.paused else None
-            message = await self._receive(limit)
+            # Silence is no farewell: browsers give a hidden page its timers once a minute. Whether
+            # the client is there at all, the WebSocket's pings tell (``serve.py``).
+            held = self._paced or stream.paused
+            message = await self._receive(moved + most - time.monotonic() if held else None)
+            still = message is None or message == self._position
+            moved = moved if still else time.monotonic()
             if isinstance(message, Position):
                 self._service.gauges.stalls.inc(max(0, message.stalls - self._position.stalls))
                 self._position = message
