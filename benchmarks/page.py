@@ -4,7 +4,8 @@
 those of `omniforcing serve`; only the student is replaced, by one that shows patches of colour.
 Prints one line per patch and size (wanted, shown on the screen, largest error), then the memory of
 Chromium's processes on the way through SECONDS of the stream, whose player jumps forward to the
-newest block as fast as blocks come, and how many Blobs the page has made. Says why and ends with 0 where there is no Chromium.
+newest block as fast as blocks come, and how many Blobs the page has made. Says why and ends with 0
+where there is no Chromium.
 """
 
 import argparse
