@@ -18,6 +18,7 @@ from omniforcing.data.sources import read_clips, write_clips
 from omniforcing.data.tars import write_tar
 from omniforcing.media.format import ClipFormat
 from tests.support.refusals import refuses
+from tests.support.videos import MakeVideo
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,30 @@ def test_table_counts_clips_captions_time_and_rejects(shards: Path) -> None:
         if ".tar" in line or line.startswith("total")
     )
     assert rows == {"train-000000.tar": "3", "heldout-000000.tar": "2", "total": "5"}
+
+
+def test_silent_clips_and_held_out_clips_that_look_like_training_clips_are_told(
+    tmp_path: Path, make_video: MakeVideo, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b", "c"):
+        samples = None if name == "a" else np.zeros((2, 36000), np.float32)
+        path = make_video(f"videos/{name}.mp4", seconds=2.2, events=(0.5,), samples=samples)
+        path.with_suffix(".txt").write_text("a flash")
+    for name in ("clips", "shards"):
+        (tmp_path / name).mkdir()
+    config = ClipsConfig(
+        source="folder", folder=str(tmp_path / "videos"), seconds=2, height=64, width=64, heldout=1
+    )
+    write_clips(config, 0, tmp_path / "clips")
+    plans = plan_shards(read_clips(tmp_path / "clips"), config.form, 4)
+    write_shards(plans, tmp_path / "work")
+    found = publish_shards(plans, tmp_path / "work", tmp_path / "shards", 0.0)
+    assert found["loudness"] == {"silent": 2, "faint": 0}
+    assert [pair["bits"] for pair in found["near_duplicates"]] == [0]
+    assert "look like training clips" in capsys.readouterr().err
+    table = inspect_folder(tmp_path / "shards")
+    assert "2  silent" in table and "1  heard" in table
+    assert "held-out clips that look like training clips: 1" in table
 
 
 def test_sheet_shows_frames_over_sound_of_several_clips(shards: Path, tmp_path: Path) -> None:

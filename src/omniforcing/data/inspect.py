@@ -111,6 +111,13 @@ def _table(folder: Path, kind: str, manifest: dict[str, Any], items: list[Item])
     yield from _counted("captions", Counter(item.caption for item in items))
     yield from _tokens(manifest.get("tokens"))
     yield from _counted("rejects", Counter(manifest.get("reject_counts", {})))
+    heard = [item.info["loudness"] for item in items if "loudness" in item.info]
+    yield from _counted("sound", Counter(heard))
+    near = manifest.get("near_duplicates", [])
+    yield from _counted(
+        "held-out clips that look like training clips",
+        Counter(f"{pair['heldout']} like {pair['train']}" for pair in near),
+    )
 
 
 def _source(info: dict[str, Any]) -> str:
