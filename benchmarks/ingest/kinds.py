@@ -320,6 +320,7 @@ def kinds() -> list[Kind]:
         add(f"turned_{angle}.mp4", _turned(angle))
         add(f"turned_{angle}.mkv", _turned(angle), "mkvpropedit")
     add("mirrored.mp4", mirrored_mp4)
+    add("cropped_by_container.mkv", _cropped, "mkvpropedit")
     add("wide_pixels.mp4", encoded(f"{X264} {AAC}", filters="scale=192:160,setsar=4/3"))
     add("cover_first.mp4", _cover)
     add("two_pictures.mp4", _two_pictures)
@@ -379,6 +380,14 @@ def _late(options: str, sound_late: bool) -> Make:
         whole.unlink()
 
     return make
+
+
+def _cropped(path: Path, sources: Sources) -> None:
+    """A picture in a wider one, with the container's wish to cut the rest."""
+    encoded(f"{X264} {AAC}", filters="pad=320:200:32:20")(path, sources)
+    sides = (("top", 20), ("bottom", 20), ("left", 32), ("right", 32))
+    wishes = [word for side, by in sides for word in ("--set", f"pixel-crop-{side}={by}")]
+    run("mkvpropedit", path, "--edit", "track:v1", *wishes)
 
 
 def _turned(angle: int) -> Make:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import struct
 import time
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -207,6 +208,25 @@ def test_mirrored_picture_is_mirrored_back(make_video: MakeVideo) -> None:
     mirrored = content[:second] + bytes.fromhex("ffff0000") + content[second + 4 :]
     path.write_bytes(mirrored)
     assert corners(path, ClipFormat(64, 64, 1)) == ["green", "red", "grey", "grey"]
+
+
+def test_clean_aperture_of_a_container_is_cut(make_video: MakeVideo) -> None:
+    path = make_video("a.mp4", size=(96, 128), seconds=1.1)
+    content = path.read_bytes()
+    clap = struct.pack(">I4s 8i", 40, b"clap", 64, 1, 64, 1, 32, 1, -16, 1)
+    place = content.index(b"avcC") - 4
+    grown = bytearray(content[:place] + clap + content[place:])
+    # Every box around it grows by its length; the media lie before them, so no offset moves.
+    assert content.index(b"mdat") < content.index(b"moov")
+    for name in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"avc1"):
+        at = grown.index(name, content.index(b"moov")) - 4
+        size = int.from_bytes(grown[at : at + 4], "big") + len(clap)
+        grown[at : at + 4] = size.to_bytes(4, "big")
+    path.write_bytes(grown)
+    info = probe(path)
+    assert (info.height, info.width) == (64, 64)
+    # The upper right quarter and more: the red corner lies outside.
+    assert corners(path, ClipFormat(64, 64, 1)) == ["grey", "green", "grey", "grey"]
 
 
 def test_the_default_picture_is_taken_whole(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 # Boxes on the way to a track's edit list, its number, its clock and the movie's clock.
-_INNER = {b"moov", b"trak", b"mdia", b"edts"}
+_INNER = {b"moov", b"trak", b"mdia", b"edts", b"minf", b"stbl"}
 _WANTED = {b"mvhd", b"tkhd", b"mdhd", b"elst"}
 MOST_BYTES = 1 << 20  # of a box that is read
 
@@ -38,25 +38,21 @@ def first_edit(source: Path | bytes, track: int) -> Edit | None:
     Returns:
         The edit, or None if the track has none, or the file's boxes cannot be followed.
     """
-    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
-        size = file.seek(0, 2)
-        movie_clock = number = clock = 0
-        for kind, body in _boxes(file, 0, size):
-            version = body[0] if body else 0
-            try:
-                if kind == b"mvhd":
-                    (movie_clock,) = struct.unpack_from(">I", body, 20 if version else 12)
-                elif kind == b"tkhd":
-                    (number,) = struct.unpack_from(">I", body, 20 if version else 12)
-                    edits: list[tuple[int, int]] = []
-                elif kind == b"elst" and number == track:
-                    edits = _edits(body, version)
-                elif kind == b"mdhd" and number == track:
-                    (clock,) = struct.unpack_from(">I", body, 20 if version else 12)
-                    break
-            except struct.error:
-                return None
-        else:
+    movie_clock = number = clock = 0
+    edits: list[tuple[int, int]] = []
+    for kind, body in open_boxes(source, _WANTED):
+        version = body[0] if body else 0
+        try:
+            if kind == b"mvhd":
+                (movie_clock,) = struct.unpack_from(">I", body, 20 if version else 12)
+            elif kind == b"tkhd":
+                (number,) = struct.unpack_from(">I", body, 20 if version else 12)
+            elif kind == b"elst" and number == track:
+                edits = _edits(body, version)
+            elif kind == b"mdhd" and number == track:
+                (clock,) = struct.unpack_from(">I", body, 20 if version else 12)
+                break
+        except struct.error:
             return None
     played = next((place for place, edit in enumerate(edits) if edit[1] >= 0), None)
     if played is None or not clock or not movie_clock:
@@ -73,8 +69,15 @@ def _edits(body: bytes, version: int) -> list[tuple[int, int]]:
     return [entry.unpack_from(body, place)[:2] for place in places]
 
 
-def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, bytes]]:
-    """Yield kind and content of the wanted boxes between two places of a file, in order."""
+def open_boxes(source: Path | bytes, wanted: set[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    """Yield kind and content of the wanted boxes of an MP4 or QuickTime file's tracks, in order."""
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+        yield from _boxes(file, 0, file.seek(0, 2), wanted)
+
+
+def _boxes(
+    file: BinaryIO, start: int, end: int, wanted: set[bytes]
+) -> Iterator[tuple[bytes, bytes]]:
     while start + 8 <= end:
         file.seek(start)
         size, kind = struct.unpack(">I4s", file.read(8))
@@ -86,7 +89,7 @@ def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, bytes]
         if size < head:
             return
         if kind in _INNER:
-            yield from _boxes(file, start + head, min(end, start + size))
-        elif kind in _WANTED and size < MOST_BYTES:
+            yield from _boxes(file, start + head, min(end, start + size), wanted)
+        elif kind in wanted and size < MOST_BYTES:
             yield kind, file.read(size - head)
         start += size

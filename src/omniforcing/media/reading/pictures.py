@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from omniforcing.core.layout import FPS
 from omniforcing.media.reading.colour import Colour, convert, describe, to_rgb
+from omniforcing.media.reading.crop import NO_CROP, Crop
 from omniforcing.media.reading.tracks import (
     DECODING_TIMES,
     GUESSED_TIMES,
@@ -27,6 +28,7 @@ from omniforcing.media.reading.tracks import (
     MediaInfo,
     PathOrBytes,
     Rejected,
+    Tracks,
     demux,
     open_container,
 )
@@ -47,6 +49,7 @@ class Picture:
         frame: the decoded frame; None where frames are missing.
         whole: whether it and all that it follows were decoded without an error.
         interlaced: whether it was two fields in the file.
+        crop: pixels that the container cuts from it.
         colour: how its colours are read.
     """
 
@@ -54,6 +57,7 @@ class Picture:
     frame: Any
     whole: bool
     interlaced: bool = False
+    crop: Crop = NO_CROP
     colour: Colour | None = None
     _pixels: NDArray[Any] | None = field(default=None, repr=False)
 
@@ -62,6 +66,9 @@ class Picture:
         if self._pixels is None:
             self.colour = describe(self.frame)
             rgb = to_rgb(self.frame, self.colour, reformatter)
+            height, width = rgb.shape[:2]
+            crop = self.crop
+            rgb = rgb[crop.top : height - crop.bottom, crop.left : width - crop.right]
             self._pixels = upright(rgb, orientation(self.frame))
         return self._pixels
 
@@ -84,21 +91,21 @@ class FirstPicture:
     interlaced: bool
 
 
-def first_picture(source: PathOrBytes, video: int, audio: int, shift: float) -> FirstPicture:
+def first_picture(source: PathOrBytes, tracks: Tracks) -> FirstPicture:
     """Decode up to the first frame that can be shown.
 
     Raises:
         Rejected: if there is none at the head of the file, or its colours are unknown.
     """
     with open_container(source) as container:
-        stream = container.streams[video]
-        sound = container.streams[audio]
-        picture = next(decode(container, stream, sound, shift, HEAD_PACKETS), None)
+        stream = container.streams[tracks.video_index]
+        picture = next(decode(container, tracks, HEAD_PACKETS), None)
         if picture is None:
             raise Rejected("media.undecodable-frames", "no frame at its head can be decoded")
         frame = picture.frame
         aspect = float(stream.sample_aspect_ratio or 1) or 1.0
-        height, width = frame.height, frame.width
+        height = frame.height - tracks.crop.top - tracks.crop.bottom
+        width = frame.width - tracks.crop.left - tracks.crop.right
         if orientation(frame)[0]:
             height, width, aspect = width, height, 1 / aspect
         words = describe(frame).words
@@ -129,24 +136,25 @@ def upright(pixels: NDArray[Any], how: tuple[bool, bool, bool]) -> NDArray[Any]:
 
 
 def decode(
-    container: Any, video: Any, audio: Any, shift: float, head: int | None = None
+    container: Any, tracks: Tracks | MediaInfo, head: int | None = None
 ) -> Iterator[Picture]:
     """Yield the frames of a track in order of time, from the first that can be shown.
 
     Args:
         container: the open file.
-        video: its picture track.
-        audio: its sound track, on whose packets too the file's clock is followed.
-        shift: seconds by which FFmpeg's times of the picture are early (``edit_shift``).
+        tracks: its picture and its sound, on whose packets too the file's clock is followed.
         head: packets of the picture after which the first frame must have come.
     """
-    return _in_order(_deinterlaced(_decoded(container, video, audio, shift, head), video))
+    video = container.streams[tracks.video_index]
+    for picture in _in_order(_deinterlaced(_decoded(container, tracks, head), video)):
+        picture.crop = tracks.crop
+        yield picture
 
 
-def _decoded(
-    container: Any, video: Any, audio: Any, shift: float, head: int | None
-) -> Iterator[Picture]:
+def _decoded(container: Any, tracks: Tracks | MediaInfo, head: int | None) -> Iterator[Picture]:
     """Yield frames as the decoder gives them, and a picture without a frame after an error."""
+    video, shift = container.streams[tracks.video_index], tracks.video_shift
+    audio = container.streams[tracks.audio_index]
     codec = video.codec_context
     codec.thread_count = 1
     step = 1 / float(video.average_rate or FPS)
@@ -275,9 +283,7 @@ class PictureReader:
 
     def _read(self) -> Iterator[Picture]:
         with open_container(self._source) as container:
-            streams = container.streams
-            video, audio = streams[self._info.video_index], streams[self._info.audio_index]
-            yield from decode(container, video, audio, self._info.video_shift)
+            yield from decode(container, self._info)
 
     def at(self, time: float) -> Picture:
         """Return the picture to show at a time: the last one that is due, or a nearer next one.

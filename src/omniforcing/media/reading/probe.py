@@ -24,7 +24,7 @@ def probe(source: PathOrBytes, language: str | None = None) -> MediaInfo:
     """
     tracks = read_tracks(source, language)
     video, audio = tracks.video_index, tracks.audio_index
-    picture = first_picture(source, video, audio, tracks.video_shift)
+    picture = first_picture(source, tracks)
     sound = first_sound(source, video, audio)
     first, step = picture.time, tracks.step
     if tracks.times is None or tracks.video_end is None:
@@ -50,6 +50,7 @@ def probe(source: PathOrBytes, language: str | None = None) -> MediaInfo:
         video_index=video,
         audio_index=audio,
         video_shift=tracks.video_shift,
+        crop=tracks.crop,
         colour=picture.colour,
         interlaced=picture.interlaced,
     )

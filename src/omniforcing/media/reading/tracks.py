@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.layout import FPS
+from omniforcing.media.reading.crop import NO_CROP, Crop, clean_aperture, matroska_crop
 from omniforcing.media.reading.edits import first_edit
 
 Times = NDArray[np.floating[Any]]
@@ -86,6 +87,7 @@ class MediaInfo:
         video_index: number of the picture's track in the file.
         audio_index: number of the sound's track in the file.
         video_shift: seconds by which FFmpeg's times of the picture are early (``edit_shift``).
+        crop: pixels that the container cuts from the stored picture.
         colour: how the colours are read, such as ``bt709 tv, untagged``.
         interlaced: whether the first frame is two fields.
     """
@@ -103,6 +105,7 @@ class MediaInfo:
     video_index: int = 0
     audio_index: int = 0
     video_shift: float = 0.0
+    crop: Crop = NO_CROP
     colour: str = ""
     interlaced: bool = False
 
@@ -215,6 +218,14 @@ def edit_shift(source: PathOrBytes, container: Any, video: Any) -> float:
     return 0.0
 
 
+def _container_crop(source: PathOrBytes, container: Any, video: Any) -> Crop:
+    if container.format.name.startswith("mov"):
+        return clean_aperture(source, video.id, video.height, video.width)
+    if container.format.name.startswith("matroska"):
+        return matroska_crop(source, video.index)
+    return NO_CROP
+
+
 class _Packet(NamedTuple):
     pts: int | None
     duration: int
@@ -230,6 +241,7 @@ class Tracks:
         video_index: number of the picture's track.
         audio_index: number of the sound's track.
         video_shift: seconds by which FFmpeg's times of the picture are early (``edit_shift``).
+        crop: pixels that the container cuts from the stored picture.
         times: presentation times of the pictures' packets ``[T]``, ascending; None if the
             container has none.
         frames: packets of the picture.
@@ -242,6 +254,7 @@ class Tracks:
     video_index: int
     audio_index: int
     video_shift: float
+    crop: Crop
     times: Times | None
     frames: int
     step: float
@@ -284,6 +297,7 @@ def read_tracks(source: PathOrBytes, language: str | None = None) -> Tracks:
             video.index,
             audio.index,
             shift,
+            _container_crop(source, container, video),
             times,
             len(packets[video.index]),
             step,
