@@ -46,6 +46,13 @@ def test_mp4_keeps_samples_to_16_bits_and_frames_to_what_crf_loses(
     np.testing.assert_allclose(probe(tmp_path / "a.mp4").times, np.arange(49) / 24, atol=1e-6)
 
 
+def test_both_readers_see_the_same_in_a_file_of_our_own(media: Pair[np.ndarray]) -> None:
+    content = encode_mp4(media, 14)
+    own, cut = read_mp4(content), ClipCutter(content, ClipFormat(64, 64, 2)).clip(0)
+    assert (own.video == cut.video).all() and (own.audio == cut.audio).all()
+    assert probe(content).colour == "bt709 tv"
+
+
 def test_loud_samples_are_clipped_and_do_not_wrap(media: Pair[np.ndarray]) -> None:
     loud = Pair(media.video, np.full_like(media.audio, 1.5))
     assert read_sound(encode_mp4(loud, 20)).samples.min() > 0.999
