@@ -34,6 +34,8 @@ from omniforcing.media.reading.isolated import Isolated
 from omniforcing.media.reading.tracks import Rejected
 
 MEMBERS = frozenset({"mp4", "txt", "json"})
+# Version of how clips are conformed and what an index holds: work of another one is done again.
+CONFORMING = 2
 CRF = 14  # x264 quality, 0 (best) to 51: no loss that a codec of this size could show
 
 
@@ -81,7 +83,8 @@ class ShardPlan:
         Paths do not count: a folder of videos may move.
         """
         cuts = [replace(cut, entry=replace(cut.entry, path="")) for cut in self.cuts]
-        return digest({"schema": SCHEMA, "crf": CRF, **asdict(replace(self, cuts=tuple(cuts)))})
+        made = {"schema": SCHEMA, "conforming": CONFORMING, "crf": CRF}
+        return digest({**made, **asdict(replace(self, cuts=tuple(cuts)))})
 
 
 def plan_shards(

@@ -52,6 +52,7 @@ OTHER_SUFFIXES = frozenset({
 SYNTHETIC_CRF = 4
 # Largest share of a folder that is held out: a small one cannot spare clips.heldout clips.
 MOST_HELDOUT = 0.25
+BYTES_PER_SECOND = 20e6  # of media, at most: for the time that probing a file may take
 MOST_NEAR_NAMES = 20  # captions without a video for which a near name is looked for
 
 
@@ -180,7 +181,11 @@ def _folder(clips: ClipsConfig, rejects: list[Reject]) -> Iterator[Entry]:
     with Isolated() as isolated:
         for name, caption in tqdm(captioned, "probing", unit="file"):
             try:
-                found = isolated(probe_clips, folder / name, clips.form, clips.language)
+                path = folder / name
+                reading = path.stat().st_size / BYTES_PER_SECOND
+                found = isolated(
+                    probe_clips, path, clips.form, clips.language, media_seconds=reading
+                )
                 _refuse_unwanted(found[0], clips)
                 yield _entry(folder, name, caption, found)
             except Rejected as error:
