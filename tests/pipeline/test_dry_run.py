@@ -22,6 +22,7 @@ from omniforcing.pipeline.dry_run import (
     watch,
 )
 from omniforcing.pocket.foundation import architecture
+from omniforcing.training.codec.training import crop_at
 from tests.support.refusals import refuses
 
 pytestmark = pytest.mark.extended
@@ -43,6 +44,9 @@ def test_a_dry_run_changes_how_often_and_never_how_large(preset: str) -> None:
     assert [crop.frames for crop in tried.codec.video.crops] == [
         crop.frames for crop in config.codec.video.crops
     ]
+    video = tried.codec.video
+    legs = [crop_at(video.crops, step / video.steps).frames for step in range(video.steps)]
+    assert legs == [crop.frames for crop in video.crops]  # each leg once
     assert tried.trajectories.steps % len(config.student.sigmas) == 0
     for stage in (tried.teacher, tried.bidirectional_dmd, tried.causal_ode, tried.self_forcing):
         assert stage.optim.steps == 1

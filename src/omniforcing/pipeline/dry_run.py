@@ -78,7 +78,9 @@ def overrides(config: Config) -> list[str]:
             # One step for each crop of the curriculum; the last steps are past KL_FROM.
             "video": {
                 "steps": len(crops),
-                "crops": [{"frames": crop.frames, "batch": 1, "share": 1} for crop in crops],
+                "crops": [
+                    {"frames": crop.frames, "batch": 1, "share": 1 / len(crops)} for crop in crops
+                ],
             },
             "audio": {"steps": 3, "batch": BATCH},
             "vocoder": once,
