@@ -350,7 +350,9 @@ def kinds() -> list[Kind]:
     add("mkvmerge_late.mkv", mkvmerge(("--sync", "1:500")), "mkvmerge", moved=-0.5)
     add(
         "gst.mp4",
-        gstreamer("x264enc tune=zerolatency quantizer=10 pass=quant|avenc_aac", "mp4mux"),
+        gstreamer(
+            "x264enc tune=zerolatency quantizer=10 pass=quant|opusenc bitrate=192000", "mp4mux"
+        ),
         "gst-launch-1.0",
     )
     add(
