@@ -29,6 +29,7 @@ from omniforcing.media.reading.tracks import (
     PathOrBytes,
     Rejected,
     Tracks,
+    decode_packet,
     demux,
     open_container,
 )
@@ -114,11 +115,10 @@ def first_picture(source: PathOrBytes, tracks: Tracks) -> FirstPicture:
 
 def orientation(frame: Any) -> tuple[bool, bool, bool]:
     """Read how a frame must be turned: transposed first, then flipped left-right, top-down."""
-    for name in ("DISPLAYMATRIX",):
-        try:
-            data = frame.side_data[name]
-        except (KeyError, ValueError):  # none, or another side datum that PyAV cannot name
-            return False, False, False
+    try:
+        data = frame.side_data["DISPLAYMATRIX"]
+    except (KeyError, ValueError):  # none, or another side datum that PyAV cannot name
+        return False, False, False
     a, b, _, c, d = np.frombuffer(bytes(data), "<i4")[:5].tolist()
     # The matrix maps a pixel (x, y) to (a x + c y, b x + d y): a coordinate that appears with a
     # minus runs backwards.
@@ -166,18 +166,13 @@ def _decoded(container: Any, tracks: Tracks | MediaInfo, head: int | None) -> It
     for packet in demux(container, [video, audio]):
         if packet.stream.index != video.index:
             continue
-        flush = not packet.size and packet.dts is None and packet.pts is None
-        if not packet.size and not flush:
-            continue  # AVI marks a frame that is shown again by an empty packet
         packets += 1
         if head is not None and last is None and packets > head:
             return
         if order is not None and packet.dts is not None:
             heappush(order, packet.dts)
         try:
-            frames = codec.decode(None if flush else packet)
-        except av.error.EOFError:  # flushed twice
-            frames = []
+            frames = decode_packet(codec, packet)
         except av.FFmpegError:
             broken = True
             if order:
@@ -310,8 +305,3 @@ class PictureReader:
         if early <= EPSILON:
             return True
         return early < late - EPSILON and early <= LOOK_AHEAD + EPSILON
-
-    def close(self) -> None:
-        """Close the file."""
-        self._pictures = iter(())
-        self._shown = self._next = None

@@ -20,6 +20,7 @@ from omniforcing.media.reading.tracks import (
     HEAD_PACKETS,
     PathOrBytes,
     Rejected,
+    decode_packet,
     demux,
     find_tracks,
     open_container,
@@ -97,16 +98,11 @@ def _frames(
     for packet in demux(container, streams):
         if packet.stream.index != audio.index:
             continue
-        flush = not packet.size and packet.dts is None and packet.pts is None
-        if not packet.size and not flush:
-            continue
         packets += 1
         if head is not None and due is None and packets > head:
             return
         try:
-            frames = codec.decode(None if flush else packet)
-        except av.error.EOFError:
-            frames = []
+            frames = decode_packet(codec, packet)
         except av.FFmpegError:
             if due is not None:
                 yield due, None

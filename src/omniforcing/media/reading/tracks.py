@@ -176,6 +176,8 @@ def demux(container: Any, streams: list[Any]) -> Iterator[Any]:
     moved = 0.0
     ends: dict[int, float] = {}
     for packet in container.demux(*streams):
+        if not packet.size and (packet.dts is not None or packet.pts is not None):
+            continue  # AVI marks a frame that is shown again by an empty packet
         stamp = packet.dts if packet.dts is not None else packet.pts
         if jumps and packet.size and stamp is not None:
             base = float(packet.time_base)
@@ -191,6 +193,15 @@ def demux(container: Any, streams: list[Any]) -> Iterator[Any]:
         yield packet
 
 
+def decode_packet(codec: Any, packet: Any) -> list[Any]:
+    """Return the frames that a packet of ``demux`` completes; the empty one flushes the decoder."""
+    try:
+        frames: list[Any] = codec.decode(packet if packet.size else None)
+    except av.error.EOFError:  # flushed twice
+        return []
+    return frames
+
+
 def edit_shift(source: PathOrBytes, container: Any, video: Any) -> float:
     """Return the seconds by which FFmpeg's times of a trimmed mp4's picture are early.
 
@@ -203,19 +214,24 @@ def edit_shift(source: PathOrBytes, container: Any, video: Any) -> float:
     edit = first_edit(source, video.id)
     if edit is None:
         return 0.0
+    edited = _first_packet(source, video.index)
+    # The same packet, by its place in the file, with the time that it has without the edit list.
+    whole = edited and _first_packet(source, video.index, edited[0], ignore_editlist="1")
+    if edited is None or whole is None:
+        return 0.0
+    return float((whole[1] - edited[1]) * video.time_base) - edit.start + edit.empty
+
+
+def _first_packet(
+    source: PathOrBytes, index: int, place: int | None = None, **options: str
+) -> tuple[int, int] | None:
+    """Return place and time of a track's first packet with a time, or of the one at a place."""
     file = io.BytesIO(source) if isinstance(source, bytes) else str(source)
-    base = float(video.time_base)
-    with av.open(file, options={"ignore_editlist": "1"}) as whole:
-        stored = {}
-        for packet in whole.demux(whole.streams[video.index]):
-            stored[packet.pos] = packet.pts
-    file = io.BytesIO(source) if isinstance(source, bytes) else str(source)
-    with av.open(file) as edited:
-        for packet in edited.demux(edited.streams[video.index]):
-            before = stored.get(packet.pos)
-            if packet.pts is not None and before is not None:
-                return float((before - packet.pts) * base - edit.start + edit.empty)
-    return 0.0
+    with av.open(file, options=options) as container:
+        for packet in container.demux(container.streams[index]):
+            if packet.pts is not None and place in (None, packet.pos):
+                return packet.pos, packet.pts
+    return None
 
 
 def _container_crop(source: PathOrBytes, container: Any, video: Any) -> Crop:
