@@ -1,5 +1,5 @@
-"""LTX-2 as preset ltx2 trains it, but narrow and of a small picture: each stage one step on Ray's
-workers, and on.
+"""LTX-2 as preset ltx2 trains it, but with a quarter of its layers, narrow, and of a small picture:
+each stage one step on Ray's workers, and on.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,15 +32,14 @@ from tests.support.group import read_rows, run_group
 from tests.support.ray_cluster import ROOT
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
-# What is small: the width of each head (of 32), a caption's, and the picture; and the batch is one
-# clip of each worker.
-NARROW = [
+# What is small: depth (of 48; what stages keep in step is the same in each layer), width and number
+# of heads (of 32), captions, and the picture; and the batch is one clip of each worker.
+LAYERS = 12
+SMALL = [
+    f"teacher.model.layers={LAYERS}",
     "teacher.model.heads=2",
     "teacher.model.video_head_dim=16",
     "teacher.model.audio_head_dim=8",
-]
-SMALL = [
-    *NARROW,
     "clips.height=64",
     "clips.width=64",
     "clips.seconds=4",  # five blocks: one more than the window of three and the prefix
@@ -139,12 +138,12 @@ def rehearse(teacher: Path, work: Path, steps: int) -> None:
         save_sharded(module.ema.model, folder)
 
 
-def test_every_stage_of_48_layers_takes_a_step_and_goes_on_from_its_checkpoint_on_other_workers(
+def test_every_stage_of_preset_ltx2_takes_a_step_and_goes_on_from_its_checkpoint_on_other_workers(
     driven_cluster: LocalCluster, tmp_path: Path
 ) -> None:
     config, sizes = rehearsed()
     assert (
-        config.teacher.model.layers == 48
+        config.teacher.model.layers == LAYERS
         and len(config.student.sigmas) == 4
         and config.student.window == 3
     )
@@ -157,7 +156,7 @@ def test_every_stage_of_48_layers_takes_a_step_and_goes_on_from_its_checkpoint_o
         first = checkpoints.latest(work / name, sharded=True)
         assert first is not None and first.name == "epoch-000001.shards"
         published = load_model(work / name / "published-0")
-        assert len(published.core.transformer_blocks) == 48
+        assert len(published.core.transformer_blocks) == LAYERS
         learnt = [
             bool((a != b).any())
             for a, b in zip(published.core.parameters(), core.parameters(), strict=True)
