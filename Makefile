@@ -43,7 +43,7 @@ check: lint  ## what you run all the time: ruff, mypy and the everyday tests
 	$(RUN) -m pytest -n 2 --dist loadgroup -m "not extended and not slow and not ray and not chromium and not documents"
 
 test: $(STAMP)  ## all fast tests, some minutes
-	$(RUN) -m pytest -n 2 --dist loadgroup
+	$(RUN) -m pytest -n 2 --dist loadgroup --durations 30
 
 ci:  ## everything that a change must pass, also slow tests, Ray, a browser and the smoke pipeline (.ci/run)
 	.ci/run
@@ -65,7 +65,8 @@ $(STAMP): constraints.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11, 3.12 or 3.13 found; install one or name it with PYTHON=" >&2; exit 2; }
 	@$(PYTHON) -c '$(SUPPORTED)' || { echo "error: $(PYTHON) is not Python 3.11, 3.12 or 3.13; name one with PYTHON=" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet -c constraints.txt -e '.[pipeline,serve,dev]'
+	@# Python compiles what is imported, when it is; pip would compile all 25 000 modules, in as much time as it installs them.
+	$(RUN) -m pip install --quiet --no-compile -c constraints.txt -e '.[pipeline,serve,dev]'
 	@# The torchaudio wheel carries an extension linked to CUDA, which cannot load beside a CPU-only torch. Without the file
 	@# torchaudio works, as its loader documents; what it would add (CUDA decoders, forced alignment) is not used here.
 	@$(RUN) -c 'import torch, pathlib, importlib.util as u; \

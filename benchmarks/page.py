@@ -1,11 +1,11 @@
-"""Play a stream of known pictures and sound in Chromium: colours, memory over an hour.
+"""Play a stream of known pictures and sound in browsers: colours, memory over an hour.
 
 `python -m benchmarks.page [--hour SECONDS]`. The server, its session, muxer and page are
 those of `omniforcing serve`; only the student is replaced, by one that shows patches of colour.
-Prints one line per patch and size (wanted, shown on the screen, largest error), then the memory of
-Chromium's processes on the way through SECONDS of the stream, whose player jumps forward to the
-newest block as fast as blocks come, and how many Blobs the page has made. Says why and ends with 0
-where there is no Chromium.
+Prints one line per patch, size and browser (wanted, shown on the screen, largest error), then the
+memory of Chromium's processes on the way through SECONDS of the stream, whose player jumps forward
+to the newest block as fast as blocks come, and how many Blobs the page has made. Says so where
+Chromium or Firefox is missing, and goes on without.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,11 +24,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import firefox
 from omniforcing.core.console import run_command
 from omniforcing.core.layout import FPS
 
 PATCHES = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (40, 184, 72), (128, 128, 128))
-SIZES = ((64, 64), (512, 768))  # height, width
+SIZES = ((64, 64), (512, 768), (720, 1280))  # height, width
 EVENT = 0.5  # second of every second at which a flash and a beep begin
 FLAGS = (
     "--no-sandbox",
@@ -282,21 +283,39 @@ def start(page: Any, seconds: int) -> None:
     page.click("#go")
 
 
-def measure_colours() -> None:
-    """Print the shown colour of each patch at each size."""
+def in_chromium(address: str, profile: Path) -> AbstractContextManager[Any]:
+    """Open a page in a Chromium that draws as one with a GPU does."""
+    return browsing(address, profile, DRAWN_AS_BY_A_GPU)
+
+
+def chromium_missing() -> list[str]:
+    """Debian's package of Chromium, if it is needed."""
+    return [] if shutil.which("chromium") else ["chromium"]
+
+
+BROWSERS = {
+    "Chromium": (chromium_missing, in_chromium),
+    "Firefox": (firefox.missing, firefox.browsing),
+}
+
+
+def measure_colours(name: str) -> None:
+    """Print the colour that a browser shows for each patch at each size."""
+    missing, opened = BROWSERS[name]
+    if missing():
+        print(f"{name} skipped: install Debian's packages {', '.join(missing())}")
+        return
     for height, width in SIZES:
         folder = Path(tempfile.mkdtemp(prefix="omniforcing-page-"))
-        with (
-            serving(PatchEngine(height, width)) as address,
-            browsing(address, folder, DRAWN_AS_BY_A_GPU) as page,
-        ):
+        with serving(PatchEngine(height, width)) as address, opened(address, folder) as page:
             start(page, 4)
             wait_until(page, "document.getElementById('video').ended", 120)
             shown = shown_colours(page, height, width)
         shutil.rmtree(folder, ignore_errors=True)
         for wanted, found in zip(PATCHES, shown, strict=True):
             error = int(np.abs(np.subtract(wanted, found)).max())
-            print(f"{width}x{height}: wanted {wanted}, shown {found}, error {error}", flush=True)
+            words = f"wanted {wanted}, shown {found}, error {error}"
+            print(f"{name} {width}x{height}: {words}", flush=True)
 
 
 def measure_hour(seconds: int) -> None:
@@ -334,11 +353,9 @@ def main() -> None:
     )
     parser.add_argument("--hour", type=int, default=3600, help="seconds of stream; 0: no such part")
     words = parser.parse_args()
-    if shutil.which("chromium") is None:
-        print("skipped: there is no chromium here; install Debian's package")
-        return
-    measure_colours()
-    if words.hour:
+    for name in BROWSERS:
+        measure_colours(name)
+    if words.hour and not chromium_missing():
         measure_hour(words.hour)
 
 

@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 
+from benchmarks import firefox
 from benchmarks.page import (
     COUNTERS,
     DRAWN_AS_BY_A_GPU,
@@ -80,6 +81,15 @@ def opened(tmp_path: Path) -> Open:
 @pytest.mark.parametrize("size", [(64, 64), (512, 768)])
 def test_colours_are_shown_as_they_were_made(opened: Open, size: tuple[int, int]) -> None:
     with opened(size=size, gpu=True) as page:
+        start(page, 2)
+        wait_until(page, f"{VIDEO}.ended", 60)
+        assert np.abs(np.subtract(shown_colours(page, *size), PATCHES)).max() <= 4
+
+
+@pytest.mark.skipif(bool(firefox.missing()), reason=f"needs {firefox.missing()} of Debian")
+def test_firefox_shows_the_same_colours(tmp_path: Path) -> None:
+    size = (64, 64)
+    with serving(PatchEngine(*size)) as address, firefox.browsing(address, tmp_path) as page:
         start(page, 2)
         wait_until(page, f"{VIDEO}.ended", 60)
         assert np.abs(np.subtract(shown_colours(page, *size), PATCHES)).max() <= 4
