@@ -19,6 +19,7 @@ from benchmarks.ingest.truth import (
     RATE,
     SECONDS,
     WIDTH,
+    hdr_signal,
     numbered,
     picture,
     sound,
@@ -47,6 +48,8 @@ class Kind:
         size: height and width of the upright picture.
         corners: colours of its corners.
         tones: level of each tone in each side.
+        stamps: times of its pictures; those of ``fps`` if empty.
+        every: step of the numbers of the pictures that are shown.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Kind:
     corners: tuple[tuple[int, ...], ...] = CORNERS
     tones: tuple[tuple[float, ...], ...] = SIDES
     stamps: tuple[float, ...] = field(default=())
+    every: int = 1
 
     @property
     def wanted(self) -> dict[str, object]:
@@ -69,6 +73,7 @@ class Kind:
             "width": self.size[1],
             "corners": self.corners,
             "tones": self.tones,
+            "every": self.every,
         }
 
 
@@ -96,7 +101,7 @@ class Sources:
         path = self.folder / f"{rate}-{channels}-{seconds:g}.wav"
         if not path.exists():
             samples = np.rint(sound(seconds, rate, channels) * 32767).astype(np.int16)
-            layout = {1: "mono", 2: "stereo", 4: "quad", 6: "5.1"}[channels]
+            layout = {1: "mono", 2: "stereo", 4: "quad", 6: "5.1", 8: "7.1"}[channels]
             with av.open(str(path), "w") as out:
                 stream = out.add_stream("pcm_s16le", rate=rate, layout=layout)
                 packed = np.ascontiguousarray(samples.T).reshape(1, -1)
@@ -195,6 +200,60 @@ def _variable() -> tuple[float, ...]:
 
 
 VARIABLE = _variable()
+
+
+def hdr(curve: str) -> Make:
+    """A camera's HDR: ten bits, wide primaries, and one of the two curves."""
+
+    def make(path: Path, sources: Sources) -> None:
+        deep = path.with_name(f"deep-{path.stem}.nut")
+        with av.open(str(deep), "w") as out:
+            stream = out.add_stream("ffv1", rate=24)
+            stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "gbrp16le"
+            for number, _ in numbered(24):
+                image = hdr_signal(picture(number), curve)
+                out.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb48le")))
+            out.mux(stream.encode(None))
+        tags = f"-color_primaries bt2020 -color_trc {curve} -colorspace bt2020nc -color_range tv"
+        options = f"-c:v libx265 -preset ultrafast -crf 4 -x265-params log-level=none {tags} {AAC}"
+        filters = "scale=out_color_matrix=bt2020:out_range=tv,format=yuv444p10,format=yuv420p10"
+        ffmpeg("-i", deep, "-i", sources.audio(), "-vf", Path(filters), options, path)
+        deep.unlink()
+
+    return make
+
+
+def drifting(path: Path, sources: Sources) -> None:
+    """A recorder whose sound card is slow: 0.3 % fewer samples than their stamps say."""
+    slow = RATE * 0.997
+    samples = np.rint(sound(rate=slow) * 32767).astype(np.int16)
+    with av.open(str(path), "w") as out, av.open(str(sources.video(24))) as pictures:
+        video = out.add_stream("libx264", rate=24, options={"crf": "10"})
+        video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        audio = out.add_stream("pcm_s16le", rate=RATE, layout="stereo")
+        for frame in pictures.decode(video=0):
+            out.mux(video.encode(frame.reformat(format="yuv420p")))
+        out.mux(video.encode(None))
+        for first in range(0, samples.shape[1], 2400):
+            part = np.ascontiguousarray(samples[:, first : first + 2400].T).reshape(1, -1)
+            wave = av.AudioFrame.from_ndarray(part, "s16", "stereo")
+            wave.rate, wave.pts, wave.time_base = RATE, round(first / 0.997), Fraction(1, RATE)
+            out.mux(audio.encode(wave))
+        out.mux(audio.encode(None))
+
+
+def interlaced(order: str) -> Make:
+    """A camera of 50 fields a second; a frame is its first field's picture, made whole."""
+    first = {"top": "interleave_top", "bottom": "interleave_bottom"}[order]
+
+    def make(path: Path, sources: Sources) -> None:
+        filters = Path(f"tinterlace={first},{_matrix('bt601')}")
+        flags = f"-flags +ilme+ildct -x264-params {order[0]}ff=1"
+        ffmpeg(
+            "-i", sources.video(50), "-i", sources.audio(), "-vf", filters, X264, flags, AAC, path
+        )
+
+    return make
 
 
 def mkvmerge(arguments: tuple[str, ...] = ()) -> Make:
@@ -333,6 +392,11 @@ def kinds() -> list[Kind]:
     large = "scale=1280:800:out_color_matrix=bt709,format=yuv444p,format=yuv420p"
     add("untagged_hd.mp4", encoded(f"{X264} {AAC}", filters=large))
     add("rgb.mkv", encoded(f"-c:v libx264rgb -preset veryfast -crf 8 -pix_fmt rgb24 {AAC}"))
+    for name, curve in (("pq", "smpte2084"), ("hlg", "arib-std-b67")):
+        add(f"hdr_{name}.mp4", hdr(curve))
+        add(f"hdr_{name}.mkv", hdr(curve))
+    add("interlaced_top.mp4", interlaced("top"), fps=25, every=2)
+    add("interlaced_bottom.mkv", interlaced("bottom"), fps=25, every=2)
     # Sound.
     add("pcm_24_bit.mov", encoded(f"{X264} -c:a pcm_s24le"))
     add("unnamed_channels.avi", encoded(f"{X264} -bf 0 -c:a pcm_s16le"))
@@ -342,6 +406,13 @@ def kinds() -> list[Kind]:
     mixed = ((LEVEL * gain, 0.0), (0.0, LEVEL * gain))
     add("surround.mp4", encoded(f"{X264} -c:a aac -b:a 400k", channels=6), tones=mixed)
     add("surround.mkv", encoded(f"{X264} -c:a ac3 -b:a 640k", channels=6), tones=mixed)
+    gain = 1 / (1 + 3 * 0.5**0.5)
+    mixed = ((LEVEL * gain, 0.0), (0.0, LEVEL * gain))
+    add("surround_7_1.mkv", encoded(f"{X264} -c:a flac", channels=8), tones=mixed)
+    gain = 1 / (1 + 0.5**0.5)
+    mixed = ((LEVEL * gain, 0.0), (0.0, LEVEL * gain))
+    add("quad.mkv", encoded(f"{X264} -c:a flac", channels=4), tones=mixed)
+    add("sound_drifts.mkv", drifting, "PyAV")
     add("rate_44100.mp4", encoded(f"{X264} {AAC} -ar 44100"))
     add("second_sound_is_default.mkv", _second_sound)
     add("longer_second_sound.mp4", _longer_sound)

@@ -25,7 +25,8 @@ def measure(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     Args:
         path: the file.
         wanted: ``stamps`` of its pictures in seconds, on the clock of its sound; ``height`` and
-            ``width`` of the upright picture; ``sound`` is where its sound begins on that clock.
+            ``width`` of the upright picture; ``every``, the step of the numbers that are shown;
+            ``sound`` is where its sound begins on that clock.
 
     Returns:
         ``reject`` with a reason, or the figures of the table.
@@ -44,7 +45,8 @@ def measure(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
         return {"reject": kind} if kind else {"crash": f"{type(error).__name__}"}
     seconds = time.perf_counter() - begun
     stamps = wanted["stamps"]
-    first = truth.number_of(clips[0].video[0])
+    every = wanted["every"]
+    first = truth.number_of(clips[0].video[0]) // every
     if first >= len(stamps):
         return {"crash": f"picture {first} of {len(stamps)}"}
     wrong = missing = repeated = frames = 0
@@ -54,6 +56,8 @@ def measure(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     for cut, clip in enumerate(clips):
         start = stamps[first] + cut * SECONDS
         numbers = np.array([truth.number_of(frame) for frame in clip.video])
+        if every > 1:
+            numbers = np.where(numbers % every, -1, numbers // every)
         due = truth.shown_at(stamps, start + np.arange(len(numbers)) / 24)
         wrong += int((numbers != due).sum())
         missing += len(set(due.tolist()) - set(numbers.tolist()))

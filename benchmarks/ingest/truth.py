@@ -20,6 +20,8 @@ SECONDS = 6.5  # of a file
 BEEPS = tuple(np.arange(0.75, 60, 1.0))
 BEEP_HZ, BEEP_SECONDS, BEEP_LEVEL = 3000, 0.06, 0.5
 TONES, LEVEL = (440.0, 880.0), 0.05
+# Linear light from BT.709's primaries to those of BT.2020 (ITU-R BT.2087).
+TO_BT2020 = np.array([[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164, 0.0880, 0.8956]])
 HEARD_RATE = 16000  # of what the ingest makes
 
 
@@ -36,6 +38,27 @@ def picture(number: int, height: int = HEIGHT, width: int = WIDTH) -> NDArray[np
             230 if on else 20
         )
     return image
+
+
+def hdr_signal(image: NDArray[np.uint8], curve: str) -> NDArray[np.uint16]:
+    """Code a picture of standard range as HDR in wide primaries, uint16 of the same shape.
+
+    Args:
+        image: BT.709, shown with a gamma of 2.4 and white at 203 cd/m2.
+        curve: ``smpte2084`` (PQ) or ``arib-std-b67`` (HLG), of ITU-R BT.2100.
+    """
+    light = 203 * (image / 255.0) ** 2.4 @ TO_BT2020.T
+    if curve == "smpte2084":
+        power = (light.clip(0) / 10000) ** 0.1593017578125
+        signal = ((0.8359375 + 18.8515625 * power) / (1 + 18.6875 * power)) ** 78.84375
+    else:
+        # Undo the display's system gamma of 1.2 at 1000 cd/m2, which acts on luminance.
+        luminance = (light @ np.array([0.2627, 0.6780, 0.0593])).clip(1e-9)
+        scene = (light / 1000) * (luminance / 1000)[..., None] ** (1 / 1.2 - 1)
+        low = np.sqrt(3 * scene.clip(0))
+        high = 0.17883277 * np.log((12 * scene - 0.28466892).clip(1e-9)) + 0.55991073
+        signal = np.where(scene <= 1 / 12, low, high)
+    return np.rint(signal.clip(0, 1) * 65535).astype(np.uint16)
 
 
 def number_of(image: NDArray[Any]) -> int:
@@ -63,7 +86,7 @@ def corners_of(image: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def sound(
-    seconds: float = SECONDS, rate: int = RATE, channels: int = 2, tones: Sequence[float] = TONES
+    seconds: float = SECONDS, rate: float = RATE, channels: int = 2, tones: Sequence[float] = TONES
 ) -> NDArray[np.float32]:
     """Make the sound, float32 ``[channels, N]``; channels after the second are silent."""
     at = np.arange(round(seconds * rate)) / rate

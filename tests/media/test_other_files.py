@@ -140,9 +140,8 @@ def test_late_sound_stays_late_to_the_millisecond(make_video: MakeVideo) -> None
     assert clicks[0] - flashes[0] == pytest.approx(0.5, abs=0.002)
 
 
-def test_sound_whose_stamps_drift_is_stretched_without_holes(tmp_path: Path) -> None:
-    path = tmp_path / "drift.mkv"
-    events = [t + 0.5 for t in range(20)]
+def drifting(path: Path, events: list[float], samples: np.ndarray) -> Path:
+    """20 s of which the samples ``[2, N]`` are 0.3 % fewer than their stamps say."""
     with av.open(str(path), "w") as out:
         video, audio = out.add_stream("libx264", rate=24), out.add_stream("pcm_s16le", rate=16000)
         video.width = video.height = 64
@@ -152,16 +151,23 @@ def test_sound_whose_stamps_drift_is_stretched_without_holes(tmp_path: Path) -> 
             frame.pts, frame.time_base = index, Fraction(1, 24)
             out.mux(video.encode(frame))
         out.mux(video.encode(None))
-        # 0.3 % fewer samples than the stamps say: played as they come they would be early.
-        slow = [time * 0.997 for time in events]
-        samples = (sound(20 * 0.997, 16000, 2, slow) + 0.05) * 32767
         for first in range(0, samples.shape[1], 800):
-            part = np.ascontiguousarray(samples[:, first : first + 800].astype(np.int16).T)
+            part = np.ascontiguousarray(
+                (samples * 32767)[:, first : first + 800].astype(np.int16).T
+            )
             wave = av.AudioFrame.from_ndarray(part.reshape(1, -1), "s16", "stereo")
             wave.rate, wave.pts, wave.time_base = 16000, round(first / 0.997), Fraction(1, 16000)
             out.mux(audio.encode(wave))
         out.mux(audio.encode(None))
-    cutter = ClipCutter(path, FORM)
+    return path
+
+
+def test_sound_whose_stamps_drift_is_stretched_without_holes(tmp_path: Path) -> None:
+    events = [t + 0.5 for t in range(20)]
+    # Played as they come they would be early.
+    slow = [time * 0.997 for time in events]
+    samples = sound(20 * 0.997, 16000, 2, slow) + 0.05
+    cutter = ClipCutter(drifting(tmp_path / "drift.mkv", events, samples), FORM)
     for cut in (0, 4, 8):
         media = cutter.clip(cut)
         flashes, clicks = flash_and_click(media)
@@ -169,6 +175,17 @@ def test_sound_whose_stamps_drift_is_stretched_without_holes(tmp_path: Path) -> 
         assert media.audio[:, 1000:-1000].min() > -0.9  # the click swings below the offset
         quiet = np.abs(media.audio[0] - 0.05) < 0.01
         assert quiet.mean() > 0.9, "silence was filled in"
+
+
+def test_a_tone_that_is_stretched_stays_one_tone(tmp_path: Path) -> None:
+    """Matroska's stamps are whole milliseconds; following each would make the pitch waver."""
+    at = np.arange(round(20 * 0.997 * 16000)) / (0.997 * 16000)
+    samples = np.tile(0.1 * np.sin(2 * np.pi * 440 * at), (2, 1))
+    cutter = ClipCutter(drifting(tmp_path / "drift.mkv", [0.5], samples), FORM)
+    for cut in (0, 4, 8):
+        heard = cutter.clip(cut).audio[0]
+        wave = np.exp(-2j * np.pi * 440 * np.arange(len(heard)) / 16000)
+        assert 2 * np.abs(heard @ wave) / len(heard) == pytest.approx(0.1, rel=0.01)
 
 
 # --- picture ------------------------------------------------------------------------------------

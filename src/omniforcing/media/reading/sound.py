@@ -150,10 +150,9 @@ class _Run:
             whole = resample(torch.from_numpy(whole), self.rate).numpy()
         nominal = np.array(self.counts) / self.rate
         drift = np.array(self.times) - self.start - nominal
-        knots = _averaged(nominal, drift)
-        if np.abs(knots[1]).max() <= DRIFT:
+        if np.abs(_averaged(nominal, drift)[1]).max() <= DRIFT:
             return whole
-        return _stretch(whole, *knots)
+        return _stretch(whole, *_knots(nominal, drift, self.length / self.rate))
 
 
 def _averaged(nominal: NDArray[Any], drift: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -164,13 +163,33 @@ def _averaged(nominal: NDArray[Any], drift: NDArray[Any]) -> tuple[NDArray[Any],
     return times, np.array([np.median(drift[group]) for group in groups])
 
 
-def _stretch(samples: Samples, times: NDArray[Any], drift: NDArray[Any]) -> Samples:
-    """Move the samples ``[2, N]`` at nominal ``times`` by ``drift`` seconds, linearly between."""
-    true = np.maximum.accumulate(times + drift)
-    length = samples.shape[1] / SAMPLE_RATE
+def _knots(
+    nominal: NDArray[Any], drift: NDArray[Any], length: float
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return nominal times from 0 to ``length`` and the drift to follow there."""
     ends = np.array([0.0, length])
-    nominal_knots = np.concatenate([ends[:1], times, ends[1:]])
-    true_knots = np.concatenate([[drift[0]], true, [length + drift[-1]]])
+    # A sound card's clock is a little fast or slow throughout: one rate, so that tones stay even.
+    slope, offset = np.polyfit(nominal, drift, 1) if len(drift) > 1 else (0.0, drift[0])
+    left = _averaged(nominal, drift - (offset + slope * nominal))[1]
+    if np.abs(left).max() <= DRIFT:
+        return ends, offset + slope * ends
+    times, averages = _averaged(nominal, drift)
+    outside = [averages[0], averages[-1]]
+    if len(times) > 1:
+        slopes = np.diff(averages)[[0, -1]] / np.diff(times)[[0, -1]]
+        outside = [
+            averages[0] - slopes[0] * times[0],
+            averages[-1] + slopes[1] * (length - times[-1]),
+        ]
+    return (
+        np.concatenate([ends[:1], times, ends[1:]]),
+        np.concatenate([outside[:1], averages, outside[1:]]),
+    )
+
+
+def _stretch(samples: Samples, nominal_knots: NDArray[Any], drift: NDArray[Any]) -> Samples:
+    """Move the samples ``[2, N]`` at nominal times by ``drift`` seconds, linearly between."""
+    true_knots = np.maximum.accumulate(nominal_knots + drift)
     first, last = round(true_knots[0] * SAMPLE_RATE), round(true_knots[-1] * SAMPLE_RATE)
     out = np.zeros((2, max(0, last)), np.float32)
     padded = np.pad(samples, ((0, 0), (TAPS, TAPS)))
