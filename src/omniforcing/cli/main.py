@@ -11,7 +11,7 @@ import click
 from click.shell_completion import shell_complete
 
 from omniforcing import __version__
-from omniforcing.cli import cluster, completion, data, pipeline, streaming
+from omniforcing.cli import cluster, completion, data, measure, pipeline, streaming
 from omniforcing.cli.command import Group, refusal
 from omniforcing.core.console import run_command
 from omniforcing.core.environment import COMPLETION_VARIABLE
@@ -36,7 +36,7 @@ omniforcing = Group(
 click.version_option(__version__, prog_name=NAME, message="%(prog)s %(version)s")(omniforcing)
 for command in (
     *(pipeline.run, pipeline.stage, cluster.job, cluster.kuberay, pipeline.ablation, pipeline.plan),
-    *(streaming.stream, streaming.serve, data.inspect, data.weights),
+    *(streaming.stream, streaming.serve, data.inspect, measure.measure, data.weights),
     *(pipeline.config, pipeline.pipeline, completion.completion),
 ):
     omniforcing.add_command(command)
