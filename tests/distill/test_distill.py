@@ -3,6 +3,7 @@
 import copy
 import csv
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,12 +20,13 @@ from omniforcing.distill.sampling import WholeClip, full_view, ode_states
 from omniforcing.distill.trajectories import refine
 from omniforcing.model.rollout import Rollout, predict_x0
 from omniforcing.training import checkpoints
+from omniforcing.training.averages import Ema
 from omniforcing.training.config import TrainerConfig, Weights
 from omniforcing.training.loop import CURVES, fit
 from omniforcing.training.muon import Muon
 from omniforcing.training.stages import (
-    Ema,
     StageModule,
+    TrainingOptions,
     by_modality,
     modality_of,
 )
@@ -178,8 +180,18 @@ def test_muon_takes_the_matrices_of_the_layers_and_adamw_all_other_parameters_on
         )
 
 
+LEAN = TrainingOptions(averages="bf16", moments="bf16", batched_guidance=False)
+
+
 @pytest.mark.extended
-@pytest.mark.parametrize("build", STAGES)
+@pytest.mark.parametrize(
+    "build",
+    [
+        *STAGES,
+        pytest.param(partial(stage_self_forcing, options=LEAN), id="lean"),
+        pytest.param(partial(stage_teacher, options=TrainingOptions(averages="cpu")), id="cpu"),
+    ],
+)
 def test_a_stage_broken_off_and_resumed_ends_in_the_same_weights(
     build: Callable[[], StageModule], tmp_path: Path
 ) -> None:
@@ -246,8 +258,10 @@ def test_self_forcing_reaches_the_sinks_and_the_text_path_and_never_the_teacher(
 ) -> None:
     module = stage_self_forcing()
     teacher = copy.deepcopy(module.frozen[0].state_dict())
-    x = module.generate(module.model, features(), step_generator(0, 0))
+    x, cuts = module.generate(module.model, features(), step_generator(0, 0))
     (x.video.sum() + x.audio.sum()).backward()
+    for cut in cuts:
+        cut.loss().backward()
     named = dict(module.model.named_parameters())
     for name in (
         "sinks",
@@ -273,14 +287,14 @@ def test_rollouts_that_switch_learn_from_the_switch_on(steered: float) -> None:
     module, text, learning = stage_self_forcing(steered), features(), set()
     weights = [p for p in module.model.parameters() if p.requires_grad]
     for seed in range(8):
-        blocks = module.generate(module.model, text, step_generator(seed, 0)).video.split(
-            [1, 3, 3], 1
-        )
-        found = (
-            torch.autograd.grad(b.sum(), weights, retain_graph=True, allow_unused=True)
-            for b in blocks
-        )
-        learning.add(tuple(any(g is not None and bool(g.any()) for g in grads) for grads in found))
+        x, cuts = module.generate(module.model, text, step_generator(seed, 0))
+        x.video.sum().backward()
+        found = []
+        for cut in reversed(cuts[:-1]):  # the first block's comes first, without the text path's
+            module.model.zero_grad()
+            cut.loss().backward()
+            found.append(any(p.grad is not None and bool(p.grad.any()) for p in weights))
+        learning.add(tuple(found))
     assert learning == (
         {(False, True, True), (False, False, True)} if steered else {(True, True, True)}
     )
@@ -290,9 +304,9 @@ def test_rollouts_that_switch_learn_from_the_switch_on(steered: float) -> None:
 @pytest.mark.parametrize("seed", range(6))
 def test_only_rollouts_that_switch_begin_as_the_other_caption_says(seed: int) -> None:
     module, text = stage_self_forcing(0.5), features()
-    one = module.generate(module.model, text, step_generator(seed, 0)).video
+    one = module.generate(module.model, text, step_generator(seed, 0))[0].video
     module.captions = features(5, seed=8)
-    other = module.generate(module.model, text, step_generator(seed, 0)).video
+    other = module.generate(module.model, text, step_generator(seed, 0))[0].video
     generator = step_generator(seed, 0)
     torch.randint(len(SIGMAS), (), generator=generator)
     switches = torch.rand((2,), generator=generator) < 0.5

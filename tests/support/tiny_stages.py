@@ -1,6 +1,7 @@
 """Every trained transformer stage over tiny models of two seconds."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from omniforcing.core.layout import LAYOUTS, clip_latents
@@ -41,7 +42,10 @@ def models(sinks: int, recompute: bool) -> list[DualStream]:
 
 
 def stage_bidirectional_dmd(
-    options: TrainingOptions = PLAIN, recompute: bool = False, **rates: Any
+    options: TrainingOptions = PLAIN,
+    recompute: bool = False,
+    sigmas: tuple[float, ...] = SIGMAS,
+    **rates: Any,
 ) -> BidirectionalDmd:
     three = models(0, recompute)
     config = DmdConfig(optim=OPTIM, critic_steps=2, **rates)
@@ -51,7 +55,7 @@ def stage_bidirectional_dmd(
         config=config,
         view=view,
         unconditional=none,
-        sigmas=SIGMAS,
+        sigmas=sigmas,
         counts=COUNTS,
         grid=GRID,
         seed=0,
@@ -59,14 +63,19 @@ def stage_bidirectional_dmd(
     )
 
 
-def stage_causal_ode(options: TrainingOptions = PLAIN, recompute: bool = False) -> CausalOde:
+def stage_causal_ode(
+    options: TrainingOptions = PLAIN, recompute: bool = False, sigmas: tuple[float, ...] = SIGMAS
+) -> CausalOde:
     model = tiny_model(3, checkpoint_activations=recompute)
     view = Masked(positions_for(model, COUNTS, GRID, sinks=True), TABLE, 3, None, 2)
-    return CausalOde(model, CausalOdeConfig(optim=OPTIM), SIGMAS, TABLE, view, 0, options)
+    return CausalOde(model, CausalOdeConfig(optim=OPTIM), sigmas, TABLE, view, 0, options)
 
 
 def stage_self_forcing(
-    steered: float = 0.5, options: TrainingOptions = PLAIN, recompute: bool = False
+    steered: float = 0.5,
+    options: TrainingOptions = PLAIN,
+    recompute: bool = False,
+    sigmas: tuple[float, ...] = SIGMAS,
 ) -> SelfForcing:
     three = models(3, recompute)
     config = SelfForcingConfig(optim=OPTIM, critic_steps=2, steered=steered)
@@ -76,13 +85,19 @@ def stage_self_forcing(
         "captions": features(5, seed=3),
     }
     return SelfForcing(
-        *three, config=config, rollout=ROLLOUT, blocks=3, seed=0, options=options, **rest
+        *three,
+        config=config,
+        rollout=replace(ROLLOUT, sigmas=sigmas),
+        blocks=3,
+        seed=0,
+        options=options,
+        **rest,
     )
 
 
 def stage_with_muon(options: TrainingOptions = PLAIN, recompute: bool = False) -> BidirectionalDmd:
     """Student and critic of two optimisers each."""
-    rates = {"muon_lr": Weights(1e-3, 1e-3), "critic_muon_lr": 2e-3}
+    rates: dict[str, Any] = {"muon_lr": Weights(1e-3, 1e-3), "critic_muon_lr": 2e-3}
     return stage_bidirectional_dmd(options, recompute, **rates)
 
 

@@ -14,6 +14,7 @@ from omniforcing.distill.dmd import DistributionMatching
 from omniforcing.distill.sampling import full_view
 from omniforcing.model.rollout import few_step, gaussian
 from omniforcing.model.transformer import DualStream
+from omniforcing.training.cuts import Cut
 from omniforcing.training.stages import DEFAULT, TrainingOptions
 
 
@@ -82,10 +83,11 @@ class BidirectionalDmd(DistributionMatching):
 
     def generate(
         self, student: DualStream, text: TextFeatures, generator: torch.Generator
-    ) -> Latents:
+    ) -> tuple[Latents, list[Cut]]:
         """Backward simulation: denoise from pure noise to the clean estimate of the exit step."""
         device = generator.device
         exit_step = int(torch.randint(len(self.sigmas), (), generator=generator, device=device))
         noise = gaussian(student, self.counts, self.grid, text.video.shape[0], generator)
         cached = student.cache_text(text)
-        return few_step(student, noise, self.sigmas, cached, self.view, generator, exit_step)
+        x = few_step(student, noise, self.sigmas, cached, self.view, generator, exit_step)
+        return x, []

@@ -12,11 +12,13 @@ from torch import Tensor
 from omniforcing.core.latents import Batch, Latents, Pair, TextFeatures, broadcast, noise_like
 from omniforcing.core.schedule import add_noise, sample_sigma, velocity
 from omniforcing.distill.config import DmdConfig
-from omniforcing.distill.guidance import cache_guided, guided_x0
+from omniforcing.distill.guidance import cache_guided, guided_x0, guided_x0_in_turn
 from omniforcing.model.attention import View
 from omniforcing.model.rollout import predict_x0
 from omniforcing.model.transformer import DualStream
+from omniforcing.training.bf16 import hold_in_bf16
 from omniforcing.training.config import Weights
+from omniforcing.training.cuts import Cut
 from omniforcing.training.stages import (
     DEFAULT,
     Backward,
@@ -80,13 +82,19 @@ class DistributionMatching(StageModule):
         # In a list, which nn.Module does not look into: the teacher is an input of the stage and
         # has no place in its checkpoints.
         self.frozen = [teacher.requires_grad_(False).eval()]
+        if options.frozen == "bf16":
+            hold_in_bf16(teacher)
         self.critic, self.config = critic, config
         self.view, self.unconditional = view, unconditional
 
     def generate(
         self, student: DualStream, text: TextFeatures, generator: torch.Generator
-    ) -> Latents:
-        """Make a sample ``[B, T, ...]`` of the student, with gradient through its exit step."""
+    ) -> tuple[Latents, list[Cut]]:
+        """Make a sample ``[B, T, ...]`` of the student, with gradient through its exit step.
+
+        Returns:
+            The sample, and where its graph is cut, in the order in which its parts run backward.
+        """
         raise NotImplementedError
 
     @property
@@ -120,9 +128,9 @@ class DistributionMatching(StageModule):
         for micro_batch in micro_batches:
             text = micro_batch.data.text
             # Named generators: the rollout's draws do not shift those of score and critic.
-            x = self.generate(self.model, text, micro_batch.generator("rollout"))
+            x, cuts = self.generate(self.model, text, micro_batch.generator("rollout"))
             gradient = self.score(x, text, micro_batch.generator("score"))
-            student.add(dmd_loss(x, gradient))
+            student.add(dmd_loss(x, gradient), cuts)
             # The critic learns the same samples, whose graph the backward pass has freed.
             samples.append(x.map(Tensor.detach))
         norms = student.step(self.model, step)
@@ -142,12 +150,19 @@ class DistributionMatching(StageModule):
     def score(self, x: Latents, text: TextFeatures, generator: torch.Generator) -> Latents:
         """DMD gradient of a sample ``[B, T, ...]`` at a random sigma per row."""
         sigma, noised, _ = self.noised(x, generator)
-        guidance = self.config.guidance
-        scale = Pair(torch.full_like(sigma, guidance.video), torch.full_like(sigma, guidance.audio))
-        both = cache_guided(self.teacher, text, self.unconditional)
-        real = guided_x0(self.teacher, noised, sigma, both, scale, self.view)
+        real = self.real_x0(noised, sigma, text)
         fake = predict_x0(self.critic, noised, sigma, self.critic.cache_text(text), self.view)
         return dmd_gradient(x, real, fake)
+
+    def real_x0(self, noised: Latents, sigma: Tensor, text: TextFeatures) -> Latents:
+        """The teacher's guided estimate of a noised sample ``[B, T, ...]``, sigma ``[B]``."""
+        guidance = self.config.guidance
+        scale = Pair(torch.full_like(sigma, guidance.video), torch.full_like(sigma, guidance.audio))
+        teacher, view, none = self.teacher, self.view, self.unconditional
+        if self.options.batched_guidance:
+            both = cache_guided(teacher, text, none)
+            return guided_x0(teacher, noised, sigma, both, scale, view)
+        return guided_x0_in_turn(teacher, noised, sigma, text, none, scale, view)
 
     def critic_loss(
         self, x: Latents, text: TextFeatures, generator: torch.Generator

@@ -39,3 +39,24 @@ def guided_x0(
         return guide(conditional, unconditional, w)
 
     return x0.map(combine, scale)
+
+
+def guided_x0_in_turn(
+    teacher: DualStream,
+    x: Latents,
+    sigma: Tensor,
+    text: TextFeatures,
+    unconditional: TextFeatures,
+    scale: Pair[Tensor],
+    view: View,
+) -> Latents:
+    """``guided_x0`` with one pass after the other: half the memory, and no prompt kept.
+
+    Args:
+        text: features ``[B, L, D]`` of the captions.
+        unconditional: features ``[1, L, D]`` of the empty prompt.
+    """
+    conditional = predict_x0(teacher, x, sigma, teacher.cache_text(text), view)
+    empty = text.map(lambda c, u: u.to(c).expand_as(c), unconditional)
+    none = predict_x0(teacher, x, sigma, teacher.cache_text(empty), view)
+    return conditional.map(guide, none, scale)

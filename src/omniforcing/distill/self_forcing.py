@@ -19,6 +19,7 @@ from omniforcing.model.config import StudentConfig
 from omniforcing.model.rollout import RolloutConfig, train_rollout
 from omniforcing.model.student import positions_for
 from omniforcing.model.transformer import DualStream
+from omniforcing.training.cuts import Cut
 from omniforcing.training.stages import DEFAULT, TrainingOptions
 
 
@@ -105,32 +106,54 @@ class SelfForcing(DistributionMatching):
 
     def generate(
         self, student: DualStream, text: TextFeatures, generator: torch.Generator
-    ) -> Latents:
-        """Roll the student out over the whole clip, ``[B, T, ...]``."""
+    ) -> tuple[Latents, list[Cut]]:
+        """Roll the student out over the whole clip, ``[B, T, ...]``.
+
+        History is detached, so the blocks' graphs meet in the clip and in the text path alone.
+        They are cut off from both: each block runs backward by itself, and no more than one block's
+        activations and gradients of the weights in use live at a time.
+        """
         batch, device = len(text.video), generator.device
         sigmas = len(self.rollout.sigmas)
         exit_step = int(torch.randint(sigmas, (), generator=generator, device=device))
         # With gradient and once per rollout: all blocks share the text path's graph.
-        own = student.cache_text(text)
+        text_cut = Cut()
+        own = student.cache_text(text).map(text_cut)
         if not self.config.steered:
             texts = self.blocks * [own]
-            return concatenate(
-                train_rollout(student, texts, self.rollout, batch, exit_step, generator)
-            )
+            blocks = train_rollout(student, texts, self.rollout, batch, exit_step, generator)
+            blocks, cuts = self.cut_apart(blocks, text_cut)
+            return concatenate(blocks), cuts
 
         steered = draw(torch.rand, (batch,), generator, device=device) < self.config.steered
         # One switch for all rows: a rollout's forward has one prompt per row and block.
         switch = 1 + int(torch.randint(self.blocks - 1, (), generator=generator, device=device))
-        former = student.cache_text(self.former_text(text, steered, generator))
+        former = student.cache_text(self.former_text(text, steered, generator)).map(text_cut)
         texts = switch * [former] + (self.blocks - switch) * [own]
         blocks = train_rollout(student, texts, self.rollout, batch, exit_step, generator)
+        blocks, cuts = self.cut_apart(blocks, text_cut)
         # Teacher and critic score the clip under its own caption. A block from before the switch
         # followed another one, so its score would be wrong: it keeps its values and no gradient.
         for index in range(switch):
             blocks[index] = blocks[index].map(
                 lambda x: torch.where(broadcast(steered, x), x.detach(), x)
             )
-        return concatenate(blocks)
+        return concatenate(blocks), cuts
+
+    @staticmethod
+    def cut_apart(blocks: list[Latents], text: Cut) -> tuple[list[Latents], list[Cut]]:
+        """Cut every block off from what comes after it.
+
+        Args:
+            blocks: the blocks, whose prompts are cut off from the text path.
+            text: the cut before the blocks.
+
+        Returns:
+            The blocks as leaves, and all cuts, the last block's first and the text path's last.
+        """
+        cuts = [Cut() for _ in blocks]
+        leaves = [block.map(cut) for block, cut in zip(blocks, cuts, strict=True)]
+        return leaves, [cut for cut in (*reversed(cuts), text) if cut]
 
     def former_text(
         self, text: TextFeatures, steered: Tensor, generator: torch.Generator

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from diffusers.models.transformers.transformer_ltx2 import LTX2VideoTransformerBlock
@@ -23,6 +23,8 @@ from omniforcing.model.conditioning import (
     modulate_text,
 )
 from omniforcing.model.kernels import NO_STABILISER, Attention, Kernels, LayerView, StabiliserParams
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ class TransformerBlock:
             features: text features ``[B, L, D]`` per stream.
             prompt: embedded timesteps of the prompt, where its modulation depends on sigma.
         """
-        return self._gathered(self._text_key_value, features, prompt)
+        return self._gathered(self._checkpointed(self._text_key_value), features, prompt)
 
     def __call__(self, x: Latents, inputs: BlockInputs, view: View) -> Latents:
         """Hidden states after the block.
@@ -134,10 +136,13 @@ class TransformerBlock:
             inputs: conditioning, prompt and groups.
             view: which keys the queries see.
         """
-        run: Callable[..., Latents] = self._run
-        if self.checkpoint_activations and torch.is_grad_enabled():
-            run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
-        return self._gathered(run, x, inputs, view)
+        return self._gathered(self._checkpointed(self._run), x, inputs, view)
+
+    def _checkpointed(self, function: Callable[..., T]) -> Callable[..., T]:
+        """The function, computed again in the backward pass where that is asked for."""
+        if not (self.checkpoint_activations and torch.is_grad_enabled()):
+            return function
+        return partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
 
     def _gathered(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run a function that uses the weights; a sharded block gathers them around it."""

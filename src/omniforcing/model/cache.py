@@ -31,6 +31,10 @@ class CacheKey(NamedTuple):
     site: str
 
 
+# Keys and values of a block, or of all that a block sees, by attention.
+_Written = dict[CacheKey, KeyValue]
+
+
 class Cache(Protocol):
     """History of a rollout.
 
@@ -84,48 +88,61 @@ class FunctionalCache:
 
     def __init__(self, positions: Positions, table: BlockTable, window: int, horizon: int) -> None:
         self.places = _Places(positions, table, window, horizon)
-        self.blocks: dict[int, dict[CacheKey, KeyValue]] = {}
-        # History of the block that is open; its denoising steps share it.
-        self._open: tuple[int, dict[CacheKey, KeyValue]] | None = None
+        self.blocks: dict[int, _Written] = {}
+        # Index of the block that is open, and its history's rotated keys, which its denoising
+        # steps share; None once the rollout has ended.
+        self._open: tuple[int, dict[CacheKey, Tensor]] | None = (0, {})
 
     def view(self, index: int, write: bool = False) -> View:
         """View of block ``index``; with ``write`` a forward leaves keys and values behind."""
-        if self._open is None or self._open[0] != index:
-            self._open = (index, self._history(index))
-        record = self.blocks.setdefault(index, {}) if write else None
-        return _FunctionalView(self.places, index, self._open[1], record)
-
-    def _history(self, index: int) -> dict[CacheKey, KeyValue]:
-        """Keys, rotated as block ``index`` sees them, and values, of all that it sees."""
         past = self.places.past(index)
-        for stale in self.blocks.keys() - set(past):
+        for stale in self.blocks.keys() - {*past, index}:
             del self.blocks[stale]
-        history: dict[CacheKey, KeyValue] = {}
-        for key in self.blocks[0] if past else ():
-            site = SITES[key.site]
-            rotated, values = [], []
-            for block in past:
-                k, v = self.blocks[block][key]
+        record = self.blocks.setdefault(index, {}) if write else None
+        return FunctionalView(self, index, {b: self.blocks[b] for b in past}, record)
+
+    def close(self) -> None:
+        """End the rollout: a backward pass asks once for every layer, so rotated keys go at once.
+
+        Those of all layers at a time would take half as much memory as the history itself.
+        """
+        self._open = None
+
+    def rotated(self, index: int, past: dict[int, _Written], key: CacheKey) -> Tensor:
+        """Keys of one attention in the ``past`` of block ``index``, rotated as it sees them."""
+        if self._open is not None and self._open[0] != index:
+            self._open = (index, {})
+        held = {} if self._open is None else self._open[1]
+        if key not in held:
+            site, keys = SITES[key.site], []
+            for block, written in past.items():
                 place = self.places.span(self.places.seen_at(index, block), site.keys)
-                rotated.append(self.places.positions.rotate(k, site.axes, site.keys, place))
-                values.append(v)
-            history[key] = KeyValue(torch.cat(rotated, 1), torch.cat(values, 1))
-        return history
+                k = written[key].keys
+                keys.append(self.places.positions.rotate(k, site.axes, site.keys, place))
+            held[key] = torch.cat(keys, 1)
+        return held[key]
 
 
-class _FunctionalView:
+class FunctionalView:
+    """One block against a functional cache, for as long as the block's graph lives.
+
+    It holds keys and values of all that the block sees as they were written: layers that are
+    computed again in the backward pass see the history as it was then.
+    """
+
     graph_key: Hashable = None
 
     def __init__(
         self,
-        places: _Places,
+        cache: FunctionalCache,
         index: int,
-        history: dict[CacheKey, KeyValue],
-        record: dict[CacheKey, KeyValue] | None,
+        past: dict[int, _Written],
+        record: _Written | None,
     ) -> None:
-        self.places, self.history, self.record = places, history, record
+        self.cache, self.index, self.past, self.record = cache, index, past, record
+        self.places = cache.places
         self.starts = index == 0
-        self.place = places.present(index)
+        self.place = self.places.present(index)
         self.group_ids: Pair[Tensor | None] = Pair(None, None)
 
     def attend(self, layer: int, site: str, heads: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -135,9 +152,9 @@ class _FunctionalView:
         rotate, span = self.places.positions.rotate, self.places.span
         q = rotate(q, axes, queries, span(self.place, queries))
         k = rotate(k, axes, keys, span(self.place, keys))
-        if self.history:
-            past = self.history[key]
-            k, v = torch.cat([past.keys, k], 1), torch.cat([past.values, v], 1)
+        if self.past:
+            k = torch.cat([self.cache.rotated(self.index, self.past, key), k], 1)
+            v = torch.cat([*(written[key].values for written in self.past.values()), v], 1)
         return sdpa(q, k, v, heads)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, TypeAlias
@@ -197,6 +198,15 @@ class ConditionedBlock(Protocol):
         ...
 
 
+def project_text(core: LTX2VideoTransformer3DModel, features: TextFeatures) -> TextFeatures:
+    """Bring text features ``[B, L, D]`` to precision and width of the blocks (LTX-2.0)."""
+    features = features.map(lambda t: t.to(core.proj_in.weight.dtype))
+    if not core.config.use_prompt_embeddings:
+        return features
+    video = core.caption_projection(features.video)
+    return Pair(video, core.audio_caption_projection(features.audio))
+
+
 class TextCache:
     """A prompt's keys and values in every block, and the conditioning of any sigma under it.
 
@@ -208,7 +218,7 @@ class TextCache:
     Args:
         core: the transformer.
         blocks: its blocks.
-        features: text features of the prompts, ``[B, L, D]`` per stream.
+        features: text features of the prompts, ``[B, L, D]`` per stream, from ``project_text``.
     """
 
     def __init__(
@@ -217,15 +227,23 @@ class TextCache:
         blocks: Sequence[ConditionedBlock],
         features: TextFeatures,
     ) -> None:
-        self._core, self._blocks = core, blocks
-        features = features.map(lambda t: t.to(core.proj_in.weight.dtype))
-        if core.config.use_prompt_embeddings:
-            video = core.caption_projection(features.video)
-            features = Pair(video, core.audio_caption_projection(features.audio))
-        self._features = features
+        self._core, self._blocks, self._features = core, blocks, features
         unmodulated: Pair[Tensor | None] = Pair(None, None)
         self._fixed = None if prompt_follows_sigma(core) else self._text(unmodulated)
         self._prepared: dict[tuple[float | tuple[float, ...], int], Conditioning] = {}
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> TextCache:
+        """A twin with a function applied to all that was made with gradient, nothing prepared."""
+        twin = copy.copy(self)
+        twin._prepared = {}
+        if self._fixed is None:
+            twin._features = self._features.map(function)
+        else:
+            twin._fixed = [
+                pair.map(lambda kv: KeyValue(function(kv.keys), function(kv.values)))
+                for pair in self._fixed
+            ]
+        return twin
 
     @torch.no_grad()
     def prepare(self, sigmas: Iterable[float | tuple[float, ...]], batch: int) -> None:

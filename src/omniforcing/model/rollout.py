@@ -348,6 +348,7 @@ def train_rollout(
     # Every block attends to keys and values of earlier ones: written in place, they would be
     # changed under the graphs of the blocks that have used them.
     cache = new_cache(model, config, static=False)
+    assert isinstance(cache, FunctionalCache)
     output: list[Latents] = []
     for index, text in enumerate(texts):
         noise = gaussian(model, config.table.counts(index), config.grid, batch, generator)
@@ -356,4 +357,5 @@ def train_rollout(
         # Nothing reads the last block's keys and values.
         if index + 1 < len(texts):
             refresh(model, config, cache, text, index, output[-1], generator)
+    cache.close()
     return output

@@ -25,6 +25,7 @@ from omniforcing.model.conditioning import (
     Conditioning,
     Sigma,
     TextCache,
+    project_text,
 )
 from omniforcing.model.config import Stabiliser
 from omniforcing.model.kernels import PLAIN, Kernels, StabiliserParams
@@ -126,7 +127,11 @@ class DualStream(nn.Module):
         Args:
             text: features ``[B, L, D]`` per stream.
         """
-        return TextCache(self.core, self.blocks, text)
+        return TextCache(self.core, self.blocks, self.project_text(text))
+
+    def project_text(self, text: TextFeatures) -> TextFeatures:
+        """Text features ``[B, L, D]`` as the blocks take them; a part of ``cache_text``."""
+        return project_text(self.core, text)
 
     def forward(self, x: Latents, sigma: Sigma, text: TextCache, view: View) -> Latents:
         """Velocity of latents.

@@ -76,6 +76,17 @@ class Config(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.require(
+            self.trainer.averages != "cpu" or not self.cluster.address,
+            "trainer.averages",
+            "it must be fp32 or bf16 on a cluster, whose workers hold a share of them each",
+        )
+        states = len(self.student.sigmas)
+        self.require(
+            self.trajectories.steps % states == 0,
+            "trajectories.steps",
+            f"it must be a multiple of the number of student.sigmas, {states}",
+        )
         try:
             self.student.table.check_window(self.student.window, self.horizon)
         except LayoutError as error:

@@ -115,6 +115,23 @@ class TrainerConfig(Section):
     """Micro-batches per worker and update: less memory, the same update."""
     checkpoint_activations: bool = False
     """Keep one activation per layer and compute the others again: less memory, slower."""
+    frozen: str = chosen("fp32", ("fp32", "bf16"))
+    """Precision in which Stages I and III hold the teacher; bf16-mixed computes its products in
+    bf16 either way, with the same results."""
+    batched_guidance: bool = True
+    """Score with and without the caption as one batch; false: one after the other, less memory."""
+    averages: str = chosen("fp32", ("fp32", "bf16", "cpu"))
+    """How averaged weights are held; `bf16` is rounded at random, `cpu` is fp32 in main memory."""
+    moments: str = chosen("fp32", ("fp32", "bf16"))
+    """Precision of AdamW's moments; `bf16` is rounded at random. Muon's stay in fp32."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(
+            self.frozen == "fp32" or self.precision == "bf16-mixed",
+            "frozen",
+            f"it must be fp32 with precision={self.precision}, which computes in fp32",
+        )
 
     @property
     def device(self) -> str:

@@ -7,11 +7,13 @@ optimisation). For a network of the codec Lightning does both, and steps its sch
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -26,6 +28,8 @@ class ManuallyOptimised(Protocol):
     def shard(self, device: torch.device) -> None: ...
 
     def place(self, device: torch.device) -> None: ...
+
+    no_sync: Callable[[], AbstractContextManager[None]]
 
     def configure_optimizers(self) -> list[Optimizer]: ...
 
@@ -74,6 +78,17 @@ class StageAdapter(L.LightningModule):
 
     def configure_optimizers(self) -> list[Optimizer]:
         return self.stage.configure_optimizers()
+
+    def on_fit_start(self) -> None:
+        self.stage.no_sync = self._no_sync
+
+    def on_fit_end(self) -> None:
+        self.stage.no_sync = nullcontext
+
+    def _no_sync(self) -> AbstractContextManager[None]:
+        """Context in which DDP leaves gradients as they are; FSDP spreads them at once anyway."""
+        model = self.trainer.strategy.model
+        return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
     def training_step(self, batch: tuple[int, Any], _index: int) -> None:
         step, data = batch

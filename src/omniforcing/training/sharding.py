@@ -2,7 +2,7 @@
 
 No worker ever holds a whole model: it is built without memory and gets its shards. A block's
 weights are gathered around each call that uses them (``run_gathered``), the weights outside of the
-blocks around ``forward`` and ``cache_text``.
+blocks around ``forward`` and ``project_text``.
 """
 
 from __future__ import annotations
@@ -97,7 +97,9 @@ def _shard(
     fully_shard(
         model, mesh=mesh, reshard_after_forward=True, mp_policy=policy, ignored_params=empty
     )
-    register_fsdp_forward_method(model, "cache_text")
+    # Not ``cache_text``: FSDP gathers weights for a backward pass that begins in tensors which a
+    # method returns, and it finds none in a ``TextCache``.
+    register_fsdp_forward_method(model, "project_text")
     if source is not None:
         model.to_empty(device=device)
         fill(model, source())

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +14,19 @@ from omniforcing.core.distributed import RowGenerator, Rows, local_rows, world_s
 from omniforcing.core.latents import Batch, Latents, Pair
 from omniforcing.core.random import step_seed
 from omniforcing.model.transformer import DualStream
+from omniforcing.training import bf16
+from omniforcing.training.averages import Ema
 from omniforcing.training.compat import scale_in_place
 from omniforcing.training.config import OptimiserConfig, Weights
+from omniforcing.training.cuts import Cut
 from omniforcing.training.muon import Muon
 from omniforcing.training.sharding import Sharding, global_norm, is_sharded, own_part
 
 # Runs the backward pass of a loss; Lightning's, or ``Tensor.backward`` in a plain loop.
 Backward = Callable[[Tensor], None]
 Optimisers = Sequence[torch.optim.Optimizer]
+# Makes a context in which a backward pass leaves its gradients in this process (DDP's ``no_sync``).
+NoSync = Callable[[], AbstractContextManager[None]]
 
 # Parameters that a student has on top of LTX-2's; all of them act on audio.
 ADDED = ("sinks", "qk_gain", "tanh_gate")
@@ -82,32 +87,6 @@ def clip(grads: Sequence[Tensor], largest: float) -> None:
         scale_in_place([own_part(grad) for grad in grads], factor)
 
 
-M = TypeVar("M", bound=nn.Module)
-
-
-class Ema(nn.Module, Generic[M]):
-    """Exponential moving average of a model's weights.
-
-    The decay grows from 1/10 with the step, so that early averages do not stay at the start.
-
-    Args:
-        model: the model to follow; ``self.model`` starts as a frozen copy of it.
-        decay: the largest decay.
-    """
-
-    def __init__(self, model: M, decay: float) -> None:
-        super().__init__()
-        self.model: M = copy.deepcopy(model).requires_grad_(False)
-        self.decay = decay
-
-    @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Move the average towards the weights of ``model`` after ``step``."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        for mean, value in zip(self.model.parameters(), model.parameters(), strict=True):
-            mean.lerp_(value, 1 - decay)
-
-
 @dataclass(frozen=True)
 class Randomness:
     """Random numbers of one micro-batch in one step, a function of seed, step, stage and rows.
@@ -150,14 +129,16 @@ class MicroBatch:
 class Update:
     """One optimiser step on the mean of the micro-batches' losses.
 
-    Making it zeroes the gradients. ``add`` runs the backward pass of a micro-batch at once, so
-    that one autograd graph lives at a time. ``step`` clips the gradients and steps.
+    ``add`` runs the backward pass of a micro-batch at once, so that one autograd graph lives at a
+    time. ``step`` clips the gradients, steps and frees the gradients: those of student and critic
+    never live at the same time.
 
     Args:
         optimisers: the optimisers to step.
         backward: adds a loss's gradients to the parameters.
         micro_batches: how often ``add`` will be called.
         optim: gradient clipping and warm-up.
+        no_sync: entered around backward passes that another of the same micro-batch follows.
     """
 
     def __init__(
@@ -166,16 +147,25 @@ class Update:
         backward: Backward,
         micro_batches: int,
         optim: OptimiserConfig,
+        no_sync: NoSync = nullcontext,
     ) -> None:
         self.optimisers, self.backward = optimisers, backward
-        self.micro_batches, self.optim = micro_batches, optim
+        self.micro_batches, self.optim, self.no_sync = micro_batches, optim, no_sync
         self._losses: list[Pair[Tensor]] = []
-        for optimiser in optimisers:
-            optimiser.zero_grad()
 
-    def add(self, losses: Pair[Tensor]) -> None:
-        """Run the backward pass of one micro-batch's losses, scalars per modality."""
-        self.backward((losses.video + losses.audio) / self.micro_batches)
+    def add(self, losses: Pair[Tensor], cuts: Sequence[Cut] = ()) -> None:
+        """Run the backward pass of one micro-batch's losses.
+
+        Args:
+            losses: scalars per modality.
+            cuts: where the losses' graph is cut, in the order in which its parts run backward.
+        """
+        loss = (losses.video + losses.audio) / self.micro_batches
+        for cut in cuts:
+            with self.no_sync():
+                self.backward(loss)
+            loss = cut.loss()
+        self.backward(loss)
         self._losses.append(losses.map(Tensor.detach))
 
     def step(self, model: nn.Module, step: int, factor: float = 1.0) -> Pair[Tensor]:
@@ -197,6 +187,7 @@ class Update:
             group["lr"] = group["peak"] * scale
         for optimiser in self.optimisers:
             optimiser.step()
+            optimiser.zero_grad()
         return norms
 
     @property
@@ -212,10 +203,18 @@ class TrainingOptions:
     Attributes:
         accumulate: micro-batches per optimiser step.
         sharding: how the models are sharded over the process group; None keeps them whole.
+        batched_guidance: whether a teacher scores with and without the caption in one batch.
+        frozen: precision in which a frozen teacher is held, ``fp32`` or ``bf16``.
+        averages: precision or place of the averaged weights, ``fp32``, ``bf16`` or ``cpu``.
+        moments: precision of AdamW's moments, ``fp32`` or ``bf16``.
     """
 
     accumulate: int = 1
     sharding: Sharding | None = None
+    batched_guidance: bool = True
+    frozen: str = "fp32"
+    averages: str = "fp32"
+    moments: str = "fp32"
 
 
 DEFAULT = TrainingOptions()
@@ -250,7 +249,8 @@ class StageModule(nn.Module):
         super().__init__()
         self.model, self.optim, self.seed, self.muon_lr = model, optim, seed, muon_lr
         self.options = options
-        self.ema = Ema(model, optim.ema)
+        self.no_sync: NoSync = nullcontext
+        self.ema = Ema(model, optim.ema, options.averages)
         self.register_buffer("largest_norm", torch.zeros(2))
 
     @property
@@ -309,7 +309,8 @@ class StageModule(nn.Module):
         others = {id(p) for group in left_out or () for p in group}
         groups = by_modality(model).map(lambda group: [p for p in group if id(p) not in others])
         first, second = self.optim.betas
-        return torch.optim.AdamW(
+        kind = bf16.AdamW if self.options.moments == "bf16" else torch.optim.AdamW
+        return kind(
             _with_rates(groups, lr),
             betas=(first, second),
             weight_decay=self.optim.weight_decay,
@@ -340,8 +341,8 @@ class StageModule(nn.Module):
         return found
 
     def begin_update(self, optimisers: Optimisers, backward: Backward) -> Update:
-        """Zero the gradients and begin an update of both losses' sum."""
-        return Update(optimisers, backward, self.options.accumulate, self.optim)
+        """Begin an update of both losses' sum."""
+        return Update(optimisers, backward, self.options.accumulate, self.optim, self.no_sync)
 
     def record(self, norms: Pair[Tensor], losses: dict[str, Pair[Tensor]]) -> dict[str, Tensor]:
         """Remember the largest gradient norms; return the values to log.

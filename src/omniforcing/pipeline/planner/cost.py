@@ -21,10 +21,13 @@ from omniforcing.model.attention import SITES
 from omniforcing.pipeline.config import Config
 from omniforcing.pipeline.planner.networks import BUILDERS, Sizes
 from omniforcing.pipeline.planner.trace import Trace, deepened, trace_step
+from omniforcing.training.stages import TrainingOptions
 
 MASTER = 4  # bytes of a weight, gradient, moment or averaged weight as it is kept: fp32
 USABLE = 0.92  # share of a GPU's memory; CUDA itself and gaps between allocations take the rest
-DEPTHS = (1, 2)  # layers of the networks that are traced
+# Layers of the networks that are traced. The peak of a single layer is at another moment than the
+# peaks of several, and the difference would be multiplied by all layers of a deep network.
+DEPTHS = (2, 3)
 TRACED_CRITIC_STEPS = 2
 PREFETCHED = 2  # layers whose weights are gathered at a time
 COLUMNS = (
@@ -103,7 +106,8 @@ class StageCost:
     Attributes:
         parameters: number of parameters of each network, by column.
         layer: number of parameters of one layer.
-        moments: number of optimiser moments.
+        halved: number of the teacher's parameters that may be held in bf16.
+        moment_bytes: bytes of all optimiser moments.
     """
 
     def __init__(
@@ -121,19 +125,28 @@ class StageCost:
             self.parameters["teacher"] = _count(counted.frozen[0])
         block = student.core.transformer_blocks[0]
         self.layer = _count(block)
-        self.moments = 0
+        linears = [m for m in block.modules() if isinstance(m, torch.nn.Linear)]
+        self.halved = self.layers * sum(map(_count, linears))
+        self.moment_bytes = 0
         for optimiser in counted.configure_optimizers():
             # AdamW keeps two moments of every parameter, Muon one.
-            each = 1 if isinstance(optimiser, torch.optim.Muon) else 2
+            adamw = not isinstance(optimiser, torch.optim.Muon)
+            each = 2 * self._size(config.trainer.moments) if adamw else MASTER
             for group in optimiser.param_groups:
-                self.moments += each * sum(p.numel() for p in group["params"])
+                self.moment_bytes += each * sum(p.numel() for p in group["params"])
+
+    @staticmethod
+    def _size(held: str) -> int:
+        """Bytes of a GPU that a value takes; ``held`` is a word of ``trainer``'s keys."""
+        return {"fp32": MASTER, "bf16": 2, "cpu": 0}[held]
 
     @cache  # noqa: B019  # there are a few stages, which live as long as the command
     def traced(self, recompute: bool, layers: int, batch: int) -> Trace:
         """Trace a step on ``batch`` clips with networks of ``layers`` layers."""
         sizes = replace(self.sizes.with_layers(layers), checkpoint_activations=recompute)
         states = len(self.config.student.sigmas) + 1 if self.name == "causal_ode" else 0
-        module = BUILDERS[self.name](_few_critic_steps(self.config), sizes, self.dtype)
+        options = TrainingOptions(batched_guidance=self.config.trainer.batched_guidance)
+        module = BUILDERS[self.name](few_critic_steps(self.config), sizes, self.dtype, options)
         # The traced code reads one number from a tensor, the exit step, and gets this answer. Every
         # exit step takes the same memory: earlier denoising steps keep no activations.
         answer = 1 if self.name == "causal_ode" else 0
@@ -157,10 +170,10 @@ class StageCost:
         return deepened(few, more, (*self.depths, self.layers), share)
 
     def caches(self, batch: int) -> float:
-        """Bytes of the K/V cache at the end of a training rollout.
+        """Bytes of the K/V cache from the end of a training rollout on.
 
-        Keys and values of past blocks are held twice: as written, and with keys rotated to the
-        position that the present block sees.
+        Keys and values of all blocks are held as written until the blocks that see them have run
+        backward.
         """
         if self.name != "self_forcing":
             return 0.0
@@ -170,17 +183,17 @@ class StageCost:
             for name, prefix in _WIDTHS
         }
         spatial = self.sizes.grid[0] * self.sizes.grid[1]
-        table, window = config.student.table, config.student.window
-        tokens = {"video": 0, "audio": 0}
-        for index in table.visible(config.horizon, window)[:-1]:
-            video, audio = table.block(index).tokens(spatial, config.student.sinks)
+        # Nothing reads keys and values of the last block.
+        tokens = dict.fromkeys(widths, 0)
+        for index in range(config.horizon):
+            video, audio = config.student.table.block(index).tokens(spatial, config.student.sinks)
             tokens["video"] += len(video)
             tokens["audio"] += len(audio)
         sites = 0
         for site, (_, keys, _) in SITES.items():
             # Cross-modal attention is as wide as the audio on both sides.
             sites += tokens[keys] * (widths["video"] if site == "video" else widths["audio"])
-        return 2 * 2 * sites * self.layers * batch * self.dtype.itemsize
+        return 2 * sites * self.layers * batch * self.dtype.itemsize
 
     def bytes(self, setting: Setting, shards: int, *, foreach: bool = True) -> dict[str, float]:
         """Bytes per GPU at the peak of an update, by ``COLUMNS``.
@@ -191,8 +204,11 @@ class StageCost:
             foreach: whether the optimiser steps over all weights at once, as it does on a GPU.
         """
         peaks, _ = self.step(setting, 1 / shards)
+        trainer = self.config.trainer
         kept = {name: MASTER * count / shards for name, count in self.parameters.items()}
-        if foreach:
+        if "teacher" in kept:
+            kept["teacher"] -= (MASTER - self._size(trainer.frozen)) * self.halved / shards
+        if foreach and trainer.moments == "fp32":
             # The optimiser's temporary copy of all weights that it steps. All gradients exist at
             # that moment, and no activations.
             trained = [kept[name] for name in ("weights", "critic") if name in kept]
@@ -202,8 +218,8 @@ class StageCost:
         return {
             **dict.fromkeys(COLUMNS, 0.0),
             **kept,
-            "ema": kept["weights"],
-            "moments": MASTER * self.moments / shards,
+            "ema": self._size(trainer.averages) * self.parameters["weights"] / shards,
+            "moments": self.moment_bytes / shards,
             "gradients": gradients,
             "activations": rest - caches,
             "caches": caches,
@@ -217,7 +233,8 @@ class StageCost:
         """
         size = self.dtype.itemsize
         if shards == 1:
-            return float(size * sum(self.parameters.values()) if self.mixed else 0)
+            held = self.halved if self.config.trainer.frozen == "bf16" else 0
+            return float(size * (sum(self.parameters.values()) - held) if self.mixed else 0)
         outside = [count - self.layers * self.layer for count in self.parameters.values()]
         return float(size * (sum(outside) + PREFETCHED * self.layer))
 
@@ -268,7 +285,7 @@ class StageCost:
         return seconds
 
 
-def _few_critic_steps(config: Config) -> Config:
+def few_critic_steps(config: Config) -> Config:
     """Copy a config with few critic updates.
 
     From the second on, all critic updates of a step take the same memory.

@@ -21,7 +21,7 @@ from omniforcing.model.student import core_config
 from omniforcing.model.transformer import DualStream
 from omniforcing.model.weights.checkpoint import open_checkpoint
 from omniforcing.pipeline.config import Config
-from omniforcing.training.stages import StageModule
+from omniforcing.training.stages import DEFAULT, StageModule, TrainingOptions
 
 # LTX-2.0 as released, for plans made before its weights are fetched: channels of latents, pixels
 # per token, width and length of its text features. A test checks that these, with the sizes of
@@ -117,14 +117,18 @@ class Sizes:
         return Batch(Pair(video, audio), self.text(size))
 
 
-def _teacher(config: Config, sizes: Sizes, dtype: torch.dtype) -> StageModule:
+def _teacher(
+    config: Config, sizes: Sizes, dtype: torch.dtype, options: TrainingOptions = DEFAULT
+) -> StageModule:
     network, counts = sizes.network(dtype=dtype), config.clips.latent_counts
     return Teacher.from_config(
-        config.teacher, network, sizes.text(1), counts, sizes.grid, config.seed
+        config.teacher, network, sizes.text(1), counts, sizes.grid, config.seed, options
     )
 
 
-def _bidirectional_dmd(config: Config, sizes: Sizes, dtype: torch.dtype) -> StageModule:
+def _bidirectional_dmd(
+    config: Config, sizes: Sizes, dtype: torch.dtype, options: TrainingOptions = DEFAULT
+) -> StageModule:
     networks = [sizes.network(dtype=dtype) for _ in range(3)]
     return BidirectionalDmd.from_config(
         config.bidirectional_dmd,
@@ -134,10 +138,13 @@ def _bidirectional_dmd(config: Config, sizes: Sizes, dtype: torch.dtype) -> Stag
         config.clips.latent_counts,
         sizes.grid,
         config.seed,
+        options,
     )
 
 
-def _causal_ode(config: Config, sizes: Sizes, dtype: torch.dtype) -> StageModule:
+def _causal_ode(
+    config: Config, sizes: Sizes, dtype: torch.dtype, options: TrainingOptions = DEFAULT
+) -> StageModule:
     return CausalOde.from_config(
         config.causal_ode,
         config.student,
@@ -145,10 +152,13 @@ def _causal_ode(config: Config, sizes: Sizes, dtype: torch.dtype) -> StageModule
         config.clips.latent_counts,
         sizes.grid,
         config.seed,
+        options,
     )
 
 
-def _self_forcing(config: Config, sizes: Sizes, dtype: torch.dtype) -> StageModule:
+def _self_forcing(
+    config: Config, sizes: Sizes, dtype: torch.dtype, options: TrainingOptions = DEFAULT
+) -> StageModule:
     networks = [_student(config, sizes, dtype), *(sizes.network(dtype=dtype) for _ in range(2))]
     return SelfForcing.from_config(
         config.self_forcing,
@@ -159,6 +169,7 @@ def _self_forcing(config: Config, sizes: Sizes, dtype: torch.dtype) -> StageModu
         config.clips.latent_counts,
         sizes.grid,
         config.seed,
+        options,
     )
 
 
@@ -166,7 +177,7 @@ def _student(config: Config, sizes: Sizes, dtype: torch.dtype) -> DualStream:
     return sizes.network(config.student.sinks, dtype, stabiliser=config.student.stabiliser)
 
 
-BUILDERS: dict[str, Callable[[Config, Sizes, torch.dtype], StageModule]] = {
+BUILDERS: dict[str, Callable[..., StageModule]] = {
     "teacher": _teacher,
     "bidirectional_dmd": _bidirectional_dmd,
     "causal_ode": _causal_ode,

@@ -231,9 +231,6 @@ def _watched(live: _Tracer, networks: dict[str, DualStream]) -> Iterator[None]:
         handles += _counting(live.trace, name, network)
         for parameter in network.parameters():
             if parameter.requires_grad:
-                # Gradients of the previous step are held until the next backward begins.
-                parameter.grad = torch.empty_like(parameter)
-                live.accumulated(parameter)
                 handles.append(parameter.register_post_accumulate_grad_hook(live.accumulated))
     try:
         yield

@@ -67,9 +67,16 @@ def open_teachers(stage: Stage, count: int) -> list[DualStream]:
 
 
 def training_options(config: Config) -> TrainingOptions:
-    """Return the number of micro-batches and the sharding that a config sets."""
-    sharded = sharding(config) if config.cluster.sharded else None
-    return TrainingOptions(config.trainer.accumulate, sharded)
+    """Return the options that a config sets: micro-batches, sharding, and what saves memory."""
+    sharded, trainer = sharding(config) if config.cluster.sharded else None, config.trainer
+    return TrainingOptions(
+        trainer.accumulate,
+        sharded,
+        batched_guidance=trainer.batched_guidance,
+        frozen=trainer.frozen,
+        averages=trainer.averages,
+        moments=trainer.moments,
+    )
 
 
 def train_and_publish(
