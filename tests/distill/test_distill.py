@@ -20,6 +20,7 @@ from omniforcing.distill.sampling import WholeClip, full_view, ode_states
 from omniforcing.distill.trajectories import refine
 from omniforcing.model.rollout import Rollout, predict_x0
 from omniforcing.training import checkpoints
+from omniforcing.training.adapters import AdaptedStream
 from omniforcing.training.averages import Ema
 from omniforcing.training.config import TrainerConfig, Weights
 from omniforcing.training.loop import CURVES, fit
@@ -33,10 +34,12 @@ from omniforcing.training.stages import (
 from tests.support.refusals import refuses
 from tests.support.tiny_models import GRID, features, latents, tiny_model
 from tests.support.tiny_stages import (
+    ADAPTED,
     COUNTS,
     ROLLOUT,
     SIGMAS,
     STAGES,
+    stage_adapted_self_forcing,
     stage_bidirectional_dmd,
     stage_causal_ode,
     stage_self_forcing,
@@ -188,6 +191,7 @@ LEAN = TrainingOptions(averages="bf16", moments="bf16", batched_guidance=False)
     "build",
     [
         *STAGES,
+        *ADAPTED,
         pytest.param(partial(stage_self_forcing, options=LEAN), id="lean"),
         pytest.param(partial(stage_teacher, options=TrainingOptions(averages="cpu")), id="cpu"),
     ],
@@ -251,6 +255,26 @@ def test_the_frozen_teacher_is_no_part_of_a_checkpoint(tmp_path: Path) -> None:
     saved = torch.load(tmp_path / checkpoints.WHOLE, weights_only=False)["state_dict"]
     assert {name.removeprefix("stage.") for name in saved} == set(module.state_dict())
     assert {name.split(".")[1] for name in saved} == {"model", "ema", "critic", "largest_norm"}
+
+
+def test_a_checkpoint_of_adapters_holds_them_and_the_sinks_and_names_the_base(
+    tmp_path: Path,
+) -> None:
+    module, trainer = stage_adapted_self_forcing(), TrainerConfig(checkpoint_every=1)
+    fit(module, batches(module), steps=1, work=tmp_path, trainer=trainer)
+    saved = torch.load(tmp_path / checkpoints.WHOLE, weights_only=False)["state_dict"]
+    kinds = {name.split(".transformer_blocks.")[0].removeprefix("stage.") for name in saved}
+    roles = {"model", "critic", "ema.model"}
+    owned = {f"{role}.{part}" for role in roles for part in ("sinks", "adapter", "base_digest")}
+    assert kinds == owned | {"largest_norm"}
+    assert all("lora_" in name for name in saved if "transformer_blocks" in name)
+
+    other = stage_adapted_self_forcing()
+    for model in (other.model, other.critic, other.ema.model):
+        assert isinstance(model, AdaptedStream)
+        model.digest = "ab" * 32
+    with refuses("adapter.other-base"):
+        fit(other, batches(other), steps=2, work=tmp_path, trainer=trainer)
 
 
 def test_self_forcing_reaches_the_sinks_and_the_text_path_and_never_the_teacher(

@@ -24,7 +24,13 @@ from omniforcing.training.stages import StageModule, TrainingOptions
 from tests.support.group import read_rows, run_group
 from tests.support.ray_cluster import ROOT
 from tests.support.tiny_models import features, latents
-from tests.support.tiny_stages import COUNTS, STAGES, stage_causal_ode, stage_self_forcing
+from tests.support.tiny_stages import (
+    ADAPTED,
+    COUNTS,
+    STAGES,
+    stage_causal_ode,
+    stage_self_forcing,
+)
 
 BATCH, STEPS = 4, 4
 BF16 = "bf16-mixed"
@@ -165,3 +171,16 @@ def test_one_worker_goes_on_from_the_checkpoint_that_two_left_in_shards(
     run_group(partial(train, sharding=Sharding(), stages=CAUSAL, steps=STEPS // 2), 2, tmp_path)
     run_group(partial(train, sharding=Sharding(), stages=CAUSAL), 1, tmp_path)
     compare(tmp_path, alone, stages=CAUSAL)
+
+
+def train_adapters(work: Path) -> None:
+    train(work / "ddp", 2, stages=ADAPTED)
+    train(work / "fsdp", 1, True, sharded(), stages=ADAPTED)
+
+
+def test_two_workers_learn_adapters_as_one_process_does(tmp_path: Path) -> None:
+    """With whole models and in shards, of a base that all roles share."""
+    train(tmp_path / "alone", stages=ADAPTED)
+    run_group(train_adapters, 2, tmp_path)
+    compare(tmp_path / "ddp", tmp_path / "alone", weights=1e-4, stages=ADAPTED)
+    compare(tmp_path / "fsdp", tmp_path / "alone", weights=1e-4, stages=ADAPTED)

@@ -17,6 +17,7 @@ from omniforcing.model.student import positions_for
 from omniforcing.model.transformer import DualStream
 from omniforcing.training.config import OptimiserConfig, Weights
 from omniforcing.training.stages import StageModule, TrainingOptions
+from tests.support.tiny_adapters import adapted
 from tests.support.tiny_models import GRID, features, tiny_model
 
 COUNTS, TABLE, SIGMAS = clip_latents(2), LAYOUTS["prefix"], (1.0, 0.6)
@@ -101,6 +102,35 @@ def stage_with_muon(options: TrainingOptions = PLAIN, recompute: bool = False) -
     return stage_bidirectional_dmd(options, recompute, **rates)
 
 
+def stage_adapted_causal_ode(
+    options: TrainingOptions = PLAIN, recompute: bool = False
+) -> CausalOde:
+    """Stage II of an adapter and of sinks."""
+    model = adapted(tiny_model(checkpoint_activations=recompute), sinks=3)
+    view = Masked(positions_for(model, COUNTS, GRID, sinks=True), TABLE, 3, None, 2)
+    return CausalOde(model, CausalOdeConfig(optim=OPTIM), SIGMAS, TABLE, view, 0, options)
+
+
+def stage_adapted_self_forcing(
+    options: TrainingOptions = PLAIN, recompute: bool = False
+) -> SelfForcing:
+    """Stage III with all three roles on the teacher's weights."""
+    teacher = tiny_model(checkpoint_activations=recompute)
+    student, critic = adapted(teacher, sinks=3), adapted(teacher, seed=1)
+    return SelfForcing(
+        *(student, teacher, critic),
+        config=SelfForcingConfig(optim=OPTIM, critic_steps=2, steered=0.5),
+        rollout=ROLLOUT,
+        blocks=3,
+        view=full_view(teacher, COUNTS, GRID),
+        unconditional=features(1, seed=9),
+        captions=features(5, seed=3),
+        seed=0,
+        options=options,
+    )
+
+
+ADAPTED: list[Callable[..., StageModule]] = [stage_adapted_causal_ode, stage_adapted_self_forcing]
 STAGES: list[Callable[..., StageModule]] = [
     stage_teacher,
     stage_bidirectional_dmd,

@@ -8,7 +8,21 @@ from enum import Enum
 from omniforcing.codec.config import Source
 from omniforcing.core.config import Section, fraction, ranged
 from omniforcing.model.config import TransformerConfig
-from omniforcing.training.config import OptimiserConfig, Weights
+from omniforcing.training.config import AdapterConfig, OptimiserConfig, Weights
+
+
+def check_muon(section: Section, adapter: str, muon_lr: str) -> None:
+    """Refuse Muon for an adapter.
+
+    Muon makes the update of a whole matrix orthogonal; an adapter has only two thin factors of
+    it, whose orthogonal updates are no orthogonal update of their product.
+    """
+    section.require(
+        getattr(section, adapter) is None or getattr(section, muon_lr) is None,
+        muon_lr,
+        f"Muon trains whole matrices, and {adapter} trains two thin factors of each instead: set "
+        f"{muon_lr} to null, which trains them with AdamW",
+    )
 
 
 class ScoreMask(Enum):
@@ -118,6 +132,15 @@ class DmdConfig(Section):
     """Noise levels at which teacher and critic are compared."""
     guidance: Weights = ranged(Weights(2.0, 2.0), at_least=0, at_most=100)
     """Teacher guidance of each stream."""
+    adapter: AdapterConfig | None = None
+    """Train the student as an adapter on the teacher's frozen weights; null: all its weights."""
+    critic_adapter: AdapterConfig | None = None
+    """Train the critic as an adapter on the teacher's frozen weights; null: all its weights."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_muon(self, "adapter", "muon_lr")
+        check_muon(self, "critic_adapter", "critic_muon_lr")
 
 
 @dataclass
@@ -159,3 +182,9 @@ class CausalOdeConfig(Section):
     """Updates and optimiser."""
     muon_lr: Weights | None = ranged(None, above=0, at_most=1)
     """Muon at these rates for the layers' matrices; null: AdamW for all."""
+    adapter: AdapterConfig | None = None
+    """Train the student as an adapter on the teacher's frozen weights; null: all its weights."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_muon(self, "adapter", "muon_lr")

@@ -142,7 +142,9 @@ class TransformerBlock:
         """The function, computed again in the backward pass where that is asked for."""
         if not (self.checkpoint_activations and torch.is_grad_enabled()):
             return function
-        return partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
+        # Restoring the generators costs time, and few models draw anything.
+        keep = self.kernels.draws
+        return partial(checkpoint, function, use_reentrant=False, preserve_rng_state=keep)
 
     def _gathered(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run a function that uses the weights; a sharded block gathers them around it."""

@@ -9,6 +9,16 @@ from itertools import pairwise
 from omniforcing.core.config import Section, chosen, ranged
 from omniforcing.core.layout import LAYOUTS, BlockTable, Counts
 
+# Linear layers of a block that an adapter can change, by diffusers' names: projections of the six
+# attentions, and the feed-forwards.
+ATTENTIONS = (
+    *("attn1", "attn2", "audio_attn1", "audio_attn2"),
+    *("audio_to_video_attn", "video_to_audio_attn"),
+)
+ADAPTABLE = tuple(
+    f"{site}.{part}" for site in ATTENTIONS for part in ("to_q", "to_k", "to_v", "to_out.0")
+) + tuple(f"{site}.net.{part}" for site in ("ff", "audio_ff") for part in ("0.proj", "2"))
+
 
 class Stabiliser(Enum):
     """What keeps the first audio tokens of the causal student from blowing up (paper table 3)."""

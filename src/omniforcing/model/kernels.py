@@ -18,7 +18,7 @@ from diffusers.models.transformers.transformer_ltx2 import (
     LTX2Attention,
     LTX2VideoTransformer3DModel,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 from omniforcing.core.latents import Latents, Pair
 from omniforcing.core.layout import Counts
@@ -28,6 +28,12 @@ from omniforcing.model.stabiliser import gate_heads, normalise_heads
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 T = TypeVar("T")
+# Gives the function that computes a linear layer of a block.
+Linear = Callable[[nn.Linear], Callable[[Tensor], Tensor]]
+
+
+def _as_it_is(module: nn.Linear) -> Callable[[Tensor], Tensor]:
+    return module
 
 
 class StabiliserParams(NamedTuple):
@@ -58,12 +64,13 @@ class Attention:
 
     Args:
         module: diffusers' module.
+        linear: gives what computes one of its projections; by default the projection itself.
     """
 
-    def __init__(self, module: LTX2Attention) -> None:
+    def __init__(self, module: LTX2Attention, linear: Linear = _as_it_is) -> None:
         self.module, self.heads = module, module.heads
-        self.to_q: Callable[[Tensor], Tensor] = module.to_q
-        self.to_out: Callable[[Tensor], Tensor] = module.to_out[0]
+        self.to_q, self.to_k = linear(module.to_q), linear(module.to_k)
+        self.to_v, self.to_out = linear(module.to_v), linear(module.to_out[0])
 
     def query(self, x: Tensor) -> Tensor:
         """Un-rotated queries ``[B, N, C]`` of hidden states."""
@@ -71,7 +78,7 @@ class Attention:
 
     def key_value(self, x: Tensor) -> KeyValue:
         """Un-rotated keys, and values, ``[..., N, C]``, of hidden states."""
-        return KeyValue(self.module.norm_k(self.module.to_k(x)), self.module.to_v(x))
+        return KeyValue(self.module.norm_k(self.to_k(x)), self.to_v(x))
 
     def project(self, x: Tensor, stabiliser: StabiliserParams) -> ProjectedStates:
         """Queries, keys and values of the same hidden states ``[B, N, D]``."""
@@ -125,7 +132,14 @@ class BoundView:
 
 
 class Kernels:
-    """The plain strategy: every sub-layer computes as diffusers' module does."""
+    """The plain strategy: every sub-layer computes as diffusers' module does.
+
+    Attributes:
+        draws: whether a forward with gradient draws random numbers (dropout), which a recomputed
+            one must draw again.
+    """
+
+    draws = False
 
     # What a block asks for when it is built.
 

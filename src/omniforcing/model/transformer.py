@@ -62,6 +62,9 @@ class DualStream(nn.Module):
         OmniForcingError: for an architecture this forward does not cover.
     """
 
+    # The model whose weights this one shares and adapts (``training.adapters``); else None.
+    base: DualStream | None = None
+
     sinks: nn.Parameter
     qk_gain: nn.Parameter | None
     tanh_gate: nn.Parameter | None

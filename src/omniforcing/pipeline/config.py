@@ -10,6 +10,7 @@ from typing import Any
 from omniforcing.codec.config import CodecConfig
 from omniforcing.core.config import (
     ConfigError,
+    FieldError,
     Section,
     merge_sources,
     project_root,
@@ -91,6 +92,23 @@ class Config(Section):
             self.student.table.check_window(self.student.window, self.horizon)
         except LayoutError as error:
             self.require(False, "student.window", str(error))
+        self._check_adapters()
+
+    def _check_adapters(self) -> None:
+        """Refuse a student's adapter that cannot go on from that of the stage before."""
+        for name in ("causal_ode", "self_forcing"):
+            section = getattr(self, name)
+            source = section.init.value
+            # Without a section of its own, a stage writes whole weights: the teacher does too, but
+            # those are what an adapter is for.
+            if section.adapter is None or source == "teacher":
+                continue
+            if getattr(self, source).adapter != section.adapter:
+                raise FieldError(
+                    f"{name}.adapter",
+                    f"is not {source}.adapter, from which this stage goes on; make them equal, or "
+                    f"train all weights with {name}.adapter=null",
+                )
 
     @property
     def horizon(self) -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from omniforcing.core.config import ConfigError, Section, chosen, ranged
+from omniforcing.model.config import ADAPTABLE
 
 PRECISIONS = ("32-true", "bf16-mixed")
 
@@ -20,6 +21,47 @@ class Weights(Section):
     """For the video stream."""
     audio: float = ranged(1.0, at_least=0)
     """For the audio stream."""
+
+
+@dataclass
+class AdapterConfig(Section):
+    """A low-rank adapter (LoRA), trained instead of the weights it changes."""
+
+    one_line = True
+
+    rank: int = ranged(16, at_least=1)
+    """Rank of each change; at most the smaller side of every matrix that it changes."""
+    alpha: float | None = ranged(None, above=0)
+    """The changes count alpha / rank times; null: once, as alpha = rank."""
+    targets: list[str] = field(
+        default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2"]
+    )
+    """Layers of a block, by the end of their names in diffusers: `to_q` is that of all attentions,
+    `audio_attn1.to_q` that of one, `ff.net.2` a layer of the video's feed-forward."""
+    dropout: float = ranged(0.0, at_least=0, below=1)
+    """Share of the adapter's inputs that a forward with gradient leaves out."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(bool(self.targets), "targets", "it must name a layer", missing=True)
+        ends = dict.fromkeys(layer.partition(".")[2] for layer in ADAPTABLE)
+        for target in self.targets:
+            self.require(
+                any(self.names(target, layer) for layer in ADAPTABLE),
+                "targets",
+                f"{target!r} is no layer of a block; name some of {', '.join(ends)}, "
+                f"or of {', '.join(ADAPTABLE[:2])} and so on",
+            )
+
+    @staticmethod
+    def names(target: str, layer: str) -> bool:
+        """Whether a target names a layer: it is the name, or ends it at a dot."""
+        return layer == target or layer.endswith(f".{target}")
+
+    @property
+    def scale(self) -> float:
+        """How often the changes count."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
 
 
 @dataclass

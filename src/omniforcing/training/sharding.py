@@ -67,7 +67,10 @@ class Sharding:
         mesh = self.mesh(device)
         policy = MixedPrecisionPolicy(self.compute, torch.float32, cast_forward_inputs=False)
         for model in models:
-            _shard(model, mesh, policy, device)
+            # A base first, and once, however many models share its weights.
+            for part in (model.base, model):
+                if part is not None and not is_sharded(part):
+                    _shard(part, mesh, policy, device)
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -86,12 +89,14 @@ def _shard(
     source = model.take_weights()
     # Sinks and stabiliser are small and have their values already, which ``to_empty`` would lose.
     added = {n: p.detach().clone() for n, p in model.named_parameters(recurse=False)}
-    for block in model.core.transformer_blocks:
+    for block in () if model.base is not None else model.core.transformer_blocks:
         # FSDP wraps methods of the module that it shards, and our block calls its sub-layers one
         # by one: the module gets a method that runs any function.
         block.run_gathered = MethodType(_run_gathered, block)
         fully_shard(block, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
         register_fsdp_forward_method(block, "run_gathered")
+    # Models that share these weights run within a call of this method.
+    model.run_gathered = MethodType(_run_gathered, model)  # type: ignore[assignment]
     # FSDP cannot shard a parameter without elements, such as the sinks of a teacher.
     empty = {parameter for parameter in model.parameters() if not parameter.numel()}
     fully_shard(
@@ -99,7 +104,8 @@ def _shard(
     )
     # Not ``cache_text``: FSDP gathers weights for a backward pass that begins in tensors which a
     # method returns, and it finds none in a ``TextCache``.
-    register_fsdp_forward_method(model, "project_text")
+    for method in ("project_text", "run_gathered"):
+        register_fsdp_forward_method(model, method)
     if source is not None:
         model.to_empty(device=device)
         fill(model, source())

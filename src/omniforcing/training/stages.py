@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from omniforcing.core.distributed import RowGenerator, Rows, local_rows, world_size
+from omniforcing.core.distributed import RowGenerator, Rows, local_rows, rank, world_size
 from omniforcing.core.latents import Batch, Latents, Pair
 from omniforcing.core.random import step_seed
 from omniforcing.model.transformer import DualStream
@@ -331,6 +331,9 @@ class StageModule(nn.Module):
         pieces = local_rows(local * world_size(), self.options.accumulate).split(
             self.options.accumulate
         )
+        if any(model.kernels.draws for model in self.models()):
+            # Dropout draws from torch's own generators, which must follow from the step too.
+            torch.manual_seed(step_seed(self.seed, step, f"{type(self).__name__}/dropout/{rank()}"))
         # The meta device has no generators: a trace draws on the CPU.
         device = torch.device("cpu") if self.device.type == "meta" else self.device
         found = []

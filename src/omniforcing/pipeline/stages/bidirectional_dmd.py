@@ -3,8 +3,8 @@
 from omniforcing.distill.bidirectional_dmd import BidirectionalDmd
 from omniforcing.pipeline.stage import Stage
 from omniforcing.pipeline.stages.shared.training import (
+    open_roles,
     open_shards,
-    open_teachers,
     train_and_publish,
     training_options,
 )
@@ -16,7 +16,7 @@ def run(stage: Stage) -> None:
     module = BidirectionalDmd.from_config(
         config.bidirectional_dmd,
         config.student.sigmas,
-        open_teachers(stage, 3),
+        open_roles(stage, config.bidirectional_dmd),
         data.text.unconditional,
         config.clips.latent_counts,
         data.grid,

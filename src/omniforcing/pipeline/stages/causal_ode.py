@@ -3,8 +3,8 @@
 from omniforcing.distill.causal_ode import CausalOde
 from omniforcing.pipeline.stage import Stage
 from omniforcing.pipeline.stages.shared.training import (
+    open_causal_student,
     open_shards,
-    open_student,
     train_and_publish,
     training_options,
 )
@@ -16,7 +16,7 @@ def run(stage: Stage) -> None:
     module = CausalOde.from_config(
         config.causal_ode,
         config.student,
-        open_student(stage, config.causal_ode.init.value),
+        open_causal_student(stage, config.causal_ode),
         config.clips.latent_counts,
         data.grid,
         config.seed,

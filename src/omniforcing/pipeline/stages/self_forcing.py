@@ -3,9 +3,8 @@
 from omniforcing.distill.self_forcing import SelfForcing
 from omniforcing.pipeline.stage import Stage
 from omniforcing.pipeline.stages.shared.training import (
+    open_roles,
     open_shards,
-    open_student,
-    open_teachers,
     train_and_publish,
     training_options,
 )
@@ -17,7 +16,7 @@ def run(stage: Stage) -> None:
     A student from Stage I gets new sink tokens. The critic starts from the teacher's weights.
     """
     config, data = stage.config, open_shards(stage, "latents")
-    models = [open_student(stage, config.self_forcing.init.value), *open_teachers(stage, 2)]
+    models = open_roles(stage, config.self_forcing, config.self_forcing.init.value)
     module = SelfForcing.from_config(
         config.self_forcing,
         config.student,

@@ -10,12 +10,19 @@ import torch
 from omniforcing.core.files import atomic_write
 from omniforcing.core.latents import Batch
 from omniforcing.data.tensors import TensorShards
+from omniforcing.distill.config import CausalOdeConfig, DmdConfig
 from omniforcing.model.transformer import DualStream
 from omniforcing.model.weights.student import load_model, save_model
 from omniforcing.pipeline.cluster.config import Strategy
 from omniforcing.pipeline.config import Config
 from omniforcing.pipeline.stage import Stage
+from omniforcing.pipeline.stages.shared.adapters import (
+    Adapter,
+    prepare_adapter,
+    publish_adapter,
+)
 from omniforcing.pipeline.stages.shared.probe import training_probe
+from omniforcing.training.adapters import AdaptedStream
 from omniforcing.training.config import OptimiserConfig
 from omniforcing.training.loop import CURVES, fit
 from omniforcing.training.sharding import Sharding, is_sharded, save_sharded
@@ -64,6 +71,41 @@ def open_teachers(stage: Stage, count: int) -> list[DualStream]:
         )
         for _ in range(count)
     ]
+
+
+def open_roles(stage: Stage, config: DmdConfig, source: str | None = None) -> list[DualStream]:
+    """Load student, teacher and critic; roles with an adapter share the teacher's weights.
+
+    Args:
+        stage: the running stage.
+        config: its section.
+        source: stage whose weights the student starts from, with sinks; None: the teacher's own,
+            without.
+    """
+    prepared: list[Adapter | None] = [None, None]
+    if config.adapter is not None:
+        prepared[0] = prepare_adapter(stage, config.adapter, f"{stage.name}.adapter", source)
+    if config.critic_adapter is not None:
+        key = f"{stage.name}.critic_adapter"
+        prepared[1] = prepare_adapter(stage, config.critic_adapter, key)
+    for_student, for_critic = prepared
+    (teacher,) = open_teachers(stage, 1)
+    if for_student is not None:
+        student: DualStream = for_student.student_on(teacher, stage, source)
+    else:
+        student = open_student(stage, source) if source else open_teachers(stage, 1)[0]
+    # Another start than the student's: the second factors are zero, but their gradients differ.
+    critic = for_critic.on(teacher, stage.config.seed + 1) if for_critic else None
+    return [student, teacher, critic or open_teachers(stage, 1)[0]]
+
+
+def open_causal_student(stage: Stage, config: CausalOdeConfig) -> DualStream:
+    """Load the student of Stage II: all its weights, or an adapter on the teacher's."""
+    source = config.init.value
+    if config.adapter is None:
+        return open_student(stage, source)
+    adapter = prepare_adapter(stage, config.adapter, f"{stage.name}.adapter", source)
+    return adapter.student_on(open_teachers(stage, 1)[0], stage, source)
 
 
 def training_options(config: Config) -> TrainingOptions:
@@ -133,6 +175,9 @@ def sharding(config: Config) -> Sharding:
 
 def publish_model(stage: Stage, module: StageModule) -> None:
     """Publish the EMA weights; every worker of a sharded model must call it."""
+    if isinstance(module.ema.model, AdaptedStream):
+        publish_adapter(stage, module.ema.model)
+        return
     with stage.publish() as folder:
         if is_sharded(module.ema.model):
             save_sharded(module.ema.model, folder)
