@@ -7,11 +7,12 @@ it runs, so its structure stands once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
+from diffusers.models.activations import GELU
 from diffusers.models.attention import FeedForward
 from diffusers.models.normalization import RMSNorm
 from diffusers.models.transformers.transformer_ltx2 import (
@@ -205,6 +206,36 @@ class Kernels:
     def runner(self, model: Callable[..., Latents]) -> Callable[..., Latents]:
         """What a stream calls for a forward: the model, or recorded forwards of it."""
         return model
+
+
+class AdaptedKernels(Kernels):
+    """The plain strategy with something in place of some linear layers.
+
+    Args:
+        layers: what computes a layer, by the identity of the layer it stands for.
+        draws: whether it draws random numbers.
+    """
+
+    def __init__(
+        self, layers: Mapping[int, Callable[[Tensor], Tensor]], draws: bool = False
+    ) -> None:
+        self._layers, self.draws = layers, draws
+
+    def _linear(self, module: nn.Linear) -> Callable[[Tensor], Tensor]:
+        return self._layers.get(id(module), module)
+
+    def self_attention(self, module: LTX2Attention) -> Attention:
+        return Attention(module, self._linear)
+
+    cross_attention = text_attention = self_attention
+
+    def feed_forward(self, module: FeedForward) -> Callable[[Tensor], Tensor]:
+        first, second = module.net[0], module.net[2]
+        expand, contract = self._linear(first.proj), self._linear(second)
+        if expand is first.proj and contract is second:
+            return module
+        assert isinstance(first, GELU), "LTX-2 has no other activation"
+        return lambda x: contract(first.gelu(expand(x)))
 
 
 PLAIN = Kernels()

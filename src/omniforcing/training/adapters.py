@@ -16,9 +16,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers.models.activations import GELU
-from diffusers.models.attention import FeedForward
-from diffusers.models.transformers.transformer_ltx2 import LTX2Attention
 from torch import Tensor, nn
 
 from omniforcing.core.errors import OmniForcingError
@@ -26,7 +23,7 @@ from omniforcing.core.latents import Latents, TextFeatures
 from omniforcing.model.attention import View
 from omniforcing.model.conditioning import Sigma, TextCache
 from omniforcing.model.config import ADAPTABLE, Stabiliser
-from omniforcing.model.kernels import Attention, Kernels
+from omniforcing.model.kernels import AdaptedKernels, Kernels
 from omniforcing.model.transformer import DualStream
 from omniforcing.model.weights.checkpoint import Checkpoint
 from omniforcing.model.weights.lora import (
@@ -73,34 +70,6 @@ class GradientDropout(nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) if torch.is_grad_enabled() else x
-
-
-class AdaptedKernels(Kernels):
-    """The plain kernels, with adapters on some linear layers.
-
-    Args:
-        layers: peft's layers, by the identity of the base's layer.
-        draws: whether they have dropout.
-    """
-
-    def __init__(self, layers: Mapping[int, nn.Module], draws: bool) -> None:
-        self._layers, self.draws = layers, draws
-
-    def _linear(self, module: nn.Linear) -> Callable[[Tensor], Tensor]:
-        return self._layers.get(id(module), module)
-
-    def self_attention(self, module: LTX2Attention) -> Attention:
-        return Attention(module, self._linear)
-
-    cross_attention = text_attention = self_attention
-
-    def feed_forward(self, module: FeedForward) -> Callable[[Tensor], Tensor]:
-        first, second = module.net[0], module.net[2]
-        expand, contract = self._linear(first.proj), self._linear(second)
-        if expand is first.proj and contract is second:
-            return module
-        assert isinstance(first, GELU), "check_architecture knows no other activation"
-        return lambda x: contract(first.gelu(expand(x)))
 
 
 def target_layers(base: DualStream, config: AdapterConfig) -> dict[str, nn.Linear]:

@@ -7,7 +7,7 @@ weights have: a dot product does not depend on the order of the channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any, TypeVar, cast
@@ -23,6 +23,7 @@ from diffusers.models.transformers.transformer_ltx2 import (
 )
 from torch import Tensor, nn
 
+from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.latents import Latents, Pair
 from omniforcing.core.layout import Counts, Span
 from omniforcing.model import compat
@@ -34,6 +35,7 @@ from omniforcing.model.inference.gpu import (
     Fp8Linear,
     attention_backend,
 )
+from omniforcing.model.inference.overlay import Joined, Overlay
 from omniforcing.model.kernels import (
     Attention,
     Kernels,
@@ -47,6 +49,7 @@ from omniforcing.model.weights.rope_layout import rope_rows
 
 T = TypeVar("T")
 Function = TypeVar("Function", bound=Callable[..., Any])
+JoinedLinear = Callable[..., Callable[[Tensor], Tensor]]
 # Each stream, site and size of a block is a compilation of its own; torch gives up after 8.
 COMPILED_SHAPES = 128
 
@@ -108,26 +111,22 @@ class FastAttention(Attention):
     Args:
         module: diffusers' module.
         of_itself: whether queries come from the same states as keys and values.
-        linear: makes the joined projections, in fp8 for example.
+        linear: makes a projection of joined ones, in fp8 for example.
     """
 
-    def __init__(
-        self,
-        module: LTX2Attention,
-        of_itself: bool,
-        linear: Callable[[nn.Linear], Callable[[Tensor], Tensor]],
-    ) -> None:
+    def __init__(self, module: LTX2Attention, of_itself: bool, linear: JoinedLinear) -> None:
         super().__init__(module)
         width = module.to_q.out_features
         order = torch.arange(width)
         if module.rope_type == "split":
             order = rope_rows(self.heads, width // self.heads, "interleaved")
         order = order.to(module.to_q.weight.device)
+        q, k = Joined(module.to_q, order), Joined(module.to_k, order)
+        v = Joined(module.to_v)
         if of_itself:
-            self.to_qkv = linear(_join([module.to_q, module.to_k, module.to_v], order))
+            self.to_qkv = linear(q, k, v)
         else:
-            self.to_q = linear(_join([module.to_q], order, values=False))
-            self.to_kv = linear(_join([module.to_k, module.to_v], order))
+            self.to_q, self.to_kv = linear(q), linear(k, v)
         self.width, self.eps = width, module.norm_q.eps
         self.q_gain = module.norm_q.weight.index_select(0, order)
         self.k_gain = module.norm_k.weight.index_select(0, order)
@@ -155,23 +154,17 @@ class FastTextAttention(Attention):
         return rms_norm(self.to_q(x), self.module.norm_q.weight, self.module.norm_q.eps)
 
 
-def _join(parts: list[nn.Linear], order: Tensor, values: bool = True) -> nn.Linear:
-    """Join projections into one.
-
-    Args:
-        parts: the projections.
-        order: order of the output rows of each, but for the values.
-        values: whether the last part projects values, whose rows keep their order.
-    """
-    orders = [order] * len(parts)
-    if values:
-        orders[-1] = torch.arange(len(order), device=order.device)
-    width, bias = parts[0].weight.shape[1], parts[0].bias is not None
-    joined = nn.Linear(width, len(order) * len(parts), bias, device="meta")
-    taken = list(zip(parts, orders, strict=True))
+def _join(parts: Sequence[Joined]) -> nn.Linear:
+    """Join projections into one, the output rows of each in its order."""
+    taken = [
+        (part, torch.arange(len(part.weight), device=part.weight.device) if rows is None else rows)
+        for part, rows in parts
+    ]
     weight = torch.cat([part.weight.index_select(0, rows) for part, rows in taken])
+    has_bias = taken[0][0].bias is not None
+    joined = nn.Linear(weight.shape[1], len(weight), has_bias, device="meta")
     joined.weight = nn.Parameter(weight, requires_grad=False)
-    if bias:
+    if has_bias:
         biases = torch.cat([part.bias.index_select(0, rows) for part, rows in taken])
         joined.bias = nn.Parameter(biases, requires_grad=False)
     return joined
@@ -235,16 +228,22 @@ class FastKernels(Kernels):
         release: free each weight as soon as it is copied into another form. The model that the
             weights belong to is then of no use by itself and cannot be saved; 19B parameters
             take a fifth less memory, with fp8 half.
+        overlay: adapters over the weights.
 
     Raises:
         OmniForcingError: for an option that the device does not have.
     """
 
     def __init__(
-        self, options: InferenceOptions, device: torch.device, release: bool = False
+        self,
+        options: InferenceOptions,
+        device: torch.device,
+        release: bool = False,
+        overlay: Overlay | None = None,
     ) -> None:
         options.check(device)
         self.options, self._release = options, release
+        self._overlay = overlay or Overlay(())
         self._replays = options.compiled and device.type == "cuda"
         self._concurrent = ConcurrentStreams(device) if options.concurrent else None
         if options.compiled:
@@ -258,27 +257,38 @@ class FastKernels(Kernels):
 
     def text_attention(self, module: LTX2Attention) -> Attention:
         attention = FastTextAttention(module)
-        if self.options.fp8:
-            attention.to_q = Fp8Linear(module.to_q)
-            attention.to_out = Fp8Linear(module.to_out[0])
-            self._copied(module.to_q, module.to_out[0])
+        attention.to_q = self._single(module.to_q)
+        # Keys and values of a prompt are computed once, and stay precise.
+        attention.to_k = self._overlay.over(module.to_k, Joined(module.to_k))
+        attention.to_v = self._overlay.over(module.to_v, Joined(module.to_v))
+        attention.to_out = self._single(module.to_out[0])
         return attention
 
     def _with_rope(self, module: LTX2Attention, of_itself: bool) -> Attention:
-        attention = FastAttention(module, of_itself, self._linear)
+        attention = FastAttention(module, of_itself, self._joined)
         self._copied(module.to_q, module.to_k, module.to_v)
-        if self.options.fp8:
-            attention.to_out = Fp8Linear(module.to_out[0])
-            self._copied(module.to_out[0])
+        attention.to_out = self._single(module.to_out[0])
         return attention
 
-    def _linear(self, linear: nn.Linear) -> Callable[[Tensor], Tensor]:
-        return Fp8Linear(linear) if self.options.fp8 else linear
+    def _joined(self, *parts: Joined) -> Callable[[Tensor], Tensor]:
+        joined = _join(parts)
+        fast = Fp8Linear(joined) if self.options.fp8 else joined
+        return self._overlay.over(fast, *parts)
+
+    def _single(self, linear: nn.Linear) -> Callable[[Tensor], Tensor]:
+        if not self.options.fp8:
+            return self._overlay.over(linear, Joined(linear))
+        fast = self._overlay.over(Fp8Linear(linear), Joined(linear))
+        self._copied(linear)
+        return fast
 
     def feed_forward(self, module: FeedForward) -> Callable[[Tensor], Tensor]:
         first, second = module.net[0], module.net[2]
         if not isinstance(first, GELU) or first.approximate != "tanh":
             return module
+        overlaid = self._overlay.feed_forward(first, second)
+        if overlaid is not None:
+            return FastFeedForward(*overlaid)
         if self.options.fp8:
             fast = FastFeedForward(Fp8Gelu(first.proj), Fp8Linear(second))
             self._copied(first.proj, second)
@@ -353,7 +363,10 @@ class UncompiledView:
 
 @torch.no_grad()
 def accelerate(
-    model: DualStream, options: InferenceOptions = DEFAULT, release: bool = False
+    model: DualStream,
+    options: InferenceOptions = DEFAULT,
+    release: bool = False,
+    overlay: Overlay | None = None,
 ) -> DualStream:
     """The student with the options that concern its blocks; the rollout knows the others.
 
@@ -363,12 +376,21 @@ def accelerate(
         model: the student.
         options: what makes the stream fast.
         release: free the model's weights that are copied (``FastKernels``).
+        overlay: adapters to lay over the student.
 
     Raises:
         OmniForcingError: for an option that the device does not have.
     """
     device = model.sinks.device
     options.check(device)
+    if overlay is not None:
+        overlay.bind(model)
+        if options.compiled:
+            raise OmniForcingError(
+                "model.speed-ups-conflict",
+                "speed-up compiled and an adapter over the student exclude each other; leave one "
+                "out, or merge the adapter with `omniforcing weights merge-lora`",
+            )
     if not options.layers:
-        return model
-    return model.with_kernels(FastKernels(options, device, release))
+        return model if overlay is None else model.with_kernels(overlay.kernels(model))
+    return model.with_kernels(FastKernels(options, device, release, overlay))
