@@ -31,9 +31,9 @@ class TimedRollout(Rollout):
         self.refresh_seconds = 0.0
         return super().__next__()
 
-    def _refresh(self) -> None:
+    def settle(self) -> None:
         clock = Clock(self.model.sinks.device)
-        super()._refresh()
+        super().settle()
         self.refresh_seconds = clock.elapsed()
 
 

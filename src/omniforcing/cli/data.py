@@ -110,6 +110,60 @@ def export_weights(source: Path, destination: Path, rope: str | None) -> None:
     _convert(source, destination, "export", rope)
 
 
+@weights.command(
+    "merge-lora",
+    examples=(
+        "omniforcing weights merge-lora weights/LTX-2 weights/anime --lora style.safetensors:0.8",
+        "omniforcing weights merge-lora data/ltx2/self_forcing out --lora a.safetensors "
+        "--lora b.safetensors:0.5",
+    ),
+)
+@_source
+@_destination
+@click.option(
+    "--lora",
+    "loras",
+    multiple=True,
+    required=True,
+    metavar="FILE[:SCALE]",
+    help="LoRA to merge, in the names of diffusers or ComfyUI; may be repeated.",
+)
+def merge_lora(source: Path, destination: Path, loras: tuple[str, ...]) -> None:
+    """Write the weights in diffusers format, with LoRAs merged into them."""
+    from omniforcing.model.weights import command
+
+    command.merge_loras(source, destination, loras)
+    print(f"{destination}: written whole, every value finite")
+
+
+@weights.command(
+    "export-lora",
+    examples=(
+        "omniforcing weights export-lora data/ltx2/self_forcing student.safetensors",
+        "omniforcing weights export-lora data/ltx2/self_forcing comfy.safetensors "
+        "--names lightricks",
+    ),
+)
+@click.argument(
+    "source",
+    type=click.Path(path_type=Path),
+    help="The folder of a stage that trained an adapter, or a LoRA's file.",
+)
+@click.argument("destination", type=click.Path(path_type=Path), help="The file to write.")
+@click.option(
+    "--names",
+    type=click.Choice(["diffusers", "lightricks"]),
+    default="diffusers",
+    help="Whose names the layers get; ComfyUI reads Lightricks'.",
+)
+def export_lora(source: Path, destination: Path, names: str) -> None:
+    """Write an adapter as a LoRA that diffusers or ComfyUI opens."""
+    from omniforcing.model.weights import command
+
+    layers = command.export_lora(source, destination, names)
+    print(f"{destination}: {layers} layers, in the names of {names}")
+
+
 def _convert(source: Path, destination: Path, action: str, rope: str | None) -> None:
     from omniforcing.model.weights import command
 

@@ -31,6 +31,15 @@ def _names(_context: click.Context, _parameter: click.Parameter, words: str) -> 
     return tuple(filter(None, words.split(",")))
 
 
+def _scales(
+    _context: click.Context, _parameter: click.Parameter, values: tuple[tuple[float, str], ...]
+) -> tuple[tuple[float, tuple[float, ...]], ...]:
+    try:
+        return tuple((second, tuple(map(float, text.split(",")))) for second, text in values)
+    except ValueError as error:
+        raise click.BadParameter("a scale is a number, such as 0.8; several are 0.8,0.5") from error
+
+
 def engine_options(function: Function) -> Function:
     """Add the options of a command that loads an artifact."""
     for option in reversed(
@@ -57,6 +66,13 @@ def engine_options(function: Function) -> Function:
                 "also concurrent, fp8 (coarser).",
             ),
             click.option("--no-verify", is_flag=True, help="Skip the artifact's checksums."),
+            click.option(
+                "--lora",
+                "loras",
+                multiple=True,
+                metavar="FILE[:SCALE]",
+                help="Lay a LoRA over the student, of diffusers or ComfyUI; may be repeated.",
+            ),
         )
     ):
         function = option(function)
@@ -107,6 +123,15 @@ def limit_options(function: Function) -> Function:
 @click.option(
     "--rewrite", is_flag=True, help="Recompute the K/V cache at a change, for a sharper cut."
 )
+@click.option(
+    "--lora-scale",
+    "scales",
+    type=(float, str),
+    multiple=True,
+    metavar="SECONDS SCALE[,SCALE...]",
+    callback=_scales,
+    help="Change the scale of each LoRA at this second; may be repeated.",
+)
 @click.option("--image", type=PATH, help="Start from this picture (PNG, JPEG or WebP).")
 @click.option(
     "--continue", "clip", type=PATH, help="Continue this clip, an MP4 of the stream's size."
@@ -120,12 +145,13 @@ def stream(
     threads: int,
     speed_ups: tuple[str, ...],
     no_verify: bool,
+    loras: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Generate a clip with sound from a prompt, block by block."""
     from omniforcing.streaming.command import EngineOptions, StreamOptions, stream_clip
 
-    engine = EngineOptions(artifact, device, threads, speed_ups, verify=not no_verify)
+    engine = EngineOptions(artifact, device, threads, speed_ups, not no_verify, loras)
     stream_clip(StreamOptions(engine, **options))
 
 
@@ -164,6 +190,7 @@ def serve(
     threads: int,
     speed_ups: tuple[str, ...],
     no_verify: bool,
+    loras: tuple[str, ...],
     host: str,
     port: int,
     origins: tuple[str, ...],
@@ -173,5 +200,5 @@ def serve(
     from omniforcing.serving.serve import serve_streams
     from omniforcing.streaming.command import EngineOptions
 
-    engine = EngineOptions(artifact, device, threads, speed_ups, verify=not no_verify)
+    engine = EngineOptions(artifact, device, threads, speed_ups, not no_verify, loras)
     serve_streams(engine, Limits(**limits), host, port, origins, drain_seconds)

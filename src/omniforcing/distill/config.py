@@ -91,6 +91,8 @@ class TeacherConfig(Section):
     """`train`, `kept` (the foundation in src/omniforcing/assets) or `load`."""
     path: str | None = None
     """For `source: load`: LTX-2 weights, in any form that `omniforcing weights inspect` reads."""
+    loras: list[str] = field(default_factory=list)
+    """For `source: load`: LoRAs to merge into the weights, each as FILE or FILE:SCALE."""
     model: TransformerConfig = field(default_factory=TransformerConfig)
     """Sizes of teacher, student and critic."""
     optim: OptimiserConfig = field(default_factory=OptimiserConfig)
@@ -111,6 +113,11 @@ class TeacherConfig(Section):
             "path",
             "source=load needs the folder or file of a saved transformer",
             missing=True,
+        )
+        self.require(
+            self.source is Source.load or not self.loras,
+            "loras",
+            "only weights of source=load can have LoRAs merged into them",
         )
 
 

@@ -218,7 +218,7 @@ class Rollout:
 
     def follow(self, x0: Latents) -> Latents:
         """Take given latents ``x0`` as the next block, as if they had been generated."""
-        self._refresh()
+        self.settle()
         return self._take(x0)
 
     @torch.no_grad()
@@ -228,7 +228,7 @@ class Rollout:
         Noise of that level hides colours and details, not the composition (SDEdit, Meng et al.
         2022).
         """
-        self._refresh()
+        self.settle()
         x = noised(x0, self.config.sigmas[1], self.generator)
         return self._take(self._denoise(x, first_step=1))
 
@@ -239,7 +239,7 @@ class Rollout:
 
     def state(self) -> State:
         """A copy of index, cache and random state between two blocks; without the prompt."""
-        self._refresh()
+        self.settle()
         own = {"index": torch.tensor(self.index), "generator": self.generator.get_state()}
         return {**join_states(cache=cast(RingCache, self._cache).state()), **own}
 
@@ -251,7 +251,7 @@ class Rollout:
 
     def _separate(self) -> Latents:
         """Refresh the last block, then run all steps of the present one."""
-        self._refresh()
+        self.settle()
         return self._denoise(self._noise(), first_step=0)
 
     def _denoise(self, x: Latents, first_step: int) -> Latents:
@@ -259,7 +259,8 @@ class Rollout:
         sigmas, view = self.config.sigmas[first_step:], self._cache.view(self.index)
         return few_step(self._student, x, sigmas, self._text, view, self.generator)
 
-    def _refresh(self) -> None:
+    @torch.no_grad()
+    def settle(self) -> None:
         """Write the last block's keys and values, if they are not in the cache yet."""
         if self._finished is None:
             return

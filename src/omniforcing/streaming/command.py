@@ -37,6 +37,7 @@ class EngineOptions:
         threads: of the CPU.
         speed_ups: names, as ``with_speed_ups`` knows them.
         verify: whether the artifact's checksums are checked.
+        loras: adapters over the student, each as ``FILE`` or ``FILE:SCALE``.
     """
 
     artifact: Path
@@ -44,6 +45,7 @@ class EngineOptions:
     threads: int = 1
     speed_ups: tuple[str, ...] = ()
     verify: bool = True
+    loras: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class StreamOptions:
         seed: of the noise.
         then: second and prompt of each change on the way.
         rewrite: whether a change also writes anew what the student remembers.
+        scales: second and scales of each change of the adapters' scales.
         image: picture to begin with.
         clip: MP4 to go on from.
         save: file for the stream's state at its end.
@@ -74,6 +77,7 @@ class StreamOptions:
     seed: int = 0
     then: tuple[tuple[float, str], ...] = ()
     rewrite: bool = False
+    scales: tuple[tuple[float, tuple[float, ...]], ...] = ()
     image: Path | None = None
     clip: Path | None = None
     save: Path | None = None
@@ -204,7 +208,8 @@ def open_engine(options: EngineOptions) -> Engine:
     from omniforcing.model.options import with_speed_ups
     from omniforcing.streaming.engine import Engine
 
-    return Engine(artifact, options.device, with_speed_ups(options.speed_ups))
+    speed_ups = with_speed_ups(options.speed_ups)
+    return Engine(artifact, options.device, speed_ups, options.loras)
 
 
 def _prepare(device: str, threads: int) -> None:
@@ -225,7 +230,7 @@ def _prepare(device: str, threads: int) -> None:
 
 def _check(options: StreamOptions) -> None:
     """Refuse what needs no model to be refused."""
-    from omniforcing.streaming.request import Request, check_moment, check_prompt
+    from omniforcing.streaming.request import Request, check_moment, check_prompt, check_scales
 
     check_target(options.out)
     if sum(x is not None for x in (options.image, options.clip, options.resume)) > 1:
@@ -245,6 +250,9 @@ def _check(options: StreamOptions) -> None:
     for seconds, prompt in options.then:
         check_moment(seconds, length)
         check_prompt(prompt)
+    for seconds, scales in options.scales:
+        check_moment(seconds, length)
+        check_scales(scales, len(options.engine.loras))
 
 
 def _check_words(engine: Engine, options: StreamOptions) -> None:
@@ -312,6 +320,8 @@ def stream_clip(options: StreamOptions) -> None:
     with _begin(engine, options) as stream:
         for seconds, prompt in options.then:
             stream.steer(prompt, at=_border(engine, stream, seconds), rewrite=options.rewrite)
+        for seconds, scales in options.scales:
+            stream.set_scales(scales, at=_border(engine, stream, seconds))
         saved = stream.snapshot(at=stream.blocks) if options.save else None
         chunks = _with_progress(stream, stream.frames)
         with _until_interrupted(chunks) if options.endless else nullcontext(chunks) as wanted:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -14,15 +15,18 @@ from omniforcing.codec.reach import vocoder_reach
 from omniforcing.codec.streaming import StreamingDecoder
 from omniforcing.codec.text import TextEncoder
 from omniforcing.codec.tokens import TokenCount
-from omniforcing.core.files import folder_digest
+from omniforcing.core.files import folder_digest, sha256_file
 from omniforcing.core.latents import TextFeatures
 from omniforcing.core.layout import FPS
 from omniforcing.core.random import step_generator
 from omniforcing.model.config import Stabiliser
 from omniforcing.model.inference.cuda_streams import synchronise
 from omniforcing.model.inference.fast import accelerate
+from omniforcing.model.inference.overlay import Overlay
 from omniforcing.model.options import DEFAULT, InferenceOptions
 from omniforcing.model.rollout import Rollout
+from omniforcing.model.weights.checkpoint import open_checkpoint
+from omniforcing.model.weights.lora import read_loras
 from omniforcing.model.weights.student import load_model
 from omniforcing.streaming.artifact import Artifact, ArtifactError
 from omniforcing.streaming.decoding import Decoding
@@ -43,6 +47,8 @@ class Engine:
         device: device to compute on.
         options: what makes the student fast. A saved stream goes on bit for bit only with options
             that it was saved with.
+        loras: adapters to lay over the student, each as ``FILE`` or ``FILE:SCALE``; a stream may
+            change their scales (``Stream.set_scales``).
 
     Attributes:
         student: causal student, with the speed-ups of its layers.
@@ -55,7 +61,11 @@ class Engine:
     """
 
     def __init__(
-        self, artifact: Artifact | Path, device: str = "cpu", options: InferenceOptions = DEFAULT
+        self,
+        artifact: Artifact | Path,
+        device: str = "cpu",
+        options: InferenceOptions = DEFAULT,
+        loras: Sequence[str] = (),
     ) -> None:
         options.check(torch.device(device))
         self.artifact = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
@@ -63,14 +73,20 @@ class Engine:
         self.device, self.options = device, options
         self._rollout = self.settings.rollout
         stabiliser = Stabiliser(self.settings.stabiliser)
+        # Before the student is loaded onto a device.
+        self.overlay = self._overlay(loras) if loras else None
         student = load_model(folder, self.settings.sinks, device, stabiliser=stabiliser)
-        self.student = accelerate(student, options, release=True)
+        self.student = accelerate(student, options, release=True, overlay=self.overlay)
         self.codec = Codec.load(folder / "codec", device=device)
         self.text_encoder = TextEncoder.load(folder / "text", device=device)
         self._refuse_misfit()
         synchronise(
             device
         )  # streams compute on CUDA streams of their own and must find the weights in place
+
+    def _overlay(self, loras: Sequence[str]) -> Overlay:
+        checkpoint = open_checkpoint(self.artifact.folder)
+        return Overlay([(lora.fitted(checkpoint), scale) for lora, scale in read_loras(loras)])
 
     def _refuse_misfit(self) -> None:
         """Refuse parts that do not come from one training."""
@@ -103,8 +119,12 @@ class Engine:
 
     @cached_property
     def digest(self) -> str:
-        """Digest that identifies the artifact in saved states."""
-        return folder_digest(self.artifact.folder)
+        """Digest that identifies the artifact, and adapters over it, in saved states."""
+        digest = folder_digest(self.artifact.folder)
+        if self.overlay is None:
+            return digest
+        files = [sha256_file(lora.source) for lora in self.overlay.loras]
+        return hashlib.sha256(" ".join([digest, *files]).encode()).hexdigest()
 
     def stream(
         self, prompt: str, seconds: float | None, seed: int = 0, opening: Opening | None = None
@@ -123,7 +143,8 @@ class Engine:
             OmniForcingError: if the text encoder would cut the prompt.
         """
         asked, request = time.perf_counter(), Request(prompt, seconds, seed)
-        generation = Generation(self._starter(seed), self._encode(prompt), opening)
+        text = self._encode(prompt)
+        generation = Generation(self._starter(seed), text, opening, self.overlay)
         return self._open(
             asked,
             request,
@@ -142,7 +163,8 @@ class Engine:
         Request(state.prompt, seconds, state.seed)
         total = None if seconds is None else (state.frames - 1) / FPS + seconds
         request = Request(state.prompt, total, state.seed)
-        generation = Generation.restore(self._starter(state.seed), state.generation)
+        start = self._starter(state.seed)
+        generation = Generation.restore(start, state.generation, self.overlay)
         decoding = Decoding.restore(
             self.new_decoder(), request.limits(self.settings.sample_rate), state.decoding
         )

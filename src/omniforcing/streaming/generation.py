@@ -13,6 +13,7 @@ from torch import Tensor
 
 from omniforcing.core.latents import Latents, Pair, TextFeatures
 from omniforcing.core.states import State, join_states, part_of
+from omniforcing.model.inference.overlay import Overlay, Scales
 from omniforcing.model.rollout import Rollout
 
 
@@ -37,9 +38,11 @@ class Generation:
             random numbers.
         text: features of the prompt, batch 1.
         opening: first frame or blocks to begin with.
+        overlay: adapters over the student; None for none.
 
     Attributes:
         index: index of the next block.
+        scales: scales of the adapters.
         kept: latents that a rewrite repaints: the prefix, then whole cycles that cover the window.
     """
 
@@ -48,24 +51,41 @@ class Generation:
         start: Callable[[TextFeatures], Rollout],
         text: TextFeatures,
         opening: Opening | None = None,
+        overlay: Overlay | None = None,
     ) -> None:
         self._start, self._text, self._opening = start, text, opening or Opening()
-        self._rollout = start(text)
+        self._overlay = overlay or Overlay(())
+        self.scales = self._overlay.scales
+        with self._overlay.scaled(self.scales):
+            self._rollout = start(text)
         self.kept: list[Latents] = []
         self.index = 0
 
     @torch.no_grad()
     def next(self) -> Latents:
         """Generate the next block: video latents ``[1, Tv, S, Cv]``, audio ``[1, Ta, Ca]``."""
-        if self.index < len(self._opening.blocks):
-            latents = self._rollout.follow(self._opening.blocks[self.index])
-        elif self.index == 0 and self._opening.image is not None:
-            latents = self._rollout.begin(self._opening.image)
-        else:
-            latents = next(self._rollout)
+        with self._overlay.scaled(self.scales):
+            if self.index < len(self._opening.blocks):
+                latents = self._rollout.follow(self._opening.blocks[self.index])
+            elif self.index == 0 and self._opening.image is not None:
+                latents = self._rollout.begin(self._opening.image)
+            else:
+                latents = next(self._rollout)
         self._keep(latents)
         self.index += 1
         return latents
+
+    def change_scales(self, scales: Scales) -> None:
+        """Lay the adapters over the student with other scales from the next block on.
+
+        What the student remembers was made with the old ones and stays.
+        """
+        with self._overlay.scaled(self.scales):
+            self._rollout.settle()
+        self.scales = scales
+        with self._overlay.scaled(scales):
+            # Adapters change what the student makes of the prompt, too.
+            self._rollout.switch(self._text)
 
     def _keep(self, latents: Latents) -> None:
         window, cycle = self._rollout.config.window, len(self._rollout.config.table.cycle)
@@ -91,11 +111,12 @@ class Generation:
                 would begin again from noise.
         """
         self._text, config = text, self._rollout.config
-        if not rewrite or self.index < len(self._opening.blocks) or len(config.sigmas) == 1:
-            self._rollout.switch(text)
-            return
-        self._rollout = self._start(text)
-        self.kept = [self._rollout.rewrite(latents) for latents in self.kept]
+        with self._overlay.scaled(self.scales):
+            if not rewrite or self.index < len(self._opening.blocks) or len(config.sigmas) == 1:
+                self._rollout.switch(text)
+                return
+            self._rollout = self._start(text)
+            self.kept = [self._rollout.rewrite(latents) for latents in self.kept]
 
     @property
     def can_be_saved(self) -> bool:
@@ -109,15 +130,27 @@ class Generation:
             for n, latents in enumerate(self.kept)
         }
         text = dict(self._text.map(torch.clone).items())
+        with self._overlay.scaled(self.scales):
+            rollout = self._rollout.state()
+        # Absent without adapters, so that such states are those of earlier versions.
+        scales = {"scales": torch.tensor(self.scales, dtype=torch.float64)} if self.scales else {}
         return {
-            **join_states(text=text, rollout=self._rollout.state(), **kept),
+            **join_states(text=text, rollout=rollout, **kept),
             "index": torch.tensor(self.index),
+            **scales,
         }
 
     @classmethod
-    def restore(cls, start: Callable[[TextFeatures], Rollout], state: State) -> Generation:
+    def restore(
+        cls,
+        start: Callable[[TextFeatures], Rollout],
+        state: State,
+        overlay: Overlay | None = None,
+    ) -> Generation:
         """Go on from a state; the coming blocks are the same, bit for bit."""
-        generation = cls(start, Pair(**part_of(state, "text")))
+        generation = cls(start, Pair(**part_of(state, "text")), overlay=overlay)
+        if generation.scales:
+            generation.change_scales(tuple(state["scales"].tolist()))
         generation.index = int(state["index"])
         kept = part_of(state, "kept")
         generation.kept = [Pair(**part_of(kept, str(n))) for n in range(len(kept) // 2)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from threading import Lock, Thread, current_thread
@@ -25,9 +25,15 @@ from omniforcing.model.inference.cuda_streams import own_cuda_stream, synchronis
 from omniforcing.streaming.channel import Channel, Closed
 from omniforcing.streaming.decoding import Decoding
 from omniforcing.streaming.generation import Generation
-from omniforcing.streaming.request import check_prompt
+from omniforcing.streaming.request import check_prompt, check_scales
 from omniforcing.streaming.state import StreamState
-from omniforcing.streaming.steering import Applied, Controls, Pending, PromptChange
+from omniforcing.streaming.steering import (
+    Applied,
+    Controls,
+    Pending,
+    PromptChange,
+    ScaleChange,
+)
 
 AHEAD = 2  # decoded chunks that may wait for the consumer
 
@@ -172,6 +178,24 @@ class Stream:
         self._threads.controls.ask(change)
         return change.done
 
+    def set_scales(self, scales: Sequence[float], at: int | None = None) -> Future[Applied]:
+        """Lay the adapters over the student with other scales from a coming block on.
+
+        Args:
+            scales: a scale for each adapter of the engine, in its order.
+            at: index of the block to begin with; None means the next one.
+
+        Returns:
+            When and where they took effect. Fails with ``NotApplied`` if the stream ends before.
+
+        Raises:
+            RequestError: if there are not as many as adapters, or one is not finite.
+        """
+        check_scales(scales, len(self.parts.generation.scales))
+        change = ScaleChange(at, scales=tuple(scales))
+        self._threads.controls.ask(change)
+        return change.done
+
     def snapshot(self, at: int | None = None) -> Future[StreamState]:
         """Take the whole state at the border before block ``at``, or at the next border.
 
@@ -296,6 +320,9 @@ class StreamThreads:
             if change is not None:
                 self._change_prompt(change, block.index, start)
                 prompt = change.prompt
+            for scales in self.controls.scale_changes(block.index):
+                generation.change_scales(scales.scales)
+                scales.done.set_result(Applied(block.index, start))
             latents = generation.next()
             # The decoder's thread reads the latents from another CUDA stream.
             synchronise(parts.device)

@@ -6,6 +6,7 @@ Imports no torch, so that a bad request is refused before anything is loaded.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from omniforcing.core.errors import OmniForcingError, quoted
@@ -122,4 +123,22 @@ def check_moment(seconds: float, length: float | None = None) -> None:
             "streaming.no-moment",
             f"a prompt cannot change at second {seconds:g} of a stream that ends at second "
             f"{length:g}; name an earlier one, or make the stream longer",
+        )
+
+
+def check_scales(scales: Sequence[float], count: int) -> None:
+    """Refuse scales that are not one finite number for each adapter over the student.
+
+    Args:
+        scales: the scales.
+        count: number of adapters.
+
+    Raises:
+        RequestError: naming what was given.
+    """
+    if len(scales) != count or not all(map(math.isfinite, scales)):
+        raise RequestError(
+            "streaming.bad-scales",
+            f"the scales are {list(scales)}, and {count} adapters need one finite number each; "
+            "0 is the student without an adapter, 1 the adapter as it was trained",
         )

@@ -65,6 +65,17 @@ class PromptChange(Pending[Applied]):
     rewrite: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScaleChange(Pending[Applied]):
+    """A request for other scales of the adapters over the student.
+
+    Attributes:
+        scales: a scale for each adapter.
+    """
+
+    scales: tuple[float, ...]
+
+
 class Controls:
     """Pending requests and the pause; any thread asks, the generating thread looks at borders."""
 
@@ -73,9 +84,10 @@ class Controls:
         self._paused = self._over = False
         self._until = math.inf
         self._changes: list[PromptChange] = []
+        self._scales: list[ScaleChange] = []
         self._snapshots: list[Pending[StreamState]] = []
 
-    def ask(self, request: PromptChange | Pending[StreamState]) -> None:
+    def ask(self, request: PromptChange | ScaleChange | Pending[StreamState]) -> None:
         """Add a request; after the end of the stream it fails at once."""
         # A caller may stop waiting for the result, but cannot cancel the request.
         request.done.set_running_or_notify_cancel()
@@ -84,6 +96,8 @@ class Controls:
                 request.done.set_exception(NotApplied("streaming.over", "the stream is over"))
             elif isinstance(request, PromptChange):
                 self._changes.append(request)
+            elif isinstance(request, ScaleChange):
+                self._scales.append(request)
             else:
                 self._snapshots.append(request)
             self._changed.notify_all()
@@ -149,12 +163,19 @@ class Controls:
             )
         return (changes[-1] if changes else None), snapshots
 
+    def scale_changes(self, index: int) -> list[ScaleChange]:
+        """Take the changes of scale that are due before block ``index``, the earliest first."""
+        with self._changed:
+            due = [change for change in self._scales if change.due(index)]
+            self._scales = [change for change in self._scales if change not in due]
+        return due
+
     def end(self) -> None:
         """Take no more requests and fail those that wait."""
         with self._changed:
             self._over = True
-            waiting: list[Pending[Any]] = [*self._changes, *self._snapshots]
-            self._changes, self._snapshots = [], []
+            waiting: list[Pending[Any]] = [*self._changes, *self._scales, *self._snapshots]
+            self._changes, self._scales, self._snapshots = [], [], []
             self._changed.notify_all()
         for request in waiting:
             request.done.set_exception(

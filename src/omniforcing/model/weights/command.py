@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,6 +111,66 @@ def convert(source: Path, destination: Path, action: str, rope: str | None) -> N
         tqdm(total=size, unit="B", unit_scale=True, desc="writing", file=sys.stderr) as bar,
     ):
         write(checkpoint, folder, watch=bar.update)
+
+
+def merge_loras(source: Path, destination: Path, loras: Sequence[str]) -> None:
+    """Write weights with adapters merged into them, in diffusers format, into a new folder.
+
+    Args:
+        source: weights of any format.
+        destination: the new folder.
+        loras: adapters, each as ``FILE`` or ``FILE:SCALE``.
+
+    Raises:
+        OmniForcingError: if the weights or an adapter are unfit, the folder exists, or the disk is
+            too full.
+    """
+    from tqdm import tqdm
+
+    from omniforcing.model.weights.checkpoint import open_checkpoint
+    from omniforcing.model.weights.lora import merged, read_loras
+    from omniforcing.model.weights.writing import write_diffusers
+
+    checkpoint = merged(open_checkpoint(source), read_loras(loras))
+    size = _size(checkpoint)
+    check_destination(destination, size)
+    with (
+        atomic_dir(destination) as folder,
+        tqdm(total=size, unit="B", unit_scale=True, desc="writing", file=sys.stderr) as bar,
+    ):
+        write_diffusers(checkpoint, folder, watch=bar.update)
+
+
+def export_lora(source: Path, destination: Path, naming: str) -> int:
+    """Write an adapter as a file that diffusers or ComfyUI opens.
+
+    Args:
+        source: a stage's folder, or an adapter's file in any naming.
+        destination: the new file.
+        naming: ``diffusers`` or ``lightricks``.
+
+    Returns:
+        The number of layers that it changes.
+
+    Raises:
+        OmniForcingError: if it is no adapter, or the file exists or cannot be written.
+    """
+    from omniforcing.core.files import new_file
+    from omniforcing.model.weights.checkpoint import open_checkpoint
+    from omniforcing.model.weights.lora import lora_bytes, read_lora
+
+    lora = read_lora(source)
+    if lora.facts.get("rope", "split") != "split":
+        # Other programs take every adapter for a split one; the base's config knows the heads.
+        lora = lora.in_convention(open_checkpoint(source).config, "split")
+    if destination.exists():
+        raise OmniForcingError(
+            "file.exists",
+            f"{destination} exists already, and weights are never written over; name a new file",
+        )
+    with new_file(destination) as file:
+        file.write(lora_bytes(lora, naming))
+    return len(lora.layers)
 
 
 def check_destination(destination: Path, size: int) -> None:

@@ -14,10 +14,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from omniforcing.model.weights.checkpoint import Checkpoint
@@ -111,15 +111,23 @@ class Lora:
             if name.endswith(".weight") and len(entry.shape) == 2
         }
         self.check_shapes(shapes, str(checkpoint.source))
+        return self.in_convention(checkpoint.config, checkpoint.config["rope_type"])
+
+    def in_convention(self, config: Mapping[str, Any], to: str) -> Lora:
+        """The adapter with the rows of queries and keys in the order of a RoPE convention.
+
+        Args:
+            config: config of the base, whose heads decide the order.
+            to: ``split`` or ``interleaved``.
+        """
         # LTX-2's releases and all adapters of them are split; so is one that does not say.
-        convention, rope = checkpoint.config["rope_type"], self.facts.get("rope", "split")
-        if rope == convention:
+        if self.facts.get("rope", "split") == to:
             return self
         turned = {
-            name: Factors(a, exchange_rope(f"{name}.weight", b, checkpoint.config, convention))
+            name: Factors(a, exchange_rope(f"{name}.weight", b, config, to))
             for name, (a, b) in self.layers.items()
         }
-        return replace(self, layers=turned, facts={**self.facts, "rope": convention})
+        return replace(self, layers=turned, facts={**self.facts, "rope": to})
 
     def check_shapes(self, shapes: Mapping[str, Sequence[int]], where: str) -> None:
         """Refuse layers that a base does not have.
@@ -257,6 +265,27 @@ def check_scale(scale: float, where: str) -> None:
         )
 
 
+def with_scale(text: str) -> tuple[Path, float]:
+    """Read ``FILE`` or ``FILE:SCALE`` of an option or a config; the scale is 1 by default.
+
+    Raises:
+        WeightsError: for a scale that is not finite.
+    """
+    path, _, last = text.rpartition(":")
+    try:
+        scale = float(last)
+    except ValueError:
+        path, scale = "", 1.0
+    file = Path(path or text)
+    check_scale(scale, str(file))
+    return file, scale
+
+
+def read_loras(texts: Iterable[str]) -> list[tuple[Lora, float]]:
+    """Read adapters that are named as ``with_scale`` takes them."""
+    return [(read_lora(file), scale) for file, scale in map(with_scale, texts)]
+
+
 def merged(checkpoint: Checkpoint, loras: Iterable[tuple[Lora, float]]) -> Checkpoint:
     """Merge adapters into a base, ``W + scale * B A``; its tensors are changed as they are read.
 
@@ -285,13 +314,11 @@ def merged(checkpoint: Checkpoint, loras: Iterable[tuple[Lora, float]]) -> Check
     return replace(checkpoint, turn=turn)
 
 
-def write_lora(lora: Lora, path: Path, naming: str = "diffusers") -> None:
-    """Write an adapter.
+def lora_bytes(lora: Lora, naming: str = "diffusers") -> bytes:
+    """Content of an adapter's file.
 
     Args:
-        lora: the adapter, in the split RoPE convention that all readers expect, unless ``rope``
-            among its facts says otherwise.
-        path: the file.
+        lora: the adapter. Other programs expect the split RoPE convention.
         naming: ``diffusers`` or ``lightricks`` (ComfyUI's too).
     """
     prefix, tensors = NAMINGS[naming], {}
@@ -299,4 +326,9 @@ def write_lora(lora: Lora, path: Path, naming: str = "diffusers") -> None:
         layer = prefix + (to_original(name) if naming == "lightricks" else name)
         tensors[f"{layer}.lora_A.weight"] = a.detach().cpu().contiguous()
         tensors[f"{layer}.lora_B.weight"] = b.detach().cpu().contiguous()
-    save_file(tensors, path, {"format": "pt", **lora.facts})
+    return save(tensors, {"format": "pt", **lora.facts})
+
+
+def write_lora(lora: Lora, path: Path, naming: str = "diffusers") -> None:
+    """Write an adapter's file; the arguments are those of ``lora_bytes``."""
+    path.write_bytes(lora_bytes(lora, naming))

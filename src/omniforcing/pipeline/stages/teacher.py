@@ -10,6 +10,7 @@ from omniforcing.distill.teacher import Teacher
 from omniforcing.model.student import build_core, core_config
 from omniforcing.model.transformer import DualStream
 from omniforcing.model.weights.checkpoint import open_checkpoint
+from omniforcing.model.weights.lora import merged, read_loras
 from omniforcing.model.weights.student import load_model
 from omniforcing.model.weights.tensor_file import WeightsError
 from omniforcing.model.weights.writing import write_diffusers
@@ -43,8 +44,11 @@ def run(stage: Stage) -> None:
 def load(stage: Stage) -> None:
     """Copy LTX-2's weights bit for bit, from any format that ``open_checkpoint`` reads.
 
+    LoRAs of the config are merged on the way.
+
     Raises:
-        WeightsError: if the weights are unreadable, or are those of a causal student.
+        WeightsError: if the weights are unreadable, or are those of a causal student, or a LoRA
+            does not fit them.
     """
     checkpoint = open_checkpoint(Path(str(stage.config.teacher.path)))
     if checkpoint.sinks is not None:
@@ -53,6 +57,7 @@ def load(stage: Stage) -> None:
             f"teacher.path: {checkpoint.source} has sink tokens, so it is a causal student; "
             "name a bidirectional model",
         )
+    checkpoint = merged(checkpoint, read_loras(stage.config.teacher.loras))
     with stage.publish() as folder:
         write_diffusers(checkpoint, folder)
     atomic_write(stage.work / CURVES, "step\n")
