@@ -14,6 +14,7 @@ from omniforcing.core.files import read_json, write_manifest
 from omniforcing.core.latents import Pair
 from omniforcing.evaluation.plots import draw_media
 from omniforcing.media.mel import resample
+from omniforcing.model.weights.lora import ADAPTER_FILE, read_lora
 from omniforcing.pipeline.stage import Stage
 from omniforcing.pipeline.tracking_store import UPLOAD, answering, tracking_uri
 from omniforcing.pocket.observe import observe
@@ -92,6 +93,30 @@ def log_model(stage: Stage) -> None:
         )
 
 
+def log_adapter(stage: Stage, adapter: Path) -> None:
+    """Log a student's adapter to the stage's MLflow run as a model of its diffusers flavour.
+
+    Args:
+        stage: the running stage.
+        adapter: the adapter's file, in diffusers' names.
+    """
+    import mlflow
+    import mlflow.diffusers
+
+    # MLflow would look a name that is no path up on the Hub.
+    base = stage.config.teacher.path or f"data/{stage.config.preset}/teacher"
+    place = base if Path(base).is_absolute() else f"./{base.removeprefix('./')}"
+    uri = tracking_uri(stage.root)
+    with answering(uri, UPLOAD), mlflow.start_run(run_id=stage.run_id):
+        mlflow.diffusers.log_model(
+            adapter_path=str(adapter),
+            base_model=place,
+            name="adapter",
+            metadata=read_lora(adapter).facts,
+            pip_requirements=[*installed_requirements(), f"peft=={version('peft')}"],
+        )
+
+
 def run(stage: Stage) -> None:
     """Write the artifact, stream a sample from it, publish it and log it to MLflow."""
     config, codec = stage.config, stage.input("codec")
@@ -115,3 +140,6 @@ def run(stage: Stage) -> None:
     for name in ("sample.mp4", "sample.png", "README.md"):
         stage.log_artifact(stage.folder / name)
     log_model(stage)
+    adapter = stage.input("self_forcing") / ADAPTER_FILE
+    if adapter.is_file():
+        log_adapter(stage, adapter)
