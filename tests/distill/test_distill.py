@@ -39,6 +39,7 @@ from tests.support.tiny_stages import (
     ROLLOUT,
     SIGMAS,
     STAGES,
+    stage_adapted_causal_ode,
     stage_adapted_self_forcing,
     stage_bidirectional_dmd,
     stage_causal_ode,
@@ -146,7 +147,10 @@ def batches(module: StageModule) -> Callable[[int], Iterator[Batch]]:
     return of_epoch
 
 
-@pytest.mark.parametrize("build", [stage_teacher, stage_bidirectional_dmd, stage_causal_ode])
+@pytest.mark.parametrize(
+    "build",
+    [stage_teacher, stage_bidirectional_dmd, stage_causal_ode, stage_adapted_causal_ode],
+)
 @torch.no_grad()
 def test_all_that_a_stage_was_built_with_follows_its_model_to_another_device(
     build: Callable[[], StageModule],

@@ -111,11 +111,6 @@ def test_the_average_copies_the_adapter_and_shares_the_base() -> None:
     assert difference(velocity(ema.model), velocity(model)) > 0
 
 
-def test_a_model_moves_with_its_base() -> None:
-    model = adapted(tiny_model()).to("meta")
-    assert model.core.proj_in.weight.is_meta and all(p.is_meta for p in model.parameters())
-
-
 def test_recomputed_activations_and_dropout_draw_the_same_masks() -> None:
     """Otherwise gradients would be those of another forward."""
     grads = []

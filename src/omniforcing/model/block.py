@@ -105,6 +105,8 @@ class TransformerBlock:
     ) -> None:
         self.module, self.index, self.kernels = module, index, kernels
         self.checkpoint_activations = checkpoint_activations
+        # Modules whose weights the block uses; an adapted model adds its adapter's.
+        self.holders: list[nn.Module] = [module]
         self.cross_norms = Pair(module.audio_to_video_norm, module.video_to_audio_norm)
         self.streams = Pair(
             _stream_layers(module, "video", kernels), _stream_layers(module, "audio", kernels)
@@ -148,8 +150,10 @@ class TransformerBlock:
 
     def _gathered(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run a function that uses the weights; a sharded block gathers them around it."""
-        run = getattr(self.module, "run_gathered", None)
-        return function(*arguments) if run is None else run(function, *arguments)
+        for holder in self.holders:
+            run = getattr(holder, "run_gathered", None)
+            function = function if run is None else partial(run, function)
+        return function(*arguments)
 
     def _text_key_value(self, features: Latents, prompt: Pair[Tensor | None]) -> Pair[KeyValue]:
         def key_value(layers: StreamLayers, x: Tensor, embedding: Tensor | None) -> KeyValue:

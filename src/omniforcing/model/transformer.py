@@ -107,6 +107,10 @@ class DualStream(nn.Module):
         twin = DualStream(self.core, len(self.sinks), self.stabiliser, kernels=kernels, added=added)
         return twin.eval()
 
+    def units(self) -> list[nn.Module]:
+        """Modules of this model's own weights that are sharded each by itself: one per block."""
+        return list(self.core.transformer_blocks)
+
     def take_weights(self) -> WeightSource | None:
         """Hand over the source of the weights, once; None for a model that has its weights."""
         source, self.weights = self.weights, None

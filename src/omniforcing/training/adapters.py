@@ -193,6 +193,8 @@ class AdaptedStream(DualStream):
         self.__dict__["core"] = self._modules.pop("core")
         self.__dict__["base"] = base.requires_grad_(False)
         self.adapter, self.digest = adapter, digest
+        for block in self.blocks:
+            block.holders.append(adapter.get_submodule(f"transformer_blocks.{block.index}"))
         # In checkpoints, so that a training does not go on upon another base.
         own = torch.tensor(list(bytes.fromhex(digest)), dtype=torch.uint8)
         self.register_buffer("base_digest", own)
@@ -217,10 +219,8 @@ class AdaptedStream(DualStream):
         assert self.base is not None
         return self.base
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdaptedStream:
-        """Move the base too: a model and what it adapts are on one device."""
-        self._base._apply(fn, recurse)
-        return super()._apply(fn, recurse)
+    def units(self) -> list[nn.Module]:
+        return list(self.adapter.get_submodule("transformer_blocks").children())
 
     def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         kept = state.get(f"{prefix}base_digest")

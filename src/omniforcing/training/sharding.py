@@ -89,14 +89,14 @@ def _shard(
     source = model.take_weights()
     # Sinks and stabiliser are small and have their values already, which ``to_empty`` would lose.
     added = {n: p.detach().clone() for n, p in model.named_parameters(recurse=False)}
-    for block in () if model.base is not None else model.core.transformer_blocks:
+    for block in model.units():
         # FSDP wraps methods of the module that it shards, and our block calls its sub-layers one
         # by one: the module gets a method that runs any function.
         block.run_gathered = MethodType(_run_gathered, block)
         fully_shard(block, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
         register_fsdp_forward_method(block, "run_gathered")
     # Models that share these weights run within a call of this method.
-    model.run_gathered = MethodType(_run_gathered, model)  # type: ignore[assignment]
+    model.run_gathered = MethodType(_run_gathered, model)  # type: ignore
     # FSDP cannot shard a parameter without elements, such as the sinks of a teacher.
     empty = {parameter for parameter in model.parameters() if not parameter.numel()}
     fully_shard(

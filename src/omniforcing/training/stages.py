@@ -272,6 +272,9 @@ class StageModule(nn.Module):
     def place(self, device: torch.device) -> None:
         """Move all models, a frozen teacher included; call it before making optimisers."""
         self.to(device)
+        for model in self.models():
+            if model.base is not None:
+                model.base.to(device)
 
     def training_step(
         self, step: int, data: Batch, optimisers: Optimisers, backward: Backward
