@@ -92,7 +92,7 @@ def _shard(
     for block in model.units():
         # FSDP wraps methods of the module that it shards, and our block calls its sub-layers one
         # by one: the module gets a method that runs any function.
-        block.run_gathered = MethodType(_run_gathered, block)
+        block.run_gathered = MethodType(_run_gathered, block)  # type: ignore[assignment]
         fully_shard(block, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
         register_fsdp_forward_method(block, "run_gathered")
     # Models that share these weights run within a call of this method.
