@@ -27,8 +27,9 @@ import torch
 from torch import Tensor
 
 from omniforcing.codec.codec import Codec
-from omniforcing.codec.reach import Reach, vocoder_reach
-from omniforcing.codec.streaming import StreamingVideoDecoder, StreamingVocoder
+from omniforcing.codec.reach import Reach, SoundReach, network_reach
+from omniforcing.codec.streaming import StreamingVideoDecoder
+from omniforcing.codec.vocoder import StreamingVocoder
 from omniforcing.core.console import run_command
 from omniforcing.core.files import MANIFEST, read_json
 from omniforcing.core.latents import Pair
@@ -192,12 +193,11 @@ def picture_row(
 
 def sound_curve(codec: Codec, mels: list[Tensor]) -> Iterator[dict[str, float]]:
     """Yield the samples' largest error for look-aheads of the vocoder, in mel frames."""
-    full = vocoder_reach(codec.vocoder.config)
+    full = network_reach(codec.vocoder.config)
     for reach in sorted({0, 2, 4, 8, 12, 16, 20, full}):
         errors = []
         for mel in mels:
-            stream = StreamingVocoder(codec.vocoder)
-            stream.reach = reach
+            stream = StreamingVocoder(codec.vocoder, SoundReach(reach))
             pieces = [*(stream.push(piece) for piece in blocks(mel, 100)), stream.flush()]
             streamed = torch.cat(pieces, 2)
             whole = codec.vocoder(mel)[..., : streamed.shape[2]]

@@ -160,8 +160,12 @@ def test_folders_that_hold_something_else_are_refused_in_a_sentence(
     with refuses("file.missing", "codec.json"):
         Codec.load(tmp_path)
     codec.save(tmp_path)
-    (tmp_path / "vocoder" / "config.json").write_text('{"_class_name": "LTX2VocoderWithBWE"}')
-    with refuses("codec.wrong-class", "vocoder", "LTX2VocoderWithBWE"):
+    config = tmp_path / "vocoder" / "config.json"
+    config.write_text('{"_class_name": "LTX2VocoderWithBWE"}')
+    with refuses("codec.wrong-weights", "vocoder", "LTX2VocoderWithBWE"):
+        load_parts(tmp_path)
+    config.write_text('{"_class_name": "AutoencoderOobleck"}')
+    with refuses("codec.wrong-class", "vocoder", "AutoencoderOobleck", "LTX2VocoderWithBWE"):
         load_parts(tmp_path)
     (tmp_path / "video_vae" / "diffusion_pytorch_model.safetensors").unlink()
     with refuses("file.unreadable", "video_vae", "AutoencoderKLLTX2Video"):

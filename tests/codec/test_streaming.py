@@ -13,13 +13,13 @@ from torch import Tensor
 from omniforcing.codec.codec import Codec
 from omniforcing.codec.config import AudioCodecConfig, CodecConfig, VideoCodecConfig, VocoderConfig
 from omniforcing.codec.networks import build_video_vae
-from omniforcing.codec.reach import Reach, vocoder_reach
+from omniforcing.codec.reach import Reach, network_reach
 from omniforcing.codec.streaming import (
     StreamingDecoder,
     StreamingMelDecoder,
     StreamingVideoDecoder,
-    StreamingVocoder,
 )
+from omniforcing.codec.vocoder import StreamingVocoder
 from omniforcing.core.latents import Latents, Pair
 from omniforcing.core.layout import LAYOUTS, SAMPLE_RATE, clip_latents
 from omniforcing.training.codec.causal import with_decoder
@@ -303,7 +303,7 @@ def test_vocoder_reach_is_exact(factors: list[int], kernels: list[int], resnets:
         resnet_kernel_sizes=resnets,
         resnet_dilations=[[1, 3, 5]] * len(resnets),
     ).double()
-    reach, hop = vocoder_reach(vocoder.config), vocoder.total_upsample_factor
+    reach, hop = network_reach(vocoder.config), vocoder.total_upsample_factor
     mel = torch.randn(1, 2, 101, 64, dtype=torch.float64)
     changed = mel.clone()
     changed[:, :, 50] += 1

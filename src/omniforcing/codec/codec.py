@@ -8,7 +8,6 @@ and ``codec.json``. The text encoder's folder ``text/`` lies in it too (``codec.
 from __future__ import annotations
 
 from dataclasses import asdict
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,19 @@ from omniforcing.codec.networks import (
     build_video_vae,
     build_vocoder,
     load_parts,
+    refuse_other_rates,
 )
-from omniforcing.codec.reach import Reach, described_reach, video_reach, vocoder_reach
+from omniforcing.codec.reach import (
+    Reach,
+    SoundReach,
+    described_reach,
+    described_sound_reach,
+    sound_reach,
+    video_reach,
+)
 from omniforcing.core.files import read_json, write_json
 from omniforcing.core.latents import Latents, Media, Pair
 from omniforcing.core.layout import (
-    MEL_RATE,
     Counts,
     LayoutError,
     clip_frames,
@@ -45,11 +51,12 @@ class Codec(nn.Module):
     Args:
         video_vae: ``AutoencoderKLLTX2Video``.
         audio_vae: ``AutoencoderKLLTX2Audio``.
-        vocoder: ``LTX2Vocoder``.
+        vocoder: ``LTX2Vocoder`` or ``LTX2VocoderWithBWE``.
         height: height in pixels of the clips that the codec is trained or used for.
         width: width of the same.
         reach: how a video decoder that is not causal is streamed; by default as ``video_reach``
             says.
+        sound: how the vocoder is streamed; by default as ``sound_reach`` says.
 
     Raises:
         CodecError: if the picture does not divide into tokens, or the vocoder's upsampling does not
@@ -64,18 +71,15 @@ class Codec(nn.Module):
         height: int,
         width: int,
         reach: Reach | None = None,
+        sound: SoundReach | None = None,
     ) -> None:
         super().__init__()
         self.video_reach = reach or video_reach(video_vae.config)
+        self._sound_reach = sound
         self.video_vae, self.audio_vae, self.vocoder = video_vae, audio_vae, vocoder
         self.height, self.width = height, width
         self.token_grid(height, width)
-        if (made := MEL_RATE * prod(vocoder.config.upsample_factors)) != self.sample_rate:
-            raise CodecError(
-                "codec.wrong-sample-rate",
-                f"the vocoder's upsample_factors make {made} samples a second, but its "
-                f"output_sampling_rate is {self.sample_rate}; one of them is wrong",
-            )
+        refuse_other_rates(vocoder.config)
         self.requires_grad_(False).eval()
         # In the default layout small 3-D convolutions are several times slower on a CPU.
         self.video_vae.to(memory_format=torch.channels_last_3d)
@@ -107,10 +111,9 @@ class Codec(nn.Module):
                 f"{folder / DESCRIPTION} has schema {description.get('schema')}; "
                 f"this version reads {SCHEMA}",
             )
-        reach = described_reach(description)
-        return cls(*load_parts(folder), description["height"], description["width"], reach).to(
-            device
-        )
+        parts = load_parts(folder)
+        reaches = described_reach(description), described_sound_reach(description)
+        return cls(*parts, description["height"], description["width"], *reaches).to(device)
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
         """Write the codec into ``folder``, its weights as ``dtype``; this object keeps its own."""
@@ -140,8 +143,18 @@ class Codec(nn.Module):
             "sample_rate": self.sample_rate,
             "video_decoder_causal": bool(self.video_vae.config.decoder_causal),
             "video_reach": asdict(self.video_reach),
-            "vocoder_look_ahead_mel": vocoder_reach(self.vocoder.config),
+            "sound_reach": asdict(self.sound_reach),
+            "vocoder_look_ahead_mel": self.sound_reach.look_ahead,
         }
+
+    @property
+    def sound_reach(self) -> SoundReach:
+        """How the vocoder is streamed.
+
+        Raises:
+            StreamingError: if it cannot be.
+        """
+        return self._sound_reach or sound_reach(self.vocoder.config)
 
     @property
     def video_channels(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 from omniforcing.codec.config import AudioCodecConfig, VideoCodecConfig, VocoderConfig
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import read_json
-from omniforcing.core.layout import SAMPLE_RATE
+from omniforcing.core.layout import MEL_RATE, SAMPLE_RATE
 from omniforcing.media.mel import MEL_BINS
 
 # Tokens of the pocket codec: patches of 8 pixels, halved in space once and in time three times, so
@@ -85,6 +87,31 @@ def build_vocoder(config: VocoderConfig) -> Any:
     )
 
 
+def refuse_other_rates(config: Mapping[str, Any]) -> None:
+    """Refuse a vocoder whose networks do not make its sample rates of 100 mel frames a second.
+
+    Args:
+        config: config of an ``LTX2Vocoder`` or ``LTX2VocoderWithBWE``.
+
+    Raises:
+        CodecError: with the rate that is made and the rate that is stated.
+    """
+    rates = [(MEL_RATE, "upsample_factors", "output_sampling_rate")]
+    if "bwe_upsample_factors" in config:
+        frames = config["input_sampling_rate"] / config["hop_length"]
+        rates = [
+            (MEL_RATE, "upsample_factors", "input_sampling_rate"),
+            (frames, "bwe_upsample_factors", "output_sampling_rate"),
+        ]
+    for frames, factors, rate in rates:
+        if (made := frames * prod(config[factors])) != config[rate]:
+            raise CodecError(
+                "codec.wrong-sample-rate",
+                f"the vocoder's {factors} make {made:g} samples a second of {frames:g} frames, but "
+                f"its {rate} is {config[rate]}; take a vocoder for {MEL_RATE} mel frames a second",
+            )
+
+
 def load_parts(folder: Path) -> tuple[Any, Any, Any]:
     """Load video VAE, audio VAE and vocoder of a codec folder or of LTX-2's own, in float32.
 
@@ -92,12 +119,12 @@ def load_parts(folder: Path) -> tuple[Any, Any, Any]:
         CodecError: if a part is missing, incomplete, unreadable or of another class.
     """
     from diffusers import AutoencoderKLLTX2Audio, AutoencoderKLLTX2Video
-    from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
+    from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder, LTX2VocoderWithBWE
 
     return (
-        _load_part(AutoencoderKLLTX2Video, folder / video_folder(folder)),
-        _load_part(AutoencoderKLLTX2Audio, folder / "audio_vae"),
-        _load_part(LTX2Vocoder, folder / "vocoder"),
+        _load_part(folder / video_folder(folder), AutoencoderKLLTX2Video),
+        _load_part(folder / "audio_vae", AutoencoderKLLTX2Audio),
+        _load_part(folder / "vocoder", LTX2Vocoder, LTX2VocoderWithBWE),
     )
 
 
@@ -106,22 +133,41 @@ def video_folder(folder: Path) -> str:
     return "video_vae" if (folder / "video_vae").is_dir() else "vae"
 
 
-def _load_part(kind: Any, folder: Path) -> Any:
+def _load_part(folder: Path, *kinds: Any) -> Any:
+    from diffusers.utils import logging as diffusers_logging
+
     class_name = read_json(folder / "config.json").get("_class_name")
-    if class_name != kind.__name__:
+    kind = next((kind for kind in kinds if kind.__name__ == class_name), None)
+    if kind is None:
+        needed = " or ".join(kind.__name__ for kind in kinds)
         raise CodecError(
-            "codec.wrong-class", f"{folder} holds a {class_name}; a {kind.__name__} is needed there"
+            "codec.wrong-class", f"{folder} holds a {class_name}; a {needed} is needed there"
         )
+    # diffusers fills what a file lacks with fresh weights, and says so in its log alone.
+    was = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
     try:
-        return kind.from_pretrained(
+        part, told = kind.from_pretrained(
             folder,
             local_files_only=True,
             use_safetensors=True,
             torch_dtype=torch.float32,
             low_cpu_mem_usage=False,
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise CodecError(
             "file.unreadable",
             f"{folder} is not a readable {kind.__name__}: {str(error).splitlines()[0]}",
         ) from error
+    finally:
+        diffusers_logging.set_verbosity(was)
+    missing, extra = told["missing_keys"], told["unexpected_keys"]
+    if missing or extra:
+        raise CodecError(
+            "codec.wrong-weights",
+            f"{folder} holds the weights of another {kind.__name__} than its config.json describes "
+            f"({len(missing)} tensors missing, {len(extra)} unexpected, such as "
+            f"{min(missing or extra)}); use config and weights of one release",
+        )
+    return part

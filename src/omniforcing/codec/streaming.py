@@ -3,8 +3,8 @@
 Causal decoders are exact: their convolutions carry state (``stateful``), and nothing is computed
 twice. LTX-2's released video decoder looks both ways. It is decoded with a declared look-ahead
 (``Reach``): a frame comes out when that many latents after its own are known, and what follows the
-last known latent is padded. The vocoder looks both ways too, but not far: it runs on windows that
-hold its whole receptive field, so its samples come that much later, and exact.
+last known latent is padded. The vocoder looks both ways too, but not far: it runs on windows
+(``vocoder``), so its samples come that much later.
 
 A stream works on modules of its own that share the codec's weights. The codec stays untouched, and
 streams over one codec never meet.
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from omniforcing.codec.codec import Codec, to_frames
-from omniforcing.codec.reach import Reach, require_settings, video_reach, vocoder_reach
+from omniforcing.codec.reach import Reach, require_settings, video_reach
 from omniforcing.codec.stateful import (
     DecoderWindow,
     StatefulAudioUpsampler,
@@ -32,8 +32,8 @@ from omniforcing.codec.stateful import (
     replace_modules,
     restore_conv_states,
 )
+from omniforcing.codec.vocoder import StreamingVocoder
 from omniforcing.core.latents import Latents, Media, Pair
-from omniforcing.core.layout import Span, samples_of
 from omniforcing.core.states import State, join_states, part_of
 
 
@@ -225,75 +225,6 @@ class StreamingMelDecoder:
         self._mark_begun()
 
 
-class StreamingVocoder:
-    """Turn log-mel into samples a few frames at a time, ``reach`` mel frames late; exact.
-
-    Args:
-        vocoder: LTX-2's vocoder.
-
-    Attributes:
-        reach: mel frames on either side that a sample depends on.
-
-    Raises:
-        StreamingError: if the vocoder's reach is not known.
-    """
-
-    def __init__(self, vocoder: Any) -> None:
-        self.reach = vocoder_reach(vocoder.config)
-        self._vocoder, self._rate = vocoder, int(vocoder.config.output_sampling_rate)
-        # Mel frames are counted from 0: ``_held`` begins with number ``_first``, and the samples of
-        # all before number ``_done`` have come out.
-        self._held: Tensor | None = None
-        self._first = self._done = 0
-
-    @property
-    def _seen(self) -> int:
-        return self._first + (0 if self._held is None else self._held.shape[2])
-
-    def push(self, mel: Tensor) -> Tensor:
-        """Take the next mel frames.
-
-        Args:
-            mel: log-mel ``[B, 2, T, 64]``.
-
-        Returns:
-            Samples ``[B, 2, N]`` that no later mel frame can change.
-        """
-        self._held = mel if self._held is None else torch.cat([self._held, mel], 2)
-        return self._emit(self._seen - self.reach)
-
-    def flush(self) -> Tensor:
-        """End the clip; returns the samples ``[B, 2, N]`` up to the last mel frame's centre."""
-        return self._emit(self._seen - 1)
-
-    def state(self) -> State:
-        """Copy the state after at least one ``push``, for ``restore``."""
-        assert self._held is not None, "push before taking the state"
-        return {"held": self._held.clone(), "places": torch.tensor([self._first, self._done])}
-
-    def restore(self, state: State) -> None:
-        """Continue, in a fresh vocoder, where ``state`` was taken."""
-        self._held = state["held"]
-        self._first, self._done = state["places"].tolist()
-
-    def _emit(self, stop: int) -> Tensor:
-        """Return the samples of mel frames ``_done`` to ``stop``; forget what none after needs."""
-        held, first = self._held, self._first
-        assert held is not None, "push before flush"
-        if stop <= self._done:
-            return held.new_zeros(held.shape[0], 2, 0)
-        # The vocoder turns mel frame m into the samples that follow its centre; ``samples_of``
-        # assigns them to frame m + 1, which completes them.
-        span = Span(self._done - first + 1, stop - first + 1)
-        window = held[:, :, : stop + self.reach - first]
-        samples = self._vocoder(window)[..., samples_of(span, self._rate).slice]
-        # The next samples look back by the reach, so that much stays; the rest is freed by a copy.
-        keep = max(0, stop - self.reach)
-        self._held = held[:, :, keep - first :].clone()
-        self._first, self._done = keep, stop
-        return samples
-
-
 class StreamingDecoder:
     """Decode normalised latents block by block: the state of one stream over a shared codec.
 
@@ -317,12 +248,12 @@ class StreamingDecoder:
         """Begin another stream."""
         self._video = StreamingVideoDecoder(self.codec.video_vae, self.codec.video_reach)
         self._mel = StreamingMelDecoder(self.codec.audio_vae)
-        self._sound = StreamingVocoder(self.codec.vocoder)
+        self._sound = StreamingVocoder(self.codec.vocoder, self.codec.sound_reach)
 
     @property
     def look_ahead(self) -> int:
         """Mel frames by which the sound lags the picture."""
-        return self._sound.reach
+        return self._sound.reach.look_ahead
 
     @torch.inference_mode()
     def push(self, latents: Latents) -> Media:

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 
 from omniforcing.codec.codec import Codec
-from omniforcing.codec.reach import vocoder_reach
 from omniforcing.codec.streaming import StreamingDecoder
 from omniforcing.codec.text import TextEncoder
 from omniforcing.codec.tokens import TokenCount
@@ -101,7 +100,7 @@ class Engine:
             (
                 "the look-ahead of streaming.json",
                 settings.look_ahead,
-                vocoder_reach(self.codec.vocoder.config),
+                self.codec.sound_reach.look_ahead,
             ),
             (
                 "the video look-ahead of streaming.json",
