@@ -90,9 +90,30 @@ def test_full_visibility_equals_diffusers_forward(
         video_coords=core.rope.prepare_video_coords(2, counts.video, *GRID, device="cpu").double(),
         audio_coords=core.audio_rope.prepare_audio_coords(2, counts.audio, device="cpu").double(),
         use_cross_timestep=False,
+        # As diffusers' DFR pipeline says it: its plain pipeline leaves LTX-2.5's marker out.
+        video_keyframes_mask=(torch.arange(6 * counts.video) < 6)[None, :, None].expand(2, -1, 1),
         return_dict=False,
     )
     assert difference(ours, Pair(video.reshape(x.video.shape), audio)) < TOLERANCE
+
+
+@torch.no_grad()
+def test_first_video_latent_of_2_5_is_marked_whatever_the_view() -> None:
+    """Whole, block-causal, and in a forward that refreshes block 0 and steps block 1."""
+    model, table = tiny_model(3, **GENERATIONS["2.5"]), LAYOUTS["prefix"]
+    x, text = latents(table.total(2)), model.cache_text(features(model=model))
+    cache = RingCache(positions_for(model, table.total(6), GRID, sinks=True), table, 2, 4)
+    cases: list[tuple[Any, Any]] = [
+        (full_view(model, table.total(2), GRID), 0.5),
+        (masked(model, table, 2), (0.5, 0.5)),
+        (cache.merged_view(1), (0.5, 0.5)),
+    ]
+    marked = [model(x, sigma, text, view) for view, sigma in cases]
+    assert difference(marked[1], marked[2]) < TOLERANCE
+    model.core.keyframes_abs_pos_embedding.zero_()
+    for (view, sigma), with_marker in zip(cases, marked, strict=True):
+        plain = model(x, sigma, text, view)
+        assert (with_marker.video - plain.video)[:, 0].abs().max() > 0.01
 
 
 @torch.no_grad()
@@ -331,7 +352,7 @@ def energy(x: Latents) -> torch.Tensor:
 class _DetachedHistory:
     """A masked view whose tokens of earlier blocks are constants to the last block."""
 
-    starts = True
+    starts = takes_sinks = True
     graph_key = None
 
     def __init__(self, view: Masked) -> None:

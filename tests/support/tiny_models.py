@@ -46,6 +46,9 @@ def tiny_model(
     model = DualStream(core, sinks, stabiliser, checkpoint_activations)
     with torch.no_grad():
         model.sinks.mul_(50)
+        if core.config.use_keyframes_abs_pos_embedding:  # zeros until it is trained
+            width = core.keyframes_abs_pos_embedding.shape[1]
+            core.keyframes_abs_pos_embedding.copy_(torch.linspace(-1, 1, width)[None])
         for parameter in (model.qk_gain, model.tanh_gate):
             if parameter is not None:
                 parameter.copy_(torch.linspace(0.5, 2, parameter.numel()).view_as(parameter))

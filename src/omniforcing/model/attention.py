@@ -54,7 +54,8 @@ class View(Protocol):
     """What the transformer needs to know about the tokens it is given.
 
     Attributes:
-        starts: whether the tokens begin the stream, so that sinks come first.
+        starts: whether the tokens begin the stream: the first video latent is its first.
+        takes_sinks: whether sinks come first in the audio.
         group_ids: per stream the group ``[N]`` of each token, which a sigma per group refers to;
             None where all tokens are one group.
         graph_key: equal for views of one cache whose forwards differ in numbers alone, so that
@@ -62,6 +63,7 @@ class View(Protocol):
     """
 
     starts: bool
+    takes_sinks: bool
     group_ids: Pair[Tensor | None]
     graph_key: Hashable
 
@@ -166,7 +168,8 @@ class Full:
     """Every token sees every token, as in the bidirectional models. No sinks."""
 
     positions: Positions
-    starts: bool = False
+    starts: bool = True
+    takes_sinks: bool = False
     graph_key: Hashable = None
     group_ids: Pair[Tensor | None] = field(default_factory=lambda: Pair(None, None))
 
@@ -198,7 +201,7 @@ class Masked:
         horizon: index of the last block that has a place in time of its own.
     """
 
-    starts = True
+    starts = takes_sinks = True
     graph_key: Hashable = None
 
     def __init__(

@@ -141,7 +141,7 @@ class FunctionalView:
     ) -> None:
         self.cache, self.index, self.past, self.record = cache, index, past, record
         self.places = cache.places
-        self.starts = index == 0
+        self.starts = self.takes_sinks = index == 0
         self.place = self.places.present(index)
         self.group_ids: Pair[Tensor | None] = Pair(None, None)
 
@@ -275,7 +275,7 @@ class _RingView:
 
     def __init__(self, cache: RingCache, index: int, write: bool) -> None:
         self.cache, self.write = cache, write
-        self.starts = index == 0
+        self.starts = self.takes_sinks = index == 0
         self.group_ids: Pair[Tensor | None] = Pair(None, None)
         place = cache.places.present(index)
         self._place = {stream: cache.places.span(place, stream) for stream in STREAMS}
@@ -319,7 +319,7 @@ class _MergedView:
         self.cache, self.index = cache, index
         self.refresh = _RingView(cache, index - 1, write=True)
         self.step = _RingView(cache, index, write=False)
-        self.starts = index == 1
+        self.starts = self.takes_sinks = index == 1
         self.graph_key: Hashable = (self.refresh.graph_key, self.step.graph_key)
         # Tokens of the refreshed block, which come first.
         self._first = {stream: len(cache.places.span(index - 1, stream)) for stream in STREAMS}

@@ -170,11 +170,15 @@ class DualStream(nn.Module):
         return Pair(out.video.reshape(x.video.shape), out.audio[:, prepended:])
 
     def _project_in(self, x: Latents, view: View) -> Latents:
-        """Hidden states ``[B, N, D]`` of latents, sinks prepended where the stream starts."""
+        """Hidden states ``[B, N, D]`` of latents, sinks prepended where the view takes them."""
         x = x.map(lambda t: t.to(self.core.proj_in.weight.dtype))
         video = self.core.proj_in(x.video.flatten(1, 2))
         audio = self.core.audio_proj_in(x.audio)
-        if view.starts and len(self.sinks):
+        if view.starts and self.core.config.use_keyframes_abs_pos_embedding:
+            # LTX-2.5 marks the tokens of the first video latent, which holds a single frame.
+            first, rest = video.tensor_split([x.video.shape[2]], 1)
+            video = torch.cat([first + self.core.keyframes_abs_pos_embedding, rest], 1)
+        if view.takes_sinks and len(self.sinks):
             audio = torch.cat([self.sinks.expand(audio.shape[0], -1, -1), audio], 1)
         return Pair(video, audio)
 
