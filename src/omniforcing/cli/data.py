@@ -49,7 +49,7 @@ weights = Group(
 _source = click.argument(
     "source",
     type=click.Path(path_type=Path),
-    help="A diffusers folder, Lightricks' .safetensors, or OmniForcing's index or folder.",
+    help="A diffusers folder, Lightricks' .safetensors or folder of them, or OmniForcing's index.",
 )
 _destination = click.argument(
     "destination", type=click.Path(path_type=Path), help="The folder to write, a new one."
@@ -83,16 +83,48 @@ def inspect_weights(source: Path, values: bool, as_json: bool) -> None:
 @weights.command(
     "import",
     examples=(
-        "omniforcing weights import ltx-2-19b-dev.safetensors weights/LTX-2",
-        "omniforcing weights import omniforcing/ weights/student --rope split",
+        "omniforcing weights import ltx-2-19b-dev.safetensors weights/LTX-2 --text-encoder gemma-3",
+        "omniforcing weights import LTX-2.5/ weights/LTX-2.5 --text-encoder gemma-4 --copy",
+        "omniforcing weights import omniforcing/ student --transformer-only --rope split",
     ),
 )
 @_source
 @_destination
+@click.option(
+    "--with",
+    "more",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="File or folder with parts that SOURCE lacks. May be repeated.",
+)
+@click.option(
+    "--text-encoder",
+    "text",
+    type=click.Path(path_type=Path),
+    help="Folder of Gemma and its tokenizer; a diffusers folder brings its own.",
+)
+@click.option("--copy", is_flag=True, help="Copy the text encoder instead of linking to it.")
+@click.option(
+    "--transformer-only", "alone", is_flag=True, help="Leave codecs and text encoder out."
+)
 @_rope
-def import_weights(source: Path, destination: Path, rope: str | None) -> None:
-    """Write the weights in diffusers format, bit for bit."""
-    _convert(source, destination, "import", rope)
+def import_weights(
+    source: Path,
+    destination: Path,
+    more: tuple[Path, ...],
+    text: Path | None,
+    copy: bool,
+    alone: bool,
+    rope: str | None,
+) -> None:
+    """Write the whole model as a folder in diffusers format, bit for bit."""
+    from omniforcing.model.weights import command
+
+    if alone:
+        command.convert(source, destination, "import", rope)
+    else:
+        command.import_whole(source, destination, more, text, copy, rope)
+    _written(destination)
 
 
 @weights.command(
@@ -106,8 +138,11 @@ def import_weights(source: Path, destination: Path, rope: str | None) -> None:
 @_destination
 @_rope
 def export_weights(source: Path, destination: Path, rope: str | None) -> None:
-    """Write the weights in Lightricks' format, bit for bit."""
-    _convert(source, destination, "export", rope)
+    """Write the weights in Lightricks' format, bit for bit; a whole folder's codecs go along."""
+    from omniforcing.model.weights import command
+
+    command.export(source, destination, rope)
+    _written(destination)
 
 
 @weights.command(
@@ -133,7 +168,7 @@ def merge_lora(source: Path, destination: Path, loras: tuple[str, ...]) -> None:
     from omniforcing.model.weights import command
 
     command.merge_loras(source, destination, loras)
-    print(f"{destination}: written whole, every value finite")
+    _written(destination)
 
 
 @weights.command(
@@ -164,8 +199,5 @@ def export_lora(source: Path, destination: Path, names: str) -> None:
     print(f"{destination}: {layers} layers, in the names of {names}")
 
 
-def _convert(source: Path, destination: Path, action: str, rope: str | None) -> None:
-    from omniforcing.model.weights import command
-
-    command.convert(source, destination, action, rope)
+def _written(destination: Path) -> None:
     print(f"{destination}: written whole, every value finite")

@@ -69,7 +69,7 @@ def test_import_writes_a_folder_that_diffusers_opens_and_shows_progress(
     file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = file.parent / "new" / "LTX-2"
-    assert run("import", file, target) == 0
+    assert run("import", file, target, "--transformer-only") == 0
     printed = capsys.readouterr()
     assert str(target) in printed.out
     assert "writing: 100%" in printed.err
@@ -82,10 +82,10 @@ def test_import_writes_a_folder_that_diffusers_opens_and_shows_progress(
 
 def test_export_is_the_way_back_and_rope_is_exchanged_on_request(file: Path) -> None:
     folders = [file.parent / name for name in ("a", "b", "c")]
-    assert run("import", file, folders[0], "--rope", "interleaved") == 0
+    assert run("import", file, folders[0], "--rope", "interleaved", "--transformer-only") == 0
     assert open_checkpoint(folders[0]).config["rope_type"] == "interleaved"
     assert run("export", folders[0], folders[1], "--rope", "split") == 0
-    assert run("import", folders[1], folders[2]) == 0
+    assert run("import", folders[1], folders[2], "--transformer-only") == 0
     expected = tiny_core(dtype=torch.bfloat16).state_dict()
     assert all(
         torch.equal(tensor, expected[name])
@@ -98,7 +98,7 @@ def test_a_folder_that_exists_is_never_written_over(
 ) -> None:
     (file.parent / "mine").mkdir()
     (file.parent / "mine" / "notes.txt").write_text("dear")
-    assert run("import", file, file.parent / "mine") == 2
+    assert run("import", file, file.parent / "mine", "--transformer-only") == 2
     refused(capsys.readouterr().err, "file.exists", file.parent / "mine")
     assert (file.parent / "mine" / "notes.txt").read_text() == "dear"
 
@@ -109,7 +109,7 @@ def test_a_failed_conversion_leaves_nothing_behind(
     core = tiny_core()
     core.audio_proj_out.bias.data[0] = torch.nan
     file = save_original(core, tmp_path / "ltx.safetensors")
-    assert run("import", file, tmp_path / "out") == 2
+    assert run("import", file, tmp_path / "out", "--transformer-only") == 2
     refused(capsys.readouterr().err, "weights.not-finite", "audio_proj_out.bias")
     assert list(tmp_path.iterdir()) == [file]
     assert run("inspect", file) == 0

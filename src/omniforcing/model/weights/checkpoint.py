@@ -37,6 +37,7 @@ from omniforcing.model.weights.names import (
     to_diffusers,
     to_original,
 )
+from omniforcing.model.weights.quantised import dequantised
 from omniforcing.model.weights.tensor_file import (
     DTYPES,
     Entry,
@@ -141,7 +142,7 @@ def open_checkpoint(source: Path) -> Checkpoint:
     """
     source = Path(source)
     place = source / "transformer" if (source / "transformer").is_dir() else source
-    tensors, metadata = _headers(place)
+    tensors, metadata = read_headers(place)
     if "proj_in.weight" in tensors:
         found = _diffusers(place, tensors)
     elif f"{TRANSFORMER}patchify_proj.weight" in tensors:
@@ -171,8 +172,20 @@ def _sinks_beside(source: Path) -> Entry | None:
     return kept["sinks"] if kept["sinks"].shape[0] else None
 
 
+def read_headers(place: Path) -> tuple[dict[str, Entry], dict[str, str]]:
+    """Read entries by their keys in the files, and the metadata (empty for an index of shards).
+
+    Args:
+        place: a safetensors file, an index of shards, or a folder with one of them.
+
+    Raises:
+        WeightsError: if there is none or several, or one is damaged or of unknown quantisation.
+    """
+    entries, metadata = _headers(place)
+    return dequantised(entries, metadata), metadata
+
+
 def _headers(place: Path) -> tuple[dict[str, Entry], dict[str, str]]:
-    """Read entries by their keys in the files, and the metadata (empty for an index of shards)."""
     if place.name.endswith(_INDEX):
         return _indexed(place), {}
     if place.is_dir():
@@ -344,13 +357,14 @@ def _verified(found: Checkpoint) -> Checkpoint:
             f"{len(expected)} tensors); download it again or use the config that belongs to it",
         )
     for name, shape in expected.items():
-        _fits(found.entries[name], shape)
+        fits(found.entries[name], shape)
     if found.sinks is not None:
-        _fits(found.sinks, (*found.sinks.shape[:-1], expected["audio_proj_in.weight"][0]))
+        fits(found.sinks, (*found.sinks.shape[:-1], expected["audio_proj_in.weight"][0]))
     return replace(found, entries={name: found.entries[name] for name in expected})
 
 
-def _fits(entry: Entry, shape: tuple[int, ...]) -> None:
+def fits(entry: Entry, shape: tuple[int, ...]) -> None:
+    """Refuse a tensor of another shape than its config's, or of a dtype that is not read."""
     if entry.shape != shape:
         raise WeightsError(
             "weights.wrong-shape",

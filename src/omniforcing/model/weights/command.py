@@ -8,7 +8,9 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ from omniforcing.core.files import atomic_dir
 
 if TYPE_CHECKING:
     from omniforcing.model.weights.checkpoint import Checkpoint
+    from omniforcing.model.weights.tensor_file import Entry
 
 STREAMS = ("video", "audio", "cross-modal")
 
@@ -83,7 +86,7 @@ def table(values: dict[str, Any]) -> str:
 
 
 def convert(source: Path, destination: Path, action: str, rope: str | None) -> None:
-    """Write a checkpoint in another format, into a new folder that appears when it is complete.
+    """Write a transformer in another format, into a new folder that appears when it is complete.
 
     Args:
         source: weights of any format.
@@ -94,23 +97,97 @@ def convert(source: Path, destination: Path, action: str, rope: str | None) -> N
     Raises:
         OmniForcingError: if the weights are unfit, the folder exists, or the disk is too full.
     """
-    from tqdm import tqdm
-
     from omniforcing.model.weights.checkpoint import open_checkpoint
     from omniforcing.model.weights.rope_layout import with_rope
     from omniforcing.model.weights.writing import write_diffusers, write_original
 
     checkpoint = open_checkpoint(source)
+    _tell_quantised(checkpoint.entries.values())
     if rope is not None:
         checkpoint = with_rope(checkpoint, rope)
-    size = _size(checkpoint)
-    check_destination(destination, size)
     write = write_diffusers if action == "import" else write_original
+    with _new_folder(destination, _size(checkpoint)) as (folder, watch):
+        write(checkpoint, folder, watch=watch)
+
+
+def import_whole(
+    source: Path,
+    destination: Path,
+    more: Sequence[Path],
+    text: Path | None,
+    copy: bool,
+    rope: str | None,
+) -> None:
+    """Write a whole model as a folder in diffusers format, which appears when it is complete.
+
+    Args:
+        source: Lightricks' file, a folder with LTX-2.5's files, a diffusers folder, or a student.
+        destination: the new folder.
+        more: files or folders with parts that ``source`` lacks.
+        text: folder of the text encoder; None for that of a diffusers folder.
+        copy: copy the text encoder instead of linking to it.
+        rope: RoPE convention of the transformer to write; None keeps its own.
+
+    Raises:
+        OmniForcingError: if a part is missing or unfit, the folder exists, or the disk is too full.
+    """
+    from omniforcing.model.weights.parts.bundle import open_bundle
+    from omniforcing.model.weights.rope_layout import with_rope
+
+    bundle = open_bundle(source, more, text)
+    _tell_quantised(
+        entry
+        for entries in (bundle.transformer.entries, *(p.entries for p in bundle.parts.values()))
+        for entry in entries.values()
+    )
+    if rope is not None:
+        bundle = replace(bundle, transformer=with_rope(bundle.transformer, rope))
+    with _new_folder(destination, bundle.size) as (folder, watch):
+        bundle.write_folder(folder, copy, watch)
+
+
+def export(source: Path, destination: Path, rope: str | None) -> None:
+    """Write weights in Lightricks' format: of a whole folder all but the text encoder.
+
+    Args:
+        source: weights of any format.
+        destination: the new folder.
+        rope: RoPE convention to write; None keeps the checkpoint's.
+
+    Raises:
+        OmniForcingError: as ``convert`` does.
+    """
+    from omniforcing.model.weights.parts.bundle import is_whole, open_bundle
+    from omniforcing.model.weights.rope_layout import with_rope
+
+    if not is_whole(source):
+        convert(source, destination, "export", rope)
+        return
+    bundle = open_bundle(source, with_text=False)
+    if rope is not None:
+        bundle = replace(bundle, transformer=with_rope(bundle.transformer, rope))
+    with _new_folder(destination, bundle.size) as (folder, watch):
+        bundle.write_originals(folder, watch)
+
+
+@contextmanager
+def _new_folder(destination: Path, size: int) -> Iterator[tuple[Path, Callable[[int], object]]]:
+    """Make a folder that appears when it is complete; also yields what shows the progress."""
+    from tqdm import tqdm
+
+    check_destination(destination, size)
     with (
         atomic_dir(destination) as folder,
         tqdm(total=size, unit="B", unit_scale=True, desc="writing", file=sys.stderr) as bar,
     ):
-        write(checkpoint, folder, watch=bar.update)
+        yield folder, bar.update
+
+
+def _tell_quantised(entries: Iterable[Entry]) -> None:
+    counts = Counter(entry.quantised for entry in entries if entry.quantised is not None)
+    if counts:
+        shown = ", ".join(f"{count} {dtype}" for dtype, count in counts.items())
+        print(f"quantised tensors are written as bf16: {shown}", file=sys.stderr)
 
 
 def merge_loras(source: Path, destination: Path, loras: Sequence[str]) -> None:
@@ -125,20 +202,13 @@ def merge_loras(source: Path, destination: Path, loras: Sequence[str]) -> None:
         OmniForcingError: if the weights or an adapter are unfit, the folder exists, or the disk is
             too full.
     """
-    from tqdm import tqdm
-
     from omniforcing.model.weights.checkpoint import open_checkpoint
     from omniforcing.model.weights.lora import merged, read_loras
     from omniforcing.model.weights.writing import write_diffusers
 
     checkpoint = merged(open_checkpoint(source), read_loras(loras))
-    size = _size(checkpoint)
-    check_destination(destination, size)
-    with (
-        atomic_dir(destination) as folder,
-        tqdm(total=size, unit="B", unit_scale=True, desc="writing", file=sys.stderr) as bar,
-    ):
-        write_diffusers(checkpoint, folder, watch=bar.update)
+    with _new_folder(destination, _size(checkpoint)) as (folder, watch):
+        write_diffusers(checkpoint, folder, watch=watch)
 
 
 def export_lora(source: Path, destination: Path, naming: str) -> int:

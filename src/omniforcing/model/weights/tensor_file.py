@@ -39,12 +39,16 @@ class Entry:
         shape: the stored shape.
         dtype: safetensors' name of the dtype. Only those in ``DTYPES`` can be read; fp8 and integer
             dtypes are those of quantised weights.
+        quantised: the dtype in the file, where ``dtype`` is that of the values read from it.
+        scale: what those are multiplied by, a tensor of the same file; None for 1.
     """
 
     file: Path
     key: str
     shape: tuple[int, ...]
     dtype: str
+    quantised: str | None = None
+    scale: Entry | None = None
 
     @property
     def size(self) -> int:
@@ -91,7 +95,7 @@ def read_header(file: Path) -> tuple[dict[str, Entry], dict[str, str]]:
 
 
 def read_tensor(opened: safe_open, entry: Entry) -> Tensor:
-    """Read one tensor, in its stored dtype.
+    """Read one tensor, in its stored dtype; a quantised one dequantised.
 
     Args:
         opened: the file of ``entry``, from ``open_file``.
@@ -104,6 +108,13 @@ def read_tensor(opened: safe_open, entry: Entry) -> Tensor:
         # The library's buffer may be unaligned, and kernels may then sum in another order. A clone
         # is aligned like any tensor of torch.
         data: Tensor = opened.get_tensor(entry.key).clone()
+        if entry.quantised is not None:
+            data = data.float()
+            if entry.scale is not None:
+                scale = opened.get_tensor(entry.scale.key).float()
+                # One for the tensor, or one per row.
+                data *= scale if scale.numel() == 1 else scale.view(-1, *[1] * (data.ndim - 1))
+            data = data.to(DTYPES[entry.dtype])
     except SafetensorError as error:
         raise WeightsError(
             "weights.truncated",

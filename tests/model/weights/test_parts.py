@@ -1,0 +1,226 @@
+"""The parts around the transformer: in from the published files, out again, bit for bit."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from omniforcing.cli import main
+from omniforcing.codec.codec import Codec
+from omniforcing.codec.networks import load_parts
+from omniforcing.codec.text import TextEncoder
+from omniforcing.model.weights.parts.bundle import open_bundle
+from omniforcing.model.weights.parts.part import KINDS, on_meta
+from tests.support.refusals import refused, refuses
+from tests.support.tiny_checkpoints import RELEASES, released_metadata
+from tests.support.tiny_parts import PARTS, save_gemma, save_published
+
+pytestmark = pytest.mark.extended
+
+
+def run(*words: object) -> int:
+    with pytest.raises(SystemExit) as end:
+        main(["weights", *map(str, words)])
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
+def tensors_of(folder: Path) -> dict[str, Tensor]:
+    """Every tensor below a folder, by file and name."""
+    return {
+        f"{file.relative_to(folder)}:{name}": tensor
+        for file in sorted(folder.rglob("*.safetensors"))
+        if "text_encoder" not in file.parts and "tokenizer" not in file.parts
+        for name, tensor in load_file(file).items()
+    }
+
+
+def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys() and one
+    for name, tensor in one.items():
+        assert tensor.dtype == other[name].dtype
+        assert torch.equal(tensor.view(torch.uint8), other[name].view(torch.uint8)), name
+
+
+@pytest.mark.parametrize("release", ["2.0", "2.3"])
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_names_and_shapes_are_those_of_the_released_files(release: str, kind: Any) -> None:
+    told, shapes = PARTS[release], {}
+    values = {**told["config"], "transformer": released_metadata(release)}[kind.section]
+    for name, width in (("aggregate", 3840), ("video_aggregate", 4096), ("audio_aggregate", 2048)):
+        for leaf, size in (("weight", (width, 188160)), ("bias", (width,))):
+            if (name == "aggregate") == (release == "2.0") and (leaf, release) != ("bias", "2.0"):
+                shapes[f"text_embedding_projection.{name}_embed.{leaf}"] = size
+    config = kind.from_metadata(values, shapes, "here")
+    module = on_meta(kind, config, "here")
+    lines = sorted(
+        f"{kind.prefix}{kind.to_original(name, config)} {list(tensor.shape)}"
+        for name, tensor in module.state_dict().items()
+    )
+    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    assert [len(lines), digest] == told["tensors"][kind.name]
+    again = kind.from_metadata(kind.to_metadata(config, "here") | _rest(kind, values), shapes, "")
+    assert again == config
+
+
+def _rest(kind: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """What the connectors read of the transformer's own keys."""
+    keys = ("rope_type", "frequencies_precision")
+    return {key: values[key] for key in keys} if kind.name == "connectors" else {}
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_published_files_become_a_whole_folder_and_files_again_bit_for_bit(
+    release: str, tmp_path: Path
+) -> None:
+    source = save_published(release, tmp_path / "published")
+    gemma = save_gemma(release, tmp_path / "gemma")
+    folders = [tmp_path / name for name in ("one", "two")]
+    assert run("import", source, folders[0], "--text-encoder", gemma) == 0
+    assert run("export", folders[0], tmp_path / "out") == 0
+    written = tmp_path / "out"
+    if release != "2.5":
+        (written,) = written.iterdir()
+    assert run("import", written, folders[1], "--text-encoder", gemma, "--copy") == 0
+    assert_same(*map(tensors_of, folders))
+    for name in ("transformer", *(kind.name for kind in KINDS)):
+        configs = [(folder / name / "config.json").read_bytes() for folder in folders]
+        assert configs[0] == configs[1]
+    # Against the source: the same tensors under the same names, but for unread statistics.
+    before, after = (
+        {n: t for f in _files(place) for n, t in load_file(f).items() if "mean-of-stds" not in n}
+        for place in (source, written)
+    )
+    assert_same(before, after)
+    assert (folders[0] / "text_encoder").is_symlink()
+    assert not (folders[1] / "text_encoder").is_symlink()
+
+
+def _files(place: Path) -> list[Path]:
+    return [place] if place.is_file() else sorted(place.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("release", ["2.0", "2.5"])
+def test_an_imported_folder_is_a_codec_and_a_text_encoder(release: str, tmp_path: Path) -> None:
+    source = save_published(release, tmp_path / "published")
+    gemma = save_gemma(release, tmp_path / "gemma")
+    assert run("import", source, tmp_path / "ltx", "--text-encoder", gemma) == 0
+    codec = Codec(*load_parts(tmp_path / "ltx"), 64, 96)
+    assert codec.sample_rate == (24_000 if release == "2.0" else 48_000)
+    assert codec.latent_shape(64, 96) == (6, 8, 16)
+    assert not codec.video_vae.config.decoder_causal
+    features = TextEncoder.load(tmp_path / "ltx").encode(["a ball bounces", ""])
+    assert features.video.shape[:2] == (2, 16) and features.video.isfinite().all()
+
+
+def test_a_whole_diffusers_folder_is_taken_as_it_is(tmp_path: Path) -> None:
+    source = save_published("2.3", tmp_path / "published")
+    gemma = save_gemma("2.3", tmp_path / "gemma")
+    run("import", source, tmp_path / "one", "--text-encoder", gemma)
+    assert run("import", tmp_path / "one", tmp_path / "two") == 0
+    assert_same(tensors_of(tmp_path / "one"), tensors_of(tmp_path / "two"))
+    # A student brings its transformer alone; the rest comes from another folder.
+    shutil.copytree(tmp_path / "one" / "transformer", tmp_path / "student")
+    words = ("import", tmp_path / "student", tmp_path / "three", "--with", tmp_path / "one")
+    assert run(*words) == 0
+    assert_same(tensors_of(tmp_path / "one"), tensors_of(tmp_path / "three"))
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+def edited(file: Path, change: Any) -> Path:
+    """Change a file's tensors and metadata."""
+    with safe_open(file, "pt") as opened:
+        metadata = dict(opened.metadata() or {})
+    tensors = load_file(file)
+    change(tensors, metadata)
+    save_file(tensors, file, metadata)
+    return file
+
+
+def test_a_single_file_without_the_codecs(tmp_path: Path, capsys: Any) -> None:
+    file = save_published("2.0", tmp_path)
+    edited(file, lambda t, _: [t.pop(name) for name in list(t) if name.startswith("vocoder.")])
+    assert run("import", file, tmp_path / "out") == 2
+    refused(capsys.readouterr().err, "weights.missing-part", file, "vocoder", "--with")
+    assert not (tmp_path / "out").exists()
+    assert run("import", file, tmp_path / "out", "--transformer-only") == 0
+
+
+@pytest.mark.parametrize("name", ["vae.decoder.conv_in.conv.bias", "vocoder.conv_pre.bias"])
+def test_a_component_that_lacks_a_tensor(name: str, tmp_path: Path) -> None:
+    file = save_published("2.0", tmp_path)
+    edited(file, lambda t, _: t.pop(name))
+    with refuses("weights.wrong-tensors", file, "1 missing"):
+        open_bundle(file, with_text=False)
+
+
+def test_a_truncated_component_is_named(tmp_path: Path) -> None:
+    folder = save_published("2.5", tmp_path / "ltx")
+    file = folder / "vae" / "audio-vae.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with refuses("weights.truncated", file):
+        open_bundle(folder, with_text=False)
+
+
+def test_a_component_of_another_generation(tmp_path: Path) -> None:
+    old, new = (save_published(release, tmp_path / release) for release in ("2.0", "2.3"))
+    edited(new, lambda t, _: [t.pop(name) for name in list(t) if name.startswith("vocoder.")])
+    only = ("vocoder.",)
+    edited(old, lambda t, _: [t.pop(name) for name in list(t) if not name.startswith(only)])
+    with refuses("weights.mixed-releases", old, "vocoder", "LTX-2.0", "LTX-2.3"):
+        open_bundle(new, [old], with_text=False)
+
+
+def test_a_part_whose_config_is_missing_or_of_the_diffusion_decoder(tmp_path: Path) -> None:
+    file = save_published("2.3", tmp_path)
+    told = json.loads(edited_metadata(file)["config"])
+    del told["audio_vae"]["preprocessing"]
+    edited(file, lambda _, m: m.update(config=json.dumps(told)))
+    with refuses("weights.no-config", file, "audio VAE", "preprocessing"):
+        open_bundle(file, with_text=False)
+    told["vae"] = {"_class_name": "CausalDiffusionVAE"}
+    edited(file, lambda _, m: m.update(config=json.dumps(told)))
+    with refuses("weights.unsupported-part", file, "CausalDiffusionVAE", "video-vae-conv"):
+        open_bundle(file, with_text=False)
+
+
+def edited_metadata(file: Path) -> dict[str, str]:
+    with safe_open(file, "pt") as opened:
+        return dict(opened.metadata())
+
+
+def test_gemma_is_missing_or_another_one(tmp_path: Path) -> None:
+    file = save_published("2.3", tmp_path)
+    with refuses("weights.missing-part", "Gemma 3 12B", "--text-encoder"):
+        open_bundle(file)
+    gemma = save_gemma("2.3", tmp_path / "gemma")
+    (gemma / "tokenizer" / "tokenizer.json").rename(tmp_path / "kept.json")
+    with refuses("weights.missing-part", gemma / "tokenizer", "tokenizer.json"):
+        open_bundle(file, text=gemma)
+    (tmp_path / "kept.json").rename(gemma / "tokenizer" / "tokenizer.json")
+    config = json.loads((gemma / "text_encoder" / "config.json").read_text())
+    config["num_hidden_layers"] += 1
+    (gemma / "text_encoder" / "config.json").write_text(json.dumps(config))
+    with refuses("weights.wrong-text-encoder", gemma / "text_encoder", "(16, 3)", "(16, 2)"):
+        open_bundle(file, text=gemma)
+    (gemma / "text_encoder" / "model.safetensors").unlink()
+    with refuses("weights.missing-part", gemma / "text_encoder", "safetensors"):
+        open_bundle(file, text=gemma)
+
+
+def test_two_files_with_the_same_part(tmp_path: Path) -> None:
+    folder = save_published("2.5", tmp_path / "ltx")
+    file = folder / "vae" / "audio-vae.safetensors"
+    shutil.copy(file, folder / "vae" / "audio-vae-2.safetensors")
+    with refuses("weights.several-checkpoints", "audio-vae-2.safetensors", file):
+        open_bundle(folder, with_text=False)
+

@@ -1,0 +1,245 @@
+"""Tiny random LTX-2 of every release, whole, in the formats that it is published in."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from omniforcing.model.weights.architecture import to_metadata
+from omniforcing.model.weights.parts.part import KINDS, on_meta
+from tests.support.tiny_checkpoints import FACTS, original_tensors, tiny_core
+
+PARTS = json.loads((Path(__file__).parent / "data" / "ltx2_parts.json").read_text())
+
+# Blocks of the released video VAEs: decoder_blocks and encoder_blocks of the metadata.
+_ENCODER = ["compress_space_res", "compress_time_res", "compress_all_res", "compress_all_res"]
+_DECODERS: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    "2.0": [("compress_all", {"residual": True, "multiplier": 2})] * 3,
+    "2.3": [
+        ("compress_space", {"multiplier": 2}),
+        ("compress_time", {"multiplier": 2}),
+        ("compress_all", {"multiplier": 1}),
+        ("compress_all", {"multiplier": 2}),
+    ],
+}
+_NETWORK = {
+    "resblock_kernel_sizes": [3],
+    "resblock_dilation_sizes": [[1, 3, 5]],
+    "stereo": True,
+}
+_AMP = {
+    **_NETWORK,
+    "resblock": "AMP1",
+    "use_tanh_at_final": False,
+    "activation": "snakebeta",
+    "use_bias_at_final": False,
+}
+TEXT_LAYERS, TEXT_WIDTH = 2, 16
+
+
+def family(release: str) -> str:
+    """The releases whose codecs and connectors are alike."""
+    return "2.0" if release == "2.0" else "2.3"
+
+
+def metadata(release: str) -> dict[str, Any]:
+    """The config in the metadata of a file, sections and keys as published, tiny values."""
+    core = tiny_core(release, **_latents())
+    old = release == "2.0"
+    transformer = {
+        **FACTS["metadata"][release if old else "2.3"],
+        **to_metadata(core.config, "here"),
+        "caption_channels": TEXT_WIDTH,
+        "connector_num_attention_heads": 2,
+        "connector_attention_head_dim": 8 if old else 24,
+        "connector_num_layers": 1,
+        "connector_num_learnable_registers": 4,
+        "connector_positional_embedding_max_pos": [64],
+    }
+    if not old:
+        transformer |= {
+            "audio_connector_num_attention_heads": 2,
+            "audio_connector_attention_head_dim": 16,
+            "connector_apply_gated_attention": True,
+        }
+    return {
+        "transformer": transformer,
+        "vae": _vae(release),
+        "audio_vae": {
+            "model": {
+                "params": {
+                    "ddconfig": {
+                        "double_z": True,
+                        "mel_bins": 64,
+                        "z_channels": 1,
+                        "resolution": 256,
+                        "downsample_time": False,
+                        "in_channels": 2,
+                        "out_ch": 2,
+                        "ch": 16,
+                        "ch_mult": [1, 1, 2],
+                        "num_res_blocks": 1,
+                        "attn_resolutions": [],
+                        "dropout": 0.0,
+                        "mid_block_add_attention": False,
+                        "norm_type": "pixel",
+                        "causality_axis": "height",
+                    },
+                    "sampling_rate": 16000,
+                }
+            },
+            "preprocessing": {
+                "stft": {"filter_length": 1024, "hop_length": 160, "causal": True},
+                "mel": {"n_mel_channels": 64, "mel_fmin": 0, "mel_fmax": 8000},
+            },
+        },
+        "vocoder": _vocoder(release),
+    }
+
+
+def _latents() -> dict[str, Any]:
+    """Channels of the transformer that fit the tiny VAEs."""
+    sizes = {"in_channels": 8, "out_channels": 8, "audio_in_channels": 16, "audio_out_channels": 16}
+    return {**sizes, "caption_channels": TEXT_WIDTH}
+
+
+def _vae(release: str) -> dict[str, Any]:
+    encoder: list[Any] = [["res_x", {"num_layers": 1}]]
+    for index, name in enumerate(_ENCODER):
+        last = family(release) == "2.3" and index == 3
+        encoder += [[name, {"multiplier": 1 if last else 2}], ["res_x", {"num_layers": 1}]]
+    decoder: list[Any] = [["res_x", {"num_layers": 1, "inject_noise": False}]]
+    for index, (name, told) in enumerate(_DECODERS[family(release)]):
+        decoder += [[name, told], ["res_x", {"num_layers": 1 + index % 2}]]
+    found = {
+        "_class_name": "CausalVideoAutoencoder",
+        "dims": 3,
+        "in_channels": 3,
+        "out_channels": 3,
+        "latent_channels": 8,
+        "encoder_blocks": encoder,
+        "decoder_blocks": decoder,
+        "scaling_factor": 1.0,
+        "norm_layer": "pixel_norm",
+        "patch_size": 4,
+        "latent_log_var": "uniform",
+        "use_quant_conv": False,
+        "causal_decoder": False,
+        "timestep_conditioning": False,
+        "encoder_base_channels": 8,
+        "decoder_base_channels": 4,
+    }
+    return found if release == "2.0" else {**found, "spatial_padding_mode": "zeros"}
+
+
+def _vocoder(release: str) -> dict[str, Any]:
+    if release == "2.0":
+        return {
+            **_NETWORK,
+            "upsample_initial_channel": 32,
+            "resblock": "1",
+            "upsample_rates": [6, 5, 2, 2, 2],
+            "upsample_kernel_sizes": [16, 15, 8, 4, 4],
+        }
+    network = {"upsample_rates": [5, 2, 2, 2, 2, 2], "upsample_kernel_sizes": [11, *[4] * 5]}
+    extension = {"upsample_rates": [6, 5, 2, 2, 2], "upsample_kernel_sizes": [12, 11, 4, 4, 4]}
+    rates = {"input_sampling_rate": 16000, "output_sampling_rate": 48000}
+    stft = {"hop_length": 80, "n_fft": 512, "win_size": 512, "num_mels": 64}
+    extender = {**_AMP, **extension, **rates, **stft, "upsample_initial_channel": 32}
+    return {
+        "vocoder": {**_AMP, **network, "upsample_initial_channel": 64},
+        "bwe": {**extender, "apply_final_activation": False},
+    }
+
+
+def save_published(release: str, folder: Path) -> Path:
+    """Write tiny random weights as a release is published: one file, or LTX-2.5's several.
+
+    Returns:
+        The file, or the folder of several.
+    """
+    told = metadata(release)
+    tensors = original_tensors(tiny_core(release, torch.bfloat16, **_latents()))
+    shapes = _projections(release, tensors)
+    for kind in KINDS:
+        config = kind.from_metadata(told[kind.section], shapes, "here")
+        for name, value in _filled(on_meta(kind, config, "here")).items():
+            tensors[kind.prefix + kind.to_original(name, config)] = value
+    tensors["vae.per_channel_statistics.mean-of-stds"] = torch.zeros(8)
+    folder.mkdir(parents=True, exist_ok=True)
+    said = {"config": json.dumps(told), "model_version": f"{release}.0"}
+    if release != "2.5":
+        save_file(tensors, folder / "ltx.safetensors", said)
+        return folder / "ltx.safetensors"
+    files = {
+        "diffusion_models/transformer.safetensors": ("model.diffusion_model.",),
+        "text_encoders/gemma-with-proj.safetensors": ("text_embedding_projection.",),
+        "vae/video-vae-conv.safetensors": ("vae.",),
+        "vae/audio-vae.safetensors": ("audio_vae.", "vocoder."),
+    }
+    for file, prefixes in files.items():
+        own = {n: t for n, t in tensors.items() if n.startswith(prefixes)}
+        if prefixes == ("vae.",):  # no prefix in a file of its own
+            own = {name.removeprefix("vae."): tensor for name, tensor in own.items()}
+        (folder / file).parent.mkdir(exist_ok=True)
+        save_file(own, folder / file, said)
+    return folder
+
+
+def _projections(release: str, tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the projections of Gemma's states, which set widths that no config has."""
+    packed = TEXT_WIDTH * (TEXT_LAYERS + 1)
+    if release == "2.0":
+        return {"text_embedding_projection.aggregate_embed.weight": (TEXT_WIDTH, packed)}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for stream, name in (("video", "patchify_proj"), ("audio", "audio_patchify_proj")):
+        width = tensors[f"model.diffusion_model.{name}.bias"].shape[0]
+        place = f"text_embedding_projection.{stream}_aggregate_embed"
+        shapes |= {f"{place}.weight": (width, packed), f"{place}.bias": (width,)}
+    return shapes
+
+
+def _filled(module: nn.Module) -> dict[str, Tensor]:
+    """Random bf16 values for every parameter and buffer of a module."""
+    generator = torch.Generator().manual_seed(3)
+    found = {}
+    for name, like in module.state_dict().items():
+        value = torch.randn(like.shape, generator=generator) / math.sqrt(max(1, like.shape[-1]))
+        found[name] = value.abs().add(0.1).bfloat16() if "std" in name else value.bfloat16()
+    return found
+
+
+def save_gemma(release: str, folder: Path) -> Path:
+    """Write a tiny Gemma and a tokenizer, which fit the tiny connectors of a release."""
+    from transformers import Gemma3TextConfig, Gemma3TextModel
+
+    from omniforcing.codec.tokens import VOCABULARY, learn_tokenizer
+
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": TEXT_WIDTH,
+        "intermediate_size": 32,
+        "num_hidden_layers": TEXT_LAYERS,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "bos_token_id": 2,
+    }
+    gemma: Any = Gemma3TextModel(Gemma3TextConfig(**sizes))
+    if release == "2.5":
+        from transformers import Gemma4TextConfig, Gemma4TextModel
+
+        layers = ["sliding_attention", "full_attention"]
+        own = {"layer_types": layers, "hidden_size_per_layer_input": 0, "global_head_dim": 8}
+        gemma = Gemma4TextModel(Gemma4TextConfig(**sizes, **own))
+    gemma.save_pretrained(folder / "text_encoder")
+    tokenizer = learn_tokenizer(["a ball bounces on the floor"], 16)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    return folder
