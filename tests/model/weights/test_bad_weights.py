@@ -306,14 +306,6 @@ def test_several_files_without_an_index(tmp_path: Path) -> None:
     )
 
 
-def test_quantised_weights(folder: Path) -> None:
-    name = "transformer_blocks.0.ff.net.2.weight"
-    edit_weights(
-        folder, lambda tensors: tensors.update({name: tensors[name].to(torch.float8_e4m3fn)})
-    )
-    assert_refused(folder, "weights.quantised", name, "F8_E4M3")
-
-
 def test_weights_that_are_none_of_ltx_2s(tmp_path: Path) -> None:
     save_file({"model.embed_tokens.weight": torch.zeros(2)}, tmp_path / "gemma.safetensors")
     assert_refused(tmp_path, "weights.no-transformer", "'model.embed_tokens.weight'")

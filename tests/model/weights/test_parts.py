@@ -223,4 +223,3 @@ def test_two_files_with_the_same_part(tmp_path: Path) -> None:
     shutil.copy(file, folder / "vae" / "audio-vae-2.safetensors")
     with refuses("weights.several-checkpoints", "audio-vae-2.safetensors", file):
         open_bundle(folder, with_text=False)
-

@@ -5,6 +5,7 @@
   tensor names, likewise; ``rope_layout``: weights between the split and the interleaved RoPE.
 - ``tensor_file``: safetensors files, read and written tensor by tensor; ``writing``: whole
   checkpoints in diffusers' or Lightricks' format.
+- ``quantised``: fp8 and int8 files, read as bf16; ``parts``: codecs, connectors and text encoder.
 - ``student``: save and load a ``DualStream``; ``command``: ``omniforcing weights``.
 
 Must not import ``model.inference``, ``data``, ``training`` or ``streaming``.

@@ -5,5 +5,5 @@
 - ``text_encoder``: Gemma and its tokenizer, checked, then linked or copied
 - ``bundle``: ``Bundle``, the whole model from its files, and the folder or files written of it
 
-Imports ``core`` and ``model.weights``. Must not import the command line.
+Imports ``core`` and the modules of ``model.weights`` but its ``command``.
 """
