@@ -8,8 +8,9 @@
     at seams             root mean square error of the change between frames where pieces meet
     cost                 CPU time over that of the whole decode
 
-Without `--codec`: LTX-2.0's decoder in its real depth and a small width with random weights, which
-is pessimistic, as trained ones depend less on distant latents. `--plot FILE` draws the curves. The
+Without `--codec`: the decoder of `--release` 2.0, or 2.3 (2.5's is the same), in its real depth and
+a small width with random weights, which is pessimistic, as trained ones depend less on distant
+latents. `--plot FILE` draws the curves. The
 default of `codec/reach.py` is the least look-ahead within `--enough` dB of the whole decode (45:
 less than 8 bits round).
 """
@@ -41,6 +42,22 @@ BLOCK = 3  # video latents
 SECONDS = 4
 AHEAD = range(10)
 BLENDS = (0, 4, 8)
+# Arguments in which the video VAEs of the releases differ.
+RELEASES: dict[str, dict[str, Any]] = {
+    "2.0": {"block_out_channels": (8, 16, 32, 64), "decoder_block_out_channels": (8, 16, 32)},
+    "2.3": {
+        "block_out_channels": (8, 16, 32, 32),
+        "layers_per_block": (4, 6, 4, 2, 2),
+        "decoder_block_out_channels": (8, 16, 16, 32),
+        "decoder_layers_per_block": (4, 6, 4, 2, 2),
+        "decoder_spatio_temporal_scaling": (True,) * 4,
+        "decoder_inject_noise": (False,) * 5,
+        "upsample_type": ("spatiotemporal", "spatiotemporal", "temporal", "spatial"),
+        "upsample_residual": (False,) * 4,
+        "upsample_factor": (2, 2, 1, 2),
+        "decoder_spatial_padding_mode": "zeros",
+    },
+}
 
 
 def main() -> None:
@@ -50,6 +67,9 @@ def main() -> None:
     )
     parser.add_argument(
         "--codec", type=Path, help="folder of a codec whose video decoder is not causal"
+    )
+    parser.add_argument(
+        "--release", choices=list(RELEASES), default="2.0", help="of the random decoder"
     )
     parser.add_argument(
         "--latents", type=Path, help="folder of the latents stage; without, latents are random"
@@ -70,7 +90,8 @@ def main() -> None:
 
     def run() -> None:
         torch.set_num_threads(arguments.threads)
-        figures = measure(arguments.codec, arguments.latents, arguments.clips, arguments.enough)
+        codec, latents = arguments.codec, arguments.latents
+        figures = measure(codec, latents, arguments.clips, arguments.enough, arguments.release)
         if arguments.plot:
             draw(figures, arguments.plot)
         print(json.dumps(figures) if arguments.json else table(figures))
@@ -79,10 +100,12 @@ def main() -> None:
 
 
 @torch.inference_mode()
-def measure(folder: Path | None, latents: Path | None, clips: int, enough: float) -> dict[str, Any]:
+def measure(
+    folder: Path | None, latents: Path | None, clips: int, enough: float, release: str = "2.0"
+) -> dict[str, Any]:
     """Measure the curves of picture and sound, and find the least look-ahead that is enough."""
     codec = None if folder is None else Codec.load(folder)
-    vae = random_ltx2() if codec is None else codec.video_vae
+    vae = random_ltx2(release) if codec is None else codec.video_vae
     z = [latents_of(vae, index) for index in range(clips)]
     # Pictures of random weights have no fixed range: two deviations stand for 1.
     scale = (lambda _: 1.0) if codec is not None else (lambda whole: 2 * whole.std())
@@ -98,7 +121,7 @@ def measure(folder: Path | None, latents: Path | None, clips: int, enough: float
     least = next((row["ahead"] for row in again if row["psnr_db"] >= enough), None)
     tried = [] if least is None else [blend for blend in BLENDS if blend <= 8 * least]
     return {
-        "decoder": "LTX-2.0's depth, random" if folder is None else str(folder),
+        "decoder": f"LTX-{release}'s depth, random" if folder is None else str(folder),
         "clips": clips,
         "enough_db": enough,
         "least_ahead": least,
@@ -110,17 +133,12 @@ def measure(folder: Path | None, latents: Path | None, clips: int, enough: float
     }
 
 
-def random_ltx2() -> Any:
-    """Build LTX-2.0's video VAE, not causal, at 1/32 of its width with random weights."""
+def random_ltx2(release: str) -> Any:
+    """Build a release's video VAE, not causal, at 1/32 of its width with random weights."""
     from diffusers import AutoencoderKLLTX2Video
 
     torch.manual_seed(0)
-    vae = AutoencoderKLLTX2Video(
-        latent_channels=16,
-        block_out_channels=(8, 16, 32, 64),
-        decoder_block_out_channels=(8, 16, 32),
-        decoder_causal=False,
-    )
+    vae = AutoencoderKLLTX2Video(latent_channels=16, decoder_causal=False, **RELEASES[release])
     return vae.eval().to(memory_format=torch.channels_last_3d)
 
 

@@ -7,6 +7,7 @@ library saves it. All of it is frozen: features are computed once per caption an
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +27,14 @@ class TextEncoder(nn.Module):
         prompts: Gemma's tokenizer; prompts are padded on the left to its limit.
         encoder: Gemma's text model.
         connectors: ``LTX2TextConnectors``.
+
+    Raises:
+        OmniForcingError: if the connectors' registers cannot fill the padding of such prompts.
     """
 
-    def __init__(self, prompts: PromptTokenizer, encoder: nn.Module, connectors: nn.Module) -> None:
+    def __init__(self, prompts: PromptTokenizer, encoder: nn.Module, connectors: Any) -> None:
         super().__init__()
+        _refuse_registers(connectors.config, prompts.limit)
         self.prompts, self.encoder, self.connectors = prompts, encoder, connectors
         self.requires_grad_(False)
         self.eval()
@@ -97,6 +102,21 @@ class TextEncoder(nn.Module):
         packed = torch.stack(states, -1).flatten(2, 3)
         video, audio, _ = self.connectors(packed, mask, padding_side="left")
         return TextFeatures(video, audio)
+
+
+def _refuse_registers(config: Any, length: int) -> None:
+    """Refuse connectors without registers, or whose number does not divide the padded length.
+
+    Without them diffusers' connectors still say that no token is padding, and do not blank it.
+    """
+    for stream in ("video", "audio"):
+        count = config[f"{stream}_connector_num_learnable_registers"]
+        if not count or length % count:
+            raise OmniForcingError(
+                "codec.wrong-registers",
+                f"the {stream} connector has {count or 'no'} registers, and prompts are padded to "
+                f"{length} tokens; take connectors whose registers divide {length}",
+            )
 
 
 def build_tiny(folder: Path, config: TextConfig, captions: list[str], seed: int) -> None:

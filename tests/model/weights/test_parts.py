@@ -4,18 +4,21 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from diffusers import LTX2Pipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from omniforcing.cli import main
 from omniforcing.codec.codec import Codec
+from omniforcing.codec.config import TextConfig
 from omniforcing.codec.networks import load_parts
-from omniforcing.codec.text import TextEncoder
+from omniforcing.codec.text import TextEncoder, build_tiny
 from omniforcing.model.weights.parts.bundle import open_bundle
 from omniforcing.model.weights.parts.part import KINDS, on_meta
 from tests.support.refusals import refused, refuses
@@ -107,7 +110,7 @@ def _files(place: Path) -> list[Path]:
     return [place] if place.is_file() else sorted(place.rglob("*.safetensors"))
 
 
-@pytest.mark.parametrize("release", ["2.0", "2.5"])
+@pytest.mark.parametrize("release", RELEASES)
 def test_an_imported_folder_is_a_codec_and_a_text_encoder(release: str, tmp_path: Path) -> None:
     source = save_published(release, tmp_path / "published")
     gemma = save_gemma(release, tmp_path / "gemma")
@@ -116,8 +119,24 @@ def test_an_imported_folder_is_a_codec_and_a_text_encoder(release: str, tmp_path
     assert codec.sample_rate == (24_000 if release == "2.0" else 48_000)
     assert codec.latent_shape(64, 96) == (6, 8, 16)
     assert not codec.video_vae.config.decoder_causal
-    features = TextEncoder.load(tmp_path / "ltx").encode(["a ball bounces", ""])
-    assert features.video.shape[:2] == (2, 16) and features.video.isfinite().all()
+    text = TextEncoder.load(tmp_path / "ltx")
+    prompts = ["a ball bounces", ""]
+    # As diffusers' pipeline makes them; it pads on the left whatever the tokenizer says.
+    pipeline: Any = SimpleNamespace(tokenizer=text.prompts.tokenizer, text_encoder=text.encoder)
+    encode = LTX2Pipeline._get_gemma_prompt_embeds
+    with torch.no_grad():
+        states, mask = encode(pipeline, prompts, 1, 16, 8, torch.device("cpu"), torch.float32)
+        video, audio, _ = text.connectors(states, mask)
+    found = text.encode(prompts)
+    assert (found.video - video).abs().max() < 1e-5 and (found.audio - audio).abs().max() < 1e-5
+
+
+def test_connectors_without_registers_are_refused(tmp_path: Path) -> None:
+    build_tiny(tmp_path, TextConfig(layers=1, hidden=32, heads=2, length=16, registers=8), ["a"], 0)
+    config = tmp_path / "tokenizer" / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "model_max_length": 20}))
+    with refuses("codec.wrong-registers", "8 registers", "20 tokens"):
+        TextEncoder.load(tmp_path)
 
 
 def test_a_whole_diffusers_folder_is_taken_as_it_is(tmp_path: Path) -> None:

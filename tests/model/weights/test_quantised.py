@@ -14,7 +14,7 @@ from omniforcing.model.weights.architecture import to_metadata
 from omniforcing.model.weights.checkpoint import open_checkpoint
 from omniforcing.model.weights.names import TRANSFORMER
 from tests.support.refusals import refuses
-from tests.support.tiny_checkpoints import FACTS, original_tensors, tiny_core, to_metadata
+from tests.support.tiny_checkpoints import FACTS, original_tensors, tiny_core
 
 pytestmark = pytest.mark.extended
 OURS = "transformer_blocks.0.ff.net.2.weight"
