@@ -61,7 +61,7 @@ def against_truth(shards: Path, count: int) -> None:
     for shift in sorted({*SHIFTS_MS, *(-ms for ms in SHIFTS_MS)}):
         moved = with_sound(clips, shift / 1000)
         seen = [observe(clip.media, clip.caption or "") for clip in moved]
-        truth = score_sync(*zip(*((o.seen.impacts, o.heard.impacts) for o in seen), strict=True))
+        truth = score_sync([o.seen.impacts for o in seen], [o.heard.impacts for o in seen])
         found = figures(moved, ["onset_motion_margin", "av_offset"])
         margins.append((truth.pooled.margin, found["onset_motion_margin"]))
         print(

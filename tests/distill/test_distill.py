@@ -21,10 +21,10 @@ from omniforcing.distill.trajectories import refine
 from omniforcing.model.rollout import Rollout, predict_x0
 from omniforcing.training import checkpoints
 from omniforcing.training.adapters import AdaptedStream
-from omniforcing.training.averages import Ema
 from omniforcing.training.config import TrainerConfig, Weights
 from omniforcing.training.loop import CURVES, fit
-from omniforcing.training.muon import Muon
+from omniforcing.training.optimisers.averages import Ema
+from omniforcing.training.optimisers.muon import Muon
 from omniforcing.training.stages import (
     StageModule,
     TrainingOptions,

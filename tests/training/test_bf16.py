@@ -10,9 +10,9 @@ from torch import Tensor
 from omniforcing.core.latents import Latents
 from omniforcing.core.random import step_generator
 from omniforcing.pipeline.config import load_config
-from omniforcing.training.averages import Ema
-from omniforcing.training.bf16 import AdamW, hold_in_bf16, store
 from omniforcing.training.config import TrainerConfig
+from omniforcing.training.optimisers.averages import Ema
+from omniforcing.training.optimisers.bf16 import AdamW, hold_in_bf16, store
 from omniforcing.training.stages import TrainingOptions
 from tests.support.refusals import refuses
 from tests.support.tiny_models import difference, features, latents

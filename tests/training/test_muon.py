@@ -9,7 +9,7 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from omniforcing.training.muon import Muon
+from omniforcing.training.optimisers.muon import Muon
 from tests.support.group import run_group
 
 SHAPES = [(48, 48), (192, 48), (48, 192), (2, 24), (3, 20), (1, 32)]

@@ -16,9 +16,9 @@ from omniforcing.distill.guidance import cache_guided, guided_x0, guided_x0_in_t
 from omniforcing.model.attention import View
 from omniforcing.model.rollout import predict_x0
 from omniforcing.model.transformer import DualStream
-from omniforcing.training.bf16 import hold_in_bf16
 from omniforcing.training.config import Weights
 from omniforcing.training.cuts import Cut
+from omniforcing.training.optimisers.bf16 import hold_in_bf16
 from omniforcing.training.stages import (
     DEFAULT,
     Backward,

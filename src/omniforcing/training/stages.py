@@ -14,12 +14,12 @@ from omniforcing.core.distributed import RowGenerator, Rows, local_rows, rank, w
 from omniforcing.core.latents import Batch, Latents, Pair
 from omniforcing.core.random import step_seed
 from omniforcing.model.transformer import DualStream
-from omniforcing.training import bf16
-from omniforcing.training.averages import Ema
 from omniforcing.training.compat import scale_in_place
 from omniforcing.training.config import OptimiserConfig, Weights
 from omniforcing.training.cuts import Cut
-from omniforcing.training.muon import Muon
+from omniforcing.training.optimisers import bf16
+from omniforcing.training.optimisers.averages import Ema
+from omniforcing.training.optimisers.muon import Muon
 from omniforcing.training.sharding import Sharding, global_norm, is_sharded, own_part
 
 # Runs the backward pass of a loss; Lightning's, or ``Tensor.backward`` in a plain loop.

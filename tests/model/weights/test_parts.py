@@ -4,7 +4,6 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -122,10 +121,13 @@ def test_an_imported_folder_is_a_codec_and_a_text_encoder(release: str, tmp_path
     text = TextEncoder.load(tmp_path / "ltx")
     prompts = ["a ball bounces", ""]
     # As diffusers' pipeline makes them; it pads on the left whatever the tokenizer says.
-    pipeline: Any = SimpleNamespace(tokenizer=text.prompts.tokenizer, text_encoder=text.encoder)
-    encode = LTX2Pipeline._get_gemma_prompt_embeds
+    own = {"tokenizer": text.prompts.tokenizer, "text_encoder": text.encoder}
+    others = ("scheduler", "vae", "audio_vae", "connectors", "transformer", "vocoder")
+    pipeline = LTX2Pipeline(**own, **dict.fromkeys(others))
     with torch.no_grad():
-        states, mask = encode(pipeline, prompts, 1, 16, 8, torch.device("cpu"), torch.float32)
+        states, mask, _, _ = pipeline.encode_prompt(
+            prompts, do_classifier_free_guidance=False, max_sequence_length=16
+        )
         video, audio, _ = text.connectors(states, mask)
     found = text.encode(prompts)
     assert (found.video - video).abs().max() < 1e-5 and (found.audio - audio).abs().max() < 1e-5

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from omniforcing.core.random import step_generator
-from omniforcing.training.bf16 import store
+from omniforcing.training.optimisers.bf16 import store
 from omniforcing.training.sharding import own_part
 
 M = TypeVar("M", bound=nn.Module)
