@@ -24,7 +24,7 @@ from omniforcing.model.conditioning import KeyValue
 from omniforcing.model.rollout import gaussian, new_cache, refresh
 from omniforcing.model.weights.architecture import expected_shapes
 from omniforcing.pipeline.config import Config, load_config
-from omniforcing.pipeline.planner.cost import Cluster, Setting, StageCost
+from omniforcing.pipeline.planner.cost import MASTER, Cluster, Setting, StageCost
 from omniforcing.pipeline.planner.networks import BUILDERS, Sizes
 from omniforcing.pipeline.planner.plan import advise, make_plans
 from omniforcing.pipeline.stages.shared.training import training_options
@@ -94,6 +94,12 @@ QUICK = [
     ("self_forcing", RECOMPUTE, 2),
 ]
 LEAN = "trainer={moments: bf16, averages: bf16, batched_guidance: false}"
+ADAPTED = (
+    "bidirectional_dmd={adapter: {rank: 8}, muon_lr: null}",
+    "causal_ode={adapter: {rank: 8}, muon_lr: null}",
+    "self_forcing={adapter: {rank: 8}, critic_adapter: {rank: 8}, muon_lr: null, "
+    "critic_muon_lr: null}",
+)
 OTHERS = [
     case
     for case in itertools.product(BUILDERS, (KEEP, RECOMPUTE), (1, 4))
@@ -106,6 +112,7 @@ OTHERS = [
     [
         *((*case, ()) for case in QUICK),
         pytest.param("self_forcing", RECOMPUTE, 1, (LEAN,), marks=pytest.mark.slow),
+        pytest.param("self_forcing", RECOMPUTE, 2, ADAPTED, marks=pytest.mark.slow),
         *(pytest.param(*case, (), marks=pytest.mark.slow) for case in OTHERS),
     ],
 )
@@ -125,6 +132,17 @@ def test_planned_memory_is_that_of_a_real_training_step(
     states = len(config.student.sigmas) + 1 if name == "causal_ode" else 0
     found = measured_bytes(module, real.batch(config, batch, states), config, tmp_path)
     assert sum(planned.values()) == pytest.approx(found, rel=0.1)
+
+
+def test_adapters_take_the_base_once() -> None:
+    config = small(*ADAPTED)
+    sizes = Sizes.from_config(config, ROOT)
+    whole = StageCost("self_forcing", small(), sizes).parameters["teacher"]
+    for name in ("causal_ode", "self_forcing"):
+        cost = StageCost(name, config, sizes)
+        assert cost.parameters["teacher"] == whole
+        assert cost.parameters["weights"] < 0.2 * whole
+        assert cost.moment_bytes < 0.5 * MASTER * whole
 
 
 def test_the_bytes_of_the_caches_are_those_of_a_rollout() -> None:

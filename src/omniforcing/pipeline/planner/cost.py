@@ -104,7 +104,8 @@ class StageCost:
             to trace the real depth.
 
     Attributes:
-        parameters: number of parameters of each network, by column.
+        parameters: number of parameters of each network, by column; of adapters their own.
+        adapted: columns of the networks that are adapters on the teacher's weights.
         layer: number of parameters of one layer.
         halved: number of the teacher's parameters that may be held in bf16.
         moment_bytes: bytes of all optimiser moments.
@@ -120,9 +121,15 @@ class StageCost:
         counted = BUILDERS[name](config, sizes, torch.float32)
         student = counted.model
         self.parameters = {"weights": _count(student)}
+        # Networks that are adapters on the teacher's weights.
+        self.adapted = {"weights"} if student.base is not None else set()
+        if student.base is not None:
+            self.parameters["teacher"] = _count(student.base)
         if isinstance(counted, DistributionMatching):
             self.parameters["critic"] = _count(counted.critic)
             self.parameters["teacher"] = _count(counted.frozen[0])
+            if counted.critic.base is not None:
+                self.adapted.add("critic")
         block = student.core.transformer_blocks[0]
         self.layer = _count(block)
         linears = [m for m in block.modules() if isinstance(m, torch.nn.Linear)]
@@ -235,8 +242,11 @@ class StageCost:
         if shards == 1:
             held = self.halved if self.config.trainer.frozen == "bf16" else 0
             return float(size * (sum(self.parameters.values()) - held) if self.mixed else 0)
-        outside = [count - self.layers * self.layer for count in self.parameters.values()]
-        return float(size * (sum(outside) + PREFETCHED * self.layer))
+        outside = 0
+        for name, count in self.parameters.items():
+            # An adapter is small: all of it counts, although a few layers of it are gathered.
+            outside += count if name in self.adapted else count - self.layers * self.layer
+        return float(size * (outside + PREFETCHED * self.layer))
 
     def seconds(self, setting: Setting, cluster: Cluster) -> float:
         """Estimate the time of an update: computing or moving weights, which overlap.
@@ -275,9 +285,11 @@ class StageCost:
         for name, network in (("weights", "model"), ("critic", "critic"), ("teacher", "teacher")):
             count = self.parameters.get(name, 0)
             passes = forwards.get(network, 0) + backwards.get(network, 0)
-            # Weights are gathered for every pass, gradients are scattered once.
-            moved = self.dtype.itemsize * passes + MASTER * bool(backwards.get(network))
-            seconds += away * count * moved / inside
+            # Weights are gathered for every pass, gradients are scattered once. An adapter's passes
+            # gather the weights below it too.
+            below = self.parameters["teacher"] if name in self.adapted else 0
+            seconds += away * (count + below) * self.dtype.itemsize * passes / inside
+            seconds += away * count * MASTER * bool(backwards.get(network)) / inside
             if copies > 1 and backwards.get(network):
                 # Copies of the model all-reduce their gradients: 2 (n - 1) / n of the bytes each.
                 between = cluster.network if shards * copies > cluster.node else cluster.link

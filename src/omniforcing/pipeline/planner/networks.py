@@ -21,6 +21,8 @@ from omniforcing.model.student import core_config
 from omniforcing.model.transformer import DualStream
 from omniforcing.model.weights.checkpoint import open_checkpoint
 from omniforcing.pipeline.config import Config
+from omniforcing.training.adapters import AdaptedStream, build_layers
+from omniforcing.training.config import AdapterConfig
 from omniforcing.training.stages import DEFAULT, StageModule, TrainingOptions
 
 # LTX-2.0 as released, for plans made before its weights are fetched: channels of latents, pixels
@@ -28,6 +30,7 @@ from omniforcing.training.stages import DEFAULT, StageModule, TrainingOptions
 # preset ltx2, give every tensor of the release.
 LTX2 = {"video_channels": 128, "audio_channels": 128}
 LTX2_PIXELS, LTX2_CAPTION, LTX2_LENGTH = 32, 3840, 1024
+NO_DIGEST = 64 * "0"  # of weights that are not there
 
 
 @dataclass(frozen=True)
@@ -129,11 +132,13 @@ def _teacher(
 def _bidirectional_dmd(
     config: Config, sizes: Sizes, dtype: torch.dtype, options: TrainingOptions = DEFAULT
 ) -> StageModule:
-    networks = [sizes.network(dtype=dtype) for _ in range(3)]
+    section, teacher = config.bidirectional_dmd, sizes.network(dtype=dtype)
+    student = _role(teacher, section.adapter) or sizes.network(dtype=dtype)
+    critic = _role(teacher, section.critic_adapter) or sizes.network(dtype=dtype)
     return BidirectionalDmd.from_config(
-        config.bidirectional_dmd,
+        section,
         config.student.sigmas,
-        networks,
+        [student, teacher, critic],
         sizes.text(1),
         config.clips.latent_counts,
         sizes.grid,
@@ -148,7 +153,7 @@ def _causal_ode(
     return CausalOde.from_config(
         config.causal_ode,
         config.student,
-        _student(config, sizes, dtype),
+        _student(config, sizes, dtype, None, config.causal_ode.adapter),
         config.clips.latent_counts,
         sizes.grid,
         config.seed,
@@ -159,11 +164,13 @@ def _causal_ode(
 def _self_forcing(
     config: Config, sizes: Sizes, dtype: torch.dtype, options: TrainingOptions = DEFAULT
 ) -> StageModule:
-    networks = [_student(config, sizes, dtype), *(sizes.network(dtype=dtype) for _ in range(2))]
+    section, teacher = config.self_forcing, sizes.network(dtype=dtype)
+    student = _student(config, sizes, dtype, teacher, section.adapter)
+    critic = _role(teacher, section.critic_adapter) or sizes.network(dtype=dtype)
     return SelfForcing.from_config(
-        config.self_forcing,
+        section,
         config.student,
-        networks,
+        [student, teacher, critic],
         sizes.text(1),
         sizes.text(1),
         config.clips.latent_counts,
@@ -173,8 +180,29 @@ def _self_forcing(
     )
 
 
-def _student(config: Config, sizes: Sizes, dtype: torch.dtype) -> DualStream:
-    return sizes.network(config.student.sinks, dtype, stabiliser=config.student.stabiliser)
+def _student(
+    config: Config,
+    sizes: Sizes,
+    dtype: torch.dtype,
+    teacher: DualStream | None,
+    adapter: AdapterConfig | None,
+) -> DualStream:
+    """Build a student with its sinks: a whole network, or an adapter on the teacher's weights."""
+    kind = (config.student.sinks, config.student.stabiliser)
+    if adapter is None:
+        return sizes.network(kind[0], dtype, stabiliser=kind[1])
+    return _adapted(teacher or sizes.network(dtype=dtype), adapter, *kind)
+
+
+def _role(teacher: DualStream, adapter: AdapterConfig | None) -> DualStream | None:
+    """Build a role that is an adapter on the teacher's weights; None where it has weights."""
+    return None if adapter is None else _adapted(teacher, adapter)
+
+
+def _adapted(base: DualStream, adapter: AdapterConfig, *kind: Any) -> DualStream:
+    model = AdaptedStream(base, build_layers(base, adapter, seed=0), NO_DIGEST, *kind)
+    weight = next(base.parameters())
+    return model.to(weight.device, weight.dtype)
 
 
 BUILDERS: dict[str, Callable[..., StageModule]] = {

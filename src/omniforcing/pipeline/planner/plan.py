@@ -176,7 +176,8 @@ def _as_text(
 ) -> str:
     stage = planned[0][0]
     counts, spatial = config.clips.latent_counts, stage.sizes.grid[0] * stage.sizes.grid[1]
-    parameters = f"{stage.parameters['weights'] / 1e9:.4g} B parameters"
+    network = "teacher" if "weights" in stage.adapted else "weights"
+    parameters = f"{stage.parameters[network] / 1e9:.4g} B parameters"
     size = f"{parameters}, {counts.video * spatial} + {counts.audio} tokens a clip"
     usable = USABLE * cluster.memory / 1e9
     gpus = f"{cluster.gpus} GPUs of {cluster.memory / 1e9:g} GB ({usable:.1f} usable)"
