@@ -216,6 +216,8 @@ def test_a_session_that_is_over_is_freed_at_once(engine: Engine, end: str) -> No
 
 def crowd(serving: Server) -> None:
     """Ten clients at once, until all are gone."""
+    gone = settled(lambda: serving.figure("omniforcing_sessions") == 0, 60)
+    assert gone, "sessions of earlier tests are still open"
     clients = [serving.connect() for _ in range(10)]
     assert settled(lambda: serving.get("/ready")[0] == 503), "ten of ten sessions are taken"
     assert "all 10 sessions are taken" in serving.get("/ready")[1]

@@ -15,7 +15,7 @@ BASE = "OmniForcingError"
 CODE = re.compile(r"[a-z]+(-[a-z]+)*\.[a-z0-9]+(-[a-z0-9]+)*")
 # First words of codes for what can go wrong in every room; any other is the name of a room that
 # raises it.
-SHARED = ("config", "device", "disk", "file", "layout", "option", "package")
+SHARED = ("adapter", "config", "device", "disk", "file", "layout", "option", "package")
 
 _ABOUT = """# Errors
 

@@ -131,7 +131,7 @@ def loading_stage(path: Path, folder: Path) -> Any:
     def publish() -> Iterator[Path]:
         yield folder
 
-    config = SimpleNamespace(teacher=SimpleNamespace(path=str(path)))
+    config = SimpleNamespace(teacher=SimpleNamespace(path=str(path), loras=[]))
     return SimpleNamespace(
         config=config,
         publish=publish,
