@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.gpu.networks import DECODERS
 from omniforcing.codec.codec import Codec
 from omniforcing.codec.reach import Reach, SoundReach, network_reach
 from omniforcing.codec.streaming import StreamingVideoDecoder
@@ -46,16 +47,10 @@ BLENDS = (0, 4, 8)
 RELEASES: dict[str, dict[str, Any]] = {
     "2.0": {"block_out_channels": (8, 16, 32, 64), "decoder_block_out_channels": (8, 16, 32)},
     "2.3": {
+        **DECODERS["2.3"],
         "block_out_channels": (8, 16, 32, 32),
         "layers_per_block": (4, 6, 4, 2, 2),
         "decoder_block_out_channels": (8, 16, 16, 32),
-        "decoder_layers_per_block": (4, 6, 4, 2, 2),
-        "decoder_spatio_temporal_scaling": (True,) * 4,
-        "decoder_inject_noise": (False,) * 5,
-        "upsample_type": ("spatiotemporal", "spatiotemporal", "temporal", "spatial"),
-        "upsample_residual": (False,) * 4,
-        "upsample_factor": (2, 2, 1, 2),
-        "decoder_spatial_padding_mode": "zeros",
     },
 }
 

@@ -167,10 +167,12 @@ def test_a_folder_of_videos_is_measured_and_what_cannot_be_is_named(tmp_path: Pa
         clip = rendered(index)
         write_mp4(tmp_path / f"{index}.mp4", Pair(clip.frames, clip.samples))
     (tmp_path / "0.txt").write_text("a ball\n")
+    (tmp_path / "1.txt").write_bytes(b"\xff\xfe\x00")  # no text
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     found = list(read_clips(tmp_path))
     assert [clip.name for clip in found] == ["0.mp4", "1.mp4", "2.mp4", "broken.mp4"]
-    assert isinstance(found[0], Clip) and found[0].caption == "a ball"
+    captions = [clip.caption for clip in found if isinstance(clip, Clip)]
+    assert captions == ["a ball", None, None]
     assert isinstance(found[3], Skipped) and found[3].why
     out = tmp_path / "figures.json"
     table = measure_folders(tmp_path, tmp_path, json_file=out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +15,11 @@ from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import MANIFEST, read_json
 from omniforcing.core.latents import Media
 from omniforcing.core.layout import SAMPLE_RATE
+from omniforcing.data.captions import find_captions
 from omniforcing.data.sources import VIDEO_SUFFIXES
 from omniforcing.evaluation.measures.curves import Array, motion_curve, onset_curve
 from omniforcing.media.format import ClipFormat
+from omniforcing.media.reading.tracks import Rejected
 
 LONGEST = 10  # seconds of a clip; longer files are several clips
 # Height to which pictures are reduced: nothing here sees finer, and a long file stays in memory.
@@ -72,8 +75,8 @@ def read_clips(source: Path, most: int | None = None) -> Iterator[Clip | Skipped
     """Read the clips of a folder.
 
     Args:
-        source: an output of stage shards, or a folder of videos, with a caption in a ``.txt`` next
-            to each or without.
+        source: an output of stage shards, or a folder of videos, whose captions are where stage
+            clips looks for them, or nowhere.
         most: number of clips after which to stop.
 
     Raises:
@@ -106,25 +109,27 @@ def _shards(folder: Path) -> Iterator[Clip]:
 
 
 def _videos(folder: Path) -> Iterator[Clip | Skipped]:
+    captions = find_captions(folder, None)
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
-            yield from _cuts(path, path.relative_to(folder).as_posix())
+        if path.suffix.lower() not in VIDEO_SUFFIXES or not path.is_file():
+            continue
+        name, caption = path.relative_to(folder).as_posix(), None
+        with suppress(Rejected):  # clips without a caption, or with an unreadable one, have none
+            caption = captions.of(folder, name)
+        yield from _cuts(path, name, caption)
 
 
-def _cuts(path: Path, name: str) -> Iterator[Clip | Skipped]:
+def _cuts(path: Path, name: str, caption: str | None) -> Iterator[Clip | Skipped]:
     from omniforcing.media.reading.conform import ClipCutter
     from omniforcing.media.reading.probe import probe
-    from omniforcing.media.reading.tracks import Rejected
 
-    beside = path.with_suffix(".txt")
-    caption = beside.read_text(encoding="utf-8").strip() if beside.is_file() else None
     try:
         info = probe(path)
         seconds = min(info.video_end, info.audio_end) - max(info.times[0], info.audio_start)
         wide = info.width * info.aspect / info.height
         height = min(HEIGHT, info.height) // 2 * 2
         form = ClipFormat(height, round(height * wide / 2) * 2, max(1, min(LONGEST, int(seconds))))
-        cutter = ClipCutter(path, form)
+        cutter = ClipCutter(path, form, info=info)
         for cut in range(cutter.cuts):
             numbered = f"{name}#{cut + 1}" if cutter.cuts > 1 else name
             yield Clip(numbered, cutter.clip(cut), caption)

@@ -38,6 +38,7 @@ class ClipCutter:
         source: path or content of the file.
         form: format of the clips.
         language: language of the sound to prefer, as files name it (``eng``).
+        info: what ``probe`` found in the file, if that is known already.
 
     Attributes:
         info: properties of the file.
@@ -47,9 +48,15 @@ class ClipCutter:
         Rejected: if ``probe`` rejects the file, or it is too short or too small.
     """
 
-    def __init__(self, source: PathOrBytes, form: ClipFormat, language: str | None = None) -> None:
+    def __init__(
+        self,
+        source: PathOrBytes,
+        form: ClipFormat,
+        language: str | None = None,
+        info: MediaInfo | None = None,
+    ) -> None:
         self.form, self._source = form, source
-        self.info: MediaInfo = probe(source, language)
+        self.info: MediaInfo = info or probe(source, language)
         self._box = crop_box((self.info.height, self.info.width), self.info.aspect, form)
         # The first clip starts with the first frame at which both streams have begun, and the last
         # ends before either ends: the picture may be held for half an output frame, the sound
