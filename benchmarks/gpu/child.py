@@ -83,9 +83,10 @@ def serve(part: str, module: str, parent: int, settings: PartSettings, done: set
     except ImportError as error:
         send({"row": asdict(Row(part, part, MISSING, why=_missing(error)))})
         return
-    measurements = [measurement for measurement in measurements if measurement.name not in done]
     send({"names": [measurement.name for measurement in measurements]})
     for measurement in measurements:
+        if measurement.name in done:
+            continue
         send({"begin": measurement.name, "limit": measurement.limit})
         row = _measure(part, measurement, settings)
         send({"row": asdict(row)})

@@ -98,6 +98,7 @@ class Results:
     def __init__(self, about: dict[str, Any], path: Path | None = None) -> None:
         self.about, self.path = dict(about), path
         self.rows: list[Row] = []
+        self.measurements: dict[str, list[str]] = {}  # names of each part's, once it has told them
         if path is None:
             return
         if not path.parent.is_dir():
@@ -129,6 +130,7 @@ class Results:
                     f"this one's is {value!r}; name another file, or remove that one",
                 )
         self.about = stored["about"]
+        self.measurements = stored.get("measurements", {})
         for values in stored["rows"]:
             row = Row(**values)
             if row.state in FINAL:
@@ -137,6 +139,10 @@ class Results:
     def done(self, part: str) -> set[str]:
         """Return the names of a part's measurements that need not run again."""
         return {row.name for row in self.rows if row.part == part and row.state in FINAL}
+
+    def complete(self, part: str) -> bool:
+        """Return whether each of a part's measurements has a final row."""
+        return part in self.measurements and self.done(part).issuperset(self.measurements[part])
 
     def add(self, row: Row) -> None:
         """Print a row and write the file."""
@@ -159,9 +165,14 @@ class Results:
         """
         if self.path is None:
             return
-        rows = [asdict(row) for row in self.rows]
+        stored = {
+            "schema": SCHEMA,
+            "about": self.about,
+            "measurements": self.measurements,
+            "rows": [asdict(row) for row in self.rows],
+        }
         try:
-            write_json(self.path, {"schema": SCHEMA, "about": self.about, "rows": rows})
+            write_json(self.path, stored)
         except OSError as error:
             reason = error.strerror or error
             raise OmniForcingError(

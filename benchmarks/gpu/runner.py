@@ -20,7 +20,7 @@ from benchmarks.gpu.rows import FAILED, STOPPED, Results, Row
 from benchmarks.gpu.settings import PartSettings
 from omniforcing.core.config import project_root
 
-START = 90.0  # seconds that a process may take until it names its measurements
+START = 240.0  # seconds that a process may import for, until it names its measurements
 GRACE = 10.0  # seconds by which a measurement may overrun the part's time
 
 
@@ -28,9 +28,10 @@ def run(results: Results, names: list[str], minutes: float, device: str, small: 
     """Run parts within ``minutes``.
 
     Each part gets its share of the time that is left, so the later ones have what an earlier one
-    saves.
+    saves. A part that is complete is left out.
     """
     end = time.time() + 60 * minutes
+    names = [name for name in names if not results.complete(name)]
     for index, name in enumerate(names):
         shares = [PARTS[later].share for later in names[index:]]
         left = max(0.0, end - time.time())
@@ -68,7 +69,7 @@ def _attend(
     until = min(time.time() + START, last)
     while (message := child.next_message(until - time.time())) is not None:
         if "names" in message:
-            names = message["names"]
+            names = results.measurements[part] = message["names"]
         elif "begin" in message:
             current, limit = message["begin"], message["limit"]
             until = min(time.time() + (limit or float("inf")), last)
