@@ -45,7 +45,7 @@ check: lint  ## what you run all the time: ruff, mypy and the everyday tests
 test: $(STAMP)  ## all fast tests, some minutes
 	$(RUN) -m pytest -n 2 --dist loadgroup --durations 30
 
-ci:  ## everything that a change must pass, also slow tests, Ray, a browser and the smoke pipeline (.ci/run)
+ci:  ## everything that a change must pass, also slow tests, Ray, browsers and the commands of README and tutorials (.ci/run)
 	.ci/run
 
 lint: $(STAMP)  ## ruff and mypy
@@ -55,7 +55,7 @@ lint: $(STAMP)  ## ruff and mypy
 docs: $(STAMP)  ## renew the generated pages in docs/reference
 	$(RUN) -m tools.reference --write
 
-documents: $(STAMP)  ## run every command of README and the tutorials in a clean clone (minutes; not yet part of make ci)
+documents: $(STAMP)  ## run every command of README and the tutorials in a clean clone (minutes)
 	$(RUN) -m pytest -m documents
 
 clean:  ## forget half-done work (.work) and temporary folders; outputs, runs and environment stay

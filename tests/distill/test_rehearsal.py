@@ -1,4 +1,4 @@
-"""LTX-2 as preset ltx2 trains it, but with a quarter of its layers, narrow, and of a small picture:
+"""LTX-2 as preset ltx2 trains it, but with four of its layers, narrow, and of a small picture:
 each stage one step on Ray's workers, and on.
 """
 
@@ -34,7 +34,7 @@ from tests.support.ray_cluster import ROOT
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
 # What is small: depth (of 48; what stages keep in step is the same in each layer), width and number
 # of heads (of 32), captions, and the picture; and the batch is one clip of each worker.
-LAYERS = 12
+LAYERS = 4
 SMALL = [
     f"teacher.model.layers={LAYERS}",
     "teacher.model.heads=2",
