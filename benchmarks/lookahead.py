@@ -34,8 +34,8 @@ from omniforcing.codec.streaming import StreamingVideoDecoder
 from omniforcing.codec.vocoder import StreamingVocoder
 from omniforcing.core.console import run_command
 from omniforcing.core.files import MANIFEST, read_json
-from omniforcing.core.latents import Pair
 from omniforcing.core.layout import clip_latents
+from omniforcing.core.pair import Pair
 from omniforcing.data.sources import HELDOUT
 from omniforcing.data.tensors import TensorShards
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from omniforcing.core.console import run_command
-from omniforcing.core.latents import Pair
 from omniforcing.core.layout import SAMPLE_RATE
+from omniforcing.core.pair import Pair
 from omniforcing.data.shards import read_shards
 from omniforcing.data.sources import HELDOUT
 from omniforcing.evaluation.measures.base import measure_clips

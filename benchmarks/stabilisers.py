@@ -28,7 +28,8 @@ from omniforcing.core.console import run_command
 from omniforcing.core.environment import git_commit
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import read_json, write_json
-from omniforcing.core.latents import Batch, Latents, Pair, noise_like
+from omniforcing.core.latents import Batch, Latents, noise_like
+from omniforcing.core.pair import Pair
 from omniforcing.core.random import step_generator
 from omniforcing.core.schedule import add_noise
 from omniforcing.data.tensors import TensorShards

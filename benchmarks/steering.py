@@ -24,8 +24,9 @@ from tqdm import trange
 from omniforcing.core.config import project_root
 from omniforcing.core.console import run_command
 from omniforcing.core.errors import OmniForcingError
-from omniforcing.core.latents import Media, TextFeatures, concatenate
+from omniforcing.core.latents import TextFeatures, concatenate
 from omniforcing.core.layout import FPS
+from omniforcing.core.pair import Media
 from omniforcing.data.sources import HELDOUT
 from omniforcing.distill.sampling import rollout_config
 from omniforcing.evaluation.report import format_number

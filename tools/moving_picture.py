@@ -23,8 +23,8 @@ from PIL import Image, ImageDraw
 from omniforcing.codec.codec import Codec
 from omniforcing.codec.text import TextEncoder
 from omniforcing.core.console import run_command
-from omniforcing.core.latents import Media, Pair
 from omniforcing.core.layout import FPS, MEL_RATE
+from omniforcing.core.pair import Media, Pair
 from omniforcing.distill.sampling import WholeClip
 from omniforcing.evaluation.plots import HEARD, SEEN
 from omniforcing.media.files import read_mp4

@@ -20,8 +20,9 @@ from benchmarks.timing import seconds_of
 from omniforcing.codec.codec import Codec
 from omniforcing.codec.streaming import StreamingDecoder
 from omniforcing.core.errors import OmniForcingError
-from omniforcing.core.latents import Latents, Pair
+from omniforcing.core.latents import Latents
 from omniforcing.core.layout import FPS, LAYOUTS, clip_latents
+from omniforcing.core.pair import Pair
 
 WARM_UP, BLOCKS = 4, 8  # blocks: first ones, and those that are timed
 ENOUGH_DB = 45.0  # 8 bits round more away than a difference at this PSNR

@@ -13,7 +13,8 @@ from torch import Tensor
 from benchmarks.gpu.settings import PartSettings
 from benchmarks.student.cases import Case, ltx2, ltx2_core, pocket
 from omniforcing.codec.codec import Codec
-from omniforcing.core.latents import Pair, TextFeatures
+from omniforcing.core.latents import TextFeatures
+from omniforcing.core.pair import Pair
 from omniforcing.model.transformer import DualStream
 from omniforcing.pocket.foundation import KEPT
 

@@ -18,8 +18,9 @@ from benchmarks.gpu.networks import GENERATIONS, features, tiny_student
 from benchmarks.gpu.rows import Figures, Measurement, OutOfBounds
 from benchmarks.gpu.settings import PartSettings
 from benchmarks.student.ratios import difference
-from omniforcing.core.latents import Latents, Pair
+from omniforcing.core.latents import Latents
 from omniforcing.core.layout import LAYOUTS
+from omniforcing.core.pair import Pair
 from omniforcing.model.attention import Masked
 from omniforcing.model.inference.fast import accelerate
 from omniforcing.model.options import InferenceOptions

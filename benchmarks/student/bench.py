@@ -15,7 +15,8 @@ from benchmarks.student.plain import PlainStudent
 from benchmarks.timing import Clock, peak_bytes, seconds_of
 from omniforcing.codec.codec import Codec
 from omniforcing.codec.streaming import StreamingDecoder
-from omniforcing.core.latents import Latents, Pair, TextFeatures
+from omniforcing.core.latents import Latents, TextFeatures
+from omniforcing.core.pair import Pair
 from omniforcing.model.inference.fast import accelerate
 from omniforcing.model.options import InferenceOptions
 from omniforcing.model.rollout import Rollout, gaussian

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.student.bench import CLIP_BLOCKS, StudentBench
 from benchmarks.timing import Clock
-from omniforcing.core.latents import Pair
+from omniforcing.core.pair import Pair
 from omniforcing.model.options import InferenceOptions
 
 PEAK_SIZE = 4096  # rows and columns on a GPU; a quarter on a CPU

@@ -19,8 +19,9 @@ from diffusers.models.transformers.transformer_ltx2 import (
 from torch import Tensor
 
 from omniforcing.core.errors import OmniForcingError
-from omniforcing.core.latents import Latents, Pair, TextFeatures
+from omniforcing.core.latents import Latents, TextFeatures
 from omniforcing.core.layout import Span
+from omniforcing.core.pair import Pair
 from omniforcing.model.attention import SITES
 from omniforcing.model.conditioning import prompt_follows_sigma
 from omniforcing.model.rollout import RolloutConfig, few_step, gaussian, refresh

@@ -13,8 +13,8 @@ import torch
 from omniforcing.codec.codec import Codec
 from omniforcing.codec.config import AudioCodecConfig, CodecConfig, VideoCodecConfig, VocoderConfig
 from omniforcing.codec.networks import build_audio_vae, build_video_vae, build_vocoder, load_parts
-from omniforcing.core.latents import Pair
 from omniforcing.core.layout import clip_frames, clip_samples
+from omniforcing.core.pair import Pair
 from omniforcing.media.mel import log_mel
 from tests.support.refusals import refuses
 

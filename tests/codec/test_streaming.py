@@ -20,8 +20,9 @@ from omniforcing.codec.streaming import (
     StreamingVideoDecoder,
 )
 from omniforcing.codec.vocoder import StreamingVocoder
-from omniforcing.core.latents import Latents, Pair
+from omniforcing.core.latents import Latents
 from omniforcing.core.layout import LAYOUTS, SAMPLE_RATE, clip_latents
+from omniforcing.core.pair import Pair
 from omniforcing.training.codec.causal import with_decoder
 from tests.support.memory import storages
 from tests.support.refusals import refuses

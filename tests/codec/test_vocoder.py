@@ -23,7 +23,7 @@ from omniforcing.codec.reach import (
 )
 from omniforcing.codec.streaming import StreamingDecoder
 from omniforcing.codec.vocoder import StreamingVocoder
-from omniforcing.core.latents import Pair
+from omniforcing.core.pair import Pair
 from omniforcing.media.mel import log_mel
 from tests.support.memory import storages
 from tests.support.refusals import refuses

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omniforcing.core.latents import Pair, noise_like
+from omniforcing.core.latents import noise_like
+from omniforcing.core.pair import Pair
 from omniforcing.core.random import step_generator
 from omniforcing.core.schedule import (
     add_noise,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from omniforcing.core.latents import Pair
+from omniforcing.core.pair import Pair
 from omniforcing.data.duplicates import (
     NEAR_BITS,
     ClipHash,

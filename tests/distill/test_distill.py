@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from omniforcing.core.latents import Batch, Pair
+from omniforcing.core.latents import Batch
+from omniforcing.core.pair import Pair
 from omniforcing.core.random import step_generator
 from omniforcing.distill.causal_ode import CausalOde, pick
 from omniforcing.distill.config import SamplerConfig

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from omniforcing.core.latents import Batch, Latents, Pair, TextFeatures, concatenate
+from omniforcing.core.latents import Batch, Latents, TextFeatures, concatenate
+from omniforcing.core.pair import Pair
 from omniforcing.core.random import step_generator
 from omniforcing.distill.sampling import WholeClip, ode_states
 from omniforcing.distill.trajectories import refine

@@ -12,7 +12,8 @@ import torch
 
 from benchmarks.local_cluster import LocalCluster
 from omniforcing.core import distributed
-from omniforcing.core.latents import Batch, Pair, TextFeatures
+from omniforcing.core.latents import Batch, TextFeatures
+from omniforcing.core.pair import Pair
 from omniforcing.distill.bidirectional_dmd import BidirectionalDmd
 from omniforcing.distill.causal_ode import CausalOde
 from omniforcing.distill.self_forcing import SelfForcing

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from omniforcing.core.latents import Media, Pair
+from omniforcing.core.pair import Media, Pair
 from omniforcing.evaluation.config import EvaluateConfig
 from omniforcing.evaluation.evaluate import (
     NEAREST,

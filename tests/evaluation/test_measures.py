@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from omniforcing.cli import main
-from omniforcing.core.latents import Media, Pair
+from omniforcing.core.pair import Media, Pair
 from omniforcing.evaluation.measures.base import Figure, measure_clips
 from omniforcing.evaluation.measures.clips import Clip, Skipped, read_clips
 from omniforcing.evaluation.measures.command import measure_folders

@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from omniforcing.core.latents import Media, Pair
+from omniforcing.core.pair import Media, Pair
 from omniforcing.evaluation.nearest import (
     NearestNeighbours,
     TrainingClips,

@@ -17,7 +17,7 @@ from omniforcing.codec.config import (
 )
 from omniforcing.codec.text import TextEncoder, build_tiny
 from omniforcing.core.files import read_json
-from omniforcing.core.latents import Pair
+from omniforcing.core.pair import Pair
 from omniforcing.data.config import ClipsConfig
 from omniforcing.data.shards import plan_shards, publish_shards, read_shards, write_shards
 from omniforcing.data.sources import DUETS, HELDOUT, TRAIN, read_clips, write_clips

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from omniforcing.core.latents import Pair
+from omniforcing.core.pair import Pair
 from omniforcing.media.format import ClipFormat
 from omniforcing.media.reading.conform import ClipCutter
 from omniforcing.media.reading.pictures import PictureReader

@@ -6,7 +6,7 @@ import av
 import numpy as np
 import pytest
 
-from omniforcing.core.latents import Pair
+from omniforcing.core.pair import Pair
 from omniforcing.media.files import encode_mp4, read_mp4, write_mp4
 from omniforcing.media.format import ClipFormat
 from omniforcing.media.reading.conform import ClipCutter

@@ -13,7 +13,7 @@ import av
 import numpy as np
 import pytest
 
-from omniforcing.core.latents import Pair
+from omniforcing.core.pair import Pair
 from omniforcing.media.format import ClipFormat
 from omniforcing.media.reading.colour import Colour, convert
 from omniforcing.media.reading.conform import ClipCutter

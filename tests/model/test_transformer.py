@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from benchmarks.gpu.networks import GENERATIONS
-from omniforcing.core.latents import Latents, Pair
+from omniforcing.core.latents import Latents
 from omniforcing.core.layout import LAYOUTS, BlockTable, Counts, clip_latents
+from omniforcing.core.pair import Pair
 from omniforcing.distill.sampling import full_view
 from omniforcing.model.attention import Masked
 from omniforcing.model.cache import Cache, FunctionalCache, RingCache

@@ -25,8 +25,9 @@ import torch
 from PIL import Image
 
 from omniforcing.codec.codec import to_frames
-from omniforcing.core.latents import Pair, noise_like
+from omniforcing.core.latents import noise_like
 from omniforcing.core.layout import LAYOUTS
+from omniforcing.core.pair import Pair
 from omniforcing.core.random import step_generator
 from omniforcing.core.schedule import add_noise
 from omniforcing.model.inference.cuda_streams import own_cuda_stream

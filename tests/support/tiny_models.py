@@ -4,8 +4,9 @@ from typing import Any
 
 import torch
 
-from omniforcing.core.latents import Latents, Pair, TextFeatures
+from omniforcing.core.latents import Latents, TextFeatures
 from omniforcing.core.layout import Counts
+from omniforcing.core.pair import Pair
 from omniforcing.model.config import Stabiliser
 from omniforcing.model.student import build_core
 from omniforcing.model.transformer import DualStream

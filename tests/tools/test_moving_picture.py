@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import ImageColor
 
-from omniforcing.core.latents import Pair
+from omniforcing.core.pair import Pair
 from omniforcing.evaluation.plots import SEEN
 from omniforcing.pocket.observe import observe
 from omniforcing.pocket.synthetic import make_clip

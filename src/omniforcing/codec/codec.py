@@ -32,7 +32,7 @@ from omniforcing.codec.reach import (
     video_reach,
 )
 from omniforcing.core.files import read_json, write_json
-from omniforcing.core.latents import Latents, Media, Pair
+from omniforcing.core.latents import Latents
 from omniforcing.core.layout import (
     Counts,
     LayoutError,
@@ -40,6 +40,7 @@ from omniforcing.core.layout import (
     clip_samples,
     clip_seconds,
 )
+from omniforcing.core.pair import Media, Pair
 
 DESCRIPTION = "codec.json"
 SCHEMA = 1

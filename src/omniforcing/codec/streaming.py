@@ -33,7 +33,8 @@ from omniforcing.codec.stateful import (
     restore_conv_states,
 )
 from omniforcing.codec.vocoder import StreamingVocoder
-from omniforcing.core.latents import Latents, Media, Pair
+from omniforcing.core.latents import Latents
+from omniforcing.core.pair import Media, Pair
 from omniforcing.core.states import State, join_states, part_of
 
 

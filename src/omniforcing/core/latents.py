@@ -1,4 +1,4 @@
-"""Pairs of a video and an audio value, above all latents.
+"""Latents and text features: pairs of tensors, and batches of them.
 
 Latents are a ``Pair`` of tensors with time in dimension 1: video ``[B, Tv, S, Cv]`` with S spatial
 tokens per latent, audio ``[B, Ta, Ca]``. A formula is written once for a tensor and mapped over the
@@ -7,53 +7,17 @@ pair; a block is a slice of dimension 1 of each stream.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from omniforcing.core.distributed import draw
-
-T = TypeVar("T")
-U = TypeVar("U")
-
-
-@dataclass(frozen=True)
-class Pair(Generic[T]):
-    """One value for video and one for audio."""
-
-    video: T
-    audio: T
-
-    def __iter__(self) -> Iterator[T]:
-        yield self.video
-        yield self.audio
-
-    def map(self, function: Callable[..., U], *others: Pair[Any]) -> Pair[U]:
-        """Apply a function to each modality; values of ``others`` are its further arguments."""
-        return Pair(
-            function(self.video, *(other.video for other in others)),
-            function(self.audio, *(other.audio for other in others)),
-        )
-
-    def to(self: Pair[Tensor], device: str | torch.device) -> Pair[Tensor]:
-        """Move both tensors to a device."""
-        return self.map(lambda x: x.to(device))
-
-    def items(self) -> Iterator[tuple[str, T]]:
-        """Yield ``("video", value)`` and ``("audio", value)``, for logging and files."""
-        yield "video", self.video
-        yield "audio", self.audio
-
+from omniforcing.core.pair import Pair
 
 Latents = Pair[Tensor]
 # Output of the text connectors for prompts: ``[B, L, D]`` per stream.
 TextFeatures = Pair[Tensor]
-
-# Frames uint8 ``[..., T, H, W, 3]`` and samples float32 ``[..., 2, N]``, as arrays or tensors.
-Media = Pair[Any]
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from omniforcing.codec.codec import DESCRIPTION, Codec
 from omniforcing.codec.text import TextEncoder
 from omniforcing.codec.tokens import PromptTokenizer, TokenCount
 from omniforcing.core.files import read_json
-from omniforcing.core.latents import Pair
 from omniforcing.core.layout import Counts, clip_seconds
+from omniforcing.core.pair import Pair
 from omniforcing.data.rejects import Reject, refuse_share, summary
 from omniforcing.data.shards import MEMBERS, decode_media, read_raw, shard_form
 from omniforcing.data.tars import indices, read_tar

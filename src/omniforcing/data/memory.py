@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from omniforcing.core.errors import OmniForcingError
-from omniforcing.core.latents import Pair
+from omniforcing.core.pair import Pair
 from omniforcing.data.shards import decode_media, read_raw, shard_form
 from omniforcing.data.tars import indices
 

@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from omniforcing.core.config import digest
 from omniforcing.core.files import FileError, write_manifest, writing
-from omniforcing.core.latents import Pair
 from omniforcing.core.layout import clip_frames, clip_samples
+from omniforcing.core.pair import Pair
 from omniforcing.data.duplicates import ClipHash, NearPair, clip_hash, near_pairs
 from omniforcing.data.rejects import Reject, refuse_share, summary
 from omniforcing.data.sources import SPLITS, TRAIN, Entry

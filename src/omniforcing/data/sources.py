@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from omniforcing.core.errors import OmniForcingError, did_you_mean
 from omniforcing.core.files import write_manifest, writing
-from omniforcing.core.latents import Pair
+from omniforcing.core.pair import Pair
 from omniforcing.data.captions import BESIDE, find_captions, missing_videos, same_name
 from omniforcing.data.config import ClipsConfig
 from omniforcing.data.duplicates import copies

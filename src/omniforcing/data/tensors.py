@@ -23,8 +23,9 @@ from omniforcing.codec.text import TextEncoder
 from omniforcing.core.distributed import local_rows
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import MANIFEST, read_json, write_json, write_manifest
-from omniforcing.core.latents import Batch, Latents, Pair, TextFeatures
+from omniforcing.core.latents import Batch, Latents, TextFeatures
 from omniforcing.core.layout import Counts
+from omniforcing.core.pair import Pair
 from omniforcing.core.random import step_seed
 from omniforcing.data.tars import indices, read_tar, write_tar
 

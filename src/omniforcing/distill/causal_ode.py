@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from omniforcing.core.latents import Batch, Pair, broadcast
+from omniforcing.core.latents import Batch, broadcast
 from omniforcing.core.layout import BlockTable, Counts
+from omniforcing.core.pair import Pair
 from omniforcing.distill.config import CausalOdeConfig
 from omniforcing.model.attention import Masked
 from omniforcing.model.config import StudentConfig

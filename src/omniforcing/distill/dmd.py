@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from omniforcing.core.latents import Batch, Latents, Pair, TextFeatures, broadcast, noise_like
+from omniforcing.core.latents import Batch, Latents, TextFeatures, broadcast, noise_like
+from omniforcing.core.pair import Pair
 from omniforcing.core.schedule import add_noise, sample_sigma, velocity
 from omniforcing.distill.config import DmdConfig
 from omniforcing.distill.guidance import cache_guided, guided_x0, guided_x0_in_turn

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from omniforcing.core.latents import Latents, Pair, TextFeatures
+from omniforcing.core.latents import Latents, TextFeatures
+from omniforcing.core.pair import Pair
 from omniforcing.core.schedule import guide
 from omniforcing.model.attention import View
 from omniforcing.model.conditioning import TextCache

@@ -8,8 +8,9 @@ from itertools import islice, pairwise
 import torch
 from torch import Tensor
 
-from omniforcing.core.latents import Latents, Pair, TextFeatures, concatenate
+from omniforcing.core.latents import Latents, TextFeatures, concatenate
 from omniforcing.core.layout import Counts
+from omniforcing.core.pair import Pair
 from omniforcing.core.schedule import euler, sampling_sigmas
 from omniforcing.distill.config import SamplerConfig
 from omniforcing.distill.guidance import cache_guided, guided_x0

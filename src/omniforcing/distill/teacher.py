@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from omniforcing.core.distributed import draw
-from omniforcing.core.latents import Batch, Pair, TextFeatures, noise_like
+from omniforcing.core.latents import Batch, TextFeatures, noise_like
 from omniforcing.core.layout import Counts
+from omniforcing.core.pair import Pair
 from omniforcing.core.schedule import add_noise, sample_sigma, velocity
 from omniforcing.distill.config import TeacherConfig
 from omniforcing.distill.sampling import full_view

@@ -17,7 +17,7 @@ import numpy as np
 
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import atomic_dir
-from omniforcing.core.latents import Media, Pair
+from omniforcing.core.pair import Media, Pair
 from omniforcing.core.random import step_seed
 from omniforcing.evaluation import quality
 from omniforcing.evaluation.config import EvaluateConfig

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from omniforcing.core.files import atomic_dir
-from omniforcing.core.latents import Media, Pair
 from omniforcing.core.layout import FPS, SAMPLE_RATE
+from omniforcing.core.pair import Media, Pair
 from omniforcing.media.mel import log_mel
 from omniforcing.pocket.observe import DESCRIPTORS, Clips, load_pair, save_pair
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from omniforcing.core.latents import Media
 from omniforcing.core.layout import HOP, SAMPLE_RATE
+from omniforcing.core.pair import Media
 from omniforcing.media.mel import log_mel
 from omniforcing.pocket.observe import Observation
 

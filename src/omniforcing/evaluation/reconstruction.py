@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from omniforcing.core.latents import Media
+from omniforcing.core.pair import Media
 from omniforcing.media.mel import log_mel
 from omniforcing.pocket.events import (
     SATURATION,

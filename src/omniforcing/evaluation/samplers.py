@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from omniforcing.codec.codec import Codec
-from omniforcing.core.latents import Latents, Media, Pair, TextFeatures
+from omniforcing.core.latents import Latents, TextFeatures
+from omniforcing.core.pair import Media, Pair
 from omniforcing.data.config import ClipsConfig
 from omniforcing.data.shards import decode_media, read_raw, shard_form
 from omniforcing.data.tars import require_kind

@@ -18,8 +18,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from omniforcing.core.latents import Media, Pair
 from omniforcing.core.layout import FPS, SAMPLE_RATE
+from omniforcing.core.pair import Media, Pair
 from omniforcing.media.bt709 import Bt709
 from omniforcing.media.reading.sound import read_sound
 from omniforcing.media.reading.tracks import PathOrBytes, Rejected, read_tracks

@@ -23,8 +23,8 @@ from diffusers.models.transformers.transformer_ltx2 import (
 )
 from torch import Tensor
 
-from omniforcing.core.latents import Pair
 from omniforcing.core.layout import BlockTable, Counts, Span, join_spans
+from omniforcing.core.pair import Pair
 from omniforcing.model.compat import meta_attention
 
 

@@ -12,7 +12,8 @@ from diffusers.models.transformers.transformer_ltx2 import LTX2VideoTransformerB
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from omniforcing.core.latents import Latents, Pair
+from omniforcing.core.latents import Latents
+from omniforcing.core.pair import Pair
 from omniforcing.model.attention import View, sdpa
 from omniforcing.model.conditioning import (
     AdaLNParams,

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from omniforcing.core.latents import Pair
 from omniforcing.core.layout import BlockTable, Span, join_spans
+from omniforcing.core.pair import Pair
 from omniforcing.core.states import State
 from omniforcing.model.attention import SITES, Positions, View, sdpa
 from omniforcing.model.conditioning import KeyValue

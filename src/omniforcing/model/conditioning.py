@@ -11,7 +11,8 @@ import torch
 from diffusers import LTX2VideoTransformer3DModel
 from torch import Tensor, nn
 
-from omniforcing.core.latents import Pair, TextFeatures
+from omniforcing.core.latents import TextFeatures
+from omniforcing.core.pair import Pair
 
 # One noise level for all tokens, one per sample, or one per group of tokens.
 Sigma: TypeAlias = Tensor | float | tuple[float, ...]

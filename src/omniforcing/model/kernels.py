@@ -21,8 +21,9 @@ from diffusers.models.transformers.transformer_ltx2 import (
 )
 from torch import Tensor, nn
 
-from omniforcing.core.latents import Latents, Pair
+from omniforcing.core.latents import Latents
 from omniforcing.core.layout import Counts
+from omniforcing.core.pair import Pair
 from omniforcing.model.attention import Positions, View
 from omniforcing.model.conditioning import AdaLNParams, KeyValue
 from omniforcing.model.stabiliser import gate_heads, normalise_heads

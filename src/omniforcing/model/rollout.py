@@ -9,8 +9,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from omniforcing.core.latents import Latents, Pair, TextFeatures, concatenate, noise_like
+from omniforcing.core.latents import Latents, TextFeatures, concatenate, noise_like
 from omniforcing.core.layout import BlockTable, Counts
+from omniforcing.core.pair import Pair
 from omniforcing.core.schedule import add_noise, to_x0
 from omniforcing.core.states import State, join_states, part_of
 from omniforcing.model.attention import View

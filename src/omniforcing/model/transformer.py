@@ -16,8 +16,9 @@ from diffusers import LTX2VideoTransformer3DModel
 from torch import Tensor, nn
 
 from omniforcing.core.errors import OmniForcingError
-from omniforcing.core.latents import Latents, Pair, TextFeatures
+from omniforcing.core.latents import Latents, TextFeatures
 from omniforcing.core.layout import FRAMES_PER_LATENT, HOP, MEL_PER_LATENT, SAMPLE_RATE, Counts
+from omniforcing.core.pair import Pair
 from omniforcing.model.attention import Positions, View
 from omniforcing.model.block import BlockInputs, TransformerBlock
 from omniforcing.model.conditioning import (

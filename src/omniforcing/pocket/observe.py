@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omniforcing.core.files import read_json, write_json
-from omniforcing.core.latents import Media, Pair
 from omniforcing.core.layout import SAMPLE_RATE
+from omniforcing.core.pair import Media, Pair
 from omniforcing.pocket.events import (
     AudioEvents,
     VideoEvents,

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from omniforcing.codec.streaming import StreamingDecoder
-from omniforcing.core.latents import Latents, Pair
+from omniforcing.core.latents import Latents
+from omniforcing.core.pair import Pair
 from omniforcing.core.states import State, join_states, part_of
 
 

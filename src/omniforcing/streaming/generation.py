@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from omniforcing.core.latents import Latents, Pair, TextFeatures
+from omniforcing.core.latents import Latents, TextFeatures
+from omniforcing.core.pair import Pair
 from omniforcing.core.states import State, join_states, part_of
 from omniforcing.model.inference.overlay import Overlay, Scales
 from omniforcing.model.rollout import Rollout

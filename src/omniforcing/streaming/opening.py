@@ -13,7 +13,7 @@ from torch import Tensor
 
 from omniforcing.codec.codec import Codec, normalise
 from omniforcing.core.errors import OmniForcingError
-from omniforcing.core.latents import Latents, Pair
+from omniforcing.core.latents import Latents
 from omniforcing.core.layout import (
     FPS,
     SAMPLE_RATE,
@@ -22,6 +22,7 @@ from omniforcing.core.layout import (
     clip_latents,
     clip_samples,
 )
+from omniforcing.core.pair import Pair
 from omniforcing.streaming.generation import Opening
 from omniforcing.streaming.request import IMAGE_BYTES
 

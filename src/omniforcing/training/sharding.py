@@ -25,7 +25,7 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor, Partial, distribute_tensor
 
-from omniforcing.core.latents import Pair
+from omniforcing.core.pair import Pair
 from omniforcing.model.conditioning import AdaLNParams, StreamAdaLN, TimestepEmbedding
 from omniforcing.model.stabiliser import save_added
 from omniforcing.model.transformer import DualStream

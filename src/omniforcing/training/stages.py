@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from omniforcing.core.distributed import RowGenerator, Rows, local_rows, rank, world_size
-from omniforcing.core.latents import Batch, Latents, Pair
+from omniforcing.core.latents import Batch, Latents
+from omniforcing.core.pair import Pair
 from omniforcing.core.random import step_seed
 from omniforcing.model.transformer import DualStream
 from omniforcing.training.compat import scale_in_place

@@ -10,8 +10,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.gpu.networks import GENERATIONS
-from omniforcing.core.latents import Pair
 from omniforcing.core.layout import LAYOUTS, Counts
+from omniforcing.core.pair import Pair
 from omniforcing.model.cache import RingCache
 from omniforcing.model.config import Stabiliser
 from omniforcing.model.inference.fast import PackedGelu, accelerate

@@ -13,8 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from benchmarks.student.cases import ltx2
-from omniforcing.core.latents import Latents, Pair
+from omniforcing.core.latents import Latents
 from omniforcing.core.layout import Counts
+from omniforcing.core.pair import Pair
 from omniforcing.model.cache import RingCache
 from omniforcing.model.inference.fast import accelerate
 from omniforcing.model.inference.gpu import Fp8Linear

@@ -11,8 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from omniforcing.cli.data import weights as weights_command
-from omniforcing.core.latents import Pair
 from omniforcing.core.layout import clip_latents
+from omniforcing.core.pair import Pair
 from omniforcing.distill.sampling import full_view
 from omniforcing.model.transformer import DualStream
 from omniforcing.model.weights.checkpoint import open_checkpoint

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from omniforcing.core.latents import Media, Pair
 from omniforcing.core.layout import FPS, SAMPLE_RATE, clip_frames, clip_samples
+from omniforcing.core.pair import Media, Pair
 from omniforcing.media.format import ClipFormat
 from omniforcing.media.reading.colour import convert
 from omniforcing.media.reading.pictures import EPSILON, LOOK_AHEAD, Picture, PictureReader

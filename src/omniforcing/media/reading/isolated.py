@@ -101,10 +101,8 @@ class Isolated:
 
 def _serve(connection: Connection, parent: int) -> None:
     """Answer calls until the other end is closed."""
-    import torch
-
     die_with_parent(parent)
-    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # for torch, which is imported for the calls that need it
     while True:
         try:
             function, arguments = connection.recv()

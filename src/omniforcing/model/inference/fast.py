@@ -24,8 +24,9 @@ from diffusers.models.transformers.transformer_ltx2 import (
 from torch import Tensor, nn
 
 from omniforcing.core.errors import OmniForcingError
-from omniforcing.core.latents import Latents, Pair
+from omniforcing.core.latents import Latents
 from omniforcing.core.layout import Counts, Span
+from omniforcing.core.pair import Pair
 from omniforcing.model import compat
 from omniforcing.model.attention import Positions, View
 from omniforcing.model.conditioning import AdaLNParams, KeyValue

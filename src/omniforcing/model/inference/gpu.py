@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from omniforcing.core.errors import OmniForcingError
-from omniforcing.core.latents import Latents, Pair
+from omniforcing.core.latents import Latents
+from omniforcing.core.pair import Pair
 from omniforcing.model import compat
 from omniforcing.model.attention import View
 from omniforcing.model.conditioning import Sigma, TextCache

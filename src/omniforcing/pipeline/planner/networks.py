@@ -12,7 +12,8 @@ from diffusers import LTX2VideoTransformer3DModel
 
 from omniforcing.codec.codec import Codec
 from omniforcing.codec.config import Source
-from omniforcing.core.latents import Batch, Pair, TextFeatures
+from omniforcing.core.latents import Batch, TextFeatures
+from omniforcing.core.pair import Pair
 from omniforcing.distill.bidirectional_dmd import BidirectionalDmd
 from omniforcing.distill.causal_ode import CausalOde
 from omniforcing.distill.self_forcing import SelfForcing

@@ -17,8 +17,8 @@ from omniforcing.codec.networks import video_folder
 from omniforcing.codec.streaming import StreamingVideoDecoder
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import MANIFEST, write_json
-from omniforcing.core.latents import Pair
 from omniforcing.core.layout import LAYOUTS
+from omniforcing.core.pair import Pair
 from omniforcing.data.memory import clips_of, stack
 from omniforcing.data.sources import HELDOUT, TRAIN
 from omniforcing.data.tensors import TensorShards

@@ -18,7 +18,7 @@ from omniforcing.codec.text import build_tiny
 from omniforcing.codec.tokens import PromptTokenizer, learn_tokenizer
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import atomic_dir, atomic_write, write_json
-from omniforcing.core.latents import Pair
+from omniforcing.core.pair import Pair
 from omniforcing.data.encode import survey_captions
 from omniforcing.data.memory import clips_of
 from omniforcing.data.shards import read_raw

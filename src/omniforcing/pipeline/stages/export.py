@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 
 import omniforcing
 from omniforcing.core.files import read_json, write_manifest
-from omniforcing.core.latents import Pair
+from omniforcing.core.pair import Pair
 from omniforcing.evaluation.plots import draw_media
 from omniforcing.media.mel import resample
 from omniforcing.model.weights.lora import ADAPTER_FILE, read_lora

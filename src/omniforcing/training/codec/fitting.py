@@ -18,7 +18,7 @@ from omniforcing.codec.codec import Codec, to_pixels
 from omniforcing.codec.config import CodecConfig
 from omniforcing.codec.networks import build_audio_vae, build_video_vae, build_vocoder
 from omniforcing.core.files import atomic_dir, atomic_write
-from omniforcing.core.latents import Pair
+from omniforcing.core.pair import Pair
 from omniforcing.core.random import step_seed
 from omniforcing.data.memory import LARGEST_BYTES, clips_in, stack
 from omniforcing.data.sources import TRAIN
