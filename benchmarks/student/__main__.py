@@ -15,7 +15,7 @@ Weights are random, and the process has streamed before.
     difference_plain               largest difference of its blocks over their largest value
     ratio_without                  time of a block without each speed-up, over the student's
 
-`--config ltx2 --layers 2 --device cpu --grid 2 3` tries the 19B path on any machine.
+`--config ltx2 --layers 2 --heads 4 --device cpu --grid 2 3` tries the 19B path on any machine.
 """
 
 import argparse
@@ -68,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="print one JSON object")
     add("--rounds", type=int, default=5, help="runs of each side of a ratio (default: 5)")
     add("--layers", type=int, help="another number of layers, to try a large case")
+    add("--heads", type=int, help="another number of heads, to try a large case")
     add("--text", type=int, help="another number of prompt tokens, to try a large case")
     add("--grid", type=int, nargs=2, help="other tokens (H, W) of a video latent")
     add("--device", help="cuda or cpu (default: a GPU if there is one)")
@@ -95,6 +96,8 @@ def prepare(arguments: argparse.Namespace) -> StudentBench:
     case = CASES[arguments.config]()
     if arguments.layers:
         case = case.with_layers(arguments.layers)
+    if arguments.heads:
+        case = case.with_heads(arguments.heads)
     if arguments.text:
         case = replace(case, text_tokens=arguments.text)
     if arguments.grid:

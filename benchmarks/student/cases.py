@@ -47,6 +47,14 @@ class Case:
         """Return this case with another number of layers."""
         return replace(self, core={**self.core, "num_layers": layers})
 
+    def with_heads(self, heads: int) -> Case:
+        """Return this case with another number of heads, of the same width, in both streams."""
+        core = dict(self.core)
+        for stream in ("", "audio_"):
+            core[f"{stream}num_attention_heads"] = heads
+            core[f"{stream}cross_attention_dim"] = heads * core[f"{stream}attention_head_dim"]
+        return replace(self, core=core)
+
 
 def ltx2_core(**changes: Any) -> dict[str, Any]:
     """Return the arguments of the LTX-2.0 transformer as released, with some of them changed."""

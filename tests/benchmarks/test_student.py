@@ -48,15 +48,14 @@ def test_it_needs_nothing_of_the_training_tools() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("config", "on"), [("tiny", ["--on", "compiled"]), ("ltx2", ["--off", "ring"])]
 )
 def test_one_json_object_has_every_figure_and_the_ratio_without_each_speed_up(
     config: str, on: list[str]
 ) -> None:
-    """Compiled too; and the 19B model in its real width, one layer of it."""
-    small = ["--layers", "1", "--device", "cpu", "--grid", "1", "1", "--text", "16"]
+    """Compiled too; and the 19B model, of which one layer and two heads."""
+    small = ["--layers", "1", "--heads", "2", "--device", "cpu", "--grid", "1", "1", "--text", "16"]
     small += ["--seconds", "2", "--rounds", "1", "--threads", "1"]
     found = json.loads(
         python("-m", "benchmarks.student", "--config", config, "--json", *small, *on)
