@@ -8,6 +8,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import pytest
 import torch
 
@@ -15,6 +16,9 @@ from tests.support.ray_cluster import driven_cluster, ray_cluster  # noqa: F401 
 from tests.support.videos import make_video  # noqa: F401  # a fixture
 
 torch.set_num_threads(1)
+# A busy machine is no fault of an example.
+hypothesis.settings.register_profile("any-machine", deadline=None)
+hypothesis.settings.load_profile("any-machine")
 
 
 @pytest.hookimpl(tryfirst=True)

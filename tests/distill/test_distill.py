@@ -225,15 +225,16 @@ def test_a_stage_broken_off_and_resumed_ends_in_the_same_weights(
     with pytest.raises(_Killed):
         train(tmp_path / "broken", stop_at=4)
     resumed = train(tmp_path / "broken")
-    for name, value in unbroken.state_dict().items():
-        assert torch.equal(value, resumed.state_dict()[name]), name
+    expected, found = unbroken.state_dict(), resumed.state_dict()
+    for name, value in expected.items():
+        assert torch.equal(value, found[name]), name
     assert (tmp_path / "unbroken" / CURVES).read_text() == (
         tmp_path / "broken" / CURVES
     ).read_text()
     rows = list(csv.DictReader((tmp_path / "broken" / CURVES).open()))
     assert [bool(row["sync_margin"]) for row in rows] == [False, True] * 3
     start = build().state_dict()
-    assert any(not torch.equal(value, start[name]) for name, value in unbroken.state_dict().items())
+    assert any(not torch.equal(value, start[name]) for name, value in expected.items())
 
 
 @pytest.mark.extended
@@ -248,8 +249,9 @@ def test_a_plain_loop_trains_a_stage_to_the_weights_that_lightning_does(
     optimisers = plain.configure_optimizers()
     for step, batch in enumerate(batches(plain)(0)):
         logged = plain.training_step(step, batch, optimisers, torch.Tensor.backward)
+    found = plain.state_dict()
     for name, value in fitted.state_dict().items():
-        assert torch.equal(value, plain.state_dict()[name]), name
+        assert torch.equal(value, found[name]), name
     row = list(csv.DictReader((tmp_path / CURVES).open()))[-1]
     assert row == {"step": "2", **{name: f"{float(value):.6g}" for name, value in logged.items()}}
 

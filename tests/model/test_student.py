@@ -16,8 +16,9 @@ from tests.support.tiny_models import tiny_config, tiny_model
 def test_a_saved_model_is_loaded_bit_for_bit_and_opens_with_diffusers(tmp_path: Path) -> None:
     model = tiny_model(sinks=3)
     save_model(model, tmp_path)
+    saved = model.state_dict()
     for name, value in load_model(tmp_path).state_dict().items():
-        assert torch.equal(value, model.state_dict()[name]), name
+        assert torch.equal(value, saved[name]), name
     opened = LTX2VideoTransformer3DModel.from_pretrained(tmp_path / "transformer")
     assert torch.equal(opened.proj_in.weight, model.core.proj_in.weight)
     assert opened.config.rope_type == "split"
@@ -79,8 +80,9 @@ def test_what_a_stabiliser_learnt_is_saved_and_loaded_with_its_name(
     save_model(model, tmp_path)
     loaded = load_model(tmp_path)
     assert loaded.stabiliser is stabiliser
+    saved = model.state_dict()
     for name, value in loaded.state_dict().items():
-        assert torch.equal(value, model.state_dict()[name]), name
+        assert torch.equal(value, saved[name]), name
     with refuses("weights.other-stabiliser", stabiliser.value, "expected sinks"):
         load_model(tmp_path, sinks=sinks, stabiliser=Stabiliser.sinks)
 

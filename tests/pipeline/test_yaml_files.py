@@ -33,13 +33,12 @@ def copy(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("scalar", SCALARS)
 def test_a_value_is_read_as_dvc_reads_it_or_refused(tmp_path: Path, scalar: str) -> None:
-    from omegaconf import OmegaConf
 
     text = f"export: {{prompt: {scalar}}}\n"
     (tmp_path / "mine.yaml").write_text(text)
     theirs: Any = parse_yaml(text, "mine.yaml")["export"]["prompt"]
     try:
-        read: Any = OmegaConf.to_container(read_yaml(tmp_path / "mine.yaml"))
+        read: Any = read_yaml(tmp_path / "mine.yaml")
     except ConfigError as error:
         assert error.code == "config.ambiguous-value"
         assert "export.prompt" in str(error) and "mine.yaml" in str(error)

@@ -151,8 +151,8 @@ def load_config(
         (_read_named(folder, "preset", chosen), f"conf/preset/{chosen}.yaml"),
     ]
     for name in chosen_cluster:
-        content = _read_named(folder, "cluster", name)
-        sources.append((OmegaConf.create({"cluster": content}), f"conf/cluster/{name}.yaml"))
+        content = {"cluster": _read_named(folder, "cluster", name)}
+        sources.append((content, f"conf/cluster/{name}.yaml"))
     sources += [(dotlist, "the command line"), ({"preset": chosen}, "the command line")]
     config = merge_sources(Config(), sources)
     made = to_dict(config)
@@ -162,7 +162,7 @@ def load_config(
     return config
 
 
-def _read_named(folder: Path, kind: str, name: str) -> Any:
+def _read_named(folder: Path, kind: str, name: str) -> dict[Any, Any]:
     """Read ``<kind>/<name>.yaml``.
 
     Raises:

@@ -7,10 +7,12 @@ is refused, and with it every value that is converted to the type of its key.
 
 from __future__ import annotations
 
+import copy
 import datetime
 import io
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +21,31 @@ from omniforcing.core.config import ConfigError
 _NAMES: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
-def read_yaml(path: Path) -> Any:
+def read_yaml(path: Path) -> dict[Any, Any]:
     """Read a YAML file that holds a mapping.
 
     Raises:
         ConfigError: if it is not YAML, or a value of it reads differently to DVC.
     """
-    from omegaconf import OmegaConf
-    from ruamel.yaml import YAML
-
     try:
-        text = path.read_text(encoding="utf-8")
-        loaded = OmegaConf.load(io.StringIO(text))
-        ours = OmegaConf.to_container(loaded, resolve=False)
-        theirs = YAML(typ="safe").load(text) or {}
+        ours, theirs = _parse(path.read_text(encoding="utf-8"))
     except Exception as error:  # YAML errors come in many classes; all are the user's file
         fault = " ".join(str(error).split())
         raise ConfigError("config.not-yaml", f"{path} is not readable YAML: {fault}") from error
     if not isinstance(ours, dict):
         raise ConfigError("config.not-yaml", f"{path} is a list; write `key: value` lines")
     _compare(ours, theirs, "", str(path))
-    return loaded
+    return copy.deepcopy(ours)
+
+
+@lru_cache
+def _parse(text: str) -> tuple[Any, Any]:
+    """Read YAML as a stage and as DVC do; a process may ask for the same files many times."""
+    from omegaconf import OmegaConf
+    from ruamel.yaml import YAML
+
+    ours = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
+    return ours, YAML(typ="safe").load(text) or {}
 
 
 def read_overrides(items: Sequence[str]) -> Any:

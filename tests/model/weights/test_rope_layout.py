@@ -74,9 +74,8 @@ def test_exchanging_there_and_back_changes_no_bit(own: str, other: str, tmp_path
     write_diffusers(with_rope(open_checkpoint(tmp_path), other), tmp_path / "there")
     back = with_rope(open_checkpoint(tmp_path / "there"), own).core()
     assert back.config.rope_type == own
-    assert all(
-        torch.equal(tensor, core.state_dict()[name]) for name, tensor in back.state_dict().items()
-    )
+    saved = core.state_dict()
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in back.state_dict().items())
 
 
 def test_the_convention_that_the_weights_have_leaves_them_alone(tmp_path: Path) -> None:
