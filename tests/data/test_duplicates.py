@@ -52,6 +52,19 @@ def test_a_held_out_clip_that_is_a_training_clip_in_another_form_is_found(
     assert (pair.heldout, pair.train) == ("again", "5") and pair.bits <= NEAR_BITS
 
 
+def test_each_training_clip_is_told_with_the_held_out_clip_that_is_nearest(
+    clips: list[SyntheticClip],
+) -> None:
+    train = {how: clip_hash(again(clips[5], how)) for how in ("encoded", "noisy")}
+    train["other"] = clip_hash(clips[4].frames)
+    heldout = {"far": clip_hash(again(clips[5], "brighter")), "own": clip_hash(clips[5].frames)}
+    found = near_pairs(train, {**heldout, "also own": heldout["own"]})
+    assert [pair.train for pair in found] == ["encoded", "noisy"]
+    for pair in found:
+        least = min(bit_distance(train[pair.train], hashed) for hashed in heldout.values())
+        assert pair.bits == least and pair.heldout != "also own"
+
+
 def test_clips_without_detail_are_like_no_other() -> None:
     black = clip_hash(np.zeros((25, 32, 32, 3), np.uint8))
     assert not black.is_telling and len(black.bits) == 0

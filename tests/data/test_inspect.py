@@ -75,7 +75,7 @@ def test_table_counts_clips_captions_time_and_rejects(shards: Path) -> None:
     assert rows == {"train-000000.tar": "3", "heldout-000000.tar": "2", "total": "5"}
 
 
-def test_silent_clips_and_held_out_clips_that_look_like_training_clips_are_told(
+def test_silent_clips_and_training_clips_that_look_like_held_out_clips_are_told(
     tmp_path: Path, make_video: MakeVideo, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("a", "b", "c"):
@@ -92,11 +92,14 @@ def test_silent_clips_and_held_out_clips_that_look_like_training_clips_are_told(
     write_shards(plans, tmp_path / "work")
     found = publish_shards(plans, tmp_path / "work", tmp_path / "shards", 0.0)
     assert found["loudness"] == {"silent": 2, "faint": 0}
-    assert [pair["bits"] for pair in found["near_duplicates"]] == [0]
-    assert "look like training clips" in capsys.readouterr().err
+    pairs = found["near_duplicates"]
+    assert [pair["bits"] for pair in pairs] == [0, 0] and len({p["heldout"] for p in pairs}) == 1
+    assert found["clips"]["train"] == 2
+    told = capsys.readouterr().err
+    assert "2 training clips look like held-out clips" in told and "near_duplicates=reject" in told
     table = inspect_folder(tmp_path / "shards")
     assert "2  silent" in table and "1  heard" in table
-    assert "held-out clips that look like training clips: 1" in table
+    assert "training clips that look like held-out clips: 2" in table
 
 
 def test_sheet_shows_frames_over_sound_of_several_clips(shards: Path, tmp_path: Path) -> None:

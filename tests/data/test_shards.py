@@ -161,6 +161,37 @@ def test_clip_that_breaks_after_probing_is_a_counted_reject_and_moves_no_other(
         make_shards(copy, tmp_path / "strict", most=0.1)
 
 
+def test_training_clips_that_look_like_held_out_ones_are_rejected_if_the_config_says_so(
+    tmp_path: Path, make_video: MakeVideo
+) -> None:
+    """Three recordings of one scene without a sound, three of another with a click."""
+    scenes = {"silent": "abc", "heard": "def"}
+    silence = np.zeros((2, 24000), np.float32)
+    for names, how in zip(scenes.values(), ({"samples": silence}, {"rotation": 180}), strict=True):
+        for name in names:
+            make_video(f"v/{name}.mp4", seconds=1.5, events=(0.2,), **how)
+            (tmp_path / "v" / f"{name}.txt").write_text("a flash")
+    (tmp_path / "clips").mkdir()
+    config = ClipsConfig(
+        source="folder", folder=str(tmp_path / "v"), seconds=1, height=32, width=32, heldout=1
+    )
+    write_clips(config, 0, tmp_path / "clips")
+    [held] = [Path(e.path).stem for e in read_clips(tmp_path / "clips") if e.split == "heldout"]
+    same, other = sorted(scenes.values(), key=lambda names: held not in names)
+    planned = plans(tmp_path / "clips")
+    write_shards(planned, tmp_path / "work")
+    with refuses("data.too-many-rejects", "2 of 6", "2 near duplicate"):
+        publish_shards(planned, tmp_path / "work", tmp_path / "out", 0.2, reject_near=True)
+    (tmp_path / "out").mkdir()
+    found = publish_shards(planned, tmp_path / "work", tmp_path / "out", 0.5, reject_near=True)
+    assert found["clips"] == {"train": 3, "heldout": 1, "duets": 0}
+    assert found["reject_counts"] == {"near duplicate": 2} and found["near_duplicates"] == []
+    assert {Path(r["name"]).stem for r in found["rejects"]} == set(same) - {held}
+    names = {Path(s["provenance"]["name"]).stem for s in read_shards(tmp_path / "out")}
+    assert names == {held, *other}
+    assert found["loudness"]["silent"] == len(set(scenes["silent"]) & names)
+
+
 def test_killed_run_continues_with_the_first_unfinished_shard(
     synthetic: Path, shards: Path, tmp_path: Path
 ) -> None:

@@ -80,6 +80,8 @@ class ShardsConfig(Section):
 
     per_shard: int = ranged(64, at_least=1)
     """Clips per tar."""
+    near_duplicates: str = chosen("tell", ("tell", "reject"))
+    """Training clips that look like a held-out clip are told, or rejected from training."""
 
 
 @dataclass

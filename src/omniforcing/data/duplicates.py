@@ -8,10 +8,11 @@ changes either, nor do the moments in another order: each is compared with all o
 
 from __future__ import annotations
 
+import json
 from base64 import b64decode, b64encode
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omniforcing.core.files import sha256_file
+from omniforcing.data.rejects import Reject
+from omniforcing.data.tars import read_tar
 
 Frames = NDArray[np.uint8]  # [T, H, W, 3]
 Bits = NDArray[np.uint64]  # [M]
@@ -71,17 +74,17 @@ class ClipHash:
 
 @dataclass(frozen=True)
 class NearPair:
-    """A held-out clip and the training clip that looks most like it.
+    """A training clip and the held-out clip that looks most like it.
 
     Attributes:
-        heldout: name of the held-out clip.
         train: name of the training clip.
+        heldout: name of the held-out clip.
         bits: mean difference of their hashes, 0 to 64.
         levels: mean difference of their colours, 0 to 255.
     """
 
-    heldout: str
     train: str
+    heldout: str
     bits: float
     levels: float
 
@@ -195,15 +198,15 @@ def level_distance(one: ClipHash, other: ClipHash) -> float:
 
 
 def near_pairs(train: Mapping[str, ClipHash], heldout: Mapping[str, ClipHash]) -> list[NearPair]:
-    """Find held-out clips that look like a training clip.
+    """Find training clips that look like a held-out clip.
 
     Args:
         train: hash of each training clip by its name.
         heldout: hash of each held-out clip by its name.
 
     Returns:
-        The nearest training clip of each held-out clip that has one within ``NEAR_BITS`` and
-        ``NEAR_LEVELS``, in the order of ``heldout``.
+        The nearest held-out clip of each training clip that has one within ``NEAR_BITS`` and
+        ``NEAR_LEVELS``, in the order of ``train``.
     """
     # Clips with as many moments are compared in one step.
     by_count: dict[int, list[str]] = defaultdict(list)
@@ -213,17 +216,57 @@ def near_pairs(train: Mapping[str, ClipHash], heldout: Mapping[str, ClipHash]) -
     tables = []
     for names in by_count.values():
         tables.append((names, np.stack([train[name].bits for name in names])))
-    found = []
+    nearest: dict[str, NearPair] = {}
     for name, hashed in heldout.items():
         if not hashed.is_telling:
             continue
-        near = []
         for names, table in tables:
             distances = _bit_distances(hashed.bits, table)
             for index in np.flatnonzero(distances <= NEAR_BITS):
                 levels = level_distance(hashed, train[names[index]])
-                near.append(NearPair(name, names[index], float(distances[index]), levels))
-        near = [pair for pair in near if pair.levels <= NEAR_LEVELS]
-        if near:
-            found.append(min(near, key=lambda pair: (pair.bits, pair.levels)))
-    return found
+                pair = NearPair(names[index], name, float(distances[index]), levels)
+                known = nearest.get(pair.train)
+                nearer = known is None or (pair.bits, pair.levels) < (known.bits, known.levels)
+                if levels <= NEAR_LEVELS and nearer:
+                    nearest[pair.train] = pair
+    return [nearest[name] for name in train if name in nearest]
+
+
+def near_training_clips(indices: Iterable[Mapping[str, Any]]) -> dict[str, NearPair]:
+    """Find training clips that look like held-out clips, in the indices of all shards.
+
+    Returns:
+        Pairs by the key of the training clip.
+    """
+    train: dict[str, ClipHash] = {}
+    heldout: dict[str, ClipHash] = {}
+    for index in indices:
+        side = train if index["split"] == "train" else heldout
+        side |= {key: ClipHash.from_text(text) for key, text in index["looks"].items()}
+    return {pair.train: pair for pair in near_pairs(train, heldout)}
+
+
+def without(
+    path: Path, index: dict[str, Any], left_out: Mapping[str, NearPair], members: Set[str]
+) -> dict[str, Any]:
+    """Return the index that a shard has when some of its clips are rejected as near duplicates.
+
+    Args:
+        path: the shard.
+        index: its index.
+        left_out: pairs by the key of the clip that is rejected.
+        members: suffixes of the members that every sample has.
+    """
+    looks = {key: text for key, text in index["looks"].items() if key not in left_out}
+    if len(looks) == len(index["looks"]):
+        return index
+    rejects, loudness = [*index["rejects"]], {**index["loudness"]}
+    for sample in read_tar(path, index, members):
+        if pair := left_out.get(sample["__key__"]):
+            info = json.loads(sample["json"])
+            begin, detail = float(info["cut"] * info["seconds"]), f"like held-out {pair.heldout}"
+            rejects.append(asdict(Reject(info["name"], begin, "near duplicate", detail)))
+            if info["loudness"] in loudness:
+                loudness[info["loudness"]] -= 1
+    count = index["n"] - len(index["looks"]) + len(looks)
+    return {**index, "n": count, "looks": looks, "rejects": rejects, "loudness": loudness}

@@ -115,8 +115,8 @@ def _table(folder: Path, kind: str, manifest: dict[str, Any], items: list[Item])
     yield from _counted("sound", Counter(heard))
     near = manifest.get("near_duplicates", [])
     yield from _counted(
-        "held-out clips that look like training clips",
-        Counter(f"{pair['heldout']} like {pair['train']}" for pair in near),
+        "training clips that look like held-out clips",
+        Counter(f"{pair['train']} like {pair['heldout']}" for pair in near),
     )
 
 

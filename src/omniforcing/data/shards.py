@@ -22,10 +22,18 @@ from omniforcing.core.config import digest
 from omniforcing.core.files import FileError, write_manifest, writing
 from omniforcing.core.layout import clip_frames, clip_samples
 from omniforcing.core.pair import Pair
-from omniforcing.data.duplicates import ClipHash, NearPair, clip_hash, near_pairs
+from omniforcing.data.duplicates import clip_hash, near_training_clips, without
 from omniforcing.data.rejects import Reject, refuse_share, summary
-from omniforcing.data.sources import SPLITS, TRAIN, Entry
-from omniforcing.data.tars import SCHEMA, indices, read_index, read_tar, require_kind, write_tar
+from omniforcing.data.sources import SPLITS, Entry
+from omniforcing.data.tars import (
+    SCHEMA,
+    copy_tar,
+    indices,
+    read_index,
+    read_tar,
+    require_kind,
+    write_tar,
+)
 from omniforcing.data.work import Done, Runner, in_process
 from omniforcing.media.files import encode_mp4, read_mp4
 from omniforcing.media.format import ClipFormat
@@ -244,9 +252,20 @@ def _sample(plan: ShardPlan, cut: Cut, clip: CutClip) -> dict[str, Any]:
 
 
 def publish_shards(
-    plans: list[ShardPlan], work: Path, folder: Path, max_reject_share: float
+    plans: list[ShardPlan],
+    work: Path,
+    folder: Path,
+    max_reject_share: float,
+    reject_near: bool = False,
 ) -> dict[str, Any]:
     """Move finished shards from ``work`` into ``folder`` and write its manifest.
+
+    Args:
+        plans: the shards.
+        work: folder of the finished shards.
+        folder: folder to fill.
+        max_reject_share: largest share of the clips that may be rejected.
+        reject_near: whether training clips that look like held-out clips are rejected.
 
     Returns:
         Counts of clips per split, and the rejects.
@@ -255,6 +274,9 @@ def publish_shards(
         OmniForcingError: if a larger share than ``max_reject_share`` of the clips was rejected.
     """
     made = {_tar(work, plan): read_index(_tar(work, plan)) for plan in plans}
+    near = near_training_clips(made.values())
+    left_out = near if reject_near else {}
+    made = {path: without(path, index, left_out, MEMBERS) for path, index in made.items()}
     rejects = [Reject(**reject) for index in made.values() for reject in index["rejects"]]
     clips = {
         split: sum(index["n"] for index in made.values() if index["split"] == split)
@@ -265,37 +287,30 @@ def publish_shards(
         for level in ("silent", "faint")
     }
     refuse_share(rejects, sum(clips.values()), max_reject_share, "clips")
-    near = [asdict(pair) for pair in _near_pairs(list(made.values()))]
-    if near:
-        first = near[0]
+    told = [] if reject_near else [asdict(pair) for pair in near.values()]
+    if told:
         print(
-            f"{len(near)} held-out clips look like training clips, first {first['heldout']} like "
-            f"{first['train']}: see near_duplicates in {folder / 'manifest.json'}",
+            f"{len(told)} training clips look like held-out clips, first {told[0]['train']} like "
+            f"{told[0]['heldout']}: see near_duplicates in {folder / 'manifest.json'}; "
+            "shards.near_duplicates=reject leaves them out of training",
             file=sys.stderr,
         )
     with writing(folder):
-        for path in made:
+        for path, index in made.items():
+            if index["n"] < read_index(path)["n"]:
+                copy_tar(path, folder / path.name, index, MEMBERS, left_out.keys())
+                continue
             for file in (path, path.with_suffix(".json")):
                 file.replace(folder / file.name)
         found = {
             "kind": "shards",
             "clips": clips,
             "loudness": loudness,
-            "near_duplicates": near,
+            "near_duplicates": told,
             **summary(rejects),
         }
         write_manifest(folder, {**found, "form": asdict(plans[0].form)})
     return found
-
-
-def _near_pairs(made: list[dict[str, Any]]) -> list[NearPair]:
-    """Find held-out clips that look like training clips, in the indices of all shards."""
-    train: dict[str, ClipHash] = {}
-    heldout: dict[str, ClipHash] = {}
-    for index in made:
-        side = train if index["split"] == TRAIN else heldout
-        side |= {key: ClipHash.from_text(text) for key, text in index["looks"].items()}
-    return near_pairs(train, heldout)
 
 
 def read_shards(folder: Path, split: str | None = None) -> Iterator[dict[str, Any]]:

@@ -60,15 +60,41 @@ def write_tar(
         for sample in samples:
             tar.write(sample)
             count += 1
-    index = {
+    counted = {
         "schema": SCHEMA,
         "n": count,
         "bytes": path.stat().st_size,
         "sha256": sha256_file(path),
-        **(extra or {}),
     }
+    index = {**(extra or {}), **counted}
     write_json(path.with_suffix(".json"), index)
     return index
+
+
+def copy_tar(
+    path: Path, target: Path, extra: dict[str, Any], members: Set[str], left_out: Set[str]
+) -> dict[str, Any]:
+    """Write a tar again without some of its samples, then the new index.
+
+    Args:
+        path: the tar.
+        target: the new tar.
+        extra: further entries of the new index.
+        members: suffixes of the members that every sample has.
+        left_out: keys of the samples to leave out.
+
+    Returns:
+        The new index.
+
+    Raises:
+        FileError: if ``path`` is damaged, or the disk is full.
+    """
+    kept = (
+        {name: sample[name] for name in ("__key__", *sorted(members))}
+        for sample in read_tar(path, read_index(path), members)
+        if sample["__key__"] not in left_out
+    )
+    return write_tar(target, kept, extra)
 
 
 def _encode(sample: dict[str, Any]) -> dict[str, Any]:

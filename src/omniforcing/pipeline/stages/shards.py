@@ -17,6 +17,7 @@ def run(stage: Stage) -> None:
     with shard_runner(stage) as runner:
         write_shards(plans, stage.work, runner)
     with stage.publish() as folder:
-        manifest = publish_shards(plans, stage.work, folder, clips.max_reject_share)
+        reject_near = shards.near_duplicates == "reject"
+        manifest = publish_shards(plans, stage.work, folder, clips.max_reject_share, reject_near)
     counts = {"rejected": len(manifest["rejects"]), **manifest["loudness"]}
     stage.write_metrics({**manifest["clips"], **counts})
