@@ -111,18 +111,28 @@ class Page:
 
     def screenshot(self, left: float, top: float, right: float, bottom: float) -> bytes:
         """Picture of a part of the screen as PNG."""
-        from PIL import ImageGrab
+        return grab(self._display, left, top, right, bottom)
 
-        picture, file = ImageGrab.grab(xdisplay=self._display), io.BytesIO()
-        picture.crop((round(left), round(top), round(right), round(bottom))).save(file, "png")
-        return file.getvalue()
+    def origin(self) -> tuple[float, float]:
+        """Where the tab begins on the screen, whose pixels are the page's."""
+        left, top = self.evaluate("[window.mozInnerScreenX, window.mozInnerScreenY]")
+        return left, top
+
+
+def grab(display: str, left: float, top: float, right: float, bottom: float) -> bytes:
+    """Picture of a part of a screen as PNG."""
+    from PIL import ImageGrab
+
+    picture, file = ImageGrab.grab(xdisplay=display), io.BytesIO()
+    picture.crop((round(left), round(top), round(right), round(bottom))).save(file, "png")
+    return file.getvalue()
 
 
 @dataclass(frozen=True)
 class Element:
     """An element of a page, named by a CSS selector."""
 
-    page: Page
+    page: Any
     selector: str
 
     def screenshot(self) -> bytes:
@@ -132,12 +142,11 @@ class Element:
             " e.getBoundingClientRect(); return [left, top, right, bottom] })"
             f"(document.querySelector({self.selector!r}))"
         )
-        # Where the tab begins on the screen, whose pixels are the page's.
-        left, top = self.page.evaluate("[window.mozInnerScreenX, window.mozInnerScreenY]")
+        left, top = self.page.origin()
         time.sleep(1)  # the screen shows what was scrolled to
-        return self.page.screenshot(
-            sides[0] + left, sides[1] + top, sides[2] + left, sides[3] + top
-        )
+        sides = [side + (top if index % 2 else left) for index, side in enumerate(sides)]
+        picture: bytes = self.page.screenshot(*sides)
+        return picture
 
 
 @contextmanager

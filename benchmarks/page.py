@@ -1,7 +1,7 @@
 """Play a stream of known pictures and sound in browsers: colours, memory over an hour.
 
-`python -m benchmarks.page [--hour SECONDS]`. The server, its session, muxer and page are
-those of `omniforcing serve`; only the student is replaced, by one that shows patches of colour.
+`python -m benchmarks.page [--hour SECONDS] [--no-colours]`. The server, its session, muxer and page
+are those of `omniforcing serve`; only the student is replaced, by one that shows patches of colour.
 Prints one line per patch, size and browser (wanted, shown on the screen, largest error), then the
 memory of Chromium's processes on the way through SECONDS of the stream, whose player jumps forward
 to the newest block as fast as blocks come, and how many Blobs the page has made. Says so where
@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import firefox
+from benchmarks import firefox, webkit
 from omniforcing.core.console import run_command
 from omniforcing.core.layout import FPS
 
@@ -296,6 +296,7 @@ def chromium_missing() -> list[str]:
 BROWSERS = {
     "Chromium": (chromium_missing, in_chromium),
     "Firefox": (firefox.missing, firefox.browsing),
+    "WebKitGTK": (webkit.missing, webkit.browsing),
 }
 
 
@@ -325,6 +326,7 @@ def measure_hour(seconds: int) -> None:
         serving(PatchEngine(64, 64), lead_seconds=30) as address,
         browsing(address, folder, script=COUNTERS) as page,
     ):
+        begun = time.monotonic()
         start(page, seconds)
         video = "document.getElementById('video')"
         wait_until(page, f"{video}.currentTime > 2", 60)
@@ -337,7 +339,8 @@ def measure_hour(seconds: int) -> None:
             kept = page.evaluate("session.size")
             buffered = page.evaluate(f"{video}.buffered.end(0) - {video}.buffered.start(0)")
             print(
-                f"second {at:.0f}: renderers {memory.renderers:.0f} MB, all of Chromium "
+                f"second {at:.0f}, after {time.monotonic() - begun:.0f} s: "
+                f"renderers {memory.renderers:.0f} MB, all of Chromium "
                 f"{memory.total:.0f} MB, kept for the download {kept / 1e6:.1f} MB, "
                 f"buffered {buffered:.0f} s, Blobs made: {made['blobs']} of "
                 f"{made['bytes'] / 1e6:.1f} MB",
@@ -352,8 +355,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--hour", type=int, default=3600, help="seconds of stream; 0: no such part")
+    parser.add_argument(
+        "--colours", action=argparse.BooleanOptionalAction, default=True, help="measure colours"
+    )
     words = parser.parse_args()
-    for name in BROWSERS:
+    for name in BROWSERS if words.colours else ():
         measure_colours(name)
     if words.hour and not chromium_missing():
         measure_hour(words.hour)

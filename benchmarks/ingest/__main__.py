@@ -26,6 +26,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from benchmarks.ingest.further import further
 from benchmarks.ingest.kinds import Kind, Sources, installed, kinds
 from omniforcing.core.config import project_root
 
@@ -127,7 +128,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     options = parser.parse_args()
     wanted = [
-        k for k in kinds() if not options.only or any(part in k.name for part in options.only)
+        kind
+        for kind in [*kinds(), *further()]
+        if not options.only or any(part in kind.name for part in options.only)
     ]
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)

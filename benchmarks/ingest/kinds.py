@@ -247,7 +247,7 @@ def interlaced(order: str) -> Make:
     first = {"top": "interleave_top", "bottom": "interleave_bottom"}[order]
 
     def make(path: Path, sources: Sources) -> None:
-        filters = Path(f"tinterlace={first},{_matrix('bt601')}")
+        filters = Path(f"tinterlace={first},{by_matrix('bt601')}")
         flags = f"-flags +ilme+ildct -x264-params {order[0]}ff=1"
         ffmpeg(
             "-i", sources.video(50), "-i", sources.audio(), "-vf", filters, X264, flags, AAC, path
@@ -290,10 +290,11 @@ def _tagged(matrix: str, filters_matrix: str, full: bool = False) -> str:
     levels = "pc" if full else "tv"
     tags = f"-colorspace {matrix} -color_primaries {matrix} -color_trc {matrix}"
     coder = X264.replace("yuv420p", "yuvj420p") if full else X264
-    return f"{coder} {tags} -color_range {levels} {AAC}|{_matrix(filters_matrix, full)}"
+    return f"{coder} {tags} -color_range {levels} {AAC}|{by_matrix(filters_matrix, full)}"
 
 
-def _matrix(name: str, full: bool = False) -> str:
+def by_matrix(name: str, full: bool = False) -> str:
+    """Filters that convert RGB by a matrix to 4:2:0 of a range."""
     # Converted to planar 4:4:4 in the same step: a later one would use another matrix.
     levels = "pc" if full else "tv"
     planar = "yuvj4{}p" if full else "yuv4{}p"
@@ -388,7 +389,7 @@ def kinds() -> list[Kind]:
     add("bt709_tagged.mp4", _with_filter(_tagged("bt709", "bt709")))
     add("bt601_full.mp4", _with_filter(_tagged("smpte170m", "bt601", True)))
     add("bt709_full.mp4", _with_filter(_tagged("bt709", "bt709", True)))
-    add("untagged_sd.mp4", encoded(f"{X264} {AAC}", filters=_matrix("bt601")))
+    add("untagged_sd.mp4", encoded(f"{X264} {AAC}", filters=by_matrix("bt601")))
     large = "scale=1280:800:out_color_matrix=bt709,format=yuv444p,format=yuv420p"
     add("untagged_hd.mp4", encoded(f"{X264} {AAC}", filters=large))
     add("rgb.mkv", encoded(f"-c:v libx264rgb -preset veryfast -crf 8 -pix_fmt rgb24 {AAC}"))

@@ -96,6 +96,27 @@ def test_pictures_stored_out_of_order_in_avi_keep_their_time(
     assert_in_sync(path)
 
 
+def test_a_recorder_that_drops_frames_in_avi_loses_no_clip(
+    make_video: MakeVideo, tmp_path: Path
+) -> None:
+    """A screen that stands still for two of four seconds: AVI stores empty chunks for it."""
+    events = (0.5, 3.5)
+    how = {"codec": "mjpeg", "pixels": "yuvj420p", "audio": "pcm_s16le"}
+    whole = make_video("whole.avi", seconds=4.2, events=events, **how)
+    dropped = tmp_path / "dropped.avi"
+    with av.open(str(whole)) as old, av.open(str(dropped), "w") as new:
+        streams = {s.index: new.add_stream_from_template(s) for s in old.streams}
+        for packet in old.demux():
+            still = packet.stream.type == "video" and packet.size and 24 <= packet.dts < 72
+            if packet.size and not still:
+                packet.stream = streams[packet.stream.index]
+                new.mux(packet)
+    info = probe(dropped)
+    assert len(info.times) == 101 - 48 and info.video_end == pytest.approx(101 / 24)
+    assert ClipCutter(dropped, FORM).cuts == 2
+    assert_in_sync(dropped)
+
+
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts"])
 @pytest.mark.parametrize("codec", ["mpeg2video", "libx265"])
 def test_every_cut_of_open_groups_of_pictures_is_in_sync(

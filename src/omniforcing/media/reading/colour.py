@@ -22,10 +22,12 @@ from av.video.reformatter import (
 )
 from numpy.typing import NDArray
 
+from omniforcing.media.reading.stated import Tags
 from omniforcing.media.reading.tracks import Rejected
 
 # AVColorSpace of FFmpeg: those that swscale converts, by its own name of each.
 _RGB, _UNSPECIFIED = 0, 2
+UNTAGGED = Tags()
 _MATRICES = {
     1: ("bt709", Colorspace.ITU709),
     4: ("fcc", Colorspace.FCC),
@@ -77,27 +79,39 @@ class Colour:
         return self.curve != "sdr" or self.primaries in _WIDE
 
 
-def describe(frame: Any) -> Colour:
+def describe(frame: Any, tags: Tags = UNTAGGED) -> Colour:
     """Read the colour description of a frame.
+
+    Args:
+        frame: the frame; what its bitstream states comes first.
+        tags: what its container states.
 
     Raises:
         Rejected: if it names a matrix that nothing here converts.
     """
     rgb = frame.format.is_rgb or "gbr" in frame.format.name or frame.colorspace == _RGB
-    tagged = frame.colorspace in _MATRICES
+    stated = frame.colorspace
+    if stated == _UNSPECIFIED and tags.matrix in _MATRICES:
+        stated = tags.matrix
+    tagged = stated in _MATRICES
     if tagged:
-        name, matrix = _MATRICES[frame.colorspace]
-    elif rgb or frame.colorspace == _UNSPECIFIED or frame.format.name.startswith("gray"):
+        name, matrix = _MATRICES[stated]
+    elif rgb or stated == _UNSPECIFIED or frame.format.name.startswith("gray"):
         large = frame.width > SD_WIDTH or frame.height > SD_HEIGHT
         name, matrix = _MATRICES[1 if large else 5]
     else:
-        raise Rejected("media.unknown-colours", f"colour matrix {frame.colorspace} of FFmpeg")
+        raise Rejected("media.unknown-colours", f"colour matrix {stated} of FFmpeg")
     full = frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")
-    curve = _HDR.get(frame.color_trc, "sdr")
+    if frame.color_range == ColorRange.UNSPECIFIED and tags.full is not None:
+        full = tags.full
+    transfer, primaries = frame.color_trc, frame.color_primaries
+    transfer = tags.transfer if transfer == _UNSPECIFIED else transfer
+    primaries = tags.primaries if primaries == _UNSPECIFIED else primaries
+    curve = _HDR.get(transfer, "sdr")
     words = "rgb" if rgb else f"{name} {'pc' if full else 'tv'}{'' if tagged else ', untagged'}"
     if curve != "sdr":
         words += f", {curve}"
-    return Colour(matrix, full, curve, frame.color_primaries, words)
+    return Colour(matrix, full, curve, primaries, words)
 
 
 def to_rgb(frame: Any, colour: Colour, reformatter: VideoReformatter) -> NDArray[Any]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from omniforcing.core.layout import FPS
 from omniforcing.media.reading.colour import Colour, convert, describe, to_rgb
-from omniforcing.media.reading.crop import NO_CROP, Crop
+from omniforcing.media.reading.stated import NOTHING, Stated
 from omniforcing.media.reading.tracks import (
     DECODING_TIMES,
     GUESSED_TIMES,
@@ -50,7 +50,7 @@ class Picture:
         frame: the decoded frame; None where frames are missing.
         whole: whether it and all that it follows were decoded without an error.
         interlaced: whether it was two fields in the file.
-        crop: pixels that the container cuts from it.
+        stated: what the container states about it.
         colour: how its colours are read.
     """
 
@@ -58,17 +58,17 @@ class Picture:
     frame: Any
     whole: bool
     interlaced: bool = False
-    crop: Crop = NO_CROP
+    stated: Stated = NOTHING
     colour: Colour | None = None
     _pixels: NDArray[Any] | None = field(default=None, repr=False)
 
     def pixels(self, reformatter: VideoReformatter) -> NDArray[Any]:
         """Return the upright RGB picture ``[H, W, 3]``, computed once, as ``to_rgb`` does."""
         if self._pixels is None:
-            self.colour = describe(self.frame)
+            self.colour = describe(self.frame, self.stated.tags)
             rgb = to_rgb(self.frame, self.colour, reformatter)
             height, width = rgb.shape[:2]
-            crop = self.crop
+            crop = self.stated.crop
             rgb = rgb[crop.top : height - crop.bottom, crop.left : width - crop.right]
             self._pixels = upright(rgb, orientation(self.frame))
         return self._pixels
@@ -105,11 +105,12 @@ def first_picture(source: PathOrBytes, tracks: Tracks) -> FirstPicture:
             raise Rejected("media.undecodable-frames", "no frame at its head can be decoded")
         frame = picture.frame
         aspect = float(stream.sample_aspect_ratio or 1) or 1.0
-        height = frame.height - tracks.crop.top - tracks.crop.bottom
-        width = frame.width - tracks.crop.left - tracks.crop.right
+        crop = tracks.stated.crop
+        height = frame.height - crop.top - crop.bottom
+        width = frame.width - crop.left - crop.right
         if orientation(frame)[0]:
             height, width, aspect = width, height, 1 / aspect
-        words = describe(frame).words
+        words = describe(frame, tracks.stated.tags).words
         return FirstPicture(picture.time, height, width, aspect, words, picture.interlaced)
 
 
@@ -147,7 +148,7 @@ def decode(
     """
     video = container.streams[tracks.video_index]
     for picture in _in_order(_deinterlaced(_decoded(container, tracks, head), video)):
-        picture.crop = tracks.crop
+        picture.stated = tracks.stated
         yield picture
 
 

@@ -28,7 +28,7 @@ def probe(source: PathOrBytes, language: str | None = None) -> MediaInfo:
     sound = first_sound(source, video, audio)
     first, step = picture.time, tracks.step
     if tracks.times is None or tracks.video_end is None:
-        # Some containers, such as AVI, have no presentation times: their frame rate is constant.
+        # Frames without stamps follow each other at the mean rate.
         times = first + np.arange(tracks.frames) * step
         video_end = float(times[-1]) + step
     else:
@@ -50,7 +50,7 @@ def probe(source: PathOrBytes, language: str | None = None) -> MediaInfo:
         video_index=video,
         audio_index=audio,
         video_shift=tracks.video_shift,
-        crop=tracks.crop,
+        stated=tracks.stated,
         colour=picture.colour,
         interlaced=picture.interlaced,
     )

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.layout import FPS
-from omniforcing.media.reading.crop import NO_CROP, Crop, clean_aperture, matroska_crop
 from omniforcing.media.reading.edits import first_edit
+from omniforcing.media.reading.stated import NOTHING, Stated, read_stated
 
 Times = NDArray[np.floating[Any]]
 PathOrBytes = Path | bytes  # a file, or its content
@@ -87,7 +87,7 @@ class MediaInfo:
         video_index: number of the picture's track in the file.
         audio_index: number of the sound's track in the file.
         video_shift: seconds by which FFmpeg's times of the picture are early (``edit_shift``).
-        crop: pixels that the container cuts from the stored picture.
+        stated: what the container states about crop and colours of the picture.
         colour: how the colours are read, such as ``bt709 tv, untagged``.
         interlaced: whether the first frame is two fields.
     """
@@ -105,7 +105,7 @@ class MediaInfo:
     video_index: int = 0
     audio_index: int = 0
     video_shift: float = 0.0
-    crop: Crop = NO_CROP
+    stated: Stated = NOTHING
     colour: str = ""
     interlaced: bool = False
 
@@ -234,16 +234,8 @@ def _first_packet(
     return None
 
 
-def _container_crop(source: PathOrBytes, container: Any, video: Any) -> Crop:
-    if container.format.name.startswith("mov"):
-        return clean_aperture(source, video.id, video.height, video.width)
-    if container.format.name.startswith("matroska"):
-        return matroska_crop(source, video.index)
-    return NO_CROP
-
-
 class _Packet(NamedTuple):
-    pts: int | None
+    stamp: int | None  # presentation time, or decoding time where a container has no others
     duration: int
 
 
@@ -257,9 +249,9 @@ class Tracks:
         video_index: number of the picture's track.
         audio_index: number of the sound's track.
         video_shift: seconds by which FFmpeg's times of the picture are early (``edit_shift``).
-        crop: pixels that the container cuts from the stored picture.
-        times: presentation times of the pictures' packets ``[T]``, ascending; None if the
-            container has none.
+        stated: what the container states about crop and colours of the picture.
+        times: presentation times of the pictures' packets ``[T]``, ascending; None if some have
+            no stamp.
         frames: packets of the picture.
         step: length of a frame at the mean rate.
         video_end: end of the last picture; None if ``times`` is.
@@ -270,7 +262,7 @@ class Tracks:
     video_index: int
     audio_index: int
     video_shift: float
-    crop: Crop
+    stated: Stated
     times: Times | None
     frames: int
     step: float
@@ -292,28 +284,31 @@ def read_tracks(source: PathOrBytes, language: str | None = None) -> Tracks:
     with open_container(source) as container:
         video, audio = find_tracks(container, language)
         packets: dict[int, list[_Packet]] = {video.index: [], audio.index: []}
+        guessed = container.format.name in DECODING_TIMES
         end, shift = 0.0, edit_shift(source, container, video)
         for packet in demux(container, [s for s in container.streams if s.type != "data"]):
             if packet.size and not packet.is_discard:
-                entry = _Packet(packet.pts, packet.duration or 0)
+                decoding = guessed and packet.stream.index == video.index
+                stamp = packet.dts if decoding else packet.pts
+                entry = _Packet(stamp, packet.duration or 0)
                 packets.setdefault(packet.stream.index, []).append(entry)
-                if entry.pts is not None:
-                    end = max(end, float((entry.pts + entry.duration) * packet.time_base))
+                if packet.pts is not None:
+                    end = max(end, float((packet.pts + entry.duration) * packet.time_base))
         _refuse_truncated(container, (video, audio), packets, end)
         fps = float(video.average_rate or 0) or None
         step = 1 / (fps or FPS)
         times = video_end = None
-        stamps = sorted(packet for packet in packets[video.index] if packet.pts is not None)
-        known = container.format.name not in DECODING_TIMES
-        if known and len(stamps) == len(packets[video.index]):
+        # Frames are shown in the order of their decoding times, each at the least that is left.
+        stamps = sorted(packet for packet in packets[video.index] if packet.stamp is not None)
+        if len(stamps) == len(packets[video.index]):
             base = float(video.time_base)
-            times = np.array([packet.pts for packet in stamps]) * base + shift
+            times = np.array([packet.stamp for packet in stamps]) * base + shift
             video_end = float(times[-1]) + (stamps[-1].duration * base or step)
         return Tracks(
             video.index,
             audio.index,
             shift,
-            _container_crop(source, container, video),
+            read_stated(source, container, video),
             times,
             len(packets[video.index]),
             step,
@@ -324,7 +319,8 @@ def read_tracks(source: PathOrBytes, language: str | None = None) -> Tracks:
 
 
 def _end(stream: Any, packets: list[_Packet]) -> float:
-    return float(max((packet.pts or 0) + packet.duration for packet in packets) * stream.time_base)
+    last = max((packet.stamp or 0) + packet.duration for packet in packets)
+    return float(last * stream.time_base)
 
 
 def _refuse_truncated(
