@@ -10,7 +10,9 @@ Columns:
     gain     largest error of a tone's level in either side, dB
     verdict  right, or what is not; `reject` is the reason that the ingest gives
 
-`--beside CHECKOUT` measures another checkout of the project too, for a comparison.
+`--beside CHECKOUT` measures another checkout of the project too, for a comparison. `--rounds N` does all
+of it N times, the checkouts in turn, and prints the least and the median processor time of a clip;
+the tables are those of the last round.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -113,6 +116,12 @@ def cells(row: dict[str, Any], kind: Kind) -> str:
     return f"{sync:>7} {frames:>14} {row['colour']:>6.1f} {gain:>6}  {verdict(row, kind)}"
 
 
+def _clip_ms(found: dict[str, dict[str, Any]], names: list[str]) -> float:
+    """Mean processor time of a clip of files, in milliseconds."""
+    cuts = sum(found[name]["cuts"] for name in names)
+    return float(1000 * sum(found[name]["seconds"] for name in names) / cuts)
+
+
 def main() -> None:
     """Make, measure and print."""
     parser = argparse.ArgumentParser(
@@ -125,6 +134,7 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, help="keep the files here and use them again")
     parser.add_argument("--beside", type=Path, help="another checkout to measure too")
+    parser.add_argument("--rounds", type=int, default=1, help="how often all is measured")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     options = parser.parse_args()
     wanted = [
@@ -138,7 +148,10 @@ def main() -> None:
         here = [kind for kind in wanted if kind.name not in skipped]
         files = [folder / kind.name for kind in here]
         checkouts = [project_root()] + ([options.beside] if options.beside else [])
-        results = [measure(checkout, files) for checkout in checkouts]
+        rounds = [
+            [measure(checkout, files) for checkout in checkouts] for _ in range(options.rounds)
+        ]
+    results = rounds[-1]
     head = f"{'sync':>7} {'wrong':>14} {'colour':>6} {'gain':>6}  {'verdict':<34}"
     print(f"{'kind':<28} " + " | ".join(head for _ in checkouts))
     for kind in here:
@@ -149,12 +162,13 @@ def main() -> None:
     for checkout, found in zip(checkouts, results, strict=True):
         words = [verdict(found[kind.name], kind).split(":")[0].split(" ")[0] for kind in here]
         counts = ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
-        # Of files that every checkout cuts, so that the rates compare the same work.
-        both = [k.name for k in here if all("cuts" in other[k.name] for other in results)]
-        cuts = sum(found[name]["cuts"] for name in both)
-        seconds = sum(found[name]["seconds"] for name in both)
-        rate = f"{cuts / seconds:.1f} clips/s on one core" if seconds else ""
-        print(f"{checkout.name}: of {len(here)} kinds {counts}; {rate}")
+        print(f"{checkout.name}: of {len(here)} kinds {counts}")
+    # Of files that every checkout cuts, so that the times compare the same work.
+    both = [k.name for k in here if all("cuts" in other[k.name] for other in results)]
+    for place, checkout in enumerate(checkouts if both else []):
+        each = [_clip_ms(found[place], both) for found in rounds]
+        told = f"least {min(each):.0f}, median {statistics.median(each):.0f}"
+        print(f"{checkout.name}: processor time of a clip, ms: {told}, of {len(each)} rounds")
     if options.json:
         options.json.write_text(json.dumps(dict(zip(map(str, checkouts), results, strict=True))))
 

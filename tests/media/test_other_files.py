@@ -330,28 +330,29 @@ def test_fields_of_interlaced_video_are_one_picture(tmp_path: Path) -> None:
     assert np.median(apart) == 0
 
 
-@pytest.mark.parametrize("full", [False, True])
-@pytest.mark.parametrize(("matrix", "number"), [("bt601", 6), ("bt709", 1), ("bt2020", 9)])
-def test_colours_are_read_by_matrix_and_range(
-    tmp_path: Path, matrix: str, number: int, full: bool
-) -> None:
+COLOURS = np.array([(200, 40, 40), (40, 180, 40), (40, 60, 200), (200, 200, 40)], np.uint8)
+
+
+def coloured(path: Path, codec: str, pixels: str, number: int, full: bool = False) -> Path:
+    """Write a second of stripes of ``COLOURS``, whose matrix and range the encoder is told."""
     from av.video.reformatter import ColorRange, Colorspace
 
-    path = tmp_path / "a.mkv"
-    wanted = np.array([(200, 40, 40), (40, 180, 40), (40, 60, 200), (200, 200, 40)], np.uint8)
-    image = np.repeat(np.repeat(wanted[None], 64, 0), 16, 1)
+    image = np.repeat(np.repeat(COLOURS[None], 64, 0), 16, 1)
     space = {6: Colorspace.ITU601, 1: Colorspace.ITU709, 9: Colorspace.BT2020}[number]
     coded = ColorRange.JPEG if full else ColorRange.MPEG
     with av.open(str(path), "w") as out:
-        video = out.add_stream("libx264", rate=24, options={"crf": "4"})
-        audio = out.add_stream("flac", rate=16000, layout="stereo")
+        video = out.add_stream(codec, rate=24, options={"crf": "4"} if codec == "libx264" else {})
+        audio = out.add_stream("flac" if path.suffix == ".mkv" else "pcm_s16le", rate=16000)
         video.width = video.height = 64
-        video.pix_fmt = "yuv444p"
+        video.pix_fmt = pixels
         video.codec_context.colorspace, video.codec_context.color_range = number, coded
+        if number == 1:  # MP4 states all three or none
+            video.codec_context.color_primaries = video.codec_context.color_trc = number
         for index in range(26):
             frame = av.VideoFrame.from_ndarray(image, "rgb24").reformat(
-                format="yuv444p", dst_colorspace=space, dst_color_range=coded
+                format=pixels, dst_colorspace=space, dst_color_range=coded
             )
+            frame.colorspace = 2  # a frame that states nothing: the encoder's word counts
             frame.pts, frame.time_base = index, Fraction(1, 24)
             out.mux(video.encode(frame))
         wave = av.AudioFrame.from_ndarray(np.zeros((1, 36000), np.int16), "s16", "stereo")
@@ -359,10 +360,31 @@ def test_colours_are_read_by_matrix_and_range(
         out.mux(audio.encode(wave))
         for stream in (video, audio):
             out.mux(stream.encode(None))
+    return path
+
+
+def assert_colours(path: Path) -> None:
     frame = ClipCutter(path, ClipFormat(64, 64, 1)).clip(0).video[3]
-    found = frame[32, 8::16].astype(int)
-    assert np.abs(found - wanted).max() <= 4
+    assert np.abs(frame[32, 8::16].astype(int) - COLOURS).max() <= 4
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize(("matrix", "number"), [("bt601", 6), ("bt709", 1), ("bt2020", 9)])
+def test_colours_are_read_by_matrix_and_range(
+    tmp_path: Path, matrix: str, number: int, full: bool
+) -> None:
+    path = coloured(tmp_path / "a.mkv", "libx264", "yuv444p", number, full)
+    assert_colours(path)
     assert probe(path).colour == f"{matrix} {'pc' if full else 'tv'}"
+
+
+@pytest.mark.parametrize("name", ["a.mov", "a.mkv"])
+def test_colours_that_the_container_states_alone_are_read(tmp_path: Path, name: str) -> None:
+    path = coloured(tmp_path / name, "prores_ks", "yuv444p10le", 1)
+    with av.open(str(path)) as file:
+        assert next(file.decode(video=0)).colorspace == 2
+    assert_colours(path)
+    assert probe(path).colour == "bt709 tv"
 
 
 @pytest.mark.parametrize(
