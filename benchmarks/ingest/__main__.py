@@ -10,9 +10,9 @@ Columns:
     gain     largest error of a tone's level in either side, dB
     verdict  right, or what is not; `reject` is the reason that the ingest gives
 
-`--beside CHECKOUT` measures another checkout of the project too, for a comparison. `--rounds N` does all
-of it N times, the checkouts in turn, and prints the least and the median processor time of a clip;
-the tables are those of the last round.
+`--beside CHECKOUT` measures another checkout of the project too, for a comparison. `--rounds N`
+does all of it N times, the checkouts in turn, and prints the least and the median processor time
+of a clip; the tables are those of the last round.
 """
 
 from __future__ import annotations
