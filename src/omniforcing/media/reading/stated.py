@@ -90,7 +90,8 @@ def _entry(file: BinaryIO, place: int, length: int) -> Stated:
             elif name in _SIDES:
                 found[name] = _integer(file, at, count)
     full = {1: False, 2: True}.get(found.get(_RANGE, 0))
-    tags = Tags(*(found.get(name, 2) for name in (_PRIMARIES, _TRANSFER, _MATRIX)), full)
+    primaries, transfer, matrix = (found.get(n, 2) for n in (_PRIMARIES, _TRANSFER, _MATRIX))
+    tags = Tags(primaries, transfer, matrix, full)
     return Stated(Crop(**{_SIDES[name]: found[name] for name in _SIDES if name in found}), tags)
 
 
@@ -141,10 +142,10 @@ def _sample_entry(boxes: bytes, height: int, width: int) -> Stated:
         if kind == b"clap":
             stated = stated._replace(crop=_aperture(boxes[place + 8 :], height, width))
         elif kind == b"colr" and boxes[place + 8 : place + 12] in (b"nclc", b"nclx"):
-            numbers = struct.unpack_from(">HHH", boxes, place + 12)
+            primaries, transfer, matrix = struct.unpack_from(">HHH", boxes, place + 12)
             nclx = boxes[place + 11 : place + 12] == b"x"
             full = bool(boxes[place + 18] & 0x80) if nclx and size > 18 else None
-            stated = stated._replace(tags=Tags(*numbers, full))
+            stated = stated._replace(tags=Tags(primaries, transfer, matrix, full))
         place += size
     return stated
 
