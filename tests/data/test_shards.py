@@ -167,8 +167,9 @@ def test_training_clips_that_look_like_held_out_ones_are_rejected_if_the_config_
     """Three recordings of one scene without a sound, three of another with a click."""
     scenes = {"silent": "abc", "heard": "def"}
     silence = np.zeros((2, 24000), np.float32)
-    for names, how in zip(scenes.values(), ({"samples": silence}, {"rotation": 180}), strict=True):
-        for name in names:
+    looks: tuple[dict[str, Any], ...] = ({"samples": silence}, {"rotation": 180})
+    for scene, how in zip(scenes.values(), looks, strict=True):
+        for name in scene:
             make_video(f"v/{name}.mp4", seconds=1.5, events=(0.2,), **how)
             (tmp_path / "v" / f"{name}.txt").write_text("a flash")
     (tmp_path / "clips").mkdir()
@@ -187,9 +188,9 @@ def test_training_clips_that_look_like_held_out_ones_are_rejected_if_the_config_
     assert found["clips"] == {"train": 3, "heldout": 1, "duets": 0}
     assert found["reject_counts"] == {"near duplicate": 2} and found["near_duplicates"] == []
     assert {Path(r["name"]).stem for r in found["rejects"]} == set(same) - {held}
-    names = {Path(s["provenance"]["name"]).stem for s in read_shards(tmp_path / "out")}
-    assert names == {held, *other}
-    assert found["loudness"]["silent"] == len(set(scenes["silent"]) & names)
+    kept = {Path(s["provenance"]["name"]).stem for s in read_shards(tmp_path / "out")}
+    assert kept == {held, *other}
+    assert found["loudness"]["silent"] == len(set(scenes["silent"]) & kept)
 
 
 def test_killed_run_continues_with_the_first_unfinished_shard(
