@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz
+from torch.optim._muon import _adjust_lr
 from torch.utils._pytree import register_pytree_node
 from torch.utils.checkpoint import checkpoint
 
@@ -38,12 +38,6 @@ def register_dataclass(kind: type[Any]) -> None:
 def scale_in_place(tensors: Sequence[Tensor], factor: Tensor) -> None:
     """Multiply many tensors by one factor in a few kernels; torch has no public name for it."""
     torch._foreach_mul_(list(tensors), factor)
-
-
-def orthogonalise(update: Tensor, group: dict[str, Any]) -> Tensor:
-    """Newton-Schulz iteration of torch's Muon on a whole matrix, with a group's settings."""
-    coefficients, steps, eps = group["ns_coefficients"], group["ns_steps"], group["eps"]
-    return _zeropower_via_newtonschulz(update, coefficients, steps, eps)
 
 
 def adjusted_rate(group: dict[str, Any], shape: torch.Size) -> float:
