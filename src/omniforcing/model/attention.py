@@ -26,6 +26,7 @@ from torch import Tensor
 from omniforcing.core.layout import BlockTable, Counts, Span, join_spans
 from omniforcing.core.pair import Pair
 from omniforcing.model.compat import meta_attention
+from omniforcing.model.functions.few_passes import in_few_passes, rotate_halves
 
 
 class Site(NamedTuple):
@@ -88,6 +89,14 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     return attend(q, k, v).transpose(1, 2).flatten(2)
 
 
+class _Halves(NamedTuple):
+    """Cosines and sines ``[T, C]`` of a split table, and its heads, for ``rotate_halves``."""
+
+    cos: Tensor
+    sin: Tensor
+    heads: int
+
+
 class Positions:
     """RoPE tables of the first latents of a stream, sinks included, for all four sites.
 
@@ -132,6 +141,7 @@ class Positions:
             ("cross", "audio"): core.cross_attn_audio_rope(audio[:, :1]),
         }
         self._tables: dict[tuple[str, str], tuple[Tensor, ...]] = {}
+        self._split: dict[tuple[str, str], _Halves] = {}
         for key, (cos, sin) in tables.items():
             cos, sin = cos.to(dtype), sin.to(dtype)
             if key[1] == "audio" and sinks:
@@ -154,8 +164,20 @@ class Positions:
             tables = self._tables[axes, stream] = tuple(table.to(device) for table in tables)
         return tables
 
+    def _halves(self, axes: str, stream: str) -> _Halves:
+        """A split table in the form that ``rotate_halves`` takes, made once."""
+        if (axes, stream) not in self._split:
+            cos, sin = self._table(axes, stream, torch.device("cpu"))
+            twice = torch.cat([cos[0], cos[0]], -1).transpose(0, 1).flatten(1)
+            signed = torch.cat([-sin[0], sin[0]], -1).transpose(0, 1).flatten(1)
+            self._split[axes, stream] = _Halves(twice, signed, cos.shape[1])
+        return self._split[axes, stream]
+
     def rotate(self, x: Tensor, axes: str, stream: str, span: Span) -> Tensor:
         """Rotate ``x [B, N, C]`` to the places ``span`` (N tokens) of a stream."""
+        if self._rotate is apply_split_rotary_emb and in_few_passes(x):
+            table = self._halves(axes, stream)
+            return rotate_halves(x, table.cos[span.slice], table.sin[span.slice], table.heads)
         cos, sin = (table[..., span.slice, :] for table in self._table(axes, stream, x.device))
         if cos.ndim == 4:
             # A split table has heads, and diffusers' function does not broadcast the batch then.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from omniforcing.core.latents import TextFeatures
 from omniforcing.core.pair import Pair
+from omniforcing.model.functions.few_passes import multiply_add
 
 # One noise level for all tokens, one per sample, or one per group of tokens.
 Sigma: TypeAlias = Tensor | float | tuple[float, ...]
@@ -39,7 +40,7 @@ class AdaLNParams:
 
     def modulate(self, x: Tensor) -> Tensor:
         """``x * scale + shift`` of normalised states ``[B, N, D]``."""
-        return x * self.scale + self.shift
+        return multiply_add(x, self.scale, self.shift)
 
     def per_token(self, group_ids: Tensor) -> AdaLNParams:
         """One value per token, ``[B, N, D]``, for the group ``[N]`` of each token."""

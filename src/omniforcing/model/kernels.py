@@ -26,6 +26,7 @@ from omniforcing.core.layout import Counts
 from omniforcing.core.pair import Pair
 from omniforcing.model.attention import Positions, View
 from omniforcing.model.conditioning import AdaLNParams, KeyValue
+from omniforcing.model.functions import few_passes
 from omniforcing.model.stabiliser import gate_heads, normalise_heads
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -36,6 +37,13 @@ Linear = Callable[[nn.Linear], Callable[[Tensor], Tensor]]
 
 def _as_it_is(module: nn.Linear) -> Callable[[Tensor], Tensor]:
     return module
+
+
+def _normalise(norm: RMSNorm | nn.RMSNorm, x: Tensor) -> Tensor:
+    """A root mean square norm of torch or diffusers, neither of which has a bias."""
+    if norm.eps is not None and few_passes.in_few_passes(x):
+        return few_passes.rms_norm(x, norm.weight, norm.eps)
+    return norm(x)  # type: ignore[no-any-return]
 
 
 class StabiliserParams(NamedTuple):
@@ -76,11 +84,11 @@ class Attention:
 
     def query(self, x: Tensor) -> Tensor:
         """Un-rotated queries ``[B, N, C]`` of hidden states."""
-        return self.module.norm_q(self.to_q(x))
+        return _normalise(self.module.norm_q, self.to_q(x))
 
     def key_value(self, x: Tensor) -> KeyValue:
         """Un-rotated keys, and values, ``[..., N, C]``, of hidden states."""
-        return KeyValue(self.module.norm_k(self.to_k(x)), self.to_v(x))
+        return KeyValue(_normalise(self.module.norm_k, self.to_k(x)), self.to_v(x))
 
     def project(self, x: Tensor, stabiliser: StabiliserParams) -> ProjectedStates:
         """Queries, keys and values of the same hidden states ``[B, N, D]``."""
@@ -159,7 +167,14 @@ class Kernels:
 
     def feed_forward(self, module: FeedForward) -> Callable[[Tensor], Tensor]:
         """Feed-forward network of one stream."""
-        return module
+        return self._feed_forward(module, _as_it_is)
+
+    @staticmethod
+    def _feed_forward(module: FeedForward, linear: Linear) -> Callable[[Tensor], Tensor]:
+        first, second = module.net[0], linear(module.net[2])
+        assert isinstance(first, GELU) and first.approximate == "tanh", "LTX-2 has no other"
+        expand = linear(first.proj)
+        return lambda x: second(few_passes.gelu(expand(x)))
 
     def compile(self, function: Function) -> Function:
         """Compile a part of the block that lies between attentions, if the strategy does."""
@@ -169,7 +184,7 @@ class Kernels:
 
     def normalise(self, norm: RMSNorm, x: Tensor) -> Tensor:
         """Normalise hidden states ``[B, N, D]``."""
-        return norm(x)
+        return _normalise(norm, x)
 
     def modulate(self, params: AdaLNParams, x: Tensor) -> Tensor:
         """adaLN, ``x * scale + shift``, of normalised states."""
@@ -177,7 +192,7 @@ class Kernels:
 
     def residual_add(self, h: Tensor, out: Tensor, gate: Tensor | None) -> Tensor:
         """Residual add, ``h + gate * out``; the caller does not use ``h`` again."""
-        return h + out if gate is None else h + out * gate
+        return h + out if gate is None else few_passes.multiply_add(out, gate, h)
 
     def per_stream(self, function: Callable[..., T], first: Pair[Any], *rest: Pair[Any]) -> Pair[T]:
         """Apply ``function`` to both streams, as ``first.map(function, *rest)``."""
@@ -231,12 +246,7 @@ class AdaptedKernels(Kernels):
     cross_attention = text_attention = self_attention
 
     def feed_forward(self, module: FeedForward) -> Callable[[Tensor], Tensor]:
-        first, second = module.net[0], module.net[2]
-        expand, contract = self._linear(first.proj), self._linear(second)
-        if expand is first.proj and contract is second:
-            return module
-        assert isinstance(first, GELU), "LTX-2 has no other activation"
-        return lambda x: contract(first.gelu(expand(x)))
+        return self._feed_forward(module, self._linear)
 
 
 PLAIN = Kernels()

@@ -313,12 +313,12 @@ class StageModule(nn.Module):
         others = {id(p) for group in left_out or () for p in group}
         groups = by_modality(model).map(lambda group: [p for p in group if id(p) not in others])
         first, second = self.optim.betas
-        kind = bf16.AdamW if self.options.moments == "bf16" else torch.optim.AdamW
-        return kind(
-            _with_rates(groups, lr),
-            betas=(first, second),
-            weight_decay=self.optim.weight_decay,
-        )
+        rest: dict[str, Any] = {"betas": (first, second), "weight_decay": self.optim.weight_decay}
+        if self.options.moments == "bf16":
+            return bf16.AdamW(_with_rates(groups, lr), **rest)
+        # One kernel per parameter instead of ten; on a GPU torch steps on many at once anyway.
+        on_cpu = self.device.type == "cpu" and not is_sharded(model)
+        return torch.optim.AdamW(_with_rates(groups, lr), fused=on_cpu or None, **rest)
 
     def muon(self, groups: Pair[list[nn.Parameter]], lr: Weights) -> torch.optim.Optimizer:
         """Build Muon (Jordan et al. 2024), its updates scaled so that AdamW's rates fit."""
