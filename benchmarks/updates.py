@@ -73,7 +73,7 @@ def serve(preset: str) -> None:
     from omniforcing.pipeline.planner.networks import BUILDERS, Sizes
 
     torch.set_num_threads(1)
-    config = load_config((), project_root(), preset)
+    config = load_config([], project_root(), preset)
     sizes = replace(Sizes.from_config(config, project_root()), device="cpu")
     built: dict[str, tuple[Any, ...]] = {}
     for line in sys.stdin:
