@@ -141,6 +141,19 @@ class BoundView:
         return self._view.attend(self._layer, site, heads, q, k, v)
 
 
+class TwoLayers(NamedTuple):
+    """Two linear layers with a GELU between them.
+
+    No closure: a deep copy of a model must compute with its own layers.
+    """
+
+    expand: Callable[[Tensor], Tensor]
+    contract: Callable[[Tensor], Tensor]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.contract(few_passes.gelu(self.expand(x)))
+
+
 class Kernels:
     """The plain strategy: every sub-layer computes as diffusers' module does.
 
@@ -171,10 +184,9 @@ class Kernels:
 
     @staticmethod
     def _feed_forward(module: FeedForward, linear: Linear) -> Callable[[Tensor], Tensor]:
-        first, second = module.net[0], linear(module.net[2])
+        first, second = module.net[0], module.net[2]
         assert isinstance(first, GELU) and first.approximate == "tanh", "LTX-2 has no other"
-        expand = linear(first.proj)
-        return lambda x: second(few_passes.gelu(expand(x)))
+        return TwoLayers(linear(first.proj), linear(second))
 
     def compile(self, function: Function) -> Function:
         """Compile a part of the block that lies between attentions, if the strategy does."""
