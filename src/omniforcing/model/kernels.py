@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -141,7 +142,8 @@ class BoundView:
         return self._view.attend(self._layer, site, heads, q, k, v)
 
 
-class TwoLayers(NamedTuple):
+@dataclass(frozen=True)
+class TwoLayers:
     """Two linear layers with a GELU between them.
 
     No closure: a deep copy of a model must compute with its own layers.
