@@ -27,8 +27,8 @@ from omniforcing.core.errors import OmniForcingError
 # Rooms from the bottom up; a room imports its own modules and those of rooms before it. Rooms
 # within a room count as that room.
 ROOMS = (
-    *("core", "media", "codec", "model", "pocket", "data", "training", "distill", "evaluation"),
-    *("streaming", "serving", "pipeline", "cli", "__main__"),
+    *("core", "networks", "media", "codec", "model", "pocket", "data", "training", "distill"),
+    *("evaluation", "streaming", "serving", "pipeline", "cli", "__main__"),
 )
 PACKAGE = Path("src", "omniforcing")
 SILENT = {

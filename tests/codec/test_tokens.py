@@ -60,7 +60,7 @@ def test_a_tokenizer_without_a_limit_takes_the_tokens_of_ltx2(tmp_path: Path) ->
 
 
 def test_words_that_a_learnt_tokenizer_never_met_are_named() -> None:
-    tokenizer = PromptTokenizer(learn_tokenizer(CAPTIONS, 64))
+    tokenizer = PromptTokenizer.of(learn_tokenizer(CAPTIONS, 64))
     count = tokenizer.count("a red zebra, a blue ball and a \U0001f436 rolls")
     assert count.unknown == ("zebra,", "and", "\U0001f436") and not count.lost
     assert "zebra," in count.doubt and "\n" not in count.doubt
@@ -91,5 +91,5 @@ def test_byte_fallback_and_unknown_tokens_are_named(drops_unknown: bool) -> None
     backend = Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=64)
-    count = PromptTokenizer(tokenizer).count("a red \u0434ad la")
+    count = PromptTokenizer.of(tokenizer).count("a red \u0434ad la")
     assert count.unknown == ("\u0434ad",)

@@ -1,4 +1,4 @@
-"""Build and load the codec's networks: diffusers' video VAE, audio VAE and vocoder of LTX-2."""
+"""Build and load the codec's networks: video VAE, audio VAE and vocoder of LTX-2."""
 
 from __future__ import annotations
 
@@ -8,12 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from omniforcing.codec.config import AudioCodecConfig, VideoCodecConfig, VocoderConfig
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import read_json
 from omniforcing.core.layout import MEL_RATE, SAMPLE_RATE
 from omniforcing.media.mel import MEL_BINS
+from omniforcing.networks.audio_vae import AutoencoderKLLTX2Audio
+from omniforcing.networks.choose import network_class
+from omniforcing.networks.network import Loaded, Network
+from omniforcing.networks.video_vae import AutoencoderKLLTX2Video
+from omniforcing.networks.vocoder import LTX2Vocoder
 
 # Tokens of the pocket codec: patches of 8 pixels, halved in space once and in time three times, so
 # 16x16 pixels and 8 frames, as many frames as LTX-2's latents have.
@@ -28,8 +34,6 @@ class CodecError(OmniForcingError):
 
 def build_video_vae(config: VideoCodecConfig) -> Any:
     """Build a causal ``AutoencoderKLLTX2Video`` from its config."""
-    from diffusers import AutoencoderKLLTX2Video
-
     levels = len(LEVELS)
     return AutoencoderKLLTX2Video(
         latent_channels=config.latent_channels,
@@ -56,8 +60,6 @@ def build_video_vae(config: VideoCodecConfig) -> Any:
 
 def build_audio_vae(config: AudioCodecConfig) -> Any:
     """Build a causal ``AutoencoderKLLTX2Audio`` from its config."""
-    from diffusers import AutoencoderKLLTX2Audio
-
     return AutoencoderKLLTX2Audio(
         # diffusers sizes the statistics of the latents by the base channels: as many as an audio
         # latent has.
@@ -73,8 +75,6 @@ def build_audio_vae(config: AudioCodecConfig) -> Any:
 
 def build_vocoder(config: VocoderConfig) -> Any:
     """Build an ``LTX2Vocoder`` from its config; it turns stereo log-mel into stereo at 16 kHz."""
-    from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
-
     return LTX2Vocoder(
         in_channels=2 * MEL_BINS,
         hidden_channels=config.hidden,
@@ -118,13 +118,10 @@ def load_parts(folder: Path) -> tuple[Any, Any, Any]:
     Raises:
         CodecError: if a part is missing, incomplete, unreadable or of another class.
     """
-    from diffusers import AutoencoderKLLTX2Audio, AutoencoderKLLTX2Video
-    from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder, LTX2VocoderWithBWE
-
     return (
-        _load_part(folder / video_folder(folder), AutoencoderKLLTX2Video),
-        _load_part(folder / "audio_vae", AutoencoderKLLTX2Audio),
-        _load_part(folder / "vocoder", LTX2Vocoder, LTX2VocoderWithBWE),
+        _load_part(folder / video_folder(folder), "AutoencoderKLLTX2Video"),
+        _load_part(folder / "audio_vae", "AutoencoderKLLTX2Audio"),
+        _load_part(folder / "vocoder", "LTX2Vocoder", "LTX2VocoderWithBWE"),
     )
 
 
@@ -133,21 +130,40 @@ def video_folder(folder: Path) -> str:
     return "video_vae" if (folder / "video_vae").is_dir() else "vae"
 
 
-def _load_part(folder: Path, *kinds: Any) -> Any:
+def _load_part(folder: Path, *names: str) -> Any:
+    config = read_json(folder / "config.json")
+    name = config.get("_class_name")
+    if name not in names:
+        raise CodecError(
+            "codec.wrong-class", f"{folder} holds a {name}; a {' or '.join(names)} is needed there"
+        )
+    kind = network_class(name, config)
+    try:
+        read = kind.load(folder) if issubclass(kind, Network) else _of_diffusers(kind, folder)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CodecError(
+            "file.unreadable",
+            f"{folder} is not a readable {name}: {str(error).splitlines()[0]}",
+        ) from error
+    if read.missing or read.unexpected:
+        raise CodecError(
+            "codec.wrong-weights",
+            f"{folder} holds the weights of another {name} than its config.json describes "
+            f"({len(read.missing)} tensors missing, {len(read.unexpected)} unexpected, such as "
+            f"{min(read.missing or read.unexpected)}); use config and weights of one release",
+        )
+    return read.network
+
+
+def _of_diffusers(kind: Any, folder: Path) -> Loaded:
+    """Read a network that only diffusers has."""
     from diffusers.utils import logging as diffusers_logging
 
-    class_name = read_json(folder / "config.json").get("_class_name")
-    kind = next((kind for kind in kinds if kind.__name__ == class_name), None)
-    if kind is None:
-        needed = " or ".join(kind.__name__ for kind in kinds)
-        raise CodecError(
-            "codec.wrong-class", f"{folder} holds a {class_name}; a {needed} is needed there"
-        )
     # diffusers fills what a file lacks with fresh weights, and says so in its log alone.
     was = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()
     try:
-        part, told = kind.from_pretrained(
+        network, told = kind.from_pretrained(
             folder,
             local_files_only=True,
             use_safetensors=True,
@@ -155,19 +171,6 @@ def _load_part(folder: Path, *kinds: Any) -> Any:
             low_cpu_mem_usage=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CodecError(
-            "file.unreadable",
-            f"{folder} is not a readable {kind.__name__}: {str(error).splitlines()[0]}",
-        ) from error
     finally:
         diffusers_logging.set_verbosity(was)
-    missing, extra = told["missing_keys"], told["unexpected_keys"]
-    if missing or extra:
-        raise CodecError(
-            "codec.wrong-weights",
-            f"{folder} holds the weights of another {kind.__name__} than its config.json describes "
-            f"({len(missing)} tensors missing, {len(extra)} unexpected, such as "
-            f"{min(missing or extra)}); use config and weights of one release",
-        )
-    return part
+    return Loaded(network, list(told["missing_keys"]), list(told["unexpected_keys"]))

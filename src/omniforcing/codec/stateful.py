@@ -122,7 +122,7 @@ class StatefulAudioUpsampler(nn.Module):
 
 
 def make_stateful(window: DecoderWindow, causal: bool, padding_conv: Any) -> nn.Module:
-    """Give one of diffusers' padding convolutions a ``StatefulConv`` inside; returns it."""
+    """Give a padding convolution a ``StatefulConv`` inside; returns it."""
     padding_conv.conv = StatefulConv(padding_conv.conv, window, causal)
     return padding_conv
 
@@ -134,13 +134,16 @@ def copy_sharing_weights(root: nn.Module) -> Any:
     return copy.deepcopy(root, shared).eval()
 
 
-def replace_modules(root: nn.Module, makers: dict[type, Callable[[Any], nn.Module]]) -> None:
-    """Replace every descendant whose exact type has a maker by what the maker returns for it."""
+def replace_modules(root: nn.Module, makers: dict[str, Callable[[Any], nn.Module]]) -> None:
+    """Replace every descendant whose class has a maker by what the maker returns for it.
+
+    Classes go by their names, which our networks and diffusers' share.
+    """
     # A list first, for the tree changes while it is walked: what a maker wraps is visited too.
     for parent in list(root.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) in makers:
-                setattr(parent, name, makers[type(child)](child))
+            if type(child).__name__ in makers:
+                setattr(parent, name, makers[type(child).__name__](child))
 
 
 def conv_states(root: nn.Module) -> State:

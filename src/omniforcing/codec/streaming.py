@@ -50,11 +50,6 @@ class StreamingVideoDecoder:
     """
 
     def __init__(self, vae: Any, reach: Reach | None = None) -> None:
-        from diffusers.models.autoencoders.autoencoder_kl_ltx2 import (
-            LTX2VideoCausalConv3d,
-            LTX2VideoUpsampler3d,
-        )
-
         config = vae.config
         noise = config.decoder_inject_noise
         injects = any(noise) if isinstance(noise, (list, tuple)) else noise
@@ -72,13 +67,13 @@ class StreamingVideoDecoder:
         # diffusers' own ratio is wrong where the config leaves it out and not every level halves
         # the picture.
         modules = self._decoder.modules()
-        upsamplers = (module for module in modules if isinstance(module, LTX2VideoUpsampler3d))
+        upsamplers = (m for m in modules if type(m).__name__ == "LTX2VideoUpsampler3d")
         self._scale = int(self._decoder.patch_size) * prod(int(m.stride[1]) for m in upsamplers)
         # Upsamplers first: the convolutions inside them are replaced by the second call.
         upsampler = partial(StatefulVideoUpsampler, window=self._window)
-        replace_modules(self._decoder, {LTX2VideoUpsampler3d: upsampler})
+        replace_modules(self._decoder, {"LTX2VideoUpsampler3d": upsampler})
         conv = partial(make_stateful, self._window, self._causal)
-        replace_modules(self._decoder, {LTX2VideoCausalConv3d: conv})
+        replace_modules(self._decoder, {"LTX2VideoCausalConv3d": conv})
         # Latents of the stream are counted from 0: ``_held`` begins with number ``_first``, and the
         # frames of all before number ``_done`` have come out.
         self._held: Tensor | None = None
@@ -174,11 +169,6 @@ class StreamingMelDecoder:
     """
 
     def __init__(self, vae: Any) -> None:
-        from diffusers.models.autoencoders.autoencoder_kl_ltx2_audio import (
-            LTX2AudioCausalConv2d,
-            LTX2AudioUpsample,
-        )
-
         config = vae.config
         require_settings(
             "audio decoder",
@@ -192,9 +182,9 @@ class StreamingMelDecoder:
         self._window = DecoderWindow()
         self._decoder = copy_sharing_weights(vae.decoder)
         upsampler = partial(StatefulAudioUpsampler, window=self._window)
-        replace_modules(self._decoder, {LTX2AudioUpsample: upsampler})
+        replace_modules(self._decoder, {"LTX2AudioUpsample": upsampler})
         conv = partial(make_stateful, self._window, True)
-        replace_modules(self._decoder, {LTX2AudioCausalConv2d: conv})
+        replace_modules(self._decoder, {"LTX2AudioCausalConv2d": conv})
 
     def push(self, z: Tensor) -> Tensor:
         """Decode the next latents.

@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from omniforcing.codec.config import TextConfig
 from omniforcing.codec.tokens import VOCABULARY, PromptTokenizer, learn_tokenizer
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.latents import TextFeatures
+from omniforcing.networks import gemma
+from omniforcing.networks.connectors import LTX2TextConnectors
+from omniforcing.networks.network import Loaded
 
 
 class TextEncoder(nn.Module):
@@ -46,9 +50,6 @@ class TextEncoder(nn.Module):
         Raises:
             OmniForcingError: if a part is missing or unreadable.
         """
-        from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
-        from transformers import AutoModel
-
         encoder = folder / ("encoder" if (folder / "encoder").is_dir() else "text_encoder")
         prompts = PromptTokenizer.load(folder)
         for part in (encoder, folder / "connectors"):
@@ -59,21 +60,14 @@ class TextEncoder(nn.Module):
                     "holds tokenizer, encoder and connectors",
                 )
         try:
-            gemma = AutoModel.from_pretrained(
-                encoder, local_files_only=True, dtype=torch.float32, use_safetensors=True
-            )
-            connectors = LTX2TextConnectors.from_pretrained(
-                folder / "connectors",
-                local_files_only=True,
-                use_safetensors=True,
-                low_cpu_mem_usage=False,
-            )
-        except (OSError, ValueError) as error:
+            encoder_model = _load_gemma(encoder)
+            connectors = _whole(LTX2TextConnectors.load(folder / "connectors"))
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise OmniForcingError(
                 "file.unreadable",
                 f"{folder} is not a readable text encoder: {str(error).splitlines()[0]}",
             ) from error
-        return cls(prompts, gemma, connectors).to(device)
+        return cls(prompts, encoder_model, connectors).to(device)
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> TextFeatures:
@@ -90,7 +84,7 @@ class TextEncoder(nn.Module):
         """
         device = next(self.encoder.parameters()).device
         rows, length = [self.prompts.tokens(p) for p in prompts], self.prompts.limit
-        ids = torch.full((len(rows), length), self.prompts.tokenizer.pad_token_id, device=device)
+        ids = torch.full((len(rows), length), self.prompts.padding, device=device)
         mask = torch.zeros_like(ids)
         for row, tokens in enumerate(rows):
             first = length - len(tokens)
@@ -104,10 +98,29 @@ class TextEncoder(nn.Module):
         return TextFeatures(video, audio)
 
 
+def _load_gemma(folder: Path) -> Any:
+    """Read Gemma 3's text model; any other encoder by transformers, which takes longer to load."""
+    if gemma.covers(folder):
+        return _whole(gemma.GemmaText.load(folder))
+    from transformers import AutoModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # one bar is enough: ours
+    return AutoModel.from_pretrained(
+        folder, local_files_only=True, dtype=torch.float32, use_safetensors=True
+    )
+
+
+def _whole(read: Loaded) -> Any:
+    if read.missing:
+        raise ValueError(f"{len(read.missing)} tensors are missing, such as {min(read.missing)}")
+    return read.network
+
+
 def _refuse_registers(config: Any, length: int) -> None:
     """Refuse connectors without registers, or whose number does not divide the padded length.
 
-    Without them diffusers' connectors still say that no token is padding, and do not blank it.
+    Without them the connectors still say that no token is padding, and do not blank it.
     """
     for stream in ("video", "audio"):
         count = config[f"{stream}_connector_num_learnable_registers"]
@@ -128,13 +141,12 @@ def build_tiny(folder: Path, config: TextConfig, captions: list[str], seed: int)
         captions: texts to learn the tokenizer from.
         seed: seed of the weights.
     """
-    from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
     from transformers import Gemma3TextConfig, Gemma3TextModel
 
     head = config.hidden // config.heads
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        gemma = Gemma3TextModel(
+        model = Gemma3TextModel(
             Gemma3TextConfig(
                 vocab_size=VOCABULARY,
                 hidden_size=config.hidden,
@@ -168,5 +180,5 @@ def build_tiny(folder: Path, config: TextConfig, captions: list[str], seed: int)
             **per_stream,
         )
     learn_tokenizer(captions, config.length).save_pretrained(folder / "tokenizer")
-    gemma.save_pretrained(folder / "encoder")
+    model.save_pretrained(folder / "encoder")
     connectors.save_pretrained(folder / "connectors")

@@ -14,11 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.files import read_json
 
 # Tokens that LTX-2 encodes per prompt. Its tokenizer names no limit of its own: it says 1e30.
 LONGEST = 1024
 VOCABULARY = 512  # largest vocabulary that ``learn_tokenizer`` learns
 SHOWN = 80  # characters of a caption that an error quotes
+# A folder of tokenizers' own class, with these settings alone, needs nothing of transformers.
+_PLAIN_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
+_PLAIN_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
+_PLAIN_KEYS = {"backend", "model_max_length", "padding_side", "tokenizer_class", *_PLAIN_TOKENS}
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # a byte of a character that Gemma has no token for
 
 
@@ -79,15 +84,40 @@ class PromptTokenizer:
     them at the same time spoil each other's prompts.
 
     Args:
-        tokenizer: a fast tokenizer of transformers.
+        backend: a tokenizer of the library tokenizers.
+        longest: tokens that it says its text encoder takes.
+        special: its special tokens.
+        unknown: the one for the unknown, if it has one.
+        padding: id of the one that fills a prompt up, if it has one.
 
     Attributes:
         limit: tokens that the text encoder takes: the tokenizer's, at most ``LONGEST``.
+        padding: id of the token that fills a prompt up.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-        self.limit = int(min(tokenizer.model_max_length, LONGEST))
+    def __init__(
+        self,
+        backend: Any,
+        longest: float,
+        special: Iterable[str],
+        unknown: str | None = None,
+        padding: int | None = None,
+    ) -> None:
+        self.limit, self.padding = int(min(longest, LONGEST)), padding
+        self._backend, self._special, self._unknown_token = backend, frozenset(special), unknown
+        backend.no_truncation()
+        backend.no_padding()
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> PromptTokenizer:
+        """Take a fast tokenizer of transformers."""
+        return cls(
+            tokenizer.backend_tokenizer,
+            tokenizer.model_max_length,
+            tokenizer.all_special_tokens,
+            tokenizer.unk_token,
+            tokenizer.pad_token_id,
+        )
 
     @classmethod
     def load(cls, folder: Path) -> PromptTokenizer:
@@ -96,8 +126,6 @@ class PromptTokenizer:
         Raises:
             OmniForcingError: if it is missing or unreadable.
         """
-        from transformers import AutoTokenizer
-
         place = folder / "tokenizer"
         if not place.is_dir():
             raise OmniForcingError(
@@ -106,12 +134,35 @@ class PromptTokenizer:
                 "holds tokenizer, encoder and connectors",
             )
         try:
-            return cls(AutoTokenizer.from_pretrained(place, local_files_only=True))
-        except (OSError, ValueError) as error:
+            return cls._plain(place) or cls._of_transformers(place)
+        except Exception as error:  # tokenizers' errors share no class
             raise OmniForcingError(
                 "file.unreadable",
                 f"{place} is not a readable tokenizer: {str(error).splitlines()[0]}",
             ) from error
+
+    @classmethod
+    def _plain(cls, place: Path) -> PromptTokenizer | None:
+        """Read a folder whose two files say all there is to say; None for any other."""
+        settings = read_json(place / "tokenizer_config.json")
+        if settings.get("tokenizer_class") not in _PLAIN_CLASSES or set(settings) - _PLAIN_KEYS:
+            return None
+        from tokenizers import Tokenizer
+
+        backend = Tokenizer.from_file(str(place / "tokenizer.json"))
+        named = {key: settings[key] for key in _PLAIN_TOKENS if settings.get(key) is not None}
+        ids = {key: backend.token_to_id(token) for key, token in named.items()}
+        if None in ids.values():
+            return None
+        longest, unknown = settings["model_max_length"], named.get("unk_token")
+        return cls(backend, longest, named.values(), unknown, ids.get("pad_token"))
+
+    @classmethod
+    def _of_transformers(cls, place: Path) -> PromptTokenizer:
+        """Read a tokenizer with rules of its own, such as Gemma's; transformers takes longer."""
+        from transformers import AutoTokenizer
+
+        return cls.of(AutoTokenizer.from_pretrained(place, local_files_only=True))
 
     def tokens(self, prompt: str) -> list[int]:
         """Return the token ids of a whole prompt.
@@ -119,7 +170,7 @@ class PromptTokenizer:
         Raises:
             OmniForcingError: if it has more than ``limit``.
         """
-        ids: list[int] = self.tokenizer(prompt.strip(), verbose=False)["input_ids"]
+        ids: list[int] = self._backend.encode(prompt.strip()).ids
         if len(ids) > self.limit:
             self.count(prompt).refuse_cut()
         return ids
@@ -127,11 +178,10 @@ class PromptTokenizer:
     def count(self, prompt: str) -> TokenCount:
         """Count the tokens of a prompt and name what would be lost."""
         prompt = prompt.strip()
-        encoded = self.tokenizer(prompt, return_offsets_mapping=True, verbose=False)
-        ids, places = encoded["input_ids"], encoded["offset_mapping"]
+        encoded = self._backend.encode(prompt)
+        ids, places = encoded.ids, encoded.offsets
         lost = prompt[places[self.limit][0] :] if len(ids) > self.limit else ""
-        names = self.tokenizer.convert_ids_to_tokens(ids)
-        spans = list(self._unknown(prompt, names, encoded.word_ids(), places))
+        spans = list(self._unknown(prompt, encoded.tokens, encoded.word_ids, places))
         return TokenCount(len(ids), self.limit, lost, tuple(_words(prompt, spans)))
 
     def _unknown(
@@ -163,7 +213,7 @@ class PromptTokenizer:
     def _is_byte_level(self) -> bool:
         from tokenizers.decoders import ByteLevel
 
-        return isinstance(self.tokenizer.backend_tokenizer.decoder, ByteLevel)
+        return isinstance(self._backend.decoder, ByteLevel)
 
     @cached_property
     def _knows_whole_words(self) -> bool:
@@ -171,16 +221,15 @@ class PromptTokenizer:
 
         A learnt vocabulary that is not full had no pair left to join.
         """
-        return self._is_byte_level and len(self.tokenizer) < VOCABULARY
+        return self._is_byte_level and self._backend.get_vocab_size() < VOCABULARY
 
     @cached_property
     def _never_seen(self) -> set[str]:
         """Tokens for the unknown, and bytes that no longer token holds: learning met none."""
-        special = set(self.tokenizer.all_special_tokens)
-        unknown = {self.tokenizer.unk_token} - {None}
+        unknown = set() if self._unknown_token is None else {self._unknown_token}
         if not self._is_byte_level:
             return unknown
-        vocabulary = set(self.tokenizer.get_vocab()) - special
+        vocabulary = set(self._backend.get_vocab()) - self._special
         joined: set[str] = set()
         for token in vocabulary:
             if len(token) > 1:

@@ -16,17 +16,14 @@ from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.transformers.transformer_ltx2 import (
-    LTX2VideoTransformer3DModel,
-    apply_interleaved_rotary_emb,
-    apply_split_rotary_emb,
-)
 from torch import Tensor
 
 from omniforcing.core.layout import BlockTable, Counts, Span, join_spans
 from omniforcing.core.pair import Pair
 from omniforcing.model.compat import meta_attention
 from omniforcing.model.functions.few_passes import in_few_passes, rotate_halves
+from omniforcing.networks.layers import rotate_interleaved, rotate_split
+from omniforcing.networks.transformer import LTX2VideoTransformer3DModel
 
 
 class Site(NamedTuple):
@@ -100,11 +97,11 @@ class _Halves(NamedTuple):
 class Positions:
     """RoPE tables of the first latents of a stream, sinks included, for all four sites.
 
-    Angles are computed in fp64 from diffusers' own coordinates and modules, then cast: fp32 angles
-    lose 1.4e-3 rad within 5 s.
+    Angles are computed in fp64 from the transformer's own coordinates and modules, then cast: fp32
+    angles lose 1.4e-3 rad within 5 s.
 
     Args:
-        core: diffusers' transformer, whose RoPE modules are used.
+        core: the transformer, whose RoPE modules are used.
         counts: latents of each stream.
         grid: spatial tokens of a video latent, (H, W).
         sinks: sink tokens in front of the audio. They have the identity rotation (section 3.3).
@@ -121,11 +118,7 @@ class Positions:
     ) -> None:
         self.spatial = grid[0] * grid[1]
         self.sinks = sinks
-        self._rotate = (
-            apply_split_rotary_emb
-            if core.config.rope_type == "split"
-            else apply_interleaved_rotary_emb
-        )
+        self._rotate = rotate_split if core.config.rope_type == "split" else rotate_interleaved
         device, dtype = core.proj_in.weight.device, torch.float32
         if device.type == "meta":
             # Angles do not depend on the weights, which may get their memory later.
@@ -175,13 +168,10 @@ class Positions:
 
     def rotate(self, x: Tensor, axes: str, stream: str, span: Span) -> Tensor:
         """Rotate ``x [B, N, C]`` to the places ``span`` (N tokens) of a stream."""
-        if self._rotate is apply_split_rotary_emb and in_few_passes(x):
+        if self._rotate is rotate_split and in_few_passes(x):
             table = self._halves(axes, stream)
             return rotate_halves(x, table.cos[span.slice], table.sin[span.slice], table.heads)
         cos, sin = (table[..., span.slice, :] for table in self._table(axes, stream, x.device))
-        if cos.ndim == 4:
-            # A split table has heads, and diffusers' function does not broadcast the batch then.
-            cos, sin = (table.expand(x.shape[0], -1, -1, -1) for table in (cos, sin))
         return self._rotate(x, (cos, sin))
 
 

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from diffusers.models.transformers.transformer_ltx2 import LTX2VideoTransformerBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -24,6 +23,7 @@ from omniforcing.model.conditioning import (
     modulate_text,
 )
 from omniforcing.model.kernels import NO_STABILISER, Attention, Kernels, LayerView, StabiliserParams
+from omniforcing.networks.transformer import LTX2VideoTransformerBlock
 
 T = TypeVar("T")
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
-from diffusers import LTX2VideoTransformer3DModel
 from torch import Tensor, nn
 
 from omniforcing.core.latents import TextFeatures
 from omniforcing.core.pair import Pair
 from omniforcing.model.functions.few_passes import multiply_add
+from omniforcing.networks.transformer import LTX2VideoTransformer3DModel
 
 # One noise level for all tokens, one per sample, or one per group of tokens.
 Sigma: TypeAlias = Tensor | float | tuple[float, ...]

@@ -1,4 +1,4 @@
-"""How the sub-layers of a transformer block compute: the plain strategy, by diffusers' own modules.
+"""How the sub-layers of a transformer block compute: the plain strategy, by its own modules.
 
 ``inference.fast.FastKernels`` is the other strategy. A block (``block.TransformerBlock``) asks
 its kernels for attentions and feed-forwards when it is built and for the element-wise steps when
@@ -13,13 +13,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
-from diffusers.models.activations import GELU
-from diffusers.models.attention import FeedForward
-from diffusers.models.normalization import RMSNorm
-from diffusers.models.transformers.transformer_ltx2 import (
-    LTX2Attention,
-    LTX2VideoTransformer3DModel,
-)
 from torch import Tensor, nn
 
 from omniforcing.core.latents import Latents
@@ -29,6 +22,9 @@ from omniforcing.model.attention import Positions, View
 from omniforcing.model.conditioning import AdaLNParams, KeyValue
 from omniforcing.model.functions import few_passes
 from omniforcing.model.stabiliser import gate_heads, normalise_heads
+from omniforcing.networks.layers import GELU, FeedForward, RMSNorm
+from omniforcing.networks.layers import Attention as AttentionModule
+from omniforcing.networks.transformer import LTX2VideoTransformer3DModel
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -41,7 +37,7 @@ def _as_it_is(module: nn.Linear) -> Callable[[Tensor], Tensor]:
 
 
 def _normalise(norm: RMSNorm | nn.RMSNorm, x: Tensor) -> Tensor:
-    """A root mean square norm of torch or diffusers, neither of which has a bias."""
+    """A root mean square norm, of torch or LTX-2."""
     if norm.eps is not None and few_passes.in_few_passes(x):
         return few_passes.rms_norm(x, norm.weight, norm.eps)
     return norm(x)  # type: ignore[no-any-return]
@@ -71,14 +67,14 @@ class ProjectedStates(NamedTuple):
 
 
 class Attention:
-    """One of diffusers' attention modules, taken apart where a view decides what queries see.
+    """An attention module of the transformer, taken apart where a view decides what queries see.
 
     Args:
-        module: diffusers' module.
+        module: the attention's weights.
         linear: gives what computes one of its projections; by default the projection itself.
     """
 
-    def __init__(self, module: LTX2Attention, linear: Linear = _as_it_is) -> None:
+    def __init__(self, module: AttentionModule, linear: Linear = _as_it_is) -> None:
         self.module, self.heads = module, module.heads
         self.to_q, self.to_k = linear(module.to_q), linear(module.to_k)
         self.to_v, self.to_out = linear(module.to_v), linear(module.to_out[0])
@@ -157,7 +153,7 @@ class TwoLayers:
 
 
 class Kernels:
-    """The plain strategy: every sub-layer computes as diffusers' module does.
+    """The plain strategy: every sub-layer computes as its module does.
 
     Attributes:
         draws: whether a forward with gradient draws random numbers (dropout), which a recomputed
@@ -168,15 +164,15 @@ class Kernels:
 
     # What a block asks for when it is built.
 
-    def self_attention(self, module: LTX2Attention) -> Attention:
+    def self_attention(self, module: AttentionModule) -> Attention:
         """Attention of a stream to itself."""
         return Attention(module)
 
-    def cross_attention(self, module: LTX2Attention) -> Attention:
+    def cross_attention(self, module: AttentionModule) -> Attention:
         """Attention of one stream to the other."""
         return Attention(module)
 
-    def text_attention(self, module: LTX2Attention) -> Attention:
+    def text_attention(self, module: AttentionModule) -> Attention:
         """Attention to the prompt, whose keys and values are cached."""
         return Attention(module)
 
@@ -254,7 +250,7 @@ class AdaptedKernels(Kernels):
     def _linear(self, module: nn.Linear) -> Callable[[Tensor], Tensor]:
         return self._layers.get(id(module), module)
 
-    def self_attention(self, module: LTX2Attention) -> Attention:
+    def self_attention(self, module: AttentionModule) -> Attention:
         return Attention(module, self._linear)
 
     cross_attention = text_attention = self_attention

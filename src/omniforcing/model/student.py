@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import LTX2VideoTransformer3DModel
 
 from omniforcing.core.layout import Counts
 from omniforcing.model.attention import Positions
 from omniforcing.model.config import Stabiliser, TransformerConfig
 from omniforcing.model.transformer import DualStream
+from omniforcing.networks.transformer import LTX2VideoTransformer3DModel
 
 
 def core_config(

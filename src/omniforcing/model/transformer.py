@@ -12,7 +12,6 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
-from diffusers import LTX2VideoTransformer3DModel
 from torch import Tensor, nn
 
 from omniforcing.core.errors import OmniForcingError
@@ -31,6 +30,7 @@ from omniforcing.model.conditioning import (
 from omniforcing.model.config import Stabiliser
 from omniforcing.model.kernels import PLAIN, Kernels, StabiliserParams
 from omniforcing.model.stabiliser import WITH_SINKS, added_parameters
+from omniforcing.networks.transformer import LTX2VideoTransformer3DModel
 
 # Values that the forward and the block table rely on; every LTX-2 release has them.
 _FIXED = {

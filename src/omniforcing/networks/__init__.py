@@ -1,4 +1,4 @@
-"""LTX-2's networks as plain torch modules, in diffusers' format on disk and with its weights' names.
+"""LTX-2's networks as plain torch modules, with diffusers' names of weights and format on disk.
 
 - ``network``: a network that knows its config, and reads and writes its folder.
 - ``layers``: attention, feed-forward and embeddings; ``transformer``: the dual-stream transformer.

@@ -245,8 +245,8 @@ class AutoencoderKLLTX2Audio(Network):
             raise ValueError("the audio VAE has another norm or axis, or attention")
         self.encoder, self.decoder = AudioEncoder(self.config), AudioDecoder(self.config)
         # As diffusers has it: sized by the base channels, which must be those of a packed latent.
-        self.register_buffer("latents_std", torch.ones(base_channels))
         self.register_buffer("latents_mean", torch.zeros(base_channels))
+        self.register_buffer("latents_std", torch.ones(base_channels))
         self.temporal_compression_ratio = self.mel_compression_ratio = FACTOR
 
     def encode(self, x: Tensor) -> Encoded:

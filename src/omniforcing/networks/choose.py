@@ -17,7 +17,10 @@ _COVERED = {
     "AutoencoderKLLTX2Audio": (audio_vae.AutoencoderKLLTX2Audio, audio_vae.covers),
     "LTX2Vocoder": (vocoder.LTX2Vocoder, vocoder.covers),
 }
-_WHOLE = {"LTX2TextConnectors": LTX2TextConnectors, "LTX2VideoTransformer3DModel": LTX2VideoTransformer3DModel}
+_WHOLE = {
+    "LTX2TextConnectors": LTX2TextConnectors,
+    "LTX2VideoTransformer3DModel": LTX2VideoTransformer3DModel,
+}
 
 
 def network_class(name: str, config: Mapping[str, Any]) -> Any:

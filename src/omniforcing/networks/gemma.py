@@ -198,7 +198,7 @@ class GemmaText(nn.Module):
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
-        output_hidden_states: bool = True,  # noqa: ARG002
+        output_hidden_states: bool = True,
     ) -> HiddenStates:
         """Hidden states of token ids ``[B, L]``; the mask has 0 for padding."""
         x = self.embed_tokens(input_ids)

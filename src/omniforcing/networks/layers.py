@@ -191,7 +191,9 @@ class FeedForward(nn.Module):
     ) -> None:
         super().__init__()
         if activation_fn not in _APPROXIMATIONS:
-            raise ValueError(f"activation_fn is {activation_fn}, not {' or '.join(_APPROXIMATIONS)}")
+            raise ValueError(
+                f"activation_fn is {activation_fn}, not {' or '.join(_APPROXIMATIONS)}"
+            )
         first = GELU(dim, 4 * dim, _APPROXIMATIONS[activation_fn], bias)
         second = nn.Linear(4 * dim, dim, bias=bias)
         self.net = nn.ModuleList([first, nn.Dropout(0.0), second])
@@ -261,7 +263,7 @@ class AdaLayerNormSingle(nn.Module):
     def forward(
         self,
         timestep: Tensor,
-        batch_size: int | None = None,  # noqa: ARG002
+        batch_size: int | None = None,
         hidden_dtype: torch.dtype | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Embed timesteps ``[N]``; returns ``[N, rows * D]`` and the embedding ``[N, D]``."""

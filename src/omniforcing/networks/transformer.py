@@ -41,9 +41,7 @@ class LTX2VideoTransformerBlock(nn.Module):
         def norm(dim: int) -> RMSNorm:
             return RMSNorm(dim, eps, affine)
 
-        def attention(
-            dim: int, sizes: tuple[int, int], keys: int | None, stream: str
-        ) -> Attention:
+        def attention(dim: int, sizes: tuple[int, int], keys: int | None, stream: str) -> Attention:
             return Attention(
                 dim,
                 *sizes,
@@ -153,9 +151,7 @@ class Rope(nn.Module):
     ) -> Tensor:
         """First and last second of every audio latent, ``[B, 1, N, 2]``."""
         step, factor = self.audio_patch_size_t, self.scale_factors[0]
-        latents = torch.arange(
-            shift, num_frames + shift, step, dtype=torch.float32, device=device
-        )
+        latents = torch.arange(shift, num_frames + shift, step, dtype=torch.float32, device=device)
         seconds = []
         for edge in (latents, latents + step):
             mels = (edge * factor + self.causal_offset - factor).clip(min=0)

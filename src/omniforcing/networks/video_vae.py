@@ -66,13 +66,9 @@ class ResnetBlock(nn.Module):
         super().__init__()
         self.nonlinearity = nn.SiLU()
         self.norm1 = ChannelNorm(_EPS)
-        self.conv1 = LTX2VideoCausalConv3d(
-            in_channels, out_channels, spatial_padding_mode=padding
-        )
+        self.conv1 = LTX2VideoCausalConv3d(in_channels, out_channels, spatial_padding_mode=padding)
         self.norm2 = ChannelNorm(_EPS)
-        self.conv2 = LTX2VideoCausalConv3d(
-            out_channels, out_channels, spatial_padding_mode=padding
-        )
+        self.conv2 = LTX2VideoCausalConv3d(out_channels, out_channels, spatial_padding_mode=padding)
         self.norm3: nn.Module | None = None
         self.conv_shortcut: nn.Module | None = None
         if in_channels != out_channels:
@@ -246,9 +242,7 @@ class UpLevel(Recomputes):
         self.upsamplers: nn.ModuleList | None = None
         if upsampler is not None:
             kind, residual, factor = upsampler
-            up = LTX2VideoUpsampler3d(
-                channels * factor, STRIDES[kind], residual, factor, padding
-            )
+            up = LTX2VideoUpsampler3d(channels * factor, STRIDES[kind], residual, factor, padding)
             self.upsamplers = nn.ModuleList([up])
         self.resnets = nn.ModuleList(
             ResnetBlock(channels, channels, eps, padding) for _ in range(layers)

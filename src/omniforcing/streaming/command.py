@@ -214,9 +214,7 @@ def open_engine(options: EngineOptions) -> Engine:
 
 def _prepare(device: str, threads: int) -> None:
     import torch
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()  # one bar is enough: ours
     if threads < 1:
         raise OmniForcingError("option.out-of-range", f"--threads is {threads}; the least is 1")
     torch.set_num_threads(threads)

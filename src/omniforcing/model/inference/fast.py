@@ -14,13 +14,6 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.activations import GELU
-from diffusers.models.attention import FeedForward
-from diffusers.models.normalization import RMSNorm
-from diffusers.models.transformers.transformer_ltx2 import (
-    LTX2Attention,
-    LTX2VideoTransformer3DModel,
-)
 from torch import Tensor, nn
 
 from omniforcing.core.errors import OmniForcingError
@@ -47,6 +40,9 @@ from omniforcing.model.kernels import (
 from omniforcing.model.options import DEFAULT, InferenceOptions
 from omniforcing.model.transformer import DualStream
 from omniforcing.model.weights.rope_layout import rope_rows
+from omniforcing.networks.layers import GELU, FeedForward, RMSNorm
+from omniforcing.networks.layers import Attention as AttentionModule
+from omniforcing.networks.transformer import LTX2VideoTransformer3DModel
 
 T = TypeVar("T")
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -110,12 +106,12 @@ class FastAttention(Attention):
     """An attention with RoPE whose projections of the same states are one matrix product.
 
     Args:
-        module: diffusers' module.
+        module: the attention's weights.
         of_itself: whether queries come from the same states as keys and values.
         linear: makes a projection of joined ones, in fp8 for example.
     """
 
-    def __init__(self, module: LTX2Attention, of_itself: bool, linear: JoinedLinear) -> None:
+    def __init__(self, module: AttentionModule, of_itself: bool, linear: JoinedLinear) -> None:
         super().__init__(module)
         width = module.to_q.out_features
         order = torch.arange(width)
@@ -249,14 +245,16 @@ class FastKernels(Kernels):
         self._concurrent = ConcurrentStreams(device) if options.concurrent else None
         if options.compiled:
             compat.allow_compilations(COMPILED_SHAPES)
+            # Not a decorator, which would load the compiler with this module.
+            self._attend = torch.compiler.disable(_attend)
 
-    def self_attention(self, module: LTX2Attention) -> Attention:
+    def self_attention(self, module: AttentionModule) -> Attention:
         return self._with_rope(module, of_itself=True)
 
-    def cross_attention(self, module: LTX2Attention) -> Attention:
+    def cross_attention(self, module: AttentionModule) -> Attention:
         return self._with_rope(module, of_itself=False)
 
-    def text_attention(self, module: LTX2Attention) -> Attention:
+    def text_attention(self, module: AttentionModule) -> Attention:
         attention = FastTextAttention(module)
         attention.to_q = self._single(module.to_q)
         # Keys and values of a prompt are computed once, and stay precise.
@@ -265,7 +263,7 @@ class FastKernels(Kernels):
         attention.to_out = self._single(module.to_out[0])
         return attention
 
-    def _with_rope(self, module: LTX2Attention, of_itself: bool) -> Attention:
+    def _with_rope(self, module: AttentionModule, of_itself: bool) -> Attention:
         attention = FastAttention(module, of_itself, self._joined)
         self._copied(module.to_q, module.to_k, module.to_v)
         attention.to_out = self._single(module.to_out[0])
@@ -285,7 +283,7 @@ class FastKernels(Kernels):
 
     def feed_forward(self, module: FeedForward) -> Callable[[Tensor], Tensor]:
         first, second = module.net[0], module.net[2]
-        if not isinstance(first, GELU) or first.approximate != "tanh":
+        if first.approximate != "tanh":
             return module
         overlaid = self._overlay.feed_forward(first, second)
         if overlaid is not None:
@@ -313,7 +311,7 @@ class FastKernels(Kernels):
         return cast(Function, torch.compile(function, dynamic=False))
 
     def normalise(self, norm: RMSNorm, x: Tensor) -> Tensor:
-        return rms_norm(x, norm.weight, norm.eps) if isinstance(norm, RMSNorm) else norm(x)
+        return rms_norm(x, norm.weight, norm.eps)
 
     def modulate(self, params: AdaLNParams, x: Tensor) -> Tensor:
         return torch.addcmul(params.shift, x, params.scale)
@@ -327,7 +325,9 @@ class FastKernels(Kernels):
         return self._concurrent.map(function, first, *rest)
 
     def bind(self, view: View, layer: int) -> LayerView:
-        return UncompiledView(view, layer) if self.options.compiled else super().bind(view, layer)
+        if self.options.compiled:
+            return UncompiledView(view, layer, self._attend)
+        return super().bind(view, layer)
 
     def positions(
         self,
@@ -352,14 +352,24 @@ class UncompiledView:
 
     Where an attention writes and what it sees changes from block to block, so compiled code would
     be compiled anew for each.
+
+    Args:
+        view: the view.
+        layer: number of the block.
+        uncompiled: asks a view for attention, outside of compiled code.
     """
 
-    def __init__(self, view: View, layer: int) -> None:
-        self._view, self._layer = view, layer
+    def __init__(self, view: View, layer: int, uncompiled: Callable[..., Tensor]) -> None:
+        self._view, self._layer, self._uncompiled = view, layer, uncompiled
 
-    @torch.compiler.disable
     def attend(self, site: str, heads: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return self._view.attend(self._layer, site, heads, q, k, v)
+        return self._uncompiled(self._view, self._layer, site, heads, q, k, v)
+
+
+def _attend(
+    view: View, layer: int, site: str, heads: int, q: Tensor, k: Tensor, v: Tensor
+) -> Tensor:
+    return view.attend(layer, site, heads, q, k, v)
 
 
 @torch.no_grad()

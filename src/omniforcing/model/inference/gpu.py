@@ -92,10 +92,11 @@ class ConcurrentStreams:
 
     def __init__(self, device: torch.device) -> None:
         self.side = torch.cuda.Stream(device)
+        # CUDA streams are switched outside of compiled code; what runs on them may be compiled.
+        # Not a decorator, which would load the compiler with this module.
+        self.map = torch.compiler.disable(self._map, recursive=False)
 
-    # CUDA streams are switched outside of compiled code; what runs on them may be compiled.
-    @torch.compiler.disable(recursive=False)
-    def map(self, function: Callable[..., T], first: Pair[Any], *rest: Pair[Any]) -> Pair[T]:
+    def _map(self, function: Callable[..., T], first: Pair[Any], *rest: Pair[Any]) -> Pair[T]:
         """Apply ``function`` to both streams, as ``first.map(function, *rest)``.
 
         The caller's CUDA stream waits for both. Tensors that one stream makes and the other reads

@@ -12,7 +12,6 @@ from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
-from diffusers.models.activations import GELU
 from torch import Tensor, nn
 
 from omniforcing.core.errors import OmniForcingError
@@ -20,6 +19,7 @@ from omniforcing.model.config import ADAPTABLE
 from omniforcing.model.kernels import AdaptedKernels
 from omniforcing.model.transformer import DualStream
 from omniforcing.model.weights.lora import Factors, Lora, check_scale
+from omniforcing.networks.layers import GELU
 
 Scales = tuple[float, ...]
 Function = Callable[[Tensor], Tensor]

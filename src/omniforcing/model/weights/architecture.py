@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from diffusers import LTX2VideoTransformer3DModel
 
 from omniforcing.model.weights.tensor_file import WeightsError
+from omniforcing.networks.transformer import LTX2VideoTransformer3DModel
 
 Shapes = Mapping[str, tuple[int, ...]]
 

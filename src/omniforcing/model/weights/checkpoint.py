@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import LTX2VideoTransformer3DModel
 from torch import Tensor
 
 from omniforcing.core.files import read_json
@@ -46,6 +45,7 @@ from omniforcing.model.weights.tensor_file import (
     read_header,
     read_tensor,
 )
+from omniforcing.networks.transformer import LTX2VideoTransformer3DModel
 
 SINKS_FILE = "sinks.safetensors"
 _INDEX = ".safetensors.index.json"

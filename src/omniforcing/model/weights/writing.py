@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from huggingface_hub import split_torch_state_dict_into_shards
-from huggingface_hub.serialization import StateDictSplit
 from safetensors.torch import save_file
 
 from omniforcing.core.files import write_json
@@ -15,6 +14,9 @@ from omniforcing.model.weights.architecture import on_meta, to_metadata
 from omniforcing.model.weights.checkpoint import SINKS_FILE, Checkpoint
 from omniforcing.model.weights.names import TRANSFORMER, to_original
 from omniforcing.model.weights.tensor_file import DTYPES, Watch, ignore, write_safetensors
+
+if TYPE_CHECKING:
+    from huggingface_hub.serialization import StateDictSplit
 
 SHARD_SIZE = "5GB"
 _PATTERN = "diffusion_pytorch_model{suffix}.safetensors"  # diffusers' name of the weights
@@ -49,6 +51,8 @@ def write_diffusers(
 
 def planned(checkpoint: Checkpoint, max_shard_size: str = SHARD_SIZE) -> StateDictSplit:
     """Assign tensors to files as diffusers' ``save_pretrained`` does, from shapes and dtypes."""
+    from huggingface_hub import split_torch_state_dict_into_shards
+
     plan = {
         name: torch.empty(
             checkpoint.entries[name].shape,

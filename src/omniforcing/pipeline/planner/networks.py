@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import LTX2VideoTransformer3DModel
 
 from omniforcing.codec.codec import Codec
 from omniforcing.codec.config import Source
@@ -21,6 +20,7 @@ from omniforcing.distill.teacher import Teacher
 from omniforcing.model.student import core_config
 from omniforcing.model.transformer import DualStream
 from omniforcing.model.weights.checkpoint import open_checkpoint
+from omniforcing.networks.transformer import LTX2VideoTransformer3DModel
 from omniforcing.pipeline.config import Config
 from omniforcing.training.adapters import AdaptedStream, build_layers
 from omniforcing.training.config import AdapterConfig

@@ -64,7 +64,7 @@ def train(stage: Stage, folder: Path) -> Path:
     config, shards = stage.config, stage.input("shards")
     captions = [raw["txt"].decode() for _, raw in read_raw(shards)]
     # Before the training, which may take a day: stage latents would find the same afterwards.
-    tokenizer = PromptTokenizer(learn_tokenizer(captions, config.codec.text.length))
+    tokenizer = PromptTokenizer.of(learn_tokenizer(captions, config.codec.text.length))
     survey_captions(shards, tokenizer, config.clips.max_reject_share)
     train_parts(stage, shards)
     codec = Codec(*load_parts(stage.work), config.clips.height, config.clips.width)

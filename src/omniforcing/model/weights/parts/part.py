@@ -23,6 +23,7 @@ from omniforcing.model.weights.tensor_file import (
     read_tensor,
     write_safetensors,
 )
+from omniforcing.networks.choose import network_class
 
 Config = dict[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -223,14 +224,9 @@ def on_meta(kind: Kind, config: Config, where: str) -> Any:
     Raises:
         WeightsError: if none can be built from the config.
     """
-    import diffusers
-    from diffusers.pipelines import ltx2
-
-    name = kind.class_of(config)
     with torch.device("meta"):
         try:
-            made: Any = getattr(diffusers, name, None) or getattr(ltx2, name)
-            return made(**config)
+            return network_class(kind.class_of(config), config)(**config)
         except Exception as error:  # diffusers' errors for bad values share no class
             reason = str(error).splitlines()[0]
             raise WeightsError(
