@@ -23,7 +23,8 @@ from omniforcing.model.rollout import Rollout, predict_x0
 from omniforcing.training import checkpoints
 from omniforcing.training.adapters import AdaptedStream
 from omniforcing.training.config import TrainerConfig, Weights
-from omniforcing.training.loop import CURVES, fit
+from omniforcing.training.curves import CURVES
+from omniforcing.training.loop import fit
 from omniforcing.training.optimisers.averages import Ema
 from omniforcing.training.optimisers.muon import Muon
 from omniforcing.training.stages import (

@@ -19,7 +19,8 @@ from omniforcing.model.rollout import Rollout
 from omniforcing.model.transformer import DualStream
 from omniforcing.pipeline.config import load_config
 from omniforcing.training.config import TrainerConfig
-from omniforcing.training.loop import CURVES, fit
+from omniforcing.training.curves import CURVES
+from omniforcing.training.loop import fit
 from tests.support.group import read_rows
 from tests.support.refusals import refuses
 from tests.support.tiny_models import GRID, difference, features, latents, tiny_model

@@ -26,7 +26,8 @@ from omniforcing.pipeline.config import Config, load_config
 from omniforcing.pipeline.planner.networks import Sizes
 from omniforcing.pipeline.stages.shared.training import sharding
 from omniforcing.training import checkpoints
-from omniforcing.training.loop import CURVES, fit
+from omniforcing.training.curves import CURVES
+from omniforcing.training.loop import fit
 from omniforcing.training.sharding import is_sharded, save_sharded
 from omniforcing.training.stages import StageModule, TrainingOptions
 from tests.support.group import read_rows, run_group

@@ -18,7 +18,8 @@ from omniforcing.pipeline.cluster.launch import launch
 from omniforcing.pipeline.config import load_config
 from omniforcing.pipeline.stages.shared.training import sharding as configured
 from omniforcing.training.config import TrainerConfig
-from omniforcing.training.loop import CURVES, fit
+from omniforcing.training.curves import CURVES
+from omniforcing.training.loop import fit
 from omniforcing.training.sharding import Sharding, gathered
 from omniforcing.training.stages import StageModule, TrainingOptions
 from tests.support.group import read_rows, run_group

@@ -26,11 +26,8 @@ from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import atomic_write
 from omniforcing.training import checkpoints, parallel
 from omniforcing.training.config import TrainerConfig
+from omniforcing.training.curves import CURVES, Log, Probe
 from omniforcing.training.lightning_modules import adapt
-
-CURVES = "curves.csv"
-Log = Callable[[dict[str, float], int], None]
-Probe = Callable[[], dict[str, float]]
 
 
 class _Steps(IterableDataset):

@@ -26,7 +26,7 @@ from omniforcing.evaluation.reconstruction import measure_reconstruction
 from omniforcing.pipeline.stage import Stage
 from omniforcing.training.codec.fitting import DecoderFit
 from omniforcing.training.config import DecoderSource
-from omniforcing.training.loop import CURVES
+from omniforcing.training.curves import CURVES
 
 TEACHER, STUDENT = "non_causal", "causal"
 

@@ -36,7 +36,7 @@ from omniforcing.training.codec.fitting import (
     train_sound,
     train_video,
 )
-from omniforcing.training.loop import CURVES
+from omniforcing.training.curves import CURVES
 
 PARTS = ("video_vae", "audio_vae", "vocoder")
 STATISTICS_CLIPS = 256

@@ -22,7 +22,7 @@ from omniforcing.pipeline.stages.shared.training import (
     training_options,
 )
 from omniforcing.pocket.foundation import KEPT, take_kept
-from omniforcing.training.loop import CURVES
+from omniforcing.training.curves import CURVES
 
 
 def run(stage: Stage) -> None:

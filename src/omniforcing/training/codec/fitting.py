@@ -25,7 +25,7 @@ from omniforcing.data.sources import TRAIN
 from omniforcing.media.mel import log_mel
 from omniforcing.training.codec import causal, training
 from omniforcing.training.config import CausalDecoderConfig, TrainerConfig
-from omniforcing.training.loop import CURVES, Log, fit
+from omniforcing.training.curves import CURVES, Log
 
 BATCH = 8  # clips that pass through a trained part at a time
 
@@ -89,7 +89,7 @@ def _fit_part(
     """Train one part, continuing what ``folder`` holds, and return its network."""
     trainer = replace(trainer, precision=training.PRECISION)
     batches = training.batches_of(draw_batch, module.config.steps, trainer.checkpoint_every)
-    fit(module, batches, steps=module.config.steps, work=folder, trainer=trainer, name=folder.name)
+    _fit(module, batches, steps=module.config.steps, work=folder, trainer=trainer, name=folder.name)
     return module.net
 
 
@@ -101,6 +101,12 @@ def _reconstructed(vae: Any, mels: Tensor) -> Tensor:
     return torch.cat(
         [vae.decode(vae.encode(some).latent_dist.mode()).sample.cpu() for some in batches]
     )
+
+
+def _fit(*args: Any, **kwargs: Any) -> None:
+    from omniforcing.training.loop import fit  # Lightning takes seconds to load
+
+    fit(*args, **kwargs)
 
 
 def _save(net: Any, folder: Path) -> None:
@@ -177,7 +183,7 @@ class DecoderFit:
         def log(values: dict[str, float], step: int) -> None:
             self.log({f"{name}.{key}": value for key, value in values.items()}, step)
 
-        fit(
+        _fit(
             causal.DecoderTraining(vae.decoder, config, seed, target),
             training.batches_of(draw, config.steps, trainer.checkpoint_every),
             steps=config.steps,

@@ -13,7 +13,7 @@ from omniforcing.pipeline.stages.shared.factory import open_factory
 from omniforcing.pocket.events import colours_in
 from omniforcing.pocket.observe import observe
 from omniforcing.pocket.sync import TOLERANCE_MS
-from omniforcing.training.loop import Probe
+from omniforcing.training.curves import Probe
 from omniforcing.training.stages import StageModule
 
 LOGGED = ("sync_margin", "ball_present", "colour_accuracy", "pitch_accuracy")

@@ -24,7 +24,7 @@ from omniforcing.pipeline.stages.shared.adapters import (
 from omniforcing.pipeline.stages.shared.probe import training_probe
 from omniforcing.training.adapters import AdaptedStream
 from omniforcing.training.config import OptimiserConfig
-from omniforcing.training.loop import CURVES, fit
+from omniforcing.training.curves import CURVES
 from omniforcing.training.sharding import Sharding, is_sharded, save_sharded
 from omniforcing.training.stages import StageModule, TrainingOptions
 
@@ -150,6 +150,8 @@ def _train(stage: Stage, module: StageModule, data: TensorShards, optim: Optimis
 
     def batches(epoch: int) -> Iterator[Batch]:
         return data.batches(optim.batch, every, config.seed, epoch)
+
+    from omniforcing.training.loop import fit  # Lightning takes seconds to load
 
     fit(
         module,
