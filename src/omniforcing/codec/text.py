@@ -84,7 +84,7 @@ class TextEncoder(nn.Module):
         """
         device = next(self.encoder.parameters()).device
         rows, length = [self.prompts.tokens(p) for p in prompts], self.prompts.limit
-        ids = torch.full((len(rows), length), self.prompts.padding, device=device)
+        ids = torch.full((len(rows), length), self.prompts.padding or 0, device=device)
         mask = torch.zeros_like(ids)
         for row, tokens in enumerate(rows):
             first = length - len(tokens)
@@ -169,7 +169,7 @@ def build_tiny(folder: Path, config: TextConfig, captions: list[str], seed: int)
             "num_layers": 1,
             "num_learnable_registers": config.registers,
         }
-        per_stream: dict[str, int] = {}
+        per_stream: dict[str, Any] = {}
         for stream in ("video", "audio"):
             per_stream |= {f"{stream}_connector_{name}": size for name, size in sizes.items()}
         connectors = LTX2TextConnectors(

@@ -23,6 +23,7 @@ from omniforcing.model.conditioning import (
     modulate_text,
 )
 from omniforcing.model.kernels import NO_STABILISER, Attention, Kernels, LayerView, StabiliserParams
+from omniforcing.networks.layers import RMSNorm
 from omniforcing.networks.transformer import LTX2VideoTransformerBlock
 
 T = TypeVar("T")
@@ -46,7 +47,7 @@ class StreamLayers:
 
     module: LTX2VideoTransformerBlock
     site: str
-    norms: tuple[nn.Module, nn.Module, nn.Module]
+    norms: tuple[RMSNorm, RMSNorm, RMSNorm]
     self_attention: Attention
     text_attention: Attention
     cross_site: str

@@ -105,8 +105,8 @@ class AudioLevel(nn.Module):
         layers: number of blocks.
     """
 
-    downsample: nn.Module
-    upsample: nn.Module
+    downsample: Any
+    upsample: Any
 
     def __init__(self, in_channels: int, channels: int, layers: int) -> None:
         super().__init__()
@@ -146,7 +146,8 @@ class AudioEncoder(nn.Module):
         super().__init__()
         base, multipliers = config["base_channels"], config["ch_mult"]
         self.conv_in = LTX2AudioCausalConv2d(config["in_channels"], base)
-        self.down, channels = nn.ModuleList(), base
+        self.down: Any = nn.ModuleList()
+        channels = base
         for index, multiplier in enumerate(multipliers):
             level = AudioLevel(channels, base * multiplier, config["num_res_blocks"])
             channels = base * multiplier
@@ -192,7 +193,7 @@ class AudioDecoder(nn.Module):
             if index:
                 level.upsample = LTX2AudioUpsample(channels)
             levels.append(level)
-        self.up = nn.ModuleList(levels[::-1])
+        self.up: Any = nn.ModuleList(levels[::-1])
         self.norm_out = ChannelNorm(_EPS)
         self.conv_out = LTX2AudioCausalConv2d(channels, config["output_channels"])
 

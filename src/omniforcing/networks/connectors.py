@@ -11,6 +11,7 @@ from omniforcing.networks.layers import (
     Attention,
     FeedForward,
     Rotation,
+    random_parameter,
     rope_frequencies,
     rotation_table,
 )
@@ -72,10 +73,12 @@ class Connector(nn.Module):
     ) -> None:
         super().__init__()
         self.heads, self.dim, self.rope_type = heads, heads * dim_head, rope_type
-        self.length, self.theta, self.double = length, theta, double
+        self.length, self.theta, self.double_precision = length, theta, double
         self.learnable_registers: nn.Parameter | None = None
         if registers is not None:
-            self.learnable_registers = nn.Parameter(torch.rand(registers, self.dim) * 2.0 - 1.0)
+            self.learnable_registers = random_parameter(
+                lambda shape: torch.rand(shape) * 2.0 - 1.0, registers, self.dim
+            )
         self.transformer_blocks = nn.ModuleList(
             ConnectorBlock(heads, dim_head, rope_type, gated) for _ in range(layers)
         )
@@ -118,7 +121,7 @@ class Connector(nn.Module):
     def _rotation(self, x: Tensor) -> Rotation:
         places = torch.arange(x.shape[1], dtype=torch.float32, device=x.device) / self.length
         places = places.unsqueeze(0).repeat(len(x), 1)
-        frequencies = rope_frequencies(self.theta, self.dim // 2, self.double, x.device)
+        frequencies = rope_frequencies(self.theta, self.dim // 2, self.double_precision, x.device)
         angles = (places.unsqueeze(-1) * 2 - 1) * frequencies
         return rotation_table(angles, self.dim, self.rope_type, self.heads)
 

@@ -148,7 +148,7 @@ class GemmaLayer(nn.Module):
         return x + self.post_feedforward_layernorm(fed)
 
 
-class GemmaEmbedding(nn.Embedding):
+class GemmaEmbedding(nn.Module):
     """Embedded tokens, scaled.
 
     Args:
@@ -156,12 +156,14 @@ class GemmaEmbedding(nn.Embedding):
     """
 
     def __init__(self, config: NetworkConfig) -> None:
-        super().__init__(config.vocab_size, config.hidden_size, config.pad_token_id)
+        super().__init__()
+        # Not an nn.Embedding, whose start values make torch load its compiler on the meta device.
+        self.weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
         self.scale = config.hidden_size**0.5
 
     def forward(self, ids: Tensor) -> Tensor:
         # The factor is a tensor of the weights' precision, as the model was trained.
-        return super().forward(ids) * torch.tensor(self.scale).to(self.weight)
+        return F.embedding(ids, self.weight) * torch.tensor(self.scale).to(self.weight)
 
 
 class GemmaText(nn.Module):

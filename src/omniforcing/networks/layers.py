@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -70,6 +72,12 @@ def rope_frequencies(
     return (powers * torch.pi / 2.0).to(torch.float32)
 
 
+def random_parameter(draw: Callable[..., Tensor], *shape: int) -> nn.Parameter:
+    """Draw a parameter; on the meta device, which has no numbers, torch would load its compiler."""
+    empty = torch.empty(shape)
+    return nn.Parameter(empty if empty.is_meta else draw(shape))
+
+
 class RMSNorm(nn.Module):
     """Divide by the root mean square of the channels, computed in float32.
 
@@ -122,12 +130,14 @@ class Attention(nn.Module):
         super().__init__()
         inner, keys = heads * dim_head, cross_attention_dim or query_dim
         self.heads, self.rope_type = heads, rope_type
-        self.norm_q = nn.RMSNorm(inner, eps=1e-6)
-        self.norm_k = nn.RMSNorm(inner, eps=1e-6)
+        self.norm_q: Any = nn.RMSNorm(inner, eps=1e-6)
+        self.norm_k: Any = nn.RMSNorm(inner, eps=1e-6)
         self.to_q = nn.Linear(query_dim, inner, bias=bias)
         self.to_k = nn.Linear(keys, inner, bias=bias)
         self.to_v = nn.Linear(keys, inner, bias=bias)
-        self.to_out = nn.ModuleList([nn.Linear(inner, query_dim, bias=out_bias), nn.Dropout(0.0)])
+        self.to_out: Any = nn.ModuleList(
+            [nn.Linear(inner, query_dim, bias=out_bias), nn.Dropout(0.0)]
+        )
         self.to_gate_logits = nn.Linear(query_dim, heads) if gated else None
 
     def forward(self, x: Tensor, mask: Tensor | None, rotation: Rotation) -> Tensor:
@@ -196,7 +206,7 @@ class FeedForward(nn.Module):
             )
         first = GELU(dim, 4 * dim, _APPROXIMATIONS[activation_fn], bias)
         second = nn.Linear(4 * dim, dim, bias=bias)
-        self.net = nn.ModuleList([first, nn.Dropout(0.0), second])
+        self.net: Any = nn.ModuleList([first, nn.Dropout(0.0), second])
 
     def forward(self, x: Tensor) -> Tensor:
         for module in self.net:

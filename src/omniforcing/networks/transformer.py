@@ -15,6 +15,7 @@ from omniforcing.networks.layers import (
     RMSNorm,
     Rotation,
     TwoLinears,
+    random_parameter,
     rope_frequencies,
     rotation_table,
 )
@@ -73,21 +74,23 @@ class LTX2VideoTransformerBlock(nn.Module):
 
         modulates = config["cross_attn_mod"], config["audio_cross_attn_mod"]
         self.video_cross_attn_adaln, self.audio_cross_attn_adaln = modulates
-        self.scale_shift_table = nn.Parameter(torch.randn(_rows(modulates[0]), video) / video**0.5)
-        self.audio_scale_shift_table = nn.Parameter(
-            torch.randn(_rows(modulates[1]), audio) / audio**0.5
-        )
+        self.scale_shift_table = _table(_rows(modulates[0]), video)
+        self.audio_scale_shift_table = _table(_rows(modulates[1]), audio)
         self.cross_attn_adaln = any(modulates)
         if self.cross_attn_adaln:
-            self.prompt_scale_shift_table = nn.Parameter(torch.randn(2, video))
-            self.audio_prompt_scale_shift_table = nn.Parameter(torch.randn(2, audio))
-        self.video_a2v_cross_attn_scale_shift_table = nn.Parameter(torch.randn(5, video))
-        self.audio_a2v_cross_attn_scale_shift_table = nn.Parameter(torch.randn(5, audio))
+            self.prompt_scale_shift_table = random_parameter(torch.randn, 2, video)
+            self.audio_prompt_scale_shift_table = random_parameter(torch.randn, 2, audio)
+        self.video_a2v_cross_attn_scale_shift_table = random_parameter(torch.randn, 5, video)
+        self.audio_a2v_cross_attn_scale_shift_table = random_parameter(torch.randn, 5, audio)
 
 
 def _rows(modulates_text: bool) -> int:
     """Rows of a stream's adaLN table: three for each of its own sub-layers."""
     return 9 if modulates_text else 6
+
+
+def _table(rows: int, dim: int) -> nn.Parameter:
+    return random_parameter(lambda shape: torch.randn(shape) / dim**0.5, rows, dim)
 
 
 class Rope(nn.Module):
@@ -127,7 +130,7 @@ class Rope(nn.Module):
         num_frames: int,
         height: int,
         width: int,
-        device: torch.device,
+        device: torch.device | str,
         fps: float = 24.0,
     ) -> Tensor:
         """First and last second, row and column of every video token, ``[B, 3, N, 2]``."""
@@ -147,7 +150,7 @@ class Rope(nn.Module):
         return places
 
     def prepare_audio_coords(
-        self, batch_size: int, num_frames: int, device: torch.device, shift: int = 0
+        self, batch_size: int, num_frames: int, device: torch.device | str, shift: int = 0
     ) -> Tensor:
         """First and last second of every audio latent, ``[B, 1, N, 2]``."""
         step, factor = self.audio_patch_size_t, self.scale_factors[0]
@@ -249,13 +252,13 @@ class LTX2VideoTransformer3DModel(Network):
         self.av_cross_attn_audio_scale_shift = AdaLayerNormSingle(audio, 4)
         self.av_cross_attn_video_a2v_gate = AdaLayerNormSingle(video, 1)
         self.av_cross_attn_audio_v2a_gate = AdaLayerNormSingle(audio, 1)
-        self.scale_shift_table = nn.Parameter(torch.randn(2, video) / video**0.5)
-        self.audio_scale_shift_table = nn.Parameter(torch.randn(2, audio) / audio**0.5)
+        self.scale_shift_table = _table(2, video)
+        self.audio_scale_shift_table = _table(2, audio)
         if self.prompt_modulation and use_prompt_adaln_single:
             self.prompt_adaln = AdaLayerNormSingle(video, 2)
             self.audio_prompt_adaln = AdaLayerNormSingle(audio, 2)
         self._add_ropes(self.config, video, audio)
-        self.transformer_blocks = nn.ModuleList(
+        self.transformer_blocks: Any = nn.ModuleList(
             LTX2VideoTransformerBlock(self.config, (video, audio)) for _ in range(num_layers)
         )
         self.norm_out = nn.LayerNorm(video, eps=1e-6, elementwise_affine=False)

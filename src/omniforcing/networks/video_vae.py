@@ -33,7 +33,7 @@ class LTX2VideoCausalConv3d(nn.Module):
         in_channels: int,
         out_channels: int,
         stride: tuple[int, int, int] = (1, 1, 1),
-        spatial_padding_mode: str = "zeros",
+        spatial_padding_mode: Any = "zeros",
     ) -> None:
         super().__init__()
         self.conv = nn.Conv3d(
@@ -352,7 +352,7 @@ class VideoDecoder(Recomputes):
 
 def _each(value: T | Sequence[T], count: int) -> Sequence[T]:
     """One value per level, of which a config may give one for all."""
-    return value if isinstance(value, list | tuple) else (value,) * count
+    return list(value) if isinstance(value, list | tuple) else [value] * count  # type: ignore[list-item]
 
 
 class AutoencoderKLLTX2Video(Network):
