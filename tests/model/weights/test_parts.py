@@ -12,6 +12,7 @@ from diffusers import LTX2Pipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from omniforcing.cli import main
 from omniforcing.codec.codec import Codec
@@ -121,7 +122,8 @@ def test_an_imported_folder_is_a_codec_and_a_text_encoder(release: str, tmp_path
     text = TextEncoder.load(tmp_path / "ltx")
     prompts = ["a ball bounces", ""]
     # As diffusers' pipeline makes them; it pads on the left whatever the tokenizer says.
-    own = {"tokenizer": text.prompts.tokenizer, "text_encoder": text.encoder}
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "ltx" / "tokenizer")
+    own = {"tokenizer": tokenizer, "text_encoder": text.encoder}
     others = ("scheduler", "vae", "audio_vae", "connectors", "transformer", "vocoder")
     pipeline = LTX2Pipeline(**own, **dict.fromkeys(others))
     with torch.no_grad():
