@@ -325,6 +325,6 @@ def test_codec_that_cannot_be_streamed_is_refused_by_name(
     part: str, setting: str, value: object
 ) -> None:
     codec = Codec.from_config(CONFIG, 64, 64)
-    getattr(codec, part).register_to_config(**{setting: value})
+    getattr(codec, part).config[setting] = value
     with refuses("codec.cannot-stream", setting):
         StreamingDecoder(codec, (4, 4))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -131,7 +132,8 @@ def rehearse(teacher: Path, work: Path, steps: int) -> None:
         data = batches(config, sizes, states=len(config.student.sigmas) + 1 if name == "II" else 0)
         fit(module, data, steps=steps, work=work / name, trainer=trainer, sharded=True)
         assert is_sharded(module.model)
-        largest = max(p.to_local().numel() for p in module.model.core.parameters())
+        sharded: list[Any] = list(module.model.core.parameters())
+        largest = max(p.to_local().numel() for p in sharded)
         assert distributed.world_size() == 1 or largest < max(
             p.numel() for p in module.model.core.parameters()
         )

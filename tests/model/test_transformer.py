@@ -27,6 +27,7 @@ from tests.support.tiny_models import (
     difference,
     features,
     latents,
+    library_core,
     tiny_config,
     tiny_model,
 )
@@ -78,7 +79,8 @@ def test_full_visibility_equals_diffusers_forward(
     if per_block_sigma:
         view.group_ids = Pair(tokens.video, tokens.audio)
     ours = model(x, sigma, model.cache_text(text), view)
-    core, rows = model.core, tokens.map(lambda o: sigma[:, o] if per_block_sigma else sigma[:, 0])
+    core = library_core(model.core)
+    rows = tokens.map(lambda o: sigma[:, o] if per_block_sigma else sigma[:, 0])
     # Coordinates in fp64, as ours are: diffusers' own fp32 angles are off by 1e-3 rad.
     video, audio = core(
         hidden_states=x.video.flatten(1, 2),
@@ -420,7 +422,7 @@ def test_architectures_that_would_be_computed_wrongly_are_refused(
 
 def test_a_config_key_of_a_later_architecture_is_refused_by_name() -> None:
     core = build_core(tiny_config(), 0)
-    core.register_to_config(rotary_flavour="new")
+    core.config["rotary_flavour"] = "new"
     with refuses("weights.unknown-key", "rotary_flavour"):
         DualStream(core)
 

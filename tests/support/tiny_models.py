@@ -78,3 +78,13 @@ def features(batch: int = 2, seed: int = 0, model: DualStream | None = None) -> 
 def difference(a: Latents, b: Latents) -> float:
     """Largest absolute difference of two pairs of latents."""
     return max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True))
+
+
+def library_core(core: Any) -> Any:
+    """Diffusers' transformer with the same weights, whose own forward is the oracle of ours."""
+    import diffusers
+
+    config = {key: value for key, value in core.config.items() if not key.startswith("_")}
+    library = diffusers.LTX2VideoTransformer3DModel(**config).to(core.dtype).eval()
+    library.load_state_dict(core.state_dict())
+    return library

@@ -37,6 +37,7 @@ from tests.support.tiny_models import (
     difference,
     features,
     latents,
+    library_core,
     tiny_model,
 )
 
@@ -73,9 +74,9 @@ def test_diffusers_opens_our_file_and_computes_what_our_merged_weights_do(
     with torch.no_grad():
         theirs = Pair(*model(**inputs, return_dict=False))
         checkpoint = merged(open_checkpoint(base), [(read_lora(base / "lora.safetensors"), 1.0)])
-        whole = checkpoint.core()
+        whole = library_core(checkpoint.core())
         ours = Pair(*whole(**inputs, return_dict=False))
-        plain = Pair(*open_checkpoint(base).core()(**inputs, return_dict=False))
+        plain = Pair(*library_core(open_checkpoint(base).core())(**inputs, return_dict=False))
     assert difference(ours, theirs) < TOLERANCE
     assert difference(ours, plain) > 1e-2
     expected = tiny_model()

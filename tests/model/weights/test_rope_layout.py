@@ -12,6 +12,7 @@ from omniforcing.model.weights.rope_layout import CONVENTIONS, rope_rows, with_r
 from omniforcing.model.weights.writing import write_diffusers
 from tests.support.refusals import refuses
 from tests.support.tiny_checkpoints import RELEASES, tiny_core
+from tests.support.tiny_models import library_core
 
 pytestmark = pytest.mark.extended
 
@@ -32,7 +33,7 @@ def outputs(core: LTX2VideoTransformer3DModel, dtype: torch.dtype) -> tuple[Tens
         )
     )
     sigma = torch.tensor([300.0, 900.0], dtype=dtype)
-    return core(
+    return library_core(core)(
         hidden_states=video,
         audio_hidden_states=audio,
         encoder_hidden_states=text,
