@@ -18,11 +18,11 @@ HEAVY = {
     *("ray", "dvc", "webdataset", "scipy", "matplotlib", "PIL", "av", "tokenizers"),
 }
 # Heavy packages that the import of a stage's module may load; its run loads what it then needs.
-MEDIA, TENSORS = {"av"}, {"torch", "av"}
+TENSORS = {"torch", "av"}
 TRAINED = {"torch", "sympy", "av"}
 STAGES = {
-    "clips": MEDIA,
-    "shards": MEDIA,
+    "clips": TENSORS,
+    "shards": TENSORS,
     "codec": TENSORS,
     "latents": TENSORS,
     "teacher": TRAINED,
