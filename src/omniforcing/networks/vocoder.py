@@ -74,6 +74,7 @@ class LTX2Vocoder(Network):
         if not covers(self.config):
             raise ValueError(f"the vocoder's activations are {act_fn} or antialiased")
         self.slope, self.final_act_fn = leaky_relu_negative_slope, final_act_fn
+        self.out_channels = out_channels
         self.conv_in = nn.Conv1d(in_channels, hidden_channels, 7, padding=3)
         self.upsamplers, self.resnets = nn.ModuleList(), nn.ModuleList()
         channels = hidden_channels
