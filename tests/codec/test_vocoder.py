@@ -22,7 +22,7 @@ from omniforcing.codec.reach import (
     sound_reach,
 )
 from omniforcing.codec.streaming import StreamingDecoder
-from omniforcing.codec.vocoder import StreamingVocoder
+from omniforcing.codec.vocoder import PolyphaseUpsampler, StreamingVocoder
 from omniforcing.core.pair import Pair
 from omniforcing.media.mel import log_mel
 from tests.support.memory import storages
@@ -225,3 +225,20 @@ def test_vocoder_of_no_release_is_not_streamed(setting: str, value: object) -> N
     vocoder = random_vocoder({**SHORT, setting: value})
     with refuses("codec.cannot-stream", setting.removeprefix("bwe_")):
         StreamingVocoder(vocoder)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("kernel", "stride", "bias"), [(320, 80, True), (64, 16, False)])
+def test_an_upsampler_by_phases_is_the_transposed_convolution(
+    kernel: int, stride: int, bias: bool
+) -> None:
+    torch.manual_seed(0)
+    conv = torch.nn.ConvTranspose1d(6, 4, kernel, stride, (kernel - stride) // 2, bias=bias)
+    x = torch.randn(2, 6, 9)
+    assert PolyphaseUpsampler.fits(conv)
+    torch.testing.assert_close(PolyphaseUpsampler(conv)(x), conv(x))
+
+
+@pytest.mark.parametrize(("stride", "groups"), [(2, 1), (100, 1), (80, 2)])
+def test_other_transposed_convolutions_stay_as_they_are(stride: int, groups: int) -> None:
+    assert not PolyphaseUpsampler.fits(torch.nn.ConvTranspose1d(4, 4, 320, stride, groups=groups))

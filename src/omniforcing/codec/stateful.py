@@ -64,7 +64,7 @@ class StatefulConv(nn.Module):
     def forward(self, padded: Tensor) -> Tensor:
         """Convolve ``[B, C, padding + T, ...]`` to ``[B, C', T, ...]``."""
         if self.context == 0:
-            return self.conv(padded)
+            return convolve(self.conv, padded)
         # After the first chunk the left padding stands for frames that were seen: put them there.
         if self.past is not None:
             padded = torch.cat([self.past, padded[:, :, self.context :]], 2)
@@ -74,7 +74,22 @@ class StatefulConv(nn.Module):
             end = self.window.frames(self.window.final, padded.shape[2] - self.padding)
             # A copy, for a view would keep the whole chunk in memory.
             self.past = padded[:, :, end : end + self.context].clone()
-        return self.conv(padded)
+        return convolve(self.conv, padded)
+
+
+def convolve(conv: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
+    """Convolve ``x``; on a CPU by the kernel that is fastest for small inputs, too.
+
+    With one thread torch takes a kernel for small volumes that unfolds them first, and takes up to
+    three times as long (2.1 to 0.7 ms for 24 channels on 26x8x8, torch 2.13).
+    """
+    ours = x.device.type == "cpu" and x.dtype is torch.float32 and conv.padding_mode == "zeros"
+    if not (ours and x.ndim == 5 and torch.backends.mkldnn.is_available()):
+        return conv(x)
+    assert not isinstance(conv.padding, str), "diffusers names paddings by numbers"
+    return torch.mkldnn_convolution(
+        x, conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, conv.groups
+    )
 
 
 class StatefulVideoUpsampler(nn.Module):
