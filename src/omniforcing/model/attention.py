@@ -79,9 +79,14 @@ class View(Protocol):
         ...
 
 
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """``[B, N, heads * head_dim]`` as ``[B, heads, N, head_dim]``, without a copy."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
 def sdpa(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """Multi-head attention on ``[B, N, heads * head_dim]`` tensors, every key visible."""
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    q, k, v = (split_heads(x, heads) for x in (q, k, v))
     attend = meta_attention if q.is_meta else F.scaled_dot_product_attention
     return attend(q, k, v).transpose(1, 2).flatten(2)
 
@@ -166,13 +171,25 @@ class Positions:
             self._split[axes, stream] = _Halves(twice, signed, cos.shape[1])
         return self._split[axes, stream]
 
+    def rows(self, axes: str, stream: str, span: Span, device: torch.device) -> tuple[Tensor, ...]:
+        """Rows of a table for the places ``span`` (N tokens) of a stream, for ``turn``."""
+        return tuple(table[..., span.slice, :] for table in self._table(axes, stream, device))
+
+    def turn(self, x: Tensor, rows: tuple[Tensor, ...]) -> Tensor:
+        """Rotate ``x [B, N, C]`` by the rows of its places."""
+        cos, sin = rows
+        return self._rotate(x, (cos, sin))
+
+    def turn_into(self, place: Tensor, x: Tensor, rows: tuple[Tensor, ...]) -> None:
+        """Rotate ``x [B, N, C]`` into ``place [B, heads, N, head_dim]``."""
+        place[...] = split_heads(self.turn(x, rows), place.shape[1])
+
     def rotate(self, x: Tensor, axes: str, stream: str, span: Span) -> Tensor:
         """Rotate ``x [B, N, C]`` to the places ``span`` (N tokens) of a stream."""
         if self._rotate is rotate_split and in_few_passes(x):
             table = self._halves(axes, stream)
             return rotate_halves(x, table.cos[span.slice], table.sin[span.slice], table.heads)
-        cos, sin = (table[..., span.slice, :] for table in self._table(axes, stream, x.device))
-        return self._rotate(x, (cos, sin))
+        return self.turn(x, self.rows(axes, stream, span, x.device))
 
 
 @dataclass

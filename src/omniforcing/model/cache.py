@@ -18,7 +18,7 @@ from torch import Tensor
 from omniforcing.core.layout import BlockTable, Span, join_spans
 from omniforcing.core.pair import Pair
 from omniforcing.core.states import State
-from omniforcing.model.attention import SITES, Positions, View, sdpa
+from omniforcing.model.attention import SITES, Positions, View, sdpa, split_heads
 from omniforcing.model.conditioning import KeyValue
 
 STREAMS = ("video", "audio")
@@ -31,6 +31,8 @@ class CacheKey(NamedTuple):
     site: str
 
 
+# Blocks side by side in a buffer, and the RoPE rows of the places they are seen at.
+_Turned = tuple[Span, tuple[Tensor, ...]]
 # Keys and values of a block, or of all that a block sees, by attention.
 _Written = dict[CacheKey, KeyValue]
 
@@ -172,6 +174,8 @@ class RingCache:
         self.buffers: dict[CacheKey, _Buffer] = {}
         # The block for which the history was last rotated.
         self._rotated_for = 0
+        # What attentions of views touch; few kinds of views come again and again.
+        self.parts: dict[Hashable, dict[CacheKey, _Part]] = {}
 
     def slot(self, index: int, stream: str) -> Span:
         """Where a block's tokens lie in the buffers."""
@@ -184,7 +188,7 @@ class RingCache:
         if index > self.places.horizon and self._rotated_for != index:
             self.rotate_history(index)
             self._rotated_for = index
-        return _RingView(self, index, write)
+        return RingView(self, index, write)
 
     def buffer(self, key: CacheKey, heads: int, like: Tensor) -> _Buffer:
         """The buffers of one attention, made when it first writes keys ``like [B, N, C]``."""
@@ -233,19 +237,34 @@ class RingCache:
 
     def rotate_history(self, index: int) -> None:
         """Rotate the whole history as block ``index`` past the horizon sees it."""
+        history = {site: self.history(index, site) for site in SITES}
         for key in self.buffers:
-            self.rotate_site(key, index)
+            self.rotate(key, history[key.site])
 
-    def rotate_site(self, key: CacheKey, index: int) -> None:
-        """Rotate one attention's history as block ``index`` past the horizon sees it."""
-        places, buffer, site = self.places, self.buffers[key], SITES[key.site]
-        # The prefix, first of the past blocks, keeps its place for ever.
-        for block in places.past(index)[1:]:
-            at = self.slot(block, site.keys).slice
-            place = places.span(places.seen_at(index, block), site.keys)
+    def rotate(self, key: CacheKey, history: list[_Turned]) -> None:
+        """Rotate the ``history`` of one attention."""
+        buffer = self.buffers[key]
+        for at, rows in history:
             # From the un-rotated keys each time: rotating the rotated ones would add up rounding.
-            rotated = places.positions.rotate(buffer.raw[:, at], site.axes, site.keys, place)
-            buffer.write(buffer.keys, at, rotated)
+            raw, keys = buffer.raw[:, at.slice], buffer.keys[:, :, at.slice]
+            self.places.positions.turn_into(keys, raw, rows)
+
+    def history(self, index: int, site: str) -> list[_Turned]:
+        """Past blocks of block ``index`` in the buffers, neighbours joined, and their RoPE rows."""
+        places, (_, keys, axes) = self.places, SITES[site]
+        device = next(iter(self.buffers.values())).raw.device
+        # The prefix, first of the past blocks, keeps its place for ever.
+        past = {self.slot(block, keys): block for block in places.past(index)[1:]}
+        joined: list[_Turned] = []
+        for at in sorted(past, key=lambda span: span.start):
+            place = places.span(places.seen_at(index, past[at]), keys)
+            rows = places.positions.rows(axes, keys, place, device)
+            if joined and joined[-1][0].stop == at.start:
+                before, earlier = joined.pop()
+                at = Span(before.start, at.stop)
+                rows = tuple(torch.cat(pair, -2) for pair in zip(earlier, rows, strict=True))
+            joined.append((at, rows))
+        return joined
 
 
 # Names of the buffers in a saved state; files of streams have them.
@@ -265,16 +284,39 @@ class _Buffer(NamedTuple):
     keys: Tensor
     values: Tensor
 
-    def write(self, to: Tensor, at: slice, x: Tensor) -> None:
-        """Write ``x [B, N, C]`` at ``at`` of ``keys`` or ``values``."""
-        to[:, :, at] = x.unflatten(-1, (to.shape[1], -1)).transpose(1, 2)
+
+class _Part(NamedTuple):
+    """What one attention of a view touches: slices of its buffers, and RoPE rows.
+
+    Attributes:
+        raw: un-rotated keys of the block, ``[B, N, C]``.
+        keys: rotated keys of the block, ``[B, heads, N, head_dim]``.
+        values: values of the block, of the same shape.
+        seen_keys: keys that the block sees, ``[B, heads, n, head_dim]`` per span.
+        seen_values: their values.
+        query_rows: RoPE rows of the queries.
+        key_rows: RoPE rows of the block's keys.
+    """
+
+    raw: Tensor
+    keys: Tensor
+    values: Tensor
+    seen_keys: list[Tensor]
+    seen_values: list[Tensor]
+    query_rows: tuple[Tensor, ...]
+    key_rows: tuple[Tensor, ...]
+
+    def tensors(self) -> list[Tensor]:
+        """All of them, in order."""
+        own = [self.raw, self.keys, self.values]
+        return [*own, *self.seen_keys, *self.seen_values, *self.query_rows, *self.key_rows]
 
 
-class _RingView:
+class RingView:
     """One block against a ring cache."""
 
     def __init__(self, cache: RingCache, index: int, write: bool) -> None:
-        self.cache, self.write = cache, write
+        self.cache, self.index, self.write = cache, index, write
         self.starts = self.takes_sinks = index == 0
         self.group_ids: Pair[Tensor | None] = Pair(None, None)
         place = cache.places.present(index)
@@ -282,34 +324,50 @@ class _RingView:
         self._slot = {stream: cache.slot(index, stream).slice for stream in STREAMS}
         self._seen = {stream: cache.visible(index, stream) for stream in STREAMS}
         # Rotation, slot and visible spans decide which memory a forward touches.
-        self.graph_key: Hashable = (
-            place,
-            cache.slot(index, "video"),
-            *self._seen["video"],
-            write,
-        )
+        memory = (place, cache.slot(index, "video"), *self._seen["video"])
+        self.graph_key: Hashable = (*memory, write)
+        # Gaps are closed by a copy, whose size is that of the spans.
+        gaps = tuple(tuple(spans) for spans in self._seen.values() if len(spans) > 1)
+        counts = tuple(len(span) for span in self._place.values())
+        self.structure: Hashable = (self.starts, write, counts, gaps)
+        self._parts = cache.parts.setdefault(memory, {})
+
+    def tensors(self) -> list[Tensor]:
+        """Slices of buffers and RoPE rows that a forward touches; none before there are buffers."""
+        parts = [self._part(key, buffer) for key, buffer in self.cache.buffers.items()]
+        return [tensor for part in parts for tensor in part.tensors()]
+
+    def _part(self, key: CacheKey, buffer: _Buffer) -> _Part:
+        if key not in self._parts:
+            (queries, keys, axes), rows = SITES[key.site], self.cache.places.positions.rows
+            at, seen, device = self._slot[keys], self._seen[keys], buffer.raw.device
+            self._parts[key] = _Part(
+                raw=buffer.raw[:, at],
+                keys=buffer.keys[:, :, at],
+                values=buffer.values[:, :, at],
+                seen_keys=[buffer.keys[:, :, span.slice] for span in seen],
+                seen_values=[buffer.values[:, :, span.slice] for span in seen],
+                query_rows=rows(axes, queries, self._place[queries], device),
+                key_rows=rows(axes, keys, self._place[keys], device),
+            )
+        return self._parts[key]
 
     def attend(self, layer: int, site: str, heads: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        queries, keys, axes = SITES[site]
-        rotate = self.cache.places.positions.rotate
-        buffer, at = self.cache.buffer(CacheKey(layer, site), heads, k), self._slot[keys]
-        buffer.write(buffer.keys, at, rotate(k, axes, keys, self._place[keys]))
-        buffer.write(buffer.values, at, v)
+        key, positions = CacheKey(layer, site), self.cache.places.positions
+        part = self._part(key, self.cache.buffer(key, heads, k))
+        positions.turn_into(part.keys, k, part.key_rows)
+        part.values[...] = split_heads(v, heads)
         if self.write:
-            buffer.raw[:, at] = k
-        q = rotate(q, axes, queries, self._place[queries])
-        q = q.unflatten(-1, (heads, -1)).transpose(1, 2)
-        seen = self._seen[keys]
-        visible, values = _rows(buffer.keys, seen), _rows(buffer.values, seen)
-        return F.scaled_dot_product_attention(q, visible, values).transpose(1, 2).flatten(2)
+            part.raw[...] = k
+        q = split_heads(positions.turn(q, part.query_rows), heads)
+        keys, values = _joined(part.seen_keys), _joined(part.seen_values)
+        return F.scaled_dot_product_attention(q, keys, values).transpose(1, 2).flatten(2)
 
 
-def _rows(buffer: Tensor, spans: list[Span]) -> Tensor:
-    """Visible rows of a buffer ``[B, heads, capacity, head_dim]``."""
-    if len(spans) == 1:
-        return buffer[:, :, spans[0].slice]
+def _joined(pieces: list[Tensor]) -> Tensor:
+    """Visible rows ``[B, heads, n, head_dim]`` of a buffer."""
     # Only a ring longer than the window, of a table whose cycle does not divide it, leaves gaps.
-    return torch.cat([buffer[:, :, span.slice] for span in spans], 2)
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 2)
 
 
 class _MergedView:
@@ -317,8 +375,8 @@ class _MergedView:
 
     def __init__(self, cache: RingCache, index: int) -> None:
         self.cache, self.index = cache, index
-        self.refresh = _RingView(cache, index - 1, write=True)
-        self.step = _RingView(cache, index, write=False)
+        self.refresh = RingView(cache, index - 1, write=True)
+        self.step = RingView(cache, index, write=False)
         self.starts = self.takes_sinks = index == 1
         self.graph_key: Hashable = (self.refresh.graph_key, self.step.graph_key)
         # Tokens of the refreshed block, which come first.
@@ -336,6 +394,7 @@ class _MergedView:
         # The step sees the refreshed keys, and the history from one block further on. Both are in
         # the same buffers, so this order is the only right one.
         if self.index > self.cache.places.horizon:
-            self.cache.rotate_site(CacheKey(layer, site), self.index)
+            history = self.cache.history(self.index, site)
+            self.cache.rotate(CacheKey(layer, site), history)
         stepped = self.step.attend(layer, site, heads, q[:, asked:], k[:, kept:], v[:, kept:])
         return torch.cat([refreshed, stepped], 1)

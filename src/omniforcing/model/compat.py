@@ -5,8 +5,11 @@ A test fails when torch's version moves.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 # The version whose private APIs these functions were written for; tests/test_compat.py
 # holds it against the pin in constraints.txt.
@@ -42,17 +45,30 @@ def scaled_product(
     )
 
 
-def pack_linear(weight: Tensor) -> Tensor:
-    """Pack the weight of a linear layer ``[M, K]`` for ``packed_linear_gelu``."""
-    return torch.ops.mkldnn._reorder_linear_weight(weight)
+class OperationWatch(TorchDispatchMode):
+    """Context in which ``ran`` is told of every operation of this thread.
 
-
-def packed_linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """tanh-GELU of a linear layer as one product of oneDNN.
-
-    torch fuses them in compiled code alone; a CPU stream, which is not compiled, gains as much.
+    torch's own counters of operations are made of this mode, which has no public name.
     """
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "tanh")
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Otherwise the first operation would import all of torch.compile, seconds for nothing.
+        return False
+
+    def ran(
+        self, function: Any, arguments: tuple[Any, ...], options: dict[str, Any], result: Any
+    ) -> None:
+        """Take note of an operation."""
+        raise NotImplementedError
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        options = kwargs or {}
+        result = func(*args, **options)
+        self.ran(func, args, options, result)
+        return result
 
 
 def allow_compilations(count: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -42,6 +42,12 @@ class AdaLNParams:
         """``x * scale + shift`` of normalised states ``[B, N, D]``."""
         return multiply_add(x, self.scale, self.shift)
 
+    def tensors(self) -> Iterator[Tensor]:
+        """Scale, shift and gate."""
+        yield from (self.scale, self.shift)
+        if self.gate is not None:
+            yield self.gate
+
     def per_token(self, group_ids: Tensor) -> AdaLNParams:
         """One value per token, ``[B, N, D]``, for the group ``[N]`` of each token."""
         scale, shift = self.scale[:, group_ids], self.shift[:, group_ids]
@@ -65,6 +71,12 @@ class StreamAdaLN:
     a2v: AdaLNParams
     v2a: AdaLNParams
     text: AdaLNParams | None
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Parameters of all sub-layers."""
+        for params in (self.self_attention, self.feed_forward, self.a2v, self.v2a, self.text):
+            if params is not None:
+                yield from params.tensors()
 
     def per_token(self, group_ids: Tensor | None) -> StreamAdaLN:
         """One value per token of each; unchanged without groups."""
@@ -114,6 +126,18 @@ class Conditioning:
     text: list[Pair[KeyValue]]
     head: Pair[AdaLNParams]
     groups: int
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All of them, in an order of their own; for prepared adaLN parameters alone."""
+        for block in self.blocks:
+            for stream in block:
+                assert isinstance(stream, StreamAdaLN)
+                yield from stream.tensors()
+        for text in self.text:
+            for key_value in text:
+                yield from key_value
+        for params in self.head:
+            yield from params.tensors()
 
 
 def prompt_follows_sigma(core: LTX2VideoTransformer3DModel) -> bool:
@@ -261,9 +285,14 @@ class TextCache:
         """Conditioning of a forward at a number, one per group, ``[B]`` or ``[B, G]``."""
         if isinstance(sigma, Tensor):
             return self._conditioning(sigma.reshape(sigma.shape[0], -1).float())
-        # What was prepared has no gradient, so training never takes it.
-        ready = None if torch.is_grad_enabled() else self._prepared.get((sigma, batch))
-        return ready or self._conditioning(self._column(sigma, batch))
+        return self.prepared(sigma, batch) or self._conditioning(self._column(sigma, batch))
+
+    def prepared(self, sigma: Sigma, batch: int) -> Conditioning | None:
+        """What ``prepare`` has made for a forward; None without it."""
+        # It has no gradient, so training never takes it.
+        if torch.is_grad_enabled() or isinstance(sigma, Tensor):
+            return None
+        return self._prepared.get((sigma, batch))
 
     def _column(self, sigma: float | tuple[float, ...], batch: int) -> Tensor:
         """Sigmas as ``[B, G]`` on the model's device."""

@@ -24,6 +24,8 @@ class InferenceOptions:
             of in every forward.
         ring: history in static buffers, written in place, instead of concatenated anew for every
             block and step.
+        recorded: forwards recorded once and replayed without Python between their operations, on
+            a CPU (with layers, conditions and ring; not with compiled).
         merged: a block's refresh and the next block's first step in one forward (needs ring); no
             faster on a CPU.
         compiled: the parts between attentions compiled by ``torch.compile``, and on a GPU whole
@@ -37,6 +39,7 @@ class InferenceOptions:
     layers: bool = True
     conditions: bool = True
     ring: bool = True
+    recorded: bool = True
     merged: bool = False
     compiled: bool = False
     concurrent: bool = False

@@ -14,7 +14,7 @@ from omniforcing.core.layout import LAYOUTS, Counts
 from omniforcing.core.pair import Pair
 from omniforcing.model.cache import RingCache
 from omniforcing.model.config import Stabiliser
-from omniforcing.model.inference.fast import PackedGelu, accelerate
+from omniforcing.model.inference.fast import accelerate
 from omniforcing.model.rollout import Rollout, RolloutConfig, new_cache
 from omniforcing.model.stabiliser import WITH_SINKS
 from omniforcing.model.transformer import DualStream
@@ -72,9 +72,7 @@ def test_a_student_that_releases_what_it_copied_streams_the_same_from_less_memor
         block.video_to_audio_attn,
     ]
     copied = sum(p.weight.numel() for a in attentions for p in (a.to_q, a.to_k, a.to_v))
-    if PackedGelu.fits(block.ff.net[0]):
-        copied += block.ff.net[0].proj.weight.numel() + block.audio_ff.net[0].proj.weight.numel()
-    assert whole - sum(p.numel() for p in given_up.parameters()) == 2 * copied > whole // 5
+    assert whole - sum(p.numel() for p in given_up.parameters()) == 2 * copied > whole // 10
     for ours, theirs in zip(stream(accelerate(kept), text), stream(fast, text), strict=True):
         assert difference(ours, theirs) == 0
 

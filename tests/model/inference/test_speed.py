@@ -12,8 +12,9 @@ from torch import nn
 
 from omniforcing.core.latents import Latents
 from omniforcing.core.layout import LAYOUTS
-from omniforcing.model.inference.fast import accelerate, rotate_pairs
+from omniforcing.model.inference.fast import accelerate
 from omniforcing.model.inference.gpu import CudaGraphRunner, Fp8Linear, Recorder
+from omniforcing.model.inference.positions import rotate_pairs
 from omniforcing.model.options import GPU_ONLY, InferenceOptions
 from omniforcing.model.rollout import Rollout, RolloutConfig
 from tests.support.refusals import refuses
@@ -33,7 +34,7 @@ def stream(speed: InferenceOptions, blocks: int = 6, **changes: Any) -> list[Lat
 
 def test_every_speed_up_can_be_switched_off_alone_and_leaves_the_blocks_equal() -> None:
     speeds = InferenceOptions().without_each()
-    assert set(speeds) == {"layers", "conditions", "ring"}
+    assert set(speeds) == {"layers", "conditions", "ring", "recorded"}
     for speed in speeds.values():
         for ours, other in zip(stream(InferenceOptions()), stream(speed), strict=True):
             assert difference(ours, other) < 10 * TOLERANCE

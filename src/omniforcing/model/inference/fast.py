@@ -7,9 +7,10 @@ weights have: a dot product does not depend on the order of the channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
+from math import pi, sqrt
 from typing import Any, TypeVar, cast
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.latents import Latents
-from omniforcing.core.layout import Counts, Span
+from omniforcing.core.layout import Counts
 from omniforcing.core.pair import Pair
 from omniforcing.model import compat
 from omniforcing.model.attention import Positions, View
@@ -30,6 +31,8 @@ from omniforcing.model.inference.gpu import (
     attention_backend,
 )
 from omniforcing.model.inference.overlay import Joined, Overlay
+from omniforcing.model.inference.positions import CompiledPositions, PairedPositions
+from omniforcing.model.inference.replay import ForwardReplay, Recorded
 from omniforcing.model.kernels import (
     Attention,
     Kernels,
@@ -63,43 +66,6 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
 @cache
 def _constant(value: float) -> Tensor:
     return torch.tensor(value)
-
-
-class PairedPositions(Positions):
-    """RoPE tables as complex numbers ``[T, C / 2]``, for channels whose pairs are neighbours."""
-
-    def _stored(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
-        if cos.ndim == 4:  # a split table: heads, then their pairs
-            cos, sin = (t[0].transpose(0, 1).flatten(1) for t in (cos, sin))
-        else:  # an interleaved table has every value twice
-            cos, sin = (t[0, :, ::2] for t in (cos, sin))
-        return (torch.complex(cos.contiguous(), sin.contiguous()),)
-
-    def rotate(self, x: Tensor, axes: str, stream: str, span: Span) -> Tensor:
-        """Rotate ``x [B, N, C]`` to the places ``span`` (N tokens) of a stream."""
-        (table,) = self._table(axes, stream, x.device)
-        pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-        return torch.view_as_real(pairs * table[span.slice]).flatten(-2).to(x.dtype)
-
-
-def rotate_pairs(x: Tensor, table: Tensor) -> Tensor:
-    """Rotate pairs of channels of ``x [B, N, C]`` by cosines and sines ``[N, C / 2, 2]``."""
-    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = table.unbind(-1)
-    return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2).to(x.dtype)
-
-
-class CompiledPositions(PairedPositions):
-    """The same rotation in one compiled pass over real numbers; torch compiles no complex ones."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._rotate_pairs = torch.compile(rotate_pairs, dynamic=True)
-
-    def rotate(self, x: Tensor, axes: str, stream: str, span: Span) -> Tensor:
-        """Rotate ``x [B, N, C]`` to the places ``span`` (N tokens) of a stream."""
-        (table,) = self._table(axes, stream, x.device)
-        return self._rotate_pairs(x, torch.view_as_real(table[span.slice]))
 
 
 class FastAttention(Attention):
@@ -167,25 +133,30 @@ def _join(parts: Sequence[Joined]) -> nn.Linear:
     return joined
 
 
-class PackedGelu:
-    """A linear layer and its GELU as one product of oneDNN, on a CPU in fp32.
+class SigmoidGelu:
+    """A linear layer and its tanh-GELU, on a CPU in fp32.
+
+    ``tanh`` of a GELU is a sigmoid, for which torch has a kernel that takes half the time:
+    ``gelu(x) = x * sigmoid(sqrt(8 / pi) * (x + 0.044715 * x^3))``.
 
     Args:
-        linear: the layer, whose weights are packed once.
+        linear: the layer.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
-        self.weight, self.bias = compat.pack_linear(linear.weight.detach()), linear.bias
+        self.linear = linear
 
     def __call__(self, x: Tensor) -> Tensor:
-        return compat.packed_linear_gelu(x, self.weight, self.bias)
+        x = self.linear(x)
+        scale = sqrt(8 / pi)
+        factor = torch.addcmul(_constant(scale), x, x, value=0.044715 * scale)
+        return factor.mul_(x).sigmoid_().mul_(x)
 
     @staticmethod
     def fits(gelu: GELU) -> bool:
-        """Whether this machine has the kernel for the module's device and precision."""
+        """Whether the module is on a CPU in fp32."""
         weight = gelu.proj.weight
-        on_cpu = weight.device.type == "cpu" and weight.dtype == torch.float32
-        return on_cpu and torch.backends.mkldnn.is_available()
+        return weight.device.type == "cpu" and weight.dtype == torch.float32
 
 
 class FastFeedForward:
@@ -242,6 +213,8 @@ class FastKernels(Kernels):
         self.options, self._release = options, release
         self._overlay = overlay or Overlay(())
         self._replays = options.compiled and device.type == "cuda"
+        self._recordings: dict[Hashable, Recorded | None] = {}
+        self._recorded = options.recorded and not options.compiled and device.type == "cpu"
         self._concurrent = ConcurrentStreams(device) if options.concurrent else None
         if options.compiled:
             compat.allow_compilations(COMPILED_SHAPES)
@@ -293,11 +266,9 @@ class FastKernels(Kernels):
             self._copied(first.proj, second)
             return fast
         # A compiled block fuses the GELU itself.
-        if self.options.compiled or not PackedGelu.fits(first):
+        if self.options.compiled or not SigmoidGelu.fits(first):
             return module
-        packed = PackedGelu(first.proj)
-        self._copied(first.proj)
-        return FastFeedForward(packed, second)
+        return FastFeedForward(SigmoidGelu(first.proj), second)
 
     def _copied(self, *linears: nn.Linear) -> None:
         """Free the weights of layers that were copied into another form, if asked for."""
@@ -344,7 +315,14 @@ class FastKernels(Kernels):
         return attention_backend(device)
 
     def runner(self, model: Callable[..., Latents]) -> Callable[..., Latents]:
-        return CudaGraphRunner(model) if self._replays else model
+        if self._replays:
+            return CudaGraphRunner(model)
+        if not self._recorded:
+            return model
+        # Recordings hold the scales of adapters, which each stream may change for itself: it
+        # records anew for each prompt, and a change of scales is one.
+        shared = None if self._overlay.loras else self._recordings
+        return ForwardReplay(model, shared)
 
 
 class UncompiledView:
