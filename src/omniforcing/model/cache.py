@@ -334,7 +334,8 @@ class RingView:
 
     def tensors(self) -> list[Tensor]:
         """Slices of buffers and RoPE rows that a forward touches; none before there are buffers."""
-        parts = [self._part(key, buffer) for key, buffer in self.cache.buffers.items()]
+        # Sorted: a restored cache has its buffers in another order.
+        parts = [self._part(key, self.cache.buffers[key]) for key in sorted(self.cache.buffers)]
         return [tensor for part in parts for tensor in part.tensors()]
 
     def _part(self, key: CacheKey, buffer: _Buffer) -> _Part:

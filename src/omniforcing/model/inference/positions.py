@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from omniforcing.core.layout import Span
 from omniforcing.model.attention import Positions, split_heads
 
 
@@ -23,6 +24,10 @@ class PairedPositions(Positions):
     def turn(self, x: Tensor, rows: tuple[Tensor, ...]) -> Tensor:
         """Rotate ``x [B, N, C]`` by the rows of its places."""
         return torch.view_as_real(_pairs(x.float()) * rows[0]).flatten(-2).to(x.dtype)
+
+    def rotate(self, x: Tensor, axes: str, stream: str, span: Span) -> Tensor:
+        """Rotate ``x [B, N, C]`` to the places ``span`` (N tokens) of a stream."""
+        return self.turn(x, self.rows(axes, stream, span, x.device))
 
     def turn_into(self, place: Tensor, x: Tensor, rows: tuple[Tensor, ...]) -> None:
         """Rotate ``x [B, N, C]`` into ``place [B, heads, N, head_dim]``."""
