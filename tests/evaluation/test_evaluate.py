@@ -250,6 +250,7 @@ def test_captions_of_another_world_are_measured_by_distance_alone(
         "frechet_audio",
         "nearest_train",
         "memorised_share",
+        "measures",
     }
     (tmp_path / "page").mkdir()
     write_report(
@@ -277,6 +278,41 @@ def test_metrics_json_has_the_promised_form(page: Path) -> None:
     assert metrics["duets"]["teacher"].keys() >= REQUIRED
     assert metrics["duets_frechet"]["floor_clips"] == [4, 4]
     assert metrics["duets_memorisation"].keys() == metrics["memorisation"].keys()
+
+
+def test_measures_of_any_clips_stand_with_their_protocol_and_ratios(
+    page: Path, found: Evaluation
+) -> None:
+    metrics = json.loads((page / "metrics.json").read_text())
+    protocols = metrics["protocols"]
+    for name, model in metrics["models"].items():
+        assert model["measures"].keys() == protocols.keys()
+        for measure, figure in model["measures"].items():
+            assert figure["id"] == protocols[measure]["id"]
+            assert figure["why"] if "why" in figure else figure["n"] >= 2, (name, measure)
+    teacher, mute = (metrics["models"][name]["measures"] for name in ("teacher", "self_forcing"))
+    motion = teacher["motion"]
+    assert motion["low"] < motion["value"] < motion["high"] and motion["n"] == 2 * CLIPS
+    real = metrics["models"]["real"]["measures"]["motion"]
+    assert motion["to_real"] == pytest.approx(motion["value"] / real["value"])
+    assert "to_real" not in real and "to_teacher" not in motion
+    assert mute["motion"]["to_teacher"] == pytest.approx(1)
+    assert mute["silent_share"]["value"] == 1 and "found 0" in mute["loudness"]["why"]
+    assert teacher["onset_motion_margin"]["value"] > 0.5
+    html = (page / "index.html").read_text()
+    assert format_number(motion["value"]) in html and found.measured.figures.keys() == set(
+        metrics["models"]
+    )
+
+
+def test_every_clip_has_a_row_of_its_own_with_its_video(page: Path) -> None:
+    table = json.loads((page / "clips.json").read_text())
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert len(rows) == 3 * CLIPS + 2 * 2 * CLIPS
+    shown = [row for row in rows if row["video"]]
+    assert len(shown) == 5 * 2 and all((page / row["video"]).is_file() for row in shown)
+    silent = [row for row in rows if row["set"] == "self_forcing"]
+    assert all(row["silent_share"] == 1 and row["loudness"] is None for row in silent)
 
 
 def test_without_clips_of_two_balls_there_is_no_trace_of_them(

@@ -7,8 +7,8 @@ so an evaluation that was killed continues with the first set that is missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,10 @@ from omniforcing.core.pair import Media, Pair
 from omniforcing.core.random import step_seed
 from omniforcing.evaluation import quality
 from omniforcing.evaluation.config import EvaluateConfig
+from omniforcing.evaluation.measures.base import Measure, Observed
+from omniforcing.evaluation.measures.clips import Clip
+from omniforcing.evaluation.measures.registry import chosen_measures
+from omniforcing.evaluation.measures.tables import MeasuredSets, measure_sets
 from omniforcing.evaluation.nearest import (
     DESCRIPTOR,
     NearestNeighbours,
@@ -47,6 +51,7 @@ from omniforcing.pocket.sync import TOLERANCE_MS
 Sampler = Callable[[list[str], list[int]], Iterable[Media]]
 
 FILMS = "films.npy"
+MEASURED = "measures.json"
 NEAREST = "nearest.png"
 DRIFT_FACTOR = 3  # length of the drift rollouts, in training clips: a third each to compare
 PAGE_NEAREST = 4  # clips of the last model on the page, each with its nearest training clip
@@ -63,6 +68,7 @@ class Evaluation:
             distance and threshold that the models are measured against.
         offsets: for each model, sound minus picture of all matched impacts, in milliseconds.
         shown: index of each clip on the page -> caption.
+        measured: the measures that know nothing of the pocket world.
     """
 
     models: dict[str, dict[str, Any]]
@@ -70,6 +76,7 @@ class Evaluation:
     memorisation: dict[str, Any]
     offsets: dict[str, list[float]]
     shown: dict[str, str]
+    measured: MeasuredSets
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,7 @@ class EvaluationInputs:
         work: scratch folder of this evaluation alone.
         config: seeds per caption, clips for drift and page.
         seed: seed of the whole evaluation.
+        measures: those of any clips.
     """
 
     heldout: Clips
@@ -95,6 +103,7 @@ class EvaluationInputs:
     work: Path
     config: EvaluateConfig
     seed: int
+    measures: Sequence[Measure] = field(default_factory=chosen_measures)
 
     @property
     def shown(self) -> list[int]:
@@ -135,13 +144,13 @@ class EvaluationInputs:
         for name, sampler in self.drifting.items():
             folder, some = rollout_of(name), prompts[long]
             clips = _lazily(sampler, some, seeds[long])
-            sets[folder] = partial(self._collect, folder, clips, some, shown=())
+            sets[folder] = partial(self._collect, folder, clips, some, shown=(), measures=())
         return sets
 
     def _collect(
         self, name: str, media: Iterable[Media], captions: list[str], **options: Any
     ) -> ObservationSet:
-        options = {"shown": self.shown, "label": name, **options}
+        options = {"shown": self.shown, "label": name, "measures": self.measures, **options}
         return collect(media, captions, self.work / name, **options)
 
 
@@ -178,6 +187,11 @@ def evaluate(inputs: EvaluationInputs, training: TrainingClips) -> Evaluation:
     if last:
         prompts, _ = prompts_and_seeds(inputs.heldout.captions, config.seeds, inputs.seed)
         _draw_nearest(work, last, prompts, near[last], training.clips)
+    measured = measure_sets(
+        {name: Observed.load(work / name / MEASURED) for name in sets}, inputs.measures
+    )
+    for name, figures in measured.figures.items():
+        results[name]["measures"] = figures
     for name, observed in rollouts.items():
         if in_pocket_world(observed.clips):
             results[name] |= measure_drift(observed.clips, tolerance)
@@ -192,6 +206,7 @@ def evaluate(inputs: EvaluationInputs, training: TrainingClips) -> Evaluation:
         },
         offsets=offsets,
         shown={str(index): inputs.heldout.captions[index] for index in inputs.shown},
+        measured=measured,
     )
 
 
@@ -233,6 +248,7 @@ def collect(
     shown: Iterable[int] = (),
     label: str = "",
     films: bool = False,
+    measures: Sequence[Measure] = (),
 ) -> ObservationSet:
     """Observe one clip per caption and keep the result in ``folder``.
 
@@ -243,6 +259,7 @@ def collect(
         shown: indices of the clips that are kept as ``<index>.mp4`` and ``<index>.png``.
         label: label of the progress bar.
         films: whether to keep a few frames of every clip, ``[N, h, w, 3]`` in ``films.npy``.
+        measures: what else observes the clips, kept in ``measures.json``.
 
     Returns:
         The observations, read from ``folder``.
@@ -253,26 +270,34 @@ def collect(
     if not folder.exists():
         with atomic_dir(folder) as unfinished:
             clips = _counted(media, captions, label)
-            save_observations(_observe_all(clips, unfinished, set(shown), films), unfinished)
+            observed = _observe_all(clips, unfinished, set(shown), films, measures)
+            save_observations(observed, unfinished)
     return load_observations(folder)
 
 
 def _observe_all(
-    clips: Iterator[tuple[str, Media]], folder: Path, shown: set[int], films: bool
+    clips: Iterator[tuple[str, Media]],
+    folder: Path,
+    shown: set[int],
+    films: bool,
+    measures: Sequence[Measure],
 ) -> ObservationSet:
     """Observe clips one at a time, so that only one is in memory."""
     observations, video, audio, descriptors, strips = [], [], [], [], []
+    measured = Observed()
     for index, (caption, clip) in enumerate(clips):
         observations.append(observe(clip, caption))
         video.append(quality.video_features(clip.video))
         audio.append(quality.audio_features(clip.audio))
         descriptors.append(clip_descriptor(clip))
+        measured.add(Clip(str(index), clip, caption), measures)
         if films:
             strips.append(film_strip(clip.video))
         if index in shown:
             save_media(folder / str(index), clip, observations[-1])
     if films:
         np.save(folder / FILMS, np.stack(strips))
+    measured.save(folder / MEASURED)
     features = Pair(np.concatenate(video), np.concatenate(audio))
     return ObservationSet(observations, features, stack(descriptors))
 

@@ -17,6 +17,7 @@ from omniforcing.evaluation.evaluate import NEAREST, Evaluation
 from omniforcing.evaluation.plots import REFERENCES, write_plots
 
 SCHEMA = 1
+CLIP_TABLE = "clips.json"
 # Figures in the page's table, in order.
 COLUMNS = (
     *("sync_margin", "sync_margin_error", "sync_f1", "sync_f1_shuffled"),
@@ -39,10 +40,10 @@ def write_report(
     duets: Evaluation | None = None,
     training: tuple[Mapping[str, Curves], Mapping[str, Curves]] = ({}, {}),
 ) -> dict[str, Any]:
-    """Write ``metrics.json``, ``plots/``, ``clips/`` and ``index.html`` into an empty folder.
+    """Write ``metrics.json``, ``clips.json``, ``plots/``, ``clips/`` and ``index.html``.
 
     Args:
-        folder: folder to write into.
+        folder: empty folder to write into.
         work: scratch folder of the evaluation, which holds the media to show.
         evaluation: results of ``evaluate``.
         settings: ``preset``, ``tolerance_ms`` and anything else that tells how it was measured.
@@ -58,6 +59,7 @@ def write_report(
         "schema": SCHEMA,
         "settings": dict(settings),
         "models": evaluation.models,
+        "protocols": evaluation.measured.protocols,
         "frechet": evaluation.frechet,
         "memorisation": evaluation.memorisation,
         **_duets_metrics(duets),
@@ -65,6 +67,7 @@ def write_report(
         "gradients": dict(gradients),
     }
     write_json(folder / "metrics.json", metrics)
+    _write_clip_table(folder, evaluation)
     (folder / "plots").mkdir()
     tolerance_ms = settings["tolerance_ms"]
     plots = write_plots(folder / "plots", evaluation.models, evaluation.offsets, tolerance_ms)
@@ -75,6 +78,15 @@ def write_report(
         splits.append(_copy_split(folder, work, duets, DUETS_FOLDER))
     (folder / "index.html").write_text(_page(folder, metrics, plots, splits), encoding="utf-8")
     return metrics
+
+
+def _write_clip_table(folder: Path, evaluation: Evaluation) -> None:
+    """Write the measures of every clip, with the file of those that the page shows."""
+    videos = {}
+    for model in evaluation.models:
+        for index in evaluation.shown:
+            videos[model, index] = f"clips/{model}/{index}.mp4"
+    write_json(folder / CLIP_TABLE, evaluation.measured.clip_table(videos))
 
 
 def _duets_metrics(duets: Evaluation | None) -> dict[str, Any]:
@@ -107,6 +119,8 @@ def _copy_split(
         "frechet": evaluation.frechet,
         "memorisation": evaluation.memorisation,
         "columns": [name for name in COLUMNS if name in measured],
+        "measures": evaluation.measured.figures,
+        "protocols": evaluation.measured.protocols,
         "shown": evaluation.shown,
         "clips": clips.as_posix(),
         "nearest": nearest.as_posix() if drawn else None,

@@ -145,6 +145,11 @@ class Stage:
         if self.is_writer:
             self.mlflow_run.log_artifact(path, folder)
 
+    def log_table(self, path: Path, folder: str = "") -> None:
+        """Log a JSON file with ``columns`` and ``data`` to MLflow as a table."""
+        if self.is_writer:
+            self.mlflow_run.log_table(path, folder)
+
     @property
     def is_writer(self) -> bool:
         """Whether this process writes the outputs: the only process, or rank 0 of several."""

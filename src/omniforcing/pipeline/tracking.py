@@ -11,6 +11,7 @@ again, and what is left at the end is told.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -32,6 +33,7 @@ from omniforcing.pipeline.tracking_store import tracking_uri
 EXPERIMENT = "omniforcing"
 _MAX_PARAM_CHARS = 500  # older servers refuse longer values
 _MAX_PARAMS, _MAX_METRICS = 100, 500  # of one request; servers refuse more than 100 and 1000
+_TABLES_TAG = "mlflow.loggedArtifacts"  # of a run, by which MLflow finds its tables
 PAUSE = 60.0  # seconds before a store that did not answer is asked again
 
 __all__ = ["EXPERIMENT", "Run", "closing", "connect", "open_run", "tracking_uri"]
@@ -102,6 +104,13 @@ class Run:
     def log_artifact(self, path: Path, folder: str = "") -> None:
         """Log a file, or the content of a folder, below the artifact path ``folder``."""
         self._send(str(path), partial(self._upload, Path(path), folder))
+
+    def log_table(self, path: Path, folder: str = "") -> None:
+        """Log a JSON file with ``columns`` and ``data``, which MLflow shows as a table."""
+        self.log_artifact(path, folder)
+        name = f"{folder}/{path.name}" if folder else path.name
+        tables = json.dumps([{"path": name, "type": "table"}])
+        self._send(f"table {name}", partial(self.client.set_tag, self.id, _TABLES_TAG, tables))
 
     def close(self, status: str = "FINISHED") -> None:
         """Set the final status: ``FINISHED``, ``FAILED`` or ``KILLED``."""

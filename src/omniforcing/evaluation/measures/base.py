@@ -1,14 +1,21 @@
-"""What a measure is: it observes each clip once, and makes one figure of all observations."""
+"""What a measure is: it observes each clip once, and makes one figure of all observations.
+
+Observations are numbers, lists or arrays of them: they are kept as JSON (``Observed``), so that
+figures can be made later, next to those of other clips.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
+from omniforcing.core.files import read_json, write_json
 from omniforcing.evaluation.measures.clips import Clip, Skipped
 
 RESAMPLES = 200  # of the clips, for an interval
@@ -42,12 +49,20 @@ class Measure(ABC):
         protocol: how it is taken (rates, windows, tolerances); figures of different protocols must
             not be compared.
         least: clips that it needs at least.
+        has_ratio: whether a ratio of two of its figures says something; not of decibels, nor of
+            what may be negative.
     """
 
     name: ClassVar[str]
     unit: ClassVar[str] = ""
     protocol: ClassVar[str]
     least: ClassVar[int] = 1
+    has_ratio: ClassVar[bool] = True
+
+    @property
+    def protocol_id(self) -> str:
+        """Short digest of name and protocol: figures with the same one may be compared."""
+        return hashlib.sha256(f"{self.name}: {self.protocol}".encode()).hexdigest()[:8]
 
     @abstractmethod
     def observe(self, clip: Clip) -> Any:
@@ -93,6 +108,56 @@ class Row:
     figure: Figure | None
     why: str = ""
 
+    def ratio(self, other: Row | None) -> float | None:
+        """The figure over that of other clips; None where that says nothing."""
+        if not self.measure.has_ratio or other is None:
+            return None
+        if self.figure is None or other.figure is None or other.figure.value <= 0:
+            return None
+        return self.figure.value / other.figure.value if self.figure.value >= 0 else None
+
+
+@dataclass
+class Observed:
+    """What measures took from a set of clips.
+
+    Attributes:
+        clips: name, caption and seconds of each clip.
+        seen: for each measure, what it took from each clip; None where there was nothing.
+        skipped: files that could not be measured.
+    """
+
+    clips: list[dict[str, Any]] = field(default_factory=list)
+    seen: dict[str, list[Any]] = field(default_factory=dict)
+    skipped: list[Skipped] = field(default_factory=list)
+
+    def add(self, clip: Clip, measures: Sequence[Measure]) -> None:
+        """Observe a clip."""
+        self.clips.append({"clip": clip.name, "caption": clip.caption, "seconds": clip.seconds})
+        for measure in measures:
+            self.seen.setdefault(measure.name, []).append(measure.observe(clip))
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON; arrays become lists."""
+        seen = {name: [_plain(value) for value in row] for name, row in self.seen.items()}
+        write_json(path, {"clips": self.clips, "seen": seen})
+
+    @classmethod
+    def load(cls, path: Path) -> Observed:
+        """Read what ``save`` wrote.
+
+        Raises:
+            OmniForcingError: if the file is missing or damaged.
+        """
+        content = read_json(path)
+        return cls(content["clips"], content["seen"])
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -116,22 +181,32 @@ def measure_clips(clips: Iterable[Clip | Skipped], measures: Sequence[Measure]) 
         clips: the clips; those that could not be read are passed on.
         measures: what to measure.
     """
-    observed: dict[str, list[Any]] = {measure.name: [] for measure in measures}
-    table: list[dict[str, Any]] = []
-    skipped: list[Skipped] = []
+    return figures_of(observe_clips(clips, measures), measures)
+
+
+def observe_clips(clips: Iterable[Clip | Skipped], measures: Sequence[Measure]) -> Observed:
+    """Let measures take what they need from clips; arguments as of ``measure_clips``."""
+    observed = Observed()
     for clip in clips:
         if isinstance(clip, Skipped):
-            skipped.append(clip)
-            continue
-        row = {"clip": clip.name, "caption": clip.caption, "seconds": clip.seconds}
-        for measure in measures:
-            seen = measure.observe(clip)
+            observed.skipped.append(clip)
+        else:
+            observed.add(clip, measures)
+    return observed
+
+
+def figures_of(observed: Observed, measures: Sequence[Measure]) -> Measured:
+    """Make the figures of observed clips, of the set and of each clip."""
+    rows = []
+    table = [dict(clip) for clip in observed.clips]
+    for measure in measures:
+        kept = []
+        for row, seen in zip(table, observed.seen.get(measure.name, ()), strict=False):
             if seen is not None:
-                observed[measure.name].append(seen)
+                kept.append(seen)
                 row[measure.name] = measure.of_clip(seen)
-        table.append(row)
-    rows = [_row(measure, observed[measure.name]) for measure in measures]
-    return Measured(rows, table, skipped)
+        rows.append(_row(measure, kept))
+    return Measured(rows, table, observed.skipped)
 
 
 def _row(measure: Measure, seen: list[Any]) -> Row:

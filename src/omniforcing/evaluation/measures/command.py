@@ -11,6 +11,7 @@ from omniforcing.core.files import write_json
 from omniforcing.evaluation.measures.base import Measure, Measured, Row, measure_clips
 from omniforcing.evaluation.measures.clips import read_clips
 from omniforcing.evaluation.measures.registry import chosen_measures
+from omniforcing.evaluation.measures.tables import about, figure_of
 
 SCHEMA = 1
 HEADS = ("measure", "value", "95 % interval", "clips", "against", "ratio")
@@ -59,11 +60,7 @@ def _measure(folder: Path, measures: Sequence[Measure], most: int | None) -> Mea
 
 
 def _content(folder: Path, measured: Measured) -> dict[str, Any]:
-    figures = {}
-    for row in measured.rows:
-        about = {"protocol": row.measure.protocol, "unit": row.measure.unit}
-        found = {"why": row.why} if row.figure is None else vars(row.figure)
-        figures[row.measure.name] = {**about, **found}
+    figures = {row.measure.name: about(row.measure) | figure_of(row, {}) for row in measured.rows}
     skipped = [vars(file) for file in measured.skipped]
     return {"folder": str(folder), "figures": figures, "clips": measured.clips, "skipped": skipped}
 
@@ -107,12 +104,10 @@ def _cells(row: Row) -> list[str]:
 
 def _beside(row: Row, other: Row) -> list[str]:
     """The other folder's figure, and the ratio where both have a meaning as one."""
-    if row.figure is None or other.figure is None:
+    if other.figure is None:
         return ["-"]
-    mine, theirs = row.figure.value, other.figure.value
-    # Of decibels and offsets, which may be negative or 0, a ratio says nothing.
-    ratio = f"{mine / theirs:.2f}" if theirs > 0 and mine >= 0 and not row.measure.unit else ""
-    return [_number(theirs), ratio]
+    ratio = row.ratio(other)
+    return [_number(other.figure.value), "" if ratio is None else f"{ratio:.2f}"]
 
 
 def _number(value: float) -> str:

@@ -26,6 +26,7 @@ class Loudness(MeanOfClips):
 
     name = "loudness"
     unit = "LUFS"
+    has_ratio = False
     protocol = "ITU-R BS.1770-4 by FFmpeg's ebur128, at 16 kHz stereo; mean over clips"
 
     def observe(self, clip: Clip) -> float | None:

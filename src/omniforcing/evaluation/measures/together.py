@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,7 +12,7 @@ from omniforcing.core.layout import FPS
 from omniforcing.evaluation.measures.base import Measure
 from omniforcing.evaluation.measures.clips import Clip
 from omniforcing.evaluation.measures.curves import RATE, Array, correlogram, events
-from omniforcing.pocket.sync import TOLERANCE_MS, Sync, WindowScore, score_sync
+from omniforcing.pocket.sync import TOLERANCE_MS, WindowScore, score_windows
 
 LONGEST = 0.5  # seconds of the largest offset that is looked for
 APART = 2.0  # least seconds between the middles of the two parts whose offsets tell a drift
@@ -31,7 +32,7 @@ class OnsetMotion(Measure):
         return (seen, heard) if seen or heard else None
 
     def value(self, seen: Sequence[Events]) -> float:
-        return self.of_score(_score(seen).pooled)
+        return self.of_score(_score(seen))
 
     def of_score(self, score: WindowScore) -> float:
         """The figure of a score."""
@@ -44,9 +45,15 @@ class OnsetMotion(Measure):
         return None
 
 
-def _score(seen: Sequence[Events]) -> Sync:
+def _score(seen: Sequence[Events]) -> WindowScore:
+    """Score the events of clips; three measures and an interval need the same score."""
+    return _score_of(tuple((tuple(picture), tuple(sound)) for picture, sound in seen))
+
+
+@lru_cache(maxsize=1)
+def _score_of(seen: tuple[tuple[tuple[float, ...], tuple[float, ...]], ...]) -> WindowScore:
     pictures, sounds = zip(*seen, strict=True)
-    return score_sync(pictures, sounds, TOLERANCE_MS / 1000)
+    return score_windows(pictures, sounds, TOLERANCE_MS / 1000)[0]
 
 
 class OnsetMotionMargin(OnsetMotion):
@@ -58,7 +65,7 @@ class OnsetMotionMargin(OnsetMotion):
         return score.margin
 
     def interval(self, seen: Sequence[Any]) -> tuple[float, float] | None:
-        score = _score(seen).pooled
+        score = _score(seen)
         return score.margin - 1.96 * score.margin_error, score.margin + 1.96 * score.margin_error
 
 
@@ -85,6 +92,7 @@ class AvOffset(Measure):
 
     name = "av_offset"
     unit = "ms"
+    has_ratio = False
     protocol = f"largest correlation of motion change and spectral flux within {LONGEST:g} s"
 
     def observe(self, clip: Clip) -> Array | None:
@@ -101,6 +109,7 @@ class AvDrift(Measure):
 
     name = "av_drift"
     unit = "ms in 10 s"
+    has_ratio = False
     protocol = f"difference of the halves' av_offset, of clips of {2 * APART:g} s or more"
     parts: ClassVar[int] = 2
 

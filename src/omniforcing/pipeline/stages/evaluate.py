@@ -14,7 +14,7 @@ from omniforcing.data.sources import DUETS, HELDOUT, TRAIN
 from omniforcing.evaluation.curves import REFERENCES, Curves, stage_curves
 from omniforcing.evaluation.evaluate import DRIFT_FACTOR, EvaluationInputs, Sampler, evaluate
 from omniforcing.evaluation.nearest import TrainingClips
-from omniforcing.evaluation.report import DUETS_FOLDER, write_report
+from omniforcing.evaluation.report import CLIP_TABLE, DUETS_FOLDER, write_report
 from omniforcing.evaluation.samplers import CAUSAL, MODELS, SamplerFactory, split_clips
 from omniforcing.pipeline.config import Config
 from omniforcing.pipeline.processes import run_in_processes
@@ -144,7 +144,10 @@ def run(stage: Stage) -> None:
             curves(stage),
         )
     stage.write_metrics(metrics)
+    ids = {name: about["id"] for name, about in metrics["protocols"].items()}
+    stage.mlflow_run.log_params({"protocol": ids})
     stage.log_artifact(stage.folder, "evaluation")
+    stage.log_table(stage.folder / CLIP_TABLE, "evaluation")
 
 
 def gradients(stage: Stage) -> dict[str, dict[str, float]]:

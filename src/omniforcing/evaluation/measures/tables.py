@@ -1,0 +1,78 @@
+"""Figures of several sets of clips next to each other, and a table of all their clips."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from omniforcing.evaluation.measures.base import Measure, Observed, Row, figures_of
+
+REAL, TEACHER = "real", "teacher"  # the sets that all others are compared with
+
+
+@dataclass(frozen=True)
+class MeasuredSets:
+    """Measures of several sets of clips, as they are written.
+
+    Attributes:
+        protocols: for each measure, its ``id``, ``protocol`` and ``unit``.
+        figures: for each set and measure, ``value``, ``low``, ``high``, ``n``, protocol ``id``,
+            and the ratios ``to_real`` and ``to_teacher`` where they say something; or ``why``
+            there is no figure.
+        clips: for each set, name, caption, seconds and figures of each clip.
+    """
+
+    protocols: dict[str, dict[str, str]]
+    figures: dict[str, dict[str, dict[str, Any]]]
+    clips: dict[str, list[dict[str, Any]]]
+
+    def clip_table(self, videos: Mapping[tuple[str, str], str]) -> dict[str, Any]:
+        """Return a table of all clips, in the form that MLflow shows.
+
+        Args:
+            videos: the file of each set and clip that was kept.
+        """
+        columns = ["set", "clip", "caption", "seconds", *self.protocols, "video"]
+        data = []
+        for name, clips in self.clips.items():
+            for clip in clips:
+                row = {**clip, "set": name, "video": videos.get((name, clip["clip"]))}
+                data.append([row.get(column) for column in columns])
+        return {"columns": columns, "data": data}
+
+
+def measure_sets(observed: Mapping[str, Observed], measures: Sequence[Measure]) -> MeasuredSets:
+    """Make the figures of sets of clips.
+
+    Args:
+        observed: the sets; ``real`` and ``teacher`` are what the others are compared with.
+        measures: those that observed the clips.
+    """
+    measured = {name: figures_of(clips, measures) for name, clips in observed.items()}
+    references = {name: measured[name].rows for name in (REAL, TEACHER) if name in measured}
+    figures: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, found in measured.items():
+        figures[name] = {}
+        for index, row in enumerate(found.rows):
+            others = {key: rows[index] for key, rows in references.items() if key != name}
+            figures[name][row.measure.name] = figure_of(row, others)
+    return MeasuredSets(
+        {measure.name: about(measure) for measure in measures},
+        figures,
+        {name: found.clips for name, found in measured.items()},
+    )
+
+
+def about(measure: Measure) -> dict[str, str]:
+    """Say how a measure is taken."""
+    return {"id": measure.protocol_id, "protocol": measure.protocol, "unit": measure.unit}
+
+
+def figure_of(row: Row, others: Mapping[str, Row]) -> dict[str, Any]:
+    """A figure with its protocol and its ratios to other sets, as it is written."""
+    if row.figure is None:
+        return {"id": row.measure.protocol_id, "why": row.why}
+    ratios = {f"to_{name}": row.ratio(other) for name, other in others.items()}
+    known = {name: ratio for name, ratio in ratios.items() if ratio is not None}
+    return {"id": row.measure.protocol_id, **vars(row.figure), **known}
