@@ -3,6 +3,7 @@
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ from omniforcing.cli import main
 from omniforcing.core.pair import Media, Pair
 from omniforcing.evaluation.measures.base import Figure, measure_clips
 from omniforcing.evaluation.measures.clips import Clip, Skipped, read_clips
-from omniforcing.evaluation.measures.command import measure_folders
+from omniforcing.evaluation.measures.command import Source, measure_sources
 from omniforcing.evaluation.measures.curves import RATE, events, motion_curve, onset_curve
 from omniforcing.evaluation.measures.registry import MEASURES, chosen_measures
+from omniforcing.evaluation.measures.tables import paired_difference
 from omniforcing.media.files import write_mp4
 from omniforcing.pocket.synthetic import SyntheticClip, make_clip
 from tests.support.refusals import refuses
@@ -175,7 +177,8 @@ def test_a_folder_of_videos_is_measured_and_what_cannot_be_is_named(tmp_path: Pa
     assert captions == ["a ball", None, None]
     assert isinstance(found[3], Skipped) and found[3].why
     out = tmp_path / "figures.json"
-    table = measure_folders(tmp_path, tmp_path, json_file=out)
+    source, against = Source.of_folder(tmp_path), Source.of_folder(tmp_path)
+    table = measure_sources(source, chosen_measures(), against, out)
     assert f"{tmp_path}: 3 clips; against {tmp_path}: 3 clips" in table
     assert "broken.mp4" in table and "av_drift" in table
     content = json.loads(out.read_text())
@@ -183,6 +186,18 @@ def test_a_folder_of_videos_is_measured_and_what_cannot_be_is_named(tmp_path: Pa
         figure = content["source"]["figures"][name]
         assert figure["n"] == 3 and figure == content["against"]["figures"][name]
     assert [row["clip"] for row in content["source"]["clips"]] == ["0.mp4", "1.mp4", "2.mp4"]
+    assert "0.000 (0.000 to 0.000)" in table  # each clip is its own pair
+
+
+def test_pairs_tell_a_small_difference_that_the_sets_do_not() -> None:
+    rows: list[dict[str, Any]] = [{"clip": n, "caption": "", "level": n} for n in range(8)]
+    others = [{**row, "level": row["level"] - 0.1} for row in rows]
+    found = paired_difference("level", rows, others)
+    assert found is not None
+    assert found.value == pytest.approx(0.1) and found.low == pytest.approx(0.1)
+    others[0]["caption"], others[1]["level"] = "another", None
+    assert (paired_difference("level", rows, others) or found).n == 6
+    assert paired_difference("level", rows[:1], others) is None
 
 
 def test_mistakes_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

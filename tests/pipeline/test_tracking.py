@@ -53,6 +53,18 @@ def test_artifacts_of_files_and_folders_lie_in_the_project(project: Path) -> Non
     assert len(list((project / "mlruns").rglob("a.txt"))) == 2
 
 
+def test_a_table_is_found_by_mlflow_and_logged_once(project: Path) -> None:
+    client = tracking.connect(project)
+    run = tracking.open_run(client, "r", project / "run.json", {}, {})
+    table = project / "clips.json"
+    table.write_text('{"columns": ["clip", "motion"], "data": [["0", 1.5]]}')
+    for _ in range(2):  # a stage that was killed logs it again
+        run.log_table(table, "evaluation")
+    experiment = client.get_run(run.id).info.experiment_id
+    found = client.load_table(experiment, "evaluation/clips.json", [run.id])
+    assert found.to_dict("records") == [{"clip": 0, "motion": 1.5}]
+
+
 @pytest.mark.slow
 def test_two_processes_may_meet_an_empty_database(project: Path) -> None:
     (project / "mlflow.db").unlink()

@@ -36,7 +36,14 @@ omniforcing = Group(
 click.version_option(__version__, prog_name=NAME, message="%(prog)s %(version)s")(omniforcing)
 for command in (
     *(pipeline.run, pipeline.stage, cluster.job, cluster.kuberay, pipeline.ablation, pipeline.plan),
-    *(streaming.stream, streaming.serve, data.inspect, measure.measure, data.weights),
+    *(
+        streaming.stream,
+        streaming.serve,
+        data.inspect,
+        measure.measure,
+        measure.compare,
+        data.weights,
+    ),
     *(pipeline.config, pipeline.pipeline, completion.completion),
 ):
     omniforcing.add_command(command)

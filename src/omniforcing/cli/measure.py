@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from omniforcing.cli.command import Command
+
+if TYPE_CHECKING:
+    from omniforcing.evaluation.measures.command import Source
 
 _PATH = click.Path(path_type=Path)
 
@@ -23,9 +27,12 @@ def _names(
         "omniforcing measure my-videos",
         "omniforcing measure data/pocket/evaluation/clips/self_forcing --against my-videos",
         "omniforcing measure data/pocket/shards --clips 64 --measures onset_motion_margin,loudness",
+        "omniforcing measure data/pocket/artifact --against data/pocket/shards --clips 16",
     ),
 )
-@click.argument("folder", type=_PATH, help="Videos, or the output of stage shards.")
+@click.argument(
+    "folder", type=_PATH, help="Videos, the output of stage shards, or an artifact to make clips."
+)
 @click.option("--against", type=_PATH, help="Another folder, whose figures stand next to these.")
 @click.option(
     "--measures",
@@ -36,18 +43,71 @@ def _names(
 )
 @click.option("--clips", "most", type=click.IntRange(1), help="Stop after so many of a folder.")
 @click.option("--json", "json_file", type=_PATH, help="Write all figures, of each clip too, here.")
+@click.option(
+    "--captions",
+    type=_PATH,
+    help="Text file with a caption in each line for an artifact.  [default: the held-out captions "
+    "of the shards in --against]",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(1),
+    help="Length of an artifact's clips.  [default: as it was trained]",
+)
+@click.option("--seed", default=0, help="Seed of an artifact's clips.")
+@click.option("--device", default="cpu", help="Where to compute: cpu, cuda, cuda:1, ...")
 def measure(
     folder: Path,
     against: Path | None,
     names: tuple[str, ...],
     most: int | None,
     json_file: Path | None,
+    captions: Path | None,
+    seconds: float | None,
+    seed: int,
+    device: str,
 ) -> None:
     """Measure sync, picture and sound of clips, without weights or truth.
 
     Files of any rate and size are read as stage shards reads them; longer ones count as several
-    clips of ten seconds.
+    clips of ten seconds. An artifact makes a clip for each caption.
     """
-    from omniforcing.evaluation.measures.command import measure_folders
+    from omniforcing.evaluation.measures.command import Source, measure_sources
+    from omniforcing.evaluation.measures.registry import chosen_measures
+    from omniforcing.pipeline.experiments.generated import (
+        captions_for,
+        generated_clips,
+        is_artifact,
+    )
 
-    print(measure_folders(folder, against, names, most, json_file))
+    def source(place: Path, shards: Path | None) -> Source:
+        if not is_artifact(place):
+            return Source.of_folder(place, most)
+        wanted = captions_for(captions, shards, most)
+        return Source(str(place), generated_clips(place, wanted, seconds, seed, device))
+
+    measures = chosen_measures(names)
+    other = source(against, folder) if against else None
+    print(measure_sources(source(folder, against), measures, other, json_file))
+
+
+@click.command(
+    cls=Command,
+    examples=("omniforcing compare data/pocket/evaluation ../other/data/pocket/evaluation",),
+)
+@click.argument("first", type=_PATH, help="Output of stage evaluate.")
+@click.argument("second", type=_PATH, help="Another one.")
+@click.option(
+    "--out",
+    type=_PATH,
+    default=Path("compare.html"),
+    show_default=True,
+    help="Page to write; it plays the clips where they lie.",
+)
+def compare(first: Path, second: Path, out: Path) -> None:
+    """Compare two evaluations, clip by clip."""
+    from omniforcing.evaluation import compare as page
+
+    models = page.compare(first, second, out)
+    pairs = sum(len(model["paired"]) for model in models.values())
+    print(f"{out}: {len(models)} models, {pairs} measures with paired differences")

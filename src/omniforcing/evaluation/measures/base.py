@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -78,15 +78,20 @@ class Measure(ABC):
 
     def interval(self, seen: Sequence[Any]) -> tuple[float, float] | None:
         """Interval of 95 % over which clips were drawn, by resampling them."""
-        if len(seen) < 2:
-            return None
-        generator = np.random.default_rng(0)
-        values = []
-        for _ in range(RESAMPLES):
-            drawn = generator.integers(0, len(seen), len(seen))
-            values.append(self.value([seen[index] for index in drawn]))
-        low, high = np.percentile(values, [(100 - SHARE) / 2, (100 + SHARE) / 2])
-        return float(low), float(high)
+        return resampled_interval(seen, self.value) if len(seen) > 1 else None
+
+
+def resampled_interval(
+    seen: Sequence[Any], value: Callable[[Sequence[Any]], float]
+) -> tuple[float, float]:
+    """Interval of 95 % of a figure over which observations were drawn (bootstrap)."""
+    generator = np.random.default_rng(0)
+    values = []
+    for _ in range(RESAMPLES):
+        drawn = generator.integers(0, len(seen), len(seen))
+        values.append(value([seen[index] for index in drawn]))
+    low, high = np.percentile(values, [(100 - SHARE) / 2, (100 + SHARE) / 2])
+    return float(low), float(high)
 
 
 class MeanOfClips(Measure):

@@ -1,49 +1,64 @@
-"""``omniforcing measure``: measure a folder of clips, next to another one if wished."""
+"""``omniforcing measure``: measure clips, next to others if wished."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omniforcing.core.files import write_json
 from omniforcing.evaluation.measures.base import Measure, Measured, Row, measure_clips
-from omniforcing.evaluation.measures.clips import read_clips
-from omniforcing.evaluation.measures.registry import chosen_measures
-from omniforcing.evaluation.measures.tables import about, figure_of
+from omniforcing.evaluation.measures.clips import Clip, Skipped, read_clips
+from omniforcing.evaluation.measures.tables import about, figure_of, paired_difference
 
 SCHEMA = 1
-HEADS = ("measure", "value", "95 % interval", "clips", "against", "ratio")
-WIDTHS = (22, 12, 20, 6, 12, 8)
+HEADS = ("measure", "value", "95 % interval", "clips", "against", "ratio", "paired difference")
+WIDTHS = (22, 12, 20, 6, 12, 8, 28)
 
 
-def measure_folders(
-    source: Path,
-    against: Path | None = None,
-    names: Sequence[str] = (),
-    most: int | None = None,
+@dataclass(frozen=True)
+class Source:
+    """Clips to measure.
+
+    Attributes:
+        name: what the table calls them.
+        clips: the clips.
+    """
+
+    name: str
+    clips: Iterable[Clip | Skipped]
+
+    @classmethod
+    def of_folder(cls, folder: Path, most: int | None = None) -> Source:
+        """The clips of a folder; arguments as of ``read_clips``."""
+        return cls(str(folder), read_clips(folder, most))
+
+
+def measure_sources(
+    source: Source,
+    measures: Sequence[Measure],
+    against: Source | None = None,
     json_file: Path | None = None,
 ) -> str:
-    """Measure the clips of a folder.
+    """Measure clips.
 
     Args:
-        source: an output of stage shards, or a folder of videos.
-        against: another folder, such as of real clips, whose figures stand next to those.
-        names: measures to take; all if empty.
-        most: clips of each folder after which to stop.
+        source: the clips.
+        measures: what to measure.
+        against: other clips, such as real ones, whose figures stand next to those. Clips of the
+            same name are pairs, whose differences stand there too.
         json_file: where to write all figures, those of each clip too.
 
     Returns:
         The table, as text.
 
     Raises:
-        OmniForcingError: for an unknown measure, a folder without clips, or a file that cannot be
-            written.
+        OmniForcingError: if a source holds no clip, or the file cannot be written.
     """
-    measures = chosen_measures(names)
-    measured = _measure(source, measures, most)
-    other = _measure(against, measures, most) if against else None
+    measured = _measure(source, measures)
+    other = _measure(against, measures) if against else None
     if json_file is not None:
         content = {"schema": SCHEMA, "source": _content(source, measured)}
         if against and other:
@@ -52,29 +67,37 @@ def measure_folders(
     return _table(source, measured, against, other)
 
 
-def _measure(folder: Path, measures: Sequence[Measure], most: int | None) -> Measured:
+def _measure(source: Source, measures: Sequence[Measure]) -> Measured:
     from tqdm import tqdm
 
-    clips = tqdm(read_clips(folder, most), folder.name, unit="clip", disable=None, file=sys.stderr)
+    label = Path(source.name).name
+    clips = tqdm(source.clips, label, unit="clip", disable=None, file=sys.stderr)
     return measure_clips(clips, measures)
 
 
-def _content(folder: Path, measured: Measured) -> dict[str, Any]:
+def _content(source: Source, measured: Measured) -> dict[str, Any]:
     figures = {row.measure.name: about(row.measure) | figure_of(row, {}) for row in measured.rows}
     skipped = [vars(file) for file in measured.skipped]
-    return {"folder": str(folder), "figures": figures, "clips": measured.clips, "skipped": skipped}
+    return {
+        "folder": source.name,
+        "figures": figures,
+        "clips": measured.clips,
+        "skipped": skipped,
+    }
 
 
-def _table(source: Path, measured: Measured, against: Path | None, other: Measured | None) -> str:
-    columns = len(HEADS) if other else len(HEADS) - 2
-    lines = [f"{source}: {len(measured.clips)} clips"]
+def _table(
+    source: Source, measured: Measured, against: Source | None, other: Measured | None
+) -> str:
+    columns = len(HEADS) if other else len(HEADS) - 3
+    lines = [f"{source.name}: {len(measured.clips)} clips"]
     if against and other:
-        lines[0] += f"; against {against}: {len(other.clips)} clips"
+        lines[0] += f"; against {against.name}: {len(other.clips)} clips"
     lines += ["", _line(HEADS[:columns])]
     for index, row in enumerate(measured.rows):
         cells = _cells(row)
         if other and row.figure:
-            cells += _beside(row, other.rows[index])
+            cells += [*_beside(row, other.rows[index]), _difference(row, measured, other)]
         lines.append(_line(cells) if row.figure else f"{cells[0]:<{WIDTHS[0]}}  {row.why}")
     lines += ["", "how each is taken:"]
     lines += [f"  {row.measure.name}: {row.measure.protocol}" for row in measured.rows]
@@ -96,18 +119,26 @@ def _cells(row: Row) -> list[str]:
         return [row.measure.name]
     figure, unit = row.figure, row.measure.unit
     value = f"{_number(figure.value)} {unit.split()[0]}" if unit else _number(figure.value)
-    between = ""
-    if figure.low is not None and figure.high is not None:
-        between = f"{_number(figure.low)} to {_number(figure.high)}"
-    return [row.measure.name, value, between, str(figure.n)]
+    return [row.measure.name, value, _interval(figure.low, figure.high), str(figure.n)]
 
 
 def _beside(row: Row, other: Row) -> list[str]:
-    """The other folder's figure, and the ratio where both have a meaning as one."""
+    """The other clips' figure, and the ratio where both have a meaning as one."""
     if other.figure is None:
-        return ["-"]
+        return ["-", ""]
     ratio = row.ratio(other)
     return [_number(other.figure.value), "" if ratio is None else f"{ratio:.2f}"]
+
+
+def _difference(row: Row, measured: Measured, other: Measured) -> str:
+    figure = paired_difference(row.measure.name, measured.clips, other.clips)
+    if figure is None:
+        return ""
+    return f"{_number(figure.value)} ({_interval(figure.low, figure.high)})"
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f"{_number(low)} to {_number(high)}"
 
 
 def _number(value: float) -> str:

@@ -6,7 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from omniforcing.evaluation.measures.base import Measure, Observed, Row, figures_of
+import numpy as np
+
+from omniforcing.evaluation.measures.base import (
+    Figure,
+    Measure,
+    Observed,
+    Row,
+    figures_of,
+    resampled_interval,
+)
 
 REAL, TEACHER = "real", "teacher"  # the sets that all others are compared with
 
@@ -76,3 +85,31 @@ def figure_of(row: Row, others: Mapping[str, Row]) -> dict[str, Any]:
     ratios = {f"to_{name}": row.ratio(other) for name, other in others.items()}
     known = {name: ratio for name, ratio in ratios.items() if ratio is not None}
     return {"id": row.measure.protocol_id, **vars(row.figure), **known}
+
+
+def paired_difference(
+    name: str, clips: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]
+) -> Figure | None:
+    """Mean difference of a measure between clips of the same name and caption.
+
+    Pairs made of the same caption and seed differ far less than clips do, so it tells small
+    differences from chance that the intervals of both sets cannot.
+
+    Args:
+        name: name of the measure.
+        clips: rows with ``clip``, ``caption`` and figures.
+        others: the other clips' rows.
+
+    Returns:
+        The first less the others, with its interval over pairs; None with fewer than two pairs.
+    """
+    known = {(row["clip"], row["caption"]): row.get(name) for row in others}
+    differences = []
+    for row in clips:
+        mine, theirs = row.get(name), known.get((row["clip"], row["caption"]))
+        if mine is not None and theirs is not None:
+            differences.append(mine - theirs)
+    if len(differences) < 2:
+        return None
+    low, high = resampled_interval(differences, lambda drawn: float(np.mean(drawn)))
+    return Figure(float(np.mean(differences)), low, high, len(differences))

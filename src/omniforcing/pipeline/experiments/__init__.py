@@ -2,6 +2,7 @@
 
 - ``ablation``: which variants there are; train those that are missing, write the table.
 - ``experiments``: DVC experiments in a private clone of the checkout.
+- ``generated``: clips that an artifact makes, for ``omniforcing measure``.
 - ``measure``: a variant's figures, taken with the samplers and settings of stage ``evaluate``.
 
 Started by ``omniforcing ablation`` and ``make ablation``. Must not import ``pipeline.planner``.

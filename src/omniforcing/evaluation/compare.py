@@ -1,0 +1,141 @@
+"""``omniforcing compare``: two evaluations next to each other, clip by clip.
+
+Clips of the same model, number and caption are pairs: they were made with the same seed if both
+evaluations have the same. Differences of pairs have far narrower intervals than those of sets.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.files import atomic_write, read_json
+from omniforcing.evaluation.measures.tables import paired_difference
+from omniforcing.evaluation.report import CLIP_TABLE, COLUMNS, format_number, render_template
+
+SHOWN = 4  # pairs of clips of each model on the page
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A published evaluation.
+
+    Attributes:
+        folder: output of stage evaluate.
+        metrics: content of its ``metrics.json``.
+        clips: rows of its ``clips.json``, by model.
+    """
+
+    folder: Path
+    metrics: dict[str, Any]
+    clips: dict[str, Rows]
+
+    @classmethod
+    def open(cls, folder: Path) -> Evaluated:
+        """Read an evaluation.
+
+        Raises:
+            OmniForcingError: if the folder holds none, or one without a table of clips.
+        """
+        table_file = folder / CLIP_TABLE
+        if not table_file.is_file():
+            raise OmniForcingError(
+                "evaluation.no-clip-table",
+                f"{folder} has no {CLIP_TABLE}; give the output of stage evaluate, and run the "
+                "stage again if an older version wrote it",
+            )
+        metrics, table = read_json(folder / "metrics.json"), read_json(table_file)
+        clips: dict[str, Rows] = {}
+        for values in table["data"]:
+            row = dict(zip(table["columns"], values, strict=True))
+            clips.setdefault(row["set"], []).append(row)
+        return cls(folder, metrics, clips)
+
+
+def compare(first: Path, second: Path, out: Path) -> dict[str, Any]:
+    """Write a page that compares two evaluations; it plays the clips where they lie.
+
+    Args:
+        first: output of stage evaluate.
+        second: another one, from which the differences are counted.
+        out: HTML file to write.
+
+    Returns:
+        What the page shows: for each model that both have, ``figures`` (both and their
+        difference) and ``paired`` (differences over pairs of clips with intervals).
+
+    Raises:
+        OmniForcingError: if one is no evaluation, or they have no model in common.
+    """
+    mine, theirs = Evaluated.open(first), Evaluated.open(second)
+    common = [name for name in mine.metrics["models"] if name in theirs.metrics["models"]]
+    if not common:
+        raise OmniForcingError(
+            "evaluation.nothing-in-common",
+            f"{first} and {second} have no model in common; compare evaluations of one pipeline",
+        )
+    models = {name: _compared(name, mine, theirs) for name in common}
+    page = render_template(
+        "compare.html",
+        first=str(first),
+        second=str(second),
+        models=models,
+        clips={name: _clips(name, mine, theirs, out) for name in common},
+        number=format_number,
+    )
+    atomic_write(out, page.encode())
+    return models
+
+
+def _compared(name: str, mine: Evaluated, theirs: Evaluated) -> dict[str, Any]:
+    figures, paired = {}, {}
+    rows = mine.metrics["models"][name], theirs.metrics["models"][name]
+    for column in COLUMNS:
+        values = [row.get(column) for row in rows]
+        if None not in values:
+            figures[column] = _figure(column, *rows)
+    known = mine.metrics.get("protocols", {}), theirs.metrics.get("protocols", {})
+    for measure, about in known[0].items():
+        if measure not in known[1]:
+            continue
+        if about["id"] != known[1][measure]["id"]:
+            paired[measure] = {"why": "of different protocols"}
+            continue
+        found = paired_difference(measure, mine.clips[name], theirs.clips[name])
+        if found:
+            paired[measure] = {**vars(found), "unit": about["unit"]}
+    return {"figures": figures, "paired": paired}
+
+
+def _figure(column: str, row: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Both values, their difference, and its standard error where both have one."""
+    found = {"first": row[column], "second": other[column], "value": row[column] - other[column]}
+    key = f"{column}_error"
+    if key in row and key in other:
+        found["error"] = (row[key] ** 2 + other[key] ** 2) ** 0.5
+    return found
+
+
+def _clips(name: str, mine: Evaluated, theirs: Evaluated, out: Path) -> list[dict[str, Any]]:
+    """Pairs of clips that both pages show, with their measures."""
+    others = {(row["clip"], row["caption"]): row for row in theirs.clips[name] if row["video"]}
+    measures = [key for key in mine.metrics.get("protocols", {}) if key in theirs.clips[name][0]]
+    pairs: list[dict[str, Any]] = []
+    for row in mine.clips[name]:
+        other = others.get((row["clip"], row["caption"]))
+        if row["video"] and other and len(pairs) < SHOWN:
+            scores = {key: (row[key], other[key]) for key in measures}
+            videos = [_link(run, kept, out) for run, kept in ((mine, row), (theirs, other))]
+            pairs.append({"caption": row["caption"], "videos": videos, "scores": scores})
+    return pairs
+
+
+def _link(evaluated: Evaluated, row: Mapping[str, Any], out: Path) -> str:
+    """Path of a clip, from the page."""
+    video = evaluated.folder.absolute() / row["video"]
+    return Path(os.path.relpath(video, out.absolute().parent)).as_posix()
