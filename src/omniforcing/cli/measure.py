@@ -27,6 +27,7 @@ def _names(
         "omniforcing measure my-videos",
         "omniforcing measure data/pocket/evaluation/clips/self_forcing --against my-videos",
         "omniforcing measure data/pocket/shards --clips 64 --measures onset_motion_margin,loudness",
+        "omniforcing measure my-videos --against real --weights weights.yaml",
         "omniforcing measure data/pocket/artifact --against data/pocket/shards --clips 16",
     ),
 )
@@ -40,6 +41,12 @@ def _names(
     metavar="NAME,...",
     callback=_names,
     help="Measures to take.  [default: all]",
+)
+@click.option(
+    "--weights",
+    "weights_file",
+    type=_PATH,
+    help="YAML file that names pretrained weights by path and sha256, for more measures.",
 )
 @click.option("--clips", "most", type=click.IntRange(1), help="Stop after so many of a folder.")
 @click.option("--json", "json_file", type=_PATH, help="Write all figures, of each clip too, here.")
@@ -60,6 +67,7 @@ def measure(
     folder: Path,
     against: Path | None,
     names: tuple[str, ...],
+    weights_file: Path | None,
     most: int | None,
     json_file: Path | None,
     captions: Path | None,
@@ -67,12 +75,13 @@ def measure(
     seed: int,
     device: str,
 ) -> None:
-    """Measure sync, picture and sound of clips, without weights or truth.
+    """Measure sync, picture and sound of clips, without truth; with --weights captions too.
 
     Files of any rate and size are read as stage shards reads them; longer ones count as several
     clips of ten seconds. An artifact makes a clip for each caption.
     """
     from omniforcing.evaluation.measures.command import Source, measure_sources
+    from omniforcing.evaluation.measures.encoders.weights import Weights
     from omniforcing.evaluation.measures.registry import chosen_measures
     from omniforcing.pipeline.experiments.generated import (
         captions_for,
@@ -86,7 +95,8 @@ def measure(
         wanted = captions_for(captions, shards, most)
         return Source(str(place), generated_clips(place, wanted, seconds, seed, device))
 
-    measures = chosen_measures(names)
+    weights = Weights.read(weights_file, device) if weights_file else None
+    measures = chosen_measures(names, weights)
     other = source(against, folder) if against else None
     print(measure_sources(source(folder, against), measures, other, json_file))
 

@@ -23,3 +23,6 @@ class EvaluateConfig(Section):
     """Videos per model on the page."""
     train_clips: int = ranged(2000, at_least=1)
     """Training clips, the first ones, among which the nearest to each sample is looked for."""
+    weights: str | None = None
+    """YAML file that names pretrained weights of measures by path and sha256; null: those measures
+    are left out."""

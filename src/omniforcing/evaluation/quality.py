@@ -8,6 +8,7 @@ only, never with published FVD or FAD figures.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -104,10 +105,16 @@ def frechet(features: Array, reference: Array) -> float:
     variance = reference.var(0)
     least = max(LEAST_SHARE * float(variance.mean()), LEAST_VARIANCE)
     unit = np.sqrt(np.maximum(variance, least))
-    return _distance(features / unit, reference / unit) / reference.shape[1]
+    distance = gaussian_distance(features / unit, reference / unit, SHRINKAGE)
+    return distance / reference.shape[1]
 
 
-def floor(reference: Array, clips: int, others: int) -> float:
+def floor(
+    reference: Array,
+    clips: int,
+    others: int,
+    distance: Callable[[Array, Array], float] = frechet,
+) -> float:
     """Estimate the distance that new clips of the reference's own kind would have from it.
 
     It is the mean distance between random halves of the reference, scaled to the sizes compared:
@@ -118,6 +125,7 @@ def floor(reference: Array, clips: int, others: int) -> float:
         reference: features ``[clips * seconds, D]``, a clip's seconds one after the other.
         clips: number of clips in the reference, at least 2.
         others: number of clips that are compared with it.
+        distance: which distance.
 
     Returns:
         The distance that sampling alone amounts to.
@@ -128,15 +136,21 @@ def floor(reference: Array, clips: int, others: int) -> float:
     for _ in range(HALVINGS):
         order = rng.permutation(clips)
         left, right = np.concatenate(by_clip[order[:half]]), np.concatenate(by_clip[order[half:]])
-        distances.append(frechet(left, right))
+        distances.append(distance(left, right))
     share = (1 / others + 1 / clips) / (1 / half + 1 / (clips - half))
     return share * float(np.mean(distances))
 
 
-def _distance(features: Array, reference: Array) -> float:
-    """Compute the Frechet distance of Gaussians, ``|m - m'|^2 + tr(C + C' - 2 (C' C)^(1/2))``."""
-    mean, covariance = features.mean(0), _covariance(features)
-    other, target = reference.mean(0), _covariance(reference)
+def gaussian_distance(features: Array, reference: Array, shrinkage: float = 0.0) -> float:
+    """Compute the Frechet distance of Gaussians, ``|m - m'|^2 + tr(C + C' - 2 (C' C)^(1/2))``.
+
+    Args:
+        features: ``[N, D]``.
+        reference: ``[M, D]``.
+        shrinkage: of both covariances, towards a multiple of the identity.
+    """
+    mean, covariance = features.mean(0), _covariance(features, shrinkage)
+    other, target = reference.mean(0), _covariance(reference, shrinkage)
     # The trace of (C' C)^(1/2) is that of (R C R)^(1/2) with R = C'^(1/2), which is symmetric.
     root = _root(target)
     cross = np.trace(_root(root @ covariance @ root))
@@ -144,11 +158,11 @@ def _distance(features: Array, reference: Array) -> float:
     return float(max(distance, 0.0))
 
 
-def _covariance(features: Array) -> Array:
+def _covariance(features: Array, shrinkage: float) -> Array:
     centred = features - features.mean(0)
     covariance = centred.T @ centred / max(1, len(features) - 1)
     identity = np.eye(len(covariance)) * np.trace(covariance) / len(covariance)
-    return (1 - SHRINKAGE) * covariance + SHRINKAGE * identity
+    return (1 - shrinkage) * covariance + shrinkage * identity
 
 
 def _root(matrix: Array) -> Array:

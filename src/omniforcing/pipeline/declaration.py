@@ -30,7 +30,8 @@ MEASURING_CODE = (
 )
 # Code and templates that only present figures: when they change, `evaluate` keeps its samples.
 PRESENTING_CODE = tuple(
-    f"{SOURCES}/evaluation/{name}" for name in ("page.html", "report.py", "curves.py", "ablation")
+    f"{SOURCES}/evaluation/{name}"
+    for name in ("page.html", "report.py", "curves.py", "ablation", "compare")
 )
 
 

@@ -4,6 +4,7 @@
 - ``clips``: clips of a folder of videos, of shards, of an evaluation's page
 - ``curves``: onsets of the sound, changes of motion in the picture
 - ``together``, ``picture``, ``sound``: the measures that need no weights
+- ``encoders``: the measures that need pretrained weights
 - ``tables``: sets of clips next to each other; ``command``: ``omniforcing measure``
 
 Unlike ``pocket``, nothing here knows what a clip should show. Must not import ``pipeline``.

@@ -32,12 +32,14 @@ class Figure:
             clip.
         high: upper end.
         n: number of clips that could be measured.
+        floor: of a distance, what sampling alone amounts to.
     """
 
     value: float
     low: float | None
     high: float | None
     n: int
+    floor: float | None = None
 
 
 class Measure(ABC):
@@ -51,6 +53,8 @@ class Measure(ABC):
         least: clips that it needs at least.
         has_ratio: whether a ratio of two of its figures says something; not of decibels, nor of
             what may be negative.
+        needs_reference: whether it compares with other clips.
+        missing: why it cannot be taken, such as weights that are not there; empty if it can.
     """
 
     name: ClassVar[str]
@@ -58,6 +62,8 @@ class Measure(ABC):
     protocol: ClassVar[str]
     least: ClassVar[int] = 1
     has_ratio: ClassVar[bool] = True
+    needs_reference: ClassVar[bool] = False
+    missing: str = ""
 
     @property
     def protocol_id(self) -> str:
@@ -75,6 +81,12 @@ class Measure(ABC):
     def of_clip(self, seen: Any) -> float | None:
         """The figure of one clip; None for a measure of sets."""
         return self.value([seen]) if self.least == 1 else None
+
+    def figure(self, seen: Sequence[Any], reference: Sequence[Any]) -> Figure:
+        """The figure of at least ``least`` clips; ``reference`` is for a measure that needs it."""
+        del reference
+        low, high = self.interval(seen) or (None, None)
+        return Figure(float(self.value(seen)), low, high, len(seen))
 
     def interval(self, seen: Sequence[Any]) -> tuple[float, float] | None:
         """Interval of 95 % over which clips were drawn, by resampling them."""
@@ -140,7 +152,8 @@ class Observed:
         """Observe a clip."""
         self.clips.append({"clip": clip.name, "caption": clip.caption, "seconds": clip.seconds})
         for measure in measures:
-            self.seen.setdefault(measure.name, []).append(measure.observe(clip))
+            if not measure.missing:
+                self.seen.setdefault(measure.name, []).append(measure.observe(clip))
 
     def save(self, path: Path) -> None:
         """Write it as JSON; arrays become lists."""
@@ -200,8 +213,16 @@ def observe_clips(clips: Iterable[Clip | Skipped], measures: Sequence[Measure]) 
     return observed
 
 
-def figures_of(observed: Observed, measures: Sequence[Measure]) -> Measured:
-    """Make the figures of observed clips, of the set and of each clip."""
+def figures_of(
+    observed: Observed, measures: Sequence[Measure], reference: Observed | None = None
+) -> Measured:
+    """Make the figures of observed clips, of the set and of each clip.
+
+    Args:
+        observed: the clips.
+        measures: those that observed them.
+        reference: other clips, for the measures that need them.
+    """
     rows = []
     table = [dict(clip) for clip in observed.clips]
     for measure in measures:
@@ -210,14 +231,19 @@ def figures_of(observed: Observed, measures: Sequence[Measure]) -> Measured:
             if seen is not None:
                 kept.append(seen)
                 row[measure.name] = measure.of_clip(seen)
-        rows.append(_row(measure, kept))
+        others = reference.seen.get(measure.name, []) if reference else []
+        rows.append(_row(measure, kept, [seen for seen in others if seen is not None]))
     return Measured(rows, table, observed.skipped)
 
 
-def _row(measure: Measure, seen: list[Any]) -> Row:
+def _row(measure: Measure, seen: list[Any], reference: list[Any]) -> Row:
+    if measure.missing:
+        return Row(measure, None, measure.missing)
     if len(seen) < measure.least:
         clips = "clip" if measure.least == 1 else "clips"
         why = f"needs {measure.least} {clips} in which it can be measured, found {len(seen)}"
         return Row(measure, None, why)
-    low, high = measure.interval(seen) or (None, None)
-    return Row(measure, Figure(float(measure.value(seen)), low, high, len(seen)))
+    if measure.needs_reference and len(reference) < measure.least:
+        why = f"needs {measure.least} clips to compare with, found {len(reference)}"
+        return Row(measure, None, why)
+    return Row(measure, measure.figure(seen, reference))

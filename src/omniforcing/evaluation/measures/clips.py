@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -34,11 +34,13 @@ class Clip:
         name: of its file, with the number of the cut where there are several.
         media: frames uint8 ``[1+24K, H, W, 3]`` at 24 fps, samples float32 ``[2, 16000K]``.
         caption: what it should show, if that is known.
+        embedded: features that several measures need, by encoder.
     """
 
     name: str
     media: Media
     caption: str | None = None
+    embedded: dict[str, NDArray[np.float32]] = field(default_factory=dict, compare=False)
 
     @property
     def seconds(self) -> float:

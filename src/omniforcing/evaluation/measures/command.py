@@ -9,13 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from omniforcing.core.files import write_json
-from omniforcing.evaluation.measures.base import Measure, Measured, Row, measure_clips
+from omniforcing.evaluation.measures.base import (
+    Measure,
+    Measured,
+    Observed,
+    Row,
+    figures_of,
+    observe_clips,
+)
 from omniforcing.evaluation.measures.clips import Clip, Skipped, read_clips
 from omniforcing.evaluation.measures.tables import about, figure_of, paired_difference
 
 SCHEMA = 1
 HEADS = ("measure", "value", "95 % interval", "clips", "against", "ratio", "paired difference")
-WIDTHS = (22, 12, 20, 6, 12, 8, 28)
+WIDTHS = (30, 12, 20, 6, 12, 8, 28)
 
 
 @dataclass(frozen=True)
@@ -57,8 +64,9 @@ def measure_sources(
     Raises:
         OmniForcingError: if a source holds no clip, or the file cannot be written.
     """
-    measured = _measure(source, measures)
-    other = _measure(against, measures) if against else None
+    reference = _observed(against, measures) if against else None
+    other = figures_of(reference, measures) if reference else None
+    measured = figures_of(_observed(source, measures), measures, reference)
     if json_file is not None:
         content = {"schema": SCHEMA, "source": _content(source, measured)}
         if against and other:
@@ -67,12 +75,12 @@ def measure_sources(
     return _table(source, measured, against, other)
 
 
-def _measure(source: Source, measures: Sequence[Measure]) -> Measured:
+def _observed(source: Source, measures: Sequence[Measure]) -> Observed:
     from tqdm import tqdm
 
     label = Path(source.name).name
     clips = tqdm(source.clips, label, unit="clip", disable=None, file=sys.stderr)
-    return measure_clips(clips, measures)
+    return observe_clips(clips, measures)
 
 
 def _content(source: Source, measured: Measured) -> dict[str, Any]:
@@ -118,14 +126,17 @@ def _cells(row: Row) -> list[str]:
     if row.figure is None:
         return [row.measure.name]
     figure, unit = row.figure, row.measure.unit
+    between = _interval(figure.low, figure.high)
+    if figure.floor is not None and not between:
+        between = f"sampling {_number(figure.floor)}"
     value = f"{_number(figure.value)} {unit.split()[0]}" if unit else _number(figure.value)
-    return [row.measure.name, value, _interval(figure.low, figure.high), str(figure.n)]
+    return [row.measure.name, value, between, str(figure.n)]
 
 
 def _beside(row: Row, other: Row) -> list[str]:
     """The other clips' figure, and the ratio where both have a meaning as one."""
     if other.figure is None:
-        return ["-", ""]
+        return ["", ""]
     ratio = row.ratio(other)
     return [_number(other.figure.value), "" if ratio is None else f"{ratio:.2f}"]
 

@@ -58,7 +58,8 @@ def measure_sets(observed: Mapping[str, Observed], measures: Sequence[Measure]) 
         observed: the sets; ``real`` and ``teacher`` are what the others are compared with.
         measures: those that observed the clips.
     """
-    measured = {name: figures_of(clips, measures) for name, clips in observed.items()}
+    real = observed.get(REAL)
+    measured = {name: figures_of(clips, measures, real) for name, clips in observed.items()}
     references = {name: measured[name].rows for name in (REAL, TEACHER) if name in measured}
     figures: dict[str, dict[str, dict[str, Any]]] = {}
     for name, found in measured.items():
@@ -84,7 +85,10 @@ def figure_of(row: Row, others: Mapping[str, Row]) -> dict[str, Any]:
         return {"id": row.measure.protocol_id, "why": row.why}
     ratios = {f"to_{name}": row.ratio(other) for name, other in others.items()}
     known = {name: ratio for name, ratio in ratios.items() if ratio is not None}
-    return {"id": row.measure.protocol_id, **vars(row.figure), **known}
+    figure = vars(row.figure)
+    if row.figure.floor is None:
+        figure = {key: value for key, value in figure.items() if key != "floor"}
+    return {"id": row.measure.protocol_id, **figure, **known}
 
 
 def paired_difference(

@@ -13,6 +13,8 @@ from omniforcing.core.files import read_json
 from omniforcing.data.sources import DUETS, HELDOUT, TRAIN
 from omniforcing.evaluation.curves import REFERENCES, Curves, stage_curves
 from omniforcing.evaluation.evaluate import DRIFT_FACTOR, EvaluationInputs, Sampler, evaluate
+from omniforcing.evaluation.measures.encoders.weights import Weights
+from omniforcing.evaluation.measures.registry import chosen_measures
 from omniforcing.evaluation.nearest import TrainingClips
 from omniforcing.evaluation.report import CLIP_TABLE, DUETS_FOLDER, write_report
 from omniforcing.evaluation.samplers import CAUSAL, MODELS, SamplerFactory, split_clips
@@ -75,11 +77,21 @@ class EvaluationPaths:
         def samplers(names: Sequence[str], seconds: int) -> dict[str, Sampler]:
             return {name: factory.sampler(name, self.inputs[name], seconds) for name in names}
 
+        weights = settings.weights
+        named = Weights.read(Path(weights), config.trainer.device) if weights else None
+        measures = chosen_measures((), named)
         seconds = config.clips.seconds
         long = samplers(CAUSAL, DRIFT_FACTOR * seconds)
         heldout, models = self.clips(HELDOUT), samplers(MODELS, seconds)
         single = EvaluationInputs(
-            heldout, factory.reconstruct, models, long, self.folder, settings, config.seed
+            heldout,
+            factory.reconstruct,
+            models,
+            long,
+            self.folder,
+            settings,
+            config.seed,
+            measures,
         )
         duets = self.clips(DUETS)
         # Folders of videos have none, and one clip has no other to be compared with.
@@ -88,7 +100,7 @@ class EvaluationPaths:
         once = replace(settings, seeds=1, page_clips=PAGE_DUETS)
         folder, two = self.folder / DUETS_FOLDER, samplers(ON_DUETS, seconds)
         return single, EvaluationInputs(
-            duets, factory.reconstruct, two, {}, folder, once, config.seed
+            duets, factory.reconstruct, two, {}, folder, once, config.seed, measures
         )
 
 

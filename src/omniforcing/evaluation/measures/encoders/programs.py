@@ -1,0 +1,155 @@
+"""Encoders by TorchScript file, for networks that no installed package has.
+
+A TorchScript file is a program: it does what its author wrote. Only a file whose sha256 the user
+has named is opened. PyTorch reads it with a reader of its own that knows no Python classes;
+exported programs (``.pt2``) are refused, for they may hold Python pickles.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from omniforcing.core.layout import FPS
+from omniforcing.evaluation.measures.clips import Clip
+from omniforcing.evaluation.measures.encoders.models import evenly, pictures, unit
+from omniforcing.evaluation.measures.encoders.weights import Unusable, Weights
+
+SIDE = 224
+I3D_FRAMES = 24
+HALF = ([0.5] * 3, [0.5] * 3)  # maps 0 to 1 onto -1 to 1
+# Synchformer: 14 segments of 16 frames at 25 fps, 8 apart, with 10,240 samples, 5,120 apart.
+SYNC_FPS, SEGMENTS = 25, 14
+SEGMENT_FRAMES, STEP_FRAMES, SEGMENT_SAMPLES, STEP_SAMPLES = 16, 8, 10240, 5120
+OFFSETS = np.linspace(-2, 2, 21)  # seconds
+SYNC_SECONDS = 4.8
+
+
+class Program:
+    """A TorchScript file that was named with its sha256."""
+
+    name: str
+
+    def __init__(self, weights: Weights) -> None:
+        path, self.device = weights.file(self.name), weights.device
+        if not zipfile.is_zipfile(path):
+            raise Unusable(f"{path} is no TorchScript file")
+        with zipfile.ZipFile(path) as archive:
+            members = archive.namelist()
+        if not any(name.endswith("constants.pkl") for name in members):
+            raise Unusable(
+                f"{path} is no TorchScript file; exported programs may hold pickles and are refused"
+            )
+        try:
+            self.module = torch.jit.load(path, map_location=self.device).eval()
+        except (RuntimeError, ValueError) as error:
+            raise Unusable(f"{path} is no TorchScript file that can be loaded") from error
+        try:
+            self.check()
+        except (RuntimeError, AttributeError, TypeError, IndexError, ValueError) as error:
+            said = str(error).strip().splitlines() or [""]
+            raise Unusable(f"{path} has another signature: {said[-1].strip()[:120]}") from error
+
+    def check(self) -> None:
+        """Call the program once, and raise if it does not give what it should."""
+        raise NotImplementedError
+
+
+class I3dProgram(Program):
+    """``module(video, rescale=False, resize=False, return_features=True)`` -> ``[1, 400]``.
+
+    ``video`` is ``[1, 3, T, 224, 224]`` in -1 to 1.
+    """
+
+    name = "i3d"
+
+    def check(self) -> None:
+        found = self._call(torch.zeros(1, 3, I3D_FRAMES, SIDE, SIDE))
+        if found.ndim != 2 or len(found) != 1:
+            raise ValueError(f"gave {list(found.shape)}, not [1, features]")
+
+    @torch.no_grad()
+    def features(self, clip: Clip) -> NDArray[Any]:
+        """Features of a clip ``[D]``."""
+        frames = clip.media.video[evenly(len(clip.media.video), I3D_FRAMES)]
+        pixels = pictures(frames, SIDE, *HALF).transpose(0, 1)[None]
+        array: NDArray[Any] = self._call(pixels)[0].float().cpu().numpy()
+        return array
+
+    @torch.no_grad()
+    def _call(self, video: Tensor) -> Tensor:
+        found = self.module(
+            video.to(self.device), rescale=False, resize=False, return_features=True
+        )
+        return torch.as_tensor(found)
+
+
+class SynchformerProgram(Program):
+    """``module(video, sound)`` -> ``[1, 21]``, a score of each offset from -2 to 2 s.
+
+    ``video`` is ``[1, 14, 16, 3, 224, 224]`` in -1 to 1 at 25 fps, ``sound`` ``[1, 14, 10240]`` at
+    16 kHz; the program makes the mel spectrogram.
+    """
+
+    name = "synchformer"
+
+    def check(self) -> None:
+        video = torch.zeros(1, SEGMENTS, SEGMENT_FRAMES, 3, SIDE, SIDE)
+        self._call(video, torch.zeros(1, SEGMENTS, SEGMENT_SAMPLES))
+
+    @torch.no_grad()
+    def offset(self, clip: Clip, start: float) -> float:
+        """Offset of 4.8 s of a clip from ``start`` on, in seconds."""
+        times = start + (np.arange(round(SYNC_SECONDS * SYNC_FPS)) + 0.5) / SYNC_FPS
+        places = np.minimum((times * FPS).astype(int), len(clip.media.video) - 1)
+        frames = pictures(clip.media.video[places], SIDE, *HALF)
+        first = round(start * 16000)
+        sound = torch.as_tensor(clip.media.audio).float().mean(0)[first:]
+        video = frames.unfold(0, SEGMENT_FRAMES, STEP_FRAMES).movedim(-1, 1)[None, :SEGMENTS]
+        pieces = sound.unfold(0, SEGMENT_SAMPLES, STEP_SAMPLES)[None, :SEGMENTS]
+        return float(OFFSETS[int(self._call(video, pieces)[0].argmax())])
+
+    @torch.no_grad()
+    def _call(self, video: Tensor, sound: Tensor) -> Tensor:
+        found = torch.as_tensor(self.module(video.to(self.device), sound.to(self.device)))
+        if list(found.shape) != [1, len(OFFSETS)]:
+            raise ValueError(f"gave {list(found.shape)}, not [1, {len(OFFSETS)}]")
+        return found
+
+
+class PairProgram(Program):
+    """A pair encoder, such as ImageBind: methods ``frames`` and ``sound`` into one space.
+
+    ``module.frames([N, 3, 224, 224])`` in 0 to 1 -> ``[N, D]``;
+    ``module.sound([N, samples])`` at 16 kHz -> ``[N, D]``.
+    """
+
+    name = "pair"
+
+    def check(self) -> None:
+        frames = torch.as_tensor(self.module.frames(torch.zeros(2, 3, SIDE, SIDE)))
+        sound = torch.as_tensor(self.module.sound(torch.zeros(2, 32000)))
+        if frames.ndim != 2 or frames.shape != sound.shape:
+            raise ValueError(f"gave {list(frames.shape)} and {list(sound.shape)}, not both [2, D]")
+
+    @torch.no_grad()
+    def frames(self, clip: Clip) -> NDArray[np.float32]:
+        """Embed all frames of a clip ``[T, D]``, each of length 1."""
+        if "pair" not in clip.embedded:
+            parts = []
+            for first in range(0, len(clip.media.video), 16):
+                part = clip.media.video[first : first + 16]
+                pixels = pictures(part, SIDE, [0.0] * 3, [1.0] * 3)
+                parts.append(self.module.frames(pixels.to(self.device)))
+            clip.embedded["pair"] = unit(torch.cat(parts))
+        return clip.embedded["pair"]
+
+    @torch.no_grad()
+    def sound(self, pieces: NDArray[Any]) -> NDArray[np.float32]:
+        """Embed sounds ``[N, samples]``, each of length 1."""
+        return unit(self.module.sound(torch.as_tensor(pieces).float().to(self.device)))

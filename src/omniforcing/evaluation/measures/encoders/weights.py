@@ -1,0 +1,159 @@
+"""Weights of measures: named in a YAML file by path and sha256, opened offline, never trusted."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omniforcing.core.errors import OmniForcingError, did_you_mean
+from omniforcing.core.files import sha256_file
+from omniforcing.evaluation.measures.base import Measure
+
+MODEL_FILE = "model.safetensors"
+NAMES = ("clip", "clap", "dinov2", "vjepa2", "whisper", "i3d", "synchformer", "pair")
+Encoder = TypeVar("Encoder")
+
+
+class Unusable(Exception):
+    """Weights that cannot be used; the message is the reason in the table."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where weights lie, and the sha256 that their file must have."""
+
+    path: Path
+    sha256: str
+
+
+@dataclass
+class Weights:
+    """Weights that the user has named.
+
+    Attributes:
+        entries: by name, one of ``NAMES``.
+        device: where to compute.
+    """
+
+    entries: dict[str, Entry] = field(default_factory=dict)
+    device: str = "cpu"
+    _opened: dict[type, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def read(cls, file: Path, device: str = "cpu") -> Weights:
+        """Read a YAML file: for each name, ``path`` (relative to the file) and ``sha256``.
+
+        Raises:
+            OmniForcingError: if it cannot be read, or an entry is malformed.
+        """
+        entries = {}
+        for name, values in _yaml(file).items():
+            if name not in NAMES:
+                raise OmniForcingError(
+                    "evaluation.malformed-weights",
+                    f"{file} names {name!r}{did_you_mean(str(name), NAMES)}; "
+                    f"there are {', '.join(NAMES)}",
+                )
+            known = isinstance(values, dict) and set(values) == {"path", "sha256"}
+            if not known or not re.fullmatch("[0-9a-f]{64}", str(values["sha256"])):
+                raise OmniForcingError(
+                    "evaluation.malformed-weights",
+                    f"{file}: {name} must have path and sha256, 64 hexadecimal digits, "
+                    f"such as `sha256sum` prints for {MODEL_FILE} or the program",
+                )
+            entries[name] = Entry(file.parent / str(values["path"]), values["sha256"])
+        return cls(entries, device)
+
+    def folder(self, name: str, model_type: str) -> Path:
+        """Folder of a model as `transformers` saves it, checked.
+
+        Raises:
+            Unusable: if it is not named or not there, its file has another sha256, or its config
+                is of another architecture.
+        """
+        entry = self._entry(name)
+        config, model = entry.path / "config.json", entry.path / MODEL_FILE
+        for path in (config, model):
+            if not path.is_file():
+                raise Unusable(f"no weights: {path} is missing")
+        found = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+        if found != model_type:
+            raise Unusable(
+                f"weights of another architecture: {config} is {found}, not {model_type}"
+            )
+        _check(model, entry.sha256)
+        return entry.path
+
+    def file(self, name: str) -> Path:
+        """File of a program, checked.
+
+        Raises:
+            Unusable: if it is not named or not there, or has another sha256.
+        """
+        entry = self._entry(name)
+        if not entry.path.is_file():
+            raise Unusable(f"no weights: {entry.path} is missing")
+        _check(entry.path, entry.sha256)
+        return entry.path
+
+    def encoder(self, kind: type[Encoder]) -> Encoder:
+        """The encoder of a kind, loaded once for all measures that need it.
+
+        Raises:
+            Unusable: if it cannot be loaded.
+        """
+        if kind not in self._opened:
+            try:
+                self._opened[kind] = kind(self)  # type: ignore[call-arg]
+            except Unusable as error:
+                self._opened[kind] = error
+        opened = self._opened[kind]
+        if isinstance(opened, Unusable):
+            raise opened
+        return opened  # type: ignore[no-any-return]
+
+    def _entry(self, name: str) -> Entry:
+        if name not in self.entries:
+            raise Unusable(f"no weights: name {name} in the file of --weights")
+        return self.entries[name]
+
+
+def _check(path: Path, expected: str) -> None:
+    found = sha256_file(path)
+    if found != expected:
+        raise Unusable(f"{path} has sha256 {found[:12]}..., not {expected[:12]}...")
+
+
+def _yaml(file: Path) -> dict[Any, Any]:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(file))
+    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
+        raise OmniForcingError(
+            "file.unreadable", f"{file} cannot be read as YAML ({error}); mend it"
+        ) from error
+    return content if isinstance(content, dict) else {}
+
+
+class WithWeights(Measure):
+    """Base of the measures that need an encoder.
+
+    Attributes:
+        encoder_kind: class of the encoder.
+        licence: of its published weights.
+    """
+
+    encoder_kind: type[Any]
+    licence: str
+
+    def __init__(self, weights: Weights) -> None:
+        try:
+            self.encoder = weights.encoder(self.encoder_kind)
+        except Unusable as error:
+            self.missing = str(error)
