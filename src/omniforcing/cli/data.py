@@ -14,6 +14,7 @@ from omniforcing.cli.command import Command, Group
     examples=(
         "omniforcing inspect data/pocket/shards",
         "omniforcing inspect data/pocket/latents --out latents.png",
+        "omniforcing inspect data/pocket/shards --flags flags.json",
     ),
 )
 @click.argument(
@@ -26,7 +27,19 @@ from omniforcing.cli.command import Command, Group
     type=click.Path(path_type=Path),
     help="Contact sheet to write.  [default: <folder>.png beside the folder]",
 )
-def inspect(folder: Path, out: Path | None) -> None:
+@click.option(
+    "--flags",
+    type=click.Path(path_type=Path),
+    help="Of shards: also look for clips that are out of sync, silent, frozen or clipped next to "
+    "the others, and list them in this file, which the key shards.flags takes.",
+)
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    help="With --flags: YAML file that names CLIP and CLAP by path and sha256; clips that do not "
+    "fit their caption are flagged too.",
+)
+def inspect(folder: Path, out: Path | None, flags: Path | None, weights: Path | None) -> None:
     """Show what a folder of shards or latents holds.
 
     Every sample is read and checked; a few are drawn on a contact sheet.
@@ -36,6 +49,13 @@ def inspect(folder: Path, out: Path | None) -> None:
     out = out or Path(f"{folder.absolute()}.png")
     print(inspect_folder(folder, out))
     print(f"\ncontact sheet: {out}")
+    if flags:
+        from omniforcing.evaluation.measures.encoders.weights import Weights
+        from omniforcing.evaluation.measures.flags import flag_shards
+
+        found = flag_shards(folder, Weights.read(weights) if weights else None)
+        found.save(flags)
+        print(f"\n{found.table()}\nlist: {flags}")
 
 
 weights = Group(

@@ -82,6 +82,8 @@ class ShardsConfig(Section):
     """Clips per tar."""
     near_duplicates: str = chosen("tell", ("tell", "reject"))
     """Training clips that look like a held-out clip are told, or rejected from training."""
+    flags: str | None = None
+    """File of `omniforcing inspect --flags` with clips to leave out; null: none."""
 
 
 @dataclass

@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.files import read_json
+
+FLAGS_SCHEMA = 1
 
 
 def printable(text: str) -> str:
@@ -74,3 +78,22 @@ def refuse_share(rejects: list[Reject], accepted: int, most: float, what: str) -
         f"({reasons}; the first is {first.name}: {first.detail}); "
         f"mend them or raise clips.max_reject_share from {most:g}",
     )
+
+
+def read_flags(file: Path) -> dict[tuple[str, int], str]:
+    """Read the clips that ``omniforcing inspect --flags`` listed.
+
+    Returns:
+        Name of the file and number of the cut -> why the clip was flagged.
+
+    Raises:
+        OmniForcingError: if the file is no such list.
+    """
+    content = read_json(file)
+    if not isinstance(content, dict) or content.get("schema") != FLAGS_SCHEMA:
+        raise OmniForcingError(
+            "file.unknown-schema",
+            f"{file} is no list of flagged clips of schema {FLAGS_SCHEMA}; "
+            "write one with omniforcing inspect --flags",
+        )
+    return {(flag["name"], flag["cut"]): flag["why"] for flag in content["flags"]}

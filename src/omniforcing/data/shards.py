@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -59,11 +59,13 @@ class Cut:
         key: key of its sample.
         entry: the file that it is cut from.
         cut: number of the cut in that file.
+        flag: why the clip is left out; empty if it is not.
     """
 
     key: str
     entry: Entry
     cut: int
+    flag: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,16 +98,29 @@ class ShardPlan:
 
 
 def plan_shards(
-    entries: list[Entry], form: ClipFormat, per_shard: int, language: str | None = None
+    entries: list[Entry],
+    form: ClipFormat,
+    per_shard: int,
+    language: str | None = None,
+    flags: Mapping[tuple[str, int], str] | None = None,
 ) -> list[ShardPlan]:
     """Spread the clips of each split over shards of ``per_shard``.
 
     Keys number the clips of all splits together.
+
+    Args:
+        entries: the files.
+        form: size and length of the clips.
+        per_shard: clips of a shard.
+        language: language of the sound to prefer.
+        flags: clips to leave out, as ``read_flags`` reads them.
     """
-    cuts = [
-        Cut(f"{n:06d}", entry, cut)
-        for n, (entry, cut) in enumerate((e, c) for e in entries for c in range(e.cuts))
-    ]
+    known = flags or {}
+    cuts = []
+    for entry in entries:
+        for number in range(entry.cuts):
+            flag = known.get((entry.provenance["name"], number), "")
+            cuts.append(Cut(f"{len(cuts):06d}", entry, number, flag))
     plans = []
     for split in SPLITS:
         mine = [cut for cut in cuts if cut.entry.split == split]
@@ -207,6 +222,8 @@ class Packer:
             begin = float(cut.cut * plan.form.seconds)
             place = Path(cut.entry.path), plan.form, plan.language, cut.cut
             try:
+                if cut.flag:
+                    raise Rejected("data.flagged", cut.flag)
                 clip = self.isolated(cut_clip, *place, media_seconds=begin + plan.form.seconds)
             except Rejected as error:
                 name = cut.entry.provenance["name"]

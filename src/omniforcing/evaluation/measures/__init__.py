@@ -5,6 +5,7 @@
 - ``curves``: onsets of the sound, changes of motion in the picture
 - ``together``, ``picture``, ``sound``: the measures that need no weights
 - ``encoders``: the measures that need pretrained weights
+- ``flags``: clips of a set that look wrong next to the others
 - ``tables``: sets of clips next to each other; ``command``: ``omniforcing measure``
 
 Unlike ``pocket``, nothing here knows what a clip should show. Must not import ``pipeline``.
