@@ -4,11 +4,16 @@
 clips by 0 to 320 ms either way and prints for each shift the margin of event sync, which knows the
 world, next to onset_motion_margin and av_offset, which do not; then the rank correlation of the two
 margins. With FOLDER it prints all measures of its videos as they are, with their sound late by
-200 ms, and with each other's sound.
+200 ms, and with each other's sound. With `--cost` it prints instead what each measure costs: CPU
+time of a clip, and of the figure of the set with its interval, one thread; and what stage evaluate
+spends on looking at a clip otherwise.
 """
 
 import argparse
-from collections.abc import Sequence
+import resource
+import time
+from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +25,10 @@ from omniforcing.data.shards import read_shards
 from omniforcing.data.sources import HELDOUT
 from omniforcing.evaluation.measures.base import measure_clips
 from omniforcing.evaluation.measures.clips import Clip, read_clips
+from omniforcing.evaluation.measures.curves import motion_curve, onset_curve
 from omniforcing.evaluation.measures.registry import chosen_measures
+from omniforcing.evaluation.nearest import clip_descriptor
+from omniforcing.evaluation.quality import audio_features, video_features
 from omniforcing.pocket.observe import observe
 from omniforcing.pocket.sync import score_sync
 
@@ -47,15 +55,19 @@ def figures(clips: Sequence[Clip], names: Sequence[str]) -> dict[str, float]:
     return {row.measure.name: row.figure.value if row.figure else np.nan for row in rows}
 
 
+def heldout(shards: Path, count: int) -> list[Clip]:
+    """Read held-out clips."""
+    clips = []
+    for sample in islice(read_shards(shards, HELDOUT), count):
+        clips.append(Clip(sample["key"], sample["media"], sample["caption"]))
+    return clips
+
+
 def against_truth(shards: Path, count: int) -> None:
     """Print both margins over the shifts, and their rank correlation."""
     from scipy.stats import spearmanr
 
-    clips = []
-    for sample in read_shards(shards, HELDOUT):
-        clips.append(Clip(sample["key"], sample["media"], sample["caption"]))
-        if len(clips) == count:
-            break
+    clips = heldout(shards, count)
     margins = []
     print(f"{'shift ms':>9}{'event sync':>12}{'onset_motion':>14}{'av_offset ms':>14}")
     for shift in sorted({*SHIFTS_MS, *(-ms for ms in SHIFTS_MS)}):
@@ -88,6 +100,48 @@ def told_apart(folder: Path) -> None:
         print(f"{measure:<22}" + "".join(f"{row[measure]:>14.3f}" for row in found.values()))
 
 
+def cost(clips: Sequence[Clip]) -> None:
+    """Print CPU time and memory of each measure."""
+    import torch
+
+    torch.set_num_threads(1)
+    measure_clips(clips[:2], chosen_measures())  # what loads or is made once is no cost of a clip
+    print(f"{'of one clip, CPU ms':<30}{'clip':>8}{'figure':>10}")
+    total = 0.0
+    for name, curve in (("onsets (shared)", onset_curve), ("motion (shared)", motion_curve)):
+        sides = [c.media.audio if curve is onset_curve else c.media.video for c in clips]
+        total += (spent := cpu_ms(lambda sides=sides, curve=curve: [curve(x) for x in sides]))
+        print(f"{name:<30}{spent / len(clips):>8.2f}")
+    for clip in clips:
+        _ = clip.onsets, clip.motion, clip.luma
+    for measure in chosen_measures():
+        seen: list[object] = []
+        total += (spent := cpu_ms(lambda m=measure, s=seen: s.extend(map(m.observe, clips))))
+        kept = [value for value in seen if value is not None]
+        figure = cpu_ms(lambda m=measure, k=kept: m.figure(k, []))
+        print(f"{measure.name:<30}{spent / len(clips):>8.2f}{figure:>10.1f}")
+    print(f"{'all measures':<30}{total / len(clips):>8.2f}")
+    base = cpu_ms(lambda: [_looked_at(clip) for clip in clips])
+    print(f"{'events, features, descriptors':<30}{base / len(clips):>8.2f}")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"peak memory of this process: {peak:.0f} MB, with {len(clips)} clips in it")
+
+
+def cpu_ms(work: Callable[[], object]) -> float:
+    """CPU time of a call in ms."""
+    before = time.process_time()
+    work()
+    return 1000 * (time.process_time() - before)
+
+
+def _looked_at(clip: Clip) -> None:
+    """What stage evaluate does with each clip besides these measures."""
+    observe(clip.media, clip.caption or "")
+    video_features(clip.media.video)
+    audio_features(clip.media.audio)
+    clip_descriptor(clip.media)
+
+
 def main() -> None:
     """Parse the command line and measure."""
     parser = argparse.ArgumentParser(
@@ -96,7 +150,11 @@ def main() -> None:
     parser.add_argument("shards", type=Path, help="output of stage shards of preset pocket")
     parser.add_argument("--clips", type=int, default=32, help="held-out clips [32]")
     parser.add_argument("--videos", type=Path, help="a folder of any videos")
+    parser.add_argument("--cost", action="store_true", help="measure what measures cost")
     words = parser.parse_args()
+    if words.cost:
+        cost(heldout(words.shards, words.clips))
+        return
     against_truth(words.shards, words.clips)
     if words.videos:
         told_apart(words.videos)

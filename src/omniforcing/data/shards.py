@@ -116,7 +116,7 @@ def plan_shards(
         flags: clips to leave out, as ``read_flags`` reads them.
     """
     known = flags or {}
-    cuts = []
+    cuts: list[Cut] = []
     for entry in entries:
         for number in range(entry.cuts):
             flag = known.get((entry.provenance["name"], number), "")
