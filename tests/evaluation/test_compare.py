@@ -9,9 +9,9 @@ import pytest
 
 from omniforcing.core.files import read_json, write_json
 from omniforcing.core.latents import Pair
-from omniforcing.evaluation.compare import compare
 from omniforcing.evaluation.measures.base import observe_clips
 from omniforcing.evaluation.measures.clips import Clip
+from omniforcing.evaluation.measures.compare import compare
 from omniforcing.evaluation.measures.registry import chosen_measures
 from omniforcing.evaluation.measures.tables import measure_sets
 from tests.support.refusals import refuses

@@ -116,7 +116,7 @@ def measure(
 )
 def compare(first: Path, second: Path, out: Path) -> None:
     """Compare two evaluations, clip by clip."""
-    from omniforcing.evaluation import compare as page
+    from omniforcing.evaluation.measures import compare as page
 
     models = page.compare(first, second, out)
     pairs = sum(len(model["paired"]) for model in models.values())

@@ -4,7 +4,7 @@
 - ``evaluate``: ``evaluate`` runs all models on the same captions and seeds
 - ``summary``, ``quality``, ``nearest``, ``reconstruction``: the figures
 - ``speed``: speed of streams; torch and numpy alone, for inference machines
-- ``report``, ``ablation``, ``compare``, ``plots``, ``curves``: pages, plots and JSON
+- ``report``, ``ablation``, ``plots``, ``curves``: pages, plots and JSON
 - ``measures``: what can be measured of any clips
 
 Measures of the pocket world's events are in ``pocket``. Must not import ``streaming``, ``serving``

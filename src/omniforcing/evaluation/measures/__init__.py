@@ -6,7 +6,8 @@
 - ``together``, ``picture``, ``sound``: the measures that need no weights
 - ``encoders``: the measures that need pretrained weights
 - ``flags``: clips of a set that look wrong next to the others
-- ``tables``: sets of clips next to each other; ``command``: ``omniforcing measure``
+- ``tables``: sets of clips next to each other; ``compare``: two evaluations
+- ``command``: ``omniforcing measure``
 
 Unlike ``pocket``, nothing here knows what a clip should show. Must not import ``pipeline``.
 """
