@@ -28,6 +28,7 @@ def _names(
         "omniforcing measure data/pocket/evaluation/clips/self_forcing --against my-videos",
         "omniforcing measure data/pocket/shards --clips 64 --measures onset_motion_margin,loudness",
         "omniforcing measure my-videos --against real --weights weights.yaml",
+        "omniforcing measure data/pocket/artifact --captions captions.txt --seconds 60 --every 10",
         "omniforcing measure data/pocket/artifact --against data/pocket/shards --clips 16",
     ),
 )
@@ -62,6 +63,12 @@ def _names(
     help="Length of an artifact's clips.  [default: as it was trained]",
 )
 @click.option("--seed", default=0, help="Seed of an artifact's clips.")
+@click.option(
+    "--every",
+    type=click.IntRange(1),
+    metavar="SECONDS",
+    help="Measure long clips part by part, each so long: does anything get worse on the way?",
+)
 @click.option("--device", default="cpu", help="Where to compute: cpu, cuda, cuda:1, ...")
 def measure(
     folder: Path,
@@ -73,6 +80,7 @@ def measure(
     captions: Path | None,
     seconds: float | None,
     seed: int,
+    every: int | None,
     device: str,
 ) -> None:
     """Measure sync, picture and sound of clips, without truth; with --weights captions too.
@@ -82,6 +90,11 @@ def measure(
     """
     from omniforcing.evaluation.measures.command import Source, measure_sources
     from omniforcing.evaluation.measures.encoders.weights import Weights
+    from omniforcing.evaluation.measures.progress import (
+        measure_parts,
+        progress_table,
+        save_progress,
+    )
     from omniforcing.evaluation.measures.registry import chosen_measures
     from omniforcing.pipeline.experiments.generated import (
         captions_for,
@@ -97,6 +110,12 @@ def measure(
 
     weights = Weights.read(weights_file, device) if weights_file else None
     measures = chosen_measures(names, weights)
+    if every:
+        parts = measure_parts(source(folder, against).clips, measures, every)
+        if json_file:
+            save_progress(parts, every, json_file)
+        print(progress_table(parts, every))
+        return
     other = source(against, folder) if against else None
     print(measure_sources(source(folder, against), measures, other, json_file))
 

@@ -6,6 +6,7 @@
 - ``together``, ``picture``, ``sound``: the measures that need no weights
 - ``encoders``: the measures that need pretrained weights
 - ``flags``: clips of a set that look wrong next to the others
+- ``progress``: long clips, part by part
 - ``tables``: sets of clips next to each other; ``compare``: two evaluations
 - ``command``: ``omniforcing measure``
 

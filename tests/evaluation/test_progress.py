@@ -1,0 +1,56 @@
+"""Long clips are measured part by part."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from omniforcing.core.files import read_json
+from omniforcing.core.latents import Pair
+from omniforcing.evaluation.measures.clips import Clip
+from omniforcing.evaluation.measures.progress import (
+    measure_parts,
+    parts_of,
+    progress_table,
+    save_progress,
+)
+from omniforcing.evaluation.measures.registry import chosen_measures
+from tests.support.refusals import refuses
+
+
+def fading(index: int, seconds: int = 6) -> Clip:
+    """A clip whose sound gets fainter from part to part, and whose picture stops in the last."""
+    generator = np.random.default_rng(index)
+    frames = generator.integers(0, 255, (1 + 24 * seconds, 16, 16, 3), np.uint8)
+    frames[4 * 24 :] = frames[4 * 24]
+    sound = generator.normal(0, 0.2, (2, 16000 * seconds)).astype(np.float32)
+    sound[:, 2 * 16000 :] *= 0.5
+    sound[:, 4 * 16000 :] *= 0.0
+    return Clip(str(index), Pair(frames, sound))
+
+
+def test_parts_hold_whole_seconds_and_the_frame_between() -> None:
+    parts = list(parts_of(fading(0, 5), 2))
+    assert [part.seconds for part in parts] == [2, 2]
+    assert [len(part.media.video) for part in parts] == [49, 49]
+    assert (parts[0].media.video[-1] == parts[1].media.video[0]).all()
+
+
+def test_what_gets_worse_shows_part_by_part(tmp_path: Path) -> None:
+    clips = [fading(index) for index in range(3)]
+    found = measure_parts(clips, chosen_measures(["loudness", "frozen_share"]), 2)
+    frozen = [part.rows[0].figure for part in found]
+    loud = [part.rows[1].figure for part in found]
+    assert [figure and figure.value for figure in frozen] == [0, 0, 1]
+    assert loud[0] and loud[1] and loud[0].value - loud[1].value == pytest.approx(6, abs=0.5)
+    assert loud[2] is None
+    table = progress_table(found, 2)
+    assert "0-2 s" in table and "4-6 s" in table and "-" in table.splitlines()[-1]
+    save_progress(found, 2, tmp_path / "parts.json")
+    content = read_json(tmp_path / "parts.json")
+    assert len(content["parts"]) == 3 and "found 0" in content["parts"][2]["loudness"]["why"]
+
+
+def test_clips_that_are_too_short_are_refused() -> None:
+    with refuses("evaluation.too-short", "lasts 8 s", "--every"):
+        measure_parts([fading(0)], chosen_measures(["loudness"]), 4)
