@@ -12,7 +12,7 @@ spends on looking at a clip otherwise.
 import argparse
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -108,38 +108,45 @@ def cost(clips: Sequence[Clip]) -> None:
     measure_clips(clips[:2], chosen_measures())  # what loads or is made once is no cost of a clip
     print(f"{'of one clip, CPU ms':<30}{'clip':>8}{'figure':>10}")
     total = 0.0
-    for name, curve in (("onsets (shared)", onset_curve), ("motion (shared)", motion_curve)):
-        sides = [c.media.audio if curve is onset_curve else c.media.video for c in clips]
-        total += (spent := cpu_ms(lambda sides=sides, curve=curve: [curve(x) for x in sides]))
-        print(f"{name:<30}{spent / len(clips):>8.2f}")
+    with Timer() as onsets:
+        for clip in clips:
+            onset_curve(clip.media.audio)
+    with Timer() as motions:
+        for clip in clips:
+            motion_curve(clip.media.video)
+    for name, timer in (("onsets (shared)", onsets), ("motion (shared)", motions)):
+        total += timer.ms
+        print(f"{name:<30}{timer.ms / len(clips):>8.2f}")
     for clip in clips:
         _ = clip.onsets, clip.motion, clip.luma
     for measure in chosen_measures():
-        seen: list[object] = []
-        total += (spent := cpu_ms(lambda m=measure, s=seen: s.extend(map(m.observe, clips))))
-        kept = [value for value in seen if value is not None]
-        figure = cpu_ms(lambda m=measure, k=kept: m.figure(k, []))
-        print(f"{measure.name:<30}{spent / len(clips):>8.2f}{figure:>10.1f}")
+        with Timer() as looks:
+            seen = [measure.observe(clip) for clip in clips]
+        with Timer() as figure:
+            measure.figure([value for value in seen if value is not None], [])
+        total += looks.ms
+        print(f"{measure.name:<30}{looks.ms / len(clips):>8.2f}{figure.ms:>10.1f}")
     print(f"{'all measures':<30}{total / len(clips):>8.2f}")
-    base = cpu_ms(lambda: [_looked_at(clip) for clip in clips])
-    print(f"{'events, features, descriptors':<30}{base / len(clips):>8.2f}")
+    with Timer() as others:  # what stage evaluate does with each clip besides
+        for clip in clips:
+            observe(clip.media, clip.caption or "")
+            video_features(clip.media.video)
+            audio_features(clip.media.audio)
+            clip_descriptor(clip.media)
+    print(f"{'events, features, descriptors':<30}{others.ms / len(clips):>8.2f}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"peak memory of this process: {peak:.0f} MB, with {len(clips)} clips in it")
 
 
-def cpu_ms(work: Callable[[], object]) -> float:
-    """CPU time of a call in ms."""
-    before = time.process_time()
-    work()
-    return 1000 * (time.process_time() - before)
+class Timer:
+    """CPU time of a block, ``ms``."""
 
+    def __enter__(self) -> "Timer":
+        self._began = time.process_time()
+        return self
 
-def _looked_at(clip: Clip) -> None:
-    """What stage evaluate does with each clip besides these measures."""
-    observe(clip.media, clip.caption or "")
-    video_features(clip.media.video)
-    audio_features(clip.media.audio)
-    clip_descriptor(clip.media)
+    def __exit__(self, *_: object) -> None:
+        self.ms = 1000 * (time.process_time() - self._began)
 
 
 def main() -> None:

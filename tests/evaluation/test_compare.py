@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from omniforcing.core.files import read_json, write_json
-from omniforcing.core.latents import Pair
+from omniforcing.core.pair import Pair
 from omniforcing.evaluation.measures.base import observe_clips
 from omniforcing.evaluation.measures.clips import Clip
 from omniforcing.evaluation.measures.compare import compare

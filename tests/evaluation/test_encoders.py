@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from omniforcing.core.files import sha256_file
-from omniforcing.core.latents import Pair
+from omniforcing.core.pair import Pair
 from omniforcing.evaluation.measures.base import Measured, figures_of, observe_clips
 from omniforcing.evaluation.measures.clips import Clip
 from omniforcing.evaluation.measures.encoders.distances import mmd

@@ -7,7 +7,7 @@ import pytest
 
 from omniforcing.cli import main
 from omniforcing.core.files import read_json, write_json
-from omniforcing.core.latents import Pair
+from omniforcing.core.pair import Pair
 from omniforcing.data.rejects import read_flags
 from omniforcing.data.shards import plan_shards, publish_shards, read_shards, write_shards
 from omniforcing.data.sources import TRAIN, Entry

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from omniforcing.core.files import read_json
-from omniforcing.core.latents import Pair
+from omniforcing.core.pair import Pair
 from omniforcing.evaluation.measures.clips import Clip
 from omniforcing.evaluation.measures.progress import (
     measure_parts,

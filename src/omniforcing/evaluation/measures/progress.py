@@ -7,8 +7,8 @@ from pathlib import Path
 
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import write_json
-from omniforcing.core.latents import Pair
 from omniforcing.core.layout import FPS, SAMPLE_RATE
+from omniforcing.core.pair import Pair
 from omniforcing.evaluation.measures.base import Measure, Measured, Observed, figures_of
 from omniforcing.evaluation.measures.clips import Clip, Skipped
 from omniforcing.evaluation.measures.tables import about, figure_of

@@ -9,7 +9,7 @@ import numpy as np
 
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import MANIFEST, read_json
-from omniforcing.core.latents import Media, Pair
+from omniforcing.core.pair import Media, Pair
 from omniforcing.core.random import step_seed
 from omniforcing.evaluation.measures.clips import Clip
 from omniforcing.streaming.artifact import SETTINGS_FILE

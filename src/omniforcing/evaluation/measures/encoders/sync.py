@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from omniforcing.core.latents import Pair
 from omniforcing.core.layout import FPS, SAMPLE_RATE
+from omniforcing.core.pair import Pair
 from omniforcing.evaluation.measures.base import MeanOfClips
 from omniforcing.evaluation.measures.clips import Clip
 from omniforcing.evaluation.measures.encoders.programs import (
