@@ -111,15 +111,12 @@ def plan_shards(
     Args:
         entries: the files.
         form: size and length of the clips.
-        per_shard: clips of a shard.
-        language: language of the sound to prefer.
         flags: clips to leave out, as ``read_flags`` reads them.
     """
-    known = flags or {}
     cuts: list[Cut] = []
     for entry in entries:
         for number in range(entry.cuts):
-            flag = known.get((entry.provenance["name"], number), "")
+            flag = (flags or {}).get((entry.provenance["name"], number), "")
             cuts.append(Cut(f"{len(cuts):06d}", entry, number, flag))
     plans = []
     for split in SPLITS:
