@@ -31,9 +31,12 @@ def load_with_yaml(name: str) -> Config:
 
     folder = project_root() / "conf"
     config = Config()
-    for path in (folder / "config.yaml", folder / "preset" / f"{name}.yaml"):
-        values = safe_load(path.read_text(encoding="utf-8"))
-        values.pop("cluster", None)  # names a file of its own, which no benchmark needs
+    own = safe_load((folder / "preset" / f"{name}.yaml").read_text(encoding="utf-8"))
+    presets = [own["base"], name] if "base" in own else [name]
+    for path in ("config.yaml", *(f"preset/{preset}.yaml" for preset in presets)):
+        values = safe_load((folder / path).read_text(encoding="utf-8"))
+        for key in ("cluster", "base"):  # names of files; no benchmark needs a cluster's
+            values.pop(key, None)
         config = _merge(config, values)
     return _merge(config, {"preset": name})
 

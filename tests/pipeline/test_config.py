@@ -20,7 +20,7 @@ from omniforcing.core.config import (
     flatten,
     to_dict,
 )
-from omniforcing.pipeline.config import Config, load_config
+from omniforcing.pipeline.config import BASE, Config, load_config
 from omniforcing.pipeline.config_file import WRITE, check_config_file, write_config_file
 from omniforcing.training.config import TrainerConfig, Weights
 from tests.support.refusals import refuses
@@ -204,7 +204,7 @@ def test_the_written_file_keeps_to_a_hundred_columns() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_names_every_section_and_loads(name: str) -> None:
     written = safe_load((ROOT / "conf" / "preset" / f"{name}.yaml").read_text())
-    assert set(written) == SECTIONS
+    assert set(written) - {BASE} == SECTIONS
     config = load_config(root=ROOT, preset=name)
     assert config.preset == name
     counts = config.clips.latent_counts
@@ -218,6 +218,34 @@ def test_the_three_presets_are_there_and_pocket_keeps_its_foundation() -> None:
         for name in ("smoke", "pocket", "ltx2")
     }
     assert sources == {"smoke": Source.train, "pocket": Source.kept, "ltx2": Source.load}
+
+
+@pytest.mark.parametrize("release", ["2.3", "2.5"])
+def test_presets_of_later_releases_are_ltx2_but_for_what_the_release_decides(release: str) -> None:
+    name = f"ltx{release.replace('.', '')}"
+    ltx2, later = (flatten(to_dict(load_config(root=ROOT, preset=p))) for p in ("ltx2", name))
+    assert {key: later[key] for key in later if later[key] != ltx2[key]} == {
+        "preset": name,
+        "codec.path": f"weights/LTX-{release}",
+        "teacher.path": f"weights/LTX-{release}/transformer",
+        "teacher.release": release,
+        "teacher.sampler.steps": 30,
+    }
+
+
+def test_a_base_is_one_preset_that_stands_alone(copy: Path) -> None:
+    mine = copy / "conf" / "preset" / "mine.yaml"
+    mine.write_text("base: smoke\nclips: {count: 40}\n")
+    config = load_config(root=copy, preset="mine")
+    smoke = load_config(root=copy, preset="smoke")
+    assert (config.preset, config.clips.count) == ("mine", 40)
+    assert (config.clips.heldout, config.student) == (smoke.clips.heldout, smoke.student)
+    mine.write_text("base: smok\n")
+    with refuses("config.unknown-preset", "'smok'", "'smoke'"):
+        load_config(root=copy, preset="mine")
+    mine.write_text("base: ltx23\n")
+    with refuses("config.chained-base", mine, "ltx23", "ltx2"):
+        load_config(root=copy, preset="mine")
 
 
 @pytest.mark.parametrize(

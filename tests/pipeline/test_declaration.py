@@ -143,6 +143,22 @@ def test_every_stage_tracks_its_own_section_its_preset_and_one_digest_of_code(pr
         assert all(dep.startswith(f"data/{preset}/") for dep in stage["deps"])
 
 
+def test_a_preset_with_a_base_tracks_the_keys_there_and_its_own_sections() -> None:
+    stages = safe_load(pipelines_of(ROOT, "ltx23")["pipelines/presets/ltx23/dvc.yaml"])["stages"]
+    assert stages["bidirectional_dmd"]["params"] == [
+        {"conf/config.yaml": ["seed", "student.sigmas", "bidirectional_dmd"]},
+        {"conf/preset/ltx2.yaml": ["student.sigmas", "bidirectional_dmd"]},
+        {"conf/preset/ltx23.yaml": ["base", "student", "bidirectional_dmd"]},
+    ]
+
+
+def test_a_preset_with_a_base_names_every_section(checkout: Path) -> None:
+    mine = checkout / "conf" / "preset" / "mine.yaml"
+    mine.write_text("base: ltx2\nclips: {}\n")
+    with refuses("config.missing-value", "mine.yaml", "'shards'"):
+        write_pipelines(checkout, ["mine"])
+
+
 def test_mlproject_has_an_entry_point_for_main_and_every_stage() -> None:
     entries = safe_load((ROOT / "MLproject").read_text())["entry_points"]
     assert set(entries) == {"main", *STAGES, *OPTIONAL_STAGES}

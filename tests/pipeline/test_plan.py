@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import itertools
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from omniforcing.model.cache import FunctionalCache
 from omniforcing.model.conditioning import KeyValue
 from omniforcing.model.rollout import gaussian, new_cache, refresh
 from omniforcing.model.weights.architecture import expected_shapes
+from omniforcing.model.weights.names import to_diffusers
 from omniforcing.pipeline.config import Config, load_config
 from omniforcing.pipeline.planner.cost import MASTER, Cluster, Setting, StageCost
 from omniforcing.pipeline.planner.networks import BUILDERS, Sizes
@@ -31,7 +33,7 @@ from omniforcing.pipeline.stages.shared.training import training_options
 from omniforcing.training.loop import fit
 from omniforcing.training.stages import StageModule
 from tests.support.refusals import refused, refuses
-from tests.support.tiny_checkpoints import FACTS
+from tests.support.tiny_checkpoints import FACTS, released_tensors
 
 pytestmark = pytest.mark.extended
 
@@ -205,18 +207,20 @@ def test_a_plan_is_the_same_every_time_and_no_part_of_it_is_negative() -> None:
     assert all(part >= 0 for plan in plans[0] for part in plan.values())
 
 
-def test_sizes_of_ltx2_are_those_of_the_release(tmp_path: Path) -> None:
-    sizes = Sizes.from_config(load_config(root=ROOT, preset="ltx2"), tmp_path)
-    released = dict(FACTS["diffusers"]["top"])
-    for layer in range(FACTS["layers"]):
-        released |= {
-            f"transformer_blocks.{layer}.{name}": shape
-            for name, shape in FACTS["diffusers"]["block"].items()
-        }
-    assert expected_shapes(sizes.core, "ltx2") == {
-        name: tuple(shape) for name, shape in released.items()
-    }
+@pytest.mark.parametrize(
+    ("preset", "release"), [("ltx2", "2.0"), ("ltx23", "2.3"), ("ltx25", "2.5")]
+)
+def test_sizes_of_a_preset_are_those_of_the_release(
+    preset: str, release: str, tmp_path: Path
+) -> None:
+    sizes = Sizes.from_config(load_config(root=ROOT, preset=preset), tmp_path)
+    released = {to_diffusers(n): tuple(s) for n, s in released_tensors(release).items()}
+    assert expected_shapes(sizes.core, preset) == released
+    tensors, parameters = FACTS["counts"][release]
+    assert (len(released), sum(map(math.prod, released.values()))) == (tensors, parameters)
     assert sizes.grid == (16, 24)
+    # Captions of 2.0 are projected in the transformer, later ones in the connectors.
+    assert tuple(sizes.caption) == ((3840, 3840) if release == "2.0" else (4096, 2048))
 
 
 @pytest.fixture(scope="module")

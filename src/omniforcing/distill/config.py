@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from omniforcing.codec.config import Source
-from omniforcing.core.config import Section, fraction, ranged
-from omniforcing.model.config import TransformerConfig
+from omniforcing.core.config import Section, chosen, fraction, ranged
+from omniforcing.model.config import RELEASES, TransformerConfig
 from omniforcing.training.config import AdapterConfig, OptimiserConfig, Weights
 
 
@@ -91,6 +91,8 @@ class TeacherConfig(Section):
     """`train`, `kept` (the foundation in src/omniforcing/assets) or `load`."""
     path: str | None = None
     """For `source: load`: LTX-2 weights, in any form that `omniforcing weights inspect` reads."""
+    release: str = chosen("2.0", RELEASES)
+    """For `source: load`: LTX-2 release that these weights must be of."""
     loras: list[str] = field(default_factory=list)
     """For `source: load`: LoRAs to merge into the weights, each as FILE or FILE:SCALE."""
     model: TransformerConfig = field(default_factory=TransformerConfig)
@@ -113,6 +115,11 @@ class TeacherConfig(Section):
             "path",
             "source=load needs the folder or file of a saved transformer",
             missing=True,
+        )
+        self.require(
+            self.source is Source.load or self.release == "2.0",
+            "release",
+            "weights of source=train or kept have the architecture of LTX-2.0",
         )
         self.require(
             self.source is Source.load or not self.loras,

@@ -19,6 +19,10 @@ ADAPTABLE = tuple(
     f"{site}.{part}" for site in ATTENTIONS for part in ("to_q", "to_k", "to_v", "to_out.0")
 ) + tuple(f"{site}.net.{part}" for site in ("ff", "audio_ff") for part in ("0.proj", "2"))
 
+# Releases of LTX-2. From 2.3 on attentions are gated, and text keys and values depend on sigma; 2.5
+# marks the first video latent.
+RELEASES = ("2.0", "2.3", "2.5")
+
 
 class Stabiliser(Enum):
     """What keeps the first audio tokens of the causal student from blowing up (paper table 3)."""

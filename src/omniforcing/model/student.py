@@ -12,16 +12,31 @@ from omniforcing.model.config import Stabiliser, TransformerConfig
 from omniforcing.model.transformer import DualStream
 from omniforcing.networks.transformer import LTX2VideoTransformer3DModel
 
+# What the config of a release says that LTX-2.0's does not.
+_GATED = {
+    "gated_attn": True,
+    "audio_gated_attn": True,
+    "cross_attn_mod": True,
+    "audio_cross_attn_mod": True,
+    "use_prompt_embeddings": False,
+}
+_CHANGES: dict[str, dict[str, Any]] = {
+    "2.0": {},
+    "2.3": _GATED,
+    "2.5": {**_GATED, "ff_bias": False, "use_keyframes_abs_pos_embedding": True},
+}
+
 
 def core_config(
-    model: TransformerConfig, codec: dict[str, Any], caption_channels: int
+    model: TransformerConfig, codec: dict[str, Any], caption_channels: int, release: str = "2.0"
 ) -> dict[str, Any]:
-    """Arguments of diffusers' transformer for a codec, as LTX-2.0's released config has them.
+    """Arguments of diffusers' transformer for a codec, as LTX-2's released configs have them.
 
     Args:
         model: layers, heads and widths.
         codec: contents of ``codec.json``.
-        caption_channels: width of the text features.
+        caption_channels: width of the text features; unused from release 2.3 on.
+        release: release of LTX-2, one of ``model.config.RELEASES``.
     """
     pixels = codec["height"] // codec["grid"][0]
     return {
@@ -41,6 +56,7 @@ def core_config(
         "num_layers": model.layers,
         "caption_channels": caption_channels,
         "rope_type": "split",
+        **_CHANGES[release],
     }
 
 

@@ -35,6 +35,9 @@ from omniforcing.pipeline.yaml_files import check_types, read_overrides, read_ya
 from omniforcing.streaming.config import ExportConfig
 from omniforcing.training.config import CausalDecoderConfig, TrainerConfig
 
+# Key of a preset's file that names another preset, from which it differs in what the file says.
+BASE = "base"
+
 
 @dataclass
 class Config(Section):
@@ -121,8 +124,8 @@ def load_config(
 ) -> Config:
     """Load the configuration from ``conf/`` and overrides.
 
-    Later sources win: defaults of the schema, conf/config.yaml, conf/preset/<preset>.yaml,
-    conf/cluster/<cluster>.yaml, overrides.
+    Later sources win: defaults of the schema, conf/config.yaml, conf/preset/<base>.yaml if the
+    preset names a base, conf/preset/<preset>.yaml, conf/cluster/<cluster>.yaml, overrides.
 
     Args:
         overrides: dotlist, such as ``clips.count=16``; ``cluster=NAME`` names a file.
@@ -135,7 +138,8 @@ def load_config(
     """
     from omegaconf import OmegaConf
 
-    folder = (root or project_root()) / "conf"
+    root = root or project_root()
+    folder = root / "conf"
     overrides = list(overrides or [])
     base = read_yaml(folder / "config.yaml")
     # `cluster=ray` names a file, `cluster.workers=2` overrides a key of that file.
@@ -146,10 +150,11 @@ def load_config(
     chosen_cluster = [name for name in clusters if name][-1:]
     dotlist = read_overrides(keys)
     chosen = str(preset or dotlist.get("preset") or base.get("preset") or Config.preset)
-    sources: list[tuple[Any, str]] = [
-        (base, "conf/config.yaml"),
-        (_read_named(folder, "preset", chosen), f"conf/preset/{chosen}.yaml"),
-    ]
+    sources: list[tuple[Any, str]] = [(base, "conf/config.yaml")]
+    for file in preset_files(root, chosen):
+        content = read_yaml(root / file)
+        content.pop(BASE, None)
+        sources.append((content, file))
     for name in chosen_cluster:
         content = {"cluster": _read_named(folder, "cluster", name)}
         sources.append((content, f"conf/cluster/{name}.yaml"))
@@ -160,6 +165,33 @@ def load_config(
         given = OmegaConf.to_container(source) if OmegaConf.is_config(source) else source
         check_types(given, made, where)
     return config
+
+
+def preset_files(root: Path, name: str) -> list[str]:
+    """List the files of a preset, the later one wins: that of its ``base`` if any, and its own.
+
+    Args:
+        root: the checkout.
+        name: name of the preset.
+
+    Returns:
+        Paths relative to the checkout.
+
+    Raises:
+        ConfigError: if there is no such file, or a base has a base itself.
+    """
+    own = f"conf/preset/{name}.yaml"
+    base = _read_named(root / "conf", "preset", name).get(BASE)
+    if base is None:
+        return [own]
+    content = _read_named(root / "conf", "preset", str(base))
+    if BASE in content:
+        raise ConfigError(
+            "config.chained-base",
+            f"{root / own}: its base {base} has the base {content[BASE]}; name that one, and what "
+            f"{base} changes too",
+        )
+    return [f"conf/preset/{base}.yaml", own]
 
 
 def _read_named(folder: Path, kind: str, name: str) -> dict[Any, Any]:

@@ -16,7 +16,7 @@ from omniforcing.core.config import data_root, digest, to_dict
 from omniforcing.core.errors import OmniForcingError, did_you_mean
 from omniforcing.core.files import folder_digest
 from omniforcing.pipeline.code import SOURCES, CodeBase
-from omniforcing.pipeline.config import Config
+from omniforcing.pipeline.config import BASE, Config, preset_files
 
 DECLARATION = "pipelines/stages.py"
 PRESETS = "pipelines/presets"
@@ -227,16 +227,31 @@ def check_preset(root: Path, preset: str) -> None:
     """
     from yaml import safe_load
 
-    path = root / "conf" / "preset" / f"{preset}.yaml"
-    named = safe_load(path.read_text(encoding="utf-8")) or {}
-    for spec in read_specs(root):
-        for key in preset_keys(spec.keys):
-            if not _has(named, key):
-                raise OmniForcingError(
-                    "config.missing-value",
-                    f"{path} lacks {key!r}, which DVC tracks; "
-                    "name it there, if nothing differs with {}",
-                )
+    specs = read_specs(root)
+    for file in preset_files(root, preset):
+        named = safe_load((root / file).read_text(encoding="utf-8")) or {}
+        for spec in specs:
+            for key in tracked_keys(root, preset, spec.keys)[file]:
+                if not _has(named, key):
+                    raise OmniForcingError(
+                        "config.missing-value",
+                        f"{root / file} lacks {key!r}, which DVC tracks; "
+                        "name it there, if nothing differs with {}",
+                    )
+
+
+def tracked_keys(root: Path, preset: str, keys: Iterable[str]) -> dict[str, list[str]]:
+    """List the keys that DVC tracks in each file of a preset, for a stage that depends on ``keys``.
+
+    Of a preset with a base these are the keys in the base's file, and whole sections in its own: a
+    section may say ``{}`` there, and DVC still notices when it says more.
+    """
+    wanted = preset_keys(keys)
+    *bases, own = preset_files(root, preset)
+    if not bases or not wanted:
+        return dict.fromkeys([*bases, own], wanted)
+    sections = list(dict.fromkeys(key.partition(".")[0] for key in wanted))
+    return {bases[0]: wanted, own: [BASE, *sections]}
 
 
 def preset_keys(keys: Iterable[str]) -> list[str]:

@@ -29,8 +29,8 @@ from omniforcing.pipeline.declaration import (
     optional_file,
     optional_stages,
     pipeline_file,
-    preset_keys,
     read_specs,
+    tracked_keys,
     tracked_preset,
 )
 
@@ -121,7 +121,7 @@ def pipelines_of(root: Path, preset: str) -> dict[str, str]:
     stages = {CODE: _code_stage(specs, preset)}
     extra: dict[str, Any] = {}
     for spec in specs:
-        (extra if spec.optional else stages)[spec.name] = _stage(spec, specs, preset)
+        (extra if spec.optional else stages)[spec.name] = _stage(root, spec, specs, preset)
     about = f"# Pipeline of preset {preset}.\n"
     asked = f"# Stages that preset {preset} runs only when asked: `dvc repro {optional}`.\n"
     return {file: _text(about, stages, file), optional: _text(asked, extra, optional)}
@@ -205,12 +205,15 @@ def _code_stage(specs: tuple[StageSpec, ...], preset: str) -> dict[str, Any]:
     }
 
 
-def _stage(spec: StageSpec, specs: tuple[StageSpec, ...], preset: str) -> dict[str, Any]:
+def _stage(
+    root: Path, spec: StageSpec, specs: tuple[StageSpec, ...], preset: str
+) -> dict[str, Any]:
     """Return the entry of a stage in ``dvc.yaml``."""
     named = {other.name: other for other in specs}
     params: list[dict[str, list[str]]] = [{"conf/config.yaml": list(spec.keys)}]
-    if keys := preset_keys(spec.keys):
-        params.append({f"conf/preset/{preset}.yaml": keys})
+    for file, keys in tracked_keys(root, preset, spec.keys).items():
+        if keys:
+            params.append({file: keys})
     # `exec` replaces the shell, so that the stage is a child of DVC and dies when DVC is killed.
     stage: dict[str, Any] = {
         "desc": spec.about,

@@ -131,7 +131,7 @@ def loading_stage(path: Path, folder: Path) -> Any:
     def publish() -> Iterator[Path]:
         yield folder
 
-    config = SimpleNamespace(teacher=SimpleNamespace(path=str(path), loras=[]))
+    config = SimpleNamespace(teacher=SimpleNamespace(path=str(path), loras=[], release="2.0"))
     return SimpleNamespace(
         config=config,
         publish=publish,
@@ -149,6 +149,12 @@ def test_stage_teacher_takes_a_lightricks_file_bit_for_bit(file: Path) -> None:
     assert all(
         torch.equal(tensor, expected[name]) for name, tensor in open_checkpoint(folder).tensors()
     )
+
+
+def test_stage_teacher_refuses_another_release(tmp_path: Path) -> None:
+    file = save_original(tiny_core("2.3"), tmp_path / "ltx.safetensors")
+    with refuses("pipeline.other-release", "teacher.path", file, "LTX-2.3", "2.0"):
+        teacher.load(loading_stage(file, tmp_path))
 
 
 def test_stage_teacher_refuses_a_student(tmp_path: Path) -> None:

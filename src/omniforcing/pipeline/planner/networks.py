@@ -26,9 +26,9 @@ from omniforcing.training.adapters import AdaptedStream, build_layers
 from omniforcing.training.config import AdapterConfig
 from omniforcing.training.stages import DEFAULT, StageModule, TrainingOptions
 
-# LTX-2.0 as released, for plans made before its weights are fetched: channels of latents, pixels
-# per token, width and length of its text features. A test checks that these, with the sizes of
-# preset ltx2, give every tensor of the release.
+# LTX-2 as released, for plans made before its weights are fetched: channels of latents, pixels per
+# token, width of Gemma's states and length of its text features. A test checks that these, with the
+# sizes of presets ltx2, ltx23 and ltx25, give every tensor of each release.
 LTX2 = {"video_channels": 128, "audio_channels": 128}
 LTX2_PIXELS, LTX2_CAPTION, LTX2_LENGTH = 32, 3840, 1024
 NO_DIGEST = 64 * "0"  # of weights that are not there
@@ -85,7 +85,8 @@ class Sizes:
         if loads and path.exists():
             core = open_checkpoint(path).config
         else:
-            core = core_config(config.teacher.model, description, wide)
+            release = config.teacher.release
+            core = core_config(config.teacher.model, description, wide, release)
         # Without prompt embeddings in the transformer, connectors give features of its own widths.
         widths = Pair(wide, wide)
         if not core.get("use_prompt_embeddings", True):

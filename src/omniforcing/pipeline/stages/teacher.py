@@ -11,6 +11,7 @@ from omniforcing.model.student import build_core, core_config
 from omniforcing.model.transformer import DualStream
 from omniforcing.model.weights.checkpoint import open_checkpoint
 from omniforcing.model.weights.lora import merged, read_loras
+from omniforcing.model.weights.names import generation
 from omniforcing.model.weights.student import load_model
 from omniforcing.model.weights.tensor_file import WeightsError
 from omniforcing.model.weights.writing import write_diffusers
@@ -47,8 +48,8 @@ def load(stage: Stage) -> None:
     LoRAs of the config are merged on the way.
 
     Raises:
-        WeightsError: if the weights are unreadable, or are those of a causal student, or a LoRA
-            does not fit them.
+        WeightsError: if the weights are unreadable, of another release than the config says, or
+            those of a causal student, or a LoRA does not fit them.
     """
     checkpoint = open_checkpoint(Path(str(stage.config.teacher.path)))
     if checkpoint.sinks is not None:
@@ -56,6 +57,13 @@ def load(stage: Stage) -> None:
             "pipeline.causal-teacher",
             f"teacher.path: {checkpoint.source} has sink tokens, so it is a causal student; "
             "name a bidirectional model",
+        )
+    release, wanted = generation(checkpoint.entries), stage.config.teacher.release
+    if release != wanted:
+        raise WeightsError(
+            "pipeline.other-release",
+            f"teacher.path: {checkpoint.source} is of LTX-{release}, and teacher.release says "
+            f"{wanted}; take the preset of LTX-{release}, or the weights of LTX-{wanted}",
         )
     checkpoint = merged(checkpoint, read_loras(stage.config.teacher.loras))
     with stage.publish() as folder:
