@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 
 import torch
-from diffusers import LTX2VideoTransformer3DModel
 
 from benchmarks.gpu.fitting import layers_that_fit
 from benchmarks.gpu.rows import Figures
@@ -13,8 +12,8 @@ from benchmarks.gpu.settings import PartSettings
 from benchmarks.student.bench import StudentBench
 from benchmarks.student.cases import Case, random_student
 from omniforcing.core.layout import LAYOUTS
-from omniforcing.model.attention import SITES
 from omniforcing.model.options import InferenceOptions
+from omniforcing.pipeline.planner.stream import student_numbers
 
 USABLE = 0.94  # of a card's memory
 ACTIVATIONS = 3e9  # bytes at the widest moment of a block at 512x768, an estimate
@@ -55,31 +54,13 @@ def memory_needed(case: Case, release: bool) -> float:
         case: what is streamed.
         release: whether the projections that fast layers join are kept in joined form alone.
     """
-    with torch.device("meta"):
-        core = LTX2VideoTransformer3DModel(**case.core)
-    weights = joined = 0
-    for name, parameter in core.named_parameters():
-        weights += parameter.numel()
-        # Attention to the text (attn2) keeps its projections apart.
-        projection = name.endswith(("to_q.weight", "to_k.weight", "to_v.weight"))
-        if projection and "attn2" not in name:
-            joined += parameter.numel()
-    if not release:
-        weights += joined
-    table, window = case.rollout.table, case.rollout.window
-    counts = table.total(table.ring(window) + 1)
-    spatial = case.rollout.grid[0] * case.rollout.grid[1]
-    tokens = {"video": counts.video * spatial, "audio": counts.audio}
-    video_width = core.config.num_attention_heads * core.config.attention_head_dim
-    audio_width = core.config.audio_cross_attention_dim
-    cached = 0
-    for site, (_, keys, _) in SITES.items():
-        # Both cross-modal attentions are as wide as the audio stream.
-        width = video_width if site == "video" else audio_width
-        cached += 3 * tokens[keys] * width  # un-rotated keys, keys and values
-    text = 2 * case.text_tokens * (video_width + audio_width)
-    numbers = weights + (cached + text) * case.layers
-    return float(case.dtype.itemsize * numbers) + ACTIVATIONS
+    rollout = case.rollout
+    numbers = student_numbers(
+        case.core, rollout.table, rollout.window, rollout.grid, case.text_tokens
+    )
+    if release:
+        numbers["joined"] = 0
+    return float(case.dtype.itemsize * sum(numbers.values())) + ACTIVATIONS
 
 
 def best_options(settings: PartSettings) -> InferenceOptions:

@@ -22,18 +22,21 @@ from omniforcing.core.latents import Batch
 from omniforcing.distill.sampling import rollout_config
 from omniforcing.model.cache import FunctionalCache
 from omniforcing.model.conditioning import KeyValue
-from omniforcing.model.rollout import gaussian, new_cache, refresh
+from omniforcing.model.rollout import Rollout, gaussian, new_cache, refresh
 from omniforcing.model.weights.architecture import expected_shapes
 from omniforcing.model.weights.names import to_diffusers
+from omniforcing.model.weights.parts.part import KINDS
 from omniforcing.pipeline.config import Config, load_config
 from omniforcing.pipeline.planner.cost import MASTER, Cluster, Setting, StageCost
 from omniforcing.pipeline.planner.networks import BUILDERS, Sizes
 from omniforcing.pipeline.planner.plan import advise, make_plans
+from omniforcing.pipeline.planner.stream import GEMMA, stream_plans, student_numbers
 from omniforcing.pipeline.stages.shared.training import training_options
 from omniforcing.training.loop import fit
 from omniforcing.training.stages import StageModule
 from tests.support.refusals import refused, refuses
 from tests.support.tiny_checkpoints import FACTS, released_tensors
+from tests.support.tiny_parts import released_module
 
 pytestmark = pytest.mark.extended
 
@@ -221,6 +224,43 @@ def test_sizes_of_a_preset_are_those_of_the_release(
     assert sizes.grid == (16, 24)
     # Captions of 2.0 are projected in the transformer, later ones in the connectors.
     assert tuple(sizes.caption) == ((3840, 3840) if release == "2.0" else (4096, 2048))
+
+
+@pytest.mark.parametrize(
+    ("preset", "release"), [("ltx2", "2.0"), ("ltx23", "2.3"), ("ltx25", "2.5")]
+)
+def test_a_stream_takes_every_part_of_the_release_and_half_in_bf16(
+    preset: str, release: str, tmp_path: Path
+) -> None:
+    config = load_config(root=ROOT, preset=preset)
+    plans = stream_plans(config, Sizes.from_config(config, tmp_path))
+    parts = {kind.name: released_module(kind, release)[1] for kind in KINDS}
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    whole, half, freed = plans.values()
+    connectors = counts.pop("connectors")
+    assert half.codec == whole.codec == 4 * sum(counts.values())
+    assert half.text == 2 * (GEMMA + connectors) and freed.text == 0
+    assert half.student == 2 * FACTS["counts"][release][1]
+    # Keys and values of 1024 tokens in 48 layers: from 2.3 on, of each sigma and of the refresh.
+    assert half.prompt == (1 if release == "2.0" else 5) * 2 * 2 * 48 * 1024 * (4096 + 2048)
+    assert half.total - half.codec == (whole.total - whole.codec) / 2
+    assert stream_plans(small(), Sizes.from_config(small(), tmp_path)) == {}
+
+
+def test_the_cache_of_a_planned_stream_is_what_a_rollout_holds() -> None:
+    config = small()
+    sizes = dataclasses.replace(Sizes.from_config(config, ROOT), device="cpu")
+    settings = rollout_config(config.student, config.clips.latent_counts, sizes.grid)
+    student = sizes.network(config.student.sinks)
+    rollout = Rollout(student, sizes.text(1), settings, torch.Generator().manual_seed(0))
+    for _ in range(3):
+        next(rollout)
+    held = sum(t.numel() for name, t in rollout.state().items() if t.ndim > 1)
+    numbers = student_numbers(
+        sizes.core, settings.table, settings.window, settings.grid, sizes.length
+    )
+    # The sinks' own keys and values are left out: 16 tokens beside a picture's thousands.
+    assert 0 <= held - numbers["cache"] < 0.1 * held
 
 
 @pytest.fixture(scope="module")

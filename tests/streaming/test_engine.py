@@ -17,12 +17,13 @@ from omniforcing.core.latents import concatenate
 from omniforcing.core.layout import LAYOUTS, samples_of
 from omniforcing.core.random import step_generator
 from omniforcing.model.rollout import Rollout
-from omniforcing.streaming.artifact import Artifact
+from omniforcing.streaming.artifact import Artifact, write_artifact
 from omniforcing.streaming.command import write_stream
 from omniforcing.streaming.engine import Engine
 from omniforcing.streaming.request import Request
 from tests.support.refusals import refuses
-from tests.support.streams import PROMPT, media_of
+from tests.support.streams import PROMPT, media_of, same_media
+from tests.support.tiny_artifact import METRICS, make_settings
 
 
 @pytest.mark.parametrize("seconds", [1, 2, 0.04, 0.5, 1.3])
@@ -248,3 +249,29 @@ def test_settings_of_another_sample_rate_are_refused(own_artifact: Path) -> None
     write_json(path, {**read_json(path), "sample_rate": 24000})
     with refuses("streaming.mixed-artifact", "sample rate of streaming.json: 24000", "16000"):
         Engine(Artifact.open(own_artifact, verify=False))
+
+
+def test_a_student_stored_in_bf16_streams_in_it(
+    parts: tuple[Path, Path], engine: Engine, tmp_path: Path
+) -> None:
+    artifact = write_artifact(tmp_path, *parts, make_settings(), METRICS, precision="bf16")
+    halved = Engine(artifact)
+    for part in (halved.student.core, halved.text_encoder):
+        assert isinstance(part, torch.nn.Module)
+        assert {p.dtype for p in part.parameters()} == {torch.bfloat16}
+    assert next(halved.codec.vocoder.parameters()).dtype == torch.float32
+    frames, samples = media_of(list(halved.stream(PROMPT, 2, seed=5)))
+    assert len(frames) == 1 + 2 * 24 and np.isfinite(samples).all()
+    # Features come in fp32, as close to the others as rounding leaves them.
+    text, whole = (e.text_encoder.encode([PROMPT]).video for e in (halved, engine))
+    assert text.dtype == torch.float32
+    assert 0 < (text - whole).abs().max() < 0.1 * whole.abs().max()
+    again = Engine(artifact, precision="fp32")
+    assert next(again.student.core.parameters()).dtype == torch.float32
+
+
+def test_a_freed_text_encoder_gives_the_same_stream(artifact: Artifact, engine: Engine) -> None:
+    freed = Engine(artifact, keep_text_encoder=False)
+    assert same_media(*(list(e.stream(PROMPT, 1, seed=5)) for e in (engine, freed)))
+    assert not isinstance(freed.text_encoder, torch.nn.Module)
+    assert freed.count_tokens(PROMPT) == engine.count_tokens(PROMPT)

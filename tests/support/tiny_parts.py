@@ -10,8 +10,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from omniforcing.model.weights.architecture import to_metadata
-from omniforcing.model.weights.parts.part import KINDS, on_meta
-from tests.support.tiny_checkpoints import FACTS, original_tensors, tiny_core
+from omniforcing.model.weights.parts.part import KINDS, Kind, on_meta
+from tests.support.tiny_checkpoints import (
+    FACTS,
+    original_tensors,
+    released_metadata,
+    tiny_core,
+)
 
 PARTS = json.loads((Path(__file__).parent / "data" / "ltx2_parts.json").read_text())
 
@@ -154,6 +159,26 @@ def _vocoder(release: str) -> dict[str, Any]:
         "vocoder": {**_AMP, **network, "upsample_initial_channel": 64},
         "bwe": {**extender, "apply_final_activation": False},
     }
+
+
+def released_module(kind: Kind, release: str) -> tuple[dict[str, Any], nn.Module]:
+    """Config and module of a part as released, the module without memory."""
+    told, shapes = PARTS[family(release)]["config"], {}
+    for name, width in (("aggregate", 3840), ("video_aggregate", 4096), ("audio_aggregate", 2048)):
+        for leaf, size in (("weight", (width, 188160)), ("bias", (width,))):
+            if (name == "aggregate") == (release == "2.0") and (leaf, release) != ("bias", "2.0"):
+                shapes[f"text_embedding_projection.{name}_embed.{leaf}"] = size
+    values = {**told, "transformer": released_metadata(release)}[kind.section]
+    config = kind.from_metadata(values, shapes, "here")
+    again = kind.to_metadata(config, "here") | _rest(kind, values)
+    assert kind.from_metadata(again, shapes, "") == config
+    return config, on_meta(kind, config, "here")
+
+
+def _rest(kind: Kind, values: dict[str, Any]) -> dict[str, Any]:
+    """What the connectors read of the transformer's own keys."""
+    keys = ("rope_type", "frequencies_precision")
+    return {key: values[key] for key in keys} if kind.name == "connectors" else {}
 
 
 def save_published(release: str, folder: Path) -> Path:

@@ -73,6 +73,17 @@ def engine_options(function: Function) -> Function:
                 metavar="FILE[:SCALE]",
                 help="Lay a LoRA over the student, of diffusers or ComfyUI; may be repeated.",
             ),
+            click.option(
+                "--precision",
+                type=click.Choice(["stored", "fp32", "bf16"]),
+                default="stored",
+                help="Of student and text encoder; stored: that of the artifact's student.",
+            ),
+            click.option(
+                "--free-text-encoder",
+                is_flag=True,
+                help="Load the text encoder for each prompt and free it: less memory, slower.",
+            ),
         )
     ):
         function = option(function)
@@ -146,12 +157,16 @@ def stream(
     speed_ups: tuple[str, ...],
     no_verify: bool,
     loras: tuple[str, ...],
+    precision: str,
+    free_text_encoder: bool,
     **options: Any,
 ) -> None:
     """Generate a clip with sound from a prompt, block by block."""
     from omniforcing.streaming.command import EngineOptions, StreamOptions, stream_clip
 
-    engine = EngineOptions(artifact, device, threads, speed_ups, not no_verify, loras)
+    engine = EngineOptions(
+        artifact, device, threads, speed_ups, not no_verify, loras, precision, free_text_encoder
+    )
     stream_clip(StreamOptions(engine, **options))
 
 
@@ -191,6 +206,8 @@ def serve(
     speed_ups: tuple[str, ...],
     no_verify: bool,
     loras: tuple[str, ...],
+    precision: str,
+    free_text_encoder: bool,
     host: str,
     port: int,
     origins: tuple[str, ...],
@@ -200,5 +217,7 @@ def serve(
     from omniforcing.serving.serve import serve_streams
     from omniforcing.streaming.command import EngineOptions
 
-    engine = EngineOptions(artifact, device, threads, speed_ups, not no_verify, loras)
+    engine = EngineOptions(
+        artifact, device, threads, speed_ups, not no_verify, loras, precision, free_text_encoder
+    )
     serve_streams(engine, Limits(**limits), host, port, origins, drain_seconds)

@@ -44,24 +44,24 @@ class TextEncoder(nn.Module):
         self.eval()
 
     @classmethod
-    def load(cls, folder: Path, device: str = "cpu") -> TextEncoder:
+    def load(
+        cls, folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> TextEncoder:
         """Read a folder that ``build_tiny`` wrote, or LTX-2's own, where Gemma is ``text_encoder``.
+
+        Args:
+            folder: folder with tokenizer, Gemma and connectors.
+            device: device to put them on.
+            dtype: precision of their weights in memory; features are float32 in any.
 
         Raises:
             OmniForcingError: if a part is missing or unreadable.
         """
-        encoder = folder / ("encoder" if (folder / "encoder").is_dir() else "text_encoder")
+        encoder = _encoder_folder(folder)
         prompts = PromptTokenizer.load(folder)
-        for part in (encoder, folder / "connectors"):
-            if not part.is_dir():
-                raise OmniForcingError(
-                    "file.missing",
-                    f"{part} is missing: a text encoder folder "
-                    "holds tokenizer, encoder and connectors",
-                )
         try:
-            encoder_model = _load_gemma(encoder)
-            connectors = _whole(LTX2TextConnectors.load(folder / "connectors"))
+            encoder_model = _load_gemma(encoder, dtype)
+            connectors = _whole(LTX2TextConnectors.load(folder / "connectors", dtype))
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise OmniForcingError(
                 "file.unreadable",
@@ -95,19 +95,62 @@ class TextEncoder(nn.Module):
         # LTX-2 reads the hidden states of all layers, ``[B, L, D, layers + 1]``, packed per token.
         packed = torch.stack(states, -1).flatten(2, 3)
         video, audio, _ = self.connectors(packed, mask, padding_side="left")
-        return TextFeatures(video, audio)
+        return TextFeatures(video, audio).map(Tensor.float)
 
 
-def _load_gemma(folder: Path) -> Any:
+class FreedTextEncoder:
+    """A text encoder whose networks are loaded for each prompt and freed after it.
+
+    Gemma 12B takes 24 GB in bf16, and a stream needs it when its prompt changes alone.
+
+    Args:
+        folder: as ``TextEncoder.load``.
+        device: as there.
+        dtype: as there.
+
+    Attributes:
+        prompts: the tokenizer, which stays.
+
+    Raises:
+        OmniForcingError: if a part is missing.
+    """
+
+    def __init__(
+        self, folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> None:
+        _encoder_folder(folder)
+        self.prompts = PromptTokenizer.load(folder)
+        self._folder, self._device, self._dtype = folder, device, dtype
+
+    def encode(self, prompts: list[str]) -> TextFeatures:
+        """Encode prompts as ``TextEncoder.encode`` does."""
+        for prompt in prompts:
+            self.prompts.tokens(prompt)  # refuses one that is too long before anything is loaded
+        return TextEncoder.load(self._folder, self._device, self._dtype).encode(prompts)
+
+
+def _encoder_folder(folder: Path) -> Path:
+    """Return Gemma's folder in a text encoder's folder, none of whose networks may be missing."""
+    encoder = folder / ("encoder" if (folder / "encoder").is_dir() else "text_encoder")
+    for part in (encoder, folder / "connectors"):
+        if not part.is_dir():
+            raise OmniForcingError(
+                "file.missing",
+                f"{part} is missing: a text encoder folder holds tokenizer, encoder and connectors",
+            )
+    return encoder
+
+
+def _load_gemma(folder: Path, dtype: torch.dtype) -> Any:
     """Read Gemma 3's text model; any other encoder by transformers, which takes longer to load."""
     if gemma.covers(folder):
-        return _whole(gemma.GemmaText.load(folder))
+        return _whole(gemma.GemmaText.load(folder, dtype))
     from transformers import AutoModel
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # one bar is enough: ours
     return AutoModel.from_pretrained(
-        folder, local_files_only=True, dtype=torch.float32, use_safetensors=True
+        folder, local_files_only=True, dtype=dtype, use_safetensors=True
     )
 
 

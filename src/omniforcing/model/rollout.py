@@ -187,7 +187,10 @@ class Rollout:
         self._text = self.model.cache_text(text)
         if self.options.conditions:
             sigmas: set[float | tuple[float, ...]] = {*self.config.sigmas}
-            sigmas |= {self.config.context_noise, self._merged_sigmas}
+            sigmas.add(self.config.context_noise)
+            # From LTX-2.3 on each entry holds keys and values of the prompt: 1.2 GB of the 22B's.
+            if self.options.merged:
+                sigmas.add(self._merged_sigmas)
             self._text.prepare(sigmas, self.batch)
 
     @property

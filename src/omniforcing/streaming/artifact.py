@@ -237,8 +237,22 @@ def _copy(source: Path, parts: tuple[str, ...], target: Path) -> None:
             )
 
 
+def _round(student: Path, target: Path) -> None:
+    """Write a student with weights in bf16."""
+    import torch
+
+    from omniforcing.model.weights.student import load_model, save_model
+
+    save_model(load_model(student, dtype=torch.bfloat16), target)
+
+
 def write_artifact(
-    folder: Path, student: Path, codec: Path, settings: StreamSettings, metrics: Mapping[str, Any]
+    folder: Path,
+    student: Path,
+    codec: Path,
+    settings: StreamSettings,
+    metrics: Mapping[str, Any],
+    precision: str = "fp32",
 ) -> Artifact:
     """Write an artifact; the same inputs give the same bytes.
 
@@ -248,11 +262,15 @@ def write_artifact(
         codec: folder of stage codec, with the text encoder in ``text/``.
         settings: settings of the stream.
         metrics: content of the evaluation's ``metrics.json``, for the model card.
+        precision: ``fp32`` to copy the student as it is, ``bf16`` to round its weights.
 
     Raises:
         ArtifactError: if a part is missing.
     """
-    _copy(student, STUDENT_PARTS, folder)
+    if precision == "bf16":
+        _round(student, folder)
+    else:
+        _copy(student, STUDENT_PARTS, folder)
     _copy(codec, CODEC_PARTS, folder / "codec")
     _copy(codec, ("text",), folder)
     write_json(folder / SETTINGS_FILE, {"schema": SCHEMA, **dataclasses.asdict(settings)})

@@ -38,6 +38,8 @@ class EngineOptions:
         speed_ups: names, as ``with_speed_ups`` knows them.
         verify: whether the artifact's checksums are checked.
         loras: adapters over the student, each as ``FILE`` or ``FILE:SCALE``.
+        precision: of student and text encoder, as ``Engine`` knows it.
+        free_text_encoder: whether the text encoder is loaded for each prompt and freed after it.
     """
 
     artifact: Path
@@ -46,6 +48,8 @@ class EngineOptions:
     speed_ups: tuple[str, ...] = ()
     verify: bool = True
     loras: tuple[str, ...] = ()
+    precision: str = "stored"
+    free_text_encoder: bool = False
 
 
 @dataclass(frozen=True)
@@ -209,7 +213,14 @@ def open_engine(options: EngineOptions) -> Engine:
     from omniforcing.streaming.engine import Engine
 
     speed_ups = with_speed_ups(options.speed_ups)
-    return Engine(artifact, options.device, speed_ups, options.loras)
+    return Engine(
+        artifact,
+        options.device,
+        speed_ups,
+        options.loras,
+        options.precision,
+        keep_text_encoder=not options.free_text_encoder,
+    )
 
 
 def _prepare(device: str, threads: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from omniforcing.core.config import Section, ranged
+from omniforcing.core.config import Section, chosen, ranged
 
 
 @dataclass
@@ -15,5 +15,7 @@ class ExportConfig(Section):
     """Prompt of the first stream."""
     seconds: float = ranged(8.0, above=0, at_most=86400)
     """Length of the first stream."""
+    precision: str = chosen("fp32", ("fp32", "bf16"))
+    """Precision of the artifact's student, in which it streams; bf16 takes half the memory."""
     registered_model: str | None = None
     """Register the model in MLflow under this name too; null: only log it."""

@@ -12,7 +12,7 @@ import torch
 
 from omniforcing.codec.codec import Codec
 from omniforcing.codec.streaming import StreamingDecoder
-from omniforcing.codec.text import TextEncoder
+from omniforcing.codec.text import FreedTextEncoder, TextEncoder
 from omniforcing.codec.tokens import TokenCount
 from omniforcing.core.files import folder_digest, sha256_file
 from omniforcing.core.latents import TextFeatures
@@ -37,6 +37,9 @@ from omniforcing.streaming.state import StreamState
 
 __all__ = ["Chunk", "Engine"]
 
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+STORED = "stored"
+
 
 class Engine:
     """A loaded artifact; opens any number of independent streams.
@@ -48,6 +51,10 @@ class Engine:
             that it was saved with.
         loras: adapters to lay over the student, each as ``FILE`` or ``FILE:SCALE``; a stream may
             change their scales (``Stream.set_scales``).
+        precision: precision of student and text encoder, one of ``PRECISIONS``, or the one that
+            the student is stored in. The codec computes in fp32 in any: its vocoder would be
+            coarse in bf16.
+        keep_text_encoder: whether the text encoder's networks stay in memory between prompts.
 
     Attributes:
         student: causal student, with the speed-ups of its layers.
@@ -65,6 +72,8 @@ class Engine:
         device: str = "cpu",
         options: InferenceOptions = DEFAULT,
         loras: Sequence[str] = (),
+        precision: str = STORED,
+        keep_text_encoder: bool = True,
     ) -> None:
         options.check(torch.device(device))
         self.artifact = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
@@ -74,10 +83,12 @@ class Engine:
         stabiliser = Stabiliser(self.settings.stabiliser)
         # Before the student is loaded onto a device.
         self.overlay = self._overlay(loras) if loras else None
-        student = load_model(folder, self.settings.sinks, device, stabiliser=stabiliser)
+        dtype = PRECISIONS.get(precision) or _stored_precision(folder)
+        student = load_model(folder, self.settings.sinks, device, dtype, stabiliser)
         self.student = accelerate(student, options, release=True, overlay=self.overlay)
         self.codec = Codec.load(folder / "codec", device=device)
-        self.text_encoder = TextEncoder.load(folder / "text", device=device)
+        load_text = TextEncoder.load if keep_text_encoder else FreedTextEncoder
+        self.text_encoder = load_text(folder / "text", device, dtype)
         self._refuse_misfit()
         synchronise(
             device
@@ -241,3 +252,9 @@ class Engine:
     def _starter(self, seed: int) -> Callable[[TextFeatures], Rollout]:
         generator = step_generator(seed, 0, "stream", self.device)
         return lambda text: Rollout(self.student, text, self._rollout, generator, self.options)
+
+
+def _stored_precision(folder: Path) -> torch.dtype:
+    """Return bf16 for a student that is stored in it, fp32 for any other."""
+    stored = {entry.dtype for entry in open_checkpoint(folder).entries.values()}
+    return torch.bfloat16 if stored == {"BF16"} else torch.float32

@@ -20,10 +20,10 @@ from omniforcing.codec.config import TextConfig
 from omniforcing.codec.networks import load_parts
 from omniforcing.codec.text import TextEncoder, build_tiny
 from omniforcing.model.weights.parts.bundle import open_bundle
-from omniforcing.model.weights.parts.part import KINDS, on_meta
+from omniforcing.model.weights.parts.part import KINDS
 from tests.support.refusals import refused, refuses
-from tests.support.tiny_checkpoints import RELEASES, released_metadata
-from tests.support.tiny_parts import PARTS, save_gemma, save_published
+from tests.support.tiny_checkpoints import RELEASES
+from tests.support.tiny_parts import PARTS, released_module, save_gemma, save_published
 
 pytestmark = pytest.mark.extended
 
@@ -55,28 +55,13 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("release", ["2.0", "2.3"])
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_names_and_shapes_are_those_of_the_released_files(release: str, kind: Any) -> None:
-    told, shapes = PARTS[release], {}
-    values = {**told["config"], "transformer": released_metadata(release)}[kind.section]
-    for name, width in (("aggregate", 3840), ("video_aggregate", 4096), ("audio_aggregate", 2048)):
-        for leaf, size in (("weight", (width, 188160)), ("bias", (width,))):
-            if (name == "aggregate") == (release == "2.0") and (leaf, release) != ("bias", "2.0"):
-                shapes[f"text_embedding_projection.{name}_embed.{leaf}"] = size
-    config = kind.from_metadata(values, shapes, "here")
-    module = on_meta(kind, config, "here")
+    config, module = released_module(kind, release)
     lines = sorted(
         f"{kind.prefix}{kind.to_original(name, config)} {list(tensor.shape)}"
         for name, tensor in module.state_dict().items()
     )
     digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
-    assert [len(lines), digest] == told["tensors"][kind.name]
-    again = kind.from_metadata(kind.to_metadata(config, "here") | _rest(kind, values), shapes, "")
-    assert again == config
-
-
-def _rest(kind: Any, values: dict[str, Any]) -> dict[str, Any]:
-    """What the connectors read of the transformer's own keys."""
-    keys = ("rope_type", "frequencies_precision")
-    return {key: values[key] for key in keys} if kind.name == "connectors" else {}
+    assert [len(lines), digest] == PARTS[release]["tensors"][kind.name]
 
 
 @pytest.mark.parametrize("release", RELEASES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -20,7 +21,9 @@ from omniforcing.pipeline.planner.cost import (
     StageCost,
 )
 from omniforcing.pipeline.planner.networks import BUILDERS, Sizes, trained_stages
+from omniforcing.pipeline.planner.stream import StreamMemory, as_table, stream_plans
 
+Planned = list[tuple[StageCost, list["StagePlan"]]]
 # Most GPUs for which a plan is looked for.
 MOST_GPUS = 4096
 
@@ -123,7 +126,7 @@ def report(
     only: str | None = None,
     as_json: bool = False,
 ) -> str:
-    """Plan the training of a configuration on a cluster, as tables or JSON.
+    """Plan the training of a configuration on a cluster, and its stream, as tables or JSON.
 
     Args:
         config: configuration of the training.
@@ -148,11 +151,12 @@ def report(
     for name in tqdm(names, "tracing", unit="stage", leave=False):
         stage = StageCost(name, config, sizes)
         planned.append((stage, make_plans(stage, cluster, batch)))
-    return (_as_json if as_json else _as_text)(config, cluster, planned)
+    streams = stream_plans(config, sizes)
+    return (_as_json if as_json else _as_text)(config, cluster, planned, streams)
 
 
 def _as_json(
-    config: Config, cluster: Cluster, planned: list[tuple[StageCost, list[StagePlan]]]
+    config: Config, cluster: Cluster, planned: Planned, streams: Mapping[str, StreamMemory]
 ) -> str:
     stages = [
         {
@@ -167,12 +171,13 @@ def _as_json(
         "cluster": asdict(cluster),
         "usable": USABLE * cluster.memory,
         "stages": dict(zip(names, stages, strict=True)),
+        "stream": {name: {**asdict(plan), "total": plan.total} for name, plan in streams.items()},
     }
     return json.dumps(answer, indent=2)
 
 
 def _as_text(
-    config: Config, cluster: Cluster, planned: list[tuple[StageCost, list[StagePlan]]]
+    config: Config, cluster: Cluster, planned: Planned, streams: Mapping[str, StreamMemory]
 ) -> str:
     stage = planned[0][0]
     counts, spatial = config.clips.latent_counts, stage.sizes.grid[0] * stage.sizes.grid[1]
@@ -190,4 +195,6 @@ def _as_text(
     columns = f"{'stage':<18}{'shard':<6}{'layers':<10}{'batch':<9}"
     lines.append(f"{columns}{heads}{'all':>8}  {'':<5}{'seconds':>8}")
     lines += [str(plan) for _, plans in planned for plan in plans]
-    return "\n".join([*lines, "", *(advise(stage, cluster, plans) for stage, plans in planned)])
+    lines += ["", *(advise(stage, cluster, plans) for stage, plans in planned)]
+    stream = as_table(streams)
+    return "\n".join([*lines, "", stream] if stream else lines)

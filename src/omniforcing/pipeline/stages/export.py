@@ -128,7 +128,8 @@ def run(stage: Stage) -> None:
     )
     metrics = read_json(stage.input("evaluate") / "metrics.json")
     with stage.publish() as folder:
-        artifact = write_artifact(folder, stage.input("self_forcing"), codec, settings, metrics)
+        student, precision = stage.input("self_forcing"), config.export.precision
+        artifact = write_artifact(folder, student, codec, settings, metrics, precision)
         sample = stream_sample(
             artifact,
             config.export.prompt,
