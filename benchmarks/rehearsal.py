@@ -1,0 +1,248 @@
+"""Rehearse a release of LTX-2 from its published files to a stream, with tiny random weights.
+
+`python -m benchmarks.rehearsal` writes weights as each release is published, imports them, and runs
+every stage of its preset on ten short clips: two updates in each of the three stages, evaluation,
+artifact, stream. It prints the seconds (on the clock and on CPUs) and the largest resident memory
+of each step. Nothing is learnt; whether the parts of a release fit together is what it shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from omniforcing.core.config import project_root
+from omniforcing.core.console import run_command
+from omniforcing.core.environment import DATA_ROOT_VARIABLE
+from omniforcing.core.files import read_json, write_json
+from omniforcing.core.layout import SAMPLE_RATE, clip_frames, clip_samples
+from omniforcing.core.pair import Pair
+from omniforcing.media.files import write_mp4
+from omniforcing.model.weights.command import import_whole
+from omniforcing.pipeline.config import Config, load_config
+from omniforcing.pipeline.declaration import read_declaration, stage_names
+from omniforcing.pipeline.stage import Stage, run_body
+from omniforcing.pipeline.stages.export import stream_sample
+from omniforcing.pipeline.tracking import Run
+from omniforcing.streaming.artifact import StreamSettings, write_artifact
+from tests.support.tiny_parts import save_gemma, save_published
+
+PRESETS = {"2.0": "ltx2", "2.3": "ltx23", "2.5": "ltx25"}
+PROMPT = "a ball bounces on the floor"
+# A fifth of a folder is held out, whole files, and an evaluation needs two clips.
+VIDEOS, CUTS, HELDOUT, SECONDS, STREAM_SECONDS = 5, 2, 2, 2, 3.0
+STATUS = Path("/proc/self/status")
+RESET_PEAK = Path("/proc/self/clear_refs")  # 5 resets VmHWM (proc(5))
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a step took.
+
+    Attributes:
+        step: its name.
+        seconds: on the clock.
+        cpu: seconds on CPUs.
+        megabytes: largest resident memory of this process meanwhile.
+    """
+
+    step: str
+    seconds: float
+    cpu: float
+    megabytes: float
+
+
+class Unlogged:
+    """An MLflow run that keeps nothing."""
+
+    id = "none"
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_, **__: None
+
+
+def rehearse(release: str, folder: Path) -> Iterator[Row]:
+    """Run all steps of a release below an empty folder, one after the other.
+
+    Args:
+        release: 2.0, 2.3 or 2.5.
+        folder: an empty folder.
+
+    Yields:
+        What each step took.
+    """
+    with timed("publish") as row:
+        source = save_published(release, folder / "published")
+        gemma = save_gemma(release, folder / "gemma")
+        make_clips(folder / "clips")
+    yield row[0]
+    weights = folder / "weights"
+    with timed("import") as row:
+        import_whole(source, weights, [], gemma, copy=False, rope=None)
+    yield row[0]
+    root = project_root()
+    config = load_config(overrides(folder), root, PRESETS[release])
+    os.environ[DATA_ROOT_VARIABLE] = str(folder)
+    try:
+        for name in stage_names(root):
+            with timed(name) as row:
+                stage = open_stage(name, config, root, folder)
+                if name == "export":
+                    export(stage)
+                else:
+                    run_body(stage)
+            yield row[0]
+    finally:
+        del os.environ[DATA_ROOT_VARIABLE]
+
+
+def overrides(folder: Path) -> list[str]:
+    """Overrides that make a preset of LTX-2 small in everything but the path that it takes."""
+    once = {"steps": 2, "batch": 1}
+    changed: dict[str, Any] = {
+        "clips": {
+            "folder": str(folder / "clips"),
+            "seconds": SECONDS,
+            "height": 64,
+            "width": 64,
+            "heldout": HELDOUT,
+        },
+        "codec": {"path": str(folder / "weights"), "report_clips": 1},
+        "teacher": {"path": str(folder / "weights" / "transformer"), "sampler": {"steps": 2}},
+        "student": {"sigmas": [1.0, 0.725], "sinks": 4, "window": 1},
+        "bidirectional_dmd": {"optim": once, "critic_steps": 1},
+        "trajectories": {"count": 2, "steps": 2, "batch": 2},
+        "causal_ode": {"optim": once},
+        "self_forcing": {"optim": once, "critic_steps": 1, "steered": 0.5},
+        "evaluate": {"clips": HELDOUT, "seeds": 1, "batch": 2, "page_clips": 1, "train_clips": 2},
+        "export": {"prompt": PROMPT, "seconds": STREAM_SECONDS},
+        "trainer": {"accelerator": "cpu", "checkpoint_every": 2, "log_every": 1, "threads": 1},
+    }
+    return [
+        f"{section}.{key}={json.dumps(value)}"
+        for section, values in changed.items()
+        for key, value in values.items()
+    ]
+
+
+def make_clips(folder: Path) -> None:
+    """Write videos of a drifting pattern with a tone, each with its caption."""
+    folder.mkdir()
+    for index in range(VIDEOS):
+        random = np.random.default_rng(index)
+        picture = np.kron(random.integers(0, 256, (8, 8, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+        count = clip_frames(CUTS * SECONDS)
+        frames = np.stack([np.roll(picture, frame, axis=1) for frame in range(count)])
+        times = np.arange(clip_samples(CUTS * SECONDS)) / SAMPLE_RATE
+        tone = 0.3 * np.sin(2 * np.pi * (200 + 100 * index) * times)
+        path = folder / f"{index}.mp4"
+        write_mp4(path, Pair(frames, np.stack([tone, tone]).astype(np.float32)))
+        path.with_suffix(".txt").write_text(PROMPT if index % 2 else "a ball bounces")
+
+
+def open_stage(name: str, config: Config, root: Path, folder: Path) -> Stage:
+    """Open a stage without MLflow."""
+    work = folder / ".work" / name
+    work.mkdir(parents=True)
+    declared = read_declaration(name, root, config.preset)
+    return Stage(name, config, root, declared, work, cast(Run, Unlogged()))
+
+
+def export(stage: Stage) -> None:
+    """Do stage export without the model that it logs to MLflow."""
+    config, codec = stage.config, stage.input("codec")
+    counts, described = config.clips.latent_counts, read_json(codec / "codec.json")
+    settings = StreamSettings.from_config(config.preset, config.student, counts, described)
+    metrics = read_json(stage.input("evaluate") / "metrics.json")
+    student = stage.input("self_forcing")
+    with stage.publish() as folder:
+        artifact = write_artifact(
+            folder, student, codec, settings, metrics, config.export.precision
+        )
+        figures = stream_sample(artifact, PROMPT, STREAM_SECONDS, config.seed, "cpu")
+    stage.write_metrics(figures)
+
+
+@contextmanager
+def timed(step: str) -> Iterator[list[Row]]:
+    """Measure the body as one step; the row is there when it has ended."""
+    rows: list[Row] = []
+    if RESET_PEAK.exists():
+        RESET_PEAK.write_text("5")
+    began, cpu = time.monotonic(), cpu_seconds()
+    yield rows
+    rows.append(Row(step, time.monotonic() - began, cpu_seconds() - cpu, peak_megabytes()))
+
+
+def cpu_seconds() -> float:
+    """Seconds of this process and its ended children on CPUs."""
+    return sum(os.times()[:4])
+
+
+def peak_megabytes() -> float:
+    """Largest resident memory since the last reset; since the start where it cannot be reset."""
+    if STATUS.exists():
+        found = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text())
+        if found:
+            return int(found[1]) / 1e3
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def table(rows: dict[str, list[Row]]) -> str:
+    """Write the rows of all releases as a table of Markdown."""
+    heads = [f"{name}: s | CPU s | MB" for name in rows]
+    lines = [f"| step | {' | '.join(heads)} |", "|---" * (1 + 3 * len(rows)) + "|"]
+    for steps in zip(*rows.values(), strict=True):
+        cells = [f"{r.seconds:.1f} | {r.cpu:.1f} | {r.megabytes:.0f}" for r in steps]
+        lines.append(f"| {steps[0].step} | {' | '.join(cells)} |")
+    sums = [
+        f"{sum(r.seconds for r in own):.0f} | {sum(r.cpu for r in own):.0f} "
+        f"| {max(r.megabytes for r in own):.0f}"
+        for own in rows.values()
+    ]
+    return "\n".join([*lines, f"| all | {' | '.join(sums)} |"])
+
+
+def main() -> None:
+    """Parse the arguments, rehearse and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--releases", nargs="+", choices=PRESETS, default=list(PRESETS))
+    parser.add_argument("--json", type=Path, help="write the rows to this file too")
+    arguments = parser.parse_args()
+
+    def run() -> None:
+        torch.set_num_threads(1)
+        rows: dict[str, list[Row]] = {}
+        for release in arguments.releases:
+            place = Path(tempfile.mkdtemp(prefix="omniforcing-rehearsal-"))
+            try:
+                rows[release] = []
+                for row in rehearse(release, place):
+                    print(f"{release} {row.step}: {row.seconds:.1f} s", file=sys.stderr, flush=True)
+                    rows[release].append(row)
+            finally:
+                shutil.rmtree(place)
+        print(table(rows))
+        if arguments.json:
+            write_json(arguments.json, {k: [vars(r) for r in v] for k, v in rows.items()})
+
+    sys.exit(run_command(run))
+
+
+if __name__ == "__main__":
+    main()
