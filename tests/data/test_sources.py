@@ -203,6 +203,17 @@ def test_held_out_videos_are_whole_files_and_always_the_same(
     assert 1 <= sum(e.split == "heldout" for e in many.values()) <= 2
 
 
+@pytest.mark.parametrize(("count", "held"), [(2, 1), (3, 2), (4, 2)])
+def test_a_small_folder_holds_out_two_clips_and_leaves_some_to_train_on(
+    count: int, held: int, tmp_path: Path, make_video: MakeVideo
+) -> None:
+    for index in range(count):
+        make_video(f"videos/{index}.mp4", seconds=1.2)
+        (tmp_path / "videos" / f"{index}.txt").write_text("x")
+    found = clips(tmp_path, config(tmp_path / "videos", heldout=64))[0]
+    assert sum(entry.split == "heldout" for entry in found.values()) == held
+
+
 def test_a_single_video_leaves_nothing_to_hold_out(tmp_path: Path, make_video: MakeVideo) -> None:
     make_video("videos/a.mp4")
     (tmp_path / "videos" / "a.txt").write_text("x")

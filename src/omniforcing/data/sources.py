@@ -52,6 +52,7 @@ OTHER_SUFFIXES = frozenset({
 SYNTHETIC_CRF = 4
 # Largest share of a folder that is held out: a small one cannot spare clips.heldout clips.
 MOST_HELDOUT = 0.25
+LEAST_HELDOUT = 2  # clips, where there are files enough: an evaluation compares two
 BYTES_PER_SECOND = 20e6  # of media, at most: for the time that probing a file may take
 MOST_NEAR_NAMES = 20  # captions without a video for which a near name is looked for
 
@@ -321,10 +322,13 @@ def _unknown_suffixes(files: list[str], names: list[str]) -> Iterator[Reject]:
 def _hold_out(entries: list[Entry], heldout: int) -> list[Entry]:
     """Mark whole files as held out: at least one, with up to ``heldout`` clips together.
 
+    Of a small folder it is a share, and at least ``LEAST_HELDOUT`` clips; one file is left.
+
     Files are taken in the order of their names' hashes, so that few of them change sides when
     others are added.
     """
-    wanted = min(heldout, max(1, int(MOST_HELDOUT * sum(entry.cuts for entry in entries))))
+    share = int(MOST_HELDOUT * sum(entry.cuts for entry in entries))
+    wanted = min(heldout, max(LEAST_HELDOUT, share))
     if heldout and len(entries) == 1:
         raise OmniForcingError(
             "data.too-few-clips",
@@ -336,7 +340,8 @@ def _hold_out(entries: list[Entry], heldout: int) -> list[Entry]:
         entries,
         key=lambda entry: hashlib.sha256(same_name(entry.provenance["name"]).encode()).hexdigest(),
     ):
-        if wanted and (not chosen or count + entry.cuts <= wanted):
+        last = len(chosen) + 1 == len(entries)
+        if wanted and not last and (not chosen or count + entry.cuts <= wanted):
             chosen.add(entry.path)
             count += entry.cuts
     return [replace(entry, split=HELDOUT if entry.path in chosen else TRAIN) for entry in entries]

@@ -126,7 +126,7 @@ class EvaluationInputs:
         """
         captions, read = self.heldout.captions, self.heldout.read
         if len(captions) < 2:
-            found = f"found {len(captions)}; raise clips.heldout"
+            found = f"found {len(captions)}; raise clips.heldout, or add videos"
             raise OmniForcingError(
                 "data.too-few-clips", f"an evaluation compares at least 2 held-out clips, {found}"
             )

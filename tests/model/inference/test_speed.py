@@ -12,6 +12,7 @@ from torch import nn
 
 from omniforcing.core.latents import Latents
 from omniforcing.core.layout import LAYOUTS
+from omniforcing.model.conditioning import prompt_follows_sigma
 from omniforcing.model.inference.fast import accelerate
 from omniforcing.model.inference.gpu import CudaGraphRunner, Fp8Linear, Recorder
 from omniforcing.model.inference.positions import rotate_pairs
@@ -65,6 +66,22 @@ def test_a_refresh_merged_with_the_next_blocks_first_step_leaves_the_blocks_equa
                 rollout.switch(features(seed=1, model=model))
         apart, merged = (next(rollout) for rollout in rollouts)
         assert difference(apart, merged) < 10 * TOLERANCE
+
+
+def test_keys_of_a_prompt_are_held_for_the_sigmas_of_the_forwards_alone(
+    generation: dict[str, Any],
+) -> None:
+    """Where the text follows sigma, each sigma's are as large as the prompt's in LTX-2.0."""
+    model = tiny_model(3, **generation)
+    made: list[int] = []
+    projection = model.core.transformer_blocks[0].attn2.to_k
+    projection.register_forward_hook(lambda _module, _inputs, keys: made.append(keys.numel()))
+    text, width = features(1, model=model), projection.out_features
+    for options, sigmas in ((InferenceOptions(), 3), (InferenceOptions(merged=True), 5)):
+        made.clear()
+        Rollout(model, text, CONFIG, torch.Generator(), options)
+        once = text.video.shape[1] * width
+        assert sum(made) == (sigmas if prompt_follows_sigma(model.core) else 1) * once
 
 
 @pytest.mark.parametrize("name", GPU_ONLY)

@@ -113,7 +113,8 @@ def stream_memory(
     release, student = config.teacher.release, config.student
     rollout = rollout_config(student, config.clips.latent_counts, sizes.grid)
     # From LTX-2.3 on the prompt's keys and values are held for each step and for the refresh.
-    follows = sizes.core.get("cross_attn_mod", False)
+    modulated = sizes.core.get("cross_attn_mod", False)
+    follows = modulated and sizes.core.get("use_prompt_adaln_single", True)
     texts = len({*rollout.sigmas, rollout.context_noise}) if follows else 1
     numbers = student_numbers(
         sizes.core, rollout.table, rollout.window, rollout.grid, sizes.length, texts
