@@ -21,7 +21,7 @@ from tests.support.refusals import refuses
 ROOT = Path(__file__).parents[1]
 COMMANDS = {
     *("run", "stage", "job", "kuberay", "ablation", "plan", "stream", "serve"),
-    *("inspect", "measure", "weights", "config", "pipeline", "completion"),
+    *("inspect", "measure", "compare", "weights", "config", "pipeline", "completion"),
 }
 
 

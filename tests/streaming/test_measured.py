@@ -40,7 +40,7 @@ def test_the_same_seed_makes_the_same_clips(artifact: Artifact) -> None:
 
 
 def test_without_captions_it_says_where_to_get_them(tmp_path: Path) -> None:
-    with refuses("evaluation.no-captions", "--captions", "--against"):
+    with refuses("pipeline.no-captions", "--captions", "--against"):
         captions_for(None, tmp_path, None)
     (tmp_path / "captions.txt").write_bytes(b"\xff\xfe\x00")
     with refuses("file.unreadable", "captions.txt"):

@@ -122,7 +122,10 @@ def measure(
 
 @click.command(
     cls=Command,
-    examples=("omniforcing compare data/pocket/evaluation ../other/data/pocket/evaluation",),
+    examples=(
+        "omniforcing compare data/pocket/evaluation ../other/data/pocket/evaluation",
+        "omniforcing compare data/pocket/evaluation data/small/evaluation --out compared.html",
+    ),
 )
 @click.argument("first", type=_PATH, help="Output of stage evaluate.")
 @click.argument("second", type=_PATH, help="Another one.")

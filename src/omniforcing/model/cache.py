@@ -333,8 +333,7 @@ class RingView:
         self._parts = cache.parts.setdefault(memory, {})
 
     def tensors(self) -> list[Tensor]:
-        """Slices of buffers and RoPE rows that a forward touches; none before there are buffers."""
-        # Sorted: a restored cache has its buffers in another order.
+        """Slices of buffers and RoPE rows that a forward touches; buffers by key, restored or not."""
         parts = [self._part(key, self.cache.buffers[key]) for key in sorted(self.cache.buffers)]
         return [tensor for part in parts for tensor in part.tensors()]
 

@@ -13,6 +13,7 @@ from omniforcing.core.latents import Latents
 from omniforcing.core.layout import LAYOUTS, Counts
 from omniforcing.model.inference.fast import accelerate
 from omniforcing.model.inference.overlay import Overlay
+from omniforcing.model.inference.recording import effects_of
 from omniforcing.model.options import InferenceOptions
 from omniforcing.model.rollout import Rollout, RolloutConfig, new_cache
 from omniforcing.model.transformer import DualStream
@@ -83,12 +84,11 @@ class Count(TorchDispatchMode):
         self, function: Any, types: Any, arguments: Any = (), options: Any = None
     ) -> Any:
         result = function(*arguments, **(options or {}))
-        schema = function._schema
-        aliases = any(value.alias_info is not None for value in schema.returns)
+        mutates, views = effects_of(function)
         self.operations += 1
-        self.views += aliases and not schema.is_mutable
-        self.made += not aliases and not schema.is_mutable
-        if "copy_" in schema.name:
+        self.views += views
+        self.made += not views and not mutates
+        if function.overloadpacket is torch.ops.aten.copy_:
             self.copied += arguments[0].nbytes
         return result
 

@@ -137,12 +137,12 @@ class Recording(OperationWatch):
                 number = self._enter(tensor)
                 self.layouts[number] = Layout.of(tensor)
             results.append(number)
-        kind = _kind(function)
+        kind = effects_of(function)
         self.operations.append(Operation(function, symbols, named, read, results, *kind))
 
 
 @cache
-def _kind(function: Any) -> tuple[bool, bool]:
+def effects_of(function: Any) -> tuple[bool, bool]:
     """Whether an overload writes into an argument, and whether it returns views of one."""
     schema = function._schema
     aliases = any(r.alias_info is not None for r in schema.returns)

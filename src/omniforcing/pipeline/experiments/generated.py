@@ -44,7 +44,7 @@ def captions_for(file: Path | None, shards: Path | None, most: int | None) -> li
         captions = []
     if not captions:
         raise OmniForcingError(
-            "evaluation.no-captions",
+            "pipeline.no-captions",
             "an artifact makes clips for captions, and there are none; give --captions a file "
             "with one in each line, or --against an output of stage shards with held-out clips",
         )
