@@ -333,7 +333,7 @@ class RingView:
         self._parts = cache.parts.setdefault(memory, {})
 
     def tensors(self) -> list[Tensor]:
-        """Slices of buffers and RoPE rows that a forward touches; buffers by key, restored or not."""
+        """Slices of buffers and RoPE rows that a forward touches; the buffers are sorted."""
         parts = [self._part(key, self.cache.buffers[key]) for key in sorted(self.cache.buffers)]
         return [tensor for part in parts for tensor in part.tensors()]
 
