@@ -28,7 +28,7 @@ pytestmark = pytest.mark.extended
 ABOUT = {"device": "CPU", "commit": "abc", "small": True}
 
 
-def on_cpu(seconds: float = 60.0) -> PartSettings:
+def on_cpu(seconds: float = 300.0) -> PartSettings:
     return PartSettings("cpu", True, time.time() + seconds)
 
 
@@ -237,7 +237,7 @@ def command_of(pid: int) -> str:
 
 def check(*options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "benchmarks.gpu", *options]
-    return subprocess.run(command, cwd=project_root(), capture_output=True, text=True, timeout=900)
+    return subprocess.run(command, cwd=project_root(), capture_output=True, text=True)
 
 
 def test_without_a_card_each_part_is_a_row_and_the_exit_code_is_1() -> None:
@@ -270,7 +270,7 @@ def test_every_part_runs_at_tiny_size_on_a_cpu(tmp_path: Path) -> None:
         "cpu",
         "--small",
         "--minutes",
-        "12",
+        "28",  # parts get shares of it; on a quiet machine all take three
         "--json",
         str(tmp_path / "out.json"),
     )
