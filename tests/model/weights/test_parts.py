@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers import LTX2Pipeline
+from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoModel, AutoTokenizer
 
 from omniforcing.cli import main
 from omniforcing.codec.codec import Codec
@@ -108,14 +109,16 @@ def test_an_imported_folder_is_a_codec_and_a_text_encoder(release: str, tmp_path
     prompts = ["a ball bounces", ""]
     # As diffusers' pipeline makes them; it pads on the left whatever the tokenizer says.
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "ltx" / "tokenizer")
-    own = {"tokenizer": tokenizer, "text_encoder": text.encoder}
+    encoder = AutoModel.from_pretrained(tmp_path / "ltx" / "text_encoder", dtype=torch.float32)
+    connectors = LTX2TextConnectors.from_pretrained(tmp_path / "ltx" / "connectors")
+    own = {"tokenizer": tokenizer, "text_encoder": encoder}
     others = ("scheduler", "vae", "audio_vae", "connectors", "transformer", "vocoder")
     pipeline = LTX2Pipeline(**own, **dict.fromkeys(others))
     with torch.no_grad():
         states, mask, _, _ = pipeline.encode_prompt(
             prompts, do_classifier_free_guidance=False, max_sequence_length=16
         )
-        video, audio, _ = text.connectors(states, mask)
+        video, audio, _ = connectors(states, mask)
     found = text.encode(prompts)
     assert (found.video - video).abs().max() < 1e-5 and (found.audio - audio).abs().max() < 1e-5
 
