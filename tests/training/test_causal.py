@@ -81,9 +81,9 @@ def test_a_convolution_sees_a_picture_that_stands_still_as_before(teacher: Any) 
     kept = with_decoder(teacher, causal=True)
     keep_still(kept.decoder)
     before, after = teacher.decoder.conv_in, kept.decoder.conv_in
-    still = torch.randn(1, before.in_channels, 1, 4, 4).expand(-1, -1, 5, -1, -1)
+    still = torch.randn(1, before.conv.in_channels, 1, 4, 4).expand(-1, -1, 5, -1, -1)
     assert torch.allclose(after(still, causal=True), before(still, causal=False), atol=1e-5)
-    moving = torch.randn(1, before.in_channels, 5, 4, 4)
+    moving = torch.randn(1, before.conv.in_channels, 5, 4, 4)
     assert not torch.allclose(after(moving, causal=True), before(moving, causal=False), atol=1e-2)
 
 

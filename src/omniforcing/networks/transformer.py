@@ -140,10 +140,10 @@ class Rope(nn.Module):
             for end, step in zip((num_frames, height, width), sizes, strict=True)
         ]
         first = torch.stack(torch.meshgrid(*axes, indexing="ij"))
-        last = first + torch.tensor(sizes, dtype=first.dtype, device=device).view(3, 1, 1, 1)
+        last = first + torch.tensor(sizes, dtype=first.dtype, device=first.device).view(3, 1, 1, 1)
         latents = torch.stack([first, last], -1).flatten(1, 3).unsqueeze(0)
         latents = latents.repeat(batch_size, 1, 1, 1)
-        places = latents * torch.tensor(self.scale_factors, device=device).view(1, -1, 1, 1)
+        places = latents * torch.tensor(self.scale_factors, device=latents.device).view(1, -1, 1, 1)
         # The first latent holds one frame, so every later one begins that much earlier.
         frames = (places[:, 0] + self.causal_offset - self.scale_factors[0]).clamp(min=0)
         places[:, 0] = frames / fps
