@@ -15,23 +15,19 @@ from benchmarks.student.cases import Case, ltx2, ltx2_core, pocket
 from omniforcing.codec.codec import Codec
 from omniforcing.core.latents import TextFeatures
 from omniforcing.core.pair import Pair
+from omniforcing.model.student import RELEASE_CONFIGS
 from omniforcing.model.transformer import DualStream
 from omniforcing.pocket.foundation import KEPT
 
-_PROMPT_MODULATION = {
-    "gated_attn": True,
-    "audio_gated_attn": True,
-    "cross_attn_mod": True,
-    "audio_cross_attn_mod": True,
-    "use_prompt_embeddings": False,
-}
 # Arguments in which the releases' transformers differ. 2.5-fixed-text does not modulate the prompt
 # by sigma, so its keys and values can be cached.
 GENERATIONS: dict[str, dict[str, Any]] = {
-    "2.0": {},
-    "2.3": _PROMPT_MODULATION,
-    "2.5": {**_PROMPT_MODULATION, "ff_bias": False, "use_keyframes_abs_pos_embedding": True},
-    "2.5-fixed-text": {**_PROMPT_MODULATION, "ff_bias": False, "use_prompt_adaln_single": False},
+    **RELEASE_CONFIGS,
+    "2.5-fixed-text": {
+        **RELEASE_CONFIGS["2.3"],
+        "ff_bias": False,
+        "use_prompt_adaln_single": False,
+    },
 }
 
 

@@ -20,7 +20,7 @@ _GATED = {
     "audio_cross_attn_mod": True,
     "use_prompt_embeddings": False,
 }
-_CHANGES: dict[str, dict[str, Any]] = {
+RELEASE_CONFIGS: dict[str, dict[str, Any]] = {
     "2.0": {},
     "2.3": _GATED,
     "2.5": {**_GATED, "ff_bias": False, "use_keyframes_abs_pos_embedding": True},
@@ -56,7 +56,7 @@ def core_config(
         "num_layers": model.layers,
         "caption_channels": caption_channels,
         "rope_type": "split",
-        **_CHANGES[release],
+        **RELEASE_CONFIGS[release],
     }
 
 
