@@ -46,6 +46,11 @@ def environment(token: str) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         # Nodes start slowly on a busy machine.
         **{"RAY_DASHBOARD_STARTUP_TIMEOUT_S": "200", "RAY_worker_register_timeout_seconds": "200"},
+        # Serve ends a proxy that has not started in these seconds, and starts another.
+        **{
+            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "200",
+            "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "200",
+        },
         # Workers would yield to every other process, so a busy machine would starve them.
         "RAY_worker_niceness": "0",
         # Stops Ray's agents from overwriting the environment, which carries the mark.
