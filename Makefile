@@ -65,8 +65,9 @@ $(STAMP): constraints.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11, 3.12 or 3.13 found; install one or name it with PYTHON=" >&2; exit 2; }
 	@$(PYTHON) -c '$(SUPPORTED)' || { echo "error: $(PYTHON) is not Python 3.11, 3.12 or 3.13; name one with PYTHON=" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	@# Python compiles what is imported, when it is; pip would compile all 25 000 modules, in as much time as it installs them.
-	$(RUN) -m pip install --quiet --no-compile -c constraints.txt -e '.[pipeline,serve,dev]'
+	@# Python compiles and keeps what is imported, when it is; pip would compile all 25 000 modules, in as much time as it
+	@# installs them. Where Python is told to keep nothing, every process would compile all that it imports, so pip does it.
+	$(RUN) -m pip install --quiet $(if $(PYTHONDONTWRITEBYTECODE),,--no-compile) -c constraints.txt -e '.[pipeline,serve,dev]'
 	@# The torchaudio wheel carries an extension linked to CUDA, which cannot load beside a CPU-only torch. Without the file
 	@# torchaudio works, as its loader documents; what it would add (CUDA decoders, forced alignment) is not used here.
 	@$(RUN) -c 'import torch, pathlib, importlib.util as u; \
