@@ -42,9 +42,11 @@ pytestmark = pytest.mark.extended
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
-    "teacher.model={layers: 4, heads: 2, video_head_dim: 48, audio_head_dim: 32}",
+    "teacher.model={layers: 2, heads: 2, video_head_dim: 48, audio_head_dim: 32}",
     "clips.height=64",
     "clips.seconds=2",
+    "bidirectional_dmd.critic_steps=1",
+    "self_forcing.critic_steps=1",
 ]
 
 

@@ -211,6 +211,7 @@ def _measure(trial: Trial) -> Mapping[str, Any]:
     cls=Command,
     examples=(
         "omniforcing plan --preset ltx2 --gpus 32 --memory 80GB",
+        "omniforcing plan --preset ltx2 --machines",
         "omniforcing plan --preset ltx2 --stage self_forcing --json trainer.accumulate=2",
     ),
 )
@@ -233,6 +234,11 @@ def _measure(trial: Trial) -> Mapping[str, Any]:
 @click.option("--link", type=float, default=300, help="Bandwidth within a machine, GB/s per GPU.")
 @click.option("--network", type=float, default=40, help="Bandwidth between machines, GB/s per GPU.")
 @click.option("--stage", help="Plan this stage alone.")
+@click.option(
+    "--machines",
+    is_flag=True,
+    help="A table of 1, 8, 16 and 32 GPUs of 24, 48, 80 and 141 GB, instead of one cluster.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print json instead of tables.")
 def plan(
     overrides: tuple[str, ...],
@@ -245,21 +251,26 @@ def plan(
     link: float,
     network: float,
     stage: str | None,
+    machines: bool,
     as_json: bool,
 ) -> None:
     """Estimate the memory and time of a preset's training on GPUs, and the settings that fit."""
     from omniforcing.core.config import project_root
     from omniforcing.pipeline.config import load_config
     from omniforcing.pipeline.planner.cost import Cluster
+    from omniforcing.pipeline.planner.machines import report_machines
     from omniforcing.pipeline.planner.plan import report
 
     for name, value in (("gpus", gpus), ("node", node), ("batch", batch)):
         if value is not None and value < 1:
             raise OmniForcingError("option.out-of-range", f"--{name} is {value}; give 1 or more")
     root = project_root()
-    config = load_config(list(overrides), root, preset)
     speeds = (tflops * 1e12, link * 1e9, network * 1e9)
     cluster = Cluster(gpus, parse_memory(memory), node, *speeds)
+    if machines:
+        print(report_machines(overrides, preset, root, cluster, stage, as_json))
+        return
+    config = load_config(list(overrides), root, preset)
     print(report(config, root, cluster, batch, stage, as_json))
 
 

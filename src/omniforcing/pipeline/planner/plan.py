@@ -69,19 +69,24 @@ def make_plans(stage: StageCost, cluster: Cluster, batch: int | None = None) -> 
     """
     wanted = max(batch or getattr(stage.config, stage.name).optim.batch, cluster.gpus)
     plans = []
-    # On one node, sharding over the node and over all GPUs are the same.
-    shardings = {cluster.shards(sharding): sharding for sharding in reversed(SHARDINGS)}
-    for sharding, recompute in product(reversed(shardings.values()), (False, True)):
+    for sharding, recompute in product(shardings_of(cluster), (False, True)):
         each, best = -(-wanted // cluster.gpus), None
         for size in (2**power for power in range(each.bit_length())):
-            plan = _plan(stage, cluster, Setting(sharding, recompute, size, -(-each // size)))
+            plan = make_plan(stage, cluster, Setting(sharding, recompute, size, -(-each // size)))
             best = plan if best is None or plan.fits else best
         assert best is not None
         plans.append(best)
     return plans
 
 
-def _plan(stage: StageCost, cluster: Cluster, setting: Setting) -> StagePlan:
+def shardings_of(cluster: Cluster) -> list[str]:
+    """Ways to spread states that differ: on one machine ``node`` and ``all`` are the same."""
+    different = {cluster.shards(sharding): sharding for sharding in reversed(SHARDINGS)}
+    return list(reversed(different.values()))
+
+
+def make_plan(stage: StageCost, cluster: Cluster, setting: Setting) -> StagePlan:
+    """Plan a stage under one setting."""
     taken = stage.bytes(setting, cluster.shards(setting.sharding))
     fits = sum(taken.values()) <= USABLE * cluster.memory
     return StagePlan(stage.name, setting, taken, stage.seconds(setting, cluster), fits)
@@ -107,7 +112,7 @@ def advise(stage: StageCost, cluster: Cluster, plans: list[StagePlan]) -> str:
     while gpus < MOST_GPUS:
         gpus *= 2
         more = Cluster(**{**asdict(cluster), "gpus": gpus})
-        if _plan(stage, more, Setting("all", True)).fits:
+        if make_plan(stage, more, Setting("all", True)).fits:
             return (
                 f"{stage.name}: nothing fits {cluster.gpus} GPUs; "
                 f"sharded over {gpus} with recomputed layers it does"
@@ -116,6 +121,20 @@ def advise(stage: StageCost, cluster: Cluster, plans: list[StagePlan]) -> str:
         f"{stage.name}: nothing fits, on however many GPUs; "
         "the activations of one clip are too large for one"
     )
+
+
+def check_stage(name: str | None) -> None:
+    """Check the name of a stage to plan.
+
+    Raises:
+        OmniForcingError: if it is not a stage that trains a transformer.
+    """
+    if name is not None and name not in BUILDERS:
+        known = ", ".join(BUILDERS)
+        raise OmniForcingError(
+            "pipeline.unknown-stage",
+            f"stage {name!r} is not planned; known: {known}{did_you_mean(name, BUILDERS)}",
+        )
 
 
 def report(
@@ -139,12 +158,7 @@ def report(
     Raises:
         OmniForcingError: if ``only`` is not a stage that trains a transformer.
     """
-    if only is not None and only not in BUILDERS:
-        known = ", ".join(BUILDERS)
-        raise OmniForcingError(
-            "pipeline.unknown-stage",
-            f"stage {only!r} is not planned; known: {known}{did_you_mean(only, BUILDERS)}",
-        )
+    check_stage(only)
     sizes = Sizes.from_config(config, root)
     names = [only] if only else trained_stages(config)
     planned = []
