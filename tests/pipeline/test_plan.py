@@ -30,7 +30,9 @@ from omniforcing.pipeline.config import Config, load_config
 from omniforcing.pipeline.planner.cost import MASTER, Cluster, Setting, StageCost
 from omniforcing.pipeline.planner.networks import BUILDERS, Sizes
 from omniforcing.pipeline.planner.plan import advise, make_plans
+from omniforcing.pipeline.planner.results import Results
 from omniforcing.pipeline.planner.stream import GEMMA, stream_plans, student_numbers
+from omniforcing.pipeline.planner.trace import Trace
 from omniforcing.pipeline.stages.shared.training import training_options
 from omniforcing.training.loop import fit
 from omniforcing.training.stages import StageModule
@@ -139,6 +141,22 @@ def test_planned_memory_is_that_of_a_real_training_step(
     states = len(config.student.sigmas) + 1 if name == "causal_ode" else 0
     found = measured_bytes(module, real.batch(config, batch, states), config, tmp_path)
     assert sum(planned.values()) == pytest.approx(found, rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["causal_ode", "self_forcing"])
+def test_a_trace_is_the_same_whether_results_are_remembered_or_worked_out(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small("self_forcing.steered=0.5")
+
+    def trace() -> Trace:
+        return StageCost(name, config, Sizes.from_config(config, ROOT)).traced(True, 2, 1)
+
+    remembered = trace()
+    monkeypatch.setattr(
+        Results, "__call__", lambda _, function, args, kwargs: function(*args, **kwargs)
+    )
+    assert trace() == remembered
 
 
 def test_adapters_take_the_base_once() -> None:

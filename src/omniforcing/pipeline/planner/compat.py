@@ -47,3 +47,10 @@ def overloads(function: Any) -> Any:
 def takes_device(function: Any) -> bool:
     """Whether an operation takes the device of its result as an argument."""
     return any(argument.name == "device" for argument in function._schema.arguments)
+
+
+def gives_new_tensors(function: Any) -> bool:
+    """Whether an operation's schema names no argument that it writes into or gives a view of."""
+    schema = function._schema
+    results = [*schema.arguments, *schema.returns]
+    return not schema.is_mutable and all(each.alias_info is None for each in results)

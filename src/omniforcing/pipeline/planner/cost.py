@@ -20,6 +20,7 @@ from omniforcing.distill.dmd import DistributionMatching
 from omniforcing.model.attention import SITES
 from omniforcing.pipeline.config import Config
 from omniforcing.pipeline.planner.networks import BUILDERS, Sizes
+from omniforcing.pipeline.planner.results import Results
 from omniforcing.pipeline.planner.trace import Trace, deepened, trace_step
 from omniforcing.training.stages import TrainingOptions
 
@@ -115,6 +116,7 @@ class StageCost:
         self, name: str, config: Config, sizes: Sizes, depths: tuple[int, int] | None = DEPTHS
     ) -> None:
         self.name, self.config, self.sizes, self.depths = name, config, sizes, depths
+        self._results = Results()
         self.mixed = config.trainer.precision == "bf16-mixed"
         self.dtype = torch.bfloat16 if self.mixed else torch.float32
         self.layers = sizes.core["num_layers"]
@@ -157,7 +159,8 @@ class StageCost:
         # The traced code reads one number from a tensor, the exit step, and gets this answer. Every
         # exit step takes the same memory: earlier denoising steps keep no activations.
         answer = 1 if self.name == "causal_ode" else 0
-        return trace_step(module, sizes.batch(self.config, batch, states), exit_step=answer)
+        clips = sizes.batch(self.config, batch, states)
+        return trace_step(module, clips, exit_step=answer, results=self._results)
 
     def step(self, setting: Setting, share: float) -> tuple[list[tuple[float, float]], Trace]:
         """Trace a step at the real depth.

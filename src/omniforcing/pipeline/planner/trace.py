@@ -20,9 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from omniforcing.core.latents import Batch
 from omniforcing.model.transformer import DualStream
 from omniforcing.pipeline.planner import compat
+from omniforcing.pipeline.planner.results import META, Results, tensors
 from omniforcing.training.stages import StageModule
 
-META = torch.device("meta")
 Phase = dict[int, int]
 
 
@@ -96,11 +96,12 @@ class _Tracer(TorchDispatchMode):
 
     Args:
         answer: number that is returned where the code reads a number from a tensor.
+        results: what operations gave before.
     """
 
-    def __init__(self, answer: int) -> None:
+    def __init__(self, answer: int, results: Results) -> None:
         super().__init__()
-        self.trace, self.answer = Trace(), answer
+        self.trace, self.answer, self.results = Trace(), answer, results
         self.kinds: dict[int, str] = {}
         self.live = {"gradient": 0, "other": 0}
         self.placed: dict[Any, bool] = {}
@@ -115,17 +116,22 @@ class _Tracer(TorchDispatchMode):
             kwargs["device"] = META
         if kwargs.get("generator") is not None:
             kwargs["generator"] = None
-        for tensor in _tensors((args, kwargs)):
+        for tensor in tensors((args, kwargs)):
             self._ignore(tensor)
-        out = _masked(func, args) if _picks_by_mask(func, args) else func(*args, **kwargs)
+        out = self._call(func, args, kwargs)
         count = compat.FLOPS.get(compat.overloads(func))
         if count is not None:
             self.trace.flops += count(*args, **kwargs, out_val=out)
-        for tensor in _tensors(out):
+        for tensor in tensors(out):
             self._count(tensor)
         gradients, rest, phase = self.live["gradient"], self.live["other"], self.trace.phases[-1]
         phase[gradients] = max(rest, phase.get(gradients, 0))
         return out
+
+    def _call(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        if _picks_by_mask(func, args):
+            return _masked(func, args)
+        return self.results(func, args, kwargs)
 
     def _ignore(self, tensor: Tensor) -> None:
         """Leave out a tensor that was made outside the trace.
@@ -161,20 +167,10 @@ class _Tracer(TorchDispatchMode):
             self.live["gradient"] += storage.nbytes()
 
 
-def _tensors(values: Any) -> Iterator[Tensor]:
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, dict):
-        yield from _tensors(list(values.values()))
-    elif isinstance(values, list | tuple):
-        for value in values:
-            yield from _tensors(value)
-
-
 def _picks_by_mask(func: Any, args: Any) -> bool:
     """Whether the shape of the result depends on a mask's values, which do not exist here."""
     by_mask = compat.overloads(func) in compat.INDEXING
-    return by_mask and any(t.dtype == torch.bool for t in _tensors(args[1]))
+    return by_mask and any(t.dtype == torch.bool for t in tensors(args[1]))
 
 
 def _masked(func: Any, args: Any) -> Tensor:
@@ -194,7 +190,9 @@ class _WithoutMoments(torch.optim.Optimizer):
         return None
 
 
-def trace_step(module: StageModule, batch: Batch, *, exit_step: int = 0) -> Trace:
+def trace_step(
+    module: StageModule, batch: Batch, *, exit_step: int = 0, results: Results | None = None
+) -> Trace:
     """Trace ``module.training_step`` on a batch.
 
     Module and batch move to the meta device and are of no use afterwards.
@@ -204,6 +202,7 @@ def trace_step(module: StageModule, batch: Batch, *, exit_step: int = 0) -> Trac
         batch: its data.
         exit_step: denoising step of the student at which gradient flows; later ones only take
             longer to trace.
+        results: what operations gave in earlier traces, which saves asking again.
     """
     module.place(META)
     networks = {
@@ -212,7 +211,7 @@ def trace_step(module: StageModule, batch: Batch, *, exit_step: int = 0) -> Trac
     for teacher in getattr(module, "frozen", ()):
         networks["teacher"] = teacher
     optimisers = [_WithoutMoments(optimiser) for optimiser in module.configure_optimizers()]
-    live = _Tracer(exit_step)
+    live = _Tracer(exit_step, results or Results())
 
     def backward(loss: Tensor) -> None:
         live.trace.phases.append({})
