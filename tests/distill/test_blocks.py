@@ -10,7 +10,7 @@ from torch import Tensor
 from benchmarks.gpu.networks import GENERATIONS
 from benchmarks.stage_three import WholeRollout, largest_difference, student_gradients
 from omniforcing.core import distributed
-from omniforcing.core.latents import Batch
+from omniforcing.core.latents import Batch, HeldText
 from omniforcing.core.layout import LAYOUTS
 from omniforcing.distill.config import SelfForcingConfig
 from omniforcing.distill.sampling import full_view
@@ -53,7 +53,7 @@ def stage(
         config=SelfForcingConfig(optim=OPTIM, steered=steered),
         rollout=RolloutConfig(table, GRID, SIGMAS, window=window, horizon=horizon),
         blocks=BLOCKS,
-        captions=features(5, seed=3, model=student),
+        captions=HeldText(features(5, seed=3, model=student)),
         view=view,
         unconditional=features(1, seed=9, model=student),
         seed=0,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from omniforcing.core.latents import Batch
+from omniforcing.core.latents import Batch, HeldText
 from omniforcing.core.pair import Pair
 from omniforcing.core.random import step_generator
 from omniforcing.distill.causal_ode import CausalOde, pick
@@ -337,7 +337,7 @@ def test_rollouts_that_switch_learn_from_the_switch_on(steered: float) -> None:
 def test_only_rollouts_that_switch_begin_as_the_other_caption_says(seed: int) -> None:
     module, text = stage_self_forcing(0.5), features()
     one = module.generate(module.model, text, step_generator(seed, 0))[0].video
-    module.captions = features(5, seed=8)
+    module.captions = HeldText(features(5, seed=8))
     other = module.generate(module.model, text, step_generator(seed, 0))[0].video
     generator = step_generator(seed, 0)
     torch.randint(len(SIGMAS), (), generator=generator)

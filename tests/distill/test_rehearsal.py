@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.local_cluster import LocalCluster
 from omniforcing.core import distributed
-from omniforcing.core.latents import Batch, TextFeatures
+from omniforcing.core.latents import Batch, HeldText, TextFeatures
 from omniforcing.core.pair import Pair
 from omniforcing.distill.bidirectional_dmd import BidirectionalDmd
 from omniforcing.distill.causal_ode import CausalOde
@@ -105,7 +105,7 @@ def stages(config: Config, sizes: Sizes, teacher: Path) -> dict[str, Callable[[]
         )
 
     options = TrainingOptions(sharding=sharding(config))
-    none, captions = text(sizes, 1, 9), text(sizes, CAPTIONS, 8)
+    none, captions = text(sizes, 1, 9), HeldText(text(sizes, CAPTIONS, 8))
     rest = (config.clips.latent_counts, sizes.grid, config.seed, options)
     return {
         "I": lambda: BidirectionalDmd.from_config(

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from omniforcing.core.latents import HeldText
 from omniforcing.core.layout import LAYOUTS, clip_latents
 from omniforcing.distill.bidirectional_dmd import BidirectionalDmd
 from omniforcing.distill.causal_ode import CausalOde
@@ -83,7 +84,7 @@ def stage_self_forcing(
     rest: dict[str, Any] = {
         "view": full_view(three[1], COUNTS, GRID),
         "unconditional": features(1, seed=9),
-        "captions": features(5, seed=3),
+        "captions": HeldText(features(5, seed=3)),
     }
     return SelfForcing(
         *three,
@@ -124,7 +125,7 @@ def stage_adapted_self_forcing(
         blocks=3,
         view=full_view(teacher, COUNTS, GRID),
         unconditional=features(1, seed=9),
-        captions=features(5, seed=3),
+        captions=HeldText(features(5, seed=3)),
         seed=0,
         options=options,
     )

@@ -21,6 +21,9 @@ from omniforcing.networks import gemma
 from omniforcing.networks.connectors import LTX2TextConnectors
 from omniforcing.networks.network import Loaded
 
+# Bytes that hidden states of all layers may take: Gemma 12B's of 1024 tokens are 770 MB a prompt.
+MOST_STATES = 1 << 30
+
 
 class TextEncoder(nn.Module):
     """Encode prompts to text features.
@@ -68,6 +71,13 @@ class TextEncoder(nn.Module):
                 f"{folder} is not a readable text encoder: {str(error).splitlines()[0]}",
             ) from error
         return cls(prompts, encoder_model, connectors).to(device)
+
+    @property
+    def at_once(self) -> int:
+        """Prompts to encode at a time, so that the states of all layers stay below a gigabyte."""
+        config, size = self.connectors.config, next(self.encoder.parameters()).element_size()
+        width = config["caption_channels"] * config["text_proj_in_factor"]
+        return max(1, MOST_STATES // (self.prompts.limit * width * size))
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> TextFeatures:

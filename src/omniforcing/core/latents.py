@@ -8,6 +8,7 @@ pair; a block is a slice of dimension 1 of each stream.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +19,34 @@ from omniforcing.core.pair import Pair
 Latents = Pair[Tensor]
 # Output of the text connectors for prompts: ``[B, L, D]`` per stream.
 TextFeatures = Pair[Tensor]
+
+
+class TextRows(Protocol):
+    """Features of many captions, of which a few are asked for at a time."""
+
+    def __len__(self) -> int:
+        """Number of captions."""
+
+    def rows(self, places: Tensor) -> TextFeatures:
+        """Return the features ``[B, L, D]`` of rows ``[B]``."""
+
+
+@dataclass(frozen=True)
+class HeldText:
+    """Features of captions in memory.
+
+    Attributes:
+        features: ``[N, L, D]`` per stream.
+    """
+
+    features: TextFeatures
+
+    def __len__(self) -> int:
+        return len(self.features.video)
+
+    def rows(self, places: Tensor) -> TextFeatures:
+        """Return the features ``[B, L, D]`` of rows ``[B]``."""
+        return self.features.map(lambda f: f[places.to(f.device)])
 
 
 @dataclass(frozen=True)

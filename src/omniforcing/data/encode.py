@@ -27,6 +27,7 @@ from omniforcing.data.tensors import (
     commit_shards,
     from_tokens,
     is_done,
+    place_text,
     to_sample,
     write_shard,
     write_text,
@@ -155,13 +156,13 @@ class Encoder:
 
 
 class CaptionEncoder:
-    """Worker that holds a text encoder and writes the features of captions into a folder."""
+    """Worker that holds a text encoder and writes the features of captions into ``work``."""
 
-    def __init__(self, codec: Path, device: str) -> None:
-        self.encoder = TextEncoder.load(codec / "text", device)
+    def __init__(self, work: Path, codec: Path, device: str) -> None:
+        self.work, self.encoder = work, TextEncoder.load(codec / "text", device)
 
-    def __call__(self, task: tuple[Path, list[str]], _done: Done) -> None:
-        write_text(task[0], self.encoder, task[1])
+    def __call__(self, captions: list[str], done: Done) -> None:
+        write_text(self.work, self.encoder, captions, done)
 
 
 def encode_shards(
@@ -209,8 +210,10 @@ def encode_shards(
         run(build, missing, progress.update)
     grid = tuple(read_json(codec / DESCRIPTION)["grid"])
     told = survey.summary()
+    with tqdm(total=len({"", *survey.kept}), desc="captions", unit="caption") as progress:
+        run(partial(CaptionEncoder, work, codec, device), [survey.kept], progress.update)
     commit_shards(work, folder, "latents", grid, [path.stem for path in found], told)
-    run(partial(CaptionEncoder, codec, device), [(folder, survey.kept)], lambda _: None)
+    place_text(work, folder, Path.replace)
     return {
         "clips": total - len(survey.rejects),
         "captions": len(survey.kept),

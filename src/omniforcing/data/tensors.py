@@ -1,28 +1,31 @@
 """Shards of tensors: WebDataset tars of latents or trajectories with captions.
 
 A sample holds a ``.safetensors``, a ``.txt`` (caption) and a ``.json``. Text features are stored
-once per caption beside the tars: row i of ``text.safetensors`` belongs to entry i of
-``captions.json``, the empty caption first.
+once per caption beside the tars, in files of few rows, because LTX-2's take 30 MB a caption: row i
+belongs to entry i of ``captions.json``, the empty caption first; ``text-00000.safetensors`` holds
+the first ``ROWS`` rows of both streams, and so on.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load, load_file, save, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, save
 from torch import Tensor
 
 from omniforcing.codec.text import TextEncoder
 from omniforcing.core.distributed import local_rows
 from omniforcing.core.errors import OmniForcingError
-from omniforcing.core.files import MANIFEST, read_json, write_json, write_manifest
+from omniforcing.core.files import MANIFEST, atomic_write, read_json, write_json, write_manifest
 from omniforcing.core.latents import Batch, Latents, TextFeatures
 from omniforcing.core.layout import Counts
 from omniforcing.core.pair import Pair
@@ -30,7 +33,9 @@ from omniforcing.core.random import step_seed
 from omniforcing.data.tars import indices, read_tar, write_tar
 
 MEMBERS = frozenset({"safetensors", "txt", "json"})
-TEXT_FILE, CAPTIONS_FILE = "text.safetensors", "captions.json"
+CAPTIONS_FILE = "captions.json"
+ROWS = 64  # of a file
+STREAMS = ("video", "audio")
 
 
 def to_sample(
@@ -90,56 +95,97 @@ def commit_shards(
     write_manifest(folder, {"kind": kind, "grid": grid, **(told or {})})
 
 
-def write_text(folder: Path, encoder: TextEncoder, captions: list[str]) -> None:
-    """Write features of every distinct caption, the empty one first."""
+def text_file(number: int) -> str:
+    """Name of the file with rows from ``number * ROWS`` on."""
+    return f"text-{number:05d}.safetensors"
+
+
+def write_text(
+    folder: Path,
+    encoder: TextEncoder,
+    captions: Sequence[str],
+    done: Callable[[int], object] = lambda _: None,
+) -> None:
+    """Write features of every distinct caption; a later call goes on from the files that are there.
+
+    Args:
+        folder: folder to write into.
+        encoder: the text encoder; it says how many captions it takes at once.
+        captions: the captions.
+        done: called with the number of captions that have been written since.
+    """
     distinct = ["", *sorted(set(captions) - {""})]
-    parts = [encoder.encode(distinct[i : i + 64]).to("cpu") for i in range(0, len(distinct), 64)]
-    features = {name: torch.cat([getattr(p, name) for p in parts]) for name in ("video", "audio")}
-    save_file(features, folder / TEXT_FILE)
+    for number, first in enumerate(range(0, len(distinct), ROWS)):
+        path, rows = folder / text_file(number), distinct[first : first + ROWS]
+        if not path.is_file():
+            parts = [
+                encoder.encode(rows[i : i + encoder.at_once]).to("cpu")
+                for i in range(0, len(rows), encoder.at_once)
+            ]
+            whole = {name: torch.cat([getattr(part, name) for part in parts]) for name in STREAMS}
+            atomic_write(path, save(whole))
+        done(len(rows))
     write_json(folder / CAPTIONS_FILE, distinct)
+
+
+def place_text(source: Path, folder: Path, place: Callable[[Path, Path], object]) -> None:
+    """Put the text features of a folder into another.
+
+    Args:
+        source: folder that ``write_text`` filled.
+        folder: the other.
+        place: ``shutil.copyfile`` to copy, ``Path.replace`` to move.
+    """
+    for path in (*sorted(source.glob("text-*.safetensors")), source / CAPTIONS_FILE):
+        place(path, folder / path.name)
 
 
 def copy_text(source: Path, folder: Path) -> None:
     """Copy the text features of another folder."""
-    for name in (TEXT_FILE, CAPTIONS_FILE):
-        shutil.copyfile(source / name, folder / name)
+    place_text(source, folder, shutil.copyfile)
 
 
 @dataclass(frozen=True)
 class TextTable:
-    """Stored text features.
+    """Stored text features, read when they are asked for.
 
     Attributes:
+        folder: folder that ``write_text`` filled.
         captions: row of each caption.
-        features: ``[N, L, D]`` per stream.
     """
 
+    folder: Path
     captions: dict[str, int]
-    features: TextFeatures
 
     @classmethod
     def load(cls, folder: Path) -> TextTable:
-        """Read the files that ``write_text`` wrote.
+        """Open what ``write_text`` wrote.
 
         Raises:
-            OmniForcingError: if the files are missing or do not belong together.
+            OmniForcingError: if files are missing or do not belong together.
         """
         captions = read_json(folder / CAPTIONS_FILE)
-        stored = load_file(folder / TEXT_FILE)
-        if len(captions) != stored["video"].shape[0]:
+        table = cls(folder, {caption: row for row, caption in enumerate(captions)})
+        files = len(list(folder.glob("text-*.safetensors")))
+        last, rest = divmod(len(captions) - 1, ROWS)
+        found = table._read(last, [])[1] if files == last + 1 else None
+        if found != rest + 1:
             raise OmniForcingError(
                 "data.stale-text",
-                f"{folder / TEXT_FILE} has {stored['video'].shape[0]} rows for {len(captions)} "
-                "captions; encode again",
+                f"{folder} has {files} files of text features that do not belong to its "
+                f"{len(captions)} captions; run stage latents again",
             )
-        return cls({c: i for i, c in enumerate(captions)}, Pair(stored["video"], stored["audio"]))
+        return table
+
+    def __len__(self) -> int:
+        return len(self.captions)
 
     @property
     def unconditional(self) -> TextFeatures:
         """Features of the empty caption, ``[1, L, D]``."""
         return self.of([""])
 
-    def of(self, captions: list[str]) -> TextFeatures:
+    def of(self, captions: Sequence[str]) -> TextFeatures:
         """Return features ``[B, L, D]`` of captions.
 
         Raises:
@@ -152,8 +198,36 @@ class TextTable:
                 f"caption {unknown[0]!r} has no stored features; "
                 "run the latents stage on these clips",
             )
-        rows = torch.tensor([self.captions[c] for c in captions])
-        return self.features.map(lambda f: f[rows])
+        return self.rows(torch.tensor([self.captions[c] for c in captions]))
+
+    def rows(self, places: Tensor) -> TextFeatures:
+        """Return features ``[B, L, D]`` of rows ``[B]``, on the CPU."""
+        wanted: dict[int, list[int]] = defaultdict(list)
+        for place in dict.fromkeys(places.tolist()):
+            wanted[place // ROWS].append(place)
+        read = {}
+        for number, own in wanted.items():
+            features, _ = self._read(number, [place % ROWS for place in own])
+            read |= dict(zip(own, features, strict=True))
+        return Pair(
+            *(
+                torch.stack([getattr(read[place], name) for place in places.tolist()])
+                for name in STREAMS
+            )
+        )
+
+    def _read(self, number: int, rows: list[int]) -> tuple[list[TextFeatures], int]:
+        """Rows of a file, each ``[L, D]``, and how many the file has."""
+        path = self.folder / text_file(number)
+        try:
+            with safe_open(path, "pt", backend="pread") as file:
+                slices = [file.get_slice(name) for name in STREAMS]
+                features = [Pair(*(each[row] for each in slices)) for row in rows]
+                return features, slices[0].get_shape()[0]
+        except (OSError, SafetensorError) as error:
+            raise OmniForcingError(
+                "file.unreadable", f"{path} cannot be read ({error}); run stage latents again"
+            ) from error
 
 
 def to_tokens(video: Tensor, audio: Tensor) -> Latents:

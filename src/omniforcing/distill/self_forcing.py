@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from omniforcing.core.distributed import draw
-from omniforcing.core.latents import Latents, TextFeatures, broadcast, concatenate
+from omniforcing.core.latents import Latents, TextFeatures, TextRows, broadcast, concatenate
 from omniforcing.core.layout import Counts
 from omniforcing.distill.config import ScoreMask, SelfForcingConfig
 from omniforcing.distill.dmd import DistributionMatching
@@ -40,8 +40,8 @@ class SelfForcing(DistributionMatching):
         critic: the critic.
         rollout: block table, sigmas, window, horizon and context noise.
         blocks: blocks of the training clip.
-        captions: features ``[N, L, D]`` of which the other captions are drawn. All that the data
-            has may stand here, held-out ones included: no gradient reaches them.
+        captions: captions of which the other ones are drawn. All that the data has may stand here,
+            held-out ones included: no gradient reaches them.
         rest: arguments of ``DistributionMatching``; its config has the share of steered rollouts.
     """
 
@@ -55,7 +55,7 @@ class SelfForcing(DistributionMatching):
         *,
         rollout: RolloutConfig,
         blocks: int,
-        captions: TextFeatures,
+        captions: TextRows,
         **rest: Any,
     ) -> None:
         super().__init__(student, teacher, critic, **rest)
@@ -68,7 +68,7 @@ class SelfForcing(DistributionMatching):
         student: StudentConfig,
         models: Sequence[DualStream],
         unconditional: TextFeatures,
-        captions: TextFeatures,
+        captions: TextRows,
         counts: Counts,
         grid: tuple[int, int],
         seed: int,
@@ -81,7 +81,7 @@ class SelfForcing(DistributionMatching):
             student: section of the causal student.
             models: the student, with its sinks, then teacher and critic, without.
             unconditional: features of the empty prompt.
-            captions: features of which steered rollouts draw the other caption.
+            captions: captions of which steered rollouts draw the other caption.
             counts: latents of a training clip.
             grid: spatial tokens of a video latent, (H, W).
             seed: of all randomness.
@@ -160,8 +160,8 @@ class SelfForcing(DistributionMatching):
     ) -> TextFeatures:
         """Captions before the switch: a random other one where ``steered [B]``, else the own."""
         shape, device = (len(text.video),), generator.device
-        place = draw(torch.rand, shape, generator, device=device) * len(self.captions.video)
-        others = self.captions.map(lambda f: f[place.long().to(f.device)])
+        place = draw(torch.rand, shape, generator, device=device) * len(self.captions)
+        others = self.captions.rows(place.long())
         return text.map(
             lambda mine, theirs: torch.where(broadcast(steered, mine), theirs.to(mine), mine),
             others,

@@ -11,7 +11,7 @@ import torch
 
 from omniforcing.codec.codec import Codec
 from omniforcing.codec.config import Source
-from omniforcing.core.latents import Batch, TextFeatures
+from omniforcing.core.latents import Batch, HeldText, TextFeatures
 from omniforcing.core.pair import Pair
 from omniforcing.distill.bidirectional_dmd import BidirectionalDmd
 from omniforcing.distill.causal_ode import CausalOde
@@ -174,7 +174,7 @@ def _self_forcing(
         config.student,
         [student, teacher, critic],
         sizes.text(1),
-        sizes.text(1),
+        HeldText(sizes.text(1)),
         config.clips.latent_counts,
         sizes.grid,
         config.seed,

@@ -22,7 +22,7 @@ def run(stage: Stage) -> None:
         config.student,
         models,
         data.text.unconditional,
-        data.text.features,
+        data.text,
         config.clips.latent_counts,
         data.grid,
         config.seed,
