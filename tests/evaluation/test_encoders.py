@@ -156,6 +156,21 @@ class Synchformer(nn.Module):
         return -(offsets - (heard - seen)).abs()[None]
 
 
+class Flow(nn.Module):
+    """The whole picture moves as its centre of brightness does."""
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        rows = torch.arange(first.shape[2]).view(1, 1, -1, 1)
+        columns = torch.arange(first.shape[3])
+        found: list[Tensor] = []
+        for places in (columns, rows):
+            a = (first * places).sum((1, 2, 3)) / first.sum((1, 2, 3)).clamp(min=1e-6)
+            b = (second * places).sum((1, 2, 3)) / second.sum((1, 2, 3)).clamp(min=1e-6)
+            found.append(b - a)
+        flow = torch.stack(found, 1)[:, :, None, None]
+        return flow.expand(-1, -1, first.shape[2], first.shape[3])
+
+
 class PairEncoder(nn.Module):
     """Bright frames and loud sounds point the same way."""
 
@@ -174,6 +189,7 @@ FOLDERS = {"clip": tiny_clip, "clap": tiny_clap, "dinov2": tiny_dinov2, "vjepa2"
 FOLDERS["whisper"] = tiny_whisper
 PROGRAMS: dict[str, type[nn.Module]] = {
     "i3d": I3d,
+    "raft": Flow,
     "synchformer": Synchformer,
     "pair": PairEncoder,
 }
@@ -382,3 +398,30 @@ def test_every_measure_with_weights_names_licence_and_protocol() -> None:
     assert all(kind.licence and kind.protocol and SIDE for kind in WITH_WEIGHTS)
     named = chosen_measures()
     assert not {measure.name for measure in named} & {kind.name for kind in WITH_WEIGHTS}
+
+
+@pytest.mark.parametrize(("pixels", "dynamic"), [(0, 0.0), (1, 0.0), (3, 1.0)])
+def test_a_clip_is_dynamic_if_it_moves_six_of_256_pixels_in_an_eighth_of_a_second(
+    weights: Weights, pixels: int, dynamic: float
+) -> None:
+    """Of 64 pixels that is one and a half: frames are compared three apart, at 8 per second."""
+    frames = np.zeros((49, 64, 64, 3), np.uint8)
+    for number, frame in enumerate(frames):
+        at = pixels * (number // 3)
+        frame[20:28, at % 40 : at % 40 + 8] = 255
+    name = "dynamic_degree_raft"
+    clip = Clip("square", Pair(frames, np.zeros((2, 32000), np.float32)))
+    assert value(measure(weights, [clip], name), name) == dynamic
+    row = measure(weights, [Clip("one", Pair(frames[:1], clip.media.audio))], name).rows[0]
+    assert row.figure is None
+
+
+def test_a_flow_of_another_size_is_refused(tmp_path: Path) -> None:
+    class Half(Flow):
+        def forward(self, first: Tensor, second: Tensor) -> Tensor:
+            return (second - first)[:, :2, ::2, ::2]
+
+    torch.jit.script(Half()).save(tmp_path / "raft.pt")
+    entry = Entry(tmp_path / "raft.pt", sha256_file(tmp_path / "raft.pt"))
+    row = measure(Weights({"raft": entry}), [coloured(0)], "dynamic_degree_raft").rows[0]
+    assert row.figure is None and "another signature" in row.why and "[1, 2, H, W]" in row.why

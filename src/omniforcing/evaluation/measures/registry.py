@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from omniforcing.core.errors import OmniForcingError, did_you_mean
 from omniforcing.evaluation.measures import picture, sound, together
 from omniforcing.evaluation.measures.base import Measure
-from omniforcing.evaluation.measures.encoders import distances, similarity, speech, sync
+from omniforcing.evaluation.measures.encoders import (
+    distances,
+    motion,
+    similarity,
+    speech,
+    sync,
+)
 from omniforcing.evaluation.measures.encoders.weights import Weights, WithWeights
 
 MEASURES: tuple[type[Measure], ...] = (
@@ -18,7 +24,7 @@ MEASURES: tuple[type[Measure], ...] = (
 )
 WITH_WEIGHTS: tuple[type[WithWeights], ...] = (
     *(similarity.ClipTextVideo, similarity.ClapTextAudio, similarity.DinoSubject),
-    speech.WordErrors,
+    *(speech.WordErrors, motion.DynamicDegree),
     *(sync.DesyncFirstLast, sync.DesyncAllWindows, sync.AvPair, sync.JavisPair),
     *(distances.FrechetVjepa, distances.MmdVjepa, distances.FrechetClap, distances.MmdClap),
     distances.FvdI3d,

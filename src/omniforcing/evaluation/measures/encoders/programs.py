@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from omniforcing.core.layout import FPS
 from omniforcing.evaluation.measures.clips import Clip
@@ -119,6 +119,41 @@ class SynchformerProgram(Program):
         found = torch.as_tensor(self.module(video.to(self.device), sound.to(self.device)))
         if list(found.shape) != [1, len(OFFSETS)]:
             raise ValueError(f"gave {list(found.shape)}, not [1, {len(OFFSETS)}]")
+        return found
+
+
+class FlowProgram(Program):
+    """``module(first, second)`` -> optical flow ``[N, 2, H, W]`` in pixels, such as RAFT's.
+
+    ``first`` and ``second`` are frames ``[N, 3, H, W]`` in 0 to 255; H and W are multiples of 8.
+    """
+
+    name = "raft"
+
+    def check(self) -> None:
+        self._call(*torch.zeros(2, 1, 3, 128, 128))
+
+    @torch.no_grad()
+    def flow(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Flow between frames ``[T, H, W, 3]`` that follow each other, ``[T - 1, 2, H, W]``.
+
+        Sides are cut to multiples of 8, and doubled until they are 128, the least that RAFT takes.
+        """
+        height, width = (side // 8 * 8 for side in frames.shape[1:3])
+        pixels = torch.as_tensor(frames[:, :height, :width]).movedim(-1, 1).float()
+        times = max(1, -(-128 // min(height, width)))
+        if times > 1:
+            pixels = nn.functional.interpolate(pixels, scale_factor=times, mode="bilinear")
+        pairs = zip(pixels[:-1].split(1), pixels[1:].split(1), strict=True)
+        flows = torch.cat([self._call(first, second) for first, second in pairs]) / times
+        array: NDArray[np.float32] = flows.float().cpu().numpy()
+        return array
+
+    @torch.no_grad()
+    def _call(self, first: Tensor, second: Tensor) -> Tensor:
+        found = torch.as_tensor(self.module(first.to(self.device), second.to(self.device)))
+        if found.shape != (len(first), 2, *first.shape[2:]):
+            raise ValueError(f"gave {list(found.shape)}, not [1, 2, H, W]")
         return found
 
 

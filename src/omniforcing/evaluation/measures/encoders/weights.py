@@ -13,7 +13,7 @@ from omniforcing.core.files import sha256_file
 from omniforcing.evaluation.measures.base import Measure
 
 MODEL_FILE = "model.safetensors"
-NAMES = ("clip", "clap", "dinov2", "vjepa2", "whisper", "i3d", "synchformer", "pair")
+NAMES = ("clip", "clap", "dinov2", "vjepa2", "whisper", "i3d", "raft", "synchformer", "pair")
 Encoder = TypeVar("Encoder")
 
 
