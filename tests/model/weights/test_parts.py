@@ -144,6 +144,20 @@ def test_a_whole_diffusers_folder_is_taken_as_it_is(tmp_path: Path) -> None:
     assert_same(tensors_of(tmp_path / "one"), tensors_of(tmp_path / "three"))
 
 
+def test_a_folder_of_modular_diffusers_is_one_too(tmp_path: Path) -> None:
+    """As JoyAI-Echo's is: LTX-2.0's parts, and another index of them."""
+    source = save_published("2.0", tmp_path / "published")
+    gemma = save_gemma("2.0", tmp_path / "gemma")
+    run("import", source, tmp_path / "echo", "--text-encoder", gemma)
+    index = {
+        "_class_name": "EchoModularPipeline",
+        "transformer": ["diffusers", "LTX2VideoTransformer3DModel", {}],
+    }
+    (tmp_path / "echo" / "modular_model_index.json").write_text(json.dumps(index))
+    assert run("import", tmp_path / "echo", tmp_path / "two") == 0
+    assert_same(tensors_of(tmp_path / "echo"), tensors_of(tmp_path / "two"))
+
+
 # --- what is refused ------------------------------------------------------------------------------
 
 
