@@ -34,22 +34,23 @@ from tests.support.tiny_stages import (
 )
 
 BATCH, STEPS = 4, 4
+HALF = STEPS // 2
 BF16 = "bf16-mixed"
 Stage = Callable[..., StageModule]
 CAUSAL: list[Stage] = [stage_causal_ode, stage_self_forcing]
 pytestmark = pytest.mark.slow
 
 
-def batches(module: StageModule) -> Callable[[int], Iterator[Batch]]:
-    """Global batches of which each process takes its rows."""
+def batches(module: StageModule, every: int) -> Callable[[int], Iterator[Batch]]:
+    """Global batches, the same however long an epoch is, of which each process takes its rows."""
 
     def of_epoch(epoch: int) -> Iterator[Batch]:
         own = distributed.local_rows(BATCH)
-        for i in range(2):
-            x = latents(COUNTS, BATCH, seed=epoch * 2 + i)
+        for step in range(epoch * every, (epoch + 1) * every):
+            x = latents(COUNTS, BATCH, seed=step)
             if isinstance(module, CausalOde):
                 x = x.map(lambda t: torch.stack([t, t * 0.5, t * 0.1], 1))
-            yield Batch(x, features(BATCH, seed=epoch * 2 + i)).rows(own.first, own.last)
+            yield Batch(x, features(BATCH, seed=step)).rows(own.first, own.last)
 
     return of_epoch
 
@@ -62,15 +63,16 @@ def train(
     precision: str = "32-true",
     stages: Sequence[Stage] = STAGES,
     steps: int = STEPS,
+    every: int = STEPS,
 ) -> None:
     for build in stages:
         module = build(options=TrainingOptions(accumulate, sharding), recompute=recompute)
         trainer = TrainerConfig(
-            checkpoint_every=2, log_every=1, accelerator="cpu", precision=precision
+            checkpoint_every=every, log_every=1, accelerator="cpu", precision=precision
         )
         fit(
             module,
-            batches(module),
+            batches(module, every),
             steps=steps,
             work=work / build.__name__,
             trainer=trainer,
@@ -169,8 +171,9 @@ def test_four_workers_with_two_copies_in_two_shards_learn_it_too(
 def test_one_worker_goes_on_from_the_checkpoint_that_two_left_in_shards(
     alone: Path, tmp_path: Path
 ) -> None:
-    run_group(partial(train, sharding=Sharding(), stages=CAUSAL, steps=STEPS // 2), 2, tmp_path)
-    run_group(partial(train, sharding=Sharding(), stages=CAUSAL), 1, tmp_path)
+    in_shards = partial(train, sharding=Sharding(), stages=CAUSAL, every=HALF)
+    run_group(partial(in_shards, steps=HALF), 2, tmp_path)
+    run_group(in_shards, 1, tmp_path)
     compare(tmp_path, alone, stages=CAUSAL)
 
 

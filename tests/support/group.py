@@ -2,9 +2,13 @@
 them.
 """
 
+import gc
 import os
 import socket
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +19,29 @@ import torch.multiprocessing as mp
 def run_group(function: Callable[..., None], size: int, *arguments: Any) -> None:
     """Call ``function(*arguments)`` in each of ``size`` processes of one process group.
 
-    An error of any is raised.
+    The processes are copies of one that has imported what the function needs, with the
+    environment that this process had at the first call. An error of any is raised.
     """
+    _imported().submit(_lead, function, size, arguments).result()
+
+
+@cache
+def _imported() -> ProcessPoolExecutor:
+    """One process that imports once for all groups, and does nothing else: without threads of its
+    own it can be copied.
+    """
+    return ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn"))
+
+
+def _lead(function: Callable[..., None], size: int, arguments: tuple[Any, ...]) -> None:
+    # Members need not go through all imported modules when they collect garbage.
+    gc.collect()
+    gc.freeze()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     mp.start_processes(
-        _member, (size, port, function, arguments), nprocs=size, start_method="spawn"
+        _member, (size, port, function, arguments), nprocs=size, start_method="fork"
     )
 
 
