@@ -40,9 +40,7 @@ def _lead(function: Callable[..., None], size: int, arguments: tuple[Any, ...]) 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.start_processes(
-        _member, (size, port, function, arguments), nprocs=size, start_method="fork"
-    )
+    mp.start_processes(_member, (size, port, function, arguments), nprocs=size, start_method="fork")
 
 
 def _member(
