@@ -32,7 +32,16 @@ def project(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return tmp_path
 
 
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Path:
+    """The toy project as a git and DVC repository in which nothing has run."""
+    folder = tmp_path_factory.mktemp("template")
+    write_project(folder)
+    shutil.copy(database, folder / "mlflow.db")
+    return make_repository(folder)
+
+
 @pytest.fixture
-def repository(project: Path) -> Path:
+def repository(project: Path, template: Path) -> Path:
     """The toy project as a git and DVC repository."""
-    return make_repository(project)
+    return shutil.copytree(template, project, dirs_exist_ok=True)

@@ -3,6 +3,7 @@ again.
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,11 +33,25 @@ def wait_for_step(repository: Path, preset: str, step: int) -> int:
     raise AssertionError("the teacher never came so far")
 
 
-def test_a_run_is_tracked_and_a_changed_parameter_reruns_exactly_what_depends_on_it(
-    repository: Path,
-) -> None:
-    code, output = finish(start(repository))
+@pytest.fixture(scope="module")
+def first_run(template: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
+    """A repository after its first run, the exit code, and what was printed."""
+    folder = shutil.copytree(template, tmp_path_factory.mktemp("finished"), dirs_exist_ok=True)
+    return folder, *finish(start(folder))
+
+
+@pytest.fixture
+def finished(project: Path, first_run: tuple[Path, int, str]) -> Path:
+    """A copy of the repository after its first run."""
+    folder, code, output = first_run
     assert code == 0, output
+    return shutil.copytree(folder, project, dirs_exist_ok=True)
+
+
+def test_a_run_is_tracked_and_a_changed_parameter_reruns_exactly_what_depends_on_it(
+    finished: Path, first_run: tuple[Path, int, str]
+) -> None:
+    repository, (_, _, output) = finished, first_run
     assert "teacher" in output.split("minutes")[1]
     assert status(repository) == "Data and pipelines are up to date.\n"
     client = tracking.connect(repository)
@@ -78,9 +93,9 @@ def stages_run(output: str) -> list[str]:
 
 
 def test_plain_dvc_notices_edited_prose_and_runs_nothing_of_it_but_what_edited_code_changes(
-    repository: Path,
+    finished: Path,
 ) -> None:
-    assert stages_run(dvc(repository, "repro")) == ["code", "clips", "teacher"]
+    repository = finished
     assert stages_run(dvc(repository, "repro")) == []
     lowest = repository / "src" / "omniforcing" / "core" / "layout.py"
     text = lowest.read_text()
@@ -96,7 +111,7 @@ def test_plain_dvc_notices_edited_prose_and_runs_nothing_of_it_but_what_edited_c
 
 
 def test_plain_dvc_shows_pulls_and_experiments(repository: Path, tmp_path: Path) -> None:
-    dvc(repository, "repro")
+    assert stages_run(dvc(repository, "repro")) == ["code", "clips", "teacher"]
     assert "teacher.metrics.json" in dvc(repository, "metrics", "show")
     dvc(repository, "remote", "add", "--default", "store", str(tmp_path / "store"))
     dvc(repository, "push")
@@ -139,9 +154,9 @@ def test_an_old_lock_and_a_stale_pipeline_are_one_sentence(repository: Path) -> 
 
 
 def test_another_preset_leaves_the_tracked_one_untouched_and_keeps_its_own_lock(
-    repository: Path,
+    finished: Path,
 ) -> None:
-    assert finish(start(repository))[0] == 0
+    repository = finished
     lock = (repository / "dvc.lock").read_bytes()
     commit(repository)
     code, output = finish(start(repository, "--preset", "smoke"))
