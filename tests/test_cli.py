@@ -20,7 +20,7 @@ from tests.support.refusals import refuses
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = {
-    *("run", "stage", "job", "kuberay", "ablation", "plan", "stream", "serve"),
+    *("run", "stage", "job", "kuberay", "ablation", "plan", "stream", "serve", "demo"),
     *("inspect", "measure", "compare", "weights", "config", "pipeline", "completion"),
 }
 
@@ -109,8 +109,9 @@ def test_config_prints_what_a_stage_would_see() -> None:
             ["`dvc exp run -S conf/config.yaml:++seed=1 pipelines/presets/smoke/dvc.yaml`"],
         ),
         (["run", "--dry-run", "teacher"], ["--dry-run"]),
+        (["run", "--keep", "teacher"], ["--keep"]),
         (["stream", "--promt", "a"], ["--promt", "'--prompt'"]),
-        (["stream"], ["--artifact", "omniforcing stream --help"]),
+        (["stream"], ["--out", "omniforcing stream --help"]),
         (["stream", "--prompt", "a", "--artifact", "/nowhere", "--out", "a.mp4"], ["/nowhere"]),
         (["inspect", "/nowhere"], ["/nowhere"]),
         (["pipeline"], ["--write"]),
@@ -151,6 +152,7 @@ def test_help_needs_no_package_of_an_extra(package: str) -> None:
     [
         (["job", "teacher", "cluster=ray"], "ray", "pipeline"),
         (["serve", "--artifact", str(ROOT)], "uvicorn", "serve"),
+        (["demo"], "uvicorn", "serve"),
     ],
 )
 def test_a_missing_package_is_named(words: list[str], package: str, extra: str) -> None:

@@ -80,18 +80,16 @@ class Server:
 @contextmanager
 def server(artifact: Path, folder: Path, *options: str, **environment: str) -> Iterator[Server]:
     """``omniforcing serve`` on a free port, until the body is over."""
+    words = ["serve", "--artifact", str(artifact), "--port", "0", *options]
+    with listening(words, folder, **environment) as running:
+        yield running
+
+
+@contextmanager
+def listening(command: list[str], folder: Path, **environment: str) -> Iterator[Server]:
+    """A command of ``omniforcing`` that serves, until the body is over."""
     log = folder / "server.log"
-    words = [
-        sys.executable,
-        "-m",
-        "omniforcing",
-        "serve",
-        "--artifact",
-        str(artifact),
-        "--port",
-        "0",
-        *options,
-    ]
+    words = [sys.executable, "-m", "omniforcing", *command]
     with log.open("w") as errors:
         process = subprocess.Popen(
             words,

@@ -29,7 +29,8 @@ omniforcing = Group(
     },
     examples=(
         "omniforcing run --preset smoke",
-        'omniforcing stream --artifact data/pocket/artifact --prompt "a red ball" --out clip.mp4',
+        "omniforcing demo",
+        'omniforcing stream --prompt "a red ball bounces high on the floor" --out clip.mp4',
         "omniforcing COMMAND --help",
     ),
 )
@@ -39,6 +40,7 @@ for command in (
     *(
         streaming.stream,
         streaming.serve,
+        streaming.demo,
         data.inspect,
         measure.measure,
         measure.compare,
@@ -78,7 +80,7 @@ def _run(words: list[str]) -> None:
         # A module of the project that is missing is a fault of the code, not of the installation.
         if error.name is None or error.name.split(".")[0] == NAME:
             raise
-        extra = "serve" if words[0] == "serve" else "pipeline"
+        extra = "serve" if words[0] in ("serve", "demo") else "pipeline"
         raise OmniForcingError(
             "package.missing",
             f"`omniforcing {words[0]}` needs the package {error.name}; "

@@ -28,6 +28,7 @@ def _stages(
         "omniforcing run --preset smoke",
         "omniforcing run teacher",
         "omniforcing run --preset small --dry-run",
+        "omniforcing run --preset pocket --keep",
     ),
 )
 @click.argument(
@@ -43,11 +44,16 @@ def _stages(
     "--foundation", is_flag=True, help="Train codec and teacher and keep them in the package."
 )
 @click.option(
+    "--keep", is_flag=True, help="Also keep the artifact in the package, for `omniforcing demo`."
+)
+@click.option(
     "--dry-run",
     is_flag=True,
     help="Try every stage at its real size on a few clips; keep nothing.",
 )
-def run(stages: tuple[str, ...], preset: str | None, foundation: bool, dry_run: bool) -> None:
+def run(
+    stages: tuple[str, ...], preset: str | None, foundation: bool, keep: bool, dry_run: bool
+) -> None:
     """Bring stages up to date through DVC.
 
     All stages are MLflow runs under one parent run. A run that was killed continues where it
@@ -57,7 +63,7 @@ def run(stages: tuple[str, ...], preset: str | None, foundation: bool, dry_run: 
 
     _refuse_overrides(stages, preset)
     if dry_run:
-        if stages or foundation:
+        if stages or foundation or keep:
             raise click.UsageError(
                 "a dry run tries every stage of a preset; give --dry-run with --preset alone",
                 click.get_current_context(),
@@ -66,9 +72,14 @@ def run(stages: tuple[str, ...], preset: str | None, foundation: bool, dry_run: 
 
         trial.dry_run(project_root(), preset)
         return
+    if keep and (stages or foundation):
+        raise click.UsageError(
+            "the artifact is kept with all stages that it needs; give --keep with --preset alone",
+            click.get_current_context(),
+        )
     from omniforcing.pipeline.runner import run_pipeline
 
-    run_pipeline(project_root(), preset, stages, train_foundation=foundation)
+    run_pipeline(project_root(), preset, stages, train_foundation=foundation, keep_student=keep)
 
 
 def _refuse_overrides(words: Sequence[str], preset: str | None) -> None:

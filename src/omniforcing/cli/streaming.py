@@ -45,7 +45,10 @@ def engine_options(function: Function) -> Function:
     for option in reversed(
         (
             click.option(
-                "--artifact", type=PATH, required=True, help="Folder that the export stage wrote."
+                "--artifact",
+                type=PATH,
+                help="Folder that the export stage wrote.  [default: the student that the package "
+                "keeps, preset pocket's]",
             ),
             click.option(
                 "--device", default="cpu", help="Where to compute: cpu, cuda, cuda:1, ..."
@@ -106,7 +109,7 @@ def limit_options(function: Function) -> Function:
 @click.command(
     cls=Command,
     examples=(
-        'omniforcing stream --artifact data/pocket/artifact --prompt "a red ball" --out clip.mp4',
+        'omniforcing stream --prompt "a red ball bounces high on the floor" --out clip.mp4',
         "omniforcing stream --artifact data/pocket/artifact --prompt rain --endless --out - "
         "| mpv -",
     ),
@@ -151,7 +154,7 @@ def limit_options(function: Function) -> Function:
 @click.option("--resume", type=PATH, help="Continue a saved stream for --seconds.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as json.")
 def stream(
-    artifact: Path,
+    artifact: Path | None,
     device: str,
     threads: int,
     speed_ups: tuple[str, ...],
@@ -173,6 +176,7 @@ def stream(
 @click.command(
     cls=Command,
     examples=(
+        "omniforcing serve",
         "omniforcing serve --artifact data/pocket/artifact",
         "omniforcing serve --artifact artifact --host 0.0.0.0 --origin https://example.org",
     ),
@@ -200,7 +204,7 @@ def stream(
 )
 @limit_options
 def serve(
-    artifact: Path,
+    artifact: Path | None,
     device: str,
     threads: int,
     speed_ups: tuple[str, ...],
@@ -221,3 +225,19 @@ def serve(
         artifact, device, threads, speed_ups, not no_verify, loras, precision, free_text_encoder
     )
     serve_streams(engine, Limits(**limits), host, port, origins, drain_seconds)
+
+
+@click.command(
+    cls=Command,
+    examples=("omniforcing demo", "omniforcing demo --no-browser --port 8765"),
+)
+@click.option("--port", type=int, default=0, help="Port to listen at; 0: any that is free.")
+@click.option("--no-browser", is_flag=True, help="Only print the page's address.")
+def demo(port: int, no_browser: bool) -> None:
+    """Show the student that the package keeps: start a server and open its page in a browser.
+
+    Only this machine can connect. Ctrl-C ends the server.
+    """
+    from omniforcing.serving.serve import show_in_browser
+
+    show_in_browser(port, browser=not no_browser)

@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -280,8 +280,12 @@ def write_manifest(folder: Path, extra: dict[str, Any] | None = None) -> dict[st
     return manifest
 
 
-def verify_manifest(folder: Path) -> dict[str, Any]:
+def verify_manifest(folder: Path, elsewhere: Mapping[str, Path] | None = None) -> dict[str, Any]:
     """Check size and sha256 of every file in a folder's manifest, and return the manifest.
+
+    Args:
+        folder: the folder.
+        elsewhere: folders in it that lie in another place, each by its name.
 
     Raises:
         FileError: if a file is missing or altered.
@@ -297,7 +301,8 @@ def verify_manifest(folder: Path) -> dict[str, Any]:
             "file.empty-manifest", f"{folder / MANIFEST} lists no files; make the folder again"
         )
     for name, expected in manifest["files"].items():
-        path = folder / name
+        first, *rest = Path(name).parts
+        path = (elsewhere or {}).get(first, folder / first).joinpath(*rest)
         if not path.is_file():
             raise FileError(
                 "file.missing",

@@ -36,7 +36,8 @@ _CONFIGURED = (
 )
 # Modules that no result depends on: how a stage is run, checked and logged.
 FRAME = frozenset(
-    {"__init__", "pocket/foundation", "training/checkpoints", "training/parallel"}
+    {"__init__", "training/checkpoints", "training/parallel"}
+    | {f"pocket/{name}" for name in ("foundation", "student")}
     | {f"{room}/config" for room in _CONFIGURED}
     | {f"core/{name}" for name in ("console", "environment", "errors", "files")}
     | {

@@ -31,6 +31,7 @@ from omniforcing.pipeline.declaration import (
 from omniforcing.pipeline.generate import CODE, ensure_pipeline
 from omniforcing.pipeline.stage import exclusive
 from omniforcing.pocket import foundation
+from omniforcing.pocket import student as kept_student
 
 
 def start_python(
@@ -108,6 +109,15 @@ def _train_foundation(root: Path, preset: str) -> None:
     foundation.publish(data, sections, config.clips, config.seed, git_commit(root))
 
 
+def _keep_student(root: Path, config: Config) -> None:
+    """Bring the artifact up to date, so that this commit made it, and copy it into the package."""
+    _reproduce(root, config, ["export"])
+    names = ("student", "bidirectional_dmd", "trajectories", "causal_ode", "self_forcing", "export")
+    sections = {name: getattr(config, name) for name in names}
+    kept_student.publish(root / "data" / config.preset, sections, config.seed, git_commit(root))
+    print(f"kept: {kept_student.student_folder()}")
+
+
 def _parent_run(root: Path, preset: str) -> tracking.Run:
     """Return the run that `mlflow run` created, or the pipeline's own, continued after a kill."""
     client = tracking.connect(root)
@@ -143,7 +153,12 @@ def minutes_table(root: Path, preset: str, since: float) -> str:
 
 
 def run_pipeline(
-    root: Path, preset: str | None, stages: Sequence[str] = (), *, train_foundation: bool = False
+    root: Path,
+    preset: str | None,
+    stages: Sequence[str] = (),
+    *,
+    train_foundation: bool = False,
+    keep_student: bool = False,
 ) -> None:
     """Bring stages of a preset up to date, and print a table of their minutes.
 
@@ -152,11 +167,12 @@ def run_pipeline(
         preset: name of the preset; the tracked one if None.
         stages: names of stages, brought up to date with all that they need; all if empty.
         train_foundation: train codec and teacher instead, and keep them in the package.
+        keep_student: keep the artifact in the package too.
 
     Raises:
         OmniForcingError: for an unknown preset or stage, a preset that lacks a section, a stale
-            ``dvc.yaml``, an old ``dvc.lock``, another pipeline run in this checkout, or a stage
-            that fails.
+            ``dvc.yaml``, an old ``dvc.lock``, another pipeline run in this checkout, a stage that
+            fails, or an artifact that the package cannot keep.
     """
     began = time.time()
     for stage in stages:
@@ -171,6 +187,8 @@ def run_pipeline(
             os.environ[PARENT_VARIABLE] = parent.id
             if train_foundation:
                 _train_foundation(root, config.preset)
+            elif keep_student:
+                _keep_student(root, config)
             else:
                 _reproduce(root, config, stages)
     print(f"\n{minutes_table(root, config.preset, began)}\n")

@@ -1,4 +1,4 @@
-"""``omniforcing serve``: serve the page and its WebSocket, by default to this machine only."""
+"""``omniforcing serve`` and ``demo``: the page and its WebSocket, by default for this machine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import asyncio
 import errno
 import os
 import socket
-from collections.abc import Sequence
+import sys
+import threading
+import webbrowser
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 import uvicorn
@@ -84,6 +87,7 @@ def serve_streams(
     port: int,
     origins: Sequence[str] = (),
     drain_seconds: float = 10.0,
+    announce: Callable[[str], None] | None = None,
 ) -> None:
     """Serve until a signal comes.
 
@@ -94,6 +98,7 @@ def serve_streams(
         port: port to listen at; 0 for any that is free.
         origins: origins of pages that are allowed beside our own.
         drain_seconds: what streams get after SIGTERM.
+        announce: called with the page's address when browsers can connect to it.
 
     Raises:
         OmniForcingError: if an option, the artifact or the address cannot be used.
@@ -119,5 +124,44 @@ def serve_streams(
             ws_ping_timeout=limits.idle_seconds,
             lifespan="on",
         )
-        print(f"listening at http://{names[-1]}:{port}", flush=True)
+        address = f"http://{names[-1]}:{port}"
+        print(f"listening at {address}", flush=True)
+        if announce is not None:
+            announce(address)
         _Server(config, service, drain_seconds).run(sockets=[listening])
+
+
+def show_in_browser(port: int, browser: bool) -> None:
+    """Serve the kept student to this machine, and open its page, until a signal comes.
+
+    Args:
+        port: port to listen at; 0 for any that is free.
+        browser: whether to open the page; its address is printed in any case.
+
+    Raises:
+        OmniForcingError: if the kept student is damaged or the port is taken.
+    """
+    serve_streams(
+        EngineOptions(),
+        Limits(),
+        "127.0.0.1",
+        port,
+        announce=_open_page if browser else None,
+    )
+
+
+def _open_page(address: str) -> None:
+    # Some browsers keep the call until they are closed, and the server must run meanwhile.
+    threading.Thread(target=_open_or_say, args=(address,), daemon=True).start()
+
+
+def _open_or_say(address: str) -> None:
+    # Where there is no screen, Python would start a browser of text in this very terminal.
+    screens = ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
+    screen = sys.platform in ("darwin", "win32") or any(map(os.environ.get, screens))
+    try:
+        opened = screen and webbrowser.open(address)
+    except (webbrowser.Error, OSError):
+        opened = False
+    if not opened:
+        print(f"no browser could be opened here; open {address} in one", file=sys.stderr)

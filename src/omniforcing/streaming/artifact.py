@@ -31,6 +31,7 @@ from omniforcing.core.layout import (
 )
 from omniforcing.media.boxes import SAMPLE_RATES
 from omniforcing.model.config import Stabiliser, StudentConfig
+from omniforcing.pocket import student as kept_student
 
 if TYPE_CHECKING:
     from omniforcing.model.rollout import RolloutConfig
@@ -194,10 +195,27 @@ class StreamSettings:
 
 @dataclass(frozen=True)
 class Artifact:
-    """An artifact folder that was checked."""
+    """An artifact folder that was checked.
+
+    Attributes:
+        folder: the folder.
+        settings: settings of its streams.
+        shared_codec: folder of the codec, its text encoder in ``text``, if that lies elsewhere.
+    """
 
     folder: Path
     settings: StreamSettings
+    shared_codec: Path | None = None
+
+    @property
+    def codec(self) -> Path:
+        """Folder of VAEs and vocoder."""
+        return self.shared_codec or self.folder / "codec"
+
+    @property
+    def text(self) -> Path:
+        """Folder of the text encoder."""
+        return (self.shared_codec or self.folder) / "text"
 
     @classmethod
     def open(cls, folder: Path, verify: bool = True) -> Artifact:
@@ -220,6 +238,24 @@ class Artifact:
         if verify:
             verify_manifest(folder)
         return cls(folder, StreamSettings.read(folder / SETTINGS_FILE))
+
+    @classmethod
+    def kept(cls, verify: bool = True) -> Artifact:
+        """Open the student that the package keeps, preset ``pocket``'s.
+
+        Args:
+            verify: whether to verify the checksum of every file.
+
+        Raises:
+            OmniForcingError: if it is missing or damaged.
+        """
+        if verify:
+            kept_student.check_student()
+        else:
+            kept_student.read_record()
+        folder = kept_student.student_folder()
+        settings = StreamSettings.read(folder / SETTINGS_FILE)
+        return cls(folder, settings, kept_student.codec_folder())
 
 
 def _copy(source: Path, parts: tuple[str, ...], target: Path) -> None:

@@ -19,7 +19,7 @@ from omniforcing.core.errors import OmniForcingError
 
 if TYPE_CHECKING:
     from omniforcing.evaluation.speed import StreamSpeed
-    from omniforcing.streaming.artifact import StreamSettings
+    from omniforcing.streaming.artifact import Artifact, StreamSettings
     from omniforcing.streaming.engine import Engine
     from omniforcing.streaming.live import Chunk, Stream
 
@@ -32,7 +32,7 @@ class EngineOptions:
     """Which artifact streams, and how.
 
     Attributes:
-        artifact: folder that the export stage wrote.
+        artifact: folder that the export stage wrote; None for the student that the package keeps.
         device: where to compute, as torch names it.
         threads: of the CPU.
         speed_ups: names, as ``with_speed_ups`` knows them.
@@ -42,7 +42,7 @@ class EngineOptions:
         free_text_encoder: whether the text encoder is loaded for each prompt and freed after it.
     """
 
-    artifact: Path
+    artifact: Path | None = None
     device: str = "cpu"
     threads: int = 1
     speed_ups: tuple[str, ...] = ()
@@ -199,14 +199,18 @@ def _until_interrupted(chunks: Iterator[Chunk]) -> Iterator[Iterator[Chunk]]:
 
 
 def open_engine(options: EngineOptions) -> Engine:
-    """Check and load an artifact.
+    """Check and load an artifact; one line of stderr says so if it is the kept student.
 
     Raises:
         OmniForcingError: for anything in the arguments or the artifact that the user can mend.
     """
     from omniforcing.streaming.artifact import Artifact
 
-    artifact = Artifact.open(options.artifact, verify=options.verify)
+    if options.artifact is None:
+        artifact = Artifact.kept(options.verify)
+        print(_kept_line(artifact), file=sys.stderr)
+    else:
+        artifact = Artifact.open(options.artifact, verify=options.verify)
     _prepare(options.device, options.threads)
 
     from omniforcing.model.options import with_speed_ups
@@ -220,6 +224,16 @@ def open_engine(options: EngineOptions) -> Engine:
         options.loras,
         options.precision,
         keep_text_encoder=not options.free_text_encoder,
+    )
+
+
+def _kept_line(artifact: Artifact) -> str:
+    from omniforcing.pocket.student import read_record
+
+    record = read_record()
+    return (
+        f"streaming with the kept student of preset {artifact.settings.preset} (artifact "
+        f"{record['artifact'][:12]}, commit {record['git_commit'][:12]}); --artifact names another"
     )
 
 

@@ -86,9 +86,9 @@ class Engine:
         dtype = PRECISIONS.get(precision) or _stored_precision(folder)
         student = load_model(folder, self.settings.sinks, device, dtype, stabiliser)
         self.student = accelerate(student, options, release=True, overlay=self.overlay)
-        self.codec = Codec.load(folder / "codec", device=device)
+        self.codec = Codec.load(self.artifact.codec, device=device)
         load_text = TextEncoder.load if keep_text_encoder else FreedTextEncoder
-        self.text_encoder = load_text(folder / "text", device, dtype)
+        self.text_encoder = load_text(self.artifact.text, device, dtype)
         self._refuse_misfit()
         synchronise(
             device
