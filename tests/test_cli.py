@@ -21,7 +21,8 @@ from tests.support.refusals import refuses
 ROOT = Path(__file__).parents[1]
 COMMANDS = {
     *("run", "stage", "job", "kuberay", "ablation", "plan", "stream", "serve", "demo"),
-    *("inspect", "measure", "compare", "weights", "config", "pipeline", "completion"),
+    *("inspect", "measure", "compare", "weights", "config", "pipeline", "doctor"),
+    "completion",
 }
 
 

@@ -28,7 +28,7 @@ from omniforcing.core.errors import OmniForcingError
 # within a room count as that room.
 ROOMS = (
     *("core", "networks", "media", "codec", "model", "pocket", "data", "training", "distill"),
-    *("evaluation", "streaming", "serving", "pipeline", "cli", "__main__"),
+    *("evaluation", "streaming", "serving", "pipeline", "doctor", "cli", "__main__"),
 )
 PACKAGE = Path("src", "omniforcing")
 SILENT = {

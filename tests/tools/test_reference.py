@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from omniforcing.core.environment import OURS
 from omniforcing.core.errors import OmniForcingError
 from tools.reference.__main__ import FOLDER, WRITE, check, pages, write
-from tools.reference.environment import ours
 
 
 def test_the_reference_is_not_stale() -> None:
@@ -24,5 +24,5 @@ def test_a_stale_page_is_named_with_the_command_that_renews_it(tmp_path: Path) -
 
 
 def test_every_variable_of_ours_says_what_it_is_for() -> None:
-    assert "OMNIFORCING_TOKEN" in ours()
-    assert all(len(about) > 10 for about in ours().values())
+    assert "OMNIFORCING_TOKEN" in OURS
+    assert all(len(about) > 10 for about in OURS.values())

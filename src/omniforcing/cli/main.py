@@ -11,7 +11,7 @@ import click
 from click.shell_completion import shell_complete
 
 from omniforcing import __version__
-from omniforcing.cli import cluster, completion, data, measure, pipeline, streaming
+from omniforcing.cli import cluster, completion, data, doctor, measure, pipeline, streaming
 from omniforcing.cli.command import Group, refusal
 from omniforcing.core.console import run_command
 from omniforcing.core.environment import COMPLETION_VARIABLE
@@ -46,7 +46,7 @@ for command in (
         measure.compare,
         data.weights,
     ),
-    *(pipeline.config, pipeline.pipeline, completion.completion),
+    *(pipeline.config, pipeline.pipeline, doctor.doctor, completion.completion),
 ):
     omniforcing.add_command(command)
 

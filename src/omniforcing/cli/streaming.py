@@ -11,7 +11,7 @@ import click
 
 from omniforcing.cli.command import Command
 from omniforcing.core.environment import TOKEN_VARIABLE
-from omniforcing.serving.protocol import Limits
+from omniforcing.serving.protocol import DEFAULT_PORT, Limits
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
@@ -188,7 +188,9 @@ def stream(
 )
 @engine_options
 @click.option("--host", default="127.0.0.1", help="Address to listen at.")
-@click.option("--port", type=int, default=8765, help="Port to listen at; 0: any that is free.")
+@click.option(
+    "--port", type=int, default=DEFAULT_PORT, help="Port to listen at; 0: any that is free."
+)
 @click.option(
     "--origin",
     "origins",

@@ -11,21 +11,40 @@ import sys
 from functools import cache
 from pathlib import Path
 
-# Folder that holds data, .work and mlflow.db instead of the checkout: a job on a cluster runs from
-# a copy of the code.
 DATA_ROOT_VARIABLE = "OMNIFORCING_DATA_ROOT"
-# Name of a file in conf/cluster, where no command line names one.
 CLUSTER_VARIABLE = "OMNIFORCING_CLUSTER"
-# MLflow run of the pipeline, parent of the runs of its stages.
 PARENT_VARIABLE = "OMNIFORCING_PARENT_RUN"
-# Commit at the start of a pipeline run: DVC writes the tracked dvc.lock as it goes.
 COMMIT_VARIABLE = "OMNIFORCING_GIT_COMMIT"
-# Set in a job on a cluster, so that it runs its stage there and submits none.
 JOB_VARIABLE = "OMNIFORCING_JOB"
-# Secret that clients of the server must send.
 TOKEN_VARIABLE = "OMNIFORCING_TOKEN"
-# Set by a shell that completes a command line of ours.
 COMPLETION_VARIABLE = "_OMNIFORCING_COMPLETE"
+# What each is for; docs/reference/environment.md is made of it.
+OURS = {
+    DATA_ROOT_VARIABLE: (
+        "Folder that holds data, .work and mlflow.db instead of the checkout: a job on a "
+        "cluster runs from a copy of the code."
+    ),
+    CLUSTER_VARIABLE: "Name of a file in conf/cluster, where no command line names one.",
+    PARENT_VARIABLE: "MLflow run of the pipeline, parent of the runs of its stages.",
+    COMMIT_VARIABLE: (
+        "Commit at the start of a pipeline run: DVC writes the tracked dvc.lock as it goes."
+    ),
+    JOB_VARIABLE: "Set in a job on a cluster, so that it runs its stage there and submits none.",
+    TOKEN_VARIABLE: "Secret that clients of the server must send.",
+    COMPLETION_VARIABLE: "Set by a shell that completes a command line of ours.",
+}
+# Variables of other programs that change what a command here does.
+OTHERS = {
+    "MLFLOW_TRACKING_URI": "Where runs go; `mlflow.db` in the checkout if unset.",
+    "MLFLOW_RUN_ID": "Set by `mlflow run`: the run under which the stages' runs are put.",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "Seconds of one try of a request; 5, uploads 120, if unset.",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "Further tries of a request; 1 if unset.",
+    "RAY_ADDRESS": "Ignored, like `RAY_API_SERVER_ADDRESS`: `cluster.*` names the cluster.",
+    "RAY_AUTH_MODE": "`token` for a cluster that asks for one; set by `make` where it is missing.",
+    "RAY_AUTH_TOKEN": "The cluster's token, if it is not in `~/.ray/auth_token`.",
+    "CUDA_VISIBLE_DEVICES": "Empty: everything on the CPU, also where there is a GPU.",
+    "OMP_NUM_THREADS": "Threads of a process on the CPU; `trainer.threads` decides in a stage.",
+}
 
 
 def git_commit(root: Path) -> str:

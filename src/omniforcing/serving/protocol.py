@@ -15,6 +15,7 @@ from typing import Any
 from omniforcing.core.errors import OmniForcingError, quoted
 from omniforcing.streaming.request import IMAGE_BYTES, Request, RequestError, check_prompt
 
+DEFAULT_PORT = 8765  # of `omniforcing serve`
 VERSION = 2
 SUBPROTOCOL = f"omniforcing.v{VERSION}"
 MOST_WHOLE = 2**64  # whole numbers of messages are smaller than this
