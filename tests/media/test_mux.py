@@ -121,7 +121,7 @@ def test_every_block_is_one_fragment_behind_one_header() -> None:
     for frames, samples in blocks():
         muxer.write(frames, samples)
         kinds.append(boxes_of(pieces.take()))
-    assert kinds == [[b"ftyp", b"moov", b"moof", b"mdat"], *[[b"moof", b"mdat"]] * SECONDS]
+    assert kinds == [[b"ftyp", b"moov", b"uuid", b"moof", b"mdat"], *[[b"moof", b"mdat"]] * SECONDS]
     muxer.close()
     assert boxes_of(pieces.take()) == [b"moof", b"mdat"], "the end of the sound"
 

@@ -16,6 +16,7 @@ import pytest
 
 from omniforcing.cli import main
 from omniforcing.core.files import folder_digest
+from omniforcing.media.marking import read_marks
 from omniforcing.pocket import foundation
 from omniforcing.pocket.student import student_folder
 from omniforcing.streaming.artifact import Artifact
@@ -60,6 +61,9 @@ def test_a_server_without_an_artifact_streams_the_kept_student(tmp_path: Path) -
             media, messages = play(client, 1)
         assert frames_in(media) == 25 and messages[-1]["reason"] == "ended"
         assert said_of_the_kept_student(running.log.read_text())
+    recorded = tmp_path / "recorded.mp4"
+    recorded.write_bytes(media)
+    assert read_marks(recorded)["artifact"] == folder_digest(Artifact.kept().folder)
 
 
 def test_a_demo_opens_its_page_in_the_browser_and_streams_a_typed_prompt(tmp_path: Path) -> None:

@@ -15,12 +15,13 @@ from omniforcing.cli.command import Command, Group
         "omniforcing inspect data/pocket/shards",
         "omniforcing inspect data/pocket/latents --out latents.png",
         "omniforcing inspect data/pocket/shards --flags flags.json",
+        "omniforcing inspect clip.mp4",
     ),
 )
 @click.argument(
-    "folder",
+    "path",
     type=click.Path(path_type=Path),
-    help="Output folder of the stage shards, latents or trajectories.",
+    help="Output folder of the stage shards, latents or trajectories; or a clip.",
 )
 @click.option(
     "--out",
@@ -39,21 +40,32 @@ from omniforcing.cli.command import Command, Group
     help="With --flags: YAML file that names CLIP and CLAP by path and sha256; clips that do not "
     "fit their caption are flagged too.",
 )
-def inspect(folder: Path, out: Path | None, flags: Path | None, weights: Path | None) -> None:
-    """Show what a folder of shards or latents holds.
+def inspect(path: Path, out: Path | None, flags: Path | None, weights: Path | None) -> None:
+    """Show what a folder of shards or latents holds, or what a clip says of how it was made.
 
-    Every sample is read and checked; a few are drawn on a contact sheet.
+    Every sample of a folder is read and checked; a few are drawn on a contact sheet.
     """
+    if path.is_file():
+        if out or flags or weights:
+            raise click.UsageError(
+                f"{path} is a clip and --out, --flags and --weights are for folders; "
+                "leave them out",
+                click.get_current_context(),
+            )
+        from omniforcing.media.marking import describe
+
+        print(describe(path))
+        return
     from omniforcing.data.inspect import inspect_folder
 
-    out = out or Path(f"{folder.absolute()}.png")
-    print(inspect_folder(folder, out))
+    out = out or Path(f"{path.absolute()}.png")
+    print(inspect_folder(path, out))
     print(f"\ncontact sheet: {out}")
     if flags:
         from omniforcing.evaluation.measures.encoders.weights import Weights
         from omniforcing.evaluation.measures.flags import flag_shards
 
-        found = flag_shards(folder, Weights.read(weights) if weights else None)
+        found = flag_shards(path, Weights.read(weights) if weights else None)
         found.save(flags)
         print(f"\n{found.table()}\nlist: {flags}")
 

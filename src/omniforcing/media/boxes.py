@@ -43,13 +43,15 @@ class TrackFragment:
     data: Sequence[bytes]
 
 
-def _box(kind: bytes, *parts: bytes) -> bytes:
+def box(kind: bytes, *parts: bytes) -> bytes:
+    """Build a box: its length, its kind of four bytes, its content."""
     body = b"".join(parts)
     return struct.pack(">I4s", 8 + len(body), kind) + body
 
 
-def _full_box(kind: bytes, version: int, flags: int, *parts: bytes) -> bytes:
-    return _box(kind, struct.pack(">I", version << 24 | flags), *parts)
+def full_box(kind: bytes, version: int, flags: int, *parts: bytes) -> bytes:
+    """Build a box whose content begins with a version and 24 flags."""
+    return box(kind, struct.pack(">I", version << 24 | flags), *parts)
 
 
 def header(
@@ -59,6 +61,7 @@ def header(
     aac: bytes,
     sample_rate: int,
     priming: int,
+    user_data: bytes = b"",
 ) -> bytes:
     """Build the boxes that begin the file, ``ftyp`` and ``moov``.
 
@@ -70,19 +73,20 @@ def header(
         sample_rate: rate of the sound in Hz, which is also the clock of its track.
         priming: audio samples that the AAC encoder puts before the sound. Edit lists cut that
             time off both tracks; the first video frame is due at ``video_start``.
+        user_data: a ``udta`` box, or nothing.
 
     Returns:
         The bytes of both boxes.
     """
     # Durations are 0: nobody knows how long the stream will be, and players take the fragments'.
     clock = struct.pack(">4I I H 10x", 0, 0, 1000, 0, 0x10000, 0x100)
-    mvhd = _full_box(b"mvhd", 0, 0, clock, _MATRIX, bytes(24), struct.pack(">I", 3))
+    mvhd = full_box(b"mvhd", 0, 0, clock, _MATRIX, bytes(24), struct.pack(">I", 3))
     size = struct.pack(">2I", width << 16, height << 16)
     video = _track(
         VIDEO,
         VIDEO_CLOCK,
         b"vide",
-        _full_box(b"vmhd", 0, 1, bytes(8)),
+        full_box(b"vmhd", 0, 1, bytes(8)),
         _avc1(height, width, *parameter_sets),
         size,
         _edit(video_start(priming, sample_rate)),
@@ -91,17 +95,17 @@ def header(
         AUDIO,
         sample_rate,
         b"soun",
-        _full_box(b"smhd", 0, 0, bytes(4)),
+        full_box(b"smhd", 0, 0, bytes(4)),
         _mp4a(aac, sample_rate),
         bytes(8),
         _edit(priming),
     )
     # ``trex`` is what makes players look for fragments at all; each fragment overrides its zeros.
     defaults = (
-        _full_box(b"trex", 0, 0, struct.pack(">5I", track, 1, 0, 0, 0)) for track in (VIDEO, AUDIO)
+        full_box(b"trex", 0, 0, struct.pack(">5I", track, 1, 0, 0, 0)) for track in (VIDEO, AUDIO)
     )
-    kind = _box(b"ftyp", b"iso5", struct.pack(">I", 512), b"iso5iso6mp41")
-    return kind + _box(b"moov", mvhd, video, audio, _box(b"mvex", *defaults))
+    kind = box(b"ftyp", b"iso5", struct.pack(">I", 512), b"iso5iso6mp41")
+    return kind + box(b"moov", mvhd, video, audio, box(b"mvex", *defaults), user_data)
 
 
 def video_start(priming: int, sample_rate: int) -> int:
@@ -116,7 +120,7 @@ def video_start(priming: int, sample_rate: int) -> int:
 
 def _edit(start: int) -> bytes:
     """Build an ``edts`` box that makes the presentation begin at ``start`` of the track's clock."""
-    return _box(b"edts", _full_box(b"elst", 0, 0, struct.pack(">I I i I", 1, 0, start, 0x10000)))
+    return box(b"edts", full_box(b"elst", 0, 0, struct.pack(">I I i I", 1, 0, start, 0x10000)))
 
 
 def _track(
@@ -130,19 +134,19 @@ def _track(
 ) -> bytes:
     """Build a ``trak`` box whose sample tables are empty, for the samples are in fragments."""
     volume = 0x0100 if handler == b"soun" else 0
-    tkhd = _full_box(
+    tkhd = full_box(
         b"tkhd", 0, 3, struct.pack(">5I 8x 3H 2x", 0, 0, number, 0, 0, 0, 0, volume), _MATRIX, size
     )
     language = 0x55C4  # "und", undetermined
-    mdhd = _full_box(b"mdhd", 0, 0, struct.pack(">4I 2H", 0, 0, clock, 0, language, 0))
-    hdlr = _full_box(b"hdlr", 0, 0, bytes(4), handler, bytes(12), b"omniforcing\0")
-    url = _full_box(b"url ", 0, 1)  # flag 1: the media is in this file
-    dinf = _box(b"dinf", _full_box(b"dref", 0, 0, struct.pack(">I", 1), url))
+    mdhd = full_box(b"mdhd", 0, 0, struct.pack(">4I 2H", 0, 0, clock, 0, language, 0))
+    hdlr = full_box(b"hdlr", 0, 0, bytes(4), handler, bytes(12), b"omniforcing\0")
+    url = full_box(b"url ", 0, 1)  # flag 1: the media is in this file
+    dinf = box(b"dinf", full_box(b"dref", 0, 0, struct.pack(">I", 1), url))
     tables = ((b"stts", 4), (b"stsc", 4), (b"stsz", 8), (b"stco", 4))
-    empty = (_full_box(kind, 0, 0, bytes(length)) for kind, length in tables)
-    stsd = _full_box(b"stsd", 0, 0, struct.pack(">I", 1), sample_entry)
-    minf = _box(b"minf", media_header, dinf, _box(b"stbl", stsd, *empty))
-    return _box(b"trak", tkhd, edit, _box(b"mdia", mdhd, hdlr, minf))
+    empty = (full_box(kind, 0, 0, bytes(length)) for kind, length in tables)
+    stsd = full_box(b"stsd", 0, 0, struct.pack(">I", 1), sample_entry)
+    minf = box(b"minf", media_header, dinf, box(b"stbl", stsd, *empty))
+    return box(b"trak", tkhd, edit, box(b"mdia", mdhd, hdlr, minf))
 
 
 def _avc1(height: int, width: int, sps: bytes, pps: bytes) -> bytes:
@@ -157,8 +161,8 @@ def _avc1(height: int, width: int, sps: bytes, pps: bytes) -> bytes:
         ">6x H 16x 2H 2I 4x H 32x Hh", 1, width, height, 0x480000, 0x480000, 1, 24, -1
     )
     # BT.709 primaries, transfer and matrix (1 each), 16 to 235: as the VUI in the SPS says too.
-    colours = _box(b"colr", b"nclx", struct.pack(">3HB", 1, 1, 1, 0))
-    return _box(b"avc1", shape, _box(b"avcC", sps_set + pps_set, high), colours)
+    colours = box(b"colr", b"nclx", struct.pack(">3HB", 1, 1, 1, 0))
+    return box(b"avc1", shape, box(b"avcC", sps_set + pps_set, high), colours)
 
 
 def _mp4a(config: bytes, sample_rate: int) -> bytes:
@@ -172,7 +176,7 @@ def _mp4a(config: bytes, sample_rate: int) -> bytes:
     decoder = descriptor(4, struct.pack(">BB3xII", 0x40, 0x15, 0, 0), descriptor(5, config))
     stream = descriptor(3, struct.pack(">HB", AUDIO, 0), decoder, descriptor(6, b"\x02"))
     shape = struct.pack(">6x H 8x 2H 4x I", 1, 2, 16, sample_rate << 16)
-    return _box(b"mp4a", shape, _full_box(b"esds", 0, 0, stream))
+    return box(b"mp4a", shape, full_box(b"esds", 0, 0, stream))
 
 
 def fragment(number: int, video: TrackFragment, audio: TrackFragment) -> bytes:
@@ -190,9 +194,9 @@ def fragment(number: int, video: TrackFragment, audio: TrackFragment) -> bytes:
     tracks = [(track_number, track) for track_number, track in numbered if track.data]
 
     def moof(offsets: Sequence[int]) -> bytes:
-        mfhd = _full_box(b"mfhd", 0, 0, struct.pack(">I", number))
+        mfhd = full_box(b"mfhd", 0, 0, struct.pack(">I", number))
         placed = zip(tracks, offsets, strict=True)
-        return _box(b"moof", mfhd, *(_traf(*track, offset) for track, offset in placed))
+        return box(b"moof", mfhd, *(_traf(*track, offset) for track, offset in placed))
 
     # Offsets count from the start of ``moof``, whose own length they do not change: it is built
     # once to be measured and once more with the offsets in it.
@@ -201,16 +205,16 @@ def fragment(number: int, video: TrackFragment, audio: TrackFragment) -> bytes:
     for _, track in tracks:
         offsets.append(first + len(data))
         data += b"".join(track.data)
-    return moof(offsets) + _box(b"mdat", data)
+    return moof(offsets) + box(b"mdat", data)
 
 
 def _traf(number: int, track: TrackFragment, offset: int) -> bytes:
     """Build a ``traf`` box: whose frames, from when on, and where their bytes lie."""
     usual = _OTHER_FRAME if number == VIDEO else _KEYFRAME
     # tfhd 0x020028: offsets count from moof; default duration and flags follow.
-    tfhd = _full_box(b"tfhd", 0, 0x020028, struct.pack(">3I", number, track.duration, usual))
-    tfdt = _full_box(b"tfdt", 1, 0, struct.pack(">Q", track.start))
+    tfhd = full_box(b"tfhd", 0, 0x020028, struct.pack(">3I", number, track.duration, usual))
+    tfdt = full_box(b"tfdt", 1, 0, struct.pack(">Q", track.start))
     # trun 0x205: data offset, flags of the first sample, a size for each.
     first = struct.pack(">IiI", len(track.data), offset, _KEYFRAME)
     sizes = struct.pack(f">{len(track.data)}I", *map(len, track.data))
-    return _box(b"traf", tfhd, tfdt, _full_box(b"trun", 0, 0x205, first, sizes))
+    return box(b"traf", tfhd, tfdt, full_box(b"trun", 0, 0x205, first, sizes))

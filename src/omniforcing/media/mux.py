@@ -27,6 +27,7 @@ from omniforcing.media.boxes import (
     video_start,
 )
 from omniforcing.media.bt709 import Bt709
+from omniforcing.media.marking import Mark
 
 AAC_FRAME = 1024  # samples
 # No B-frames and no look-ahead, so that a block is out as soon as it is in; keyframes only where
@@ -99,6 +100,7 @@ class Muxer:
         width: width of the frames in pixels, even.
         sample_rate: rate of the sound in Hz, one of ``boxes.SAMPLE_RATES``.
         crf: x264's constant rate factor; lower is better.
+        mark: what the file says of how it was made; that a machine made it, in any case.
 
     Attributes:
         frames: frames written so far.
@@ -106,9 +108,15 @@ class Muxer:
     """
 
     def __init__(
-        self, target: Writable, height: int, width: int, sample_rate: int, crf: int = 18
+        self,
+        target: Writable,
+        height: int,
+        width: int,
+        sample_rate: int,
+        crf: int = 18,
+        mark: Mark | None = None,
     ) -> None:
-        self._target = target
+        self._target, self._mark = target, mark or Mark()
         self._video, self._audio = _video_encoder(height, width, crf), _audio_encoder(sample_rate)
         self._sample_rate, self._convert = sample_rate, Bt709()
         # Decoding times count what the encoders gave out, ``frames`` and ``samples`` what they got.
@@ -169,7 +177,9 @@ class Muxer:
         if self._fragments == 0:
             sps, pps = self._parameters
             sound = self._audio.extradata, self._sample_rate
-            self._target.write(header(*self._size, (sps, pps), *sound, priming=AAC_FRAME))
+            marks = self._mark.user_data()
+            begin = header(*self._size, (sps, pps), *sound, priming=AAC_FRAME, user_data=marks)
+            self._target.write(begin + self._mark.packet())
         pictures = TrackFragment(
             self._video_start,
             FRAME_TICKS,

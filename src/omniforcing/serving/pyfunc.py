@@ -121,7 +121,8 @@ class StreamingModel(PythonModel):
         from omniforcing.media.mux import Muxer, OutputBuffer
 
         sink, settings = OutputBuffer(), self.engine.settings
-        muxer = Muxer(sink, settings.height, settings.width, settings.sample_rate)
+        size, mark = (settings.height, settings.width), self.engine.mark
+        muxer = Muxer(sink, *size, settings.sample_rate, mark=mark)
 
         def piece(block: int, frames: int, samples: int) -> dict[str, Any]:
             counts = {"first_frame": muxer.frames - frames, "frames": frames}

@@ -56,7 +56,8 @@ class Session:
         self._socket, self._service = socket, service
         settings = service.engine.settings
         self._pieces = OutputBuffer()
-        self._muxer = Muxer(self._pieces, settings.height, settings.width, settings.sample_rate)
+        size, mark = (settings.height, settings.width), service.engine.mark
+        self._muxer = Muxer(self._pieces, *size, settings.sample_rate, mark=mark)
         self._stream: Stream | None = None
         self._image: bytes | None = None
         self._asked = 0.0

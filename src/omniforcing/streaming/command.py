@@ -19,6 +19,7 @@ from omniforcing.core.errors import OmniForcingError
 
 if TYPE_CHECKING:
     from omniforcing.evaluation.speed import StreamSpeed
+    from omniforcing.media.marking import Mark
     from omniforcing.streaming.artifact import Artifact, StreamSettings
     from omniforcing.streaming.engine import Engine
     from omniforcing.streaming.live import Chunk, Stream
@@ -111,10 +112,18 @@ def check_target(path: Path) -> None:
         )
 
 
-def write_stream(chunks: Iterable[Chunk], out: Path, settings: StreamSettings) -> StreamSpeed:
+def write_stream(
+    chunks: Iterable[Chunk], out: Path, settings: StreamSettings, mark: Mark | None = None
+) -> StreamSpeed:
     """Encode a stream into an MP4 file, or block by block onto standard output if ``out`` is ``-``.
 
     The file appears under its name when it is whole.
+
+    Args:
+        chunks: the stream.
+        out: the file.
+        settings: settings of the stream.
+        mark: what the file says of how it was made; by default, by which preset's student.
 
     Raises:
         OmniForcingError: if the file cannot be written.
@@ -122,18 +131,22 @@ def write_stream(chunks: Iterable[Chunk], out: Path, settings: StreamSettings) -
     from omniforcing.core.files import new_file
 
     if out == STDOUT:
-        return _encode(chunks, sys.stdout.buffer, settings)
+        return _encode(chunks, sys.stdout.buffer, settings, mark)
     with new_file(out) as file:
-        return _encode(chunks, file, settings)
+        return _encode(chunks, file, settings, mark)
 
 
-def _encode(chunks: Iterable[Chunk], file: BinaryIO, settings: StreamSettings) -> StreamSpeed:
+def _encode(
+    chunks: Iterable[Chunk], file: BinaryIO, settings: StreamSettings, mark: Mark | None
+) -> StreamSpeed:
     from omniforcing.evaluation.speed import stream_speed
+    from omniforcing.media.marking import Mark
     from omniforcing.media.mux import Muxer
 
+    size, mark = (settings.height, settings.width), mark or Mark(settings.preset)
     timings = []
     try:
-        with Muxer(file, settings.height, settings.width, settings.sample_rate) as muxer:
+        with Muxer(file, *size, settings.sample_rate, mark=mark) as muxer:
             for chunk in chunks:
                 muxer.add(chunk)
                 file.flush()
@@ -348,7 +361,7 @@ def stream_clip(options: StreamOptions) -> None:
         saved = stream.snapshot(at=stream.blocks) if options.save else None
         chunks = _with_progress(stream, stream.frames)
         with _until_interrupted(chunks) if options.endless else nullcontext(chunks) as wanted:
-            speed = write_stream(wanted, options.out, engine.settings)
+            speed = write_stream(wanted, options.out, engine.settings, engine.mark)
         if saved is not None and options.save is not None:
             saved.result().save(options.save)
     values = figures(speed, engine.settings, options.engine.device, options.engine.speed_ups)

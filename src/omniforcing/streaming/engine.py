@@ -18,6 +18,7 @@ from omniforcing.core.files import folder_digest, sha256_file
 from omniforcing.core.latents import TextFeatures
 from omniforcing.core.layout import FPS
 from omniforcing.core.random import step_generator
+from omniforcing.media.marking import Mark
 from omniforcing.model.config import Stabiliser
 from omniforcing.model.inference.cuda_streams import synchronise
 from omniforcing.model.inference.fast import accelerate
@@ -135,6 +136,11 @@ class Engine:
             return digest
         files = [sha256_file(lora.source) for lora in self.overlay.loras]
         return hashlib.sha256(" ".join([digest, *files]).encode()).hexdigest()
+
+    @property
+    def mark(self) -> Mark:
+        """What a clip of this engine says of how it was made."""
+        return Mark(self.settings.preset, self.digest)
 
     def stream(
         self, prompt: str, seconds: float | None, seed: int = 0, opening: Opening | None = None
