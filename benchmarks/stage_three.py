@@ -32,7 +32,14 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.timing import Clock
 from omniforcing.core.config import project_root
 from omniforcing.core.distributed import draw
-from omniforcing.core.latents import Batch, Latents, TextFeatures, broadcast, concatenate
+from omniforcing.core.latents import (
+    Batch,
+    HeldText,
+    Latents,
+    TextFeatures,
+    broadcast,
+    concatenate,
+)
 from omniforcing.distill.dmd import dmd_loss
 from omniforcing.distill.self_forcing import SelfForcing
 from omniforcing.model.attention import SITES, View, sdpa
@@ -151,8 +158,8 @@ def build(
         sizes.network(dtype=dtype),
     ]
     counts, text = config.clips.latent_counts, noise_text(sizes, 1)
-    arguments = (config.self_forcing, config.student, networks, text, text, counts, sizes.grid)
-    return kind.from_config(*arguments, config.seed)
+    captions, where = HeldText(text), (counts, sizes.grid, config.seed)
+    return kind.from_config(config.self_forcing, config.student, networks, text, captions, *where)
 
 
 def noise_text(sizes: Sizes, batch: int) -> TextFeatures:

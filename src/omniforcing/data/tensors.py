@@ -205,7 +205,7 @@ class TextTable:
         wanted: dict[int, list[int]] = defaultdict(list)
         for place in dict.fromkeys(places.tolist()):
             wanted[place // ROWS].append(place)
-        read = {}
+        read: dict[int, TextFeatures] = {}
         for number, own in wanted.items():
             features, _ = self._read(number, [place % ROWS for place in own])
             read |= dict(zip(own, features, strict=True))

@@ -47,8 +47,8 @@ class Results:
                 self.known[key] = (several, made)
             return out
         several, recipes = self.known[key]
-        made = [recipe and recipe() for recipe in recipes]
-        return tuple(made) if several else made[0]
+        results = tuple(recipe and recipe() for recipe in recipes)
+        return results if several else results[0]
 
 
 def _recipes(outputs: tuple[Any, ...], inputs: Any) -> list[_Made] | None:
