@@ -36,7 +36,8 @@ omniforcing = Group(
 )
 click.version_option(__version__, prog_name=NAME, message="%(prog)s %(version)s")(omniforcing)
 for command in (
-    *(pipeline.run, pipeline.stage, cluster.job, cluster.kuberay, pipeline.ablation, pipeline.plan),
+    *(pipeline.run, pipeline.stage, cluster.job, cluster.kuberay, pipeline.ablation),
+    *(pipeline.release, pipeline.plan),
     *(
         streaming.stream,
         streaming.serve,

@@ -1,8 +1,9 @@
-"""Commands ``run``, ``stage``, ``ablation``, ``plan``, ``config`` and ``pipeline``."""
+"""Commands ``run``, ``stage``, ``ablation``, ``release``, ``plan``, ``config``, ``pipeline``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -216,6 +217,39 @@ def _measure(trial: Trial) -> Mapping[str, Any]:
     from omniforcing.pipeline.experiments.measure import measure
 
     return measure(trial)
+
+
+@click.command(
+    cls=Command,
+    examples=(
+        "omniforcing release",
+        "omniforcing release models:/omniforcing-pocket/3 --rules conf/release.yaml",
+    ),
+)
+@click.argument(
+    "candidate",
+    required=False,
+    help="models:/NAME/VERSION in MLflow.  [default: what the last finished stage export logged]",
+)
+@preset_option
+@click.option(
+    "--rules",
+    type=click.Path(path_type=Path),
+    help="YAML file: what may not get worse, and by how much.  [default: conf/release.yaml]",
+)
+def release(candidate: str | None, preset: str | None, rules: Path | None) -> None:
+    """Make a model the champion of MLflow's registry, unless something got worse.
+
+    Its evaluation is compared with the champion's, over the same captions and seeds. A page in
+    data/PRESET/release says why it passed or not; a model that is refused stays registered.
+    """
+    from omniforcing.core.config import project_root
+    from omniforcing.pipeline.release import release as gate
+
+    result = gate.release(project_root(), candidate, preset, rules)
+    if not result.passed:
+        raise OmniForcingError("pipeline.release-refused", f"{result.why}; see {result.page}")
+    print(f"{result.why}; see {result.page}" if result.page else result.why)
 
 
 @click.command(

@@ -35,7 +35,7 @@ from omniforcing.evaluation.nearest import (
     threshold,
 )
 from omniforcing.evaluation.plots import draw_nearest, film_strip, save_media
-from omniforcing.evaluation.summary import in_pocket_world, summarise, sync_of
+from omniforcing.evaluation.summary import in_pocket_world, summarise, sync_of, sync_of_clips
 from omniforcing.pocket.drift import measure_drift
 from omniforcing.pocket.observe import (
     Clips,
@@ -192,6 +192,11 @@ def evaluate(inputs: EvaluationInputs, training: TrainingClips) -> Evaluation:
     )
     for name, figures in measured.figures.items():
         results[name]["measures"] = figures
+    for name, observed in sets.items():
+        if in_pocket_world(observed.clips):
+            parts = sync_of_clips(observed.clips, tolerance)
+            for row, part in zip(measured.clips[name], parts, strict=True):
+                row |= part
     for name, observed in rollouts.items():
         if in_pocket_world(observed.clips):
             results[name] |= measure_drift(observed.clips, tolerance)

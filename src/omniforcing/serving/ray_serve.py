@@ -2,7 +2,7 @@
 
 ``serve run omniforcing.serving.ray_serve:app artifact=FOLDER`` runs it. Arguments:
 
-- ``artifact``: folder of the artifact; required.
+- ``artifact``: folder of the artifact, or ``models:/NAME@ALIAS`` in MLflow; required.
 - ``device``: where to compute (default: cpu).
 - ``replicas``: number of replicas (default: 1).
 - ``speed_ups``: names, separated by commas.
@@ -25,7 +25,6 @@ import logging
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -61,8 +60,7 @@ def app(arguments: Mapping[str, str]) -> serve.Application:
             "option.missing",
             "name the artifact: serve run omniforcing.serving.ray_serve:app artifact=FOLDER",
         )
-    folder = Path(arguments["artifact"]).resolve()  # replicas run elsewhere
-    Artifact.open(folder)
+    folder = Artifact.open(arguments["artifact"]).folder.resolve()  # replicas run elsewhere
     origins = [arguments["origin"]] if "origin" in arguments else list(_LOCAL)
     device, token = arguments.get("device", "cpu"), os.environ.get(TOKEN_VARIABLE) or None
     speed = with_speed_ups(arguments["speed_ups"].split(",") if "speed_ups" in arguments else [])

@@ -15,6 +15,7 @@ import dataclasses
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -218,17 +219,19 @@ class Artifact:
         return (self.shared_codec or self.folder) / "text"
 
     @classmethod
-    def open(cls, folder: Path, verify: bool = True) -> Artifact:
-        """Open an artifact folder.
+    def open(cls, folder: Path | str, verify: bool = True) -> Artifact:
+        """Open an artifact.
 
         Args:
-            folder: the folder.
+            folder: its folder, or ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` in the model
+                registry of MLflow, which must be installed for that.
             verify: whether to verify the checksums of its manifest.
 
         Raises:
-            OmniForcingError: if a file is missing, altered, or has another schema.
+            OmniForcingError: if a file is missing, altered, or has another schema, or the registry
+                has no such model or does not answer.
         """
-        folder = Path(folder)
+        folder = _registered(str(folder)) if _is_registered(folder) else Path(folder)
         if not (folder / SETTINGS_FILE).is_file():
             raise ArtifactError(
                 "streaming.not-an-artifact",
@@ -256,6 +259,27 @@ class Artifact:
         folder = kept_student.student_folder()
         settings = StreamSettings.read(folder / SETTINGS_FILE)
         return cls(folder, settings, kept_student.codec_folder())
+
+
+def _is_registered(folder: Path | str) -> bool:
+    return str(folder).startswith("models:/")
+
+
+def _registered(name: str) -> Path:
+    """Find a registered model's artifact folder.
+
+    The module is looked up by name, since a machine that streams folders need not have MLflow and
+    this room imports nothing of the pipeline.
+    """
+    try:
+        registry = import_module("omniforcing.pipeline.release.registry")
+        return Path(registry.registered_artifact(name))
+    except ModuleNotFoundError as error:
+        raise ArtifactError(
+            "package.missing",
+            f"{name} is looked up in MLflow, which needs the package {error.name}; install it with "
+            "pip install 'omniforcing[pipeline]', or give the artifact's folder",
+        ) from error
 
 
 def _copy(source: Path, parts: tuple[str, ...], target: Path) -> None:

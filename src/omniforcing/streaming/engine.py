@@ -46,7 +46,8 @@ class Engine:
     """A loaded artifact; opens any number of independent streams.
 
     Args:
-        artifact: an opened artifact, or its folder.
+        artifact: an opened artifact, or what ``Artifact.open`` takes: its folder, or
+            ``models:/NAME@ALIAS`` in MLflow's registry.
         device: device to compute on.
         options: what makes the student fast. A saved stream goes on bit for bit only with options
             that it was saved with.
@@ -69,7 +70,7 @@ class Engine:
 
     def __init__(
         self,
-        artifact: Artifact | Path,
+        artifact: Artifact | Path | str,
         device: str = "cpu",
         options: InferenceOptions = DEFAULT,
         loras: Sequence[str] = (),

@@ -7,17 +7,19 @@ evaluations have the same. Differences of pairs have far narrower intervals than
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import atomic_write, read_json
+from omniforcing.evaluation.measures.base import Figure, resampled_interval
 from omniforcing.evaluation.measures.tables import paired_difference
 from omniforcing.evaluation.report import CLIP_TABLE, COLUMNS, format_number, render_template
 
 SHOWN = 4  # pairs of clips of each model on the page
+_SYNC = ("sync_margin", "sync_f1")  # pooled over clips
 Rows = list[dict[str, Any]]
 
 
@@ -99,6 +101,10 @@ def _compared(name: str, mine: Evaluated, theirs: Evaluated) -> dict[str, Any]:
         values = [row.get(column) for row in rows]
         if None not in values:
             figures[column] = _figure(column, *rows)
+    for metric in _SYNC:
+        sync = paired_sync(metric, mine.clips[name], theirs.clips[name])
+        if sync:
+            paired[metric] = vars(sync)
     known = mine.metrics.get("protocols", {}), theirs.metrics.get("protocols", {})
     for measure, about in known[0].items():
         if measure not in known[1]:
@@ -110,6 +116,42 @@ def _compared(name: str, mine: Evaluated, theirs: Evaluated) -> dict[str, Any]:
         if found:
             paired[measure] = {**vars(found), "unit": about["unit"]}
     return {"figures": figures, "paired": paired}
+
+
+def paired_sync(
+    metric: str, clips: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]
+) -> Figure | None:
+    """Difference of the pocket world's pooled sync between clips of the same name and caption.
+
+    Args:
+        metric: ``sync_f1`` or ``sync_margin``.
+        clips: rows with ``clip``, ``caption`` and the clip's part of the sync.
+        others: the other clips' rows.
+
+    Returns:
+        The first less the others, with its interval over pairs; None for another metric, with
+        fewer than two pairs, or with rows of an older evaluation.
+    """
+    known = {(row["clip"], row["caption"]): row for row in others}
+    pairs = []
+    for row in clips:
+        other = known.get((row["clip"], row["caption"]))
+        if other and row.get("sync_hits") is not None and other.get("sync_hits") is not None:
+            pairs.append((row, other))
+    if metric not in _SYNC or len(pairs) < 2:
+        return None
+
+    def difference(drawn: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> float:
+        first, second = zip(*drawn, strict=True)
+        return _pooled(metric, first) - _pooled(metric, second)
+
+    return Figure(difference(pairs), *resampled_interval(pairs, difference), len(pairs))
+
+
+def _pooled(metric: str, rows: Sequence[Mapping[str, Any]]) -> float:
+    events, hits = (sum(row[key] for row in rows) for key in ("sync_events", "sync_hits"))
+    chance = sum(row["sync_chance"] for row in rows) if metric == "sync_margin" else 0.0
+    return float((hits - chance) / events) if events else 0.0
 
 
 def _figure(column: str, row: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:

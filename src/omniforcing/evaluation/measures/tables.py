@@ -29,7 +29,8 @@ class MeasuredSets:
         figures: for each set and measure, ``value``, ``low``, ``high``, ``n``, protocol ``id``,
             and the ratios ``to_real`` and ``to_teacher`` where they say something; or ``why``
             there is no figure.
-        clips: for each set, name, caption, seconds and figures of each clip.
+        clips: for each set, name, caption, seconds and figures of each clip, and what else an
+            evaluation knows of it.
     """
 
     protocols: dict[str, dict[str, str]]
@@ -42,7 +43,11 @@ class MeasuredSets:
         Args:
             videos: the file of each set and clip that was kept.
         """
-        columns = ["set", "clip", "caption", "seconds", *self.protocols, "video"]
+        columns = ["set", "clip", "caption", "seconds", *self.protocols]
+        for clips in self.clips.values():
+            for clip in clips:
+                columns += [key for key in clip if key not in columns]
+        columns.append("video")
         data = []
         for name, clips in self.clips.items():
             for clip in clips:

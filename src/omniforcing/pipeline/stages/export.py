@@ -13,6 +13,7 @@ import omniforcing
 from omniforcing.core.files import read_json, write_manifest
 from omniforcing.core.pair import Pair
 from omniforcing.evaluation.plots import draw_media
+from omniforcing.evaluation.report import CLIP_TABLE
 from omniforcing.media.mel import resample
 from omniforcing.model.weights.lora import ADAPTER_FILE, read_lora
 from omniforcing.pipeline.stage import Stage
@@ -140,6 +141,8 @@ def run(stage: Stage) -> None:
     stage.write_metrics(sample | {"files": len(read_json(stage.folder / "manifest.json")["files"])})
     for name in ("sample.mp4", "sample.png", "README.md"):
         stage.log_artifact(stage.folder / name)
+    for name in ("metrics.json", CLIP_TABLE):
+        stage.log_artifact(stage.input("evaluate") / name, "evaluation")
     log_model(stage)
     adapter = stage.input("self_forcing") / ADAPTER_FILE
     if adapter.is_file():

@@ -1,0 +1,245 @@
+"""MLflow's model registry: versions by number or alias, and the artifacts that they hold."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from omniforcing.core.config import digest, project_root
+from omniforcing.core.errors import OmniForcingError, did_you_mean, quoted
+from omniforcing.core.files import atomic_dir
+from omniforcing.pipeline.tracking import connect
+from omniforcing.pipeline.tracking_store import UPLOAD, answering, check_host, shown, tracking_uri
+
+PREFIX = "models:/"
+EVALUATION = "evaluation"  # artifact path of the tables of an exported model's evaluation
+_FORM = re.compile(r"models:/+(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))")
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of a registered model.
+
+    Attributes:
+        name: name of the model.
+        number: the version.
+        run_id: run of stage export that logged it.
+        tags: its tags.
+    """
+
+    name: str
+    number: str
+    run_id: str
+    tags: Mapping[str, str]
+
+    def __str__(self) -> str:
+        return f"{PREFIX}{self.name}/{self.number}"
+
+
+class Registry:
+    """The model registry of an MLflow store.
+
+    Args:
+        uri: address of the store.
+        client: an ``MlflowClient`` of it.
+    """
+
+    def __init__(self, uri: str, client: Any) -> None:
+        self.uri, self.client = uri, client
+
+    @classmethod
+    def open(cls, root: Path) -> Registry:
+        """Connect to the store of a checkout.
+
+        Raises:
+            OmniForcingError: if it does not answer.
+        """
+        return cls(tracking_uri(root), connect(root))
+
+    @classmethod
+    def at(cls, uri: str) -> Registry:
+        """Connect to a store by its address, and change nothing there.
+
+        Raises:
+            OmniForcingError: if it does not answer.
+        """
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        from mlflow import MlflowClient
+
+        check_host(uri)
+        with answering(uri):
+            return cls(uri, MlflowClient(uri))
+
+    def find(self, name: str) -> Version:
+        """Find a version by ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
+
+        Raises:
+            OmniForcingError: for another form, or if the model, the alias or the version is not
+                there, or the store does not answer.
+        """
+        words = _FORM.fullmatch(name)
+        if not words:
+            raise OmniForcingError(
+                "pipeline.malformed-model",
+                f"{quoted(name)} names no registered model; write models:/NAME@ALIAS or "
+                "models:/NAME/VERSION",
+            )
+        model = words["name"]
+        aliases = self.aliases(model)
+        if aliases is None:
+            raise self._unknown(f"has no model {model!r}", model, self._names())
+        number = words["version"]
+        if number is None:
+            number = aliases.get(words["alias"])
+            if number is None:
+                what = f"has no alias {words['alias']!r} of the model {model!r}"
+                raise self._unknown(what, words["alias"], aliases)
+        return self.version(model, str(number))
+
+    def version(self, model: str, number: str) -> Version:
+        """Return a version of a model.
+
+        Raises:
+            OmniForcingError: if there is none, or the store does not answer.
+        """
+        found = self._ask(lambda: self.client.get_model_version(model, number))
+        if found is None:
+            raise self._unknown(f"has no version {number} of the model {model!r}", "", ())
+        return _version(found)
+
+    def aliases(self, model: str) -> dict[str, str] | None:
+        """Return aliases of a model with the versions that hold them; None without the model."""
+        found = self._ask(lambda: self.client.get_registered_model(model))
+        return None if found is None else {k: str(v) for k, v in found.aliases.items()}
+
+    def version_of_run(self, model: str, run_id: str) -> Version | None:
+        """Return the version of a model that a run logged; None if it was not registered."""
+        with answering(self.uri):
+            found = self.client.search_model_versions(f"run_id = '{run_id}'")
+        return next((_version(each) for each in found if each.name == model), None)
+
+    def register(self, model: str, run_id: str) -> Version:
+        """Register the model that a run of stage export logged.
+
+        Raises:
+            OmniForcingError: if the store does not answer.
+        """
+        import mlflow
+
+        with answering(self.uri, UPLOAD):
+            experiment = self.client.get_run(run_id).info.experiment_id
+            wanted = f"source_run_id = '{run_id}' AND name = 'model'"
+            (logged, *_) = self.client.search_logged_models([experiment], wanted)
+            return _version(mlflow.register_model(logged.model_uri, model))
+
+    def evaluation(self, run_id: str, folder: Path) -> Path:
+        """Copy the evaluation that a run of stage export logged into a folder.
+
+        Raises:
+            OmniForcingError: if it logged none, or the store does not answer.
+        """
+        with answering(self.uri, UPLOAD):
+            if not self.client.list_artifacts(run_id, EVALUATION):
+                raise OmniForcingError(
+                    "pipeline.no-evaluation",
+                    f"run {run_id} of MLflow at {shown(self.uri)} holds no evaluation of the model "
+                    "that it exported; run stage export again, which logs it",
+                )
+            folder.mkdir(parents=True)
+            return Path(self.client.download_artifacts(run_id, EVALUATION, str(folder)))
+
+    def artifact(self, version: Version) -> Path:
+        """Return the artifact folder of a version; one of another machine is copied here once.
+
+        Raises:
+            OmniForcingError: if it holds none, or the store does not answer.
+        """
+        with answering(self.uri, UPLOAD):
+            uri = self.client.get_model_version_download_uri(version.name, version.number)
+            try:
+                folder = self._local(version, uri)
+            except (FileNotFoundError, NotADirectoryError):
+                folder = None
+        inner = _artifact_path(folder) if folder else None
+        if folder is None or inner is None:
+            raise OmniForcingError(
+                "pipeline.model-without-artifact",
+                f"{version} of MLflow at {shown(self.uri)} holds no artifact of ours at "
+                f"{shown(uri)}; run stage export again",
+            )
+        return folder / inner
+
+    def _local(self, version: Version, uri: str) -> Path:
+        from mlflow.artifacts import download_artifacts
+
+        if urlsplit(uri).scheme in ("", "file"):
+            return Path(download_artifacts(artifact_uri=uri))
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        known = digest([self.uri, version.name, version.number, uri])[:16]
+        folder = home / "omniforcing" / "models" / known
+        if not folder.is_dir():
+            with atomic_dir(folder) as unfinished:
+                download_artifacts(
+                    artifact_uri=uri, dst_path=str(unfinished), tracking_uri=self.uri
+                )
+        return folder
+
+    def _names(self) -> list[str]:
+        with answering(self.uri):
+            return [model.name for model in self.client.search_registered_models()]
+
+    def _ask(self, request: Callable[[], Any]) -> Any:
+        """Return what a request finds; None if there is no such thing."""
+        from mlflow.exceptions import MlflowException
+
+        with answering(self.uri):
+            try:
+                return request()
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                return None
+
+    def _unknown(self, what: str, name: str, known: Iterable[str]) -> OmniForcingError:
+        names = list(known)
+        listed = f" (there are: {', '.join(names)})" if names else ""
+        return OmniForcingError(
+            "pipeline.unknown-model",
+            f"MLflow at {shown(self.uri)} {what}{listed}{did_you_mean(name, names)}; "
+            "`omniforcing release` registers models, and MLFLOW_TRACKING_URI names another store",
+        )
+
+
+def registered_artifact(name: str) -> Path:
+    """Return the artifact folder of ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
+
+    The store is that of MLFLOW_TRACKING_URI, or else the checkout's. Nothing is verified here:
+    ``Artifact.open`` checks the manifest.
+
+    Raises:
+        OmniForcingError: if there is no such model, alias or version, it holds no artifact, or the
+            store does not answer.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    registry = Registry.at(uri) if uri else Registry.open(project_root())
+    return registry.artifact(registry.find(name))
+
+
+def _version(found: Any) -> Version:
+    return Version(found.name, str(found.version), found.run_id, dict(found.tags))
+
+
+def _artifact_path(folder: Path) -> str | None:
+    """Path of the artifact within a logged model, as its ``MLmodel`` says; None without one."""
+    from yaml import YAMLError, safe_load
+
+    try:
+        model = safe_load((folder / "MLmodel").read_text(encoding="utf-8"))
+        return str(model["flavors"]["python_function"]["artifacts"]["artifact"]["path"])
+    except (OSError, YAMLError, KeyError, TypeError):
+        return None
