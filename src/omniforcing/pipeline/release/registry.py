@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from omniforcing.core.config import digest, project_root
 from omniforcing.core.errors import OmniForcingError, did_you_mean, quoted
@@ -161,24 +161,20 @@ class Registry:
         """
         with answering(self.uri, UPLOAD):
             uri = self.client.get_model_version_download_uri(version.name, version.number)
-            try:
-                folder = self._local(version, uri)
-            except (FileNotFoundError, NotADirectoryError):
-                folder = None
-        inner = _artifact_path(folder) if folder else None
-        if folder is None or inner is None:
+            folder = _local_folder(uri) or self._copied(version, uri)
+        artifact = _artifact_of(folder)
+        if artifact is None:
             raise OmniForcingError(
                 "pipeline.model-without-artifact",
-                f"{version} of MLflow at {shown(self.uri)} holds no artifact of ours at "
+                f"{version} of MLflow at {shown(self.uri)} has no artifact of ours at "
                 f"{shown(uri)}; run stage export again",
             )
-        return folder / inner
+        return artifact
 
-    def _local(self, version: Version, uri: str) -> Path:
+    def _copied(self, version: Version, uri: str) -> Path:
+        """Copy a model's files from the store into this user's cache, if they are not there."""
         from mlflow.artifacts import download_artifacts
 
-        if urlsplit(uri).scheme in ("", "file"):
-            return Path(download_artifacts(artifact_uri=uri))
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         known = digest([self.uri, version.name, version.number, uri])[:16]
         folder = home / "omniforcing" / "models" / known
@@ -234,12 +230,25 @@ def _version(found: Any) -> Version:
     return Version(found.name, str(found.version), found.run_id, dict(found.tags))
 
 
-def _artifact_path(folder: Path) -> str | None:
-    """Path of the artifact within a logged model, as its ``MLmodel`` says; None without one."""
+def _local_folder(uri: str) -> Path | None:
+    """Folder of a model that lies on this machine; None for an address of another store."""
+    url = urlsplit(uri)
+    if url.scheme == "file":
+        return Path(unquote(url.path))
+    return None if url.scheme else Path(uri)
+
+
+def _artifact_of(folder: Path) -> Path | None:
+    """Artifact folder of a logged model, as its ``MLmodel`` says; None without one."""
     from yaml import YAMLError, safe_load
 
-    try:
-        model = safe_load((folder / "MLmodel").read_text(encoding="utf-8"))
-        return str(model["flavors"]["python_function"]["artifacts"]["artifact"]["path"])
-    except (OSError, YAMLError, KeyError, TypeError):
-        return None
+    # A download may lie in a folder of the store's own name.
+    for file in (*folder.glob("MLmodel"), *folder.glob("*/MLmodel")):
+        try:
+            model = safe_load(file.read_text(encoding="utf-8"))
+            return (
+                file.parent / model["flavors"]["python_function"]["artifacts"]["artifact"]["path"]
+            )
+        except (OSError, YAMLError, KeyError, TypeError):
+            continue
+    return None
