@@ -310,6 +310,17 @@ def test_every_clip_has_a_row_of_its_own_with_its_video(page: Path) -> None:
     assert all(row["silent_share"] == 1 and row["loudness"] is None for row in silent)
 
 
+def test_parts_of_the_clips_add_up_to_the_sync_of_their_set(page: Path) -> None:
+    table = json.loads((page / "clips.json").read_text())
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    for name, model in json.loads((page / "metrics.json").read_text())["models"].items():
+        parts = [row for row in rows if row["set"] == name]
+        keys = ("sync_events", "sync_hits", "sync_chance")
+        events, hits, chance = (sum(row[key] for row in parts) for key in keys)
+        assert hits / events == pytest.approx(model["sync_f1"])
+        assert (hits - chance) / events == pytest.approx(model["sync_margin"])
+
+
 def test_without_clips_of_two_balls_there_is_no_trace_of_them(
     found: Evaluation, work: Path, tmp_path: Path
 ) -> None:
