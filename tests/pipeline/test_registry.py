@@ -99,11 +99,14 @@ def test_a_registry_that_is_down_is_one_sentence(
     assert not (project / ".work").exists()
 
 
-def test_without_mlflow_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_mlflow_the_package_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    with refuses("package.missing", "mlflow", "omniforcing[pipeline]"):
-        Artifact.open("models:/tiny@champion")
+    with pytest.raises(SystemExit):
+        main(["serve", "--port", "0", "--artifact", "models:/tiny@champion"])
+    refused(capsys.readouterr().err, "package.missing", "mlflow", "omniforcing[pipeline]")
 
 
 @pytest.mark.slow

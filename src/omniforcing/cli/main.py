@@ -18,6 +18,7 @@ from omniforcing.core.environment import COMPLETION_VARIABLE
 from omniforcing.core.errors import OmniForcingError
 
 NAME = "omniforcing"
+SERVING = ("starlette", "uvicorn", "websockets", "prometheus_client")  # of the extra `serve`
 
 omniforcing = Group(
     NAME,
@@ -81,7 +82,7 @@ def _run(words: list[str]) -> None:
         # A module of the project that is missing is a fault of the code, not of the installation.
         if error.name is None or error.name.split(".")[0] == NAME:
             raise
-        extra = "serve" if words[0] in ("serve", "demo") else "pipeline"
+        extra = "serve" if error.name.split(".")[0] in SERVING else "pipeline"
         raise OmniForcingError(
             "package.missing",
             f"`omniforcing {words[0]}` needs the package {error.name}; "

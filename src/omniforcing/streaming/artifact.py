@@ -223,15 +223,17 @@ class Artifact:
         """Open an artifact.
 
         Args:
-            folder: its folder, or ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` in the model
-                registry of MLflow, which must be installed for that.
+            folder: its folder, or ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` in MLflow.
             verify: whether to verify the checksums of its manifest.
 
         Raises:
-            OmniForcingError: if a file is missing, altered, or has another schema, or the registry
-                has no such model or does not answer.
+            OmniForcingError: if a file or the model is missing, altered, or has another schema.
         """
-        folder = _registered(str(folder)) if _is_registered(folder) else Path(folder)
+        if str(folder).startswith("models:/"):
+            # By name: this room imports nothing of the pipeline, and folders open without MLflow.
+            module = import_module("omniforcing.pipeline.release.registry")
+            folder = module.registered_artifact(str(folder))
+        folder = Path(folder)
         if not (folder / SETTINGS_FILE).is_file():
             raise ArtifactError(
                 "streaming.not-an-artifact",
@@ -259,27 +261,6 @@ class Artifact:
         folder = kept_student.student_folder()
         settings = StreamSettings.read(folder / SETTINGS_FILE)
         return cls(folder, settings, kept_student.codec_folder())
-
-
-def _is_registered(folder: Path | str) -> bool:
-    return str(folder).startswith("models:/")
-
-
-def _registered(name: str) -> Path:
-    """Find a registered model's artifact folder.
-
-    The module is looked up by name, since a machine that streams folders need not have MLflow and
-    this room imports nothing of the pipeline.
-    """
-    try:
-        registry = import_module("omniforcing.pipeline.release.registry")
-        return Path(registry.registered_artifact(name))
-    except ModuleNotFoundError as error:
-        raise ArtifactError(
-            "package.missing",
-            f"{name} is looked up in MLflow, which needs the package {error.name}; install it with "
-            "pip install 'omniforcing[pipeline]', or give the artifact's folder",
-        ) from error
 
 
 def _copy(source: Path, parts: tuple[str, ...], target: Path) -> None:
