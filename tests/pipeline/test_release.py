@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from omniforcing.cli import main
 from omniforcing.core.files import read_json, write_json
 from omniforcing.pipeline.release.registry import Registry
 from omniforcing.pipeline.release.release import Release, release
 from tests.support.answering import answering, black_hole
-from tests.support.refusals import refuses
+from tests.support.refusals import refused, refuses
 from tests.support.releases import CLIPS, change_settings, log_export, save_model, write_evaluations
 
 pytestmark = pytest.mark.extended
@@ -100,6 +101,26 @@ def test_a_worse_candidate_is_refused_and_kept_with_the_reason(
     assert f"{CLIPS} of {CLIPS} pairs of clips" in html and "c" * 40 in html
     logged = registry.client.list_artifacts(run_id, "release")
     assert [file.path for file in logged] == [f"release/{NAME}-2.html"]
+
+
+@pytest.mark.usefixtures("first")
+def test_the_command_ends_with_2_for_a_candidate_that_is_refused_and_with_0_for_a_champion(
+    project: Path,
+    export: Export,
+    evaluations: Mapping[str, Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, code in (("late", 2), ("close", 0)):
+        export(evaluations[name])
+        with pytest.raises(SystemExit) as end:
+            main(["release"])
+        assert end.value.code == code
+        said = capsys.readouterr()
+        page = f"data/pocket/release/{NAME}-{2 if code else 3}.html"
+        if code:
+            refused(said.err, "pipeline.release-refused", "sync_margin", project / page)
+        else:
+            assert f"{NAME}/3 is released" in said.out and str(project / page) in said.out
 
 
 @pytest.mark.usefixtures("first")

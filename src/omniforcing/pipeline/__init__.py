@@ -6,7 +6,7 @@
 - ``stage``: a running stage, its lock and its work folder; ``tracking``: its MLflow run;
   ``processes``: calls in parallel processes.
 - ``runner``: ``omniforcing run``; ``dry_run``: ``omniforcing run --dry-run``.
-- Rooms within: ``stages``, ``cluster``, ``planner``, ``experiments``.
+- Rooms within: ``stages``, ``cluster``, ``planner``, ``experiments``, ``release``.
 
 May import every other room but ``cli``; none of them may import it.
 """
