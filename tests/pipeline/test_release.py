@@ -9,8 +9,11 @@ import pytest
 
 from omniforcing.cli import main
 from omniforcing.core.files import read_json, write_json
+from omniforcing.evaluation.measures.registry import MEASURES
+from omniforcing.evaluation.report import COLUMNS
 from omniforcing.pipeline.release.registry import Registry
 from omniforcing.pipeline.release.release import Release, release
+from omniforcing.pipeline.release.rules import FILE, read_rules
 from tests.support.answering import answering, black_hole
 from tests.support.refusals import refused, refuses
 from tests.support.releases import CLIPS, change_settings, log_export, save_model, write_evaluations
@@ -239,6 +242,11 @@ def test_rules_that_cannot_be_kept_are_refused_before_anything_changes(
     with refuses(f"pipeline.{code}", fact):
         release(project)
     assert registry.aliases(NAME) is None and not (project / "data" / "pocket" / "release").exists()
+
+
+def test_the_rules_that_come_with_the_project_name_metrics_that_there_are() -> None:
+    rules = read_rules(Path(__file__).parents[2] / FILE)
+    assert {rule.metric for rule in rules} <= {*COLUMNS, *(kind.name for kind in MEASURES)}
 
 
 @pytest.mark.usefixtures("registry")
