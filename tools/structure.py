@@ -27,7 +27,18 @@ from omniforcing.core.errors import OmniForcingError
 # Rooms from the bottom up; a room imports its own modules and those of rooms before it. Rooms
 # within a room count as that room.
 ROOMS = (
-    *("core", "networks", "media", "codec", "model", "pocket", "data", "training", "distill"),
+    *(
+        "core",
+        "tracking",
+        "networks",
+        "media",
+        "codec",
+        "model",
+        "pocket",
+        "data",
+        "training",
+        "distill",
+    ),
     *("evaluation", "streaming", "serving", "pipeline", "doctor", "cli", "__main__"),
 )
 PACKAGE = Path("src", "omniforcing")

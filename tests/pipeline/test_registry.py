@@ -12,12 +12,12 @@ import pytest
 
 from omniforcing.cli import main
 from omniforcing.core.files import folder_digest
-from omniforcing.pipeline.release.registry import Registry
 from omniforcing.streaming.artifact import Artifact, write_artifact
 from omniforcing.streaming.engine import Engine
+from omniforcing.tracking.registry import Registry
 from tests.support.answering import black_hole
 from tests.support.refusals import refused, refuses
-from tests.support.releases import log_export, save_model
+from tests.support.releases import log_export, open_registry, save_model
 from tests.support.tiny_artifact import METRICS, make_settings, write_parts
 
 pytestmark = pytest.mark.extended
@@ -40,7 +40,7 @@ def model(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def registry(project: Path, model: Path) -> Registry:
     """A registry with one version of the model ``tiny``, which is champion."""
-    found = Registry.open(project)
+    found = open_registry(project)
     found.register("tiny", log_export(found.client, None, model))
     found.client.set_registered_model_alias("tiny", "champion", "1")
     return found
@@ -64,10 +64,10 @@ def test_a_registered_artifact_is_verified(registry: Registry) -> None:
 @pytest.mark.parametrize(
     ("name", "code", "fact"),
     [
-        ("models:/tiny@champin", "pipeline.unknown-model", "'champion'"),
-        ("models:/tinny@champion", "pipeline.unknown-model", "'tiny'"),
-        ("models:/tiny/7", "pipeline.unknown-model", "version 7"),
-        ("models:/tiny", "pipeline.malformed-model", "models:/NAME@ALIAS"),
+        ("models:/tiny@champin", "tracking.unknown-model", "'champion'"),
+        ("models:/tinny@champion", "tracking.unknown-model", "'tiny'"),
+        ("models:/tiny/7", "tracking.unknown-model", "version 7"),
+        ("models:/tiny", "tracking.malformed-model", "models:/NAME@ALIAS"),
     ],
 )
 @pytest.mark.usefixtures("registry")
@@ -81,9 +81,18 @@ def test_a_model_that_is_not_there_is_one_sentence(
         refused(capsys.readouterr().err, code, fact)
 
 
+def test_a_checkout_without_a_store_is_one_sentence(
+    project: Path,
+) -> None:
+    (project / "mlflow.db").unlink()
+    with refuses("tracking.no-store", project / "mlflow.db", "MLFLOW_TRACKING_URI"):
+        Artifact.open("models:/tiny@champion")
+    assert not (project / "mlflow.db").exists()
+
+
 def test_a_model_whose_files_are_gone_is_one_sentence(registry: Registry, project: Path) -> None:
     shutil.rmtree(project / "mlruns")
-    with refuses("pipeline.model-without-artifact", "models:/tiny/1"):
+    with refuses("tracking.model-without-artifact", "models:/tiny/1"):
         registry.artifact(registry.find("models:/tiny@champion"))
 
 
@@ -94,7 +103,7 @@ def test_a_registry_that_is_down_is_one_sentence(
     with black_hole() as silent:
         for url in (silent, "http://127.0.0.1:1", "postgresql://127.0.0.1:1/runs"):
             monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
-            with refuses("pipeline.no-mlflow", url):
+            with refuses("tracking.no-mlflow", url):
                 Artifact.open("models:/tiny@champion")
     assert not (project / ".work").exists()
 
@@ -140,7 +149,7 @@ def test_an_artifact_of_a_server_is_copied_once(
 def _connect(project: Path) -> Registry:
     for _ in range(120):
         try:
-            return Registry.open(project)
+            return open_registry(project)
         except Exception:
             time.sleep(1)
     raise TimeoutError

@@ -11,12 +11,19 @@ from omniforcing.cli import main
 from omniforcing.core.files import read_json, write_json
 from omniforcing.evaluation.measures.registry import MEASURES
 from omniforcing.evaluation.report import COLUMNS
-from omniforcing.pipeline.release.registry import Registry
 from omniforcing.pipeline.release.release import Release, release
 from omniforcing.pipeline.release.rules import FILE, read_rules
+from omniforcing.tracking.registry import Registry
 from tests.support.answering import answering, black_hole
 from tests.support.refusals import refused, refuses
-from tests.support.releases import CLIPS, change_settings, log_export, save_model, write_evaluations
+from tests.support.releases import (
+    CLIPS,
+    change_settings,
+    log_export,
+    open_registry,
+    save_model,
+    write_evaluations,
+)
 
 pytestmark = pytest.mark.extended
 
@@ -47,7 +54,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def registry(project: Path) -> Registry:
     """The registry of a project with rules."""
     (project / "conf" / "release.yaml").write_text(RULES)
-    return Registry.open(project)
+    return open_registry(project)
 
 
 Export = Callable[[Path | None], str]
@@ -264,7 +271,7 @@ def test_a_candidate_that_is_not_there_is_one_sentence(
     with refuses("pipeline.no-candidate", "omniforcing run --preset pocket export"):
         release(project)
     export(None)
-    with refuses("pipeline.no-evaluation"):
+    with refuses("tracking.no-evaluation"):
         release(project)
     export(evaluations["good"])
     release(project)
@@ -273,9 +280,9 @@ def test_a_candidate_that_is_not_there_is_one_sentence(
         ("models:/omniforcing-poket/1", repr(NAME)),
         (f"models:/{NAME}/9", "version 9"),
     ):
-        with refuses("pipeline.unknown-model", fact):
+        with refuses("tracking.unknown-model", fact):
             release(project, name)
-    with refuses("pipeline.malformed-model", "models:/NAME/VERSION"):
+    with refuses("tracking.malformed-model", "models:/NAME/VERSION"):
         release(project, "data/pocket/artifact")
 
 
@@ -287,5 +294,5 @@ def test_a_registry_that_is_down_is_one_sentence(
     with black_hole() as silent, answering(503) as broken:
         for url in (silent, broken.url, "http://127.0.0.1:1"):
             monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
-            with refuses("pipeline.no-mlflow", url):
+            with refuses("tracking.no-mlflow", url):
                 release(project)

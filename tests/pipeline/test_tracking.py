@@ -13,8 +13,9 @@ import pytest
 
 from omniforcing.core.environment import COMMIT_VARIABLE, PARENT_VARIABLE, git_commit
 from omniforcing.core.errors import OmniForcingError
-from omniforcing.pipeline import tracking, tracking_store
+from omniforcing.pipeline import tracking
 from omniforcing.pipeline.runner import call_python
+from omniforcing.tracking import store as tracking_store
 from tests.support.answering import answering, black_hole
 from tests.support.refusals import refuses
 
@@ -83,7 +84,7 @@ def test_a_store_that_cannot_be_opened_is_one_sentence(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (project / "mlruns").as_uri())
-    with refuses("pipeline.no-mlflow", "MLFLOW_TRACKING_URI"):
+    with refuses("tracking.no-mlflow", "MLFLOW_TRACKING_URI"):
         tracking.connect(project)
 
 
@@ -141,7 +142,7 @@ def test_a_server_that_refuses_is_told_soon_and_before_anything_runs(
     for status in (500, 503):
         with answering(status) as server:
             monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
-            with refuses("pipeline.no-mlflow", server.url, "MLFLOW_TRACKING_URI"):
+            with refuses("tracking.no-mlflow", server.url, "MLFLOW_TRACKING_URI"):
                 tracking.connect(project)
             assert 1 <= len(server.asked) <= 4
     # Nobody there, and a database of which nobody is there.
@@ -149,7 +150,7 @@ def test_a_server_that_refuses_is_told_soon_and_before_anything_runs(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         with pytest.raises(OmniForcingError) as caught:
             tracking.connect(project)
-        assert caught.value.code == "pipeline.no-mlflow"
+        assert caught.value.code == "tracking.no-mlflow"
         assert "127.0.0.1:1" in str(caught.value) and "secret" not in str(caught.value)
 
 
@@ -160,7 +161,7 @@ def test_a_server_that_never_answers_is_told_with_a_sign_of_life(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     with black_hole() as url:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
-        with refuses("pipeline.no-mlflow", url):
+        with refuses("tracking.no-mlflow", url):
             tracking.connect(project)
     assert f"waiting for MLflow at {url}" in capsys.readouterr().err
     assert tracking_store.REQUEST * 2 + tracking_store.SILENCE <= 15

@@ -14,8 +14,11 @@ from omniforcing.evaluation.config import EvaluateConfig
 from omniforcing.evaluation.evaluate import EvaluationInputs, evaluate
 from omniforcing.evaluation.nearest import TrainingClips
 from omniforcing.evaluation.report import write_report
+from omniforcing.pipeline.tracking import connect
 from omniforcing.pocket.observe import Clips
 from omniforcing.pocket.synthetic import make_clip
+from omniforcing.tracking.registry import Registry
+from omniforcing.tracking.store import tracking_uri
 
 CLIPS, SECONDS, SIZE = 6, 2, 48
 STUDENT = "self_forcing"
@@ -30,6 +33,11 @@ class Model(PythonModel):
 
 mlflow.models.set_model(Model())
 """
+
+
+def open_registry(root: Path) -> Registry:
+    """The registry of a checkout's store, which is made if there is none."""
+    return Registry(tracking_uri(root), connect(root))
 
 
 def _real(seed: int, count: int) -> Clips:

@@ -37,13 +37,14 @@ _CONFIGURED = (
 # Modules that no result depends on: how a stage is run, checked and logged.
 FRAME = frozenset(
     {"__init__", "training/checkpoints", "training/parallel"}
+    | {f"tracking/{name}" for name in ("registry", "store")}
     | {f"pocket/{name}" for name in ("foundation", "student")}
     | {f"{room}/config" for room in _CONFIGURED}
     | {f"core/{name}" for name in ("console", "environment", "errors", "files")}
     | {
         f"pipeline/{name}"
         for name in (
-            *("code", "declaration", "generate", "runner", "stage", "tracking", "tracking_store"),
+            *("code", "declaration", "generate", "runner", "stage", "tracking"),
             "yaml_files",
         )
     }

@@ -27,8 +27,8 @@ from filelock import FileLock
 from omniforcing.core.config import flatten
 from omniforcing.core.environment import PARENT_VARIABLE
 from omniforcing.core.files import read_json, write_json
-from omniforcing.pipeline import tracking_store as store
-from omniforcing.pipeline.tracking_store import tracking_uri
+from omniforcing.tracking import store
+from omniforcing.tracking.store import tracking_uri
 
 EXPERIMENT = "omniforcing"
 _MAX_PARAM_CHARS = 500  # older servers refuse longer values

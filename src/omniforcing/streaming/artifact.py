@@ -15,7 +15,6 @@ import dataclasses
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -230,9 +229,9 @@ class Artifact:
             OmniForcingError: if a file or the model is missing, altered, or has another schema.
         """
         if str(folder).startswith("models:/"):
-            # By name: this room imports nothing of the pipeline, and folders open without MLflow.
-            module = import_module("omniforcing.pipeline.release.registry")
-            folder = module.registered_artifact(str(folder))
+            from omniforcing.tracking.registry import registered_artifact  # folders need no MLflow
+
+            folder = registered_artifact(str(folder))
         folder = Path(folder)
         if not (folder / SETTINGS_FILE).is_file():
             raise ArtifactError(

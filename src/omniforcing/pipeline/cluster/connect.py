@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from omniforcing.core.environment import COMMIT_VARIABLE, DATA_ROOT_VARIABLE, PA
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import tree_digest
 from omniforcing.pipeline.cluster.config import ClusterConfig
+from omniforcing.tracking.store import answers
 
 MARK = ".cluster"
 ROOM = 64 << 20  # bytes that a node must have free where it writes
@@ -36,15 +36,6 @@ ADDRESSES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 
 class ClusterError(OmniForcingError):
     """A cluster cannot do what the configuration asks; the sentence says how to mend it."""
-
-
-def answers(host: str, port: int) -> bool:
-    """Whether a process accepts TCP connections at an address within 5 seconds."""
-    try:
-        socket.create_connection((host, port), 5).close()
-    except OSError:
-        return False
-    return True
 
 
 @contextlib.contextmanager

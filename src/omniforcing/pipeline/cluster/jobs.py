@@ -33,13 +33,13 @@ from omniforcing.core.files import read_json, write_json
 from omniforcing.pipeline import tracking
 from omniforcing.pipeline.cluster.connect import (
     ClusterError,
-    answers,
     named_address_only,
     refused_token,
     unreachable,
 )
 from omniforcing.pipeline.config import Config
 from omniforcing.pipeline.declaration import read_declaration
+from omniforcing.tracking.store import answers
 
 # Stages that are submitted as jobs: they train, or take long on many clips. The others are quick,
 # or train for preset pocket alone.

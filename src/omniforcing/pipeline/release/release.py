@@ -18,10 +18,10 @@ from omniforcing.evaluation.measures.compare import Evaluated
 from omniforcing.evaluation.report import format_number, render_template
 from omniforcing.pipeline.config import load_config
 from omniforcing.pipeline.release.gate import STUDENT, Judgement, judge
-from omniforcing.pipeline.release.registry import Registry, Version
 from omniforcing.pipeline.release.rules import FILE, read_rules
-from omniforcing.pipeline.tracking import EXPERIMENT
-from omniforcing.pipeline.tracking_store import UPLOAD, answering
+from omniforcing.pipeline.tracking import EXPERIMENT, connect
+from omniforcing.tracking.registry import Registry, Version
+from omniforcing.tracking.store import UPLOAD, answering, tracking_uri
 
 CHAMPION = "champion"
 REFUSED, RELEASED = "refused", "released"  # tags of versions that say why
@@ -61,7 +61,7 @@ def release(
             MLflow does not answer. The alias is where it was.
     """
     wanted = read_rules(rules or root / FILE)
-    registry = Registry.open(root)
+    registry = Registry(tracking_uri(root), connect(root))
     if candidate is None:
         model, run_id = _last_export(registry, root, preset)
         version = registry.version_of_run(model, run_id)

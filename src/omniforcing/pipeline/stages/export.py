@@ -17,11 +17,11 @@ from omniforcing.evaluation.report import CLIP_TABLE
 from omniforcing.media.mel import resample
 from omniforcing.model.weights.lora import ADAPTER_FILE, read_lora
 from omniforcing.pipeline.stage import Stage
-from omniforcing.pipeline.tracking_store import UPLOAD, answering, tracking_uri
 from omniforcing.pocket.observe import observe
 from omniforcing.streaming.artifact import Artifact, StreamSettings, write_artifact
 from omniforcing.streaming.command import figures, write_stream
 from omniforcing.streaming.engine import Engine
+from omniforcing.tracking.store import UPLOAD, answering, tracking_uri
 
 
 def stream_sample(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -13,7 +14,6 @@ from urllib.parse import quote, urlsplit
 
 from omniforcing.core.config import data_root
 from omniforcing.core.errors import OmniForcingError
-from omniforcing.pipeline.cluster.connect import answers
 
 # MLflow's own default is seven retries of two minutes each, with ever longer pauses.
 _RETRIES, REQUEST, UPLOAD = 1, 5, 120  # seconds of one try
@@ -21,6 +21,15 @@ SILENCE = 3.0  # seconds after which a wait is told
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 # MLflow's codes of faults that may pass: all other refusals would come again.
 _PASSING = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "IO_ERROR"}
+
+
+def answers(host: str, port: int) -> bool:
+    """Whether a process accepts TCP connections at an address within 5 seconds."""
+    try:
+        socket.create_connection((host, port), 5).close()
+    except OSError:
+        return False
+    return True
 
 
 def store_folder(root: Path) -> Path:
@@ -80,7 +89,7 @@ def no_answer(uri: str, reason: object) -> OmniForcingError:
     """Build the error for a store that does not answer."""
     said = " ".join(str(reason).split())[:200]
     return OmniForcingError(
-        "pipeline.no-mlflow",
+        "tracking.no-mlflow",
         f"MLflow at {shown(uri)} does not answer ({said}); start it or check MLFLOW_TRACKING_URI, "
         f"without which runs go to mlflow.db in the checkout",
     )

@@ -13,8 +13,14 @@ from urllib.parse import unquote, urlsplit
 from omniforcing.core.config import digest, project_root
 from omniforcing.core.errors import OmniForcingError, did_you_mean, quoted
 from omniforcing.core.files import atomic_dir
-from omniforcing.pipeline.tracking import connect
-from omniforcing.pipeline.tracking_store import UPLOAD, answering, check_host, shown, tracking_uri
+from omniforcing.tracking.store import (
+    UPLOAD,
+    answering,
+    check_host,
+    shown,
+    store_folder,
+    tracking_uri,
+)
 
 PREFIX = "models:/"
 EVALUATION = "evaluation"  # artifact path of the tables of an exported model's evaluation
@@ -53,15 +59,6 @@ class Registry:
         self.uri, self.client = uri, client
 
     @classmethod
-    def open(cls, root: Path) -> Registry:
-        """Connect to the store of a checkout.
-
-        Raises:
-            OmniForcingError: if it does not answer.
-        """
-        return cls(tracking_uri(root), connect(root))
-
-    @classmethod
     def at(cls, uri: str) -> Registry:
         """Connect to a store by its address, and change nothing there.
 
@@ -85,7 +82,7 @@ class Registry:
         words = _FORM.fullmatch(name)
         if not words:
             raise OmniForcingError(
-                "pipeline.malformed-model",
+                "tracking.malformed-model",
                 f"{quoted(name)} names no registered model; write models:/NAME@ALIAS or "
                 "models:/NAME/VERSION",
             )
@@ -146,7 +143,7 @@ class Registry:
         with answering(self.uri, UPLOAD):
             if not self.client.list_artifacts(run_id, EVALUATION):
                 raise OmniForcingError(
-                    "pipeline.no-evaluation",
+                    "tracking.no-evaluation",
                     f"run {run_id} of MLflow at {shown(self.uri)} holds no evaluation of the model "
                     "that it exported; run stage export again, which logs it",
                 )
@@ -165,7 +162,7 @@ class Registry:
         artifact = _artifact_of(folder)
         if artifact is None:
             raise OmniForcingError(
-                "pipeline.model-without-artifact",
+                "tracking.model-without-artifact",
                 f"{version} of MLflow at {shown(self.uri)} has no artifact of ours at "
                 f"{shown(uri)}; run stage export again",
             )
@@ -205,7 +202,7 @@ class Registry:
         names = list(known)
         listed = f" (there are: {', '.join(names)})" if names else ""
         return OmniForcingError(
-            "pipeline.unknown-model",
+            "tracking.unknown-model",
             f"MLflow at {shown(self.uri)} {what}{listed}{did_you_mean(name, names)}; "
             "`omniforcing release` registers models, and MLFLOW_TRACKING_URI names another store",
         )
@@ -222,7 +219,16 @@ def registered_artifact(name: str) -> Path:
             store does not answer.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI")
-    registry = Registry.at(uri) if uri else Registry.open(project_root())
+    if not uri:
+        root = project_root()
+        uri, database = tracking_uri(root), store_folder(root) / "mlflow.db"
+        if not database.is_file():
+            raise OmniForcingError(
+                "tracking.no-store",
+                f"{database} is missing, so there is no {quoted(name)}; run the pipeline, or name "
+                "a store by MLFLOW_TRACKING_URI",
+            )
+    registry = Registry.at(uri)
     return registry.artifact(registry.find(name))
 
 
