@@ -18,16 +18,12 @@ from omniforcing.cli import main
 from omniforcing.core.files import folder_digest
 from omniforcing.media.marking import read_marks
 from omniforcing.pocket import foundation
-from omniforcing.pocket.student import student_folder
 from omniforcing.streaming.artifact import Artifact
 from tests.support.refusals import refused
 from tests.support.serving import frames_in, hear, listening, play, take
 from tests.support.streams import settled
 
-pytestmark = [
-    pytest.mark.extended,
-    pytest.mark.skipif(not student_folder().is_dir(), reason="no student is kept yet: run --keep"),
-]
+pytestmark = pytest.mark.extended
 PROMPT = "a red ball bounces high on the floor"
 
 

@@ -22,7 +22,11 @@ def run_group(function: Callable[..., None], size: int, *arguments: Any) -> None
     The processes are copies of one that has imported what the function needs, with the
     environment that this process had at the first call. An error of any is raised.
     """
-    _imported().submit(_lead, function, size, arguments).result()
+    try:
+        _imported().submit(_lead, function, size, arguments).result()
+    except BaseException:  # a timeout too: the next group must not wait for this one
+        _imported.cache_clear()
+        raise
 
 
 @cache

@@ -212,8 +212,8 @@ def encode_shards(
     told = survey.summary()
     with tqdm(total=len({"", *survey.kept}), desc="captions", unit="caption") as progress:
         run(partial(CaptionEncoder, work, codec, device), [survey.kept], progress.update)
+    place_text(work, folder, Path.replace)  # before the manifest, which counts all files
     commit_shards(work, folder, "latents", grid, [path.stem for path in found], told)
-    place_text(work, folder, Path.replace)
     return {
         "clips": total - len(survey.rejects),
         "captions": len(survey.kept),

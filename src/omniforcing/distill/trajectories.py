@@ -183,6 +183,6 @@ def write_trajectories(
     done = config.count - sum(len(task.captions) for task in missing)
     with tqdm(total=config.count, initial=done, desc="trajectories", unit="sample") as progress:
         run(partial(Integrator, recipe, source, device, data, work), missing, progress.update)
+    copy_text(data.folder, folder)  # before the manifest, which counts all files
     commit_shards(work, folder, "trajectories", data.grid, [task.name for task in tasks])
-    copy_text(data.folder, folder)
     return {"trajectories": config.count, "states": len(recipe.sigmas) + 1}

@@ -120,22 +120,23 @@ def folders(checkout: Path | None, data: Path | None) -> Iterator[Finding]:
     if data is not None:
         places |= {"outputs": data / "data", "half-done work": data / ".work", "MLflow": data}
     for name, place in places.items():
-        yield _folder(name, place)
+        yield _folder(name, place, needed=name not in ("working folder", "temporary files"))
 
 
-def _folder(name: str, place: Path) -> Finding:
+def _folder(name: str, place: Path, *, needed: bool) -> Finding:
     there = place
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    free = shutil.disk_usage(there).free
-    value = f"{place}, {free / 1e9:.1f} GB free"
+    value = str(place)
     try:
+        while not there.exists() and there != there.parent:
+            there = there.parent
+        free = shutil.disk_usage(there).free
+        value = f"{place}, {free / 1e9:.1f} GB free"
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
         fault = f"{there} cannot be written ({error.strerror}); change its permissions or owner"
-        return Finding("folders", name, value, fault)
-    if free >= LEAST_FREE:
+        return Finding("folders", name, value, fault, needed=needed)
+    if free >= LEAST_FREE or not needed:
         return Finding("folders", name, value)
     fault = (
         f"the disk of {there} has {free / 1e9:.2f} GB free and a run of preset pocket takes "
@@ -163,7 +164,7 @@ def variables(checkout: Path | None, values: Mapping[str, str]) -> Iterator[Find
 
 
 def _variable_fault(name: str, value: str, checkout: Path | None) -> str | None:
-    if name == DATA_ROOT_VARIABLE and not Path(value).is_dir():
+    if name == DATA_ROOT_VARIABLE and not os.path.isdir(value):  # noqa: PTH112  # never raises
         return f"{name} names {value}, which is no folder; make it, or unset the variable"
     if name == CLUSTER_VARIABLE and checkout is not None:
         file = checkout / "conf" / "cluster" / f"{value}.yaml"

@@ -115,7 +115,12 @@ def read_marks(path: Path) -> dict[str, str]:
     import av  # an engine, which only writes marks, does without
 
     try:
-        with av.open(str(path), options={"export_xmp": "1"}) as container:
+        # As a file: FFmpeg would take a colon in a name for a protocol.
+        options = {"export_xmp": "1"}
+        with (
+            path.open("rb") as file,
+            av.open(file, metadata_errors="ignore", options=options) as container,
+        ):
             tags = {name.lower(): value for name, value in container.metadata.items()}
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error

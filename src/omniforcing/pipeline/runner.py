@@ -110,7 +110,17 @@ def _train_foundation(root: Path, preset: str) -> None:
 
 
 def _keep_student(root: Path, config: Config) -> None:
-    """Bring the artifact up to date, so that this commit made it, and copy it into the package."""
+    """Bring the artifact up to date, so that this commit made it, and copy it into the package.
+
+    Raises:
+        OmniForcingError: for another preset than ``pocket``, whose student the package keeps.
+    """
+    if config.preset != "pocket":
+        raise OmniForcingError(
+            "pipeline.not-kept",
+            f"the package keeps the student of preset pocket, not of {config.preset}; give --keep "
+            "with --preset pocket, or hand the artifact on as a folder",
+        )
     _reproduce(root, config, ["export"])
     names = ("student", "bidirectional_dmd", "trajectories", "causal_ode", "self_forcing", "export")
     sections = {name: getattr(config, name) for name in names}

@@ -121,10 +121,6 @@ def publish(data: Path, sections: Mapping[str, Section], seed: int, commit: str)
     for name in files.keys() - set(own):
         _refuse_other_codec(artifact, name)
     _refuse_too_much([artifact / name for name in (*own, MANIFEST)])
-    with atomic_dir(student_folder()) as folder:
-        for name in (*own, MANIFEST):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(artifact / name, folder / name)
     record = {
         "artifact": sha256_file(artifact / MANIFEST),
         "files": {name: files[name]["sha256"] for name in files},
@@ -135,6 +131,10 @@ def publish(data: Path, sections: Mapping[str, Section], seed: int, commit: str)
             stage: read_json(data / f"{stage}.metrics.json") for stage in ("evaluate", "export")
         },
     }
+    with atomic_dir(student_folder()) as folder:
+        for name in (*own, MANIFEST):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(artifact / name, folder / name)
     write_json(_record_file(), record)
 
 

@@ -68,6 +68,7 @@ class Service:
                 "the token must be 8 or more letters, digits and . _ ~ -, which browsers can send",
             )
         self.engine, self.limits, self.gauges = engine, limits, Gauges()
+        self.mark = engine.mark  # hashes files, so not in a session
         self._origins, self._token = {origin.rstrip("/").lower() for origin in origins}, token
         self._any_address = any_address
         self._sessions = 0

@@ -56,7 +56,7 @@ class Session:
         self._socket, self._service = socket, service
         settings = service.engine.settings
         self._pieces = OutputBuffer()
-        size, mark = (settings.height, settings.width), service.engine.mark
+        size, mark = (settings.height, settings.width), service.mark
         self._muxer = Muxer(self._pieces, *size, settings.sample_rate, mark=mark)
         self._stream: Stream | None = None
         self._image: bytes | None = None

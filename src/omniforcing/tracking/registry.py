@@ -131,8 +131,14 @@ class Registry:
         with answering(self.uri, UPLOAD):
             experiment = self.client.get_run(run_id).info.experiment_id
             wanted = f"source_run_id = '{run_id}' AND name = 'model'"
-            (logged, *_) = self.client.search_logged_models([experiment], wanted)
-            return _version(mlflow.register_model(logged.model_uri, model))
+            logged = list(self.client.search_logged_models([experiment], wanted))
+            if not logged:
+                raise OmniForcingError(
+                    "tracking.model-without-artifact",
+                    f"run {run_id} of MLflow at {shown(self.uri)} has no logged model; run stage "
+                    "export again",
+                )
+            return _version(mlflow.register_model(logged[0].model_uri, model))
 
     def evaluation(self, run_id: str, folder: Path) -> Path:
         """Copy the evaluation that a run of stage export logged into a folder.
@@ -141,11 +147,13 @@ class Registry:
             OmniForcingError: if it logged none, or the store does not answer.
         """
         with answering(self.uri, UPLOAD):
-            if not self.client.list_artifacts(run_id, EVALUATION):
+            if not run_id or not self.client.list_artifacts(run_id, EVALUATION):
                 raise OmniForcingError(
                     "tracking.no-evaluation",
-                    f"run {run_id} of MLflow at {shown(self.uri)} holds no evaluation of the model "
-                    "that it exported; run stage export again, which logs it",
+                    f"{f'run {run_id}' if run_id else 'a model without a run'} of MLflow at "
+                    f"{shown(self.uri)} holds no evaluation of the model that it exported; run "
+                    "stage export again, which logs it, or if it is the champion's, take the alias "
+                    "from it in MLflow",
                 )
             folder.mkdir(parents=True)
             return Path(self.client.download_artifacts(run_id, EVALUATION, str(folder)))

@@ -118,6 +118,8 @@ def _check_pairs(candidate: Evaluated, champion: Evaluated, rules: Sequence[Rule
         {(row["clip"], row["caption"], row["seconds"]) for row in each.clips[STUDENT]}
         for each in (candidate, champion)
     )
+    if len(mine) != len(theirs):
+        raise _not_paired(f"there are {len(mine)} and {len(theirs)} clips")
     if mine != theirs:
         raise _not_paired(
             f"{len(mine - theirs)} of {len(mine)} clips of the candidate have another caption or "

@@ -100,9 +100,10 @@ def _last_export(registry: Registry, root: Path, preset: str | None) -> tuple[st
     name = config.export.registered_model or f"{EXPERIMENT}-{config.preset}"
     wanted = f"tags.stage = 'export' AND tags.preset = '{config.preset}'"
     with answering(registry.uri):
-        experiment = registry.client.get_experiment_by_name(EXPERIMENT).experiment_id
+        # Under `mlflow run` a run belongs to the experiment of its parent.
+        experiments = [found.experiment_id for found in registry.client.search_experiments()]
         runs = registry.client.search_runs(
-            [experiment],
+            experiments,
             f"{wanted} AND attributes.status = 'FINISHED'",
             max_results=1,
             order_by=["attributes.start_time DESC"],
@@ -111,7 +112,7 @@ def _last_export(registry: Registry, root: Path, preset: str | None) -> tuple[st
         raise OmniForcingError(
             "pipeline.no-candidate",
             f"no finished run of stage export of preset {config.preset} is in MLflow; run "
-            f"`omniforcing run --preset {config.preset} export`, or name models:/NAME/VERSION",
+            f"`omniforcing stage export --preset {config.preset}`, or name models:/NAME/VERSION",
         )
     return name, runs[0].info.run_id
 
@@ -154,6 +155,12 @@ def _publish(
     registry: Registry, version: Version, holder: str | None, passed: bool, why: str, page: Path
 ) -> None:
     """Log the page, tag the version with the reason, and move the alias last."""
+    if passed and (registry.aliases(version.name) or {}).get(CHAMPION) != holder:
+        raise OmniForcingError(
+            "pipeline.champion-moved",
+            f"another release moved the alias {CHAMPION} of {version.name} meanwhile; run "
+            f"`omniforcing release {version}` again to compare with the new champion",
+        )
     client, place = registry.client, (version.name, version.number)
     tag, outdated = (RELEASED, REFUSED) if passed else (REFUSED, RELEASED)
     with answering(registry.uri, UPLOAD):
@@ -161,13 +168,6 @@ def _publish(
         client.set_model_version_tag(*place, tag, why)
         if outdated in version.tags:
             client.delete_model_version_tag(*place, outdated)
-    if not passed:
-        return
-    if (registry.aliases(version.name) or {}).get(CHAMPION) != holder:
-        raise OmniForcingError(
-            "pipeline.champion-moved",
-            f"another release moved the alias {CHAMPION} of {version.name} meanwhile; run "
-            f"`omniforcing release {version}` again to compare with the new champion",
-        )
-    with answering(registry.uri):
-        client.set_registered_model_alias(version.name, CHAMPION, version.number)
+    if passed:
+        with answering(registry.uri):
+            client.set_registered_model_alias(version.name, CHAMPION, version.number)
