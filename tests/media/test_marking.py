@@ -55,6 +55,12 @@ def test_a_stream_says_who_made_it_and_that_it_is_no_recording(clip: Path) -> No
     assert ARTIFACT in marks["comment"] and SOURCE_TYPE in marks["comment"]
 
 
+def test_marks_of_a_file_with_a_colon_in_its_name_are_read(clip: Path, tmp_path: Path) -> None:
+    """FFmpeg takes `12:30.mp4` for the protocol `12`."""
+    shutil.copy(clip, tmp_path / "12:30.mp4")
+    assert read_marks(tmp_path / "12:30.mp4") == read_marks(clip)
+
+
 def test_a_muxer_that_is_told_nothing_still_marks(tmp_path: Path) -> None:
     (tmp_path / "clip.mp4").write_bytes(stream(None))
     marks = read_marks(tmp_path / "clip.mp4")

@@ -18,6 +18,7 @@ from tests.support.answering import answering, black_hole
 from tests.support.refusals import refused, refuses
 from tests.support.releases import (
     CLIPS,
+    STUDENT,
     change_settings,
     log_export,
     open_registry,
@@ -195,6 +196,22 @@ def test_evaluations_of_other_captions_or_seeds_are_not_compared(
 
 
 @pytest.mark.usefixtures("first")
+def test_fewer_clips_are_not_compared_with_all(
+    registry: Registry, project: Path, export: Export, evaluations: Mapping[str, Path]
+) -> None:
+    other = own(evaluations["close"], project)
+    table = read_json(other / "clips.json")
+    place = table["columns"].index("set")
+    first = next(row for row in table["data"] if row[place] == STUDENT)
+    table["data"].remove(first)
+    write_json(other / "clips.json", table)
+    export(other)
+    with refuses("pipeline.not-paired", "5 and 6 clips"):
+        release(project)
+    assert registry.aliases(NAME) == {"champion": "1"}
+
+
+@pytest.mark.usefixtures("first")
 def test_figures_without_clips_are_compared_by_their_standard_errors(
     project: Path, export: Export, evaluations: Mapping[str, Path]
 ) -> None:
@@ -268,7 +285,7 @@ def test_rules_that_are_missing_or_no_yaml_are_one_sentence(project: Path) -> No
 def test_a_candidate_that_is_not_there_is_one_sentence(
     project: Path, export: Export, evaluations: Mapping[str, Path]
 ) -> None:
-    with refuses("pipeline.no-candidate", "omniforcing run --preset pocket export"):
+    with refuses("pipeline.no-candidate", "omniforcing stage export --preset pocket"):
         release(project)
     export(None)
     with refuses("tracking.no-evaluation"):
