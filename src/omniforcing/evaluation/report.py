@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from omniforcing.core.files import write_json
+from omniforcing.evaluation.config import CLIP_TABLE
 from omniforcing.evaluation.curves import Curves, draw_training
 from omniforcing.evaluation.evaluate import NEAREST, Evaluation
 from omniforcing.evaluation.plots import REFERENCES, write_plots
 
 SCHEMA = 1
-CLIP_TABLE = "clips.json"
 # Figures in the page's table, in order.
 COLUMNS = (
     *("sync_margin", "sync_margin_error", "sync_f1", "sync_f1_shuffled"),

@@ -12,8 +12,8 @@ from packaging.requirements import Requirement
 import omniforcing
 from omniforcing.core.files import read_json, write_manifest
 from omniforcing.core.pair import Pair
+from omniforcing.evaluation.config import CLIP_TABLE
 from omniforcing.evaluation.plots import draw_media
-from omniforcing.evaluation.report import CLIP_TABLE
 from omniforcing.media.mel import resample
 from omniforcing.model.weights.lora import ADAPTER_FILE, read_lora
 from omniforcing.pipeline.stage import Stage
