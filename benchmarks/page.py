@@ -27,6 +27,7 @@ import numpy as np
 from benchmarks import firefox, webkit
 from omniforcing.core.console import run_command
 from omniforcing.core.layout import FPS
+from omniforcing.media.marking import Mark
 
 PATCHES = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (40, 184, 72), (128, 128, 128))
 SIZES = ((64, 64), (512, 768), (720, 1280))  # height, width
@@ -172,6 +173,7 @@ class PatchEngine:
         self.settings = SimpleNamespace(
             height=height, width=width, sample_rate=sample_rate, preset="patches"
         )
+        self.mark = Mark("patches")
         self._frames = second_of_patches(height, width)
         self._samples = second_of_sound(sample_rate)
 
