@@ -1,8 +1,8 @@
 """The command ``omniforcing``: its options, its help, and the library's function that it calls.
 
 - ``main``: runs one command; its function ``main`` is the public name.
-- ``pipeline``, ``cluster``, ``data``, ``measure``, ``streaming``, ``doctor``, ``completion``:
-  the commands.
+- ``pipeline``, ``plan``, ``cluster``, ``data``, ``measure``, ``streaming``, ``doctor``,
+  ``completion``: the commands.
 - ``command``: commands with examples and short errors; ``options``: what several commands take.
 
 Modules here import the library inside functions only: help, shell completion and errors of the

@@ -11,7 +11,7 @@ import click
 from click.shell_completion import shell_complete
 
 from omniforcing import __version__
-from omniforcing.cli import cluster, completion, data, doctor, measure, pipeline, streaming
+from omniforcing.cli import cluster, completion, data, doctor, measure, pipeline, plan, streaming
 from omniforcing.cli.command import Group, refusal
 from omniforcing.core.console import run_command
 from omniforcing.core.environment import COMPLETION_VARIABLE
@@ -38,7 +38,7 @@ omniforcing = Group(
 click.version_option(__version__, prog_name=NAME, message="%(prog)s %(version)s")(omniforcing)
 for command in (
     *(pipeline.run, pipeline.stage, cluster.job, cluster.kuberay, pipeline.ablation),
-    *(pipeline.release, pipeline.plan),
+    *(pipeline.release, plan.plan),
     *(
         streaming.stream,
         streaming.serve,
