@@ -67,9 +67,7 @@ def commands(artifact: Path | None, out: Path) -> dict[str, list[str]]:
         found["stream"] = [*cli, "stream", *told, "--out", str(out)]
     for stage in STAGES:
         code = (
-            "from omniforcing.pipeline import tracking; from omniforcing.tracking import store; "
-            "store.faults(); "
-            "from mlflow import MlflowClient; "
+            "from omniforcing.pipeline import tracking; from mlflow import MlflowClient; "
             f"import omniforcing.pipeline.stages.{stage}"
         )
         if stage in TRAINS:
