@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from omniforcing.cli import main
-from omniforcing.core.files import read_json, write_json
+from omniforcing.core.files import write_json
 from omniforcing.evaluation.measures.registry import MEASURES
 from omniforcing.evaluation.report import COLUMNS
 from omniforcing.pipeline.release.release import Release, release
@@ -20,6 +20,7 @@ from tests.support.releases import (
     CLIPS,
     STUDENT,
     change_settings,
+    edited,
     log_export,
     open_registry,
     save_model,
@@ -183,11 +184,10 @@ def test_evaluations_of_other_captions_or_seeds_are_not_compared(
     other = own(evaluations["close"], project)
     change_settings(other, **change)
     if not change:
-        table = read_json(other / "clips.json")
-        place = table["columns"].index("caption")
-        for row in table["data"]:
-            row[place] = "something else"
-        write_json(other / "clips.json", table)
+        with edited(other / "clips.json") as table:
+            place = table["columns"].index("caption")
+            for row in table["data"]:
+                row[place] = "something else"
     export(other)
     with refuses("pipeline.not-paired", fact):
         release(project)
@@ -200,11 +200,10 @@ def test_fewer_clips_are_not_compared_with_all(
     registry: Registry, project: Path, export: Export, evaluations: Mapping[str, Path]
 ) -> None:
     other = own(evaluations["close"], project)
-    table = read_json(other / "clips.json")
-    place = table["columns"].index("set")
-    first = next(row for row in table["data"] if row[place] == STUDENT)
-    table["data"].remove(first)
-    write_json(other / "clips.json", table)
+    with edited(other / "clips.json") as table:
+        place = table["columns"].index("set")
+        first = next(row for row in table["data"] if row[place] == STUDENT)
+        table["data"].remove(first)
     export(other)
     with refuses("pipeline.not-paired", "5 and 6 clips"):
         release(project)
@@ -217,11 +216,10 @@ def test_figures_without_clips_are_compared_by_their_standard_errors(
 ) -> None:
     """As those of evaluations that kept no sync of each clip."""
     other = own(evaluations["late"], project)
-    table = read_json(other / "clips.json")
-    place = table["columns"].index("sync_hits")
-    for row in [table["columns"], *table["data"]]:
-        del row[place]
-    write_json(other / "clips.json", table)
+    with edited(other / "clips.json") as table:
+        place = table["columns"].index("sync_hits")
+        for row in [table["columns"], *table["data"]]:
+            del row[place]
     export(other)
     done = release(project)
     assert not done.passed and done.page is not None
@@ -233,9 +231,8 @@ def test_a_metric_that_can_no_longer_be_measured_is_worse(
     project: Path, export: Export, evaluations: Mapping[str, Path]
 ) -> None:
     other = own(evaluations["close"], project)
-    metrics = read_json(other / "metrics.json")
-    metrics["models"]["self_forcing"]["sync_f1"] = None
-    write_json(other / "metrics.json", metrics)
+    with edited(other / "metrics.json") as metrics:
+        metrics["models"]["self_forcing"]["sync_f1"] = None
     export(other)
     done = release(project)
     assert not done.passed and "sync_f1 could not be measured" in done.why

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +87,18 @@ def write_evaluations(folder: Path, late: Mapping[str, int]) -> dict[str, Path]:
     return {name: folder / name for name in late}
 
 
+@contextmanager
+def edited(path: Path) -> Iterator[dict[str, Any]]:
+    """Content of a JSON file, which is written back as the body leaves it."""
+    content = read_json(path)
+    yield content
+    write_json(path, content)
+
+
 def change_settings(evaluation: Path, **values: Any) -> None:
     """Change settings that an evaluation says it was made with."""
-    metrics = read_json(evaluation / "metrics.json")
-    metrics["settings"] |= values
-    write_json(evaluation / "metrics.json", metrics)
+    with edited(evaluation / "metrics.json") as metrics:
+        metrics["settings"] |= values
 
 
 def save_model(folder: Path, artifact: Path) -> Path:

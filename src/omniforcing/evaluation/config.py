@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 from omniforcing.core.config import Section, ranged
 
-CLIP_TABLE = "clips.json"  # of all clips, in the folder that stage evaluate writes
-
 
 @dataclass
 class EvaluateConfig(Section):

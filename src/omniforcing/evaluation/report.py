@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from omniforcing.core.files import write_json
-from omniforcing.evaluation.config import CLIP_TABLE
 from omniforcing.evaluation.curves import Curves, draw_training
 from omniforcing.evaluation.evaluate import NEAREST, Evaluation
 from omniforcing.evaluation.plots import REFERENCES, write_plots
+from omniforcing.evaluation.summary import CLIP_TABLE
 
 SCHEMA = 1
 # Figures in the page's table, in order.

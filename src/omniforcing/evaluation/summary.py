@@ -11,6 +11,8 @@ from omniforcing.evaluation.quality import frechet
 from omniforcing.pocket.observe import Observation, ObservationSet
 from omniforcing.pocket.sync import Sync, match, score_sync
 
+CLIP_TABLE = "clips.json"  # of all clips, in the folder that stage evaluate writes
+
 
 def in_pocket_world(clips: Sequence[Observation]) -> bool:
     """Return whether any caption names a ball's colour, without which no event can be judged."""

@@ -32,6 +32,7 @@ from omniforcing.core.layout import (
 from omniforcing.media.boxes import SAMPLE_RATES
 from omniforcing.model.config import Stabiliser, StudentConfig
 from omniforcing.pocket import student as kept_student
+from omniforcing.tracking.registry import PREFIX, registered_artifact
 
 if TYPE_CHECKING:
     from omniforcing.model.rollout import RolloutConfig
@@ -228,9 +229,7 @@ class Artifact:
         Raises:
             OmniForcingError: if a file or the model is missing, altered, or has another schema.
         """
-        if str(folder).startswith("models:/"):
-            from omniforcing.tracking.registry import registered_artifact  # folders need no MLflow
-
+        if str(folder).startswith(PREFIX):
             folder = registered_artifact(str(folder))
         folder = Path(folder)
         if not (folder / SETTINGS_FILE).is_file():

@@ -14,10 +14,10 @@ from typing import Any
 
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import atomic_write, read_json
-from omniforcing.evaluation.config import CLIP_TABLE
 from omniforcing.evaluation.measures.base import Figure, resampled_interval
 from omniforcing.evaluation.measures.tables import paired_difference
 from omniforcing.evaluation.report import COLUMNS, format_number, render_template
+from omniforcing.evaluation.summary import CLIP_TABLE
 
 SHOWN = 4  # pairs of clips of each model on the page
 _SYNC = ("sync_margin", "sync_f1")  # pooled over clips

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from omniforcing.core.files import read_json
 from omniforcing.data.sources import DUETS, HELDOUT, TRAIN
-from omniforcing.evaluation.config import CLIP_TABLE
 from omniforcing.evaluation.curves import REFERENCES, Curves, stage_curves
 from omniforcing.evaluation.evaluate import DRIFT_FACTOR, EvaluationInputs, Sampler, evaluate
 from omniforcing.evaluation.measures.encoders.weights import Weights
@@ -19,6 +18,7 @@ from omniforcing.evaluation.measures.registry import chosen_measures
 from omniforcing.evaluation.nearest import TrainingClips
 from omniforcing.evaluation.report import DUETS_FOLDER, write_report
 from omniforcing.evaluation.samplers import CAUSAL, MODELS, SamplerFactory, split_clips
+from omniforcing.evaluation.summary import CLIP_TABLE
 from omniforcing.pipeline.config import Config
 from omniforcing.pipeline.processes import run_in_processes
 from omniforcing.pipeline.stage import Stage

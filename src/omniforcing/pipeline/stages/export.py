@@ -12,8 +12,8 @@ from packaging.requirements import Requirement
 import omniforcing
 from omniforcing.core.files import read_json, write_manifest
 from omniforcing.core.pair import Pair
-from omniforcing.evaluation.config import CLIP_TABLE
 from omniforcing.evaluation.plots import draw_media
+from omniforcing.evaluation.summary import CLIP_TABLE
 from omniforcing.media.mel import resample
 from omniforcing.model.weights.lora import ADAPTER_FILE, read_lora
 from omniforcing.pipeline.stage import Stage
@@ -21,6 +21,7 @@ from omniforcing.pocket.observe import observe
 from omniforcing.streaming.artifact import Artifact, StreamSettings, write_artifact
 from omniforcing.streaming.command import figures, write_stream
 from omniforcing.streaming.engine import Engine
+from omniforcing.tracking.registry import EVALUATION
 from omniforcing.tracking.store import UPLOAD, answering, tracking_uri
 
 
@@ -142,7 +143,7 @@ def run(stage: Stage) -> None:
     for name in ("sample.mp4", "sample.png", "README.md"):
         stage.log_artifact(stage.folder / name)
     for name in ("metrics.json", CLIP_TABLE):
-        stage.log_artifact(stage.input("evaluate") / name, "evaluation")
+        stage.log_artifact(stage.input("evaluate") / name, EVALUATION)
     log_model(stage)
     adapter = stage.input("self_forcing") / ADAPTER_FILE
     if adapter.is_file():
