@@ -108,6 +108,7 @@ class CodeBase:
         self._root = root
         self._package = root / SOURCES
         self._modules: dict[Path, Module] = {}
+        self._imported: dict[Path, list[Path]] = {}
 
     def closure(self, script: str, without: tuple[str, ...] = ()) -> list[Path]:
         """List the modules that a script imports, directly or not, itself first.
@@ -145,15 +146,19 @@ class CodeBase:
             self._modules[path] = Module(path, self._package)
         return self._modules[path]
 
-    def _needed(self, path: Path) -> Iterator[Path]:
+    def _needed(self, path: Path) -> list[Path]:
         """The imported files, and the ``__init__`` of every package that is entered on the way."""
-        for imported in self._module(path).imports:
-            yield imported.module
-            for folder in imported.module.parents:
-                if folder == self._package:
-                    break
-                if (folder / "__init__.py").is_file():
-                    yield folder / "__init__.py"
+        if path not in self._imported:
+            found: dict[Path, None] = {}
+            for module in dict.fromkeys(imported.module for imported in self._module(path).imports):
+                found[module] = None
+                for folder in module.parents:
+                    if folder == self._package:
+                        break
+                    if (folder / "__init__.py").is_file():
+                        found[folder / "__init__.py"] = None
+            self._imported[path] = list(found)
+        return self._imported[path]
 
     def _left_out(self, path: Path, without: tuple[str, ...]) -> bool:
         name = path.relative_to(self._package).with_suffix("").as_posix()
@@ -170,7 +175,7 @@ class CodeBase:
 
 
 def _project_imports(tree: ast.Module, package: Path) -> Iterator[Imported]:
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 module = _module_file(alias.name, package)
@@ -183,6 +188,16 @@ def _project_imports(tree: ast.Module, package: Path) -> Iterator[Imported]:
                     yield Imported(submodule, None, bound)
                 elif module := _module_file(node.module, package):
                     yield Imported(module, alias.name, bound)
+
+
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """All statements of a module, those in others too; expressions, most of a tree, hold none."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for field in ("body", "orelse", "finalbody", "handlers", "cases"):
+            waiting += getattr(node, field, [])
 
 
 def _module_file(dotted: str, package: Path) -> Path | None:
