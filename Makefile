@@ -42,8 +42,8 @@ ui: $(STAMP)  ## MLflow at http://127.0.0.1:5000
 check: lint  ## what you run all the time: ruff, mypy and the everyday tests
 	$(RUN) -m pytest -n 2 --dist loadgroup -m "not extended and not slow and not ray and not chromium and not documents"
 
-test: $(STAMP)  ## all fast tests, some minutes
-	$(RUN) -m pytest -n 2 --dist loadgroup --durations 30
+test: $(STAMP)  ## all fast tests, some minutes; MARKS= chooses others, by pytest's marks
+	$(RUN) -m pytest -n $(or $(PROCESSES),2) --dist loadgroup --durations 30 $(if $(MARKS),-m "$(MARKS)")
 
 ci:  ## everything that a change must pass, also slow tests, Ray, browsers and the commands of README and tutorials (.ci/run)
 	.ci/run

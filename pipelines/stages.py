@@ -96,7 +96,7 @@ STAGES = (
         ),
         keys=("seed", "clips", "teacher", "student", "evaluate"),
         writes="evaluation",
-        files=("src/omniforcing/evaluation/page.html",),
+        files=tuple(f"src/omniforcing/evaluation/{name}.html" for name in ("base", "page")),
     ),
     StageSpec(
         "export",

@@ -67,3 +67,13 @@ def test_the_command_has_a_row_for_every_machine(capsys: pytest.CaptureFixture[s
     machines = [(row["cluster"]["gpus"], row["cluster"]["memory"]) for row in rows]
     assert machines == [(gpus, memory) for gpus in GPUS for memory in MEMORIES]
     assert {row["way"] for row in rows} == {"all"}
+
+
+@pytest.mark.parametrize("option", ["--gpus=4", "--memory=80GB", "--batch=4"])
+def test_a_table_of_machines_takes_no_single_cluster(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["plan", "--preset", "smoke", "--machines", option])
+    assert end.value.code == 2
+    assert f"leave out {option.split('=')[0]}" in capsys.readouterr().err

@@ -70,11 +70,14 @@ def plan(
     speeds = (tflops * 1e12, link * 1e9, network * 1e9)
     cluster = Cluster(gpus, parse_memory(memory), node, *speeds)
     if machines:
-        if batch is not None:
-            raise click.UsageError(
-                "--machines plans one clip per GPU at a time; leave out --batch",
-                click.get_current_context(),
-            )
+        context = click.get_current_context()
+        for name in ("gpus", "memory", "batch"):
+            if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+                raise click.UsageError(
+                    f"--machines plans clusters of its own, one clip per GPU at a time; "
+                    f"leave out --{name}",
+                    context,
+                )
         print(report_machines(overrides, preset, root, cluster, stage, as_json))
         return
     config = load_config(list(overrides), root, preset)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -152,9 +151,12 @@ def render_template(name: str, **values: Any) -> str:
     """Render one of the room's HTML templates; values are escaped, unknown ones are empty."""
     import jinja2
 
-    source = resources.files("omniforcing.evaluation").joinpath(name).read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.ChainableUndefined)
-    return environment.from_string(source).render(**values)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("omniforcing.evaluation", ""),
+        autoescape=True,
+        undefined=jinja2.ChainableUndefined,
+    )
+    return environment.get_template(name).render(**values)
 
 
 def _is_number(value: Any) -> bool:

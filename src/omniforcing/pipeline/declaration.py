@@ -31,7 +31,7 @@ MEASURING_CODE = (
 # Code and templates that only present figures: when they change, `evaluate` keeps its samples.
 PRESENTING_CODE = tuple(
     f"{SOURCES}/evaluation/{name}"
-    for name in ("page.html", "report.py", "curves.py", "ablation", "compare.html")
+    for name in ("base.html", "page.html", "report.py", "curves.py", "ablation", "compare.html")
 )
 
 
