@@ -46,6 +46,7 @@ for command in (
         data.inspect,
         measure.measure,
         measure.compare,
+        measure.play,
         data.weights,
     ),
     *(pipeline.config, pipeline.pipeline, doctor.doctor, completion.completion),

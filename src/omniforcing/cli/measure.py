@@ -1,13 +1,15 @@
-"""Command ``omniforcing measure``: measure clips of any origin."""
+"""Commands that measure: clips of any origin, two evaluations, streams that are steered."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from omniforcing.cli.command import Command
+from omniforcing.cli.streaming import engine_options
 
 if TYPE_CHECKING:
     from omniforcing.evaluation.measures.command import Source
@@ -143,3 +145,69 @@ def compare(first: Path, second: Path, out: Path) -> None:
     models = page.compare(first, second, out)
     pairs = sum(len(model["paired"]) for model in models.values())
     print(f"{out}: {len(models)} models, {pairs} measures with paired differences")
+
+
+@click.command(
+    cls=Command,
+    examples=(
+        "omniforcing play scenarios.yaml --out recordings",
+        "omniforcing play scenarios.jsonl --artifact data/pocket/artifact --out recordings "
+        "--weights weights.yaml",
+    ),
+)
+@click.argument(
+    "scenarios", type=_PATH, help="YAML, JSON or JSON lines: streams and their changes."
+)
+@click.option(
+    "--out", "folder", type=_PATH, required=True, help="Folder for recordings and receipts."
+)
+@click.option(
+    "--weights",
+    "weights_file",
+    type=_PATH,
+    help="YAML file that names CLIP and CLAP by path and sha256, to judge with.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as json.")
+@engine_options
+def play(
+    scenarios: Path,
+    folder: Path,
+    weights_file: Path | None,
+    as_json: bool,
+    artifact: Path | None,
+    device: str,
+    threads: int,
+    speed_ups: tuple[str, ...],
+    no_verify: bool,
+    loras: tuple[str, ...],
+    precision: str,
+    free_text_encoder: bool,
+) -> None:
+    """Play scenarios of timed prompt changes, and measure how soon the streams follow.
+
+    Each scenario leaves one recording and its receipts: which block, at which second, took each
+    change. A run that was killed goes on.
+    """
+    from omniforcing.evaluation.measures.encoders.weights import Weights
+    from omniforcing.pipeline.experiments.play import measure_recordings, table
+    from omniforcing.pipeline.experiments.play import play as play_all
+    from omniforcing.pipeline.experiments.scenario import read_scenarios
+    from omniforcing.streaming.command import EngineOptions, open_engine
+
+    wanted = read_scenarios(scenarios)
+    weights = Weights.read(weights_file, device) if weights_file else None
+    engine = open_engine(
+        EngineOptions(
+            artifact,
+            device,
+            threads,
+            speed_ups,
+            not no_verify,
+            loras,
+            precision,
+            free_text_encoder,
+        )
+    )
+    play_all(engine, wanted, folder)
+    figures = measure_recordings(folder, wanted, weights)
+    print(json.dumps(figures) if as_json else table(figures))

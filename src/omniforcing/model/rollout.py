@@ -48,6 +48,15 @@ class RolloutConfig:
     def __post_init__(self) -> None:
         self.table.check_window(self.window, self.horizon)
 
+    @property
+    def rewrite_step(self) -> int:
+        """Step from which a block is rewritten: the middle one, but never the first.
+
+        From a step earlier the scene is a new one, from a step later old colours stay
+        (docs/results/pocket.md, rollouts that switch).
+        """
+        return max(1, len(self.sigmas) // 2)
+
 
 def new_cache(model: DualStream, config: RolloutConfig, static: bool) -> Cache:
     """A functional cache for training, or static buffers for streaming.
@@ -227,14 +236,15 @@ class Rollout:
 
     @torch.no_grad()
     def rewrite(self, x0: Latents) -> Latents:
-        """Generate the next block out of ``x0``, noised to the second of the sigmas.
+        """Generate the next block out of ``x0``, noised to the sigma of ``rewrite_step``.
 
         Noise of that level hides colours and details, not the composition (SDEdit, Meng et al.
         2022).
         """
         self.settle()
-        x = noised(x0, self.config.sigmas[1], self.generator)
-        return self._take(self._denoise(x, first_step=1))
+        step = self.config.rewrite_step
+        x = noised(x0, self.config.sigmas[step], self.generator)
+        return self._take(self._denoise(x, first_step=step))
 
     def _take(self, x0: Latents) -> Latents:
         self._finished = (x0, self._text)
