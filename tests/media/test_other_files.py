@@ -437,12 +437,22 @@ def test_layouts_are_mixed_at_their_stated_gain(
     assert tones(path) == pytest.approx(0.3 * gain * np.eye(2), abs=0.004)
 
 
-def two_sounds(path: Path, default: int, languages: Sequence[str] = ("eng", "deu")) -> Path:
-    """A file whose first sound is the first tone on both sides, and whose second is the second."""
+def two_sounds(
+    path: Path,
+    default: int,
+    languages: Sequence[str] = ("eng", "deu"),
+    layouts: Sequence[str] = ("stereo", "stereo"),
+) -> Path:
+    """A file whose first sound is the first tone in all channels, and whose second is the second.
+
+    Mono sounds are PCM, others AAC.
+    """
     with av.open(str(path), "w") as out:
         video = out.add_stream("libx264", rate=24)
         video.width = video.height = 64
-        sounds = [out.add_stream("aac", rate=16000, layout="stereo") for _ in range(2)]
+        mono = layouts[0] != "stereo"
+        codec, form = ("pcm_f32le", "flt") if mono else ("aac", "fltp")
+        sounds = [out.add_stream(codec, rate=16000, layout=layout) for layout in layouts]
         for index, stream in enumerate(sounds):
             stream.metadata["language"] = languages[index]
             stream.disposition = av.stream.Disposition.default if index == default else 0
@@ -452,8 +462,9 @@ def two_sounds(path: Path, default: int, languages: Sequence[str] = ("eng", "deu
             out.mux(video.encode(frame))
         at = np.arange(34000) / 16000
         for tone, stream in zip(TONES, sounds, strict=True):
-            samples = np.repeat(0.3 * np.sin(2 * np.pi * tone * at)[None], 2, 0)
-            wave = av.AudioFrame.from_ndarray(samples.astype(np.float32), "fltp", "stereo")
+            samples = np.repeat(0.3 * np.sin(2 * np.pi * tone * at)[None], 1 if mono else 2, 0)
+            layout = stream.codec_context.layout
+            wave = av.AudioFrame.from_ndarray(samples.astype(np.float32), form, layout)
             wave.rate, wave.pts, wave.time_base = 16000, 0, Fraction(1, 16000)
             out.mux(stream.encode(wave))
         for stream in (video, *sounds):
@@ -469,6 +480,44 @@ def test_the_sound_that_players_play_is_taken_and_a_wanted_language_before_it(
     assert probe(path).audio_index == 2
     assert tones(path)[:, 1] == pytest.approx([0.3, 0.3], rel=0.05)
     assert probe(path, "eng").audio_index == 1
+
+
+@pytest.mark.parametrize(
+    ("layouts", "heard"),
+    [
+        (("FL", "FR"), [[0.3, 0], [0, 0.3]]),
+        (("FR", "FL"), [[0, 0.3], [0.3, 0]]),
+        (("FL", "FC"), [[0.3, 0], [0.3, 0]]),  # no pair: the first, as players
+        (("mono", "mono"), [[0.3, 0], [0.3, 0]]),
+    ],
+)
+def test_tracks_that_are_named_left_and_right_are_one_sound(
+    tmp_path: Path, layouts: tuple[str, str], heard: list[list[float]]
+) -> None:
+    path = two_sounds(tmp_path / "a.mov", 0, ("eng", "eng"), layouts)
+    assert tones(path) == pytest.approx(np.array(heard), abs=0.015)
+    assert ClipCutter(path, FORM).clip(0).audio.shape == (2, 32000)
+
+
+def without_decoder(path: Path, track: int) -> Path:
+    """Give a sound of an mp4 a codec that nobody knows."""
+    data = bytearray(path.read_bytes())
+    for name, other in ((b"mp4a", b"apac"), (b"esds", b"xsds")):
+        place = data.index(name)
+        for _ in range(track):
+            place = data.index(name, place + 4)
+        data[place : place + 4] = other
+    path.write_bytes(data)
+    return path
+
+
+def test_a_track_of_an_unknown_codec_is_none(tmp_path: Path) -> None:
+    path = without_decoder(two_sounds(tmp_path / "a.mp4", default=0), track=0)
+    assert probe(path).audio_index == 2
+    assert tones(path)[:, 1] == pytest.approx([0.3, 0.3], rel=0.05)
+    with pytest.raises(Rejected) as error:
+        probe(without_decoder(path, track=0))
+    assert error.value.reason == "no decoder" and "sound" in error.value.detail
 
 
 def test_rate_and_channels_may_change_within_a_track(make_video: MakeVideo) -> None:

@@ -138,10 +138,11 @@ def find_tracks(container: Any, language: str | None = None) -> tuple[Any, Any]:
     """Choose the picture and the sound that a player would play.
 
     Covers and thumbnails are no picture. The track that the file marks as default comes first, for
-    sound one of the wanted language before it, and comments or descriptions last.
+    sound one of the wanted language before it, and comments or descriptions last. A track of a
+    codec that FFmpeg does not know is none, as to players.
 
     Raises:
-        Rejected: if the file lacks a picture or sound.
+        Rejected: if the file lacks a picture or sound, or no track of a kind has a known codec.
     """
     kinds = ", ".join(stream.type for stream in container.streams) or "nothing"
     videos = [v for v in container.streams.video if not v.disposition & _NOT_THE_PICTURE]
@@ -158,8 +159,18 @@ def find_tracks(container: Any, language: str | None = None) -> tuple[Any, Any]:
     def picture_order(video: Any) -> bool:
         return not video.disposition & Disposition.default
 
+    pictures = _decodable(videos, "picture")
+    sounds = _decodable(container.streams.audio, "sound")
     # Both sorts are stable: among equals the first track stays first.
-    return sorted(videos, key=picture_order)[0], sorted(container.streams.audio, key=sound_order)[0]
+    return sorted(pictures, key=picture_order)[0], sorted(sounds, key=sound_order)[0]
+
+
+def _decodable(streams: Any, what: str) -> list[Any]:
+    """Return the tracks whose codec is known; raise ``Rejected`` if there are none."""
+    known = [stream for stream in streams if stream.codec_context is not None]
+    if not known:
+        raise Rejected("media.no-decoder", f"the codec of its {what} is unknown")
+    return known
 
 
 def demux(container: Any, streams: list[Any]) -> Iterator[Any]:
