@@ -41,25 +41,24 @@ VIDEOS = (
 )
 
 
-def write_videos(folder: Path, copies: int) -> None:
-    """Write each kind of video ``copies`` times, and a file with one clip, with captions."""
+def write_videos(folder: Path, copies: int, only: Sequence[str]) -> None:
+    """Write each kind of video ``copies`` times, and two files of one clip, with captions."""
     sources = Sources(folder / "sources")
     for part in ("sources", "many", "one"):
         (folder / part).mkdir()
     sound = sources.audio(seconds=SECONDS)
-    for name, coder, fps, size in VIDEOS:
+    for name, coder, fps, size in (video for video in VIDEOS if not only or video[0] in only):
         for copy in range(copies):
             path = folder / "many" / f"{name}-{copy}.mp4"
             # Each begins elsewhere, so that no two are the same.
             late = f"-ss {copy / 10} -i"
-            ffmpeg(
-                late, sources.video(fps, SECONDS, size), late, sound, coder, AAC, path
-            )
+            ffmpeg(late, sources.video(fps, SECONDS, size), late, sound, coder, AAC, path)
             path.with_suffix(".txt").write_text(f"colours and numbers, {path.stem}")
     for number in range(2):  # one is held out from training
         path = folder / "one" / f"clip-{number}.mp4"
         length = f"-t {CLIP + 0.5 + number / 10}"
-        ffmpeg("-i", folder / "many" / f"small-{copies - 1}.mp4", f"{length} -c copy", path)
+        first = min((folder / "many").glob("*.mp4"))
+        ffmpeg("-i", first, f"{length} -c copy", path)
         path.with_suffix(".txt").write_text("colours and numbers")
 
 
@@ -125,13 +124,14 @@ def run() -> None:
     parser.add_argument("--against", type=Path, help="another checkout")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--copies", type=int, default=1, help="videos of each kind")
+    parser.add_argument("--only", nargs="*", default=[], help="kinds of videos")
     parser.add_argument("--height", type=int, default=256)
     parser.add_argument("--width", type=int, default=384)
     options = parser.parse_args()
     checkouts = [project_root(), *([options.against.resolve()] if options.against else [])]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        write_videos(folder, options.copies)
+        write_videos(folder, options.copies, options.only)
         size = options.height, options.width
         print(table(compare(checkouts, folder, options.rounds, size)))
 

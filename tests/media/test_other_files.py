@@ -13,6 +13,7 @@ import av
 import numpy as np
 import pytest
 
+from benchmarks.ingest.edits import Cuts, with_edits
 from omniforcing.core.pair import Pair
 from omniforcing.media.format import ClipFormat
 from omniforcing.media.reading.colour import Colour, convert
@@ -138,6 +139,28 @@ def test_trim_that_begins_within_a_frame_stays_in_sync(make_video: MakeVideo, cu
     # The first clip begins with the first whole frame, so both are as early as the cut says.
     assert np.abs(flashes - clicks).max() < 0.002
     assert 0 <= clicks[0] - (1.0 - cut) + 1 / 24 < 1 / 24 + 0.002
+
+
+@pytest.mark.parametrize("cuts", [((0.0, 1.0), (2.0, 4.5)), ((0.0, 1.01), (2.01, 4.5))])
+@pytest.mark.parametrize(("name", "audio"), [("a.mp4", "aac"), ("a.mov", "pcm_s16le")])
+def test_an_edit_list_of_several_parts_is_followed_to_the_sample(
+    make_video: MakeVideo, name: str, audio: str, cuts: Cuts
+) -> None:
+    events = (0.5, 1.5, 2.5, 3.5)  # the second is cut out
+    path = make_video(name, seconds=4.5, audio=audio, events=events)
+    path.write_bytes(with_edits(path.read_bytes(), cuts))
+    clip = ClipCutter(path, ClipFormat(64, 64, 3)).clip(0)
+    flashes, clicks = flash_and_click(clip)
+    assert clicks == pytest.approx([0.5, 1.5, 2.5], abs=0.001)
+    assert flashes == pytest.approx(clicks, abs=HALF_A_FRAME)
+
+
+def test_parts_that_repeat_are_a_reject(make_video: MakeVideo) -> None:
+    path = make_video("a.mp4", seconds=3)
+    path.write_bytes(with_edits(path.read_bytes(), ((1.0, 2.0), (0.0, 2.0))))
+    with pytest.raises(Rejected) as error:
+        probe(path)
+    assert error.value.reason == "unusual edits"
 
 
 def test_clock_that_wraps_and_recordings_that_were_joined_go_on(make_video: MakeVideo) -> None:
@@ -331,6 +354,33 @@ def test_fields_of_interlaced_video_are_one_picture(tmp_path: Path) -> None:
 
 
 COLOURS = np.array([(200, 40, 40), (40, 180, 40), (40, 60, 200), (200, 200, 40)], np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("codec", "pixels", "name"), [("libvpx-vp9", "yuva420p", "a.webm"), ("qtrle", "argb", "a.mov")]
+)
+def test_transparent_pictures_are_composed_on_black(
+    tmp_path: Path, codec: str, pixels: str, name: str
+) -> None:
+    half = np.full((64, 64, 4), 200, np.uint8)
+    half[:, :, 3] = np.where(np.arange(64) < 32, 255, 0)
+    with av.open(str(tmp_path / name), "w") as out:
+        video = out.add_stream(codec, rate=24, options={"auto-alt-ref": "0"})
+        video.width = video.height = 64
+        video.pix_fmt = pixels
+        heard = out.add_stream("libopus" if name == "a.webm" else "pcm_s16le", rate=48000)
+        wave = av.AudioFrame.from_ndarray(np.zeros((1, 2 * 110_000), np.int16), "s16", "stereo")
+        wave.rate, wave.pts, wave.time_base = 48000, 0, Fraction(1, 48000)
+        out.mux(heard.encode(wave))
+        for index in range(52):
+            frame = av.VideoFrame.from_ndarray(half, "rgba")
+            frame.pts, frame.time_base = index, Fraction(1, 24)
+            out.mux(video.encode(frame))
+        for stream in (video, heard):
+            out.mux(stream.encode(None))
+    shown = ClipCutter(tmp_path / name, FORM).clip(0).video[10]
+    assert np.abs(shown[:, :24].astype(int) - 200).max() <= 4
+    assert shown[:, 40:].max() <= 4
 
 
 def coloured(path: Path, codec: str, pixels: str, number: int, full: bool = False) -> Path:
