@@ -76,10 +76,11 @@ def refuse_share(rejects: list[Reject], accepted: int, most: float, what: str) -
         raise OmniForcingError(
             "data.no-clips", f"there are no {what}; check the config section clips"
         )
+    reasons = counted(rejects)
     raise OmniForcingError(
         "data.too-many-rejects",
         f"{len(rejects)} of {total} {what} cannot be used "
-        f"({counted(rejects)}); "
+        f"({reasons}); "
         f"mend them or raise clips.max_reject_share from {most:g}",
     )
 
