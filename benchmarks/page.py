@@ -338,12 +338,15 @@ def measure_hour(seconds: int) -> None:
             at = 60 + part * (seconds - 70) / parts
             wait_until(page, f"{video}.currentTime > {at}", seconds)
             memory, made = memory_of(page, folder), page.evaluate("made")
-            kept = page.evaluate("session.size")
+            kept = page.evaluate("session.kept.size")
+            waiting = "session.kept.blocks.reduce((n, { data }) => n + data.byteLength, 0)"
+            inside = page.evaluate(waiting)
             buffered = page.evaluate(f"{video}.buffered.end(0) - {video}.buffered.start(0)")
             print(
                 f"second {at:.0f}, after {time.monotonic() - begun:.0f} s: "
                 f"renderers {memory.renderers:.0f} MB, all of Chromium "
-                f"{memory.total:.0f} MB, kept for the download {kept / 1e6:.1f} MB, "
+                f"{memory.total:.0f} MB, kept for the download {kept / 1e6:.1f} MB, of that in "
+                f"memory {inside / 1e6:.1f} MB, "
                 f"buffered {buffered:.0f} s, Blobs made: {made['blobs']} of "
                 f"{made['bytes'] / 1e6:.1f} MB",
                 flush=True,

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -76,13 +76,15 @@ def commands(artifact: Path | None, out: Path) -> dict[str, list[str]]:
     return found
 
 
-def measure(words: Sequence[str], checkout: Path) -> Cost:
-    """Run a command of a checkout once in a new interpreter.
+def measure(
+    words: Sequence[str], checkout: Path, variables: Mapping[str, str] | None = None
+) -> Cost:
+    """Run a command of a checkout once in a new interpreter, with further environment variables.
 
     Raises:
         OmniForcingError: if it fails.
     """
-    environment = {**os.environ, "PYTHONPATH": str(checkout / "src")}
+    environment = {**os.environ, "PYTHONPATH": str(checkout / "src"), **(variables or {})}
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     answer = subprocess.run(
         [sys.executable, *words], cwd=checkout, env=environment, capture_output=True, text=True

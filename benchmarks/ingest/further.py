@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+from benchmarks.ingest.edits import Cuts, shown, with_edits
 from benchmarks.ingest.kinds import (
     AAC,
     LEVEL,
@@ -18,8 +19,13 @@ from benchmarks.ingest.kinds import (
     ffmpeg,
     variable,
 )
+from benchmarks.ingest.truth import CORNERS, SECONDS
 
 PCM = "-c:a pcm_s16le"
+# A second is cut out, so that beeps stay where they are; once within a frame.
+TWO_PARTS: Cuts = ((0.0, 2.0), (3.0, SECONDS))
+WITHIN_FRAMES: Cuts = ((0.0, 2.01), (3.01, SECONDS))
+HALF_SEEN = (CORNERS[0], (0, 0, 0), CORNERS[2], (0, 0, 0))
 X265 = "-c:v libx265 -preset ultrafast -crf 6 -x265-params log-level=none"
 
 
@@ -59,11 +65,30 @@ def further() -> list[Kind]:
         "sound_shorter.mp4": _shorter("-t 6.5", "-t 4.3"),
         "sound_longer.mkv": _shorter("-t 4.3", "-t 6.5"),
         "clock_back.ts": _clock_back,
+        "radio_first.ts": _radio_first,
+        "two_sides.mov": _two_sides,
+    }
+    seen: dict[str, Make] = {
+        "transparent_vp8.webm": _transparent("-c:v libvpx -b:v 3M -pix_fmt yuva420p", opus),
+        "transparent_vp9.webm": _transparent(
+            "-c:v libvpx-vp9 -b:v 3M -cpu-used 8 -pix_fmt yuva420p", opus
+        ),
+        "transparent.mov": _transparent("-c:v qtrle -pix_fmt argb", PCM),
+    }
+    parts = {
+        "two_parts.mp4": (f"{X264} -g 24 -bf 2 {AAC}", TWO_PARTS),
+        "two_parts.mov": (f"{X264} -g 24 {PCM}", TWO_PARTS),
+        "two_parts_within_frames.mp4": (f"{X264} -g 24 -bf 2 {AAC}", WITHIN_FRAMES),
     }
     odd = encoded("-c:v ffv1 -c:a flac", filters=f"scale=255:159,{sd}")
     fast, film = encoded(f"{X264} {AAC}", 120), 24000 / 1001
     return [
         *(Kind(name, "ffmpeg", make) for name, make in made.items()),
+        *(Kind(name, "ffmpeg", make, corners=HALF_SEEN) for name, make in seen.items()),
+        *(
+            Kind(name, "ffmpeg", _in_parts(coders, cuts), stamps=shown(cuts, round(24 * SECONDS)))
+            for name, (coders, cuts) in parts.items()
+        ),
         Kind("odd_size.mkv", "ffmpeg", odd, size=(159, 255)),
         Kind("120_fps.mp4", "ffmpeg", fast, fps=120),
         Kind("film.mkv", "ffmpeg", encoded(f"{X264} -bf 2 {AAC}", film), fps=film),
@@ -122,3 +147,36 @@ def _right_side(path: Path, sources: Sources) -> None:
     """A microphone on one side, stored as mono."""
     pan = ("-filter_complex", Path("[1:a]pan=mono|c0=FR[r]"), "-map 0:v -map [r]")
     ffmpeg("-i", sources.video(24), "-i", sources.audio(), *pan, X264, PCM, path)
+
+
+def _in_parts(coders: str, cuts: Cuts) -> Make:
+    """An editor's file: parts are cut out by the edit list alone."""
+
+    def make(path: Path, sources: Sources) -> None:
+        encoded(coders)(path, sources)
+        path.write_bytes(with_edits(path.read_bytes(), cuts))
+
+    return make
+
+
+def _transparent(coders: str, sound: str) -> Make:
+    """A picture whose right corners are transparent."""
+    where = "gte(X\\,W-W/5)*(lt(Y\\,H/4)+gte(Y\\,H-H/4))"
+    planes = "lum=lum(X\\,Y):cb=cb(X\\,Y):cr=cr(X\\,Y)"
+    filters = f"format=yuva420p,geq={planes}:a=255*(1-{where})"
+    return encoded(f"{coders} -auto-alt-ref 0 {sound}", filters=filters)
+
+
+def _radio_first(path: Path, sources: Sources) -> None:
+    """A capture of two programmes, the first without a picture."""
+    radio = "-f lavfi -t 6.5 -i sine=f=200:r=48000"
+    maps = "-map 0:a -map 1:v -map 2:a -program title=radio:st=0 -program title=tv:st=1:st=2"
+    inputs = ("-i", sources.video(24), "-i", sources.audio())
+    ffmpeg(radio, *inputs, X264, "-c:a mp2 -b:a 256k", maps, path)
+
+
+def _two_sides(path: Path, sources: Sources) -> None:
+    """A camera that stores each side of its sound as a track."""
+    split = Path("[1:a]channelsplit=channel_layout=stereo[l][r]")
+    inputs = ("-i", sources.video(24), "-i", sources.audio(), "-filter_complex", split)
+    ffmpeg(*inputs, "-map 0:v -map [l] -map [r]", X264, PCM, path)

@@ -3,6 +3,7 @@ traceback.
 """
 
 import json
+import shutil
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,12 @@ def test_a_single_video_leaves_nothing_to_hold_out(tmp_path: Path, make_video: M
     (tmp_path / "videos" / "a.txt").write_text("x")
     with refuses("data.too-few-clips", "a.mp4"):
         clips(tmp_path, config(tmp_path / "videos"))
+    for name in ("a.mp4", "a.txt"):  # a copy is no second video, and the error says so
+        shutil.copy(tmp_path / "videos" / name, tmp_path / "videos" / f"b{name}")
+    with refuses("data.too-few-clips", "a.mp4", "1 duplicate", "ba.mp4"):
+        clips(tmp_path, config(tmp_path / "videos", max_reject_share=0.5))
+    with refuses("data.too-many-rejects", "1 duplicate", "ba.mp4"):
+        clips(tmp_path, config(tmp_path / "videos", max_reject_share=0.2))
 
 
 def test_synthetic_clips_are_files_like_any_other_with_the_truth_beside(tmp_path: Path) -> None:

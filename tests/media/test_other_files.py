@@ -13,6 +13,7 @@ import av
 import numpy as np
 import pytest
 
+from benchmarks.ingest.edits import Cuts, with_edits
 from omniforcing.core.pair import Pair
 from omniforcing.media.format import ClipFormat
 from omniforcing.media.reading.colour import Colour, convert
@@ -138,6 +139,28 @@ def test_trim_that_begins_within_a_frame_stays_in_sync(make_video: MakeVideo, cu
     # The first clip begins with the first whole frame, so both are as early as the cut says.
     assert np.abs(flashes - clicks).max() < 0.002
     assert 0 <= clicks[0] - (1.0 - cut) + 1 / 24 < 1 / 24 + 0.002
+
+
+@pytest.mark.parametrize("cuts", [((0.0, 1.0), (2.0, 4.5)), ((0.0, 1.01), (2.01, 4.5))])
+@pytest.mark.parametrize(("name", "audio"), [("a.mp4", "aac"), ("a.mov", "pcm_s16le")])
+def test_an_edit_list_of_several_parts_is_followed_to_the_sample(
+    make_video: MakeVideo, name: str, audio: str, cuts: Cuts
+) -> None:
+    events = (0.5, 1.5, 2.5, 3.5)  # the second is cut out
+    path = make_video(name, seconds=4.5, audio=audio, events=events)
+    path.write_bytes(with_edits(path.read_bytes(), cuts))
+    clip = ClipCutter(path, ClipFormat(64, 64, 3)).clip(0)
+    flashes, clicks = flash_and_click(clip)
+    assert clicks == pytest.approx([0.5, 1.5, 2.5], abs=0.001)
+    assert flashes == pytest.approx(clicks, abs=HALF_A_FRAME)
+
+
+def test_parts_that_repeat_are_a_reject(make_video: MakeVideo) -> None:
+    path = make_video("a.mp4", seconds=3)
+    path.write_bytes(with_edits(path.read_bytes(), ((1.0, 2.0), (0.0, 2.0))))
+    with pytest.raises(Rejected) as error:
+        probe(path)
+    assert error.value.reason == "unusual edits"
 
 
 def test_clock_that_wraps_and_recordings_that_were_joined_go_on(make_video: MakeVideo) -> None:
@@ -333,6 +356,33 @@ def test_fields_of_interlaced_video_are_one_picture(tmp_path: Path) -> None:
 COLOURS = np.array([(200, 40, 40), (40, 180, 40), (40, 60, 200), (200, 200, 40)], np.uint8)
 
 
+@pytest.mark.parametrize(
+    ("codec", "pixels", "name"), [("libvpx-vp9", "yuva420p", "a.webm"), ("qtrle", "argb", "a.mov")]
+)
+def test_transparent_pictures_are_composed_on_black(
+    tmp_path: Path, codec: str, pixels: str, name: str
+) -> None:
+    half = np.full((64, 64, 4), 200, np.uint8)
+    half[:, :, 3] = np.where(np.arange(64) < 32, 255, 0)
+    with av.open(str(tmp_path / name), "w") as out:
+        video = out.add_stream(codec, rate=24, options={"auto-alt-ref": "0"})
+        video.width = video.height = 64
+        video.pix_fmt = pixels
+        heard = out.add_stream("libopus" if name == "a.webm" else "pcm_s16le", rate=48000)
+        wave = av.AudioFrame.from_ndarray(np.zeros((1, 2 * 110_000), np.int16), "s16", "stereo")
+        wave.rate, wave.pts, wave.time_base = 48000, 0, Fraction(1, 48000)
+        out.mux(heard.encode(wave))
+        for index in range(52):
+            frame = av.VideoFrame.from_ndarray(half, "rgba")
+            frame.pts, frame.time_base = index, Fraction(1, 24)
+            out.mux(video.encode(frame))
+        for stream in (video, heard):
+            out.mux(stream.encode(None))
+    shown = ClipCutter(tmp_path / name, FORM).clip(0).video[10]
+    assert np.abs(shown[:, :24].astype(int) - 200).max() <= 4
+    assert shown[:, 40:].max() <= 4
+
+
 def coloured(path: Path, codec: str, pixels: str, number: int, full: bool = False) -> Path:
     """Write a second of stripes of ``COLOURS``, whose matrix and range the encoder is told."""
     from av.video.reformatter import ColorRange, Colorspace
@@ -437,12 +487,22 @@ def test_layouts_are_mixed_at_their_stated_gain(
     assert tones(path) == pytest.approx(0.3 * gain * np.eye(2), abs=0.004)
 
 
-def two_sounds(path: Path, default: int, languages: Sequence[str] = ("eng", "deu")) -> Path:
-    """A file whose first sound is the first tone on both sides, and whose second is the second."""
+def two_sounds(
+    path: Path,
+    default: int,
+    languages: Sequence[str] = ("eng", "deu"),
+    layouts: Sequence[str] = ("stereo", "stereo"),
+) -> Path:
+    """A file whose first sound is the first tone in all channels, and whose second is the second.
+
+    Mono sounds are PCM, others AAC.
+    """
     with av.open(str(path), "w") as out:
         video = out.add_stream("libx264", rate=24)
         video.width = video.height = 64
-        sounds = [out.add_stream("aac", rate=16000, layout="stereo") for _ in range(2)]
+        mono = layouts[0] != "stereo"
+        codec, form = ("pcm_f32le", "flt") if mono else ("aac", "fltp")
+        sounds = [out.add_stream(codec, rate=16000, layout=layout) for layout in layouts]
         for index, stream in enumerate(sounds):
             stream.metadata["language"] = languages[index]
             stream.disposition = av.stream.Disposition.default if index == default else 0
@@ -452,8 +512,9 @@ def two_sounds(path: Path, default: int, languages: Sequence[str] = ("eng", "deu
             out.mux(video.encode(frame))
         at = np.arange(34000) / 16000
         for tone, stream in zip(TONES, sounds, strict=True):
-            samples = np.repeat(0.3 * np.sin(2 * np.pi * tone * at)[None], 2, 0)
-            wave = av.AudioFrame.from_ndarray(samples.astype(np.float32), "fltp", "stereo")
+            samples = np.repeat(0.3 * np.sin(2 * np.pi * tone * at)[None], 1 if mono else 2, 0)
+            layout = stream.codec_context.layout
+            wave = av.AudioFrame.from_ndarray(samples.astype(np.float32), form, layout)
             wave.rate, wave.pts, wave.time_base = 16000, 0, Fraction(1, 16000)
             out.mux(stream.encode(wave))
         for stream in (video, *sounds):
@@ -469,6 +530,44 @@ def test_the_sound_that_players_play_is_taken_and_a_wanted_language_before_it(
     assert probe(path).audio_index == 2
     assert tones(path)[:, 1] == pytest.approx([0.3, 0.3], rel=0.05)
     assert probe(path, "eng").audio_index == 1
+
+
+@pytest.mark.parametrize(
+    ("layouts", "heard"),
+    [
+        (("FL", "FR"), [[0.3, 0], [0, 0.3]]),
+        (("FR", "FL"), [[0, 0.3], [0.3, 0]]),
+        (("FL", "FC"), [[0.3, 0], [0.3, 0]]),  # no pair: the first, as players
+        (("mono", "mono"), [[0.3, 0], [0.3, 0]]),
+    ],
+)
+def test_tracks_that_are_named_left_and_right_are_one_sound(
+    tmp_path: Path, layouts: tuple[str, str], heard: list[list[float]]
+) -> None:
+    path = two_sounds(tmp_path / "a.mov", 0, ("eng", "eng"), layouts)
+    assert tones(path) == pytest.approx(np.array(heard), abs=0.015)
+    assert ClipCutter(path, FORM).clip(0).audio.shape == (2, 32000)
+
+
+def without_decoder(path: Path, track: int) -> Path:
+    """Give a sound of an mp4 a codec that nobody knows."""
+    data = bytearray(path.read_bytes())
+    for name, other in ((b"mp4a", b"apac"), (b"esds", b"xsds")):
+        place = data.index(name)
+        for _ in range(track):
+            place = data.index(name, place + 4)
+        data[place : place + 4] = other
+    path.write_bytes(data)
+    return path
+
+
+def test_a_track_of_an_unknown_codec_is_none(tmp_path: Path) -> None:
+    path = without_decoder(two_sounds(tmp_path / "a.mp4", default=0), track=0)
+    assert probe(path).audio_index == 2
+    assert tones(path)[:, 1] == pytest.approx([0.3, 0.3], rel=0.05)
+    with pytest.raises(Rejected) as error:
+        probe(without_decoder(path, track=0))
+    assert error.value.reason == "no decoder" and "sound" in error.value.detail
 
 
 def test_rate_and_channels_may_change_within_a_track(make_video: MakeVideo) -> None:

@@ -28,6 +28,8 @@ from benchmarks.page import (
 
 pytestmark = [pytest.mark.chromium, pytest.mark.timeout(600)]
 VIDEO = "document.getElementById('video')"
+# As a browser that lets no page write to its disk.
+NO_DISK = "delete StorageManager.prototype.getDirectory;"
 # As a browser that ignores edit lists plays the stream.
 NO_EDIT_LISTS = """
 const append = SourceBuffer.prototype.appendBuffer;
@@ -95,32 +97,74 @@ def test_firefox_shows_the_same_colours(tmp_path: Path) -> None:
         assert np.abs(np.subtract(shown_colours(page, *size), PATCHES)).max() <= 4
 
 
-def test_a_stream_is_not_copied_on_the_way_and_is_whole_in_the_download(opened: Open) -> None:
-    with opened(COUNTERS) as page:
+def pictures(download: Any) -> int:
+    """Count the pictures of a stream that was downloaded."""
+    with av.open(io.BytesIO(Path(download.value.path()).read_bytes())) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+@pytest.mark.parametrize(("script", "blobs"), [("", 0), (NO_DISK, 1)], ids=["disk", "memory"])
+def test_a_stream_is_not_copied_on_the_way_and_is_whole_in_the_download(
+    opened: Open, script: str, blobs: int
+) -> None:
+    with opened(COUNTERS + script) as page:
         start(page, 12)
         wait_until(page, f"{VIDEO}.ended", 60)
         assert page.evaluate("made.blobs") == 1, "the clock's script, and nothing of the stream"
+        for time in (1, 2):
+            with page.expect_download() as download:
+                page.click("#download")
+            assert page.evaluate("made.blobs") == 1 + time * blobs
+            assert pictures(download) == 1 + 24 * 12
+
+
+def test_a_stream_is_kept_on_the_disk_and_goes_on_after_a_download(opened: Open) -> None:
+    files = """navigator.storage.getDirectory().then(async (folder) => {
+      const names = []; for await (const name of folder.keys()) names.push(name);
+      return names.filter((name) => name.endsWith(".mp4")).length; })"""
+    with opened() as page:
+        start(page, 6)
+        wait_until(page, f"{VIDEO}.currentTime > 1", 60)
+        with page.expect_download():
+            page.click("#download")
+        wait_until(page, f"{VIDEO}.ended && session.kept.blocks.length === 0", 60)
         with page.expect_download() as download:
             page.click("#download")
-        assert page.evaluate("made.blobs") == 2
-        with av.open(io.BytesIO(Path(download.value.path()).read_bytes())) as container:
-            assert sum(1 for _ in container.decode(video=0)) == 1 + 24 * 12
+        assert pictures(download) == 1 + 24 * 6
+        assert page.evaluate(files) == 1
+        page.reload()
+        start(page, 2)
+        wait_until(page, f"{VIDEO}.ended", 60)
+        assert page.evaluate(files) == 1, "the file of the page that is gone is gone too"
 
 
-def test_what_is_kept_for_the_download_is_bounded(opened: Open) -> None:
-    with opened() as page:
+def test_what_is_kept_in_memory_is_bounded(opened: Open) -> None:
+    with opened(NO_DISK) as page:
         start(page, 2)
         wait_until(page, f"{VIDEO}.ended", 60)
         page.evaluate(
             "for (let n = 0; n < 20; n++) { session.begins = n; session.keep(new ArrayBuffer(20e6)); }"
         )
-        assert page.evaluate("session.size") <= 256e6
-        assert page.evaluate(
-            "session.kept.slice(1).reduce((n, { data }) => n + data.byteLength, 0) === session.size"
-        )
-        header = bytes(page.evaluate("[...new Uint8Array(session.kept[0].data)]"))
+        assert page.evaluate("session.kept.size") <= 256e6
+        held = "session.kept.blocks.reduce((n, { data }) => n + data.byteLength, 0)"
+        assert page.evaluate(f"{held} <= session.kept.size")
+        header = bytes(page.evaluate("[...new Uint8Array(session.kept.header)]"))
         assert header[4:8] == b"ftyp" and b"moov" in header and b"moof" not in header
         assert page.inner_text("#download") == "Download from 8.00 s on"
+
+
+def test_a_full_disk_costs_the_beginning_of_the_download_alone(opened: Open) -> None:
+    full = """FileSystemWritableFileStream.prototype.write = (write => function (data) {
+      return this.written++ > 3 ? Promise.reject(new Error("full")) : write.call(this, data);
+    })(FileSystemWritableFileStream.prototype.write);
+    FileSystemWritableFileStream.prototype.written = 0;"""
+    with opened(full) as page:
+        start(page, 8)
+        wait_until(page, f"{VIDEO}.ended", 60)
+        assert page.evaluate("session.kept.gone && !session.kept.disk")
+        with page.expect_download() as download:
+            page.click("#download")
+        assert 24 <= pictures(download) < 24 * 8
 
 
 def test_sound_goes_through_no_audio_graph_and_is_seen(opened: Open) -> None:

@@ -57,6 +57,12 @@ def summary(rejects: list[Reject]) -> dict[str, Any]:
     }
 
 
+def counted(rejects: list[Reject]) -> str:
+    """Write the number of rejects of each reason, and the first reject, for a message."""
+    reasons = ", ".join(f"{n} {reason}" for reason, n in summary(rejects)["reject_counts"].items())
+    return f"{reasons}; the first is {rejects[0].name}: {rejects[0].detail}"
+
+
 def refuse_share(rejects: list[Reject], accepted: int, most: float, what: str) -> None:
     """Raise if nothing is left, or if the share of rejects exceeds ``most``.
 
@@ -70,12 +76,11 @@ def refuse_share(rejects: list[Reject], accepted: int, most: float, what: str) -
         raise OmniForcingError(
             "data.no-clips", f"there are no {what}; check the config section clips"
         )
-    reasons = ", ".join(f"{n} {reason}" for reason, n in summary(rejects)["reject_counts"].items())
-    first = rejects[0]
+    reasons = counted(rejects)
     raise OmniForcingError(
         "data.too-many-rejects",
         f"{len(rejects)} of {total} {what} cannot be used "
-        f"({reasons}; the first is {first.name}: {first.detail}); "
+        f"({reasons}); "
         f"mend them or raise clips.max_reject_share from {most:g}",
     )
 

@@ -23,7 +23,7 @@ from omniforcing.core.pair import Pair
 from omniforcing.data.captions import BESIDE, find_captions, missing_videos, same_name
 from omniforcing.data.config import ClipsConfig
 from omniforcing.data.duplicates import copies
-from omniforcing.data.rejects import Reject, printable, refuse_share, summary
+from omniforcing.data.rejects import Reject, counted, printable, refuse_share, summary
 from omniforcing.media.files import encode_mp4
 from omniforcing.media.format import ClipFormat
 from omniforcing.media.reading.conform import cutter_of
@@ -102,8 +102,10 @@ def write_clips(clips: ClipsConfig, seed: int, folder: Path) -> dict[str, Any]:
             )
         )
     else:
-        entries = _hold_out(list(_folder(clips, rejects)), clips.heldout)
+        entries = list(_folder(clips, rejects))
     refuse_share(rejects, len(entries), clips.max_reject_share, f"videos of {clips.folder}")
+    if clips.source == "folder":
+        entries = _hold_out(entries, clips.heldout, rejects)
     lines = (_line(entry) for entry in entries)
     with writing(folder / CLIPS):
         (folder / CLIPS).write_text("".join(lines), encoding="utf-8")
@@ -319,7 +321,7 @@ def _unknown_suffixes(files: list[str], names: list[str]) -> Iterator[Reject]:
             yield Reject(path.as_posix(), None, "unknown suffix", detail)
 
 
-def _hold_out(entries: list[Entry], heldout: int) -> list[Entry]:
+def _hold_out(entries: list[Entry], heldout: int, rejects: list[Reject]) -> list[Entry]:
     """Mark whole files as held out: at least one, with up to ``heldout`` clips together.
 
     Of a small folder it is a share, and at least ``LEAST_HELDOUT`` clips; one file is left.
@@ -330,9 +332,11 @@ def _hold_out(entries: list[Entry], heldout: int) -> list[Entry]:
     share = int(MOST_HELDOUT * sum(entry.cuts for entry in entries))
     wanted = min(heldout, max(LEAST_HELDOUT, share))
     if heldout and len(entries) == 1:
+        others = f", {len(rejects)} not ({counted(rejects)})" if rejects else ""
         raise OmniForcingError(
             "data.too-few-clips",
-            f"only {entries[0].path} can be used; add a second video, to hold out from training",
+            f"only {entries[0].path} can be used{others}; "
+            "add a second video, to hold out from training",
         )
     chosen: set[str] = set()
     count = 0

@@ -98,7 +98,8 @@ class ClipCutter:
     @cached_property
     def _sound(self) -> Sound:
         tracks = self.info.video_index, self.info.audio_index
-        return read_sound(self._source, self._origin, tracks)
+        parts = self.info.edits.audio if self.info.edits else ()
+        return read_sound(self._source, self._origin, tracks, parts)
 
     def _frames(self, start: float) -> Frames:
         count = clip_frames(self.form.seconds)

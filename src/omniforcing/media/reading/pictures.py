@@ -7,8 +7,8 @@ follow. Frames are taken by their own stamps, and what could not be decoded is m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from typing import Any
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from omniforcing.core.layout import FPS
 from omniforcing.media.reading.colour import Colour, convert, describe, to_rgb
+from omniforcing.media.reading.edits import SLIVER, Part
 from omniforcing.media.reading.stated import NOTHING, Stated
 from omniforcing.media.reading.tracks import (
     DECODING_TIMES,
@@ -39,6 +40,8 @@ EPSILON = 1e-6  # seconds: time stamps are rounded to a file's clock
 # Decoders that themselves hold back frames whose references are missing. Others show grey, so
 # theirs are dropped up to the first keyframe.
 _CAREFUL = {"h264", "hevc", "vvc", "mpeg1video", "mpeg2video"}
+# Decoders that read the transparency of WebM, which FFmpeg's own leave aside.
+_WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 
 @dataclass
@@ -98,7 +101,7 @@ def first_picture(source: PathOrBytes, tracks: Tracks) -> FirstPicture:
     Raises:
         Rejected: if there is none at the head of the file, or its colours are unknown.
     """
-    with open_container(source) as container:
+    with open_container(source, tracks.edits is not None) as container:
         stream = container.streams[tracks.video_index]
         picture = next(decode(container, tracks, HEAD_PACKETS), None)
         if picture is None:
@@ -147,16 +150,37 @@ def decode(
         head: packets of the picture after which the first frame must have come.
     """
     video = container.streams[tracks.video_index]
-    for picture in _in_order(_deinterlaced(_decoded(container, tracks, head), video)):
+    pictures = _in_order(_deinterlaced(_decoded(container, tracks, head), video))
+    if tracks.edits is not None:
+        pictures = _played(pictures, tracks.edits.video)
+    for picture in pictures:
         picture.stated = tracks.stated
         yield picture
+
+
+def _played(pictures: Iterator[Picture], parts: Sequence[Part]) -> Iterator[Picture]:
+    """Yield what an edit list plays of pictures in order, at its times."""
+    left = list(parts)
+    picture = next(pictures, None)
+    while picture is not None and left:
+        after = next(pictures, None)
+        end = np.inf if after is None else after.time
+        while left and left[0].start < end:
+            part = left[0]
+            begin = max(picture.time, part.start)
+            if min(end, part.end) - begin > SLIVER:
+                yield replace(picture, time=begin - part.start + part.at)
+            if part.end > end:
+                break  # the next picture belongs to it too
+            left.pop(0)
+        picture = after
 
 
 def _decoded(container: Any, tracks: Tracks | MediaInfo, head: int | None) -> Iterator[Picture]:
     """Yield frames as the decoder gives them, and a picture without a frame after an error."""
     video, shift = container.streams[tracks.video_index], tracks.video_shift
     audio = container.streams[tracks.audio_index]
-    codec = video.codec_context
+    codec = _decoder(video)
     codec.thread_count = 1
     step = 1 / float(video.average_rate or FPS)
     last: float | None = None
@@ -186,7 +210,9 @@ def _decoded(container: Any, tracks: Tracks | MediaInfo, head: int | None) -> It
             if order is not None:
                 # Frames come out in order of display, so each takes the least time that waits.
                 stamp = heappop(order) if order else None
-            if last is None and not (careful or frame.key_frame):
+            # Some decoders do not mark keyframes; their packets are.
+            key = frame.key_frame or (packet.is_keyframe and not codec.has_b_frames)
+            if last is None and not (careful or key):
                 continue
             if stamp is not None:
                 time = float(stamp * video.time_base) + shift
@@ -194,11 +220,22 @@ def _decoded(container: Any, tracks: Tracks | MediaInfo, head: int | None) -> It
                     time = last + step
             else:
                 time = 0.0 if last is None else last + step
-            broken = (broken and not frame.key_frame) or frame.is_corrupt
+            broken = (broken and not key) or frame.is_corrupt
             if broken and last is None:
                 continue
             last = time
             yield Picture(time, frame, not broken, frame.interlaced_frame)
+
+
+def _decoder(video: Any) -> Any:
+    """Return the decoder of a track: one that reads its transparency, if it has any."""
+    codec = video.codec_context
+    name = _WITH_ALPHA.get(codec.name) if video.metadata.get("alpha_mode") == "1" else None
+    if name not in av.codecs_available:
+        return codec
+    with_alpha = av.CodecContext.create(name, "r")
+    with_alpha.extradata = codec.extradata
+    return with_alpha
 
 
 def _deinterlaced(pictures: Iterator[Picture], video: Any) -> Iterator[Picture]:
@@ -278,7 +315,7 @@ class PictureReader:
         self._next = next(self._pictures, None)
 
     def _read(self) -> Iterator[Picture]:
-        with open_container(self._source) as container:
+        with open_container(self._source, self._info.edits is not None) as container:
             yield from decode(container, self._info)
 
     def at(self, time: float) -> Picture:

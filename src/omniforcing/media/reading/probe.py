@@ -25,7 +25,7 @@ def probe(source: PathOrBytes, language: str | None = None) -> MediaInfo:
     tracks = read_tracks(source, language)
     video, audio = tracks.video_index, tracks.audio_index
     picture = first_picture(source, tracks)
-    sound = first_sound(source, video, audio)
+    sound = first_sound(source, video, audio, tracks.edits.audio if tracks.edits else ())
     first, step = picture.time, tracks.step
     if tracks.times is None or tracks.video_end is None:
         # Frames without stamps follow each other at the mean rate.
@@ -50,6 +50,7 @@ def probe(source: PathOrBytes, language: str | None = None) -> MediaInfo:
         video_index=video,
         audio_index=audio,
         video_shift=tracks.video_shift,
+        edits=tracks.edits,
         stated=tracks.stated,
         colour=picture.colour,
         interlaced=picture.interlaced,

@@ -7,7 +7,7 @@ is a gap, which is silent, or an overlap, which is cut.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omniforcing.core.layout import SAMPLE_RATE
+from omniforcing.media.reading.edits import Part
 from omniforcing.media.reading.tracks import (
     HEAD_PACKETS,
     PathOrBytes,
@@ -73,16 +74,26 @@ class FirstSound:
     channels: int
 
 
-def first_sound(source: PathOrBytes, video: int, audio: int) -> FirstSound:
+def first_sound(
+    source: PathOrBytes, video: int, audio: int, parts: Sequence[Part] = ()
+) -> FirstSound:
     """Decode the first frame of a sound track.
+
+    Args:
+        source: path or content of the file.
+        video: number of the picture's track.
+        audio: number of the sound's.
+        parts: what an edit list of several parts plays of it.
 
     Raises:
         Rejected: if nothing at its head can be decoded.
     """
-    with open_container(source) as container:
+    with open_container(source, bool(parts)) as container:
         streams = [container.streams[video], container.streams[audio]]
         for time, frame in _frames(container, streams[1], streams, HEAD_PACKETS):
             if frame is not None:
+                if parts:
+                    time = parts[0].at + max(0.0, time - parts[0].start)
                 return FirstSound(time, frame.sample_rate, frame.layout.nb_channels)
     raise Rejected("media.undecodable-sound", "no sound at its head can be decoded")
 
@@ -226,12 +237,16 @@ class Sound:
 
 
 def read_sound(
-    source: PathOrBytes, origin: float = 0.0, tracks: tuple[int, int] | None = None
+    source: PathOrBytes,
+    origin: float = 0.0,
+    tracks: tuple[int, int] | None = None,
+    parts: Sequence[Part] = (),
 ) -> Sound:
     """Decode the sound of a file and mix it to stereo.
 
     Mono goes to both sides. More channels are mixed after ITU-R BS.775, without LFE, and scaled so
-    that nothing can clip. Silence fills gaps and the time from ``origin`` to the first sample. The
+    that nothing can clip. Two mono tracks that the file names left and right are the sides of one
+    sound. Silence fills gaps and the time from ``origin`` to the first sample. The
     whole track is held in memory: 460 MB for an hour.
 
     Args:
@@ -239,16 +254,85 @@ def read_sound(
         origin: time on the file's clock, in seconds, of the first sample that is returned.
         tracks: numbers of picture and sound in the file; those that ``find_tracks`` chooses if
             left out.
+        parts: what an edit list of several parts plays of the sound.
 
     Raises:
         Rejected: if there is no sound, or none of it can be decoded.
     """
+    with open_container(source) as container:
+        chosen = tracks or tuple(stream.index for stream in find_tracks(container))
+        audio = container.streams[chosen[1]]
+        side, other = _side(audio), _other_side(container, audio)
+    sound = _read(source, origin, *chosen, parts)
+    if other is None:
+        return sound
+    second = _read(source, origin, chosen[0], other, parts)
+    count = max(sound.samples.shape[1], second.samples.shape[1])
+    sides = [
+        np.pad(each.samples[0], (0, count - each.samples.shape[1])) for each in (sound, second)
+    ]
+    left_first = np.stack(sides if side == "FL" else sides[::-1])
+    return Sound(left_first, sound.damaged + second.damaged)
+
+
+def _side(audio: Any) -> str:
+    """Return the name of a track's only channel, as FFmpeg names it; empty if it has more."""
+    channels = audio.layout.channels if audio.codec_context else ()
+    return str(channels[0].name) if len(channels) == 1 else ""
+
+
+def _other_side(container: Any, audio: Any) -> int | None:
+    """Find the track of the right side for one of the left, and the other way round.
+
+    Cameras and recorders store each side as a track of its own, and name it.
+    """
+    wanted = {"FL": "FR", "FR": "FL"}.get(_side(audio))
+    for stream in container.streams.audio if wanted else ():
+        if _side(stream) == wanted and stream.language == audio.language:
+            return int(stream.index)
+    return None
+
+
+def _read(
+    source: PathOrBytes, origin: float, video: int, audio: int, parts: Sequence[Part] = ()
+) -> Sound:
+    """Decode a track and mix it to stereo."""
+    if parts:
+        whole = _read_whole(source, parts[0].start, video, audio, edited=False)
+        return _played(whole, parts, origin)
+    return _read_whole(source, origin, video, audio)
+
+
+def _played(whole: Sound, parts: Sequence[Part], origin: float) -> Sound:
+    """Put parts of a track, which begins with the first of them, where an edit list plays them."""
+    base, rate = parts[0].start, SAMPLE_RATE
+    pieces: list[tuple[int, Samples]] = []
+    damaged: list[tuple[float, float]] = []
+    for part in parts:
+        first = round((part.start - base) * rate)
+        last = None if np.isinf(part.end) else round((part.end - base) * rate)
+        pieces.append((round((part.at - origin) * rate), whole.samples[:, first:last]))
+        for begin, end in whole.damaged:
+            begin, end = max(begin + base, part.start), min(end + base, part.end)
+            if begin < end:
+                move = part.at - part.start - origin
+                damaged.append((begin + move, end + move))
+    samples = np.zeros((2, max(0, *(at + piece.shape[1] for at, piece in pieces))), np.float32)
+    for at, piece in pieces:
+        piece = piece[:, max(0, -at) :]
+        samples[:, max(0, at) : max(0, at) + piece.shape[1]] = piece
+    return Sound(samples, damaged)
+
+
+def _read_whole(
+    source: PathOrBytes, origin: float, video: int, audio: int, edited: bool = True
+) -> Sound:
+    """Decode a track from ``origin`` on, as the file's edit list plays it if ``edited``."""
     done: list[_Run] = []
     damaged: list[tuple[float, float]] = []
     lost: float | None = None
-    with open_container(source) as container:
-        chosen = tracks or tuple(stream.index for stream in find_tracks(container))
-        streams = [container.streams[index] for index in chosen]
+    with open_container(source, not edited) as container:
+        streams = [container.streams[video], container.streams[audio]]
         for time, frame in _frames(container, streams[1], streams):
             if frame is None:
                 lost = time if lost is None else lost

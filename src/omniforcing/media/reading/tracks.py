@@ -20,7 +20,13 @@ from numpy.typing import NDArray
 
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.layout import FPS
-from omniforcing.media.reading.edits import first_edit
+from omniforcing.media.reading.edits import (
+    Edits,
+    edit_shift,
+    end_played,
+    played_parts,
+    times_played,
+)
 from omniforcing.media.reading.stated import NOTHING, Stated, read_stated
 
 Times = NDArray[np.floating[Any]]
@@ -87,6 +93,7 @@ class MediaInfo:
         video_index: number of the picture's track in the file.
         audio_index: number of the sound's track in the file.
         video_shift: seconds by which FFmpeg's times of the picture are early (``edit_shift``).
+        edits: what is played of the tracks, where an edit list has several parts.
         stated: what the container states about crop and colours of the picture.
         colour: how the colours are read, such as ``bt709 tv, untagged``.
         interlaced: whether the first frame is two fields.
@@ -105,6 +112,7 @@ class MediaInfo:
     video_index: int = 0
     audio_index: int = 0
     video_shift: float = 0.0
+    edits: Edits | None = None
     stated: Stated = NOTHING
     colour: str = ""
     interlaced: bool = False
@@ -116,13 +124,19 @@ class MediaInfo:
 
 
 @contextmanager
-def open_container(source: PathOrBytes) -> Iterator[Any]:
-    """Open a source with PyAV; an error of FFmpeg becomes ``Rejected``."""
+def open_container(source: PathOrBytes, whole: bool = False) -> Iterator[Any]:
+    """Open a source with PyAV; an error of FFmpeg becomes ``Rejected``.
+
+    Args:
+        source: path or content of the file.
+        whole: give all of its tracks, on their own clocks, and not what an edit list plays.
+    """
+    options = {"ignore_editlist": "1"} if whole else {}
     try:
         if (len(source) if isinstance(source, bytes) else source.stat().st_size) == 0:
             raise Rejected("media.empty-file", "0 bytes")
         file = io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
-        with file, av.open(file, metadata_errors="ignore") as container:
+        with file, av.open(file, metadata_errors="ignore", options=options) as container:
             yield container
     except (av.FFmpegError, OSError, UnicodeError) as error:
         raise Rejected("media.not-a-readable-video", reason_of(error)) from error
@@ -138,10 +152,11 @@ def find_tracks(container: Any, language: str | None = None) -> tuple[Any, Any]:
     """Choose the picture and the sound that a player would play.
 
     Covers and thumbnails are no picture. The track that the file marks as default comes first, for
-    sound one of the wanted language before it, and comments or descriptions last.
+    sound one of the wanted language before it, and comments or descriptions last. A track of a
+    codec that FFmpeg does not know is none, as to players.
 
     Raises:
-        Rejected: if the file lacks a picture or sound.
+        Rejected: if the file lacks a picture or sound, or no track of a kind has a known codec.
     """
     kinds = ", ".join(stream.type for stream in container.streams) or "nothing"
     videos = [v for v in container.streams.video if not v.disposition & _NOT_THE_PICTURE]
@@ -158,8 +173,23 @@ def find_tracks(container: Any, language: str | None = None) -> tuple[Any, Any]:
     def picture_order(video: Any) -> bool:
         return not video.disposition & Disposition.default
 
+    pictures = _decodable(videos, "picture")
+    sounds = _decodable(container.streams.audio, "sound")
     # Both sorts are stable: among equals the first track stays first.
-    return sorted(videos, key=picture_order)[0], sorted(container.streams.audio, key=sound_order)[0]
+    picture = sorted(pictures, key=picture_order)[0]
+    sound = sorted(sounds, key=sound_order)[0]
+    if container.format.name == "mpegts" and language is None:
+        # A broadcast may hold several programmes: FFmpeg stays within that of the picture.
+        sound = container.streams.best("audio", related=picture) or sound
+    return picture, sound
+
+
+def _decodable(streams: Any, what: str) -> list[Any]:
+    """Return the tracks whose codec is known; raise ``Rejected`` if there are none."""
+    known = [stream for stream in streams if stream.codec_context is not None]
+    if not known:
+        raise Rejected("media.no-decoder", f"the codec of its {what} is unknown")
+    return known
 
 
 def demux(container: Any, streams: list[Any]) -> Iterator[Any]:
@@ -202,38 +232,6 @@ def decode_packet(codec: Any, packet: Any) -> list[Any]:
     return frames
 
 
-def edit_shift(source: PathOrBytes, container: Any, video: Any) -> float:
-    """Return the seconds by which FFmpeg's times of a trimmed mp4's picture are early.
-
-    An edit list may begin within a frame, as where a phone trims a clip without encoding it. FFmpeg
-    hides that frame and shows the next one, which is due only when the hidden one ends, at once.
-    The sound is cut to the sample, so the picture would run ahead of it.
-    """
-    if not container.format.name.startswith("mov"):
-        return 0.0
-    edit = first_edit(source, video.id)
-    if edit is None:
-        return 0.0
-    edited = _first_packet(source, video.index)
-    # The same packet, by its place in the file, with the time that it has without the edit list.
-    whole = edited and _first_packet(source, video.index, edited[0], ignore_editlist="1")
-    if edited is None or whole is None:
-        return 0.0
-    return float((whole[1] - edited[1]) * video.time_base) - edit.start + edit.empty
-
-
-def _first_packet(
-    source: PathOrBytes, index: int, place: int | None = None, **options: str
-) -> tuple[int, int] | None:
-    """Return place and time of a track's first packet with a time, or of the one at a place."""
-    file = io.BytesIO(source) if isinstance(source, bytes) else str(source)
-    with av.open(file, options=options) as container:
-        for packet in container.demux(container.streams[index]):
-            if packet.pts is not None and place in (None, packet.pos):
-                return packet.pos, packet.pts
-    return None
-
-
 class _Packet(NamedTuple):
     stamp: int | None  # presentation time, or decoding time where a container has no others
     duration: int
@@ -249,6 +247,7 @@ class Tracks:
         video_index: number of the picture's track.
         audio_index: number of the sound's track.
         video_shift: seconds by which FFmpeg's times of the picture are early (``edit_shift``).
+        edits: what is played of the tracks, where an edit list has several parts.
         stated: what the container states about crop and colours of the picture.
         times: presentation times of the pictures' packets ``[T]``, ascending; None if some have
             no stamp.
@@ -262,6 +261,7 @@ class Tracks:
     video_index: int
     audio_index: int
     video_shift: float
+    edits: Edits | None
     stated: Stated
     times: Times | None
     frames: int
@@ -283,39 +283,73 @@ def read_tracks(source: PathOrBytes, language: str | None = None) -> Tracks:
     """
     with open_container(source) as container:
         video, audio = find_tracks(container, language)
-        packets: dict[int, list[_Packet]] = {video.index: [], audio.index: []}
-        guessed = container.format.name in DECODING_TIMES
-        end, shift = 0.0, edit_shift(source, container, video)
-        for packet in demux(container, [s for s in container.streams if s.type != "data"]):
-            if packet.size and not packet.is_discard:
-                decoding = guessed and packet.stream.index == video.index
-                stamp = packet.dts if decoding else packet.pts
-                entry = _Packet(stamp, packet.duration or 0)
-                packets.setdefault(packet.stream.index, []).append(entry)
-                if packet.pts is not None:
-                    end = max(end, float((packet.pts + entry.duration) * packet.time_base))
-        _refuse_truncated(container, (video, audio), packets, end)
-        fps = float(video.average_rate or 0) or None
-        step = 1 / (fps or FPS)
-        times = video_end = None
-        # Frames are shown in the order of their decoding times, each at the least that is left.
-        stamps = sorted(packet for packet in packets[video.index] if packet.stamp is not None)
-        if len(stamps) == len(packets[video.index]):
-            base = float(video.time_base)
-            times = np.array([packet.stamp for packet in stamps]) * base + shift
-            video_end = float(times[-1]) + (stamps[-1].duration * base or step)
-        return Tracks(
-            video.index,
-            audio.index,
-            shift,
-            read_stated(source, container, video),
-            times,
-            len(packets[video.index]),
-            step,
-            video_end,
-            _end(audio, packets[audio.index]),
-            fps,
-        )
+        edits = several_edits(source, container, video, audio)
+        if edits is None:
+            return _read_packets(source, container, video, audio, None)
+        numbers = video.index, audio.index
+    with open_container(source, whole=True) as container:
+        return _read_packets(source, container, *(container.streams[n] for n in numbers), edits)
+
+
+def several_edits(source: PathOrBytes, container: Any, video: Any, audio: Any) -> Edits | None:
+    """Read what is played of two tracks if an edit list has several parts; None if not.
+
+    FFmpeg follows such lists packet by packet, up to 20 ms beside what a part says.
+
+    Raises:
+        Rejected: if a part is played at another rate, or again, or out of order.
+    """
+    if not container.format.name.startswith("mov"):
+        return None
+    parts = [played_parts(source, stream.id) for stream in (video, audio)]
+    if not all(parts):
+        raise Rejected("media.unusual-edits", "its edit list repeats, reorders or slows down parts")
+    return Edits(*parts) if max(map(len, parts)) > 1 else None  # type: ignore[arg-type, misc]
+
+
+def _read_packets(
+    source: PathOrBytes, container: Any, video: Any, audio: Any, edits: Edits | None
+) -> Tracks:
+    packets: dict[int, list[_Packet]] = {video.index: [], audio.index: []}
+    guessed = container.format.name in DECODING_TIMES
+    end, shift = 0.0, edit_shift(source, container, video) if edits is None else 0.0
+    for packet in demux(container, [s for s in container.streams if s.type != "data"]):
+        if packet.size and not packet.is_discard:
+            decoding = guessed and packet.stream.index == video.index
+            stamp = packet.dts if decoding else packet.pts
+            entry = _Packet(stamp, packet.duration or 0)
+            packets.setdefault(packet.stream.index, []).append(entry)
+            if packet.pts is not None:
+                end = max(end, float((packet.pts + entry.duration) * packet.time_base))
+    _refuse_truncated(container, (video, audio), packets, end)
+    fps = float(video.average_rate or 0) or None
+    step = 1 / (fps or FPS)
+    times = video_end = None
+    # Frames are shown in the order of their decoding times, each at the least that is left.
+    stamps = sorted(packet for packet in packets[video.index] if packet.stamp is not None)
+    if len(stamps) == len(packets[video.index]):
+        base = float(video.time_base)
+        times = np.array([packet.stamp for packet in stamps]) * base + shift
+        video_end = float(times[-1]) + (stamps[-1].duration * base or step)
+    audio_end = _end(audio, packets[audio.index])
+    if edits is not None:
+        if times is not None and video_end is not None:
+            times = times_played(times, video_end, edits.video)
+            video_end = end_played(video_end, edits.video)
+        audio_end = end_played(audio_end, edits.audio)
+    return Tracks(
+        video.index,
+        audio.index,
+        shift,
+        edits,
+        read_stated(source, container, video),
+        times,
+        len(packets[video.index]),
+        step,
+        video_end,
+        audio_end,
+        fps,
+    )
 
 
 def _end(stream: Any, packets: list[_Packet]) -> float:
