@@ -26,6 +26,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from benchmarks.published.parts import save_gemma, save_published
 from omniforcing.core.config import project_root
 from omniforcing.core.console import run_command
 from omniforcing.core.environment import DATA_ROOT_VARIABLE
@@ -40,7 +41,6 @@ from omniforcing.pipeline.stage import Stage, run_body
 from omniforcing.pipeline.stages.export import stream_sample
 from omniforcing.pipeline.tracking import Run
 from omniforcing.streaming.artifact import StreamSettings, write_artifact
-from tests.support.tiny_parts import save_gemma, save_published
 
 PRESETS = {"2.0": "ltx2", "2.3": "ltx23", "2.5": "ltx25"}
 PROMPT = "a ball bounces on the floor"

@@ -95,7 +95,7 @@ def neighbourhood_attention(q: Tensor, k: Tensor, v: Tensor, kernel: Sequence[in
                 attn_mask=mask.flatten(4).flatten(1, 3)[:, None].repeat(q.shape[0], 1, 1, 1),
                 scale=1.0,
             )
-            mixed = mixed.unflatten(0, (q.shape[0], -1)).unflatten(3, queries.shape[1:3] + (-1,))
+            mixed = mixed.unflatten(0, (q.shape[0], -1)).unflatten(3, (*queries.shape[1:3], -1))
             # [B, columns, heads, t, h, w, D] -> [B, t, h, columns, w, heads, D]
             mixed = mixed.permute(0, 3, 4, 1, 5, 2, 6).flatten(3, 4)[:, :, :, : grid[2]]
             first, last = time.queries[0], time.queries[-1] + 1
@@ -267,7 +267,10 @@ class PixelDiffusion(nn.Module):
         widths, depths = config["decoder_stage_channels"], config["decoder_stage_depths"]
         kernels, head = config["decoder_stage_kernels"], config["decoder_head_dim"]
         strides = config["decoder_upsample_strides"]
-        self.patch_size, self.steps = config["patch_size"], config["decoder_timestep_scale_multiplier"]
+        self.patch_size, self.steps = (
+            config["patch_size"],
+            config["decoder_timestep_scale_multiplier"],
+        )
         pixels, last = config["out_channels"] * self.patch_size**2, widths[-1]
         # At the end windows are shifted inward, which the last latent, repeated, moves behind it.
         self.repeats = kernels[0][0] // 2 * 2
@@ -287,9 +290,7 @@ class PixelDiffusion(nn.Module):
             {"proj": nn.Linear(config["decoder_t_emb_dim"], _MODULATIONS * last)}
         )
         kernel = config["decoder_stage5_kernel"]
-        self.diff_blocks = nn.ModuleList(
-            PixelBlock(last, kernel, head) for _ in range(depths[-1])
-        )
+        self.diff_blocks = nn.ModuleList(PixelBlock(last, kernel, head) for _ in range(depths[-1]))
         self.norm_out = nn.RMSNorm(last, eps=_EPS)
         self.conv_out = nn.Linear(last, pixels)
 
@@ -308,7 +309,7 @@ class PixelDiffusion(nn.Module):
         patch = self.patch_size
         x = noise.unflatten(4, (-1, patch)).unflatten(3, (-1, patch))
         x = self.conv_in_x_t(x.permute(0, 2, 3, 5, 1, 6, 4).flatten(4))
-        time = torch.full((x.shape[0],), float(self.steps), device=x.device)
+        time = torch.full((x.shape[0],), self.timestep, device=x.device)
         embedded = self.t_embedder(time, context.dtype)
         modulation = self.shared_adaln["proj"](F.silu(embedded)).unflatten(1, (_MODULATIONS, -1))
         for block in self.diff_blocks:

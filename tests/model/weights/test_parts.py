@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
+from benchmarks.published.parts import PARTS, released_module, save_gemma, save_published
+from benchmarks.published.transformer import RELEASES
 from omniforcing.cli import main
 from omniforcing.codec.codec import Codec
 from omniforcing.codec.config import TextConfig
@@ -23,8 +25,6 @@ from omniforcing.codec.text import TextEncoder, build_tiny
 from omniforcing.model.weights.parts.bundle import open_bundle
 from omniforcing.model.weights.parts.part import KINDS
 from tests.support.refusals import refused, refuses
-from tests.support.tiny_checkpoints import RELEASES
-from tests.support.tiny_parts import PARTS, released_module, save_gemma, save_published
 
 pytestmark = pytest.mark.extended
 

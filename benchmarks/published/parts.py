@@ -9,16 +9,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from omniforcing.model.weights.architecture import to_metadata
-from omniforcing.model.weights.parts.part import KINDS, Kind, on_meta
-from tests.support.tiny_checkpoints import (
+from benchmarks.published.transformer import (
     FACTS,
     original_tensors,
     released_metadata,
     tiny_core,
 )
+from omniforcing.model.weights.architecture import to_metadata
+from omniforcing.model.weights.parts.part import KINDS, Kind, on_meta
 
-PARTS = json.loads((Path(__file__).parent / "data" / "ltx2_parts.json").read_text())
+PARTS = json.loads((Path(__file__).parent / "ltx2_parts.json").read_text())
 
 # Blocks of the released video VAEs: decoder_blocks and encoder_blocks of the metadata.
 _ENCODER = ["compress_space_res", "compress_time_res", "compress_all_res", "compress_all_res"]
