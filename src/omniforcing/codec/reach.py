@@ -51,14 +51,14 @@ class Reach:
 # loses some. The curves are those of random weights: a trained decoder needs less, and its
 # codec.json may say so. A decoder of more levels looks further, in latents.
 _AHEAD = {3: 6, 4: 7}  # levels of the decoder: LTX-2.0 has 3, LTX-2.3 and 2.5 have 4
-NON_CAUSAL = Reach(ahead=max(_AHEAD.values()))
+_UNDECLARED = Reach(ahead=6)  # of a codec.json from before it was declared
 DIFFUSION = Reach(ahead=4, again=6)
 
 
 def video_reach(config: Any) -> Reach:
     """Return the reach of a video VAE whose codec declares none."""
     levels = len(config.decoder_block_out_channels)
-    return Reach() if config.decoder_causal else Reach(_AHEAD.get(levels, NON_CAUSAL.ahead))
+    return Reach() if config.decoder_causal else Reach(_AHEAD.get(levels, max(_AHEAD.values())))
 
 
 def described_reach(description: Mapping[str, Any]) -> Reach:
@@ -67,7 +67,7 @@ def described_reach(description: Mapping[str, Any]) -> Reach:
     declared = description.get("video_reach")
     if declared is not None:
         return Reach(**declared)
-    return Reach() if description["video_decoder_causal"] else NON_CAUSAL
+    return Reach() if description["video_decoder_causal"] else _UNDECLARED
 
 
 def require_settings(part: str, settings: dict[str, tuple[Any, Any]]) -> None:

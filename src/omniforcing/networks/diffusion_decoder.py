@@ -267,10 +267,8 @@ class PixelDiffusion(nn.Module):
         widths, depths = config["decoder_stage_channels"], config["decoder_stage_depths"]
         kernels, head = config["decoder_stage_kernels"], config["decoder_head_dim"]
         strides = config["decoder_upsample_strides"]
-        self.patch_size, self.steps = (
-            config["patch_size"],
-            config["decoder_timestep_scale_multiplier"],
-        )
+        self.patch_size = config["patch_size"]
+        self.timestep = float(config["decoder_timestep_scale_multiplier"])  # of pure noise
         pixels, last = config["out_channels"] * self.patch_size**2, widths[-1]
         # At the end windows are shifted inward, which the last latent, repeated, moves behind it.
         self.repeats = kernels[0][0] // 2 * 2

@@ -76,6 +76,8 @@ class Bundle:
         """Bytes of all weights but those of a text encoder that lies in folders."""
         entries = [self.transformer.entries, *(part.entries for part in self.parts.values())]
         packed = self.text.size if isinstance(self.text, GemmaFile) else 0
+        if self.text is None and self.gemma is not None:
+            packed = sum(entry.size for entry in self.gemma.layout()[0].values())
         return packed + sum(entry.size for held in entries for entry in held.values())
 
     def write_folder(self, folder: Path, copy: bool, watch: Watch = ignore) -> None:

@@ -16,8 +16,8 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 _NEEDED = {
     "2.0": "Gemma 3 12B (google/gemma-3-12b-it-qat-q4_0-unquantized)",
     "2.3": "Gemma 3 12B (google/gemma-3-12b-it-qat-q4_0-unquantized)",
-    "2.5": "LTX-2.5's own Gemma 4 12B (gemma4-12b-with-proj-ltx-2.5 of its text_encoders/, or that in "
-    "transformers format)",
+    "2.5": "LTX-2.5's own Gemma 4 12B (gemma4-12b-with-proj-ltx-2.5, in its text_encoders/, or the "
+    "same in transformers format)",
 }
 
 
