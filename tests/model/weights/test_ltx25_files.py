@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Gemma4UnifiedForConditionalGeneration
 
 from benchmarks.published.parts import diffusion_vae, save_published
-from omniforcing.codec.text import TextEncoder
+from omniforcing.codec.text import TextEncoder, stored_precision
 from omniforcing.model.weights.command import import_whole
 from omniforcing.model.weights.parts import diffusion_decoder
 from omniforcing.model.weights.parts.bundle import open_bundle
@@ -63,33 +63,39 @@ def changed(published: Path, folder: Path, name: str, change: Any) -> Path:
     return target
 
 
-def test_features_of_the_files_own_gemma_are_those_of_diffusers_pipeline(
-    published: Path, tmp_path: Path
-) -> None:
-    place = tmp_path / "ltx"
+@pytest.fixture(scope="module")
+def imported(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("imported") / "ltx"
     import_whole(published, place, [], None, copy=False, rope=None)
-    prompts = ["a ball bounces", ""]
+    return place
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_features_of_the_files_own_gemma_are_those_of_diffusers_pipeline(
+    dtype: torch.dtype, imported: Path
+) -> None:
+    place, prompts = imported, ["a ball bounces", ""]
     pipeline = LTX2Pipeline(
         tokenizer=AutoTokenizer.from_pretrained(place / "tokenizer"),
         text_encoder=Gemma4UnifiedForConditionalGeneration.from_pretrained(
-            place / "text_encoder", dtype=torch.float32
+            place / "text_encoder", dtype=dtype
         ),
         **dict.fromkeys(("scheduler", "vae", "audio_vae", "connectors", "transformer", "vocoder")),
     )
-    connectors = LTX2TextConnectors.from_pretrained(place / "connectors")
+    connectors = LTX2TextConnectors.from_pretrained(place / "connectors", torch_dtype=dtype)
     with torch.no_grad():
         states, mask, _, _ = pipeline.encode_prompt(
             prompts, do_classifier_free_guidance=False, max_sequence_length=16
         )
         video, audio, _ = connectors(states, mask)
-    found = TextEncoder.load(place).encode(prompts)
+    found = TextEncoder.load(place, dtype=dtype).encode(prompts)
+    assert stored_precision(place) is torch.bfloat16  # as published
     assert (found.video - video).abs().max() < 1e-5 and (found.audio - audio).abs().max() < 1e-5
 
 
-def test_diffusers_opens_the_imported_diffusion_decoder(published: Path, tmp_path: Path) -> None:
-    import_whole(published, tmp_path / "ltx", [], None, copy=False, rope=None)
+def test_diffusers_opens_the_imported_diffusion_decoder(published: Path, imported: Path) -> None:
     theirs, told = LTX2VideoDiffusionDecoderModel.from_pretrained(
-        tmp_path / "ltx" / "diffusion_decoder", output_loading_info=True
+        imported / "diffusion_decoder", output_loading_info=True
     )
     assert not told["missing_keys"] and not told["unexpected_keys"]
     file = load_file(published / "vae" / "video-vae.safetensors")
