@@ -47,7 +47,7 @@ SECONDS = 4
 AHEAD = range(10)
 DIFFUSION = "2.5-diffusion"
 # Latents after and before a piece that a diffusion decoder is tried with; it does not blend.
-AROUND = [(ahead, again) for ahead in (2, 3, 4, 6) for again in (3, 6)]
+AROUND = [(2, 6), (3, 3), (3, 6), (4, 6)]
 BLENDS = (0, 4, 8)
 # Arguments in which the video VAEs of the releases differ.
 RELEASES: dict[str, dict[str, Any]] = {
