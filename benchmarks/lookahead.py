@@ -8,18 +8,18 @@
     at seams             root mean square error of the change between frames where pieces meet
     cost                 CPU time over that of the whole decode
 
-Without `--codec`: the decoder of `--release` 2.0, or 2.3 (2.5's is the same), in its real depth and
-a small width with random weights, which is pessimistic, as trained ones depend less on distant
-latents. `--plot FILE` draws the curves. The
-default of `codec/reach.py` is the least look-ahead within `--enough` dB of the whole decode (45:
-less than 8 bits round).
+Without `--codec`: the decoder of `--release` 2.0, or 2.3 (2.5's is the same), or LTX-2.5's
+diffusion decoder (one latent in space), in its real depth and a small width with random weights,
+which is pessimistic, as trained ones depend less on distant latents. `--plot FILE` draws the
+curves. The defaults of `codec/reach.py` are the least look-ahead within `--enough` dB of the whole
+decode (45: less than 8 bits round).
 """
 
 import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from torch import Tensor
 
 from benchmarks.gpu.networks import DECODERS
 from omniforcing.codec.codec import Codec
+from omniforcing.codec.diffusion import StreamingDiffusionDecoder, decode_with_noise
 from omniforcing.codec.reach import Reach, SoundReach, network_reach
 from omniforcing.codec.streaming import StreamingVideoDecoder
 from omniforcing.codec.vocoder import StreamingVocoder
@@ -38,10 +39,15 @@ from omniforcing.core.layout import clip_latents
 from omniforcing.core.pair import Pair
 from omniforcing.data.sources import HELDOUT
 from omniforcing.data.tensors import TensorShards
+from omniforcing.networks.autoencoder import Decoded
+from omniforcing.networks.diffusion_decoder import LTX2VideoDiffusionDecoderModel
 
 BLOCK = 3  # video latents
 SECONDS = 4
 AHEAD = range(10)
+DIFFUSION = "2.5-diffusion"
+# Latents after and before a piece that a diffusion decoder is tried with; it does not blend.
+AROUND = [(2, 6), (3, 3), (3, 6), (4, 6)]
 BLENDS = (0, 4, 8)
 # Arguments in which the video VAEs of the releases differ.
 RELEASES: dict[str, dict[str, Any]] = {
@@ -64,7 +70,10 @@ def main() -> None:
         "--codec", type=Path, help="folder of a codec whose video decoder is not causal"
     )
     parser.add_argument(
-        "--release", choices=list(RELEASES), default="2.0", help="of the random decoder"
+        "--release",
+        choices=[*RELEASES, DIFFUSION],
+        default="2.0",
+        help="of the random decoder",
     )
     parser.add_argument(
         "--latents", type=Path, help="folder of the latents stage; without, latents are random"
@@ -100,7 +109,8 @@ def measure(
 ) -> dict[str, Any]:
     """Measure the curves of picture and sound, and find the least look-ahead that is enough."""
     codec = None if folder is None else Codec.load(folder)
-    vae = random_ltx2(release) if codec is None else codec.video_vae
+    random = random_diffusion() if release == DIFFUSION else random_ltx2(release)
+    vae = random if codec is None else codec.video_vae
     z = [latents_of(vae, index) for index in range(clips)]
     # Pictures of random weights have no fixed range: two deviations stand for 1.
     scale = (lambda _: 1.0) if codec is not None else (lambda whole: 2 * whole.std())
@@ -111,10 +121,12 @@ def measure(
         ]
         z = [pair.video for pair in pairs]
         sounds = [codec.audio_vae.decode(pair.audio).sample for pair in pairs]
-    picture = list(picture_curve(vae, z, scale))
-    again = [row for row in picture if row["again"] or not row["ahead"]]
+    pairs = AROUND if isinstance(vae, Diffusion) else None
+    picture = list(picture_curve(vae, z, scale, pairs))
+    most = max(row["again"] for row in picture)
+    again = [row for row in picture if row["again"] == most or not row["ahead"]]
     least = next((row["ahead"] for row in again if row["psnr_db"] >= enough), None)
-    tried = [] if least is None else [blend for blend in BLENDS if blend <= 8 * least]
+    tried = [] if least is None or pairs else [blend for blend in BLENDS if blend <= 8 * least]
     return {
         "decoder": f"LTX-{release}'s depth, random" if folder is None else str(folder),
         "clips": clips,
@@ -137,9 +149,44 @@ def random_ltx2(release: str) -> Any:
     return vae.eval().to(memory_format=torch.channels_last_3d)
 
 
+class Diffusion:
+    """LTX-2.5's diffusion decoder, to be asked like a VAE.
+
+    Args:
+        network: the network.
+    """
+
+    def __init__(self, network: Any) -> None:
+        self.network, self.config = network, network.config
+
+    def decode(self, z: Tensor) -> Decoded:
+        """Decode a clip."""
+        return Decoded(decode_with_noise(self.network, z, 0, 0))
+
+
+def random_diffusion() -> Diffusion:
+    """Build the diffusion decoder with its released layers and its windows in time, and narrow."""
+    torch.manual_seed(0)
+    network = LTX2VideoDiffusionDecoderModel(
+        latent_channels=8,
+        decoder_head_dim=16,
+        decoder_stage_channels=(64, 32, 16, 16, 16),
+        decoder_upsample_channel_reductions=(2, 2, 1, 1),
+        decoder_stage_kernels=((3, 1, 1),) * 4,
+        decoder_stage5_kernel=(11, 1, 1),
+        decoder_t_emb_dim=16,
+    )
+    for parameter in network.parameters():
+        wide = parameter.ndim > 1
+        scale = 0.3 / parameter.shape[-1] ** 0.5 if wide else 0.1
+        parameter.add_(scale * torch.randn(parameter.shape))
+    return Diffusion(network.eval())
+
+
 def latents_of(vae: Any, seed: int) -> Tensor:
     """Draw latents of a clip ``[1, C, F, 2, 3]``, for a decoder with random weights."""
-    shape = (1, vae.config.latent_channels, clip_latents(2 * SECONDS).video, 2, 3)
+    grid = (1, 1) if isinstance(vae, Diffusion) else (2, 3)
+    shape = (1, vae.config.latent_channels, clip_latents(2 * SECONDS).video, *grid)
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).contiguous(
         memory_format=torch.channels_last_3d
     )
@@ -159,12 +206,22 @@ def shards_grid(folder: Path) -> tuple[int, int]:
 
 
 def picture_curve(
-    vae: Any, z: list[Tensor], scale: Callable[[Tensor], Any]
+    vae: Any,
+    z: list[Tensor],
+    scale: Callable[[Tensor], Any],
+    pairs: Sequence[tuple[int, int]] | None = None,
 ) -> Iterator[dict[str, float]]:
-    """Yield a row for each look-ahead, with a block decoded again and without."""
-    for ahead in AHEAD:
-        for again in (0, BLOCK) if ahead else (0,):
-            yield picture_row(vae, z, Reach(ahead, again), scale)
+    """Yield a row for each look-ahead, with a block decoded again and without, or of ``pairs``."""
+    plain = [(ahead, again) for ahead in AHEAD for again in ((0, BLOCK) if ahead else (0,))]
+    for ahead, again in pairs or plain:
+        yield picture_row(vae, z, Reach(ahead, again), scale)
+
+
+def stream_of(vae: Any, reach: Reach) -> StreamingVideoDecoder | StreamingDiffusionDecoder:
+    """Begin a stream of a decoder."""
+    if isinstance(vae, Diffusion):
+        return StreamingDiffusionDecoder(vae.network, reach, 0)
+    return StreamingVideoDecoder(vae, reach)
 
 
 def picture_row(
@@ -183,7 +240,7 @@ def picture_row(
         began = time.process_time()
         whole = vae.decode(clip).sample
         between = time.process_time()
-        stream = StreamingVideoDecoder(vae, reach)
+        stream = stream_of(vae, reach)
         pieces = [*(stream.push(piece) for piece in blocks(clip, BLOCK)), stream.flush()]
         whole_spent += between - began
         spent += time.process_time() - between

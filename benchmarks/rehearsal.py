@@ -2,13 +2,15 @@
 
 `python -m benchmarks.rehearsal` writes weights as each release is published, imports them, and runs
 every stage of its preset on ten short clips: two updates in each of the three stages, evaluation,
-artifact, stream. It prints the seconds (on the clock and on CPUs) and the largest resident memory
-of each step. Nothing is learnt; whether the parts of a release fit together is what it shows.
+artifact with a stream of five seconds, and a server that gives its page and a stream. It prints the
+seconds (on the clock and on CPUs) and the largest resident memory of each step. Nothing is learnt;
+whether the parts of a release fit together is what it shows.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import re
@@ -22,10 +24,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
+from urllib.request import urlopen
 
+import av
 import numpy as np
 import torch
+from websockets.sync.client import ClientConnection, connect
+from websockets.typing import Subprotocol
 
+from benchmarks.page import serving
+from benchmarks.published.parts import save_gemma, save_published
 from omniforcing.core.config import project_root
 from omniforcing.core.console import run_command
 from omniforcing.core.environment import DATA_ROOT_VARIABLE
@@ -39,13 +47,14 @@ from omniforcing.pipeline.declaration import read_declaration, stage_names
 from omniforcing.pipeline.stage import Stage, run_body
 from omniforcing.pipeline.stages.export import stream_sample
 from omniforcing.pipeline.tracking import Run
+from omniforcing.serving.protocol import SUBPROTOCOL
 from omniforcing.streaming.artifact import StreamSettings, write_artifact
-from tests.support.tiny_parts import save_gemma, save_published
+from omniforcing.streaming.engine import Engine
 
 PRESETS = {"2.0": "ltx2", "2.3": "ltx23", "2.5": "ltx25"}
 PROMPT = "a ball bounces on the floor"
 # A fifth of a folder is held out, whole files, and an evaluation needs two clips.
-VIDEOS, CUTS, HELDOUT, SECONDS, STREAM_SECONDS = 5, 2, 2, 2, 3.0
+VIDEOS, CUTS, HELDOUT, SECONDS, STREAM_SECONDS = 5, 2, 2, 2, 5.0
 STATUS = Path("/proc/self/status")
 RESET_PEAK = Path("/proc/self/clear_refs")  # 5 resets VmHWM (proc(5))
 
@@ -76,19 +85,21 @@ class Unlogged:
         return lambda *_, **__: None
 
 
-def rehearse(release: str, folder: Path) -> Iterator[Row]:
+def rehearse(release: str, folder: Path, diffusion: bool = False) -> Iterator[Row]:
     """Run all steps of a release below an empty folder, one after the other.
 
     Args:
         release: 2.0, 2.3 or 2.5.
         folder: an empty folder.
+        diffusion: decode pictures by LTX-2.5's diffusion decoder.
 
     Yields:
         What each step took.
     """
     with timed("publish") as row:
         source = save_published(release, folder / "published")
-        gemma = save_gemma(release, folder / "gemma")
+        # LTX-2.5's files bring their text encoder.
+        gemma = None if release == "2.5" else save_gemma(release, folder / "gemma")
         make_clips(folder / "clips")
     yield row[0]
     weights = folder / "weights"
@@ -96,7 +107,8 @@ def rehearse(release: str, folder: Path) -> Iterator[Row]:
         import_whole(source, weights, [], gemma, copy=False, rope=None)
     yield row[0]
     root = project_root()
-    config = load_config(overrides(folder), root, PRESETS[release])
+    decoder = ["codec.video_decoder=diffusion"] if diffusion else []
+    config = load_config([*overrides(folder), *decoder], root, PRESETS[release])
     os.environ[DATA_ROOT_VARIABLE] = str(folder)
     try:
         for name in stage_names(root):
@@ -107,6 +119,9 @@ def rehearse(release: str, folder: Path) -> Iterator[Row]:
                 else:
                     run_body(stage)
             yield row[0]
+        with timed("page") as row:
+            show_page(folder / "data" / config.preset / "artifact")
+        yield row[0]
     finally:
         del os.environ[DATA_ROOT_VARIABLE]
 
@@ -178,6 +193,36 @@ def export(stage: Stage) -> None:
     stage.write_metrics(figures)
 
 
+def show_page(artifact: Path) -> None:
+    """Serve an artifact, fetch its page, and play a stream as the page does.
+
+    Raises:
+        RuntimeError: if the page is not there, or the stream has not all of its frames.
+    """
+    with serving(Engine(artifact)) as address:
+        with urlopen(address, timeout=60) as answer:
+            shown = b"<video" in answer.read()
+        place = address.replace("http", "ws") + "/stream"
+        with connect(place, subprotocols=[Subprotocol(SUBPROTOCOL)], compression=None) as client:
+            media = _play(client)
+    with av.open(io.BytesIO(media)) as clip:
+        frames = sum(1 for _ in clip.decode(video=0))
+    if not shown or frames != clip_frames(int(STREAM_SECONDS)):
+        raise RuntimeError(f"the page {'is' if shown else 'is not'} there, with {frames} frames")
+
+
+def _play(client: ClientConnection) -> bytes:
+    """Start a stream and take its media until it has ended."""
+    media, start = b"", {"type": "start", "prompt": PROMPT, "seconds": STREAM_SECONDS}
+    client.send(json.dumps({**start, "paced": False}))
+    while True:
+        data = client.recv(timeout=300)
+        if isinstance(data, bytes):
+            media += data
+        elif json.loads(data)["type"] in ("ended", "error"):
+            return media
+
+
 @contextmanager
 def timed(step: str) -> Iterator[list[Row]]:
     """Measure the body as one step; the row is there when it has ended."""
@@ -222,6 +267,9 @@ def main() -> None:
     """Parse the arguments, rehearse and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--releases", nargs="+", choices=PRESETS, default=list(PRESETS))
+    parser.add_argument(
+        "--diffusion", action="store_true", help="decode 2.5's pictures by its diffusion decoder"
+    )
     parser.add_argument("--json", type=Path, help="write the rows to this file too")
     arguments = parser.parse_args()
 
@@ -232,7 +280,7 @@ def main() -> None:
             place = Path(tempfile.mkdtemp(prefix="omniforcing-rehearsal-"))
             try:
                 rows[release] = []
-                for row in rehearse(release, place):
+                for row in rehearse(release, place, arguments.diffusion and release == "2.5"):
                     print(f"{release} {row.step}: {row.seconds:.1f} s", file=sys.stderr, flush=True)
                     rows[release].append(row)
             finally:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.minute import lines_at_the_block_rate
 from benchmarks.sound import SHORT, random_vocoder
 from omniforcing.codec.codec import Codec
 from omniforcing.codec.config import AudioCodecConfig, VideoCodecConfig
@@ -167,21 +168,6 @@ def test_codec_at_48_khz_streams_what_it_decodes_and_declares_how_late(
         found = torch.cat([*sounds, decoder.flush().audio], 2)
         whole = codec.decode(latents).audio
         assert found.shape == whole.shape == (1, 2, SECOND)
-
-
-def lines_at_the_block_rate(sound: Tensor, blocks: int, own: int) -> float:
-    """Energy at multiples of 1 Hz that are none of ``own`` Hz, over all energy, in dB.
-
-    Args:
-        sound: ``[N]``, a whole number of seconds whose own period divides 1 / ``own`` s.
-        blocks: seconds in it.
-        own: the sound's own frequency.
-    """
-    power = torch.fft.rfft(sound.double()).abs().square()
-    power[0] = 0
-    hertz = torch.arange(len(power)) / blocks
-    border = (hertz % 1 == 0) & (hertz % own != 0)
-    return float(10 * torch.log10(power[border].sum() / power.sum()))
 
 
 def test_sine_through_the_tail_has_no_energy_at_the_block_rate(codec: Codec) -> None:

@@ -6,11 +6,12 @@ import pytest
 import torch
 from diffusers import LTX2VideoTransformer3DModel
 
+from benchmarks.published.transformer import tiny_config
 from omniforcing.model.config import Stabiliser
 from omniforcing.model.stabiliser import WITH_SINKS
 from omniforcing.model.weights.student import load_model, save_model
 from tests.support.refusals import refuses
-from tests.support.tiny_models import tiny_config, tiny_model
+from tests.support.tiny_models import tiny_model
 
 
 def test_a_saved_model_is_loaded_bit_for_bit_and_opens_with_diffusers(tmp_path: Path) -> None:

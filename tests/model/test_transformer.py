@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks.gpu.networks import GENERATIONS
+from benchmarks.published.transformer import tiny_config
 from omniforcing.core.latents import Latents
 from omniforcing.core.layout import LAYOUTS, BlockTable, Counts, clip_latents
 from omniforcing.core.pair import Pair
@@ -28,7 +29,6 @@ from tests.support.tiny_models import (
     features,
     latents,
     library_core,
-    tiny_config,
     tiny_model,
 )
 

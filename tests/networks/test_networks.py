@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.published.transformer import tiny_config
 from omniforcing.codec.config import AudioCodecConfig, TextConfig, VideoCodecConfig, VocoderConfig
 from omniforcing.codec.networks import build_audio_vae, build_video_vae, build_vocoder
 from omniforcing.networks.choose import network_class
 from omniforcing.networks.gemma import GemmaText, covers
 from omniforcing.networks.transformer import LTX2VideoTransformer3DModel
-from tests.support.tiny_models import tiny_config
 
 VIDEO = {
     "latent_channels": 6,

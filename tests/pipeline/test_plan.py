@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.published.parts import released_module
+from benchmarks.published.transformer import FACTS
 from omniforcing.cli import main
 from omniforcing.cli.options import parse_memory
 from omniforcing.core.latents import Batch
@@ -37,8 +39,7 @@ from omniforcing.pipeline.stages.shared.training import training_options
 from omniforcing.training.loop import fit
 from omniforcing.training.stages import StageModule
 from tests.support.refusals import refused, refuses
-from tests.support.tiny_checkpoints import FACTS, released_tensors
-from tests.support.tiny_parts import released_module
+from tests.support.tiny_checkpoints import released_tensors
 
 pytestmark = pytest.mark.extended
 

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 def test_a_release_goes_from_its_published_files_to_a_stream(release: str, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     steps = [row.step for row in rehearse(release, tmp_path)]
-    assert steps == ["publish", "import", *stage_names(project_root())]
+    assert steps == ["publish", "import", *stage_names(project_root()), "page"]
     data = tmp_path / "data" / PRESETS[release]
     for stage in ("bidirectional_dmd", "causal_ode", "self_forcing"):
         assert read_json(data / f"{stage}.metrics.json")["steps"] == 2

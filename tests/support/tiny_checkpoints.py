@@ -10,40 +10,10 @@ from diffusers import LTX2VideoTransformer3DModel
 from safetensors.torch import save_file
 from torch import Tensor
 
+from benchmarks.published.transformer import FACTS, original_tensors, tiny_core
 from omniforcing.model.weights.architecture import to_metadata
-from omniforcing.model.weights.names import TRANSFORMER, to_original
-from tests.support.tiny_models import tiny_config
 
-FACTS = json.loads((Path(__file__).parent / "data" / "ltx2.json").read_text())
 Listing = dict[str, list[int]]
-
-_GATED = {
-    name: True
-    for name in ("gated_attn", "audio_gated_attn", "cross_attn_mod", "audio_cross_attn_mod")
-}
-_AFTER_2_0 = {**_GATED, "use_prompt_embeddings": False, "caption_channels": 48}
-RELEASES: dict[str, dict[str, Any]] = {
-    "2.0": {},
-    "2.3": _AFTER_2_0,
-    "2.5": {**_AFTER_2_0, "ff_bias": False, "use_keyframes_abs_pos_embedding": True},
-}
-
-
-def tiny_core(
-    release: str = "2.0", dtype: torch.dtype = torch.float32, **changes: Any
-) -> LTX2VideoTransformer3DModel:
-    """A tiny transformer of a release, every parameter random: none keeps a value that a mistake
-    could restore.
-    """
-    released = {"vae_scale_factors": (8, 32, 32), **RELEASES[release], **changes}
-    core = LTX2VideoTransformer3DModel(**tiny_config(**released)).eval()
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for parameter in core.parameters():
-            parameter.copy_(
-                torch.randn(parameter.shape, generator=generator) / math.sqrt(parameter.shape[-1])
-            )
-    return core if dtype is torch.float32 else core.to(dtype)
 
 
 def tiny_authors_core() -> LTX2VideoTransformer3DModel:
@@ -61,16 +31,6 @@ def tiny_authors_core() -> LTX2VideoTransformer3DModel:
 def config_of(core: LTX2VideoTransformer3DModel) -> dict[str, Any]:
     """The constructor's arguments."""
     return {key: value for key, value in core.config.items() if not key.startswith("_")}
-
-
-def original_tensors(
-    core: LTX2VideoTransformer3DModel, prefix: str = TRANSFORMER
-) -> dict[str, Tensor]:
-    """A transformer's weights under Lightricks' names."""
-    return {
-        prefix + to_original(name): tensor.contiguous()
-        for name, tensor in core.state_dict().items()
-    }
 
 
 def save_original(core: LTX2VideoTransformer3DModel, file: Path, **changes: Any) -> Path:
@@ -122,16 +82,6 @@ def released_tensors(release: str) -> Listing:
 def diffusers_tensors() -> Listing:
     """Shapes of all tensors of LTX-2.0's transformer, in diffusers' names."""
     return _unfolded(FACTS["diffusers"]["top"], FACTS["diffusers"]["block"])
-
-
-def released_metadata(release: str) -> dict[str, Any]:
-    """The transformer config in the metadata of a released file."""
-    return {
-        key: value
-        for r in ("2.0", "2.3", "2.5")
-        if r <= release
-        for key, value in FACTS["metadata"][r].items()
-    }
 
 
 def _unfolded(top: dict[str, Any], block: dict[str, Any]) -> Listing:

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.published.transformer import tiny_config
 from omniforcing.core.latents import Latents, TextFeatures
 from omniforcing.core.layout import Counts
 from omniforcing.core.pair import Pair
@@ -13,27 +14,6 @@ from omniforcing.model.transformer import DualStream
 
 GRID = (2, 3)
 TOLERANCE = 1e-5
-
-
-def tiny_config(**changes: Any) -> dict[str, Any]:
-    """Two layers, two heads; different widths everywhere, so that mixed-up dimensions show."""
-    return {
-        "in_channels": 8,
-        "out_channels": 8,
-        "num_attention_heads": 2,
-        "attention_head_dim": 24,
-        "cross_attention_dim": 48,
-        "vae_scale_factors": (8, 16, 16),
-        "audio_in_channels": 12,
-        "audio_out_channels": 12,
-        "audio_num_attention_heads": 2,
-        "audio_attention_head_dim": 16,
-        "audio_cross_attention_dim": 32,
-        "num_layers": 2,
-        "caption_channels": 20,
-        "rope_type": "split",
-        **changes,
-    }
 
 
 def tiny_model(

@@ -133,7 +133,7 @@ def inspect_weights(source: Path, values: bool, as_json: bool) -> None:
     "--text-encoder",
     "text",
     type=click.Path(path_type=Path),
-    help="Folder of Gemma and its tokenizer; a diffusers folder brings its own.",
+    help="Gemma and its tokenizer, a folder or LTX-2.5's file; by default SOURCE's own.",
 )
 @click.option("--copy", is_flag=True, help="Copy the text encoder instead of linking to it.")
 @click.option(

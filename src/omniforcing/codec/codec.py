@@ -1,8 +1,9 @@
 """The codec: LTX-2's video VAE, audio VAE and vocoder joined, between media and normalised latents.
 
 Latents are normalised per channel by the VAEs' buffers ``latents_mean`` and ``latents_std``. On
-disk a codec is a folder: ``video_vae/``, ``audio_vae/`` and ``vocoder/`` as diffusers saves them,
-and ``codec.json``. The text encoder's folder ``text/`` lies in it too (``codec.text``).
+disk a codec is a folder: ``video_vae/``, ``audio_vae/``, ``vocoder/`` and, where a diffusion model
+makes the pictures, ``diffusion_decoder/``, as diffusers saves them, and ``codec.json``. The text
+encoder's folder ``text/`` lies in it too (``codec.text``).
 """
 
 from __future__ import annotations
@@ -14,16 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from omniforcing.codec.config import CodecConfig
+from omniforcing.codec.config import CodecConfig, VideoDecoder
+from omniforcing.codec.diffusion import decode_with_noise, refuse_misfit
 from omniforcing.codec.networks import (
+    DIFFUSION_DECODER,
     CodecError,
     build_audio_vae,
     build_video_vae,
     build_vocoder,
+    load_diffusion_decoder,
     load_parts,
     refuse_other_rates,
 )
 from omniforcing.codec.reach import (
+    DIFFUSION,
     Reach,
     SoundReach,
     described_reach,
@@ -58,10 +63,12 @@ class Codec(nn.Module):
         reach: how a video decoder that is not causal is streamed; by default as ``video_reach``
             says.
         sound: how the vocoder is streamed; by default as ``sound_reach`` says.
+        diffusion: LTX-2.5's diffusion decoder, which then makes the pictures instead of the VAE.
 
     Raises:
-        CodecError: if the picture does not divide into tokens, or the vocoder's upsampling does not
-            give the sample rate that its config states.
+        CodecError: if the picture does not divide into tokens or is too small for the diffusion
+            decoder, or the vocoder's upsampling does not give the sample rate that its config
+            states.
     """
 
     def __init__(
@@ -73,13 +80,16 @@ class Codec(nn.Module):
         width: int,
         reach: Reach | None = None,
         sound: SoundReach | None = None,
+        diffusion: Any = None,
     ) -> None:
         super().__init__()
-        self.video_reach = reach or video_reach(video_vae.config)
-        self._sound_reach = sound
+        plain = video_reach(video_vae.config) if diffusion is None else DIFFUSION
+        self.video_reach, self._sound_reach = reach or plain, sound
         self.video_vae, self.audio_vae, self.vocoder = video_vae, audio_vae, vocoder
-        self.height, self.width = height, width
-        self.token_grid(height, width)
+        self.diffusion, self.height, self.width = diffusion, height, width
+        grid = self.token_grid(height, width)
+        if diffusion is not None:
+            refuse_misfit(diffusion, video_vae, grid)
         refuse_other_rates(vocoder.config)
         self.requires_grad_(False).eval()
         # In the default layout small 3-D convolutions are several times slower on a CPU.
@@ -114,7 +124,10 @@ class Codec(nn.Module):
             )
         parts = load_parts(folder)
         reaches = described_reach(description), described_sound_reach(description)
-        return cls(*parts, description["height"], description["width"], *reaches).to(device)
+        by_diffusion = description.get("video_decoder") == VideoDecoder.diffusion.value
+        diffusion = load_diffusion_decoder(folder) if by_diffusion else None
+        size = description["height"], description["width"]
+        return cls(*parts, *size, *reaches, diffusion).to(device)
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
         """Write the codec into ``folder``, its weights as ``dtype``; this object keeps its own."""
@@ -122,7 +135,10 @@ class Codec(nn.Module):
             ("video_vae", self.video_vae),
             ("audio_vae", self.audio_vae),
             ("vocoder", self.vocoder),
+            (DIFFUSION_DECODER, self.diffusion),
         ):
+            if part is None:
+                continue
             copy = type(part).from_config(part.config)
             # Not ``copy.to``: diffusers' own warns about modules that are not there.
             nn.Module.to(copy, dtype)
@@ -142,11 +158,18 @@ class Codec(nn.Module):
             "video_channels": video,
             "audio_channels": audio,
             "sample_rate": self.sample_rate,
-            "video_decoder_causal": bool(self.video_vae.config.decoder_causal),
+            "video_decoder": self.video_decoder.value,
+            "video_decoder_causal": self.diffusion is None
+            and bool(self.video_vae.config.decoder_causal),
             "video_reach": asdict(self.video_reach),
             "sound_reach": asdict(self.sound_reach),
             "vocoder_look_ahead_mel": self.sound_reach.look_ahead,
         }
+
+    @property
+    def video_decoder(self) -> VideoDecoder:
+        """Which network makes the pictures."""
+        return VideoDecoder.convolutional if self.diffusion is None else VideoDecoder.diffusion
 
     @property
     def sound_reach(self) -> SoundReach:
@@ -223,12 +246,13 @@ class Codec(nn.Module):
         return means.transpose(1, 2).flatten(2)
 
     @torch.no_grad()
-    def decode(self, latents: Latents, grid: tuple[int, int] | None = None) -> Media:
+    def decode(self, latents: Latents, grid: tuple[int, int] | None = None, seed: int = 0) -> Media:
         """Decode normalised latents to media.
 
         Args:
             latents: video ``[B, 1+3K, S, Cv]``, audio ``[B, 1+25K, Ca]``.
             grid: rows and columns of tokens; by default those of the codec's own picture size.
+            seed: seed of a diffusion decoder's noise.
 
         Returns:
             Frames uint8 ``[B, 1+24K, H, W, 3]`` and samples float32 ``[B, 2, K * sample_rate]``.
@@ -243,13 +267,18 @@ class Codec(nn.Module):
         # The vocoder turns mel frame m into the samples that follow its centre, so those of the
         # last frame lie past the end of the clip.
         return Pair(
-            to_frames(self.video_vae.decode(z.video).sample),
+            to_frames(self._pixels(z.video, seed)),
             samples[..., : seconds * self.sample_rate],
         )
 
+    def _pixels(self, z: Tensor, seed: int) -> Tensor:
+        if self.diffusion is None:
+            return self.video_vae.decode(z).sample
+        return decode_with_noise(self.diffusion, z, seed, 0)
+
     @torch.no_grad()
     def decode_frames(self, z: Tensor) -> Tensor:
-        """Decode denormalised video latents one clip at a time.
+        """Decode denormalised video latents by the VAE, one clip at a time.
 
         Args:
             z: ``[N, C, t, h, w]``.

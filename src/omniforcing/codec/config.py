@@ -16,6 +16,13 @@ class Source(Enum):
     load = "load"
 
 
+class VideoDecoder(Enum):
+    """Which network makes the pictures."""
+
+    convolutional = "convolutional"
+    diffusion = "diffusion"
+
+
 @dataclass
 class CropConfig(Section):
     """One leg of the video VAE's training."""
@@ -141,6 +148,8 @@ class CodecConfig(Section):
     """`train`, `kept` (the foundation in src/omniforcing/assets) or `load`."""
     path: str | None = None
     """For `source: load`: a folder in diffusers format."""
+    video_decoder: VideoDecoder = VideoDecoder.convolutional
+    """`convolutional`, or `diffusion` with LTX-2.5's (`source: load`), sharper and slower."""
     video: VideoCodecConfig = field(default_factory=VideoCodecConfig)
     """Video VAE."""
     audio: AudioCodecConfig = field(default_factory=AudioCodecConfig)
@@ -159,4 +168,9 @@ class CodecConfig(Section):
             "path",
             "source=load needs the folder of a saved codec",
             missing=True,
+        )
+        self.require(
+            self.source is Source.load or self.video_decoder is VideoDecoder.convolutional,
+            "video_decoder",
+            "only a loaded codec (source=load) can have a diffusion decoder",
         )

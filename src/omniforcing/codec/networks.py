@@ -26,6 +26,7 @@ from omniforcing.networks.vocoder import LTX2Vocoder
 PATCH_SIZE = 8
 LEVELS = ("temporal", "temporal", "spatiotemporal")
 AUDIO_LATENT_CHANNELS = 1
+DIFFUSION_DECODER = "diffusion_decoder"  # its folder, of a codec or of LTX-2.5's own
 
 
 class CodecError(OmniForcingError):
@@ -123,6 +124,22 @@ def load_parts(folder: Path) -> tuple[Any, Any, Any]:
         _load_part(folder / "audio_vae", "AutoencoderKLLTX2Audio"),
         _load_part(folder / "vocoder", "LTX2Vocoder", "LTX2VocoderWithBWE"),
     )
+
+
+def load_diffusion_decoder(folder: Path) -> Any:
+    """Load the diffusion decoder of a codec folder or of LTX-2.5's own, in float32.
+
+    Raises:
+        CodecError: if it is missing, incomplete, unreadable or of another class.
+    """
+    place = folder / DIFFUSION_DECODER
+    if not place.is_dir():
+        raise CodecError(
+            "codec.no-diffusion-decoder",
+            f"{place} is missing: only LTX-2.5 has a diffusion decoder; import its file "
+            "video-vae (not video-vae-conv) too, or set codec.video_decoder=convolutional",
+        )
+    return _load_part(place, "LTX2VideoDiffusionDecoderModel")
 
 
 def video_folder(folder: Path) -> str:

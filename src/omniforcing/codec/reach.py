@@ -24,7 +24,8 @@ class Reach:
 
     Attributes:
         ahead: latents after a frame's own that must be known before the frame comes out.
-        again: latents before them that every piece decodes again, now knowing more of what follows.
+        again: latents before them that every piece decodes again, now knowing more of what follows;
+            of a diffusion decoder the latents before a piece that it sees.
         blend: frames over which a piece fades in from the previous piece's version of them, which
             was made with less look-ahead.
 
@@ -45,15 +46,19 @@ class Reach:
             )
 
 
-# The least look-ahead for 45 dB at LTX-2's depth in the curve of `python -m benchmarks.lookahead`
-# (docs/results/decoding.md), where decoding again gains 1 dB and blending loses some. The curve is
-# that of random weights: a trained decoder needs less, and its codec.json may say so.
-NON_CAUSAL = Reach(ahead=6)
+# The least look-ahead for 45 dB in the curves of `python -m benchmarks.lookahead` with each
+# release's depth (docs/results/decoding.md), where decoding again gains 1 to 2 dB and blending
+# loses some. The curves are those of random weights: a trained decoder needs less, and its
+# codec.json may say so. A decoder of more levels looks further, in latents.
+_AHEAD = {3: 6, 4: 7}  # levels of the decoder: LTX-2.0 has 3, LTX-2.3 and 2.5 have 4
+_UNDECLARED = Reach(ahead=6)  # of a codec.json from before it was declared
+DIFFUSION = Reach(ahead=4, again=6)
 
 
 def video_reach(config: Any) -> Reach:
     """Return the reach of a video VAE whose codec declares none."""
-    return Reach() if config.decoder_causal else NON_CAUSAL
+    levels = len(config.decoder_block_out_channels)
+    return Reach() if config.decoder_causal else Reach(_AHEAD.get(levels, max(_AHEAD.values())))
 
 
 def described_reach(description: Mapping[str, Any]) -> Reach:
@@ -62,7 +67,7 @@ def described_reach(description: Mapping[str, Any]) -> Reach:
     declared = description.get("video_reach")
     if declared is not None:
         return Reach(**declared)
-    return Reach() if description["video_decoder_causal"] else NON_CAUSAL
+    return Reach() if description["video_decoder_causal"] else _UNDECLARED
 
 
 def require_settings(part: str, settings: dict[str, tuple[Any, Any]]) -> None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from omniforcing.codec.codec import Codec, to_frames
+from omniforcing.codec.diffusion import StreamingDiffusionDecoder
 from omniforcing.codec.reach import Reach, require_settings, video_reach
 from omniforcing.codec.stateful import (
     DecoderWindow,
@@ -226,20 +227,27 @@ class StreamingDecoder:
     Args:
         codec: codec, which streams may share.
         grid: rows and columns of video tokens.
+        seed: seed of a diffusion decoder's noise.
 
     Raises:
         StreamingError: if a part of the codec cannot be decoded piece by piece.
     """
 
-    def __init__(self, codec: Codec, grid: tuple[int, int]) -> None:
-        self.codec, self.grid = codec, grid
+    def __init__(self, codec: Codec, grid: tuple[int, int], seed: int = 0) -> None:
+        self.codec, self.grid, self._seed = codec, grid, seed
         self.reset()
 
     def reset(self) -> None:
         """Begin another stream."""
-        self._video = StreamingVideoDecoder(self.codec.video_vae, self.codec.video_reach)
+        self._video = self._new_video_decoder()
         self._mel = StreamingMelDecoder(self.codec.audio_vae)
         self._sound = StreamingVocoder(self.codec.vocoder, self.codec.sound_reach)
+
+    def _new_video_decoder(self) -> StreamingVideoDecoder | StreamingDiffusionDecoder:
+        codec, reach = self.codec, self.codec.video_reach
+        if codec.diffusion is None:
+            return StreamingVideoDecoder(codec.video_vae, reach)
+        return StreamingDiffusionDecoder(codec.diffusion, reach, self._seed)
 
     @property
     def look_ahead(self) -> int:
@@ -275,6 +283,6 @@ class StreamingDecoder:
             part.restore(part_of(state, name))
 
     @property
-    def _parts(self) -> dict[str, StreamingVideoDecoder | StreamingMelDecoder | StreamingVocoder]:
+    def _parts(self) -> dict[str, Any]:
         # The names are those in saved states.
         return {"video": self._video, "mel": self._mel, "sound": self._sound}

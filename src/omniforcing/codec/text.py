@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from omniforcing.codec.config import TextConfig
@@ -137,6 +137,31 @@ class FreedTextEncoder:
         for prompt in prompts:
             self.prompts.tokens(prompt)  # refuses one that is too long before anything is loaded
         return TextEncoder.load(self._folder, self._device, self._dtype).encode(prompts)
+
+
+def stored_precision(folder: Path) -> torch.dtype:
+    """Return the precision to encode captions in: bf16 if all weights are stored so, else fp32.
+
+    As published Gemma and connectors are bf16, and Lightricks' and diffusers' pipelines compute in
+    it; in fp32 Gemma 12B takes 48 GB.
+
+    Args:
+        folder: folder with tokenizer, Gemma and connectors.
+
+    Raises:
+        OmniForcingError: if a part is missing or its weights are unreadable.
+    """
+    dtypes: set[str] = set()
+    for part in (_encoder_folder(folder), folder / "connectors"):
+        for file in part.glob("*.safetensors"):
+            try:
+                with safe_open(file, "pt") as opened:
+                    dtypes |= {opened.get_slice(key).get_dtype() for key in opened.keys()}  # noqa: SIM118
+            except (OSError, SafetensorError) as error:
+                raise OmniForcingError(
+                    "file.unreadable", f"{file} is truncated or damaged ({error}); copy it again"
+                ) from error
+    return torch.bfloat16 if dtypes == {"BF16"} else torch.float32
 
 
 def _encoder_folder(folder: Path) -> Path:

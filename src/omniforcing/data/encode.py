@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from omniforcing.codec.codec import DESCRIPTION, Codec
-from omniforcing.codec.text import TextEncoder
+from omniforcing.codec.text import TextEncoder, stored_precision
 from omniforcing.codec.tokens import PromptTokenizer, TokenCount
 from omniforcing.core.files import read_json
 from omniforcing.core.layout import Counts, clip_seconds
@@ -159,7 +159,8 @@ class CaptionEncoder:
     """Worker that holds a text encoder and writes the features of captions into ``work``."""
 
     def __init__(self, work: Path, codec: Path, device: str) -> None:
-        self.work, self.encoder = work, TextEncoder.load(codec / "text", device)
+        text = codec / "text"
+        self.work, self.encoder = work, TextEncoder.load(text, device, stored_precision(text))
 
     def __call__(self, captions: list[str], done: Done) -> None:
         write_text(self.work, self.encoder, captions, done)

@@ -10,6 +10,7 @@ from typing import Any
 
 from omniforcing.networks import audio_vae, video_vae, vocoder
 from omniforcing.networks.connectors import LTX2TextConnectors
+from omniforcing.networks.diffusion_decoder import LTX2VideoDiffusionDecoderModel
 from omniforcing.networks.transformer import LTX2VideoTransformer3DModel
 
 _COVERED = {
@@ -19,6 +20,7 @@ _COVERED = {
 }
 _WHOLE = {
     "LTX2TextConnectors": LTX2TextConnectors,
+    "LTX2VideoDiffusionDecoderModel": LTX2VideoDiffusionDecoderModel,
     "LTX2VideoTransformer3DModel": LTX2VideoTransformer3DModel,
 }
 

@@ -2,7 +2,7 @@
 
 transformer/        the student; ``LTX2VideoTransformer3DModel.from_pretrained`` opens it
 sinks.safetensors   its sink tokens
-codec/              video_vae/, audio_vae/, vocoder/, codec.json
+codec/              video_vae/, audio_vae/, vocoder/, codec.json; diffusion_decoder/ if it decodes
 text/               tokenizer, Gemma and connectors
 streaming.json      settings of the stream: ``StreamSettings``
 README.md           model card
@@ -310,7 +310,9 @@ def write_artifact(
         _round(student, folder)
     else:
         _copy(student, STUDENT_PARTS, folder)
-    _copy(codec, CODEC_PARTS, folder / "codec")
+    diffusion = "diffusion_decoder"
+    used = (*CODEC_PARTS, diffusion) if (codec / diffusion).is_dir() else CODEC_PARTS
+    _copy(codec, used, folder / "codec")
     _copy(codec, ("text",), folder)
     write_json(folder / SETTINGS_FILE, {"schema": SCHEMA, **dataclasses.asdict(settings)})
     (folder / "README.md").write_text(model_card(settings, metrics), encoding="utf-8")

@@ -166,7 +166,7 @@ class Engine:
             asked,
             request,
             generation,
-            Decoding(self.new_decoder(), request.limits(self.settings.sample_rate)),
+            Decoding(self.new_decoder(seed), request.limits(self.settings.sample_rate)),
             0,
         )
 
@@ -183,7 +183,9 @@ class Engine:
         start = self._starter(state.seed)
         generation = Generation.restore(start, state.generation, self.overlay)
         decoding = Decoding.restore(
-            self.new_decoder(), request.limits(self.settings.sample_rate), state.decoding
+            self.new_decoder(state.seed),
+            request.limits(self.settings.sample_rate),
+            state.decoding,
         )
         return self._open(asked, request, generation, decoding, state.frames)
 
@@ -252,9 +254,9 @@ class Engine:
         synchronise(self.device)
         return text
 
-    def new_decoder(self) -> StreamingDecoder:
-        """Make a decoder that has seen nothing yet."""
-        return StreamingDecoder(self.codec, self._rollout.grid)
+    def new_decoder(self, seed: int = 0) -> StreamingDecoder:
+        """Make a decoder that has seen nothing yet, for a stream of this seed."""
+        return StreamingDecoder(self.codec, self._rollout.grid, seed)
 
     def _starter(self, seed: int) -> Callable[[TextFeatures], Rollout]:
         generator = step_generator(seed, 0, "stream", self.device)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.published.transformer import FACTS, original_tensors, tiny_core
 from omniforcing.model.weights.architecture import to_metadata
 from omniforcing.model.weights.checkpoint import SINKS_FILE, open_checkpoint
 from omniforcing.model.weights.names import TRANSFORMER
@@ -19,13 +20,10 @@ from omniforcing.model.weights.student import load_model
 from omniforcing.model.weights.writing import write_diffusers
 from tests.support.refusals import refuses
 from tests.support.tiny_checkpoints import (
-    FACTS,
     config_of,
-    original_tensors,
     save_authors,
     save_original,
     save_sharded,
-    tiny_core,
 )
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -11,17 +11,16 @@ import torch
 from diffusers import LTX2VideoTransformer3DModel
 from torch import Tensor
 
+from benchmarks.published.transformer import RELEASES, tiny_core
 from omniforcing.model.transformer import DualStream
 from omniforcing.model.weights.checkpoint import Checkpoint, open_checkpoint
 from omniforcing.model.weights.student import load_model, save_model
 from omniforcing.model.weights.writing import ORIGINAL_FILE, write_diffusers, write_original
 from tests.support.tiny_checkpoints import (
-    RELEASES,
     config_of,
     save_authors,
     save_original,
     tiny_authors_core,
-    tiny_core,
 )
 
 pytestmark = pytest.mark.extended

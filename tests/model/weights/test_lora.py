@@ -10,6 +10,7 @@ from diffusers import LTX2Pipeline, LTX2VideoTransformer3DModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from benchmarks.published.transformer import tiny_core
 from omniforcing.cli.data import weights as weights_command
 from omniforcing.core.layout import clip_latents
 from omniforcing.core.pair import Pair
@@ -29,7 +30,6 @@ from omniforcing.model.weights.rope_layout import with_rope
 from omniforcing.model.weights.student import load_model, save_model
 from omniforcing.model.weights.writing import write_original
 from tests.support.refusals import refuses
-from tests.support.tiny_checkpoints import tiny_core
 from tests.support.tiny_loras import add, tiny_lora
 from tests.support.tiny_models import (
     GRID,

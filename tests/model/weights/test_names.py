@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.published.transformer import FACTS, released_metadata
 from omniforcing.model.weights.architecture import expected_shapes, from_metadata
 from omniforcing.model.weights.checkpoint import open_checkpoint
 from omniforcing.model.weights.command import summary
@@ -19,10 +20,8 @@ from omniforcing.model.weights.names import (
     to_original,
 )
 from tests.support.tiny_checkpoints import (
-    FACTS,
     Listing,
     diffusers_tensors,
-    released_metadata,
     released_tensors,
     save_hollow,
 )

@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from benchmarks.published.transformer import FACTS, original_tensors, tiny_core
 from omniforcing.cli import main
 from omniforcing.model.weights.architecture import to_metadata
 from omniforcing.model.weights.checkpoint import open_checkpoint
 from omniforcing.model.weights.names import TRANSFORMER
 from tests.support.refusals import refuses
-from tests.support.tiny_checkpoints import FACTS, original_tensors, tiny_core
 
 pytestmark = pytest.mark.extended
 OURS = "transformer_blocks.0.ff.net.2.weight"

@@ -7,11 +7,11 @@ import torch
 from diffusers import LTX2VideoTransformer3DModel
 from torch import Tensor
 
+from benchmarks.published.transformer import RELEASES, tiny_core
 from omniforcing.model.weights.checkpoint import open_checkpoint
 from omniforcing.model.weights.rope_layout import CONVENTIONS, rope_rows, with_rope
 from omniforcing.model.weights.writing import write_diffusers
 from tests.support.refusals import refuses
-from tests.support.tiny_checkpoints import RELEASES, tiny_core
 from tests.support.tiny_models import library_core
 
 pytestmark = pytest.mark.extended

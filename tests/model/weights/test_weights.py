@@ -11,12 +11,17 @@ import pytest
 import torch
 from diffusers import LTX2VideoTransformer3DModel
 
+from benchmarks.published.transformer import tiny_core
 from omniforcing.cli import main
 from omniforcing.model.weights.checkpoint import open_checkpoint
 from omniforcing.model.weights.command import check_destination
 from omniforcing.pipeline.stages import teacher
 from tests.support.refusals import refused, refuses
-from tests.support.tiny_checkpoints import save_authors, save_original, tiny_authors_core, tiny_core
+from tests.support.tiny_checkpoints import (
+    save_authors,
+    save_original,
+    tiny_authors_core,
+)
 
 
 @pytest.fixture

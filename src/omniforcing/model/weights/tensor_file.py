@@ -22,6 +22,8 @@ from torch import Tensor
 from omniforcing.core.errors import OmniForcingError
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+BYTES = "U8"  # of files that lie in a weights file as tensors
+_ITEMS = {**DTYPES, BYTES: torch.uint8}
 Watch = Callable[[int], object]
 
 
@@ -41,6 +43,7 @@ class Entry:
             dtypes are those of quantised weights.
         quantised: the dtype in the file, where ``dtype`` is that of the values read from it.
         scale: what those are multiplied by, a tensor of the same file; None for 1.
+        rows: the first of its rows that are meant, and the one after the last; None for all.
     """
 
     file: Path
@@ -49,11 +52,12 @@ class Entry:
     dtype: str
     quantised: str | None = None
     scale: Entry | None = None
+    rows: tuple[int, int] | None = None
 
     @property
     def size(self) -> int:
         """Size in bytes."""
-        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+        return math.prod(self.shape) * _ITEMS[self.dtype].itemsize
 
 
 def ignore(size: int) -> None:
@@ -115,6 +119,8 @@ def read_tensor(opened: safe_open, entry: Entry) -> Tensor:
                 # One for the tensor, or one per row.
                 data *= scale if scale.numel() == 1 else scale.view(-1, *[1] * (data.ndim - 1))
             data = data.to(DTYPES[entry.dtype])
+        if entry.rows is not None:
+            data = data[slice(*entry.rows)].clone()
     except SafetensorError as error:
         raise WeightsError(
             "weights.truncated",

@@ -21,7 +21,7 @@ from omniforcing.pipeline.planner.cost import (
     StageCost,
 )
 from omniforcing.pipeline.planner.networks import BUILDERS, Sizes, trained_stages
-from omniforcing.pipeline.planner.stream import StreamMemory, as_table, stream_plans
+from omniforcing.pipeline.planner.stream import StreamMemory, as_table, latents_memory, stream_plans
 
 Planned = list[tuple[StageCost, list["StagePlan"]]]
 # Most GPUs for which a plan is looked for.
@@ -185,6 +185,7 @@ def _as_json(
         "cluster": asdict(cluster),
         "usable": USABLE * cluster.memory,
         "stages": dict(zip(names, stages, strict=True)),
+        "latents": latents_memory(config),
         "stream": {name: {**asdict(plan), "total": plan.total} for name, plan in streams.items()},
     }
     return json.dumps(answer, indent=2)
@@ -210,5 +211,5 @@ def _as_text(
     lines.append(f"{columns}{heads}{'all':>8}  {'':<5}{'seconds':>8}")
     lines += [str(plan) for _, plans in planned for plan in plans]
     lines += ["", *(advise(stage, cluster, plans) for stage, plans in planned)]
-    stream = as_table(streams)
+    stream = as_table(streams, latents_memory(config))
     return "\n".join([*lines, "", stream] if stream else lines)

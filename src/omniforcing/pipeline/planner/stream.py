@@ -144,7 +144,21 @@ def stream_plans(config: Config, sizes: Sizes) -> dict[str, StreamMemory]:
     }
 
 
-def as_table(plans: Mapping[str, StreamMemory]) -> str:
+def latents_memory(config: Config) -> dict[str, float]:
+    """Plan the weights that a worker of stage latents holds, in bytes: the codec, then the text.
+
+    Both are never held at once. The text encoder is loaded as it is published, in bf16.
+
+    Returns:
+        Bytes by part; nothing for a preset that does not load LTX-2.
+    """
+    if config.teacher.source is not Source.load:
+        return {}
+    release = config.teacher.release
+    return {"codec": FP32 * CODECS[release], "text": BF16 * (GEMMA + CONNECTORS[release])}
+
+
+def as_table(plans: Mapping[str, StreamMemory], latents: Mapping[str, float]) -> str:
     """Write plans as lines of text, in GB; empty without plans."""
     if not plans:
         return ""
@@ -154,4 +168,6 @@ def as_table(plans: Mapping[str, StreamMemory]) -> str:
     for title, plan in plans.items():
         sizes = [*asdict(plan).values(), plan.total]
         lines.append(f"{title:<26}" + "".join(f"{size / GB:>10.1f}" for size in sizes))
+    parts = ", then ".join(f"{name} {size / GB:.1f}" for name, size in latents.items())
+    lines.append(f"weights of a worker of stage latents, GB: {parts}")
     return "\n".join(lines)

@@ -12,8 +12,13 @@ import torch
 from torch import Tensor
 
 from omniforcing.codec.codec import DESCRIPTION, Codec
-from omniforcing.codec.config import Source
-from omniforcing.codec.networks import load_parts, video_folder
+from omniforcing.codec.config import Source, VideoDecoder
+from omniforcing.codec.networks import (
+    DIFFUSION_DECODER,
+    load_diffusion_decoder,
+    load_parts,
+    video_folder,
+)
 from omniforcing.codec.text import build_tiny
 from omniforcing.codec.tokens import PromptTokenizer, learn_tokenizer
 from omniforcing.core.errors import OmniForcingError
@@ -115,12 +120,18 @@ def load(stage: Stage, folder: Path) -> Path:
     """
     config = stage.config
     source = Path(config.codec.path or "")
-    codec = Codec(*load_parts(source), config.clips.height, config.clips.width)
+    by_diffusion = config.codec.video_decoder is VideoDecoder.diffusion
+    diffusion = load_diffusion_decoder(source) if by_diffusion else None
+    size = config.clips.height, config.clips.width
+    codec = Codec(*load_parts(source), *size, diffusion=diffusion)
     text = source / "text" if (source / "text").is_dir() else source
     encoder = "encoder" if (text / "encoder").is_dir() else "text_encoder"
     parts = [source / name for name in (video_folder(source), "audio_vae", "vocoder")]
     parts += [text / name for name in ("tokenizer", encoder, "connectors")]
-    names = (*PARTS, "text/tokenizer", "text/encoder", "text/connectors")
+    names = [*PARTS, "text/tokenizer", "text/encoder", "text/connectors"]
+    if by_diffusion:
+        parts.append(source / DIFFUSION_DECODER)
+        names.append(DIFFUSION_DECODER)
     for part, name in zip(parts, names, strict=True):
         if not part.is_dir():
             raise OmniForcingError(

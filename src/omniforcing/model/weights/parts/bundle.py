@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,23 @@ from torch import Tensor
 from omniforcing.model.weights.architecture import to_metadata
 from omniforcing.model.weights.checkpoint import Checkpoint, open_checkpoint, read_headers
 from omniforcing.model.weights.names import TRANSFORMER, generation, to_original
-from omniforcing.model.weights.parts.part import KINDS, Part, from_folder, from_original
-from omniforcing.model.weights.parts.text_encoder import TextEncoderFolders, find
+from omniforcing.model.weights.parts import diffusion_decoder
+from omniforcing.model.weights.parts.gemma_file import (
+    SOURCE,
+    GemmaFile,
+    GemmaFolders,
+    folders_of,
+    is_pack,
+    open_pack,
+)
+from omniforcing.model.weights.parts.part import (
+    DIFFUSION,
+    KINDS,
+    Part,
+    from_folder,
+    from_original,
+)
+from omniforcing.model.weights.parts.text_encoder import TextEncoderFolders, checked, find
 from omniforcing.model.weights.tensor_file import (
     Entry,
     Watch,
@@ -28,11 +44,14 @@ WHOLE_FILE = "ltx.safetensors"
 # The files that LTX-2.5 comes in, and the prefixes of the tensors in each.
 _SPLIT = {
     "transformer.safetensors": (TRANSFORMER,),
-    "video-vae.safetensors": ("vae.",),
+    "video-vae-conv.safetensors": ("vae.",),
     "audio-vae.safetensors": ("audio_vae.", "vocoder."),
-    "text-projection.safetensors": ("text_embedding_projection.",),
 }
-# LTX-2.5's video VAE has a file of its own, and no prefix there.
+_DIFFUSION_FILE = "video-vae.safetensors"
+# The projections alone, or with Gemma where the folder has that of LTX-2.5.
+_TEXT_FILES = ("text-projection.safetensors", "gemma4-with-proj.safetensors")
+_PROJECTIONS = "text_embedding_projection."
+# LTX-2.5's video VAEs have files of their own, and no prefix there.
 _BARE = ("encoder.", "decoder.", "per_channel_statistics.")
 
 
@@ -44,17 +63,22 @@ class Bundle:
         transformer: the transformer.
         parts: the other parts by the names of their folders.
         text: the text encoder; None where it is not asked for.
+        gemma: folders of LTX-2.5's text encoder, whose file can be written again.
     """
 
     transformer: Checkpoint
     parts: dict[str, Part]
-    text: TextEncoderFolders | None = None
+    text: TextEncoderFolders | GemmaFile | None = None
+    gemma: GemmaFolders | None = None
 
     @property
     def size(self) -> int:
-        """Bytes of all weights but the text encoder's."""
+        """Bytes of all weights but those of a text encoder that lies in folders."""
         entries = [self.transformer.entries, *(part.entries for part in self.parts.values())]
-        return sum(entry.size for held in entries for entry in held.values())
+        packed = self.text.size if isinstance(self.text, GemmaFile) else 0
+        if self.text is None and self.gemma is not None:
+            packed = sum(entry.size for entry in self.gemma.layout()[0].values())
+        return packed + sum(entry.size for held in entries for entry in held.values())
 
     def write_folder(self, folder: Path, copy: bool, watch: Watch = ignore) -> None:
         """Write diffusers' layout: a folder for each part.
@@ -68,33 +92,61 @@ class Bundle:
         for part in self.parts.values():
             part.write(folder, watch)
         if self.text is not None:
-            self.text.write(folder, copy)
+            self.text.write(folder, copy, watch)
 
     def write_originals(self, folder: Path, watch: Watch = ignore) -> None:
-        """Write Lightricks' file, or for LTX-2.5 its files, without the text encoder.
+        """Write Lightricks' file, or LTX-2.5's files.
+
+        A text encoder is written for LTX-2.5 alone, and where Lightricks' file can hold it.
 
         Raises:
             WeightsError: if Lightricks' format cannot express a value of a config.
         """
-        config = self._metadata()
-        entries = self._named()
-        split = generation(self.transformer.entries) == "2.5"
-        for file, prefixes in (_SPLIT if split else {WHOLE_FILE: ("",)}).items():
+        config, entries = self._metadata(), self._named()
+        version = {"model_version": f"{generation(self.transformer.entries)}.0"}
+        metadata = {"config": json.dumps(config), **version}
+        if generation(self.transformer.entries) != "2.5":
+            self._write(folder / WHOLE_FILE, [n for n in entries if _is_plain(n)], metadata, watch)
+            return
+        for file, prefixes in _SPLIT.items():
             names = [name for name in entries if name.startswith(prefixes)]
-            bare = "vae." if prefixes == ("vae.",) else ""
-            layout = {name.removeprefix(bare): entries[name] for name in names}
-            metadata = {
-                "config": json.dumps(config),
-                "model_version": f"{generation(self.transformer.entries)}.0",
-            }
-            write_safetensors(folder / file, layout, self._originals(set(names)), metadata, watch)
+            self._write(folder / file, names, metadata, watch)
+        if DIFFUSION.name in self.parts:
+            vae = diffusion_decoder.whole_metadata(
+                DIFFUSION.to_metadata(self.parts[DIFFUSION.name].config, ""), config["vae"]
+            )
+            own = {"config": json.dumps({"vae": vae}), **version}
+            begin = ("vae.encoder.", DIFFUSION.prefix)
+            names = [name for name in entries if name.startswith(begin)]
+            self._write(folder / _DIFFUSION_FILE, names, own, watch)
+        names = [name for name in entries if name.startswith(_PROJECTIONS)]
+        if self.gemma is None:
+            self._write(folder / _TEXT_FILES[0], names, metadata, watch)
+            return
+        layout, own = self.gemma.layout()
+        layout |= {name: entries[name] for name in names}
+        tensors = chain(self.gemma.tensors(), self._originals(set(names)))
+        write_safetensors(folder / _TEXT_FILES[1], layout, tensors, own, watch)
+
+    def _write(self, file: Path, names: list[str], metadata: dict[str, str], watch: Watch) -> None:
+        entries = self._named()
+        bare = ("vae.", DIFFUSION.prefix)
+        alone = all(name.startswith(bare) for name in names)
+        layout = {n.removeprefix(bare[0]).removeprefix(bare[1]) if alone else n: n for n in names}
+        write_safetensors(
+            file,
+            {name: entries[own] for name, own in layout.items()},
+            self._originals(set(names)),
+            metadata,
+            watch,
+        )
 
     def _named(self) -> dict[str, Entry]:
         """Entries by the names of a single file, in the order in which they are read."""
         transformer = self.transformer
         named = {TRANSFORMER + to_original(n): transformer.entries[n] for n in transformer.names()}
         for part in self.parts.values():
-            named |= dict(zip(part.originals().values(), part.entries.values(), strict=True))
+            named |= part.original_entries()
         return named
 
     def _originals(self, wanted: set[str]) -> Iterator[tuple[str, Tensor]]:
@@ -104,16 +156,15 @@ class Bundle:
         for name, tensor in self.transformer.tensors(of_it):
             yield names[name], tensor
         for part in self.parts.values():
-            names = {n: original for n, original in part.originals().items() if original in wanted}
-            for name, tensor in part.tensors(names):
-                yield names[name], tensor
+            yield from part.original_tensors(wanted)
 
     def _metadata(self) -> dict[str, Any]:
         where = str(self.transformer.source)
         told = {"transformer": to_metadata(self.transformer.config, where)}
-        for part in self.parts.values():
-            own = part.kind.to_metadata(part.config, str(part.source))
-            told.setdefault(part.kind.section, {}).update(own)
+        for kind in KINDS:
+            part = self.parts[kind.name]
+            own = kind.to_metadata(part.config, str(part.source))
+            told.setdefault(kind.section, {}).update(own)
         connectors = self.parts["connectors"].config
         for key in ("rope_type", "rope_double_precision"):
             if connectors[key] != self.transformer.config[key]:
@@ -124,6 +175,10 @@ class Bundle:
                     "both; keep to diffusers format",
                 )
         return told
+
+
+def _is_plain(name: str) -> bool:
+    return not name.startswith(DIFFUSION.prefix)
 
 
 def is_whole(folder: Path) -> bool:
@@ -139,52 +194,112 @@ def open_bundle(
     Args:
         source: Lightricks' file, a folder with LTX-2.5's files, a diffusers folder, or a student.
         more: files or folders with parts that ``source`` lacks.
-        text: folder of the text encoder; by default that of a diffusers folder among the others.
+        text: folder of the text encoder, or LTX-2.5's file of it; by default the one that lies
+            among the others.
         with_text: whether a text encoder is needed.
 
     Raises:
         WeightsError: if a part is missing, damaged, of another release or of no release.
     """
-    parts: dict[str, Part] = {}
-    tensors: dict[str, Entry] = {}
-    configs: dict[Path, dict[str, Any]] = {}
-    transformer = source
+    found = _Found(source)
     for place in (source, *more):
+        found.look(place)
+    checkpoint = open_checkpoint(found.transformer)
+    parts = found.complete(source)
+    _refuse_mixed(checkpoint, parts)
+    release = generation(checkpoint.entries)
+    # A named text encoder goes before one that a folder or file among the others brings.
+    place = text or found.pack or found.text
+    encoder: TextEncoderFolders | GemmaFile | None = None
+    if with_text:
+        config = parts["connectors"].config
+        if place is not None and place.suffix == ".safetensors":
+            encoder = checked(open_pack(place), release, config, found.gemma_version)
+        else:
+            encoder = find(place, release, config)
+    gemma = folders_of(source) if is_whole(source) else None
+    return Bundle(checkpoint, parts, encoder, gemma)
+
+
+class _Found:
+    """What the places that a user names hold.
+
+    Args:
+        source: the first of them, which has the transformer.
+
+    Attributes:
+        parts: parts of diffusers folders.
+        tensors: tensors of Lightricks' files by the names that a single one has.
+        configs: config in the metadata of each.
+        transformer: place of the transformer.
+        text: a diffusers folder with a text encoder.
+        pack: LTX-2.5's file of a text encoder.
+        gemma_version: the Gemma that the transformer says it was trained with; None for any.
+    """
+
+    def __init__(self, source: Path) -> None:
+        self.source = self.transformer = source
+        self.parts: dict[str, Part] = {}
+        self.tensors: dict[str, Entry] = {}
+        self.configs: dict[Path, dict[str, Any]] = {}
+        self.text: Path | None = None
+        self.pack: Path | None = None
+        self.gemma_version: str | None = None
+
+    def look(self, place: Path) -> None:
+        """Take what a place has and none before it had."""
         if is_whole(place):
-            for kind in (k for k in KINDS if (place / k.name).is_dir() and k.name not in parts):
-                parts[kind.name] = from_folder(kind, place / kind.name)
-            if text is None and (place / "text_encoder").is_dir():
-                text = place
-            continue
+            for kind in (*KINDS, DIFFUSION):
+                if (place / kind.name).is_dir() and kind.name not in self.parts:
+                    self.parts[kind.name] = from_folder(kind, place / kind.name)
+            if self.text is None and (place / "text_encoder").is_dir():
+                self.text = place
+            return
         for file in _files(place):
-            found, configs[file] = _original(file)
-            double = next((key for key in found if key in tensors), None)
+            found, metadata = read_headers(file)
+            if is_pack(found):
+                self.pack = file
+                # The projections of its states are the connectors'.
+                found = {n: e for n, e in found.items() if n.startswith(_PROJECTIONS)}
+            self.configs[file] = _json(metadata, "config")
+            found = _as_of_a_single_file(found, self.configs[file])
+            double = next((key for key in found if key in self.tensors), None)
             if double is not None:
                 raise WeightsError(
                     "weights.several-checkpoints",
-                    f"{file} and {tensors[double].file} both hold {double}; name one of them",
+                    f"{file} and {self.tensors[double].file} both hold {double}; name one of them",
                 )
-            tensors |= found
-            if place == source and f"{TRANSFORMER}patchify_proj.weight" in found:
-                transformer = file
-    checkpoint = open_checkpoint(transformer)
-    for kind in KINDS:
-        own = {key: entry for key, entry in tensors.items() if key.startswith(kind.prefixes)}
-        if own and kind.name not in parts:
-            parts[kind.name] = from_original(kind, own, configs)
-    missing = next((kind for kind in KINDS if kind.name not in parts), None)
-    if missing is not None:
-        raise WeightsError(
-            "weights.missing-part",
-            f"{source} holds no {missing.title}; add the file or folder that does with --with, or "
-            "take the transformer alone with --transformer-only",
-        )
-    _refuse_mixed(checkpoint, parts)
-    release = generation(checkpoint.entries)
-    ordered = {kind.name: parts[kind.name] for kind in KINDS}
-    config = parts["connectors"].config
-    folders = find(text, release, config) if with_text else None
-    return Bundle(checkpoint, ordered, folders)
+            self.tensors |= found
+            if place == self.source and f"{TRANSFORMER}patchify_proj.weight" in found:
+                self.transformer = file
+                self.gemma_version = _json(metadata, SOURCE).get("gemma_version")
+
+    def complete(self, source: Path) -> dict[str, Part]:
+        """Return all parts.
+
+        Raises:
+            WeightsError: if one that everybody needs is missing, or its tensors do not fit.
+        """
+        parts = dict(self.parts)
+        for kind in (*KINDS, DIFFUSION):
+            own = {k: entry for k, entry in self.tensors.items() if k.startswith(kind.prefixes)}
+            if own and kind.name not in parts:
+                parts[kind.name] = from_original(kind, own, self.configs)
+        missing = next((kind for kind in KINDS if kind.name not in parts), None)
+        if missing is not None and missing.name == "vae" and DIFFUSION.name in parts:
+            raise WeightsError(
+                "weights.unsupported-part",
+                f"{parts[DIFFUSION.name].source} holds the video VAE {diffusion_decoder.CLASS}, "
+                "whose decoder is a diffusion model; clips are encoded by the convolutional one: "
+                "add its file too (LTX-2.5: video-vae-conv) with --with",
+            )
+        if missing is not None:
+            raise WeightsError(
+                "weights.missing-part",
+                f"{source} holds no {missing.title}; add the file or folder that does with --with, "
+                "or take the transformer alone with --transformer-only",
+            )
+        return {kind.name: parts[kind.name] for kind in (*KINDS, DIFFUSION) if kind.name in parts}
 
 
 def _files(place: Path) -> list[Path]:
@@ -196,17 +311,25 @@ def _files(place: Path) -> list[Path]:
     return sorted(place.rglob("*.safetensors"))
 
 
-def _original(file: Path) -> tuple[dict[str, Entry], dict[str, Any]]:
-    """Read a file's tensors, by the names that a single file has, and its config."""
-    found, metadata = read_headers(file)
+def _as_of_a_single_file(found: Mapping[str, Entry], config: Mapping[str, Any]) -> dict[str, Entry]:
+    """Name a file's tensors as a file that holds the whole model does."""
     bare = any(key.startswith(("encoder.conv_in", "decoder.conv_in")) for key in found)
     if bare:
         found = {f"vae.{key}" if key.startswith(_BARE) else key: e for key, e in found.items()}
+    vae = config.get("vae")
+    if not isinstance(vae, dict) or vae.get("_class_name") != diffusion_decoder.CLASS or not bare:
+        return dict(found)
+    named = {diffusion_decoder.renamed(key): entry for key, entry in found.items()}
+    return {key: entry for key, entry in named.items() if key is not None}
+
+
+def _json(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
+    """Read an object in a file's metadata; empty where there is none."""
     try:
-        config = json.loads(metadata.get("config", "{}"))
+        value = json.loads(metadata.get(key, "{}"))
     except ValueError:
-        config = {}
-    return found, config if isinstance(config, dict) else {}
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _refuse_mixed(checkpoint: Checkpoint, parts: Mapping[str, Part]) -> None:

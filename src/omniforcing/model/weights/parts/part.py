@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from omniforcing.core.files import read_json
 from omniforcing.model.weights.checkpoint import fits, read_headers
-from omniforcing.model.weights.parts import connectors, sound, video_vae
+from omniforcing.model.weights.parts import connectors, diffusion_decoder, sound, video_vae
 from omniforcing.model.weights.tensor_file import (
     Entry,
     Watch,
@@ -47,6 +47,8 @@ class Kind:
         to_original: the way back.
         from_metadata: section, shapes by Lightricks' name, and place -> diffusers' config.
         to_metadata: diffusers' config and place -> section.
+        splits: part of an original name -> parts of the names of those that its tensor's rows are
+            divided among.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Kind:
     to_original: Callable[[str, Config], str]
     from_metadata: FromMetadata
     to_metadata: Callable[[Config, str], Config]
+    splits: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     @property
     def prefix(self) -> str:
@@ -119,6 +122,19 @@ KINDS = (
         connectors.to_metadata,
     ),
 )
+# LTX-2.5's second decoder, which nobody must have.
+DIFFUSION = Kind(
+    "diffusion_decoder",
+    "diffusion decoder",
+    (diffusion_decoder.PREFIX,),
+    diffusion_decoder.SECTION,
+    ("LTX2VideoDiffusionDecoderModel",),
+    diffusion_decoder.to_diffusers,
+    diffusion_decoder.to_original,
+    diffusion_decoder.from_metadata,
+    diffusion_decoder.to_metadata,
+    diffusion_decoder.SPLITS,
+)
 
 
 @dataclass(frozen=True)
@@ -151,6 +167,8 @@ class Part:
             return "2.0" if len(self.config["decoder_block_out_channels"]) == 3 else "2.3"
         if self.kind.name == "vocoder":
             return "2.3" if "bwe_upsample_factors" in self.config else "2.0"
+        if self.kind is DIFFUSION:
+            return "2.3"
         if self.kind.name == "connectors":
             return "2.3" if self.config["per_modality_projections"] else "2.0"
         return None
@@ -162,10 +180,31 @@ class Part:
         metadata = {"format": "pt"}
         write_safetensors(target / _WEIGHTS, self.entries, self.tensors(), metadata, watch)
 
-    def originals(self) -> dict[str, str]:
-        """Lightricks' name of each tensor by diffusers name."""
-        kind = self.kind
-        return {n: kind.prefix + kind.to_original(n, self.config) for n in self.entries}
+    def originals(self) -> dict[str, list[str]]:
+        """Diffusers names by Lightricks' name; of several, their rows follow one another."""
+        kind, found = self.kind, dict[str, list[str]]()
+        for name in self.entries:
+            original = kind.prefix + kind.to_original(name, self.config)
+            found.setdefault(original, []).append(name)
+        return found
+
+    def original_entries(self) -> dict[str, Entry]:
+        """Shapes and dtypes by Lightricks' name."""
+        found = {}
+        for original, names in self.originals().items():
+            entries = [self.entries[name] for name in names]
+            rows = (sum(e.shape[0] for e in entries),) if len(entries) > 1 else ()
+            shape = (*rows, *entries[0].shape[len(rows) :])
+            found[original] = replace(entries[0], shape=shape, rows=None)
+        return found
+
+    def original_tensors(self, wanted: Container[str]) -> Iterator[tuple[str, Tensor]]:
+        """Yield tensors by those of Lightricks' names that are wanted, in their order."""
+        chosen = {o: names for o, names in self.originals().items() if o in wanted}
+        tensors = self.tensors([name for names in chosen.values() for name in names])
+        for original, names in chosen.items():
+            parts = [next(tensors)[1] for _ in names]
+            yield original, parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def from_folder(kind: Kind, folder: Path) -> Part:
@@ -214,8 +253,22 @@ def from_original(
     for key, entry in tensors.items():
         name = key.removeprefix(kind.prefix)
         if name.removeprefix("per_channel_statistics.") not in _UNREAD:
-            named[kind.to_diffusers(name, config)] = entry
+            for part, own in _parted(kind, name, entry):
+                named[kind.to_diffusers(part, config)] = own
     return _verified(kind, first.file, config, named)
+
+
+def _parted(kind: Kind, name: str, entry: Entry) -> Iterator[tuple[str, Entry]]:
+    """Divide a tensor's rows among the names that it stands for."""
+    infix, parts = next((split for split in kind.splits if split[0] in name), ("", ()))
+    if not parts or not entry.shape or entry.shape[0] % len(parts):
+        yield name, entry
+        return
+    rows = entry.shape[0] // len(parts)
+    for index, part in enumerate(parts):
+        shape = (rows, *entry.shape[1:])
+        own = replace(entry, shape=shape, rows=(index * rows, (index + 1) * rows))
+        yield name.replace(infix, part), own
 
 
 def on_meta(kind: Kind, config: Config, where: str) -> Any:

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from omniforcing.core.files import read_json
-from omniforcing.model.weights.tensor_file import WeightsError
+from omniforcing.model.weights.parts.gemma_file import CONFIG, VERSION, GemmaFile
+from omniforcing.model.weights.tensor_file import Watch, WeightsError, ignore
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 _NEEDED = {
     "2.0": "Gemma 3 12B (google/gemma-3-12b-it-qat-q4_0-unquantized)",
     "2.3": "Gemma 3 12B (google/gemma-3-12b-it-qat-q4_0-unquantized)",
-    "2.5": "LTX-2.5's Gemma 4 12B in transformers format",
+    "2.5": "LTX-2.5's own Gemma 4 12B (gemma4-12b-with-proj-ltx-2.5, in its text_encoders/, or the "
+    "same in transformers format)",
 }
 
 
@@ -31,7 +33,7 @@ class TextEncoderFolders:
     encoder: Path
     tokenizer: Path
 
-    def write(self, folder: Path, copy: bool) -> None:
+    def write(self, folder: Path, copy: bool, watch: Watch = ignore) -> None:  # noqa: ARG002
         """Put ``text_encoder`` and ``tokenizer`` into a folder, as links or copies."""
         for name, source in (("text_encoder", self.encoder), ("tokenizer", self.tokenizer)):
             if not copy:
@@ -74,7 +76,38 @@ def find(place: Path | None, release: str, connectors: Mapping[str, Any]) -> Tex
             f"{tokenizer} lacks {' or '.join(_TOKENIZERS)}, the tokenizer of {needed}; copy it "
             "there",
         )
-    config = read_json(encoder / "config.json")
+    _refuse_another(encoder, read_json(encoder / "config.json"), release, connectors)
+    return TextEncoderFolders(encoder, tokenizer)
+
+
+def checked(
+    packed: GemmaFile, release: str, connectors: Mapping[str, Any], version: str | None
+) -> GemmaFile:
+    """Check a text encoder that lies in one file.
+
+    Args:
+        packed: the file.
+        release: release of the transformer.
+        connectors: the connectors' config.
+        version: the Gemma that the transformer says it was trained with; None for any.
+
+    Raises:
+        WeightsError: if it is another model's.
+    """
+    _refuse_another(packed.file, packed.config, release, connectors)
+    own = packed.config.get(VERSION)
+    if None not in (own, version) and own != version:
+        raise WeightsError(
+            "weights.wrong-text-encoder",
+            f"{packed.file}: {CONFIG} says {VERSION}={own!r}, and the transformer was trained with "
+            f"{version!r}: take both of one release",
+        )
+    return packed
+
+
+def _refuse_another(
+    place: Path, config: Mapping[str, Any], release: str, connectors: Mapping[str, Any]
+) -> None:
     text = config.get("text_config", config)
     found = text.get("hidden_size"), text.get("num_hidden_layers")
     expected = connectors["caption_channels"], connectors["text_proj_in_factor"] - 1
@@ -83,7 +116,6 @@ def find(place: Path | None, release: str, connectors: Mapping[str, Any]) -> Tex
     if found != expected or not kind.startswith(family):
         raise WeightsError(
             "weights.wrong-text-encoder",
-            f"{encoder} is {kind} with hidden_size and num_hidden_layers {found}; LTX-{release}'s "
-            f"connectors need {family} with {expected}: take {needed}",
+            f"{place} is {kind} with hidden_size and num_hidden_layers {found}; LTX-{release}'s "
+            f"connectors need {family} with {expected}: take {_NEEDED[release]}",
         )
-    return TextEncoderFolders(encoder, tokenizer)

@@ -2,23 +2,25 @@
 
 import json
 import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from omniforcing.model.weights.architecture import to_metadata
-from omniforcing.model.weights.parts.part import KINDS, Kind, on_meta
-from tests.support.tiny_checkpoints import (
+from benchmarks.published.transformer import (
     FACTS,
     original_tensors,
     released_metadata,
     tiny_core,
 )
+from omniforcing.codec.tokens import VOCABULARY, learn_tokenizer
+from omniforcing.model.weights.architecture import to_metadata
+from omniforcing.model.weights.parts.part import DIFFUSION, KINDS, Kind, on_meta
 
-PARTS = json.loads((Path(__file__).parent / "data" / "ltx2_parts.json").read_text())
+PARTS = json.loads((Path(__file__).parent / "ltx2_parts.json").read_text())
 
 # Blocks of the released video VAEs: decoder_blocks and encoder_blocks of the metadata.
 _ENCODER = ["compress_space_res", "compress_time_res", "compress_all_res", "compress_all_res"]
@@ -44,6 +46,19 @@ _AMP = {
     "use_bias_at_final": False,
 }
 TEXT_LAYERS, TEXT_WIDTH = 2, 16
+GEMMA_VERSION, CAPTION = "gemma4-tiny-v1", "a ball bounces on the floor"
+_GEMMA: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": TEXT_WIDTH,
+    "intermediate_size": 32,
+    "num_hidden_layers": TEXT_LAYERS,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "bos_token_id": 2,
+}
 
 
 def family(release: str) -> str:
@@ -181,6 +196,38 @@ def _rest(kind: Kind, values: dict[str, Any]) -> dict[str, Any]:
     return {key: values[key] for key in keys} if kind.name == "connectors" else {}
 
 
+def diffusion_vae(vae: dict[str, Any]) -> dict[str, Any]:
+    """The config of LTX-2.5's diffusion VAE, keys as published, with tiny values.
+
+    Args:
+        vae: config of the convolutional one, whose encoder it has.
+    """
+    strides = [[1, 2, 2], [2, 1, 1], [2, 2, 2], [2, 2, 2]]
+    decoder = {
+        "_class_name": "NADiffusionDecoder",
+        "in_channels": vae["latent_channels"],
+        "out_channels": 3,
+        "patch_size": 4,
+        "head_dim": 16,
+        "stage_channels": [64, 32, 16, 16, 16],
+        "stage_depths": [1, 2, 1, 1, 2],
+        "stage_kernels": [[3, 1, 1], [3, 3, 3], [3, 3, 3], [3, 5, 5], [11, 3, 3]],
+        "upsamples": [[stride, n] for stride, n in zip(strides, (2, 2, 1, 1), strict=True)],
+        "spatial_padding_mode": "zeros",
+        "resampler_kind": "linear",
+        "stage5_kernel": [11, 3, 3],
+        "timestep_scale_multiplier": 1000.0,
+        "default_num_inference_steps": 1,
+    }
+    encoder = {"blocks": vae["encoder_blocks"], "out_channels": vae["latent_channels"]}
+    return {
+        "_class_name": "CausalDiffusionVAE",
+        "encoder": {**encoder, "patch_size": vae["patch_size"], "norm_layer": "pixel_norm"},
+        "decoder": decoder,
+        "model_output_type": "x0",
+    }
+
+
 def save_published(release: str, folder: Path) -> Path:
     """Write tiny random weights as a release is published: one file, or LTX-2.5's several.
 
@@ -200,19 +247,87 @@ def save_published(release: str, folder: Path) -> Path:
     if release != "2.5":
         save_file(tensors, folder / "ltx.safetensors", said)
         return folder / "ltx.safetensors"
-    files = {
-        "diffusion_models/transformer.safetensors": ("model.diffusion_model.",),
-        "text_encoders/gemma-with-proj.safetensors": ("text_embedding_projection.",),
-        "vae/video-vae-conv.safetensors": ("vae.",),
-        "vae/audio-vae.safetensors": ("audio_vae.", "vocoder."),
-    }
-    for file, prefixes in files.items():
-        own = {n: t for n, t in tensors.items() if n.startswith(prefixes)}
-        if prefixes == ("vae.",):  # no prefix in a file of its own
-            own = {name.removeprefix("vae."): tensor for name, tensor in own.items()}
-        (folder / file).parent.mkdir(exist_ok=True)
-        save_file(own, folder / file, said)
+    for name in ("diffusion_models", "text_encoders", "vae"):
+        (folder / name).mkdir(exist_ok=True)
+    projections = _take(tensors, "text_embedding_projection.")
+    video = {name.removeprefix("vae."): t for name, t in _take(tensors, "vae.").items()}
+    save_file(video, folder / "vae" / "video-vae-conv.safetensors", said)
+    sound = _take(tensors, "audio_vae.") | _take(tensors, "vocoder.")
+    save_file(sound, folder / "vae" / "audio-vae.safetensors", said)
+    vae = {"vae": diffusion_vae(told["vae"])}
+    pixels = {n: t for n, t in video.items() if not n.startswith("decoder.")}
+    pixels |= _diffusion_tensors(vae["vae"])
+    named = {"config": json.dumps(vae), "model_version": "2.5.0"}
+    save_file(pixels, folder / "vae" / "video-vae.safetensors", named)
+    version = {"gemma_source_checkpoint": json.dumps({"gemma_version": GEMMA_VERSION})}
+    file = folder / "diffusion_models" / "transformer.safetensors"
+    save_file(tensors, file, said | version)
+    _save_pack(projections, folder / "text_encoders" / "gemma4-with-proj.safetensors")
     return folder
+
+
+def _take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Take the tensors of a prefix out of those of a whole file."""
+    return {name: tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
+
+
+def _diffusion_tensors(vae: dict[str, Any]) -> dict[str, Tensor]:
+    """The decoder's tensors, as in the file: queries, keys and values in one, and one unread."""
+    steps = {f"{DIFFUSION.prefix}decoder.shared_adaln.proj.weight": (1, 24)}
+    config = DIFFUSION.from_metadata(vae, steps, "here")
+    found: dict[str, list[Tensor]] = {"decoder.type_emb": [torch.zeros(8)]}
+    for name, value in _filled(on_meta(DIFFUSION, config, "here")).items():
+        if "latents_" not in name:
+            found.setdefault(DIFFUSION.to_original(name, config), []).append(value)
+    return {name: torch.cat(parts) if len(parts) > 1 else parts[0] for name, parts in found.items()}
+
+
+def gemma_config() -> dict[str, Any]:
+    """The config of LTX-2.5's Gemma, keys as published, with tiny values."""
+    text = {
+        **_GEMMA,
+        "model_type": "gemma4_unified_text",
+        "global_head_dim": 16,
+        "num_global_key_value_heads": 1,
+        "attention_k_eq_v": True,
+        "layer_types": ["sliding_attention", "full_attention"],
+    }
+    picture = {"patch_size": 2, "pooling_kernel_size": 2, "mm_embed_dim": TEXT_WIDTH}
+    return {
+        "model_type": "gemma4_unified",
+        "gemma_version": GEMMA_VERSION,
+        "text_config": text,
+        "vision_config": {**picture, "mm_posemb_size": 8, "output_proj_dims": TEXT_WIDTH},
+        "audio_config": {"audio_embed_dim": 6},
+        "tie_word_embeddings": True,
+    }
+
+
+def _save_pack(projections: dict[str, Tensor], file: Path) -> None:
+    """Write LTX-2.5's text encoder: Gemma, the projections, and the tokenizer as bytes."""
+    from transformers import Gemma4UnifiedConfig, Gemma4UnifiedForConditionalGeneration
+
+    torch.manual_seed(0)
+    config = gemma_config()
+    gemma = Gemma4UnifiedForConditionalGeneration(Gemma4UnifiedConfig(**config)).bfloat16()
+    with tempfile.TemporaryDirectory() as place:
+        gemma.save_pretrained(place)
+        saved = load_file(Path(place) / "model.safetensors")
+        learn_tokenizer([CAPTION], 16).save_pretrained(place)
+        files = [Path(place) / name for name in ("tokenizer.json", "tokenizer_config.json")]
+        content = [torch.frombuffer(bytearray(f.read_bytes()), dtype=torch.uint8) for f in files]
+    towers = {
+        "model.language_model.": "model.",
+        "model.vision_embedder.": "vision_model.",
+        "model.embed_vision.": "multi_modal_projector.",
+        "model.embed_audio.": "audio_projector.",
+    }
+    tensors = dict(projections)
+    for name, tensor in saved.items():
+        ours = next(prefix for prefix in towers if name.startswith(prefix))
+        tensors[towers[ours] + name.removeprefix(ours)] = tensor
+    tensors["tokenizer_json"], tensors["hf_asset__tokenizer_config.json"] = content
+    save_file(tensors, file, {"gemma_config": json.dumps(config), "format": "pt"})
 
 
 def _projections(release: str, tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -239,32 +354,17 @@ def _filled(module: nn.Module) -> dict[str, Tensor]:
 
 
 def save_gemma(release: str, folder: Path) -> Path:
-    """Write a tiny Gemma and a tokenizer, which fit the tiny connectors of a release."""
+    """Write a tiny Gemma and a tokenizer in folders, which fit a release's tiny connectors."""
     from transformers import Gemma3TextConfig, Gemma3TextModel
 
-    from omniforcing.codec.tokens import VOCABULARY, learn_tokenizer
-
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": TEXT_WIDTH,
-        "intermediate_size": 32,
-        "num_hidden_layers": TEXT_LAYERS,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 8,
-        "pad_token_id": 0,
-        "eos_token_id": 1,
-        "bos_token_id": 2,
-    }
-    gemma: Any = Gemma3TextModel(Gemma3TextConfig(**sizes))
+    gemma: Any = Gemma3TextModel(Gemma3TextConfig(**_GEMMA))
     if release == "2.5":
         from transformers import Gemma4TextConfig, Gemma4TextModel
 
         layers = ["sliding_attention", "full_attention"]
         own = {"layer_types": layers, "hidden_size_per_layer_input": 0, "global_head_dim": 8}
-        gemma = Gemma4TextModel(Gemma4TextConfig(**sizes, **own))
+        gemma = Gemma4TextModel(Gemma4TextConfig(**_GEMMA, **own))
     gemma.save_pretrained(folder / "text_encoder")
-    tokenizer = learn_tokenizer(["a ball bounces on the floor"], 16)
-    tokenizer.save_pretrained(folder / "tokenizer")
+    learn_tokenizer([CAPTION], 16).save_pretrained(folder / "tokenizer")
     return folder

@@ -1,0 +1,1 @@
+"""LTX-2 with tiny random weights, in the formats in which Lightricks publishes it."""

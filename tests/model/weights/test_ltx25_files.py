@@ -1,0 +1,194 @@
+"""What LTX-2.5 alone publishes: a text encoder in one file, and a second video decoder."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import LTX2Pipeline, LTX2VideoDiffusionDecoderModel
+from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, Gemma4UnifiedForConditionalGeneration
+
+from benchmarks.published.parts import diffusion_vae, save_published
+from omniforcing.codec.text import TextEncoder, stored_precision
+from omniforcing.model.weights.command import import_whole
+from omniforcing.model.weights.parts import diffusion_decoder
+from omniforcing.model.weights.parts.bundle import open_bundle
+from omniforcing.model.weights.parts.part import DIFFUSION, on_meta
+from tests.support.refusals import refuses
+
+pytestmark = pytest.mark.extended
+
+# The decoder's config as released.
+RELEASED = {
+    "_class_name": "NADiffusionDecoder",
+    "in_channels": 128,
+    "out_channels": 3,
+    "patch_size": 4,
+    "head_dim": 64,
+    "stage_channels": [2048, 1024, 512, 512, 256],
+    "stage_depths": [4, 6, 4, 2, 8],
+    "stage_kernels": [[3, 7, 7], [3, 7, 7], [3, 5, 5], [3, 5, 5], [11, 11, 11]],
+    "upsamples": [[[1, 2, 2], 2], [[2, 1, 1], 2], [[2, 2, 2], 1], [[2, 2, 2], 2]],
+    "spatial_padding_mode": "zeros",
+    "resampler_kind": "linear",
+    "stage5_kernel": [11, 11, 11],
+    "timestep_scale_multiplier": 1000.0,
+    "default_num_inference_steps": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_published("2.5", tmp_path_factory.mktemp("published"))
+
+
+def changed(published: Path, folder: Path, name: str, change: Any) -> Path:
+    """Copy the files, with links to all but one, whose tensors and metadata are changed."""
+    for file in published.rglob("*.safetensors"):
+        place = folder / file.relative_to(published)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(file)
+    (target,) = folder.rglob(name)
+    with safe_open(target, "pt") as opened:
+        metadata = dict(opened.metadata() or {})
+    tensors = load_file(target)
+    target.unlink()
+    change(tensors, metadata)
+    save_file(tensors, target, metadata)
+    return target
+
+
+@pytest.fixture(scope="module")
+def imported(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("imported") / "ltx"
+    import_whole(published, place, [], None, copy=False, rope=None)
+    return place
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_features_of_the_files_own_gemma_are_those_of_diffusers_pipeline(
+    dtype: torch.dtype, imported: Path
+) -> None:
+    place, prompts = imported, ["a ball bounces", ""]
+    pipeline = LTX2Pipeline(
+        tokenizer=AutoTokenizer.from_pretrained(place / "tokenizer"),
+        text_encoder=Gemma4UnifiedForConditionalGeneration.from_pretrained(
+            place / "text_encoder", dtype=dtype
+        ),
+        **dict.fromkeys(("scheduler", "vae", "audio_vae", "connectors", "transformer", "vocoder")),
+    )
+    connectors = LTX2TextConnectors.from_pretrained(place / "connectors", torch_dtype=dtype)
+    with torch.no_grad():
+        states, mask, _, _ = pipeline.encode_prompt(
+            prompts, do_classifier_free_guidance=False, max_sequence_length=16
+        )
+        video, audio, _ = connectors(states, mask)
+    found = TextEncoder.load(place, dtype=dtype).encode(prompts)
+    assert stored_precision(place) is torch.bfloat16  # as published
+    assert (found.video - video).abs().max() < 1e-5 and (found.audio - audio).abs().max() < 1e-5
+
+
+def test_diffusers_opens_the_imported_diffusion_decoder(published: Path, imported: Path) -> None:
+    theirs, told = LTX2VideoDiffusionDecoderModel.from_pretrained(
+        imported / "diffusion_decoder", output_loading_info=True
+    )
+    assert not told["missing_keys"] and not told["unexpected_keys"]
+    file = load_file(published / "vae" / "video-vae.safetensors")
+    joined = file["decoder.det_stages.1.0.attn.qkv.weight"].float()
+    block = theirs.decoder.det_stages[1][0].attn
+    parts = [layer.weight for layer in (block.to_q, block.to_k, block.to_v)]
+    assert torch.equal(torch.cat(parts), joined)
+
+
+def test_the_released_decoder_has_its_published_size_and_config() -> None:
+    vae = {"_class_name": "CausalDiffusionVAE", "decoder": RELEASED, "model_output_type": "x0"}
+    shapes = {f"{DIFFUSION.prefix}decoder.shared_adaln.proj.weight": (7 * 256, 384)}
+    config = DIFFUSION.from_metadata(vae, shapes, "here")
+    module = on_meta(DIFFUSION, config, "here")
+    count = sum(math.prod(p.shape) for p in module.parameters())
+    assert round(count / 1e6) == 417
+    originals = {DIFFUSION.to_original(name, config) for name in module.state_dict()}
+    # Of 396 tensors in the file 84 are the encoder's, and one is read by nobody.
+    assert len(originals) == 396 - 84 - 1
+    assert config == DIFFUSION.from_metadata(
+        {"decoder": DIFFUSION.to_metadata(config, "here")}, shapes, "here"
+    )
+    assert module.smallest == (3, 7, 7)
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+def _without(key: str) -> Any:
+    return lambda tensors, _: tensors.pop(key)
+
+
+def _told(**changes: Any) -> Any:
+    def change(_: Any, metadata: dict[str, str]) -> None:
+        metadata["gemma_config"] = json.dumps(json.loads(metadata["gemma_config"]) | changes)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "facts"),
+    [
+        (_without("tokenizer_json"), "weights.missing-part", ["tokenizer.json"]),
+        (
+            _without("hf_asset__tokenizer_config.json"),
+            "weights.missing-part",
+            ["tokenizer_config.json"],
+        ),
+        (
+            _without("model.norm.weight"),
+            "weights.wrong-tensors",
+            ["model.norm", "1 missing"],
+        ),
+        (lambda _, metadata: metadata.pop("gemma_config"), "weights.no-config", ["gemma_config"]),
+        (_told(model_type="gemma3"), "weights.wrong-text-encoder", ["gemma3", "gemma4_unified"]),
+        (_told(gemma_version="another"), "weights.wrong-text-encoder", ["another", "tiny-v1"]),
+    ],
+)
+def test_a_text_encoder_that_does_not_fit_is_named(
+    change: Any, code: str, facts: list[str], published: Path, tmp_path: Path
+) -> None:
+    file = changed(published, tmp_path / "ltx", "gemma4-with-proj.safetensors", change)
+    with refuses(code, file, *facts):
+        open_bundle(tmp_path / "ltx")
+
+
+def test_files_without_gemma_say_which_is_needed_and_where(published: Path, tmp_path: Path) -> None:
+    def strip(tensors: dict[str, Any], _: Any) -> None:
+        for name in [n for n in tensors if not n.startswith("text_embedding_projection.")]:
+            del tensors[name]
+
+    changed(published, tmp_path / "ltx", "gemma4-with-proj.safetensors", strip)
+    with refuses("weights.missing-part", "gemma4-12b-with-proj", "text_encoders/", "--text-enc"):
+        open_bundle(tmp_path / "ltx")
+    # The file may also lie elsewhere.
+    pack = published / "text_encoders" / "gemma4-with-proj.safetensors"
+    bundle = open_bundle(tmp_path / "ltx", text=pack)
+    assert bundle.text is not None
+
+
+def test_a_diffusion_vae_alone_needs_the_convolutional_one(published: Path, tmp_path: Path) -> None:
+    changed(published, tmp_path / "ltx", "video-vae.safetensors", lambda *_: None)
+    (tmp_path / "ltx" / "vae" / "video-vae-conv.safetensors").unlink()
+    with refuses("weights.unsupported-part", "CausalDiffusionVAE", "video-vae-conv", "--with"):
+        open_bundle(tmp_path / "ltx")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"default_num_inference_steps": 2}, {"gates": True}, {"stage5_channels": 32}]
+)
+def test_a_diffusion_decoder_of_no_release_is_refused(changes: dict[str, Any]) -> None:
+    encoder: dict[str, Any] = {"encoder_blocks": [], "latent_channels": 8, "patch_size": 4}
+    told = diffusion_vae(encoder)
+    told["decoder"] |= changes
+    with refuses("weights.unsupported-config", *changes):
+        diffusion_decoder.from_metadata(told, {}, "here")
