@@ -47,9 +47,9 @@ def engine_options(function: Function) -> Function:
             click.option(
                 "--artifact",
                 type=PATH,
-                help="Folder that the export stage wrote, or models:/NAME@ALIAS or "
-                "models:/NAME/VERSION in MLflow.  [default: the student that the package keeps, "
-                "preset pocket's]",
+                help="Folder that the export stage wrote, models:/NAME@ALIAS or "
+                "models:/NAME/VERSION in MLflow, or ORG/NAME or ORG/NAME@REVISION on the Hub.  "
+                "[default: the student that the package keeps, preset pocket's]",
             ),
             click.option(
                 "--device", default="cpu", help="Where to compute: cpu, cuda, cuda:1, ..."
@@ -180,6 +180,7 @@ def stream(
         "omniforcing serve",
         "omniforcing serve --artifact data/pocket/artifact",
         "omniforcing serve --artifact models:/omniforcing-pocket@champion",
+        "omniforcing serve --artifact ORG/NAME",
         "omniforcing serve --artifact artifact --host 0.0.0.0 --origin https://example.org",
     ),
     help=f"""Stream to browsers.

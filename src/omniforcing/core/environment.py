@@ -42,6 +42,10 @@ OTHERS = {
     "RAY_ADDRESS": "Ignored, like `RAY_API_SERVER_ADDRESS`: `cluster.*` names the cluster.",
     "RAY_AUTH_MODE": "`token` for a cluster that asks for one; set by `make` where it is missing.",
     "RAY_AUTH_TOKEN": "The cluster's token, if it is not in `~/.ray/auth_token`.",
+    "HF_ENDPOINT": "Address of another Hub than https://huggingface.co.",
+    "HF_TOKEN": "Token for the Hub, if `hf auth login` left none.",
+    "HF_HOME": "Folder of the Hub's cache and token; `~/.cache/huggingface` if unset.",
+    "HF_HUB_OFFLINE": "`1`: use only what the Hub's cache holds, and never ask the Hub.",
     "CUDA_VISIBLE_DEVICES": "Empty: everything on the CPU, also where there is a GPU.",
     "OMP_NUM_THREADS": "Threads of a process on the CPU; `trainer.threads` decides in a stage.",
 }

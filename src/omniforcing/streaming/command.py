@@ -33,8 +33,8 @@ class EngineOptions:
     """Which artifact streams, and how.
 
     Attributes:
-        artifact: folder that the export stage wrote, or ``models:/NAME@ALIAS``; None for the
-            student that the package keeps.
+        artifact: what ``Artifact.open`` takes, such as a folder; None for the student that the
+            package keeps.
         device: where to compute, as torch names it.
         threads: of the CPU.
         speed_ups: names, as ``with_speed_ups`` knows them.
