@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from omniforcing.cli.command import Command
-from omniforcing.core.environment import TOKEN_VARIABLE
+from omniforcing.core.environment import ARTIFACT_VARIABLE, TOKEN_VARIABLE
 from omniforcing.serving.protocol import DEFAULT_PORT, Limits
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -47,6 +47,7 @@ def engine_options(function: Function) -> Function:
             click.option(
                 "--artifact",
                 type=PATH,
+                envvar=ARTIFACT_VARIABLE,
                 help="Folder that the export stage wrote, models:/NAME@ALIAS or "
                 "models:/NAME/VERSION in MLflow, or ORG/NAME or ORG/NAME@REVISION on the Hub.  "
                 "[default: the student that the package keeps, preset pocket's]",
