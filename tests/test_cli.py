@@ -21,7 +21,18 @@ from tests.support.refusals import refuses
 ROOT = Path(__file__).parents[1]
 COMMANDS = {
     *("run", "stage", "job", "kuberay", "ablation", "plan", "stream", "serve", "demo"),
-    *("inspect", "measure", "compare", "release", "weights", "config", "pipeline", "doctor"),
+    *(
+        "inspect",
+        "measure",
+        "compare",
+        "release",
+        "weights",
+        "config",
+        "push",
+        "pull",
+        "pipeline",
+        "doctor",
+    ),
     "completion",
 }
 

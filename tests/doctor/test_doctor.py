@@ -164,3 +164,18 @@ def test_a_gpu_that_torch_cannot_use_is_a_note(
     assert named(machine.devices({}), "GPU 0").state == "ok"
     monkeypatch.setenv("PATH", "")
     assert machine.gpus() == []
+
+
+def test_secrets_are_not_shown_and_spans_without_their_package_are_a_note(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values = {"HF_TOKEN": "hf_abc", "OTEL_EXPORTER_OTLP_HEADERS": "api-key=abc"}
+    values["OTEL_EXPORTER_OTLP_ENDPOINT"] = "http://127.0.0.1:4318"
+    found = list(machine.variables(None, values))
+    assert {finding.name for finding in found} == values.keys()
+    assert "abc" not in " ".join(finding.value for finding in found)
+    endpoint = named(found, "OTEL_EXPORTER_OTLP_ENDPOINT")
+    assert endpoint.state == "ok" and "127.0.0.1:4318" in endpoint.value
+    monkeypatch.setattr(machine, "SPANS_PACKAGE", "no-such-package")
+    endpoint = named(machine.variables(None, values), "OTEL_EXPORTER_OTLP_ENDPOINT")
+    assert endpoint.state == "note" and "omniforcing[telemetry]" in str(endpoint.fault)

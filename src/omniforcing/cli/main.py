@@ -11,7 +11,17 @@ import click
 from click.shell_completion import shell_complete
 
 from omniforcing import __version__
-from omniforcing.cli import cluster, completion, data, doctor, measure, pipeline, plan, streaming
+from omniforcing.cli import (
+    cluster,
+    completion,
+    data,
+    doctor,
+    measure,
+    pipeline,
+    plan,
+    publish,
+    streaming,
+)
 from omniforcing.cli.command import Group, refusal
 from omniforcing.core.console import run_command
 from omniforcing.core.environment import COMPLETION_VARIABLE
@@ -38,7 +48,7 @@ omniforcing = Group(
 click.version_option(__version__, prog_name=NAME, message="%(prog)s %(version)s")(omniforcing)
 for command in (
     *(pipeline.run, pipeline.stage, cluster.job, cluster.kuberay, pipeline.ablation),
-    *(pipeline.release, plan.plan),
+    *(pipeline.release, publish.push, publish.pull, plan.plan),
     *(
         streaming.stream,
         streaming.serve,

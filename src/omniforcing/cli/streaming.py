@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from omniforcing.cli.command import Command
-from omniforcing.core.environment import TOKEN_VARIABLE
+from omniforcing.core.environment import ARTIFACT_VARIABLE, TOKEN_VARIABLE
 from omniforcing.serving.protocol import DEFAULT_PORT, Limits
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -47,9 +47,10 @@ def engine_options(function: Function) -> Function:
             click.option(
                 "--artifact",
                 type=PATH,
-                help="Folder that the export stage wrote, or models:/NAME@ALIAS or "
-                "models:/NAME/VERSION in MLflow.  [default: the student that the package keeps, "
-                "preset pocket's]",
+                envvar=ARTIFACT_VARIABLE,
+                help="Folder that the export stage wrote, models:/NAME@ALIAS or "
+                "models:/NAME/VERSION in MLflow, or ORG/NAME or ORG/NAME@REVISION on the Hub.  "
+                "[default: the student that the package keeps, preset pocket's]",
             ),
             click.option(
                 "--device", default="cpu", help="Where to compute: cpu, cuda, cuda:1, ..."
@@ -180,6 +181,7 @@ def stream(
         "omniforcing serve",
         "omniforcing serve --artifact data/pocket/artifact",
         "omniforcing serve --artifact models:/omniforcing-pocket@champion",
+        "omniforcing serve --artifact ORG/NAME",
         "omniforcing serve --artifact artifact --host 0.0.0.0 --origin https://example.org",
     ),
     help=f"""Stream to browsers.

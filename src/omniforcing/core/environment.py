@@ -17,6 +17,7 @@ PARENT_VARIABLE = "OMNIFORCING_PARENT_RUN"
 COMMIT_VARIABLE = "OMNIFORCING_GIT_COMMIT"
 JOB_VARIABLE = "OMNIFORCING_JOB"
 TOKEN_VARIABLE = "OMNIFORCING_TOKEN"
+ARTIFACT_VARIABLE = "OMNIFORCING_ARTIFACT"
 COMPLETION_VARIABLE = "_OMNIFORCING_COMPLETE"
 # What each is for; docs/reference/environment.md is made of it.
 OURS = {
@@ -31,6 +32,7 @@ OURS = {
     ),
     JOB_VARIABLE: "Set in a job on a cluster, so that it runs its stage there and submits none.",
     TOKEN_VARIABLE: "Secret that clients of the server must send.",
+    ARTIFACT_VARIABLE: "What `--artifact` is where a command line does not say.",
     COMPLETION_VARIABLE: "Set by a shell that completes a command line of ours.",
 }
 # Variables of other programs that change what a command here does.
@@ -42,6 +44,12 @@ OTHERS = {
     "RAY_ADDRESS": "Ignored, like `RAY_API_SERVER_ADDRESS`: `cluster.*` names the cluster.",
     "RAY_AUTH_MODE": "`token` for a cluster that asks for one; set by `make` where it is missing.",
     "RAY_AUTH_TOKEN": "The cluster's token, if it is not in `~/.ray/auth_token`.",
+    "HF_ENDPOINT": "Address of another Hub than https://huggingface.co.",
+    "HF_TOKEN": "Token for the Hub, if `hf auth login` left none.",
+    "HF_HOME": "Folder of the Hub's cache and token; `~/.cache/huggingface` if unset.",
+    "HF_HUB_OFFLINE": "`1`: use only what the Hub's cache holds, and never ask the Hub.",
+    "OTEL_EXPORTER_OTLP_ENDPOINT": "Collector to which streams send a span a block, over HTTP.",
+    "OTEL_EXPORTER_OTLP_HEADERS": "Headers of those requests, such as a token.",
     "CUDA_VISIBLE_DEVICES": "Empty: everything on the CPU, also where there is a GPU.",
     "OMP_NUM_THREADS": "Threads of a process on the CPU; `trainer.threads` decides in a stage.",
 }

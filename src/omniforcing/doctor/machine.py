@@ -19,13 +19,15 @@ from omniforcing.core.environment import (
     TOKEN_VARIABLE,
 )
 from omniforcing.doctor.finding import Finding
-from omniforcing.doctor.package import torch_build
+from omniforcing.doctor.package import is_installed, torch_build
 from omniforcing.serving.protocol import DEFAULT_PORT
 
 MLFLOW_PORT = 5000  # of `make ui`
 LEAST_FREE = 10**9  # bytes; the outputs and the DVC cache of preset pocket take 0.6 GB
 GIB = 2**30
-SECRETS = (TOKEN_VARIABLE, "RAY_AUTH_TOKEN")
+SECRETS = (TOKEN_VARIABLE, "RAY_AUTH_TOKEN", "HF_TOKEN", "OTEL_EXPORTER_OTLP_HEADERS")
+SPANS_VARIABLE = "OTEL_EXPORTER_OTLP_ENDPOINT"
+SPANS_PACKAGE = "opentelemetry-exporter-otlp-proto-http"
 NVIDIA = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
 
 
@@ -160,10 +162,16 @@ def variables(checkout: Path | None, values: Mapping[str, str]) -> Iterator[Find
             shown = "set, not shown" if name in SECRETS else repr(values[name])
             fault = _variable_fault(name, values[name], checkout)
             about = {**OURS, **OTHERS}[name]
-            yield Finding("variables", name, f"{shown}: {about}", fault)
+            needed = name != SPANS_VARIABLE  # streams go on without spans
+            yield Finding("variables", name, f"{shown}: {about}", fault, needed=needed)
 
 
 def _variable_fault(name: str, value: str, checkout: Path | None) -> str | None:
+    if name == SPANS_VARIABLE and not is_installed(SPANS_PACKAGE):
+        return (
+            f"{name} is set and the package {SPANS_PACKAGE} is missing, so no spans are sent; "
+            "pip install 'omniforcing[telemetry]'"
+        )
     if name == DATA_ROOT_VARIABLE and not os.path.isdir(value):  # noqa: PTH112  # never raises
         return f"{name} names {value}, which is no folder; make it, or unset the variable"
     if name == CLUSTER_VARIABLE and checkout is not None:

@@ -18,7 +18,7 @@ from omniforcing.pocket import foundation
 from omniforcing.pocket.student import check_student
 
 PYTHONS = ((3, 11), (3, 13))  # oldest and newest that pyproject.toml takes
-EXTRAS = ("serve", "pipeline")
+EXTRAS = ("serve", "telemetry", "pipeline")
 # Encoders that streams and clips are written with, and decoders of what we write.
 NEEDED_CODECS = {"w": ("libx264", "aac", "flac"), "r": ("h264", "aac", "flac")}
 # Decoders of what other people's clips hold.
@@ -88,6 +88,15 @@ def _package(name: str, extra: str, pin: str | None) -> Finding:
     other = pin is not None and found.partition("+")[0] != pin  # any build of a version fits
     note = f"{name} is {found}, tested is {pin}; {command}" if other else None
     return Finding("versions", name, value, note, needed=False)
+
+
+def is_installed(name: str) -> bool:
+    """Whether a package is installed, by its name on the package index."""
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def torch_build() -> str:

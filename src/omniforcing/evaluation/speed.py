@@ -26,6 +26,7 @@ class BlockTiming:
         elapsed: seconds from the request until it was decoded.
         waited: seconds before it in which the stream waited for its consumer, who had no room or
             had paused it.
+        generated: seconds from the request until it was generated.
     """
 
     frames: int
@@ -33,6 +34,7 @@ class BlockTiming:
     decode: float
     elapsed: float
     waited: float = 0.0
+    generated: float = 0.0
 
 
 def block_seconds(timings: list[BlockTiming]) -> NDArray[np.float64]:

@@ -2,7 +2,8 @@
 
 ``serve run omniforcing.serving.ray_serve:app artifact=FOLDER`` runs it. Arguments:
 
-- ``artifact``: folder of the artifact, or ``models:/NAME@ALIAS`` in MLflow; required.
+- ``artifact``: folder of the artifact, ``models:/NAME@ALIAS`` in MLflow, or ``ORG/NAME`` on the
+  Hub; required.
 - ``device``: where to compute (default: cpu).
 - ``replicas``: number of replicas (default: 1).
 - ``speed_ups``: names, separated by commas.

@@ -29,6 +29,8 @@ from omniforcing.serving.protocol import (
 from omniforcing.serving.service import Service
 from omniforcing.streaming.live import Chunk, Stream
 from omniforcing.streaming.steering import Applied, NotApplied
+from omniforcing.streaming.telemetry import spans
+from omniforcing.streaming.telemetry.spans import StreamSpans
 
 T = TypeVar("T")
 logger = logging.getLogger("omniforcing.serve")
@@ -61,6 +63,7 @@ class Session:
         self._stream: Stream | None = None
         self._image: bytes | None = None
         self._asked = 0.0
+        self._spans: StreamSpans | None = None
         self._paced = True
         self._position = Position(0.0, 0)
         self._mistakes = self._frames_sent = 0
@@ -90,6 +93,8 @@ class Session:
             if self._stream is not None:
                 await self._in_thread(self._stream.close)
             self._muxer.release()
+            if self._spans is not None:
+                self._spans.close(reason)
         self._service.gauges.ended.labels(reason).inc()
         if reason != "vanished":
             await self._send_if_open(
@@ -105,6 +110,8 @@ class Session:
         start = await self._first_message()
         self._asked, self._paced = time.perf_counter(), start.paced
         self._stream = await self._in_thread(self._open, start)
+        asked = self._stream.parts.asked
+        self._spans = await self._in_thread(spans.begin, self._service.mark, asked)
         request = start.request
         await self._send_json(
             "started",
@@ -246,10 +253,15 @@ class Session:
         while (chunk := await self._in_thread(next, stream, None)) is not None:
             began = time.perf_counter()
             data = await self._in_thread(self._encode, chunk)
+            encoded = time.perf_counter()
             await self._send_json(
-                "block", **_figures(chunk), encode_s=time.perf_counter() - began, bytes=len(data)
+                "block", **_figures(chunk), encode_s=encoded - began, bytes=len(data)
             )
             await self._send_media(data)
+            sent = time.perf_counter()
+            if self._spans is not None:
+                times = {"encode": (began, encoded), "send": (encoded, sent)}
+                self._spans.block(chunk.block, chunk.timing, **times)
             self._frames_sent += len(chunk.frames)
             self._service.gauges.blocks.inc()
             self._service.gauges.block.observe(chunk.timing.generate)

@@ -21,18 +21,12 @@ from typing import TYPE_CHECKING, Any
 from omniforcing.codec.reach import described_reach
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import read_json, verify_manifest, write_json, write_manifest
-from omniforcing.core.layout import (
-    FPS,
-    LAYOUTS,
-    MEL_RATE,
-    VIDEO_LATENTS_PER_SECOND,
-    Counts,
-    LayoutError,
-)
+from omniforcing.core.layout import FPS, LAYOUTS, Counts, LayoutError
 from omniforcing.media.boxes import SAMPLE_RATES
 from omniforcing.model.config import Stabiliser, StudentConfig
 from omniforcing.pocket import student as kept_student
-from omniforcing.tracking.registry import PREFIX, registered_artifact
+from omniforcing.streaming.publishing.card import CARD, NO_FACTS, CardFacts, model_card
+from omniforcing.tracking.origin import artifact_folder
 
 if TYPE_CHECKING:
     from omniforcing.model.rollout import RolloutConfig
@@ -223,15 +217,14 @@ class Artifact:
         """Open an artifact.
 
         Args:
-            folder: its folder, or ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` in MLflow.
+            folder: its folder, ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` in MLflow, or
+                ``ORG/NAME`` or ``ORG/NAME@REVISION`` on the Hub.
             verify: whether to verify the checksums of its manifest.
 
         Raises:
             OmniForcingError: if a file or the model is missing, altered, or has another schema.
         """
-        if str(folder).startswith(PREFIX):
-            folder = registered_artifact(str(folder))
-        folder = Path(folder)
+        folder = artifact_folder(folder)
         if not (folder / SETTINGS_FILE).is_file():
             raise ArtifactError(
                 "streaming.not-an-artifact",
@@ -292,6 +285,7 @@ def write_artifact(
     settings: StreamSettings,
     metrics: Mapping[str, Any],
     precision: str = "fp32",
+    facts: CardFacts = NO_FACTS,
 ) -> Artifact:
     """Write an artifact; the same inputs give the same bytes.
 
@@ -302,6 +296,7 @@ def write_artifact(
         settings: settings of the stream.
         metrics: content of the evaluation's ``metrics.json``, for the model card.
         precision: ``fp32`` to copy the student as it is, ``bf16`` to round its weights.
+        facts: what else the model card states.
 
     Raises:
         ArtifactError: if a part is missing.
@@ -315,86 +310,7 @@ def write_artifact(
     _copy(codec, used, folder / "codec")
     _copy(codec, ("text",), folder)
     write_json(folder / SETTINGS_FILE, {"schema": SCHEMA, **dataclasses.asdict(settings)})
-    (folder / "README.md").write_text(model_card(settings, metrics), encoding="utf-8")
+    described = {**dataclasses.asdict(settings), "trained_seconds": settings.trained_seconds}
+    (folder / CARD).write_text(model_card(described, metrics, facts), encoding="utf-8")
     write_manifest(folder)
     return Artifact(folder, settings)
-
-
-# --- the model card ---
-
-_CARD = """---
-library_name: diffusers
-tags: [text-to-audio-video, streaming, ltx-2]
----
-# omniforcing, preset {settings.preset}
-
-A block-causal student of an LTX-2 teacher that streams picture and sound together from a text prompt:
-{settings.width}x{settings.height} at {settings.fps} fps with {settings.sample_rate} Hz stereo,
-{steps} denoising steps a block, {settings.window} past blocks visible beside the first.
-It was trained on {settings.trained_seconds:g} s at a time; longer streams roll on with the same window.
-
-```
-omniforcing stream --artifact . --prompt TEXT --seconds 8 --seed 0 --out clip.mp4
-```
-
-`transformer/` opens with `diffusers.LTX2VideoTransformer3DModel.from_pretrained`; `streaming.json` says how to run it.
-The picture waits {picture_ms:.0f} ms ({settings.video_look_ahead} video latents) and the sound {sound_ms} ms
-({settings.look_ahead} mel frames) for what their decoders must know of the future; 0 is a causal decoder.
-
-## Measured
-
-{measured}
-
-`real` are clips of the data (the ceiling), `codec` their reconstructions, `shuffled` the same clips with another clip's sound
-(chance). `self_forcing` is the model in this folder.
-
-## Limits
-
-It has learnt what its training clips show and nothing else. The code is Apache-2.0; weights that come from LTX-2 stay under
-LTX-2's own licence.
-"""
-
-
-def _number(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, int | float) and not isinstance(value, bool) else "-"
-
-
-def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """Write a Markdown table: a line per row, a column per metric that is a number in any row."""
-    names = sorted(
-        {name for row in rows.values() for name, value in row.items() if _number(value) != "-"}
-    )
-    lines = [["model", *names], ["---"] * (1 + len(names))]
-    lines += [[model, *(_number(row.get(name)) for name in names)] for model, row in rows.items()]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _measured(metrics: Mapping[str, Any]) -> str:
-    parts = []
-    if models := metrics.get("models"):
-        parts.append(_table(models))
-    if speed := metrics.get("speed"):
-        parts.append(
-            "\n".join(
-                f"- {name}: {_number(value)}"
-                for name, value in sorted(speed.items())
-                if _number(value) != "-"
-            )
-        )
-    return "\n\n".join(parts) or "Nothing: it was exported without an evaluation."
-
-
-def model_card(settings: StreamSettings, metrics: Mapping[str, Any]) -> str:
-    """Write README.md of an artifact.
-
-    Args:
-        settings: settings of the stream.
-        metrics: content of ``metrics.json``.
-    """
-    return _CARD.format(
-        settings=settings,
-        steps=len(settings.sigmas),
-        picture_ms=1000 * settings.video_look_ahead / VIDEO_LATENTS_PER_SECOND,
-        sound_ms=1000 * settings.look_ahead // MEL_RATE,
-        measured=_measured(metrics),
-    )

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -33,8 +34,8 @@ class EngineOptions:
     """Which artifact streams, and how.
 
     Attributes:
-        artifact: folder that the export stage wrote, or ``models:/NAME@ALIAS``; None for the
-            student that the package keeps.
+        artifact: what ``Artifact.open`` takes, such as a folder; None for the student that the
+            package keeps.
         device: where to compute, as torch names it.
         threads: of the CPU.
         speed_ups: names, as ``with_speed_ups`` knows them.
@@ -114,7 +115,11 @@ def check_target(path: Path) -> None:
 
 
 def write_stream(
-    chunks: Iterable[Chunk], out: Path, settings: StreamSettings, mark: Mark | None = None
+    chunks: Iterable[Chunk],
+    out: Path,
+    settings: StreamSettings,
+    mark: Mark | None = None,
+    asked: float | None = None,
 ) -> StreamSpeed:
     """Encode a stream into an MP4 file, or block by block onto standard output if ``out`` is ``-``.
 
@@ -125,6 +130,7 @@ def write_stream(
         out: the file.
         settings: settings of the stream.
         mark: what the file says of how it was made; by default, by which preset's student.
+        asked: ``time.perf_counter`` when the stream was asked for; None: no spans are made.
 
     Raises:
         OmniForcingError: if the file cannot be written.
@@ -132,30 +138,41 @@ def write_stream(
     from omniforcing.core.files import new_file
 
     if out == STDOUT:
-        return _encode(chunks, sys.stdout.buffer, settings, mark)
+        return _encode(chunks, sys.stdout.buffer, settings, mark, asked)
     with new_file(out) as file:
-        return _encode(chunks, file, settings, mark)
+        return _encode(chunks, file, settings, mark, asked)
 
 
 def _encode(
-    chunks: Iterable[Chunk], file: BinaryIO, settings: StreamSettings, mark: Mark | None
+    chunks: Iterable[Chunk],
+    file: BinaryIO,
+    settings: StreamSettings,
+    mark: Mark | None,
+    asked: float | None,
 ) -> StreamSpeed:
     from omniforcing.evaluation.speed import stream_speed
     from omniforcing.media.marking import Mark
     from omniforcing.media.mux import Muxer
+    from omniforcing.streaming.telemetry import spans
 
     size, mark = (settings.height, settings.width), mark or Mark(settings.preset)
-    timings = []
+    timings, traced, end = [], spans.begin(mark, asked), "failed"
     try:
         with Muxer(file, *size, settings.sample_rate, mark=mark) as muxer:
             for chunk in chunks:
+                began = time.perf_counter()
                 muxer.add(chunk)
                 file.flush()
                 timings.append(chunk.timing)
+                traced.block(chunk.block, chunk.timing, encode=(began, time.perf_counter()))
+        end = "ended"
     except BrokenPipeError:
+        end = "stopped"
         # The player was closed, which is how a viewer stops. Without this, Python would report a
         # broken pipe at exit when it flushes standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+    finally:
+        traced.close(end)
     return stream_speed(timings)
 
 
@@ -362,7 +379,9 @@ def stream_clip(options: StreamOptions) -> None:
         saved = stream.snapshot(at=stream.blocks) if options.save else None
         chunks = _with_progress(stream, stream.frames)
         with _until_interrupted(chunks) if options.endless else nullcontext(chunks) as wanted:
-            speed = write_stream(wanted, options.out, engine.settings, engine.mark)
+            speed = write_stream(
+                wanted, options.out, engine.settings, engine.mark, stream.parts.asked
+            )
         if saved is not None and options.save is not None:
             saved.result().save(options.save)
     values = figures(speed, engine.settings, options.engine.device, options.engine.speed_ups)

@@ -19,3 +19,9 @@ class ExportConfig(Section):
     """Precision of the artifact's student, in which it streams; bf16 takes half the memory."""
     registered_model: str | None = None
     """Register the model in MLflow under this name too; null: only log it."""
+    licence: str | None = None
+    """Licence of the weights, as the Hub writes it (`apache-2.0`); null: it cannot be pushed."""
+    licence_link: str | None = None
+    """Address of a licence that the Hub does not know."""
+    base_model: str | None = None
+    """Model on the Hub that the teacher came from; null: one of one's own."""

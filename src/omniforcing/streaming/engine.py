@@ -46,8 +46,8 @@ class Engine:
     """A loaded artifact; opens any number of independent streams.
 
     Args:
-        artifact: an opened artifact, or what ``Artifact.open`` takes: its folder, or
-            ``models:/NAME@ALIAS`` in MLflow's registry.
+        artifact: an opened artifact, or what ``Artifact.open`` takes: its folder,
+            ``models:/NAME@ALIAS`` in MLflow's registry, or ``ORG/NAME`` on the Hub.
         device: device to compute on.
         options: what makes the student fast. A saved stream goes on bit for bit only with options
             that it was saved with.

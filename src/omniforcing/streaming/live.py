@@ -103,6 +103,7 @@ class _GeneratedBlock:
     latents: Latents
     waited: float
     seconds: float
+    ended: float
     prompt: str
 
 
@@ -326,8 +327,9 @@ class StreamThreads:
             latents = generation.next()
             # The decoder's thread reads the latents from another CUDA stream.
             synchronise(parts.device)
-            waited, seconds = began - arrived, time.perf_counter() - began
-            self.latents.put(_GeneratedBlock(block, latents, waited, seconds, prompt))
+            ended = time.perf_counter()
+            waited, seconds = began - arrived, ended - began
+            self.latents.put(_GeneratedBlock(block, latents, waited, seconds, ended, prompt))
 
     def _change_prompt(self, change: PromptChange, block: int, start: float) -> None:
         try:
@@ -369,6 +371,7 @@ class StreamThreads:
             ended - began,
             ended - self.parts.asked,
             item.waited + waited,
+            item.ended - self.parts.asked,
         )
         return Chunk(
             item.block.index,

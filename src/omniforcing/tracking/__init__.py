@@ -1,7 +1,10 @@
-"""MLflow's store as every room may need it: its address, and the models that it holds.
+"""Where models are kept, as every room may need it: MLflow's store, its registry, the Hub.
 
-- ``store``: where the store is, whether it answers, requests that end in a sentence.
+- ``store``: where MLflow's store is, whether it answers, requests that end in a sentence.
 - ``registry``: registered models, their versions and aliases, and the artifacts in them.
+- ``hub``: artifacts in repositories of the Hugging Face Hub, fetched and published.
+- ``origin.artifact_folder``: the folder of an artifact, by any name that it goes by.
 
-MLflow is imported when it is needed. Must not import any other room than ``core``.
+MLflow and huggingface_hub are imported when they are needed. Must not import any other room than
+``core``.
 """

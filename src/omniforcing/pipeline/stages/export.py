@@ -21,6 +21,7 @@ from omniforcing.pocket.observe import observe
 from omniforcing.streaming.artifact import Artifact, StreamSettings, write_artifact
 from omniforcing.streaming.command import figures, write_stream
 from omniforcing.streaming.engine import Engine
+from omniforcing.streaming.publishing.card import SAMPLE, CardFacts
 from omniforcing.tracking.registry import EVALUATION
 from omniforcing.tracking.store import UPLOAD, answering, tracking_uri
 
@@ -43,7 +44,7 @@ def stream_sample(
         Figures of the stream, such as its speed.
     """
     chunks = list(Engine(artifact, device).stream(prompt, seconds, seed))
-    speed = write_stream(chunks, artifact.folder / "sample.mp4", artifact.settings)
+    speed = write_stream(chunks, artifact.folder / SAMPLE, artifact.settings)
     sound = torch.from_numpy(np.concatenate([c.samples for c in chunks], 1))
     media = Pair(
         np.concatenate([c.frames for c in chunks]),
@@ -131,7 +132,13 @@ def run(stage: Stage) -> None:
     metrics = read_json(stage.input("evaluate") / "metrics.json")
     with stage.publish() as folder:
         student, precision = stage.input("self_forcing"), config.export.precision
-        artifact = write_artifact(folder, student, codec, settings, metrics, precision)
+        facts = CardFacts(
+            config.export.licence,
+            config.export.licence_link,
+            config.export.base_model,
+            sample=config.export.prompt,
+        )
+        artifact = write_artifact(folder, student, codec, settings, metrics, precision, facts)
         sample = stream_sample(
             artifact,
             config.export.prompt,
@@ -140,7 +147,7 @@ def run(stage: Stage) -> None:
             config.trainer.device,
         )
     stage.write_metrics(sample | {"files": len(read_json(stage.folder / "manifest.json")["files"])})
-    for name in ("sample.mp4", "sample.png", "README.md"):
+    for name in (SAMPLE, "sample.png", "README.md"):
         stage.log_artifact(stage.folder / name)
     for name in ("metrics.json", CLIP_TABLE):
         stage.log_artifact(stage.input("evaluate") / name, EVALUATION)
