@@ -19,6 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 from omniforcing.core.latents import Batch
 from omniforcing.pipeline.config import Config
 from omniforcing.pipeline.planner.networks import BUILDERS, Sizes, trained_stages
+from omniforcing.training.sharding import own_part
 from omniforcing.training.stages import Optimisers, StageModule, TrainingOptions
 
 WARM_UP, TIMED = 2, 3  # updates; the second is the first one beside optimiser states
@@ -48,8 +49,8 @@ def allocated_bytes(run: Callable[[], object], device: torch.device) -> int:
 
 
 def held_bytes(module: StageModule) -> int:
-    """Return the bytes of a stage's weights and buffers, those of frozen models included."""
-    storages = [tensor.untyped_storage() for tensor in _tensors_of(module)]
+    """Return this process's bytes of a stage's weights and buffers, frozen models included."""
+    storages = [own_part(tensor).untyped_storage() for tensor in _tensors_of(module)]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
