@@ -81,6 +81,10 @@ ADAPTED = (
     "self_forcing={adapter: {rank: 8}, critic_adapter: {rank: 8}, muon_lr: null, "
     "critic_muon_lr: null}",
 )
+INT8 = (
+    "bidirectional_dmd={critic_adapter: {rank: 8}, critic_muon_lr: null}",
+    "trainer.frozen=int8",
+)
 OTHERS = [
     case
     for case in itertools.product(BUILDERS, (KEEP, RECOMPUTE), (1, 4))
@@ -94,6 +98,7 @@ OTHERS = [
         *((*case, ()) for case in QUICK),
         pytest.param("self_forcing", RECOMPUTE, 1, (LEAN,), marks=pytest.mark.slow),
         pytest.param("self_forcing", RECOMPUTE, 2, ADAPTED, marks=pytest.mark.slow),
+        pytest.param("causal_ode", RECOMPUTE, 1, (*ADAPTED, *INT8), marks=pytest.mark.slow),
         *(pytest.param(*case, (), marks=pytest.mark.slow) for case in OTHERS),
     ],
 )

@@ -81,5 +81,5 @@ def test_a_quantised_base_is_refused_where_all_weights_train_or_are_sharded() ->
     with refuses("config.out-of-range", "self_forcing.critic_adapter=null"):
         load_config([int8, *ADAPTERS[:2], "self_forcing.adapter={rank: 4}"])
     with refuses("config.out-of-range", "trainer.frozen", "cluster.strategy=fsdp"):
-        load_config([int8, *ADAPTERS, "cluster={address: auto, strategy: fsdp}"])
+        load_config([int8, *ADAPTERS, "cluster.address=auto", "cluster.strategy=fsdp"])
     assert load_config([int8, *ADAPTERS]).trainer.frozen == "int8"

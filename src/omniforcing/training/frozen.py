@@ -38,7 +38,8 @@ class Int8Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         kind = x.device.type
-        if torch.is_autocast_enabled(kind):
+        # A trace of memory runs on the meta device, which has no autocast.
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
             x = x.to(torch.get_autocast_dtype(kind))
         out = _Product.apply(x, self.weight, self.scale)
         return out if self.bias is None else out + self.bias.to(out.dtype)

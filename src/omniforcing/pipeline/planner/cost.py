@@ -254,6 +254,9 @@ class StageCost:
         if replicated:
             # DDP's buckets, which stay from the first update on.
             gradients += sum(kept[name] for name in ("weights", "critic") if name in kept)
+        if shards > 1 and {"weights", "critic"} & kept.keys() - self.adapted:
+            # A layer's whole gradient, and the fp32 copy of it that FSDP spreads over the workers.
+            gradients += (self.dtype.itemsize + MASTER) * self.layer
         caches = min(self.caches(setting.batch), rest)
         return {
             **dict.fromkeys(COLUMNS, 0.0),
