@@ -13,7 +13,7 @@ from omniforcing.evaluation.report import COLUMNS, format_number, render_templat
 
 SCHEMA = 1
 # What a row costs: training, and a stream.
-COSTS = ("minutes", "peak_mb", "ttfc_s", "block_p50_s")
+COSTS = ("minutes", "peak_mb", "recomputed_mb", "ttfc_s", "block_p50_s")
 REFERENCES = ("real", "chance", "teacher", "baseline")
 # Metrics of the plot -> the key of their standard error, where they have one.
 PANELS = {

@@ -34,8 +34,9 @@ def compare(trials: Mapping[str, Trial]) -> dict[str, dict[str, Any]]:
         trials: baseline and variants by row.
 
     Returns:
-        By row ``minutes`` of all updates, ``peak_mb`` of the largest stage and both by stage in
-        ``training``, ``ttfc_s`` and ``block_p50_s``. Trainings on a cluster are not measured.
+        By row ``minutes`` of all updates, ``peak_mb`` and ``recomputed_mb`` of the largest stage
+        and all three by stage in ``training``, ``ttfc_s`` and ``block_p50_s``. Trainings on a
+        cluster are not measured.
     """
     speeds = _speeds(trials)
     found = {}
@@ -44,7 +45,8 @@ def compare(trials: Mapping[str, Trial]) -> dict[str, dict[str, Any]]:
         found[name] = {**speeds[name], "training": costs}
         if costs:
             found[name]["minutes"] = sum(cost["minutes"] for cost in costs.values())
-            found[name]["peak_mb"] = max(cost["peak_mb"] for cost in costs.values())
+            for peak in ("peak_mb", "recomputed_mb"):
+                found[name][peak] = max(cost[peak] for cost in costs.values())
     return found
 
 

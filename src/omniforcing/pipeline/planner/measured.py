@@ -10,17 +10,15 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from omniforcing.core.latents import Batch
 from omniforcing.pipeline.config import Config
 from omniforcing.pipeline.planner.networks import BUILDERS, Sizes, trained_stages
 from omniforcing.training.sharding import own_part
-from omniforcing.training.stages import Optimisers, StageModule, TrainingOptions
+from omniforcing.training.stages import StageModule, TrainingOptions
 
 WARM_UP, TIMED = 2, 3  # updates; the second is the first one beside optimiser states
 
@@ -73,40 +71,53 @@ def training_cost(
 
     Returns:
         By stage ``minutes`` of all its updates (of a CPU's time, which other processes leave
-        alone; of a GPU by the clock) and ``peak_mb``, the most megabytes of tensors at once.
+        alone; of a GPU by the clock), ``peak_mb``, the most megabytes of tensors at once, and
+        ``recomputed_mb``, the same with layers recomputed in the backward pass.
     """
-    recompute = config.trainer.checkpoint_activations
-    sizes = replace(sizes, checkpoint_activations=recompute)
     found = {}
     for name in trained_stages(config):
         steps = getattr(config, name).optim.steps
-        if name != "teacher" and steps:
-            module = BUILDERS[name](config, sizes, torch.float32, options)
-            states = len(config.student.sigmas) + 1 if name == "causal_ode" else 0
-            batch = sizes.batch(config, getattr(config, name).optim.batch, states)
-            found[name] = _updates(module, batch, steps, config.trainer.precision)
+        if name == "teacher" or not steps:
+            continue
+        recompute = config.trainer.checkpoint_activations
+        stage = _Updates(name, config, replace(sizes, checkpoint_activations=recompute), options)
+        peak = stage.warm_up()
+        seconds = [_seconds(stage.update, stage.module.device) for _ in range(TIMED)]
+        del stage
+        recomputed = _Updates(name, config, replace(sizes, checkpoint_activations=True), options)
+        found[name] = {
+            "minutes": statistics.median(seconds) * steps / 60,
+            "peak_mb": peak / 1e6,
+            "recomputed_mb": recomputed.warm_up() / 1e6,
+        }
     return found
 
 
-def _updates(module: StageModule, batch: Batch, steps: int, precision: str) -> dict[str, float]:
-    module.place(batch.latents.video.device)
-    held, device = held_bytes(module), module.device
-    update = partial(_update, module, batch, module.configure_optimizers(), precision)
+class _Updates:
+    """A stage on random weights that is updated on noise."""
 
-    def warm_up() -> None:
-        for step in range(WARM_UP):
-            update(step)
+    def __init__(self, name: str, config: Config, sizes: Sizes, options: TrainingOptions) -> None:
+        self.module: StageModule = BUILDERS[name](config, sizes, torch.float32, options)
+        states = len(config.student.sigmas) + 1 if name == "causal_ode" else 0
+        self.batch = sizes.batch(config, getattr(config, name).optim.batch, states)
+        self.module.place(self.batch.latents.video.device)
+        self.mixed, self.step = config.trainer.precision == "bf16-mixed", 0
+        self.optimisers = self.module.configure_optimizers()
 
-    peak = held + allocated_bytes(warm_up, device)
-    seconds = [_seconds(partial(update, WARM_UP + step), device) for step in range(TIMED)]
-    return {"minutes": statistics.median(seconds) * steps / 60, "peak_mb": peak / 1e6}
+    def update(self) -> None:
+        """Take a training step."""
+        with torch.autocast(self.module.device.type, torch.bfloat16, enabled=self.mixed):
+            self.module.training_step(self.step, self.batch, self.optimisers, Tensor.backward)
+        self.step += 1
 
+    def warm_up(self) -> int:
+        """Take the first steps; returns the most bytes at once, weights included."""
 
-def _update(
-    module: StageModule, batch: Batch, optimisers: Optimisers, precision: str, step: int
-) -> None:
-    with torch.autocast(module.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
-        module.training_step(step, batch, optimisers, Tensor.backward)
+        def updates() -> None:
+            for _ in range(WARM_UP):
+                self.update()
+
+        return held_bytes(self.module) + allocated_bytes(updates, self.module.device)
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:
