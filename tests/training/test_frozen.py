@@ -41,9 +41,14 @@ def test_a_layer_in_int8_is_that_of_its_rounded_weights_and_keeps_those_alone(mi
     kept: list[Tensor] = []
     x, again = (torch.randn(5, 48).requires_grad_() for _ in range(2))
     again.data.copy_(x)
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
     with (
         torch.autocast("cpu", torch.bfloat16, enabled=mixed),
-        torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t), t)[1], lambda t: t),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
     ):
         out = layer(x)
     assert max((t.numel() for t in kept if t.is_floating_point()), default=0) < layer.weight.numel()

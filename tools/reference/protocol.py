@@ -18,8 +18,12 @@ from omniforcing.serving.protocol import (
 from omniforcing.serving.serve import MESSAGE_BYTES
 
 KINDS = {
-    **{str: "text", int: "whole number", float: "number", bool: "true or false"},
-    **{list: "list", dict: "object"},
+    str: "text",
+    int: "whole number",
+    float: "number",
+    bool: "true or false",
+    list: "list",
+    dict: "object",
 }
 
 

@@ -98,11 +98,11 @@ class Held(NamedTuple):
     """Frozen weights that are held in fewer bytes.
 
     Attributes:
-        count: number of them, of which autocast keeps no copy.
+        numbers: how many there are, of which autocast keeps no copy.
         saved: bytes that this saves.
     """
 
-    count: int
+    numbers: int
     saved: int
 
 
@@ -276,7 +276,7 @@ class StageCost:
         """
         size = self.dtype.itemsize
         if shards == 1:
-            count = sum(self.parameters.values()) - self.held.count
+            count = sum(self.parameters.values()) - self.held.numbers
             return float(size * count if self.mixed else 0)
         outside = 0
         for name, count in self.parameters.items():
