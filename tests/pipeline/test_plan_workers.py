@@ -76,5 +76,4 @@ def test_planned_memory_of_a_worker_is_that_of_two(
         planned = cost.bytes(Setting("all", True), 2, foreach=False)
     else:
         planned = cost.bytes(Setting("none", True), 1, replicated=True, foreach=False)
-    print(strategy, bool(more), {k: round(v / 1e6, 2) for k, v in planned.items()}, found)
     assert sum(planned.values()) == pytest.approx(max(found), rel=0.1)

@@ -30,7 +30,9 @@ USABLE = 0.92  # share of a GPU's memory; CUDA itself and gaps between allocatio
 # peaks of several, and the difference would be multiplied by all layers of a deep network.
 DEPTHS = (2, 3)
 TRACED_CRITIC_STEPS = 2
-PREFETCHED = 2  # layers whose weights are gathered at a time
+# Layers whose weights are gathered at a time: one computes, and FSDP2 copies the next out of the
+# buffer into which it was gathered.
+PREFETCHED = 3
 COLUMNS = (
     "weights",
     "critic",
@@ -255,8 +257,8 @@ class StageCost:
             # DDP's buckets, which stay from the first update on.
             gradients += sum(kept[name] for name in ("weights", "critic") if name in kept)
         if shards > 1 and {"weights", "critic"} & kept.keys() - self.adapted:
-            # A layer's whole gradient, and the fp32 copy of it that FSDP spreads over the workers.
-            gradients += (self.dtype.itemsize + MASTER) * self.layer
+            # Shards of a layer's gradient are made of the whole, when its last part is computed.
+            gradients += self.dtype.itemsize * self.layer
         caches = min(self.caches(setting.batch), rest)
         return {
             **dict.fromkeys(COLUMNS, 0.0),
