@@ -8,7 +8,8 @@ pitch, standard deviation of the latents.
 
 `--guidance` samples the teacher at several scales, to choose `teacher.sampler.guidance`. `--ode`
 integrates Stage I's (or the guided teacher's) ODE in that many Euler steps through the student's
-sigmas, as stage trajectories does.
+sigmas, as stage trajectories does. `--int8` also samples teacher and Stage I with their blocks'
+weights in int8, as `trainer.frozen` holds the teacher's.
 """
 
 import argparse
@@ -44,6 +45,7 @@ from omniforcing.pocket.events import colours_in
 from omniforcing.pocket.observe import observe
 from omniforcing.pocket.sync import TOLERANCE_MS
 from omniforcing.training.config import Weights
+from omniforcing.training.frozen import hold_frozen
 
 SHOWN = {
     **{"sync_margin": "margin", "sync_margin_error": "+-", "sync_offset_ms": "offset ms"},
@@ -62,6 +64,7 @@ class ModelRequest:
         folder: of the weights.
         guidance: scales to sample the teacher at; empty: the preset's.
         steps: numbers of Euler steps to integrate the ODE in.
+        int8: whether to sample with quantised weights too.
     """
 
     label: str
@@ -69,6 +72,7 @@ class ModelRequest:
     folder: Path
     guidance: list[float]
     steps: list[int]
+    int8: bool
 
 
 def main() -> None:
@@ -95,6 +99,7 @@ def main() -> None:
         metavar="STEPS",
         help="integrate the ODE in so many steps too",
     )
+    parser.add_argument("--int8", action="store_true", help="sample with weights in int8 too")
     parser.add_argument("--clips", type=int, default=64, help="held-out captions (default: 64)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
     arguments = parser.parse_args()
@@ -104,7 +109,8 @@ def main() -> None:
         config = load_config(root=project_root(), preset=arguments.preset)
         data = project_root() / "data" / config.preset
         names = arguments.models or [name for name in MODELS if (data / name).is_dir()]
-        requests = [_parse_model(word, data, arguments.guidance, arguments.ode) for word in names]
+        asked = (arguments.guidance, arguments.ode, arguments.int8)
+        requests = [_parse_model(word, data, *asked) for word in names]
         captions = split_clips(data / "shards", HELDOUT, arguments.clips).captions
         if not any(map(colours_in, captions)):
             raise OmniForcingError(
@@ -131,13 +137,16 @@ def main() -> None:
     sys.exit(run_command(measure))
 
 
-def _parse_model(word: str, data: Path, guidance: list[float], steps: list[int]) -> ModelRequest:
+def _parse_model(
+    word: str, data: Path, guidance: list[float], steps: list[int], int8: bool
+) -> ModelRequest:
     name, _, folder = word.partition("=")
     if name not in MODELS:
         raise OmniForcingError(
             "option.unknown-name", f"{word}: no model of that name; there are {', '.join(MODELS)}"
         )
-    return ModelRequest(word, name, Path(folder) if folder else data / name, guidance, steps)
+    path = Path(folder) if folder else data / name
+    return ModelRequest(word, name, path, guidance, steps, int8)
 
 
 def samplers(factory: SamplerFactory, request: ModelRequest) -> Iterator[tuple[str, LatentSampler]]:
@@ -153,6 +162,10 @@ def samplers(factory: SamplerFactory, request: ModelRequest) -> Iterator[tuple[s
             )
     else:
         yield request.label, factory.draw(request.name, request.folder, seconds)
+    if request.int8 and request.name not in CAUSAL:
+        model = load_model(request.folder, device=factory.device, sinks=0).eval()
+        hold_frozen(model, "int8")
+        yield f"{request.label}, int8", factory.bind(request.name, model, seconds)
     if request.name not in CAUSAL:
         for steps in request.steps:
             yield f"{request.label}, ODE in {steps} steps", ode(factory, request, steps)

@@ -18,7 +18,6 @@ until the last block has added its share. With `--trace` it only traces, at any 
 from __future__ import annotations
 
 import argparse
-import gc
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +26,6 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.timing import Clock
 from omniforcing.core.config import project_root
@@ -49,6 +47,7 @@ from omniforcing.model.rollout import RolloutConfig, few_step, gaussian, new_cac
 from omniforcing.model.transformer import DualStream
 from omniforcing.pipeline.config import Config, load_config
 from omniforcing.pipeline.planner.cost import DEPTHS, few_critic_steps
+from omniforcing.pipeline.planner.measured import allocated_bytes
 from omniforcing.pipeline.planner.networks import Sizes
 from omniforcing.pipeline.planner.trace import Trace, deepened, trace_step
 from omniforcing.training.cuts import Cut
@@ -184,25 +183,6 @@ def traced_bytes(kind: type[SelfForcing], config: Config, sizes: Sizes, batch: i
     few, more = map(traced, DEPTHS)
     peaks, _ = deepened(few, more, (*DEPTHS, sizes.core["num_layers"]), 0.0)
     return max(rest for _, rest in peaks)
-
-
-def allocated_bytes(update: Callable[[], object], device: torch.device) -> int:
-    """Most bytes that torch hands out during a call, on top of what is held before it."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        held = torch.cuda.memory_allocated(device)
-        update()
-        return torch.cuda.max_memory_allocated(device) - held
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        update()
-    events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
-    memory = [e for e in events if e.name() == "[memory]" and e.device_index() < 0]
-    held, most = 0, 0
-    for event in sorted(memory, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        most = max(most, held)
-    return most
 
 
 def student_gradients(

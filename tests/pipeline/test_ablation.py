@@ -24,8 +24,14 @@ from omniforcing.distill.config import CausalOdeInit, SelfForcingInit
 from omniforcing.model.weights.student import load_model, save_model
 from omniforcing.pipeline import tracking
 from omniforcing.pipeline.config import Config, load_config
-from omniforcing.pipeline.experiments.ablation import chosen_variants, variants_of
 from omniforcing.pipeline.experiments.experiments import Laboratory
+from omniforcing.pipeline.experiments.variants import (
+    RANKS,
+    all_variants,
+    chosen_variants,
+    seeded,
+    variants_of,
+)
 from omniforcing.pipeline.generate import write_pipelines
 from omniforcing.pipeline.stages import causal_ode, self_forcing
 from omniforcing.pipeline.stages.shared import training as train_stage
@@ -46,6 +52,7 @@ CHANGED = {
     "teacher-pairs": {"trajectories.source"},
     "causal-scores": {"self_forcing.scores"},
 }
+ADAPTED = ("bidirectional_dmd", "causal_ode", "self_forcing")
 
 
 @pytest.mark.parametrize("preset", ["pocket", "ltx2", "smoke"])
@@ -58,6 +65,40 @@ def test_a_variant_changes_exactly_its_keys_in_every_preset_that_it_fits(preset:
     for name, variant in variants.items():
         changed = flatten(to_dict(load_config(list(variant.overrides), ROOT, preset)))
         assert {key for key in plain if plain[key] != changed[key]} == CHANGED[name]
+
+
+def test_variants_of_a_rank_adapt_every_role_of_every_stage_and_train_it_faster() -> None:
+    base = load_config(root=ROOT, preset="pocket")
+    variants = chosen_variants(ROOT, base, ["adapters"])
+    assert list(variants) == [f"adapters-{rank}" for rank in RANKS]
+    for rank, variant in zip(RANKS, variants.values(), strict=True):
+        config = load_config(list(variant.overrides), ROOT, "pocket")
+        for name in ADAPTED:
+            section = getattr(config, name)
+            assert section.adapter.rank == rank
+            assert section.optim.lr.video > getattr(base, name).optim.lr.video
+            if name != "causal_ode":
+                assert section.critic_adapter.rank == rank
+
+
+def test_students_of_fewer_steps_keep_the_first_sigma_and_leave_out_the_smallest() -> None:
+    base = load_config(root=ROOT, preset="pocket")
+    sigmas = base.student.sigmas
+    found = {}
+    for name, variant in chosen_variants(ROOT, base, ["steps"]).items():
+        config = load_config(list(variant.overrides), ROOT, "pocket")
+        found[name] = config.student.sigmas
+        assert config.trajectories.steps == len(config.student.sigmas)
+    assert found == {"steps-3": sigmas[:3], "steps-2": [sigmas[0], sigmas[2]]}
+
+
+def test_another_seed_has_a_baseline_of_its_own_and_is_found_by_its_experiments_name() -> None:
+    base = load_config(root=ROOT, preset="pocket")
+    chosen = seeded(chosen_variants(ROOT, base, ["steps-2"]), 3)
+    assert list(chosen) == ["baseline-seed-3", "steps-2-seed-3"]
+    assert chosen["steps-2-seed-3"].changes[-1] == "seed=3"
+    assert all_variants(base, ["pocket-steps-2-seed-3", "by-hand"])["steps-2-seed-3"].seed == 3
+    assert not [name for name in all_variants(base, ["pocket-steps-2"]) if "seed" in name]
 
 
 def test_a_mistaken_or_misfitting_variant_is_one_sentence() -> None:
@@ -197,7 +238,12 @@ def measure(trial):
     assert started == trial.config.self_forcing.init.value
     return {"frechet_video": float(len(started)), "frechet_audio": 1.0, "clips": 2}
 
-sys.exit(run_command(lambda: run_ablation(project_root(), None, sys.argv[1:], measure)))
+def compare(trials):
+    return {name: {"minutes": len(trial.config.self_forcing.init.value)} for name, trial in trials.items()}
+
+names = [word for word in sys.argv[1:] if "=" not in word]
+seeds = [int(word[5:]) for word in sys.argv[1:] if "=" in word]
+sys.exit(run_command(lambda: run_ablation(project_root(), None, names, measure, seeds, compare)))
 """
 # Writes more if a file asks for it that DVC does not know.
 GROWING = CLIPS.replace(
@@ -313,11 +359,19 @@ def test_killed_an_ablation_goes_on_with_the_variant_that_is_missing_and_leaves_
         artifact.path for artifact in client.list_artifacts(parent.info.run_id)
     }
 
+    # Under another seed the baseline is trained too, on the same clips.
+    code, output = finish(start(ablated, "without-II", "seed=3", script="ablation"))
+    assert code == 0, output
+    assert output.count("trained already") == 2 and "stage clips" not in output
+    seeded_rows = read_json(table)["rows"]
+    assert set(seeded_rows) - set(rows) == {"baseline-seed-3", "without-II-seed-3"}
+    assert seeded_rows["baseline"]["minutes"] == len("causal_ode")
+
     # One variant by name leaves the table with all that are trained, and with what it belongs to.
     code, output = finish(start(ablated, "without-II", script="ablation"))
     assert code == 0, output
     again = read_json(table)
-    assert again["rows"] == rows
+    assert again["rows"] == seeded_rows
     evaluation = folder_digest(ablated / "data" / "pocket" / "evaluation")
     assert again["settings"] == {
         "preset": "pocket",
@@ -330,7 +384,8 @@ def test_killed_an_ablation_goes_on_with_the_variant_that_is_missing_and_leaves_
     assert command(ablated, "git", "stash", "list") == ""
     assert status(ablated) == "Data and pipelines are up to date.\n"
     assert set(command(ablated, "dvc", "exp", "list", "--name-only").split()) == {
-        f"pocket-{name}" for name in CHOSEN
+        *(f"pocket-{name}" for name in CHOSEN),
+        *("pocket-baseline-seed-3", "pocket-without-II-seed-3"),
     }
     command(ablated, "dvc", "exp", "apply", "pocket-without-II")
     assert (

@@ -35,14 +35,14 @@ def test_the_first_way_that_fits_is_chosen_and_else_what_is_lacking_is_said(
         )
         for way, cost in costs.items()
     }
-    assert needs["all"] > needs["lean"] > needs["adapters"]
+    assert needs["all"] > needs["lean"] > needs["adapters"] > needs["int8"]
     for way, need in needs.items():
         choice = choose(costs, Cluster(1, 1.001 * need / USABLE))
         assert (choice.way, choice.plan.fits) == (way, True)
-    small = Cluster(1, 0.5 * needs["adapters"] / USABLE)
+    small = Cluster(1, 0.5 * needs["int8"] / USABLE)
     none = choose(costs, small)
-    assert none.way == "adapters" and not none.plan.fits
-    assert none.lacking == pytest.approx(0.5 * needs["adapters"])
+    assert none.way == "int8" and not none.plan.fits
+    assert none.lacking == pytest.approx(0.5 * needs["int8"])
     large = choose(costs, Cluster(1, 1.001 * needs["adapters"] / USABLE))
     said = smallest([large, none])
     assert said.startswith("causal_ode: from 1 x ") and "(adapters); the next smaller" in said

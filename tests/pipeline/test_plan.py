@@ -3,18 +3,14 @@ what it prints.
 """
 
 import dataclasses
-import gc
 import itertools
 import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.published.parts import released_module
 from benchmarks.published.transformer import FACTS
@@ -30,6 +26,7 @@ from omniforcing.model.weights.names import to_diffusers
 from omniforcing.model.weights.parts.part import KINDS
 from omniforcing.pipeline.config import Config, load_config
 from omniforcing.pipeline.planner.cost import MASTER, Cluster, Setting, StageCost
+from omniforcing.pipeline.planner.measured import allocated_bytes, held_bytes
 from omniforcing.pipeline.planner.networks import BUILDERS, Sizes
 from omniforcing.pipeline.planner.plan import advise, make_plans
 from omniforcing.pipeline.planner.results import Results
@@ -57,43 +54,18 @@ def small(*overrides: str) -> Config:
     return load_config([*SMALL, *overrides], ROOT, "smoke")
 
 
-def storages(*values: Any) -> int:
-    """Bytes of the storages behind tensors, each once."""
-    return sum(
-        {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in values}.values()
-    )
-
-
-def tensors_of(module: StageModule) -> Iterator[Tensor]:
-    for part in (module, *getattr(module, "frozen", ())):
-        yield from part.parameters()
-        yield from part.buffers()
-
-
 def measured_bytes(module: StageModule, batch: Batch, config: Config, work: Path) -> int:
     """The most bytes that the CPU allocator had handed out at once during two updates, the module's
     own included.
     """
-    gc.collect()  # what earlier tests left would be given back while we look
-    held = storages(*tensors_of(module))
 
     def batches(_epoch: int) -> Iterator[Batch]:
         yield from (batch, batch)
 
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    def updates() -> None:
         fit(module, batches, steps=2, work=work, trainer=config.trainer)
-    events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
-    changes = sorted(
-        (e.start_ns(), e.nbytes())
-        for e in events
-        if e.name() == "[memory]" and e.device_index() < 0
-    )
-    assert changes
-    most = 0
-    for _, change in changes:
-        held += change
-        most = max(most, held)
-    return most
+
+    return held_bytes(module) + allocated_bytes(updates, torch.device("cpu"))
 
 
 KEEP, RECOMPUTE = False, True
@@ -110,6 +82,10 @@ ADAPTED = (
     "self_forcing={adapter: {rank: 8}, critic_adapter: {rank: 8}, muon_lr: null, "
     "critic_muon_lr: null}",
 )
+INT8 = (
+    "bidirectional_dmd={critic_adapter: {rank: 8}, critic_muon_lr: null}",
+    "trainer.frozen=int8",
+)
 OTHERS = [
     case
     for case in itertools.product(BUILDERS, (KEEP, RECOMPUTE), (1, 4))
@@ -123,6 +99,7 @@ OTHERS = [
         *((*case, ()) for case in QUICK),
         pytest.param("self_forcing", RECOMPUTE, 1, (LEAN,), marks=pytest.mark.slow),
         pytest.param("self_forcing", RECOMPUTE, 2, ADAPTED, marks=pytest.mark.slow),
+        pytest.param("causal_ode", RECOMPUTE, 1, (*ADAPTED, *INT8), marks=pytest.mark.slow),
         *(pytest.param(*case, (), marks=pytest.mark.slow) for case in OTHERS),
     ],
 )

@@ -1,7 +1,9 @@
 """LoRAs over the student of a stream: scales that change between blocks, states, refusals."""
 
+import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,9 @@ from omniforcing.cli.streaming import stream as stream_command
 from omniforcing.model.weights.checkpoint import open_checkpoint
 from omniforcing.model.weights.lora import merged, write_lora
 from omniforcing.model.weights.writing import write_diffusers
+from omniforcing.serving.protocol import Limits
+from omniforcing.serving.service import Service
+from omniforcing.serving.session import Session
 from omniforcing.streaming.artifact import Artifact
 from omniforcing.streaming.engine import Engine
 from omniforcing.streaming.live import Chunk
@@ -82,6 +87,48 @@ def test_a_saved_stream_keeps_its_scales_and_belongs_to_its_loras(
     assert all(equal(a, b) for a, b in zip(rest[:2], whole[2:4], strict=True))
     with refuses("streaming.other-artifact", "s.state"):
         StreamState.load(tmp_path / "s.state", engine.digest)
+
+
+class Viewer:
+    """The least of a WebSocket that a session needs, which hears what the server says."""
+
+    def __init__(self, *messages: dict[str, Any]) -> None:
+        self.messages = [{"type": "websocket.receive", "text": json.dumps(m)} for m in messages]
+        self.heard: list[dict[str, Any]] = []
+
+    async def receive(self) -> dict[str, Any]:
+        if not self.messages:
+            await asyncio.Event().wait()
+        return self.messages.pop(0)
+
+    async def send_text(self, text: str) -> None:
+        self.heard.append(json.loads(text))
+
+    async def send_bytes(self, data: bytes) -> None:
+        pass
+
+    async def close(self, code: int) -> None:
+        pass
+
+
+def test_a_viewer_changes_the_scales_of_a_running_stream(styled: Engine) -> None:
+    async def run() -> list[dict[str, Any]]:
+        service = Service(styled, Limits(), [])
+        viewer = Viewer(
+            {"type": "start", "prompt": PROMPT, "seconds": 4, "paced": False},
+            {"type": "scales", "id": 5, "scales": [0.0, 1.0]},
+            {"type": "scales", "id": 6, "scales": [0.0]},
+        )
+        await Session(viewer, service).run()  # type: ignore[arg-type]
+        service.close()
+        return viewer.heard
+
+    heard = asyncio.run(run())
+    (error,) = [m for m in heard if m["type"] == "error"]
+    assert error["code"] == "streaming.bad-scales" and not error["fatal"]
+    answers = [m for m in heard if m.get("id") == 6]
+    assert [m["type"] for m in answers] in (["received", "applied"], ["received", "dropped"])
+    assert not [m for m in heard if m.get("id") == 5]
 
 
 def test_bad_scales_and_loras_are_one_sentence(

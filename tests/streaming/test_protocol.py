@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 
 from omniforcing.core.errors import OmniForcingError
-from omniforcing.serving.protocol import Command, Limits, Position, Start, Steer, compose, parse
+from omniforcing.serving.protocol import (
+    Command,
+    Limits,
+    Position,
+    Scales,
+    Start,
+    Steer,
+    compose,
+    parse,
+)
 from omniforcing.streaming.request import Request
 from tests.support.refusals import check
 
@@ -26,6 +35,7 @@ HUGE = "1" + "0" * 600  # JSON may write it, no float holds it
             Start(Request("a", 2.0, 3), image=True, paced=False),
         ),
         ('{"type": "prompt", "id": 7, "prompt": "b"}', Steer(7, "b", rewrite=False)),
+        ('{"type": "scales", "id": 8, "scales": [0.5, 1]}', Scales(8, (0.5, 1.0))),
         ('{"type": "position", "seconds": 1}', Position(1.0, 0)),
         ('{"type": "stop"}', Command("stop")),
     ],
@@ -69,6 +79,10 @@ def test_messages_are_understood(text: str, message: Any) -> None:
             "'image' is int, expected bool",
         ),
         ('{"type": "prompt", "id": 1, "prompt": " "}', "streaming.no-prompt", "' '"),
+        ('{"type": "scales", "id": 1, "scales": 0.5}', "serving.bad-field", "expected list"),
+        ('{"type": "scales", "id": 1, "scales": [NaN]}', "serving.bad-field", "nan"),
+        ('{"type": "scales", "id": 1, "scales": [true]}', "serving.bad-field", "True"),
+        (f'{{"type": "scales", "id": 1, "scales": ["{"x" * 900}"]}}', "serving.bad-field", "xxx"),
         ('{"type": "position", "seconds": -1}', "serving.bad-field", "-1"),
         ('{"type": "position", "seconds": 1e999}', "serving.bad-field", "inf"),
         (f'{{"type": "position", "seconds": {HUGE}}}', "serving.bad-field", "'seconds'"),

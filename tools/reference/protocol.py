@@ -17,7 +17,15 @@ from omniforcing.serving.protocol import (
 )
 from omniforcing.serving.serve import MESSAGE_BYTES
 
-KINDS = {str: "text", int: "whole number", float: "number", bool: "true or false", dict: "object"}
+KINDS = {
+    str: "text",
+    int: "whole number",
+    float: "number",
+    bool: "true or false",
+    list: "list",
+    dict: "object",
+}
+
 
 PAGE = """# The protocol of `omniforcing serve`, version {version}
 

@@ -182,24 +182,36 @@ stage = _Stages(
 def _complete_variants(
     _context: click.Context, _parameter: click.Parameter, typed: str
 ) -> list[str]:
-    from omniforcing.pipeline.experiments.ablation import VARIANTS
+    from omniforcing.pipeline.experiments.variants import GROUPS, VARIANTS
 
-    return [name for name in VARIANTS if name.startswith(typed)]
+    return [name for name in (*GROUPS, *VARIANTS) if name.startswith(typed)]
 
 
 @click.command(
     cls=Command,
-    examples=("omniforcing ablation", "omniforcing ablation --preset smoke without-I without-II"),
+    examples=(
+        "omniforcing ablation",
+        "omniforcing ablation --preset smoke without-I without-II",
+        "omniforcing ablation adapters steps --seed 0 --seed 1",
+    ),
 )
 @click.argument(
     "variants",
     nargs=-1,
     metavar="[VARIANT]...",
     shell_complete=_complete_variants,
-    help="Variants to train, such as without-I.  [default: all]",
+    help="Variants to train, such as without-I, or groups: stages, adapters, steps.  "
+    "[default: stages]",
 )
 @preset_option
-def ablation(variants: tuple[str, ...], preset: str | None) -> None:
+@click.option(
+    "--seed",
+    "seeds",
+    type=click.IntRange(0),
+    multiple=True,
+    help="Seed of Stages I to III, also of a baseline; once for each.  [default: the preset's]",
+)
+def ablation(variants: tuple[str, ...], preset: str | None, seeds: tuple[int, ...]) -> None:
     """Train variants of the distillation and measure them.
 
     Each variant is a DVC experiment and is compared with the baseline, which `omniforcing run` must
@@ -208,7 +220,7 @@ def ablation(variants: tuple[str, ...], preset: str | None) -> None:
     from omniforcing.core.config import project_root
     from omniforcing.pipeline.experiments.ablation import run_ablation
 
-    folder = run_ablation(project_root(), preset, variants, _measure)
+    folder = run_ablation(project_root(), preset, variants, _measure, seeds, _compare)
     print(f"\ntable and plot: {folder / 'index.html'}   experiments: dvc exp show   runs: make ui")
 
 
@@ -217,6 +229,12 @@ def _measure(trial: Trial) -> Mapping[str, Any]:
     from omniforcing.pipeline.experiments.measure import measure
 
     return measure(trial)
+
+
+def _compare(trials: Mapping[str, Trial]) -> Mapping[str, Mapping[str, Any]]:
+    from omniforcing.pipeline.experiments.compare import compare
+
+    return compare(trials)
 
 
 @click.command(

@@ -19,7 +19,7 @@ from omniforcing.model.rollout import predict_x0
 from omniforcing.model.transformer import DualStream
 from omniforcing.training.config import Weights
 from omniforcing.training.cuts import Cut
-from omniforcing.training.optimisers.bf16 import hold_in_bf16
+from omniforcing.training.frozen import hold_frozen
 from omniforcing.training.stages import (
     DEFAULT,
     Backward,
@@ -83,8 +83,7 @@ class DistributionMatching(StageModule):
         # In a list, which nn.Module does not look into: the teacher is an input of the stage and
         # has no place in its checkpoints.
         self.frozen = [teacher.requires_grad_(False).eval()]
-        if options.frozen == "bf16":
-            hold_in_bf16(teacher)
+        hold_frozen(teacher, options.frozen)
         self.critic, self.config = critic, config
         self.view, self.unconditional = view, unconditional
 

@@ -1,4 +1,4 @@
-"""Write a stage ablation's results: ``ablation.json``, one plot, and a page with relative links."""
+"""Write an ablation's results: ``ablation.json``, one plot, and a page with relative links."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from omniforcing.evaluation.plots import BAR, REFERENCE, new_figure, save_figure
 from omniforcing.evaluation.report import COLUMNS, format_number, render_template
 
 SCHEMA = 1
+# What a row costs: training, and a stream.
+COSTS = ("minutes", "peak_mb", "recomputed_mb", "ttfc_s", "block_p50_s")
 REFERENCES = ("real", "chance", "teacher", "baseline")
 # Metrics of the plot -> the key of their standard error, where they have one.
 PANELS = {
@@ -56,7 +58,7 @@ def write_ablation(
 
 def row(figures: Mapping[str, Any]) -> dict[str, Any]:
     """Select the table's columns of a model's figures, and the drift margin's standard error."""
-    kept = {name: figures[name] for name in COLUMNS if name in figures}
+    kept = {name: figures[name] for name in (*COLUMNS, *COSTS, "training") if name in figures}
     if "drift" in figures:
         # The drift margin is that of the last third.
         kept["drift_margin_error"] = figures["drift"]["thirds"]["error"][-1]
@@ -93,10 +95,10 @@ def _page(
     settings: Mapping[str, Any],
 ) -> str:
     measured = {name for figures in rows.values() for name in figures}
-    columns = [name for name in (*COLUMNS, "drift_margin_error") if name in measured]
+    columns = [name for name in (*COLUMNS, "drift_margin_error", *COSTS) if name in measured]
     return render_template(
         "ablation.html",
-        title=f"omniforcing, preset {settings['preset']}: ablation of the stages",
+        title=f"omniforcing, preset {settings['preset']}: ablation",
         rows=rows,
         columns=columns,
         references=REFERENCES,

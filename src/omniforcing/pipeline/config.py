@@ -96,6 +96,28 @@ class Config(Section):
         except LayoutError as error:
             self.require(False, "student.window", str(error))
         self._check_adapters()
+        self._check_quantised()
+
+    def _check_quantised(self) -> None:
+        """Refuse a quantised base where weights that begin as it shall be trained, or sharded."""
+        if self.trainer.frozen != "int8":
+            return
+        roles = {"bidirectional_dmd": ("adapter", "critic_adapter"), "causal_ode": ("adapter",)}
+        roles["self_forcing"] = roles["bidirectional_dmd"]
+        for stage, keys in roles.items():
+            for key in keys:
+                self.require(
+                    getattr(getattr(self, stage), key) is not None,
+                    "trainer.frozen",
+                    f"quantised weights are for adapters, and {stage}.{key}=null trains all "
+                    "weights; set a rank there, or frozen to bf16",
+                )
+        self.require(
+            not self.cluster.sharded,
+            "trainer.frozen",
+            f"quantised weights cannot be sharded by cluster.strategy="
+            f"{self.cluster.strategy.value}; set it to ddp, or frozen to bf16",
+        )
 
     def _check_adapters(self) -> None:
         """Refuse a student's adapter that cannot go on from that of the stage before."""

@@ -83,6 +83,19 @@ class Steer:
 
 
 @dataclass(frozen=True)
+class Scales:
+    """Lay the server's LoRAs over the student with other scales.
+
+    Attributes:
+        id: number that the answers repeat.
+        scales: a scale for each, in the order of ``omniforcing serve --lora``.
+    """
+
+    id: int
+    scales: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Position:
     """Position of the player.
 
@@ -102,7 +115,7 @@ class Command:
     name: str
 
 
-Message = Start | Steer | Position | Command
+Message = Start | Steer | Scales | Position | Command
 
 
 @dataclass(frozen=True)
@@ -128,7 +141,7 @@ class Declared:
     fields: Mapping[str, Field] = field(default_factory=dict)
 
 
-_NUMBER = Field(int, "the client's own number of the prompt")
+_NUMBER = Field(int, "the client's own number of the change")
 CLIENT: dict[str, Declared] = {
     "start": Declared(
         "begin the stream; once",
@@ -147,6 +160,11 @@ CLIENT: dict[str, Declared] = {
             "prompt": Field(str, "what to show and hear"),
             "rewrite": Field(bool, "also repaint what the student remembers", False),
         },
+    ),
+    "scales": Declared(
+        "other scales of the server's LoRAs (`omniforcing serve --lora`), from the next block that "
+        "is not generated yet",
+        {"id": _NUMBER, "scales": Field(list, "a number for each LoRA")},
     ),
     "position": Declared(
         "where the player is; as often as blocks are wanted",
@@ -201,9 +219,9 @@ SERVER: dict[str, Declared] = {
         "a prompt is taken, but has words that the text encoder never saw",
         {"code": Field(str, "kind of warning"), "message": Field(str, "a sentence for people")},
     ),
-    "received": Declared("a prompt was understood", {"id": _NUMBER}),
+    "received": Declared("a `prompt` or `scales` was understood", {"id": _NUMBER}),
     "applied": Declared(
-        "a prompt took effect",
+        "a `prompt` or `scales` took effect",
         {
             "id": _NUMBER,
             "block": Field(int, "the first that follows it"),
@@ -211,7 +229,7 @@ SERVER: dict[str, Declared] = {
         },
     ),
     "dropped": Declared(
-        "a prompt came to nothing: a later one overtook it, or the stream ended",
+        "a `prompt` or `scales` came to nothing: a later one overtook it, or the stream ended",
         {
             "id": _NUMBER,
             "reason": Field(str, "in a sentence"),
@@ -330,6 +348,8 @@ def _build(kind: str, fields: dict[str, Any], limits: Limits) -> Message:
         return Start(request, fields["image"], fields["paced"])
     if kind == "prompt":
         return Steer(fields["id"], fields["prompt"], fields["rewrite"])
+    if kind == "scales":
+        return Scales(fields["id"], _scales(fields["scales"]))
     if kind == "position":
         seconds, stalls = fields["seconds"], fields["stalls"]
         if not math.isfinite(seconds) or seconds < 0 or stalls < 0:
@@ -340,6 +360,16 @@ def _build(kind: str, fields: dict[str, Any], limits: Limits) -> Message:
             )
         return Position(seconds, stalls)
     return Command(kind)
+
+
+def _scales(values: list[Any]) -> tuple[float, ...]:
+    for value in values:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not abs(value) < MOST_WHOLE:
+            raise ProtocolError(
+                "serving.bad-field", f"'scales': a scale is a number, found {quoted(value)}"
+            )
+    return tuple(map(float, values))
 
 
 def _check_length(prompt: str, limits: Limits) -> None:

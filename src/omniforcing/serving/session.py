@@ -21,6 +21,7 @@ from omniforcing.serving.protocol import (
     Message,
     Position,
     ProtocolError,
+    Scales,
     Start,
     Steer,
     compose,
@@ -172,6 +173,8 @@ class Session:
                     message.id,
                     await self._in_thread(stream.steer, message.prompt, None, message.rewrite),
                 )
+            elif isinstance(message, Scales):
+                await self._set_scales(stream, message)
             elif isinstance(message, Command):
                 await self._run_command(stream, message.name)
             elif message is not None:
@@ -181,6 +184,15 @@ class Session:
                         "the stream has begun already; open another connection for another one",
                     )
                 )
+
+    async def _set_scales(self, stream: Stream, message: Scales) -> None:
+        try:
+            change = stream.set_scales(message.scales)
+        except OmniForcingError as error:  # as many as the server has LoRAs
+            await self._answer_mistake(error)
+            return
+        await self._send_json("received", id=message.id)
+        self._report_outcome(message.id, change)
 
     async def _run_command(self, stream: Stream, command: str) -> None:
         if command == "stop":

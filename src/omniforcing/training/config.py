@@ -157,9 +157,9 @@ class TrainerConfig(Section):
     """Micro-batches per worker and update: less memory, the same update."""
     checkpoint_activations: bool = False
     """Keep one activation per layer and compute the others again: less memory, slower."""
-    frozen: str = chosen("fp32", ("fp32", "bf16"))
-    """Precision in which Stages I and III hold the teacher; bf16-mixed computes its products in
-    bf16 either way, with the same results."""
+    frozen: str = chosen("fp32", ("fp32", "bf16", "int8"))
+    """Precision in which the frozen teacher is held; bf16-mixed computes its products in bf16
+    either way, so `bf16` changes no result. `int8` is for adapters alone."""
     batched_guidance: bool = True
     """Score with and without the caption as one batch; false: one after the other, less memory."""
     averages: str = chosen("fp32", ("fp32", "bf16", "cpu"))
@@ -170,9 +170,9 @@ class TrainerConfig(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(
-            self.frozen == "fp32" or self.precision == "bf16-mixed",
+            self.frozen != "bf16" or self.precision == "bf16-mixed",
             "frozen",
-            f"it must be fp32 with precision={self.precision}, which computes in fp32",
+            f"it must be fp32 or int8 with precision={self.precision}, which computes in fp32",
         )
 
     @property

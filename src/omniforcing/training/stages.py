@@ -18,6 +18,7 @@ from omniforcing.model.transformer import DualStream
 from omniforcing.training.compat import scale_in_place
 from omniforcing.training.config import OptimiserConfig, Weights
 from omniforcing.training.cuts import Cut
+from omniforcing.training.frozen import hold_frozen
 from omniforcing.training.optimisers import bf16
 from omniforcing.training.optimisers.averages import Ema
 from omniforcing.training.optimisers.muon import Muon
@@ -205,7 +206,7 @@ class TrainingOptions:
         accumulate: micro-batches per optimiser step.
         sharding: how the models are sharded over the process group; None keeps them whole.
         batched_guidance: whether a teacher scores with and without the caption in one batch.
-        frozen: precision in which a frozen teacher is held, ``fp32`` or ``bf16``.
+        frozen: precision in which a frozen teacher is held, ``fp32``, ``bf16`` or ``int8``.
         averages: precision or place of the averaged weights, ``fp32``, ``bf16`` or ``cpu``.
         moments: precision of AdamW's moments, ``fp32`` or ``bf16``.
     """
@@ -250,6 +251,8 @@ class StageModule(nn.Module):
         super().__init__()
         self.model, self.optim, self.seed, self.muon_lr = model, optim, seed, muon_lr
         self.options = options
+        if model.base is not None:
+            hold_frozen(model.base, options.frozen)
         self.no_sync: NoSync = nullcontext
         self.ema = Ema(model, optim.ema, options.averages)
         self.register_buffer("largest_norm", torch.zeros(2))

@@ -1,9 +1,11 @@
-"""The stage ablation: train variants of a preset as DVC experiments, measure their students.
+"""The ablation: train variants of a preset as DVC experiments, measure their students.
 
-- ``ablation``: which variants there are; train those that are missing, write the table.
+- ``variants``: which there are, in groups, and under which training seed.
+- ``ablation``: train those that are missing, write the table.
 - ``experiments``: DVC experiments in a private clone of the checkout.
 - ``generated``: clips that an artifact makes, for ``omniforcing measure``.
-- ``measure``: a variant's figures, taken with the samplers and settings of stage ``evaluate``.
+- ``measure``: a variant's figures, taken with the samplers and settings of stage ``evaluate``;
+  ``compare``: what training and stream of all rows cost.
 
-Started by ``omniforcing ablation`` and ``make ablation``. Must not import ``pipeline.planner``.
+Started by ``omniforcing ablation`` and ``make ablation``.
 """

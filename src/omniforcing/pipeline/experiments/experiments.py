@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from omniforcing.core.errors import OmniForcingError
-from omniforcing.core.files import atomic_dir, atomic_write, remove
+from omniforcing.core.files import atomic_dir, atomic_write, folder_digest, remove
 from omniforcing.pipeline.declaration import PRESETS, dvc_target, lock_file, pipeline_file
 from omniforcing.pipeline.generate import CODE, write_pipelines
 from omniforcing.pipeline.runner import call_python, start_python
@@ -157,8 +158,32 @@ class Laboratory:
         ref = f"refs/exps/{self.commit[:2]}/{self.commit[2:]}/{name}"
         return _git(self.root, "for-each-ref", "--format=%(objectname)", ref) or None
 
+    def names(self) -> list[str]:
+        """List the names of the checkout's experiments on the baseline's commit."""
+        folder = f"refs/exps/{self.commit[:2]}/{self.commit[2:]}/"
+        refs = _git(self.root, "for-each-ref", "--format=%(refname)", folder).splitlines()
+        return [ref.removeprefix(folder) for ref in refs]
+
+    def keep(self, output: Path, folder: Path) -> Path:
+        """Copy an output of the baseline, which experiments replace, unless it is kept already.
+
+        Args:
+            output: path of the output in the clone.
+            folder: folder that gets the copy, under the output's digest.
+        """
+        target = folder / folder_digest(output)[:12]
+        if not target.exists():
+            with atomic_dir(target) as partial:
+                shutil.copytree(output, partial, dirs_exist_ok=True)
+        return target
+
     def run(
-        self, name: str, overrides: Sequence[str], target: str, environment: Mapping[str, str]
+        self,
+        name: str,
+        overrides: Sequence[str],
+        targets: Sequence[str],
+        environment: Mapping[str, str],
+        seed: int | None = None,
     ) -> str:
         """Run an experiment in the clone and push it to the checkout.
 
@@ -168,8 +193,9 @@ class Laboratory:
         Args:
             name: of the experiment.
             overrides: of the preset, each ``key=value``.
-            target: stage to bring up to date, with all before it.
+            targets: stages to bring up to date, with all before them; with a seed, without.
             environment: variables added to those of the stages.
+            seed: seed of the stages; None for the preset's.
 
         Returns:
             The experiment's commit.
@@ -183,11 +209,16 @@ class Laboratory:
         changes: list[str] = []
         for override in overrides:
             changes += ["--set-param", f"conf/preset/{self.preset}.yaml:++{override}"]
+        alone = []
+        if seed is not None:
+            # All before keeps the preset's seed, which those stages depend on too.
+            changes += ["--set-param", f"conf/config.yaml:seed={seed}"]
+            alone = ["--single-item"]
         # Use the clone's code: the checkout's may be edited while the experiment runs.
         code = os.pathsep.join(
             filter(None, [str(self.folder / "src"), os.environ.get("PYTHONPATH")])
         )
-        words = ["exp", "run", "--name", name, *changes, self.target(target)]
+        words = ["exp", "run", "--name", name, *changes, *alone, *map(self.target, targets)]
         call_python(["-m", "dvc", *words], self.folder, PYTHONPATH=code, **environment)
         call_python(
             ["-m", "dvc", "exp", "push", "--quiet", "--force", "--no-cache", "origin", name],

@@ -12,7 +12,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -30,7 +30,9 @@ USABLE = 0.92  # share of a GPU's memory; CUDA itself and gaps between allocatio
 # peaks of several, and the difference would be multiplied by all layers of a deep network.
 DEPTHS = (2, 3)
 TRACED_CRITIC_STEPS = 2
-PREFETCHED = 2  # layers whose weights are gathered at a time
+# Layers whose weights are gathered at a time: one computes, and FSDP2 copies the next out of the
+# buffer into which it was gathered.
+PREFETCHED = 3
 COLUMNS = (
     "weights",
     "critic",
@@ -94,6 +96,18 @@ class Setting:
         return f"{self.sharding:<5} {layers:<10}{self.batch:>3} x {self.accumulation:<3}"
 
 
+class Held(NamedTuple):
+    """Frozen weights that are held in fewer bytes.
+
+    Attributes:
+        numbers: how many there are, of which autocast keeps no copy.
+        saved: bytes that this saves.
+    """
+
+    numbers: int
+    saved: int
+
+
 class StageCost:
     """Cost of one stage of a preset at its real sizes.
 
@@ -108,7 +122,7 @@ class StageCost:
         parameters: number of parameters of each network, by column; of adapters their own.
         adapted: columns of the networks that are adapters on the teacher's weights.
         layer: number of parameters of one layer.
-        halved: number of the teacher's parameters that may be held in bf16.
+        held: what ``trainer.frozen`` saves.
         moment_bytes: bytes of all optimiser moments.
     """
 
@@ -135,7 +149,16 @@ class StageCost:
         block = student.core.transformer_blocks[0]
         self.layer = _count(block)
         linears = [m for m in block.modules() if isinstance(m, torch.nn.Linear)]
-        self.halved = self.layers * sum(map(_count, linears))
+        count, outputs = sum(map(_count, linears)), sum(m.out_features for m in linears)
+        weights = sum(m.weight.numel() for m in linears)
+        self.held = {
+            "fp32": Held(0, 0),
+            "bf16": Held(self.layers * count, self.layers * 2 * count),
+            # A scale for each output besides.
+            "int8": Held(
+                self.layers * weights, self.layers * ((MASTER - 1) * weights - MASTER * outputs)
+            ),
+        }[config.trainer.frozen]
         self.moment_bytes = 0
         for optimiser in counted.configure_optimizers():
             # AdamW keeps two moments of every parameter, Muon one.
@@ -154,7 +177,10 @@ class StageCost:
         """Trace a step on ``batch`` clips with networks of ``layers`` layers."""
         sizes = replace(self.sizes.with_layers(layers), checkpoint_activations=recompute)
         states = len(self.config.student.sigmas) + 1 if self.name == "causal_ode" else 0
-        options = TrainingOptions(batched_guidance=self.config.trainer.batched_guidance)
+        trainer = self.config.trainer
+        # What is held in int8 is computed with otherwise; bf16 is the precision of all in a trace.
+        frozen = trainer.frozen if trainer.frozen == "int8" else "fp32"
+        options = TrainingOptions(batched_guidance=trainer.batched_guidance, frozen=frozen)
         module = BUILDERS[self.name](few_critic_steps(self.config), sizes, self.dtype, options)
         # The traced code reads one number from a tensor, the exit step, and gets this answer. Every
         # exit step takes the same memory: earlier denoising steps keep no activations.
@@ -205,25 +231,34 @@ class StageCost:
             sites += tokens[keys] * (widths["video"] if site == "video" else widths["audio"])
         return 2 * sites * self.layers * batch * self.dtype.itemsize
 
-    def bytes(self, setting: Setting, shards: int, *, foreach: bool = True) -> dict[str, float]:
+    def bytes(
+        self, setting: Setting, shards: int, *, replicated: bool = False, foreach: bool = True
+    ) -> dict[str, float]:
         """Bytes per GPU at the peak of an update, by ``COLUMNS``.
 
         Args:
             setting: how the stage runs.
             shards: number of GPUs over which states are spread.
+            replicated: whether other GPUs hold all states too, with which DDP averages gradients.
             foreach: whether the optimiser steps over all weights at once, as it does on a GPU.
         """
         peaks, _ = self.step(setting, 1 / shards)
         trainer = self.config.trainer
         kept = {name: MASTER * count / shards for name, count in self.parameters.items()}
         if "teacher" in kept:
-            kept["teacher"] -= (MASTER - self._size(trainer.frozen)) * self.halved / shards
+            kept["teacher"] -= self.held.saved / shards
         if foreach and trainer.moments == "fp32":
             # The optimiser's temporary copy of all weights that it steps. All gradients exist at
             # that moment, and no activations.
             trained = [kept[name] for name in ("weights", "critic") if name in kept]
             peaks.append((sum(trained), max(trained)))
         gradients, rest = max(peaks, key=sum)
+        if replicated:
+            # DDP's buckets, which stay from the first update on.
+            gradients += sum(kept[name] for name in ("weights", "critic") if name in kept)
+        if shards > 1 and {"weights", "critic"} & kept.keys() - self.adapted:
+            # Shards of a layer's gradient are made of the whole, when its last part is computed.
+            gradients += self.dtype.itemsize * self.layer
         caches = min(self.caches(setting.batch), rest)
         return {
             **dict.fromkeys(COLUMNS, 0.0),
@@ -243,8 +278,8 @@ class StageCost:
         """
         size = self.dtype.itemsize
         if shards == 1:
-            held = self.halved if self.config.trainer.frozen == "bf16" else 0
-            return float(size * (sum(self.parameters.values()) - held) if self.mixed else 0)
+            count = sum(self.parameters.values()) - self.held.numbers
+            return float(size * count if self.mixed else 0)
         outside = 0
         for name, count in self.parameters.items():
             # An adapter is small: all of it counts, although a few layers of it are gathered.

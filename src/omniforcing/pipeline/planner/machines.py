@@ -20,22 +20,24 @@ MEMORIES = (24e9, 48e9, 80e9, 141e9)
 _LEAN = "trainer={averages: bf16, moments: bf16, batched_guidance: false}"
 _BELOW = "adapter: {rank: 16}, muon_lr: null"
 _BOTH = f"{_BELOW}, critic_adapter: {{rank: 16}}, critic_muon_lr: null"
+_ADAPTERS = (
+    f"bidirectional_dmd={{{_BOTH}}}",
+    f"causal_ode={{{_BELOW}}}",
+    f"self_forcing={{{_BOTH}}}",
+)
 # Ways to train, the one that needs most first: what each adds to a preset.
 WAYS: Mapping[str, tuple[str, ...]] = {
     "all": (),
     "lean": (_LEAN,),
-    "adapters": (
-        _LEAN,
-        f"bidirectional_dmd={{{_BOTH}}}",
-        f"causal_ode={{{_BELOW}}}",
-        f"self_forcing={{{_BOTH}}}",
-    ),
+    "adapters": (_LEAN, *_ADAPTERS),
+    "int8": (_LEAN, *_ADAPTERS, "trainer.frozen=int8"),
 }
 _FROZEN = "trainer.frozen=bf16"  # where products are computed in bf16 anyway
 LEGEND = {
     "all": "all weights, the preset's own settings",
     "lean": "all weights; means, moments and the teacher in bf16, guidance passes one by one",
     "adapters": "lean, and adapters of rank 16 instead of the weights",
+    "int8": "adapters, and the weights below them in int8, on every GPU",
 }
 
 
@@ -45,7 +47,7 @@ class Choice:
 
     Attributes:
         cluster: the GPUs.
-        way: the first of ``WAYS`` that fits, or the last.
+        way: the first of ``WAYS`` that fits, or the one that needs least.
         plan: its fastest setting that fits, or the one that needs least.
     """
 
@@ -77,12 +79,14 @@ def choose(costs: Mapping[str, StageCost], cluster: Cluster) -> Choice:
         passes = -(-wanted // cluster.gpus)
         plans = [
             make_plan(cost, cluster, Setting(sharding, recompute, 1, passes))
-            for sharding, recompute in product(shardings_of(cluster), (False, True))
+            for sharding, recompute in product(shardings_of(cluster, cost.config), (False, True))
         ]
         fitting = [plan for plan in plans if plan.fits]
         if fitting:
             return Choice(cluster, way, min(fitting, key=lambda plan: plan.seconds))
-        choice = Choice(cluster, way, min(plans, key=lambda plan: plan.total))
+        least = min(plans, key=lambda plan: plan.total)
+        if choice is None or least.total < choice.plan.total:
+            choice = Choice(cluster, way, least)
     assert choice is not None
     return choice
 
@@ -141,7 +145,7 @@ def report_machines(
     frozen = [_FROZEN] if base.trainer.precision == "bf16-mixed" else []
     configs: dict[str, Config] = {}
     for way, more in WAYS.items():
-        changes = [*overrides, *more, *(frozen if more else [])]
+        changes = [*overrides, *(frozen if more else []), *more]
         configs[way] = load_config(changes, root, preset)
     clusters = [
         replace(cluster, gpus=gpus, memory=memory) for gpus, memory in product(GPUS, MEMORIES)

@@ -69,7 +69,7 @@ def make_plans(stage: StageCost, cluster: Cluster, batch: int | None = None) -> 
     """
     wanted = max(batch or getattr(stage.config, stage.name).optim.batch, cluster.gpus)
     plans = []
-    for sharding, recompute in product(shardings_of(cluster), (False, True)):
+    for sharding, recompute in product(shardings_of(cluster, stage.config), (False, True)):
         each, best = -(-wanted // cluster.gpus), None
         for size in (2**power for power in range(each.bit_length())):
             plan = make_plan(stage, cluster, Setting(sharding, recompute, size, -(-each // size)))
@@ -79,15 +79,21 @@ def make_plans(stage: StageCost, cluster: Cluster, batch: int | None = None) -> 
     return plans
 
 
-def shardings_of(cluster: Cluster) -> list[str]:
-    """Ways to spread states that differ: on one machine ``node`` and ``all`` are the same."""
+def shardings_of(cluster: Cluster, config: Config) -> list[str]:
+    """Ways to spread states that differ: on one machine ``node`` and ``all`` are the same.
+
+    Quantised weights are not sharded.
+    """
+    if config.trainer.frozen == "int8":
+        return ["none"]
     different = {cluster.shards(sharding): sharding for sharding in reversed(SHARDINGS)}
     return list(reversed(different.values()))
 
 
 def make_plan(stage: StageCost, cluster: Cluster, setting: Setting) -> StagePlan:
     """Plan a stage under one setting."""
-    taken = stage.bytes(setting, cluster.shards(setting.sharding))
+    shards = cluster.shards(setting.sharding)
+    taken = stage.bytes(setting, shards, replicated=shards == 1 < cluster.gpus)
     fits = sum(taken.values()) <= USABLE * cluster.memory
     return StagePlan(stage.name, setting, taken, stage.seconds(setting, cluster), fits)
 
@@ -109,6 +115,11 @@ def advise(stage: StageCost, cluster: Cluster, plans: list[StagePlan]) -> str:
             f"{best.total / 1e9:.1f} GB per GPU, about {best.seconds:.1f} s per update"
         )
     gpus = cluster.gpus
+    if stage.config.trainer.frozen == "int8":
+        return (
+            f"{stage.name}: nothing fits, and quantised weights cannot be sharded; "
+            "with trainer.frozen=bf16 they can"
+        )
     while gpus < MOST_GPUS:
         gpus *= 2
         more = Cluster(**{**asdict(cluster), "gpus": gpus})

@@ -1,6 +1,5 @@
-"""States in half the bytes: frozen weights, AdamW's moments and averaged weights in bf16.
+"""States in half the bytes: AdamW's moments and averaged weights in bf16.
 
-Autocast rounds a frozen weight to bf16 for every product, so holding it so changes no result.
 Moments and averages move by less than a step of bf16 from one update to the next: rounded to the
 nearest they would stand still, so they are rounded at random, to either neighbour, such that the
 mean is right. The random numbers follow from the update's number alone.
@@ -11,23 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from omniforcing.core.random import step_generator
-from omniforcing.model.transformer import DualStream
 from omniforcing.training.sharding import own_part
-
-
-def hold_in_bf16(model: DualStream) -> DualStream:
-    """Hold weights and biases of the linear layers of a frozen model's blocks in bf16, in place.
-
-    Nearly all weights are there. Norms and tables, which autocast leaves in fp32, stay so, as does
-    the input projection, whose precision decides that of the latents.
-    """
-    for module in model.core.transformer_blocks.modules():
-        if isinstance(module, nn.Linear):
-            module.to(torch.bfloat16)
-    return model
 
 
 def store(target: Tensor, value: Tensor, generator: torch.Generator) -> None:
