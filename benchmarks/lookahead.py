@@ -116,11 +116,11 @@ def measure(
     scale = (lambda _: 1.0) if codec is not None else (lambda whole: 2 * whole.std())
     sounds: list[Tensor] = []
     if codec is not None and latents is not None:
-        pairs = [
+        kept = [
             codec.denormalise(pair, shards_grid(latents)) for pair in islice(stored(latents), clips)
         ]
-        z = [pair.video for pair in pairs]
-        sounds = [codec.audio_vae.decode(pair.audio).sample for pair in pairs]
+        z = [pair.video for pair in kept]
+        sounds = [codec.audio_vae.decode(pair.audio).sample for pair in kept]
     pairs = AROUND if isinstance(vae, Diffusion) else None
     picture = list(picture_curve(vae, z, scale, pairs))
     most = max(row["again"] for row in picture)

@@ -72,8 +72,9 @@ def codec() -> Codec:
         decoder_layers=[0] * 4,
     )
     torch.manual_seed(0)
-    sizes = {"audio": AudioCodecConfig(channel_multipliers=[1, 1, 1])}
-    return Codec.from_config(CodecConfig(video=video, vocoder=VocoderConfig(16), **sizes), 64, 64)
+    audio = AudioCodecConfig(channel_multipliers=[1, 1, 1])
+    config = CodecConfig(video=video, audio=audio, vocoder=VocoderConfig(16))
+    return Codec.from_config(config, 64, 64)
 
 
 def pieces(z: Tensor, size: int) -> Iterator[Tensor]:

@@ -90,7 +90,9 @@ def neighbourhood_attention(q: Tensor, k: Tensor, v: Tensor, kernel: Sequence[in
                 & columns.seen[:, None, None, :, None, None, :]
             )
             mixed = F.scaled_dot_product_attention(
-                *map(_as_batch, (queries, keys, values)),
+                _as_batch(queries),
+                _as_batch(keys),
+                _as_batch(values),
                 # One mask for each column of tiles, the same in all heads.
                 attn_mask=mask.flatten(4).flatten(1, 3)[:, None].repeat(q.shape[0], 1, 1, 1),
                 scale=1.0,

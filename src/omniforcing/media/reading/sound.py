@@ -260,13 +260,16 @@ def read_sound(
         Rejected: if there is no sound, or none of it can be decoded.
     """
     with open_container(source) as container:
-        chosen = tracks or tuple(stream.index for stream in find_tracks(container))
-        audio = container.streams[chosen[1]]
+        if tracks is None:
+            found = find_tracks(container)
+            tracks = found[0].index, found[1].index
+        picture, chosen = tracks
+        audio = container.streams[chosen]
         side, other = _side(audio), _other_side(container, audio)
-    sound = _read(source, origin, *chosen, parts)
+    sound = _read(source, origin, picture, chosen, parts)
     if other is None:
         return sound
-    second = _read(source, origin, chosen[0], other, parts)
+    second = _read(source, origin, picture, other, parts)
     count = max(sound.samples.shape[1], second.samples.shape[1])
     sides = [
         np.pad(each.samples[0], (0, count - each.samples.shape[1])) for each in (sound, second)
@@ -277,7 +280,7 @@ def read_sound(
 
 def _side(audio: Any) -> str:
     """Return the name of a track's only channel, as FFmpeg names it; empty if it has more."""
-    channels = audio.layout.channels if audio.codec_context else ()
+    channels = list(audio.layout.channels) if audio.codec_context else []
     return str(channels[0].name) if len(channels) == 1 else ""
 
 

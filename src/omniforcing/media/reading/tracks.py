@@ -286,9 +286,10 @@ def read_tracks(source: PathOrBytes, language: str | None = None) -> Tracks:
         edits = several_edits(source, container, video, audio)
         if edits is None:
             return _read_packets(source, container, video, audio, None)
-        numbers = video.index, audio.index
+        first, second = video.index, audio.index
     with open_container(source, whole=True) as container:
-        return _read_packets(source, container, *(container.streams[n] for n in numbers), edits)
+        streams = container.streams
+        return _read_packets(source, container, streams[first], streams[second], edits)
 
 
 def several_edits(source: PathOrBytes, container: Any, video: Any, audio: Any) -> Edits | None:

@@ -202,8 +202,8 @@ def open_bundle(
         WeightsError: if a part is missing, damaged, of another release or of no release.
     """
     found = _Found(source)
-    for place in (source, *more):
-        found.look(place)
+    for given in (source, *more):
+        found.look(given)
     checkpoint = open_checkpoint(found.transformer)
     parts = found.complete(source)
     _refuse_mixed(checkpoint, parts)
