@@ -230,6 +230,7 @@ def test_presets_of_later_releases_are_ltx2_but_for_what_the_release_decides(rel
         "teacher.path": f"weights/LTX-{release}/transformer",
         "teacher.release": release,
         "teacher.sampler.steps": 30,
+        "export.base_model": f"Lightricks/LTX-{release}",
     }
 
 

@@ -118,9 +118,7 @@ def _scenario(file: Path, number: int, values: Any) -> Scenario:
             raise ValueError("updates must be a list")
         made = tuple(_record(Update, each) for each in updates)
         return _record(Scenario, {**values, "updates": made} if updates else values)
-    except OmniForcingError as error:
-        raise OmniForcingError(error.code, f"{where}: {error}") from error
-    except (ValueError, TypeError) as error:
+    except (OmniForcingError, ValueError, TypeError) as error:
         raise OmniForcingError("pipeline.bad-scenario", f"{where}: {error}") from error
 
 
