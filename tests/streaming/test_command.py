@@ -266,12 +266,13 @@ def test_standard_output_plays_while_it_grows(artifact: Artifact) -> None:
     assert json.loads(shown.splitlines()[-1])["media_s"] == 2
 
 
-def test_a_player_that_is_closed_ends_the_stream_quietly(artifact: Artifact) -> None:
+@pytest.mark.parametrize("read", [0, 2000])
+def test_a_player_that_is_closed_ends_the_stream_quietly(artifact: Artifact, read: int) -> None:
     with run_stream(
         *options_for(artifact.folder, Path("-")), "--endless", stdout=subprocess.PIPE
     ) as process:
         assert process.stdout is not None and process.stderr is not None
-        process.stdout.read(2000)
+        process.stdout.read(read)
         process.stdout.close()
         shown = process.stderr.read()
         assert process.wait(60) == 0, shown

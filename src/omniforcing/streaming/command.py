@@ -161,9 +161,10 @@ def _encode(
         with Muxer(file, *size, settings.sample_rate, mark=mark) as muxer:
             for chunk in chunks:
                 began = time.perf_counter()
+                # First: a viewer may stop before anything of this chunk is read.
+                timings.append(chunk.timing)
                 muxer.add(chunk)
                 file.flush()
-                timings.append(chunk.timing)
                 traced.block(chunk.block, chunk.timing, encode=(began, time.perf_counter()))
         end = "ended"
     except BrokenPipeError:
