@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from omniforcing.core.distributed import rank
 from omniforcing.core.latents import Batch
@@ -32,48 +31,35 @@ BELOW = "bidirectional_dmd={adapter: {rank: 8}}", "causal_ode={adapter: {rank: 8
 ADAPTERS = [ADAPTED, *BELOW]
 
 
-def configured(strategy: str, more: list[str]) -> Config:
-    return load_config([*SMALL, f"cluster.strategy={strategy}", *more], ROOT, "smoke")
+def configured(more: list[str]) -> Config:
+    return load_config([*SMALL, *more], ROOT, "smoke")
 
 
-def measure(strategy: str, more: list[str], folder: Path) -> None:
+def measure(more: list[str], folder: Path) -> None:
     """Write the most bytes of this worker in two updates of one clip."""
-    config, name = configured(strategy, more), "self_forcing"
+    config, name = configured(more), "self_forcing"
     sizes = dataclasses.replace(
         Sizes.from_config(config, ROOT), device="cpu", checkpoint_activations=True
     )
     module = BUILDERS[name](config, sizes, torch.float32, training_options(config))
-    module.shard(torch.device("cpu"))
     held, batch = held_bytes(module), sizes.batch(config, 1)
 
     def batches(_epoch: int) -> Iterator[Batch]:
         yield from (batch, batch)
 
     def updates() -> None:
-        if config.cluster.sharded:
-            # Not by the loop, which also writes a checkpoint.
-            optimisers = module.configure_optimizers()
-            for step, each in enumerate(batches(0)):
-                module.training_step(step, each, optimisers, Tensor.backward)
-        else:
-            fit(module, batches, steps=2, work=folder, trainer=config.trainer)
+        fit(module, batches, steps=2, work=folder, trainer=config.trainer)
 
     taken = allocated_bytes(updates, torch.device("cpu"))
     (folder / f"{rank()}.json").write_text(json.dumps(held + taken))
 
 
-@pytest.mark.parametrize(
-    ("strategy", "more"), [("ddp", []), ("fsdp", []), ("ddp", ADAPTERS), ("fsdp", ADAPTERS)]
-)
-def test_planned_memory_of_a_worker_is_that_of_two(
-    strategy: str, more: list[str], tmp_path: Path
-) -> None:
-    run_group(measure, 2, strategy, more, tmp_path)
+# Not with FSDP2: how many layers are gathered at the peak depends on how the workers keep step.
+@pytest.mark.parametrize("more", [[], ADAPTERS], ids=["whole", "adapters"])
+def test_planned_memory_of_a_worker_is_that_of_two(more: list[str], tmp_path: Path) -> None:
+    run_group(measure, 2, more, tmp_path)
     found = [json.loads((tmp_path / f"{worker}.json").read_text()) for worker in range(2)]
-    config = configured(strategy, more)
+    config = configured(more)
     cost = StageCost("self_forcing", config, Sizes.from_config(config, ROOT))
-    if config.cluster.sharded:
-        planned = cost.bytes(Setting("all", True), 2, foreach=False)
-    else:
-        planned = cost.bytes(Setting("none", True), 1, replicated=True, foreach=False)
+    planned = cost.bytes(Setting("none", True), 1, replicated=True, foreach=False)
     assert sum(planned.values()) == pytest.approx(max(found), rel=0.1)
