@@ -25,6 +25,7 @@ COMMANDS = {
         "inspect",
         "measure",
         "compare",
+        "play",
         "release",
         "weights",
         "config",
@@ -179,7 +180,7 @@ def test_a_missing_package_is_named(words: list[str], package: str, extra: str) 
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
-        ("omniforcing pl", {"plan"}),
+        ("omniforcing pl", {"plan", "play"}),
         ("omniforcing stage causal_", {"causal_ode", "causal_decoder"}),
         ("omniforcing run --preset s", {"small", "smoke"}),
         ("omniforcing run --f", {"--foundation"}),
