@@ -101,6 +101,7 @@ class PatchStream:
         self._blocks, self._index = seconds + 1, 0
         self._changed = threading.Condition()
         self._until, self._paused, self._closed = 0.0, False, False
+        self.parts = SimpleNamespace(asked=time.perf_counter())  # what a session reads of them
 
     def __iter__(self) -> Iterator[Any]:
         return self
