@@ -13,6 +13,7 @@ from omniforcing.cli.streaming import engine_options
 
 if TYPE_CHECKING:
     from omniforcing.evaluation.measures.command import Source
+    from omniforcing.streaming.command import EngineOptions
 
 _PATH = click.Path(path_type=Path)
 
@@ -174,14 +175,7 @@ def play(
     folder: Path,
     weights_file: Path | None,
     as_json: bool,
-    artifact: Path | None,
-    device: str,
-    threads: int,
-    speed_ups: tuple[str, ...],
-    no_verify: bool,
-    loras: tuple[str, ...],
-    precision: str,
-    free_text_encoder: bool,
+    engine: EngineOptions,
 ) -> None:
     """Play scenarios of timed prompt changes, and measure how soon the streams follow.
 
@@ -192,22 +186,10 @@ def play(
     from omniforcing.pipeline.experiments.play import measure_recordings, table
     from omniforcing.pipeline.experiments.play import play as play_all
     from omniforcing.pipeline.experiments.scenario import read_scenarios
-    from omniforcing.streaming.command import EngineOptions, open_engine
+    from omniforcing.streaming.command import open_engine
 
     wanted = read_scenarios(scenarios)
-    weights = Weights.read(weights_file, device) if weights_file else None
-    engine = open_engine(
-        EngineOptions(
-            artifact,
-            device,
-            threads,
-            speed_ups,
-            not no_verify,
-            loras,
-            precision,
-            free_text_encoder,
-        )
-    )
-    play_all(engine, wanted, folder)
+    weights = Weights.read(weights_file, engine.device) if weights_file else None
+    play_all(open_engine(engine), wanted, folder)
     figures = measure_recordings(folder, wanted, weights)
     print(json.dumps(figures) if as_json else table(figures))

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from omniforcing.cli.command import Command
 from omniforcing.core.environment import ARTIFACT_VARIABLE, TOKEN_VARIABLE
 from omniforcing.serving.protocol import DEFAULT_PORT, Limits
+
+if TYPE_CHECKING:
+    from omniforcing.streaming.command import EngineOptions
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
@@ -40,8 +44,17 @@ def _scales(
         raise click.BadParameter("a scale is a number, such as 0.8; several are 0.8,0.5") from error
 
 
-def engine_options(function: Function) -> Function:
-    """Add the options of a command that loads an artifact."""
+def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of a command that loads an artifact; it gets them as ``engine``."""
+
+    @functools.wraps(function)
+    def command(*, no_verify: bool, **options: Any) -> None:
+        from omniforcing.streaming.command import EngineOptions
+
+        names = {field.name for field in dataclasses.fields(EngineOptions)} & options.keys()
+        engine = {name: options.pop(name) for name in names}
+        function(engine=EngineOptions(**engine, verify=not no_verify), **options)
+
     for option in reversed(
         (
             click.option(
@@ -91,8 +104,8 @@ def engine_options(function: Function) -> Function:
             ),
         )
     ):
-        function = option(function)
-    return function
+        command = option(command)
+    return command
 
 
 def limit_options(function: Function) -> Function:
@@ -155,23 +168,10 @@ def limit_options(function: Function) -> Function:
 @click.option("--save", type=PATH, help="Write the stream's final state to this file.")
 @click.option("--resume", type=PATH, help="Continue a saved stream for --seconds.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as json.")
-def stream(
-    artifact: Path | None,
-    device: str,
-    threads: int,
-    speed_ups: tuple[str, ...],
-    no_verify: bool,
-    loras: tuple[str, ...],
-    precision: str,
-    free_text_encoder: bool,
-    **options: Any,
-) -> None:
+def stream(engine: EngineOptions, **options: Any) -> None:
     """Generate a clip with sound from a prompt, block by block."""
-    from omniforcing.streaming.command import EngineOptions, StreamOptions, stream_clip
+    from omniforcing.streaming.command import StreamOptions, stream_clip
 
-    engine = EngineOptions(
-        artifact, device, threads, speed_ups, not no_verify, loras, precision, free_text_encoder
-    )
     stream_clip(StreamOptions(engine, **options))
 
 
@@ -210,14 +210,7 @@ def stream(
 )
 @limit_options
 def serve(
-    artifact: Path | None,
-    device: str,
-    threads: int,
-    speed_ups: tuple[str, ...],
-    no_verify: bool,
-    loras: tuple[str, ...],
-    precision: str,
-    free_text_encoder: bool,
+    engine: EngineOptions,
     host: str,
     port: int,
     origins: tuple[str, ...],
@@ -225,11 +218,7 @@ def serve(
     **limits: Any,
 ) -> None:
     from omniforcing.serving.serve import serve_streams
-    from omniforcing.streaming.command import EngineOptions
 
-    engine = EngineOptions(
-        artifact, device, threads, speed_ups, not no_verify, loras, precision, free_text_encoder
-    )
     serve_streams(engine, Limits(**limits), host, port, origins, drain_seconds)
 
 
