@@ -65,6 +65,11 @@ class Recording:
                 self.media.audio[:, sample : sample + SAMPLE_RATE],
             )
 
+    def looked_at(self, index: int) -> list[Media]:
+        """The seconds of segment ``index`` that count: of the first only the last, its state."""
+        seconds = list(self.seconds(index))
+        return seconds if index else seconds[-1:]
+
 
 @dataclass(frozen=True)
 class _Change:
@@ -144,7 +149,7 @@ def _of_judge(judge: Judge, recordings: Sequence[Recording]) -> dict[str, Any]:
 def _judged(judge: Judge, recording: Recording, index: int) -> list[float | None]:
     prompt = recording.segments[index].prompt
     before = recording.segments[index - 1].prompt if index else None
-    return [judge.right(second, prompt, before) for second in recording.seconds(index)]
+    return [judge.right(second, prompt, before) for second in recording.looked_at(index)]
 
 
 def _second_by_second(
@@ -166,7 +171,7 @@ def _scene(recordings: Sequence[Recording]) -> dict[str, Any]:
     after: list[list[float | None]] = []
     for recording in recordings:
         scenes = [
-            [_median_frame(second) for second in recording.seconds(index)]
+            [_median_frame(second) for second in recording.looked_at(index)]
             for index in range(len(recording.segments))
         ]
         before.append([old[-1] for old in scenes[:-1] if old])

@@ -41,36 +41,41 @@ class Judge(ABC):
         """
 
 
-class BallColour(Judge):
-    """The pocket world's truth in the picture."""
+class _Named(Judge):
+    """The pocket world's truth: what its captions name."""
+
+    def right(self, piece: Media, prompt: str, before: str | None) -> float | None:
+        del before
+        named = colours_in(prompt)
+        return self.share(piece, named) if named else None
+
+    @abstractmethod
+    def share(self, piece: Media, named: list[str]) -> float | None:
+        """How right a second is of which these colours are named."""
+
+
+class BallColour(_Named):
+    """The colours of the balls."""
 
     name = "ball_colour"
     sense = "picture"
     protocol = "pocket world; the second's balls have the colours that the prompt names"
 
-    def right(self, piece: Media, prompt: str, before: str | None) -> float | None:
-        del before
-        named = colours_in(prompt)
-        if not named:
-            return None
+    def share(self, piece: Media, named: list[str]) -> float | None:
         seen = detect_video_events(piece.video, len(named)).colours
         return float(sorted(seen) == sorted(named))
 
 
-class ImpactTone(Judge):
-    """The pocket world's truth in the sound."""
+class ImpactTone(_Named):
+    """The tones of the impacts."""
 
     name = "impact_tone"
     sense = "sound"
     protocol = "pocket world; share of the second's impacts with a tone of a named colour"
 
-    def right(self, piece: Media, prompt: str, before: str | None) -> float | None:
-        del before
-        named = colours_in(prompt)
+    def share(self, piece: Media, named: list[str]) -> float | None:
         heard = detect_audio_events(piece.audio).colours
-        if not named or not heard:
-            return None
-        return float(np.mean([tone in named for tone in heard]))
+        return float(np.mean([tone in named for tone in heard])) if heard else None
 
 
 class _Encoded(Judge):

@@ -14,6 +14,8 @@ from omniforcing.core.errors import OmniForcingError, did_you_mean
 from omniforcing.streaming.request import Request, check_moment, check_prompt
 
 Record = TypeVar("Record")
+# Types of fields in words.
+_WORDS = {"float": "number", "bool": "true or false", "str": "text"}
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,3 @@ def _record(kind: type[Record], values: Any) -> Record:
         return kind(**values)
     except TypeError as error:
         raise ValueError(f"a key is missing ({error.args[0].split('missing ')[-1]})") from error
-
-
-_WORDS = {"float": "number", "bool": "true or false", "str": "text"}

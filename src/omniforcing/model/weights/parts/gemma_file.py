@@ -19,6 +19,7 @@ from torch import Tensor
 
 from omniforcing.core.files import read_json, write_json
 from omniforcing.model.weights.checkpoint import fits, read_headers
+from omniforcing.model.weights.parts.part import refuse_misfit
 from omniforcing.model.weights.tensor_file import (
     BYTES,
     Entry,
@@ -158,19 +159,12 @@ def _verify(file: Path, config: dict[str, Any], named: Mapping[str, Entry]) -> N
             f"{file}: no {KIND} can be built from its {CONFIG} "
             f"({(str(error).splitlines() or ['?'])[0]}); use the file as published",
         ) from error
-    expected = {_TEXT + name: tuple(t.shape) for name, t in model.state_dict().items()}
-    found = {name: entry for name, entry in named.items() if name.startswith(_TEXT)}
-    missing = [name for name in expected if name not in found]
-    extra = [name for name in found if name not in expected]
-    if missing or extra:
-        told = f"lacks {_to_original(missing[0])}" if missing else f"holds {found[extra[0]].key}"
-        raise WeightsError(
-            "weights.wrong-tensors",
-            f"{file}: the text encoder {told}, which its config does not fit ({len(missing)} "
-            f"missing, {len(extra)} unexpected, of {len(expected)} tensors); download it again",
-        )
+    found = {n.removeprefix(_TEXT): e for n, e in named.items() if n.startswith(_TEXT)}
+    refuse_misfit(file, "text encoder", model, found, lambda name: _to_original(_TEXT + name))
+    # Those of picture and sound are kept, and no module says what they should be.
     for name, entry in named.items():
-        fits(entry, expected.get(name, entry.shape))
+        if not name.startswith(_TEXT):
+            fits(entry, entry.shape)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from omniforcing.core.files import read_json
 from omniforcing.model.weights.checkpoint import fits, read_headers
@@ -289,19 +289,45 @@ def on_meta(kind: Kind, config: Config, where: str) -> Any:
             ) from error
 
 
-def _verified(kind: Kind, source: Path, config: Config, found: Mapping[str, Entry]) -> Part:
-    module = on_meta(kind, config, str(source))
-    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+def refuse_misfit(
+    source: Path,
+    title: str,
+    module: nn.Module,
+    found: Mapping[str, Entry],
+    shown: Callable[[str], str] = str,
+) -> list[str]:
+    """Refuse tensors that are not those of a module.
+
+    Args:
+        source: file or folder of the tensors.
+        title: the module in words.
+        module: the module, on the meta device.
+        found: the tensors by the module's names.
+        shown: the name in the file of one of the module's.
+
+    Returns:
+        The module's names, in its order.
+
+    Raises:
+        WeightsError: if a tensor is missing, unexpected or of another shape.
+    """
+    expected = module.state_dict()
     missing = [name for name in expected if name not in found]
     extra = [name for name in found if name not in expected]
     if missing or extra:
-        told = f"lacks {missing[0]}" if missing else f"holds {found[extra[0]].key} beyond it"
+        told = f"lacks {shown(missing[0])}" if missing else f"holds {found[extra[0]].key} beyond it"
         raise WeightsError(
             "weights.wrong-tensors",
-            f"{source}: the {kind.title} {told} ({len(missing)} missing, {len(extra)} unexpected, "
+            f"{source}: the {title} {told} ({len(missing)} missing, {len(extra)} unexpected, "
             f"of {len(expected)} tensors); download it again or take that part of one release",
         )
-    for name, shape in expected.items():
-        fits(found[name], shape)
+    for name, tensor in expected.items():
+        fits(found[name], tuple(tensor.shape))
+    return list(expected)
+
+
+def _verified(kind: Kind, source: Path, config: Config, found: Mapping[str, Entry]) -> Part:
+    module = on_meta(kind, config, str(source))
+    expected = refuse_misfit(source, kind.title, module, found)
     own = {key: value for key, value in module.config.items() if not key.startswith("_")}
     return Part(kind, source, own, {name: found[name] for name in expected})
