@@ -3,6 +3,7 @@
 One torch thread: tiny models are many times slower with two on a busy machine.
 """
 
+import contextlib
 import gc
 import os
 
@@ -12,13 +13,25 @@ import hypothesis
 import pytest
 import torch
 
-from tests.support.ray_cluster import driven_cluster, ray_cluster  # noqa: F401  # fixtures
-from tests.support.videos import make_video  # noqa: F401  # a fixture
+from omniforcing.pipeline.forking import fork_server
+
+# Stages that tests start share one process with the libraries loaded. It is there before modules
+# that copy the environment are imported.
+_forks = contextlib.ExitStack()
+_forks.enter_context(fork_server(threads=1))
+
+from tests.support.ray_cluster import driven_cluster, ray_cluster  # noqa: E402, F401
+from tests.support.videos import make_video  # noqa: E402, F401
 
 torch.set_num_threads(1)
 # A busy machine is no fault of an example.
 hypothesis.settings.register_profile("any-machine", deadline=None)
 hypothesis.settings.load_profile("any-machine")
+
+
+def pytest_unconfigure() -> None:
+    """End the process that stages are forked from."""
+    _forks.close()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -10,8 +10,11 @@ from dvc.utils.serialize import parse_yaml
 from omniforcing.cli.options import split_overrides
 from omniforcing.core.config import ConfigError, to_dict
 from omniforcing.pipeline.config import load_config
+from omniforcing.pipeline.declaration import tracked_preset
+from omniforcing.pipeline.generate import refuse_old_lock
 from omniforcing.pipeline.yaml_files import read_yaml
 from tests.support.refusals import refuses
+from tests.support.toy_project import write_project
 
 ROOT = Path(__file__).parents[2]
 # Scalars that YAML 1.1 and 1.2 read differently, or that look as if they might be.
@@ -136,3 +139,18 @@ def test_a_file_that_is_no_mapping_of_yaml_is_named(tmp_path: Path, text: str) -
     (tmp_path / "mine.yaml").write_text(text)
     with refuses("config.not-yaml", "mine.yaml"):
         read_yaml(tmp_path / "mine.yaml")
+
+
+@pytest.mark.parametrize("broken", ["preset: [", "- a list", "\x00"])
+def test_files_that_are_read_for_their_names_alone_are_named_too(
+    tmp_path: Path, broken: str
+) -> None:
+    write_project(tmp_path)
+    config, lock = tmp_path / "conf" / "config.yaml", tmp_path / "dvc.lock"
+    config.write_text(broken)
+    with refuses("config.not-yaml", config):
+        tracked_preset(tmp_path)
+    config.write_text("preset: pocket\n")
+    lock.write_text(broken)
+    with refuses("config.not-yaml", lock):
+        refuse_old_lock(tmp_path, "pocket")

@@ -24,7 +24,7 @@ from omniforcing.cli import (
 )
 from omniforcing.cli.command import Group, refusal
 from omniforcing.core.console import run_command
-from omniforcing.core.environment import COMPLETION_VARIABLE
+from omniforcing.core.environment import COMPLETION_VARIABLE, FORKS_VARIABLE
 from omniforcing.core.errors import OmniForcingError
 
 NAME = "omniforcing"
@@ -78,6 +78,12 @@ def main(words: Sequence[str] | None = None) -> None:
     if instruction:
         sys.exit(shell_complete(omniforcing, {}, NAME, COMPLETION_VARIABLE, instruction))
     given = list(sys.argv[1:] if words is None else words)
+    if given[:1] == [pipeline.stage.name] and FORKS_VARIABLE in os.environ:
+        from omniforcing.pipeline.forking import end_like, run_forked
+
+        code = run_forked(given)
+        if code is not None:
+            end_like(code)
     sys.exit(run_command(partial(_run, given or ["--help"])))
 
 

@@ -18,6 +18,7 @@ COMMIT_VARIABLE = "OMNIFORCING_GIT_COMMIT"
 JOB_VARIABLE = "OMNIFORCING_JOB"
 TOKEN_VARIABLE = "OMNIFORCING_TOKEN"
 ARTIFACT_VARIABLE = "OMNIFORCING_ARTIFACT"
+FORKS_VARIABLE = "OMNIFORCING_FORKS"
 COMPLETION_VARIABLE = "_OMNIFORCING_COMPLETE"
 # What each is for; docs/reference/environment.md is made of it.
 OURS = {
@@ -33,6 +34,10 @@ OURS = {
     JOB_VARIABLE: "Set in a job on a cluster, so that it runs its stage there and submits none.",
     TOKEN_VARIABLE: "Secret that clients of the server must send.",
     ARTIFACT_VARIABLE: "What `--artifact` is where a command line does not say.",
+    FORKS_VARIABLE: (
+        "Socket of the process that has loaded the libraries and forks itself for the stages of a "
+        "pipeline run."
+    ),
     COMPLETION_VARIABLE: "Set by a shell that completes a command line of ours.",
 }
 # Variables of other programs that change what a command here does.

@@ -5,6 +5,7 @@
   from it; ``code``: the digest of the code that a stage depends on.
 - ``stage``: a running stage, its lock and its work folder; ``tracking``: its MLflow run;
   ``processes``: calls in parallel processes.
+- ``forking``: stages that begin with the libraries loaded.
 - ``runner``: ``omniforcing run``; ``dry_run``: ``omniforcing run --dry-run``.
 - Rooms within: ``stages``, ``cluster``, ``planner``, ``experiments``, ``release``.
 

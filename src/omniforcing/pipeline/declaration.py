@@ -17,6 +17,7 @@ from omniforcing.core.errors import OmniForcingError, did_you_mean
 from omniforcing.core.files import folder_digest
 from omniforcing.pipeline.code import SOURCES, CodeBase
 from omniforcing.pipeline.config import BASE, Config, preset_files
+from omniforcing.pipeline.yaml_files import read_names
 
 DECLARATION = "pipelines/stages.py"
 PRESETS = "pipelines/presets"
@@ -225,11 +226,9 @@ def check_preset(root: Path, preset: str) -> None:
     Raises:
         OmniForcingError: naming the first key that is missing.
     """
-    from yaml import safe_load
-
     specs = read_specs(root)
     for file in preset_files(root, preset):
-        named = safe_load((root / file).read_text(encoding="utf-8")) or {}
+        named = read_names(root / file)
         for spec in specs:
             for key in tracked_keys(root, preset, spec.keys)[file]:
                 if not _has(named, key):
@@ -268,12 +267,10 @@ def tracked_preset(root: Path) -> str:
     """Return the preset whose pipeline is tracked: the key ``preset`` of ``conf/config.yaml``.
 
     Raises:
-        OmniForcingError: if the file has no such key.
+        OmniForcingError: if the file is not YAML, or has no such key.
     """
-    from yaml import safe_load
-
     path = root / "conf" / "config.yaml"
-    named = (safe_load(path.read_text(encoding="utf-8")) or {}).get("preset")
+    named = read_names(path).get("preset")
     if not isinstance(named, str):
         raise OmniForcingError(
             "config.missing-value",

@@ -33,6 +33,7 @@ from omniforcing.pipeline.declaration import (
     tracked_keys,
     tracked_preset,
 )
+from omniforcing.pipeline.yaml_files import read_names
 
 CODE = "code"
 WRITE = "omniforcing pipeline --write"
@@ -135,10 +136,8 @@ def refuse_old_lock(root: Path, preset: str) -> None:
     Raises:
         OmniForcingError: with the two ways to go on.
     """
-    from yaml import safe_load
-
     path = root / lock_file(root, preset)
-    locked = (safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+    locked = read_names(path) if path.is_file() else {}
     for name, entry in (locked.get("stages") or {}).items():
         modules = [dep["path"] for dep in entry.get("deps", []) if dep["path"].startswith("src/")]
         if modules and name != CODE:

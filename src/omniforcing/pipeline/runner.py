@@ -28,6 +28,7 @@ from omniforcing.pipeline.declaration import (
     read_declaration,
     stage_names,
 )
+from omniforcing.pipeline.forking import fork_server
 from omniforcing.pipeline.generate import CODE, ensure_pipeline
 from omniforcing.pipeline.stage import exclusive
 from omniforcing.pocket import foundation
@@ -193,7 +194,8 @@ def run_pipeline(
         os.environ[COMMIT_VARIABLE] = git_commit(root)
         config = load_config(root=root, preset=preset)
         ensure_pipeline(root, config.preset, stages)
-        with tracking.closing(_parent_run(root, config.preset)) as parent:
+        forks = fork_server(config.trainer.threads)
+        with tracking.closing(_parent_run(root, config.preset)) as parent, forks:
             os.environ[PARENT_VARIABLE] = parent.id
             if train_foundation:
                 _train_foundation(root, config.preset)

@@ -30,12 +30,37 @@ def read_yaml(path: Path) -> dict[Any, Any]:
     try:
         ours, theirs = _parse(path.read_text(encoding="utf-8"))
     except Exception as error:  # YAML errors come in many classes; all are the user's file
-        fault = " ".join(str(error).split())
-        raise ConfigError("config.not-yaml", f"{path} is not readable YAML: {fault}") from error
-    if not isinstance(ours, dict):
-        raise ConfigError("config.not-yaml", f"{path} is a list; write `key: value` lines")
+        raise _unreadable(path, error) from error
+    _require_mapping(path, ours)
     _compare(ours, theirs, "", str(path))
     return copy.deepcopy(ours)
+
+
+def read_names(path: Path) -> dict[Any, Any]:
+    """Read a YAML file for the names in it, by one reader and fast.
+
+    Raises:
+        ConfigError: if it is not YAML that holds a mapping.
+    """
+    from yaml import YAMLError, safe_load
+
+    try:
+        found = safe_load(path.read_text(encoding="utf-8"))
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise _unreadable(path, error) from error
+    named = {} if found is None else found
+    _require_mapping(path, named)
+    return named
+
+
+def _unreadable(path: Path, error: Exception) -> ConfigError:
+    fault = " ".join(str(error).split())
+    return ConfigError("config.not-yaml", f"{path} is not readable YAML: {fault}")
+
+
+def _require_mapping(path: Path, content: object) -> None:
+    if not isinstance(content, dict):
+        raise ConfigError("config.not-yaml", f"{path} holds no mapping; write `key: value` lines")
 
 
 @lru_cache

@@ -25,6 +25,7 @@ from omniforcing.pipeline.experiments.variants import (
     chosen_variants,
     seeded,
 )
+from omniforcing.pipeline.forking import fork_server
 from omniforcing.pipeline.generate import ensure_pipeline
 from omniforcing.pipeline.stage import exclusive
 
@@ -107,7 +108,8 @@ def run_ablation(
             chosen |= seeded(variants, None if seed == config.seed else seed)
         work = root / ".work" / config.preset / "ablation"
         lab = Laboratory.open(root, work / "checkout", config.preset)
-    with exclusive(work / "lock", f"an ablation of preset {config.preset}"):
+    forks = fork_server(config.trainer.threads)
+    with exclusive(work / "lock", f"an ablation of preset {config.preset}"), forks:
         return _run(lab, work, _with_trained(lab, config, chosen), measure, compare)
 
 

@@ -1,0 +1,147 @@
+"""Stages in processes that a server with the libraries loaded forks."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from omniforcing.core.environment import FORKS_VARIABLE
+from omniforcing.pipeline.forking import LIBRARIES
+from tests.support.checkout import ENVIRONMENT, alive, make_repository
+from tests.support.toy_project import write_project
+
+pytestmark = [
+    pytest.mark.extended,
+    pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux alone"),
+]
+
+# Writes who it is, and then does what the environment says.
+BODY = """
+import os, sys, time
+from pathlib import Path
+
+def run(stage):
+    about = [os.getpid(), os.getcwd(), "lightning" in sys.modules, "torch" in sys.modules]
+    Path("about.txt").write_text("\\n".join(map(str, about)))
+    print("on stdout", flush=True)
+    time.sleep(float(os.environ.get("TOY_PAUSE", "0")))
+    if "TOY_CODE" in os.environ:
+        os._exit(int(os.environ["TOY_CODE"]))
+    with stage.publish() as folder:
+        (folder / "numbers.txt").write_text("1 ")
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A toy project whose stage clips says in what process it runs."""
+    write_project(tmp_path)
+    (tmp_path / "pipelines" / "clips.py").write_text(BODY)
+    return make_repository(tmp_path)
+
+
+def start(project: Path, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "omniforcing", "stage", "clips"],
+        cwd=project,
+        env={**ENVIRONMENT, **environment},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def about(project: Path) -> list[str]:
+    """What the stage wrote of itself: process id, folder, whether Lightning and torch are there."""
+    return (project / "about.txt").read_text().splitlines()
+
+
+def wait_for(project: Path) -> int:
+    """Wait until the stage has begun; its process id."""
+    deadline = time.monotonic() + 120
+    while not (project / "about.txt").exists() or len(about(project)) < 4:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return int(about(project)[0])
+
+
+def gone(process: int) -> bool:
+    deadline = time.monotonic() + 30
+    while alive(process) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not alive(process)
+
+
+def test_a_stage_begins_with_the_libraries_loaded_in_the_clients_place(project: Path) -> None:
+    process = start(project)
+    printed, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    pid, folder, *loaded = about(project)
+    assert int(pid) != process.pid and folder == str(project)
+    assert loaded == ["True", "True"] and "lightning" in LIBRARIES
+    assert "on stdout" in printed
+
+
+def test_a_client_ends_as_its_stage_did(project: Path) -> None:
+    failed = start(project, TOY_CODE="7")
+    failed.communicate(timeout=120)
+    assert failed.returncode == 7
+    (project / "about.txt").unlink()
+    killed = start(project, TOY_PAUSE="60")
+    os.kill(wait_for(project), signal.SIGKILL)
+    killed.communicate(timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    (project / "conf" / "config.yaml").write_text("preset: [")
+    refused = start(project)
+    assert "error[" in refused.communicate(timeout=120)[1] and refused.returncode == 2
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_the_client_stops_the_stage(
+    project: Path, number: signal.Signals, code: int
+) -> None:
+    process = start(project, TOY_PAUSE="60")
+    stage = wait_for(project)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == code and gone(stage)
+
+
+def test_a_stage_dies_with_a_client_that_is_killed(project: Path) -> None:
+    process = start(project, TOY_PAUSE="60")
+    stage = wait_for(project)
+    process.kill()
+    process.communicate(timeout=60)
+    assert gone(stage)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"HF_ENDPOINT": "http://127.0.0.1:1"}, {FORKS_VARIABLE: "/nowhere"}, {FORKS_VARIABLE: ""}],
+)
+def test_without_a_server_that_can_stand_for_it_a_stage_runs_in_its_own_process(
+    project: Path, environment: dict[str, str]
+) -> None:
+    process = start(project, **environment)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert about(project)[0] == str(process.pid) and about(project)[2] == "False"
+
+
+def test_a_stage_keeps_the_limits_of_its_client(project: Path) -> None:
+    fewer = (200, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    process = subprocess.run(
+        [sys.executable, "-m", "omniforcing", "stage", "clips"],
+        cwd=project,
+        env=ENVIRONMENT,
+        preexec_fn=partial(resource.setrlimit, resource.RLIMIT_NOFILE, fewer),
+        capture_output=True,
+        check=True,
+    )
+    assert process.returncode == 0 and about(project)[2] == "False"
