@@ -81,11 +81,12 @@ def test_a_table_of_clips_is_an_evaluation_dataset_of_its_run(project: Path) -> 
     assert dataset.name == "it's pocket" and dataset.tags["run"] == run.id
     kept = {record["inputs"]["clip"]: record for record in dataset.to_df().to_dict("records")}
     assert kept["0"]["inputs"] == dict(zip(columns[:4], rows[0][:4], strict=True))
-    assert kept["0"]["outputs"] == {
+    assert kept["0"]["source_type"] == "CODE"
+    assert kept["0"]["expectations"] == {
         "motion": 1.5,
         "video": f"runs:/{run.id}/evaluation/clips/0.mp4",
     }
-    assert kept["1"]["outputs"] == {"motion": 2.0, "loudness": -20.0}
+    assert kept["1"]["expectations"] == {"motion": 2.0, "loudness": -20.0}
     (used,) = client.get_run(run.id).inputs.dataset_inputs
     assert used.dataset.name == "it's pocket" and dataset.dataset_id in used.dataset.source
 

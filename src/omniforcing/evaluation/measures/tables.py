@@ -66,17 +66,18 @@ def clip_records(table: Mapping[str, Any], artifacts: str) -> list[dict[str, Any
         artifacts: URI of the folder in which the videos lie that the table names.
 
     Returns:
-        For each clip its ``inputs`` (set, clip, caption, seconds) and ``outputs``: its figures,
-        and the URI of its video where that was kept.
+        For each clip its ``inputs`` (set, clip, caption, seconds) and ``expectations``: its
+        figures, and the URI of its video where that was kept. MLflow's pages show no other part of
+        a record.
     """
     records = []
     for values in table["data"]:
         row = dict(zip(table["columns"], values, strict=True))
         inputs = {column: row.pop(column) for column in INPUTS}
-        outputs = {column: value for column, value in row.items() if value is not None}
+        figures = {column: value for column, value in row.items() if value is not None}
         if row["video"]:
-            outputs["video"] = f"{artifacts}/{row['video']}"
-        records.append({"inputs": inputs, "outputs": outputs})
+            figures["video"] = f"{artifacts}/{row['video']}"
+        records.append({"inputs": inputs, "expectations": figures})
     return records
 
 
