@@ -22,7 +22,7 @@ import multiprocessing
 import resource
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -48,7 +48,7 @@ from omniforcing.evaluation.measures.base import Figure, measure_clips
 from omniforcing.evaluation.measures.clips import Clip, read_clips
 from omniforcing.evaluation.measures.curves import motion_curve, onset_curve
 from omniforcing.evaluation.measures.encoders.weights import Weights
-from omniforcing.evaluation.measures.registry import chosen_measures
+from omniforcing.evaluation.measures.registry import MEASURES, WITH_WEIGHTS, chosen_measures
 from omniforcing.evaluation.nearest import TrainingClips, clip_descriptor
 from omniforcing.evaluation.quality import audio_features, video_features
 from omniforcing.evaluation.samplers import CAUSAL, MODELS, split_clips
@@ -233,6 +233,8 @@ def cost_of(name: str, clips: Sequence[Clip], weights: Weights | None) -> str:
     with Timer() as looks:
         seen = [measure.observe(clip) for clip in clips]
     kept = [value for value in seen if value is not None]
+    if not kept:
+        return f"{name:<32}needs clips {measure.asks}"
     cells = [f"{looks.ms / len(clips):>12.1f}", f"{1000 * len(clips) / max(looks.ms, 1e-3):>10.1f}"]
     if len(kept) >= measure.least:
         with Timer() as figure:
@@ -275,17 +277,23 @@ def cost(clips: Sequence[Clip], weights: Weights | None) -> None:
     import_module("scipy.optimize")  # what is imported or chosen once is no cost of a measure
     motion_curve(clips[0].media.video)
     onset_curve(clips[0].media.audio)
-    names = [measure.name for measure in chosen_measures((), weights)]
+    # Nothing is opened here: what an encoder takes is its own process'.
+    names = [kind.name for kind in (*MEASURES, *(WITH_WEIGHTS if weights else ()))]
     calls = [partial(cost_of, name, clips, weights) for name in names]
     calls += [partial(all_at_once, clips), partial(of_evaluation, clips)]
     size = "x".join(map(str, clips[0].media.video.shape[1:3]))
     print(f"{len(clips)} clips of {clips[0].seconds:g} s, {size}; one thread")
     heads = ("CPU ms/clip", "clips/s", "figure ms", "peak MB")
     print(f"{'':<32}{heads[0]:>12}" + "".join(f"{head:>10}" for head in heads[1:]))
-    # A fork has the clips already, and its peak is its own.
-    with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
-        for call in calls:
-            print(pool.apply(call), flush=True)
+    fork = multiprocessing.get_context("fork")
+    for call in calls:
+        process = fork.Process(target=_show, args=(call,))
+        process.start()
+        process.join()
+
+
+def _show(call: Callable[[], str]) -> None:
+    print(call(), flush=True)
 
 
 def evaluation(shards: Path, count: int, preset: str, rounds: int) -> None:
