@@ -82,7 +82,7 @@ def test_nothing_moves_and_nothing_sounds_in_a_still_and_silent_clip() -> None:
     assert not clip.motion.any() and not clip.onsets.any()
     row = measure_clips([clip, clip], chosen_measures(["onset_motion_margin"])).rows[0]
     assert row.figure is None
-    assert row.why == "needs 2 clips in which it can be measured, found 0"
+    assert row.why == "needs 2 clips in which something moves or sounds, found 0"
 
 
 def test_late_sound_has_its_offset_and_a_lower_margin() -> None:
@@ -206,6 +206,9 @@ def test_mistakes_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
     with refuses("file.not-a-folder", tmp_path / "nowhere"):
         list(read_clips(tmp_path / "nowhere"))
     with refuses("data.no-clips", tmp_path):
+        list(read_clips(tmp_path))
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    with refuses("data.no-clips", "broken.mp4: not a readable video"):
         list(read_clips(tmp_path))
     with pytest.raises(SystemExit) as end:
         main(["measure", str(tmp_path / "nowhere")])

@@ -13,6 +13,7 @@ import pytest
 
 from omniforcing.core.environment import COMMIT_VARIABLE, PARENT_VARIABLE, git_commit
 from omniforcing.core.errors import OmniForcingError
+from omniforcing.evaluation.measures.tables import clip_records
 from omniforcing.pipeline import tracking
 from omniforcing.pipeline.runner import call_python
 from omniforcing.tracking import store as tracking_store
@@ -64,6 +65,30 @@ def test_a_table_is_found_by_mlflow_and_logged_once(project: Path) -> None:
     experiment = client.get_run(run.id).info.experiment_id
     found = client.load_table(experiment, "evaluation/clips.json", [run.id])
     assert found.to_dict("records") == [{"clip": 0, "motion": 1.5}]
+
+
+def test_a_table_of_clips_is_an_evaluation_dataset_of_its_run(project: Path) -> None:
+    client = tracking.connect(project)
+    run = tracking.open_run(client, "r", project / "run.json", {}, {})
+    columns = ["set", "clip", "caption", "seconds", "motion", "loudness", "video"]
+    rows = [["real", "0", "a red ball", 4.0, 1.5, None, "clips/0.mp4"]]
+    rows.append(["real", "1", "a 'blue' ball", 4.0, 2.0, -20.0, None])
+    artifacts = f"runs:/{run.id}/evaluation"
+    records = clip_records({"columns": columns, "data": rows}, artifacts)
+    for _ in range(2):  # a stage that was killed logs it again
+        run.log_dataset("it's pocket", records)
+    (dataset,) = client.search_datasets([client.get_run(run.id).info.experiment_id])
+    assert dataset.name == "it's pocket" and dataset.tags["run"] == run.id
+    kept = {record["inputs"]["clip"]: record for record in dataset.to_df().to_dict("records")}
+    assert kept["0"]["inputs"] == dict(zip(columns[:4], rows[0][:4], strict=True))
+    assert kept["0"]["source_type"] == "CODE"
+    assert kept["0"]["expectations"] == {
+        "motion": 1.5,
+        "video": f"runs:/{run.id}/evaluation/clips/0.mp4",
+    }
+    assert kept["1"]["expectations"] == {"motion": 2.0, "loudness": -20.0}
+    (used,) = client.get_run(run.id).inputs.dataset_inputs
+    assert used.dataset.name == "it's pocket" and dataset.dataset_id in used.dataset.source
 
 
 @pytest.mark.slow

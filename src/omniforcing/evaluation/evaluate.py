@@ -35,7 +35,7 @@ from omniforcing.evaluation.nearest import (
     threshold,
 )
 from omniforcing.evaluation.plots import draw_nearest, film_strip, save_media
-from omniforcing.evaluation.summary import in_pocket_world, summarise, sync_of, sync_of_clips
+from omniforcing.evaluation.summary import in_pocket_world, summarise, sync_of
 from omniforcing.pocket.drift import measure_drift
 from omniforcing.pocket.observe import (
     Clips,
@@ -178,12 +178,12 @@ def evaluate(inputs: EvaluationInputs, training: TrainingClips) -> Evaluation:
     rollouts = {name: sets.pop(rollout_of(name)) for name in inputs.drifting}
     reference, last = sets["real"], list(inputs.models)[-1] if inputs.models else None
     near = {name: training.nearest(observed.descriptors) for name, observed in sets.items()}
-    results, offsets = {}, {}
+    results, syncs = {}, {}
     for name, observed in sets.items():
         figures = summarise(observed, reference, tolerance)
         results[name] = figures | memorisation(near[name], near["real"])
         if in_pocket_world(observed.clips):
-            offsets[name] = sync_of(observed.clips, tolerance).offsets_ms
+            syncs[name] = sync_of(observed.clips, tolerance)
     if last:
         prompts, _ = prompts_and_seeds(inputs.heldout.captions, config.seeds, inputs.seed)
         _draw_nearest(work, last, prompts, near[last], training.clips)
@@ -192,11 +192,9 @@ def evaluate(inputs: EvaluationInputs, training: TrainingClips) -> Evaluation:
     )
     for name, figures in measured.figures.items():
         results[name]["measures"] = figures
-    for name, observed in sets.items():
-        if in_pocket_world(observed.clips):
-            parts = sync_of_clips(observed.clips, tolerance)
-            for row, part in zip(measured.clips[name], parts, strict=True):
-                row |= part
+    for name, sync in syncs.items():
+        for row, part in zip(measured.clips[name], sync.pooled.of_clips(), strict=True):
+            row |= part
     for name, observed in rollouts.items():
         if in_pocket_world(observed.clips):
             results[name] |= measure_drift(observed.clips, tolerance)
@@ -209,7 +207,7 @@ def evaluate(inputs: EvaluationInputs, training: TrainingClips) -> Evaluation:
             "heldout_distance": float(np.median(near["real"].distance)),
             "threshold": threshold(near["real"]),
         },
-        offsets=offsets,
+        offsets={name: sync.offsets_ms for name, sync in syncs.items()},
         shown={str(index): inputs.heldout.captions[index] for index in inputs.shown},
         measured=measured,
     )

@@ -9,7 +9,7 @@ import numpy as np
 
 from omniforcing.evaluation.quality import frechet
 from omniforcing.pocket.observe import Observation, ObservationSet
-from omniforcing.pocket.sync import Sync, match, score_sync
+from omniforcing.pocket.sync import Sync, score_sync
 
 CLIP_TABLE = "clips.json"  # of all clips, in the folder that stage evaluate writes
 
@@ -24,32 +24,6 @@ def sync_of(clips: Sequence[Observation], tolerance: float) -> Sync:
     seen = [clip.seen.impacts for clip in clips]
     heard = [clip.heard.impacts for clip in clips]
     return score_sync(seen, heard, tolerance)
-
-
-def sync_of_clips(clips: Sequence[Observation], tolerance: float) -> list[dict[str, float]]:
-    """Return each clip's part of the sync, from which that of any of the clips follows.
-
-    F1 of a set is the sum of ``sync_hits`` over that of ``sync_events``, chance that of
-    ``sync_chance`` over the same. Chance is taken from all clips here, so that a clip which is
-    drawn twice for an interval is not its own other clip.
-
-    Returns:
-        For each clip ``sync_events`` (in picture and sound), ``sync_hits`` (those that match), and
-        ``sync_chance``, the mean hits of its picture with another clip's sound.
-    """
-    parts = []
-    for index, clip in enumerate(clips):
-        seen = clip.seen.impacts
-        hits = [2.0 * len(match(seen, other.heard.impacts, tolerance)) for other in clips]
-        others = hits[:index] + hits[index + 1 :]
-        parts.append(
-            {
-                "sync_events": float(len(seen) + len(clip.heard.impacts)),
-                "sync_hits": hits[index],
-                "sync_chance": sum(others) / max(1, len(others)),
-            }
-        )
-    return parts
 
 
 def summarise(

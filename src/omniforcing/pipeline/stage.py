@@ -41,6 +41,7 @@ from omniforcing.pipeline.cluster.launch import launch
 from omniforcing.pipeline.config import Config, load_config
 from omniforcing.pipeline.declaration import DECLARATION, Declaration, read_declaration
 from omniforcing.pipeline.generate import WRITE
+from omniforcing.tracking.datasets import Record
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,12 @@ class Stage:
         """Log a JSON file with ``columns`` and ``data`` to MLflow as a table."""
         if self.is_writer:
             self.mlflow_run.log_table(path, folder)
+
+    def log_dataset(self, records: Sequence[Record]) -> None:
+        """Keep records as an evaluation dataset in MLflow, named after preset, stage and run."""
+        if self.is_writer:
+            name = f"{self.config.preset} {self.name} {self.mlflow_run.id[:8]}"
+            self.mlflow_run.log_dataset(name, records)
 
     @property
     def is_writer(self) -> bool:

@@ -16,7 +16,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from omniforcing.core.config import flatten
 from omniforcing.core.environment import PARENT_VARIABLE
 from omniforcing.core.files import read_json, write_json
 from omniforcing.tracking import store
+from omniforcing.tracking.datasets import Record, keep_dataset
 from omniforcing.tracking.store import tracking_uri
 
 EXPERIMENT = "omniforcing"
@@ -111,6 +112,11 @@ class Run:
         name = f"{folder}/{path.name}" if folder else path.name
         tables = json.dumps([{"path": name, "type": "table"}])
         self._send(f"table {name}", partial(self.client.set_tag, self.id, _TABLES_TAG, tables))
+
+    def log_dataset(self, name: str, records: Sequence[Record]) -> None:
+        """Keep records as an evaluation dataset of the run; arguments of ``keep_dataset``."""
+        keep = partial(keep_dataset, self.client, self.id, name, records)
+        self._send(f"dataset {name}", keep)
 
     def close(self, status: str = "FINISHED") -> None:
         """Set the final status: ``FINISHED``, ``FAILED`` or ``KILLED``."""

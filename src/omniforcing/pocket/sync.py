@@ -9,7 +9,7 @@ measure; F1 alone rewards busy clips.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,12 +32,33 @@ class WindowScore:
         shuffled_f1: F1 of each picture against other clips' sounds, which is chance.
         margin: ``f1 - shuffled_f1``.
         margin_error: jackknife standard error of the margin, over clips.
+        events: all events of each clip, in picture and sound ``[N]``.
+        hits: matched events of each picture with each sound ``[N, N]``.
     """
 
     f1: float
     shuffled_f1: float
     margin: float
     margin_error: float
+    events: Array = field(repr=False, compare=False)
+    hits: Array = field(repr=False, compare=False)
+
+    def of_clips(self) -> list[dict[str, float]]:
+        """Return each clip's part of the score, from which that of any of the clips follows.
+
+        F1 of a set is the sum of ``sync_hits`` over that of ``sync_events``, chance that of
+        ``sync_chance`` over the same. Chance is taken from all clips here, so that a clip which is
+        drawn twice for an interval is not its own other clip.
+
+        Returns:
+            For each clip ``sync_events`` (in picture and sound), ``sync_hits`` (those that match),
+            and ``sync_chance``, the mean hits of its picture with another clip's sound.
+        """
+        own = np.diag(self.hits)
+        chance = (self.hits.sum(1) - own) / (len(own) - 1)
+        columns = {"sync_events": self.events, "sync_hits": own, "sync_chance": chance}
+        rows = zip(*columns.values(), strict=True)
+        return [dict(zip(columns, map(float, row), strict=True)) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -205,7 +226,7 @@ def _window_score(hits: Array, events: Array) -> WindowScore:
     left = zip(own_left, cross_left, total_left, strict=True)
     margins = np.array([_share(o, t) - _share(c, (count - 2) * t) for o, c, t in left])
     error = np.sqrt((count - 1) / count * ((margins - margins.mean()) ** 2).sum())
-    return WindowScore(f1, shuffled, f1 - shuffled, float(error))
+    return WindowScore(f1, shuffled, f1 - shuffled, float(error), events, hits)
 
 
 def _share(part: Any, whole: Any) -> float:

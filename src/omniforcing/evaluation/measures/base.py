@@ -51,18 +51,22 @@ class Measure(ABC):
         protocol: how it is taken (rates, windows, tolerances); figures of different protocols must
             not be compared.
         least: clips that it needs at least.
+        asks: what a clip must have to be measured.
         has_ratio: whether a ratio of two of its figures says something; not of decibels, nor of
             what may be negative.
         needs_reference: whether it compares with other clips.
+        licence: of its published weights; empty for a measure that needs none.
         missing: why it cannot be taken, such as weights that are not there; empty if it can.
     """
 
     name: ClassVar[str]
     unit: ClassVar[str] = ""
-    protocol: ClassVar[str]
+    protocol: str
     least: ClassVar[int] = 1
+    asks: ClassVar[str] = ""
     has_ratio: ClassVar[bool] = True
     needs_reference: ClassVar[bool] = False
+    licence: ClassVar[str] = ""
     missing: str = ""
 
     @property
@@ -141,24 +145,33 @@ class Observed:
     Attributes:
         clips: name, caption and seconds of each clip.
         seen: for each measure, what it took from each clip; None where there was nothing.
+        failed: for a measure whose encoder failed on a clip, where and how.
         skipped: files that could not be measured.
     """
 
     clips: list[dict[str, Any]] = field(default_factory=list)
     seen: dict[str, list[Any]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
 
     def add(self, clip: Clip, measures: Sequence[Measure]) -> None:
         """Observe a clip."""
         self.clips.append({"clip": clip.name, "caption": clip.caption, "seconds": clip.seconds})
         for measure in measures:
-            if not measure.missing:
+            if measure.missing or measure.name in self.failed:
+                continue
+            try:
                 self.seen.setdefault(measure.name, []).append(measure.observe(clip))
+            except Exception as error:
+                if not measure.licence:
+                    raise  # a fault of ours; weights and programs are the user's
+                said = " ".join(str(error).split())[-120:]
+                self.failed[measure.name] = f"its encoder failed on clip {clip.name}: {said}"
 
     def save(self, path: Path) -> None:
         """Write it as JSON; arrays become lists."""
         seen = {name: [_plain(value) for value in row] for name, row in self.seen.items()}
-        write_json(path, {"clips": self.clips, "seen": seen})
+        write_json(path, {"clips": self.clips, "seen": seen, "failed": self.failed})
 
     @classmethod
     def load(cls, path: Path) -> Observed:
@@ -168,7 +181,7 @@ class Observed:
             OmniForcingError: if the file is missing or damaged.
         """
         content = read_json(path)
-        return cls(content["clips"], content["seen"])
+        return cls(content["clips"], content["seen"], content["failed"])
 
 
 def _plain(value: Any) -> Any:
@@ -226,6 +239,9 @@ def figures_of(
     rows = []
     table = [dict(clip) for clip in observed.clips]
     for measure in measures:
+        if measure.name in observed.failed:
+            rows.append(Row(measure, None, observed.failed[measure.name]))
+            continue
         kept = []
         for row, seen in zip(table, observed.seen.get(measure.name, ()), strict=False):
             if seen is not None:
@@ -241,7 +257,8 @@ def _row(measure: Measure, seen: list[Any], reference: list[Any]) -> Row:
         return Row(measure, None, measure.missing)
     if len(seen) < measure.least:
         clips = "clip" if measure.least == 1 else "clips"
-        why = f"needs {measure.least} {clips} in which it can be measured, found {len(seen)}"
+        asked = f" {measure.asks}" if measure.asks else ""
+        why = f"needs {measure.least} {clips}{asked}, found {len(seen)}"
         return Row(measure, None, why)
     if measure.needs_reference and len(reference) < measure.least:
         why = f"needs {measure.least} clips to compare with, found {len(reference)}"

@@ -88,14 +88,16 @@ def read_clips(source: Path, most: int | None = None) -> Iterator[Clip | Skipped
         raise OmniForcingError(
             "file.not-a-folder", f"{source} is not a folder; give one of videos, or of shards"
         )
-    given = 0
+    given, first = 0, ""
     for clip in _shards(source) if (source / MANIFEST).is_file() else _videos(source):
         if most is not None and given == most:
             return
         given += isinstance(clip, Clip)
+        if isinstance(clip, Skipped):
+            first = first or f"; {clip.name}: {clip.why}"
         yield clip
     if not given:
-        raise OmniForcingError("data.no-clips", f"{source} holds no clip that can be read")
+        raise OmniForcingError("data.no-clips", f"{source} holds no clip that can be read{first}")
 
 
 def _shards(folder: Path) -> Iterator[Clip]:

@@ -108,12 +108,17 @@ def _table(
             cells += [*_beside(row, other.rows[index]), _difference(row, measured, other)]
         lines.append(_line(cells) if row.figure else f"{cells[0]:<{WIDTHS[0]}}  {row.why}")
     lines += ["", "how each is taken:"]
-    lines += [f"  {row.measure.name}: {row.measure.protocol}" for row in measured.rows]
+    lines += [f"  {row.measure.name}: {_taken(row.measure)}" for row in measured.rows]
     for found in (measured, other):
         if found and found.skipped:
             lines += ["", f"not measured: {len(found.skipped)}"]
             lines += [f"  {file.name}: {file.why}" for file in found.skipped]
     return "\n".join(lines)
+
+
+def _taken(measure: Measure) -> str:
+    licence = f" (licence of the weights: {measure.licence})" if measure.licence else ""
+    return measure.protocol + licence
 
 
 def _line(cells: Sequence[str]) -> str:

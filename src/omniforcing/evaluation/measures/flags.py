@@ -17,7 +17,7 @@ from omniforcing.core.files import write_json
 from omniforcing.core.layout import FPS
 from omniforcing.data.rejects import FLAGS_SCHEMA
 from omniforcing.data.shards import read_shards
-from omniforcing.evaluation.measures.base import Measure
+from omniforcing.evaluation.measures.base import Measure, Observed
 from omniforcing.evaluation.measures.clips import Clip
 from omniforcing.evaluation.measures.curves import RATE, Array, correlogram
 from omniforcing.evaluation.measures.encoders.similarity import ClapTextAudio, ClipTextVideo
@@ -78,11 +78,15 @@ class SetOfClips:
 
     Attributes:
         measures: measures of one clip.
-        figures: for each measure and ``out of sync``, the clips' figures, NaN where there is none.
+        figures: for each measure and ``sync``, the clips' figures, NaN where there is none; made by
+            ``rules``.
+        observed: what the measures took from the clips.
+        curves: curves of motion and of onsets of each clip.
     """
 
     measures: Sequence[Measure]
     figures: dict[str, list[float]] = field(default_factory=dict)
+    observed: Observed = field(default_factory=Observed)
     curves: list[tuple[Array, Array]] = field(default_factory=list)
 
     shares: ClassVar[dict[str, tuple[str, float]]] = {
@@ -94,9 +98,7 @@ class SetOfClips:
 
     def add(self, clip: Clip) -> None:
         """Look at a clip."""
-        for measure in self.measures:
-            seen = None if measure.missing else measure.observe(clip)
-            self.figures.setdefault(measure.name, []).append(np.nan if seen is None else seen)
+        self.observed.add(clip, self.measures)
         self.curves.append((clip.motion, clip.onsets))
 
     def rules(self) -> tuple[dict[str, Rule], list[str]]:
@@ -107,10 +109,12 @@ class SetOfClips:
         """
         rules, why = {}, []
         for measure in self.measures:
-            values = np.array(self.figures[measure.name])
-            values = values[~np.isnan(values)]
-            if measure.missing or len(values) < FEWEST:
-                why.append(measure.missing or f"{measure.name}: {len(values)} clips have it")
+            seen = self.observed.seen.get(measure.name, [])
+            self.figures[measure.name] = [np.nan if value is None else value for value in seen]
+            values = np.array([value for value in seen if value is not None])
+            fault = measure.missing or self.observed.failed.get(measure.name, "")
+            if fault or len(values) < FEWEST:
+                why.append(fault or f"{measure.name}: {len(values)} clips have it")
                 continue
             rules[measure.name] = _outliers(measure.name, values, self.shares)
         own, chance = self._sync()

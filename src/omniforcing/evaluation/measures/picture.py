@@ -20,6 +20,7 @@ class FrozenShare(MeanOfClips):
     """Share of frames that repeat the one before."""
 
     name = "frozen_share"
+    asks = "of 2 frames or more"
     protocol = (
         f"24 fps; no colour of any of {CELLS}x{CELLS} cells changes by {SAME:g} of 255, so that a "
         "small thing that moves is seen"
@@ -44,6 +45,7 @@ class Motion(MeanOfClips):
     """Mean difference between frames: how much moves. Read sync and flicker beside it."""
 
     name = "motion"
+    asks = "of 2 frames or more"
     unit = "levels"
     protocol = "24 fps; mean absolute luma difference of neighbouring frames, of 255"
 
@@ -55,6 +57,7 @@ class Flicker(MeanOfClips):
     """Brightness of whole frames that goes up and down from frame to frame."""
 
     name = "flicker"
+    asks = "of 3 frames or more"
     unit = "levels"
     protocol = "24 fps; median absolute second difference of mean luma, of 255"
 

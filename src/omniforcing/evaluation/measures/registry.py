@@ -24,6 +24,7 @@ MEASURES: tuple[type[Measure], ...] = (
 )
 WITH_WEIGHTS: tuple[type[WithWeights], ...] = (
     *(similarity.ClipTextVideo, similarity.ClapTextAudio, similarity.DinoSubject),
+    *(sync.PeAudioVideo, sync.JavisPe, similarity.PeTextVideo, similarity.PeTextAudio),
     *(speech.WordErrors, motion.DynamicDegree),
     *(sync.DesyncFirstLast, sync.DesyncAllWindows, sync.AvPair, sync.JavisPair),
     *(distances.FrechetVjepa, distances.MmdVjepa, distances.FrechetClap, distances.MmdClap),

@@ -25,6 +25,7 @@ class Loudness(MeanOfClips):
     """Integrated loudness after ITU-R BS.1770-4; silent clips have none."""
 
     name = "loudness"
+    asks = "that are not silent"
     unit = "LUFS"
     has_ratio = False
     protocol = "ITU-R BS.1770-4 by FFmpeg's ebur128, at 16 kHz stereo; mean over clips"
@@ -89,6 +90,7 @@ class Flatness(MeanOfClips):
     """
 
     name = "spectral_flatness"
+    asks = "that are not silent"
     protocol = f"median over pieces of 50 ms that are not silent, {BAND[0]:g} to {BAND[1]:g} Hz"
 
     def observe(self, clip: Clip) -> float | None:

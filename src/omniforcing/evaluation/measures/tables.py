@@ -18,6 +18,7 @@ from omniforcing.evaluation.measures.base import (
 )
 
 REAL, TEACHER = "real", "teacher"  # the sets that all others are compared with
+INPUTS = ("set", "clip", "caption", "seconds")  # columns of a table of clips that are no figures
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class MeasuredSets:
     """Measures of several sets of clips, as they are written.
 
     Attributes:
-        protocols: for each measure, its ``id``, ``protocol`` and ``unit``.
+        protocols: for each measure, its ``id``, ``protocol`` and ``unit``, and the ``licence`` of
+            its weights.
         figures: for each set and measure, ``value``, ``low``, ``high``, ``n``, protocol ``id``,
             and the ratios ``to_real`` and ``to_teacher`` where they say something; or ``why``
             there is no figure.
@@ -43,7 +45,7 @@ class MeasuredSets:
         Args:
             videos: the file of each set and clip that was kept.
         """
-        columns = ["set", "clip", "caption", "seconds", *self.protocols]
+        columns = [*INPUTS, *self.protocols]
         for clips in self.clips.values():
             for clip in clips:
                 columns += [key for key in clip if key not in columns]
@@ -54,6 +56,29 @@ class MeasuredSets:
                 row = {**clip, "set": name, "video": videos.get((name, clip["clip"]))}
                 data.append([row.get(column) for column in columns])
         return {"columns": columns, "data": data}
+
+
+def clip_records(table: Mapping[str, Any], artifacts: str) -> list[dict[str, Any]]:
+    """Turn a table of clips into records of an evaluation dataset.
+
+    Args:
+        table: ``columns`` and ``data``, as ``clip_table`` returns them.
+        artifacts: URI of the folder in which the videos lie that the table names.
+
+    Returns:
+        For each clip its ``inputs`` (set, clip, caption, seconds) and ``expectations``: its
+        figures, and the URI of its video where that was kept. MLflow's pages show no other part of
+        a record.
+    """
+    records = []
+    for values in table["data"]:
+        row = dict(zip(table["columns"], values, strict=True))
+        inputs = {column: row.pop(column) for column in INPUTS}
+        figures = {column: value for column, value in row.items() if value is not None}
+        if row["video"]:
+            figures["video"] = f"{artifacts}/{row['video']}"
+        records.append({"inputs": inputs, "expectations": figures})
+    return records
 
 
 def measure_sets(observed: Mapping[str, Observed], measures: Sequence[Measure]) -> MeasuredSets:
@@ -80,8 +105,9 @@ def measure_sets(observed: Mapping[str, Observed], measures: Sequence[Measure]) 
 
 
 def about(measure: Measure) -> dict[str, str]:
-    """Say how a measure is taken."""
-    return {"id": measure.protocol_id, "protocol": measure.protocol, "unit": measure.unit}
+    """Say how a measure is taken, and whose weights it needs."""
+    found = {"id": measure.protocol_id, "protocol": measure.protocol, "unit": measure.unit}
+    return found | ({"licence": measure.licence} if measure.licence else {})
 
 
 def figure_of(row: Row, others: Mapping[str, Row]) -> dict[str, Any]:

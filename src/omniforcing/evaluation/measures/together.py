@@ -26,6 +26,7 @@ class OnsetMotion(Measure):
         f"peaks of motion change and spectral flux, matched one to one within {TOLERANCE_MS:g} ms"
     )
     least = 2
+    asks = "in which something moves or sounds"
 
     def observe(self, clip: Clip) -> Events | None:
         seen, heard = events(clip.motion, FPS), events(clip.onsets, RATE)
@@ -93,6 +94,7 @@ class AvOffset(Measure):
     name = "av_offset"
     unit = "ms"
     has_ratio = False
+    asks = "that move and sound"
     protocol = f"largest correlation of motion change and spectral flux within {LONGEST:g} s"
 
     def observe(self, clip: Clip) -> Array | None:
@@ -110,6 +112,7 @@ class AvDrift(Measure):
     name = "av_drift"
     unit = "ms in 10 s"
     has_ratio = False
+    asks = f"of {2 * APART:g} s or more whose halves both move and sound"
     protocol = f"difference of the halves' av_offset, of clips of {2 * APART:g} s or more"
     parts: ClassVar[int] = 2
 

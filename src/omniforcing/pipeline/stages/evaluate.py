@@ -15,6 +15,7 @@ from omniforcing.evaluation.curves import REFERENCES, Curves, stage_curves
 from omniforcing.evaluation.evaluate import DRIFT_FACTOR, EvaluationInputs, Sampler, evaluate
 from omniforcing.evaluation.measures.encoders.weights import Weights
 from omniforcing.evaluation.measures.registry import chosen_measures
+from omniforcing.evaluation.measures.tables import clip_records
 from omniforcing.evaluation.nearest import TrainingClips
 from omniforcing.evaluation.report import DUETS_FOLDER, write_report
 from omniforcing.evaluation.samplers import CAUSAL, MODELS, SamplerFactory, split_clips
@@ -30,6 +31,7 @@ from omniforcing.pocket.sync import TOLERANCE_MS
 # Duets are the harder split: they compare the teacher with the student after all stages.
 ON_DUETS = (MODELS[0], MODELS[-1])
 NORM_PREFIX = "largest_gradient_norm_"
+ARTIFACTS = "evaluation"  # folder of a run's artifacts
 PAGE_DUETS = 3  # videos per model of clips of two balls: half as many as of the others
 
 
@@ -159,8 +161,10 @@ def run(stage: Stage) -> None:
     stage.write_metrics(metrics)
     ids = {name: about["id"] for name, about in metrics["protocols"].items()}
     stage.mlflow_run.log_params({"protocol": ids})
-    stage.log_artifact(stage.folder, "evaluation")
-    stage.log_table(stage.folder / CLIP_TABLE, "evaluation")
+    stage.log_artifact(stage.folder, ARTIFACTS)
+    table = stage.folder / CLIP_TABLE
+    stage.log_table(table, ARTIFACTS)
+    stage.log_dataset(clip_records(read_json(table), f"runs:/{stage.mlflow_run.id}/{ARTIFACTS}"))
 
 
 def gradients(stage: Stage) -> dict[str, dict[str, float]]:

@@ -91,7 +91,7 @@ def _kernel(x: Array, y: Array) -> Array:
 
 class _Vjepa(Distance):
     encoder_kind = VjepaEncoder
-    licence = "MIT (facebook/vjepa2-vitl-fpc64-256)"
+    licence = "not verified: MIT by a port of facebook/vjepa2-vitl-fpc64-256"
 
     def features(self, clip: Clip) -> NDArray[Any]:
         return np.asarray(self.encoder.picture(clip))

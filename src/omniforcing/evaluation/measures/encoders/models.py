@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
 
 from omniforcing.core.layout import SAMPLE_RATE
 from omniforcing.evaluation.measures.clips import Clip
-from omniforcing.evaluation.measures.encoders.weights import Unusable, Weights
+from omniforcing.evaluation.measures.encoders.weights import Unusable, Weights, json_object
 
 Features = NDArray[np.float32]
 BATCH = 16  # frames at a time
 CLIP_FRAMES = 48  # of a clip, evenly spaced
 DINO_RATE = 8  # frames per second
 CLAP_RATE = 48000
+# What `transformers` raises for weights that are not what their config says.
+_FAULTS: tuple[type[Exception], ...] = (
+    *(OSError, ValueError, RuntimeError, LookupError, AttributeError, TypeError),
+    SafetensorError,
+)
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 OPENAI = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
 
@@ -61,10 +66,9 @@ def load(kind: Any, folder: Path, device: str) -> Any:
         model, told = kind.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise Unusable(
-            f"{folder} cannot be loaded: {' '.join(str(error).split())[:120]}"
-        ) from error
+    except _FAULTS as error:
+        said = " ".join(str(error).split())[:120]
+        raise Unusable(f"{folder} cannot be loaded: {said}") from error
     lacking = sorted(told["missing_keys"]) + sorted(map(str, told["mismatched_keys"]))
     if lacking:
         raise Unusable(f"{folder} lacks {len(lacking)} tensors, first {lacking[0]}")
@@ -80,10 +84,12 @@ def unit(features: Tensor) -> Features:
 class ClipEncoder:
     """CLIP: frames and texts."""
 
+    name = "clip"
+
     def __init__(self, weights: Weights) -> None:
         from transformers import AutoTokenizer, CLIPModel
 
-        folder = weights.folder("clip", "clip")
+        folder = weights.folder(self.name, "clip")
         self.model = load(CLIPModel, folder, weights.device)
         self.tokenizer = _tokenizer(AutoTokenizer, folder)
         self.size = self.model.config.vision_config.image_size
@@ -112,13 +118,18 @@ class ClipEncoder:
 class ClapEncoder:
     """CLAP: sounds and texts."""
 
+    name = "clap"
+
     def __init__(self, weights: Weights) -> None:
         from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel
 
-        folder = weights.folder("clap", "clap")
+        folder = weights.folder(self.name, "clap")
         self.model = load(ClapModel, folder, weights.device)
         self.tokenizer = _tokenizer(AutoTokenizer, folder)
-        self.extractor = ClapFeatureExtractor.from_pretrained(folder, local_files_only=True)
+        try:
+            self.extractor = ClapFeatureExtractor.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise Unusable(f"{folder} has no feature extractor that can be loaded") from error
 
     @torch.no_grad()
     def sound(self, clip: Clip) -> Features:
@@ -145,10 +156,12 @@ class ClapEncoder:
 class DinoEncoder:
     """DINOv2: what stands in frames."""
 
+    name = "dinov2"
+
     def __init__(self, weights: Weights) -> None:
         from transformers import Dinov2Model
 
-        folder = weights.folder("dinov2", "dinov2")
+        folder = weights.folder(self.name, "dinov2")
         self.model = load(Dinov2Model, folder, weights.device)
         self.size = min(224, self.model.config.image_size)
         self.normal = normalisation(folder, IMAGENET)
@@ -167,10 +180,12 @@ class DinoEncoder:
 class VjepaEncoder:
     """V-JEPA 2: how things look and move."""
 
+    name = "vjepa2"
+
     def __init__(self, weights: Weights) -> None:
         from transformers import VJEPA2Model
 
-        folder = weights.folder("vjepa2", "vjepa2")
+        folder = weights.folder(self.name, "vjepa2")
         self.model = load(VJEPA2Model, folder, weights.device)
         self.normal = normalisation(folder, IMAGENET)
 
@@ -194,7 +209,7 @@ def normalisation(
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         return otherwise
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = json_object(path)
     return found.get("image_mean", otherwise[0]), found.get("image_std", otherwise[1])
 
 

@@ -20,13 +20,14 @@ class DynamicDegree(WithWeights, MeanOfClips):
     """Share of clips that move, by VBench's formula. Read DeSync beside it."""
 
     name = "dynamic_degree_raft"
+    asks = "of 2 frames or more"
     protocol = (
         f"optical flow, {RATE} frames per second; a clip counts if the fastest "
         f"{100 * FASTEST:g} % of pixels move by {MOVES:g}/{SIDE} of the short side in a quarter of "
         "its frames"
     )
     encoder_kind = FlowProgram
-    licence = "BSD-3-Clause (RAFT)"
+    licence = "of the file, not verified (RAFT's code: BSD-3-Clause)"
 
     def observe(self, clip: Clip) -> float | None:
         frames = clip.media.video[:: FPS // RATE]

@@ -30,6 +30,9 @@ OFFSETS = np.linspace(-2, 2, 21)  # seconds
 SYNC_SECONDS = 4.8
 
 
+_FAULTS = (RuntimeError, AttributeError, TypeError, IndexError, ValueError)
+
+
 class Program:
     """A TorchScript file that was named with its sha256."""
 
@@ -51,13 +54,18 @@ class Program:
             raise Unusable(f"{path} is no TorchScript file that can be loaded") from error
         try:
             self.check()
-        except (RuntimeError, AttributeError, TypeError, IndexError, ValueError) as error:
-            said = str(error).strip().splitlines() or [""]
-            raise Unusable(f"{path} has another signature: {said[-1].strip()[:120]}") from error
+        except (*_FAULTS, torch.jit.Error) as error:
+            raise Unusable(f"{path} has another signature: {_said(error)}") from error
 
     def check(self) -> None:
         """Call the program once, and raise if it does not give what it should."""
         raise NotImplementedError
+
+
+def _said(error: Exception) -> str:
+    """What an error says: of a program's own, behind its traceback, else at its beginning."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    return lines[-1 if "interpreter" in lines[0] else 0][:160]
 
 
 class I3dProgram(Program):

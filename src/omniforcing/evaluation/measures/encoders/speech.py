@@ -42,11 +42,13 @@ def word_errors(said: Sequence[str], wanted: Sequence[str]) -> int:
 class WhisperEncoder:
     """Whisper: what is said."""
 
+    name = "whisper"
+
     def __init__(self, weights: Weights) -> None:
         from transformers import AutoTokenizer, WhisperFeatureExtractor
         from transformers import WhisperForConditionalGeneration as Whisper
 
-        folder = weights.folder("whisper", "whisper")
+        folder = weights.folder(self.name, "whisper")
         self.model = load(Whisper, folder, weights.device)
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -71,6 +73,7 @@ class WordErrors(WithWeights, Measure):
     """Word error rate of what captions quote; clips whose caption quotes nothing have none."""
 
     name = "wer_whisper"
+    asks = "whose caption quotes speech in double quotes"
     protocol = (
         "Whisper, greedy; words in small letters without punctuation, errors of all clips over "
         "words that their captions put in double quotes"

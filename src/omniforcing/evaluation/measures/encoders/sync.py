@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from omniforcing.core.layout import FPS, SAMPLE_RATE
 from omniforcing.core.pair import Pair
 from omniforcing.evaluation.measures.base import MeanOfClips
 from omniforcing.evaluation.measures.clips import Clip
+from omniforcing.evaluation.measures.encoders.perception import PerceptionEncoder
 from omniforcing.evaluation.measures.encoders.programs import (
     SYNC_SECONDS,
     PairProgram,
     SynchformerProgram,
 )
+from omniforcing.evaluation.measures.encoders.similarity import PE_AV
 from omniforcing.evaluation.measures.encoders.weights import WithWeights
 
 WINDOW, STEP = 2.0, 0.5  # seconds of JavisScore's windows, and between their starts
 LOWEST = 0.4  # share of a window's frames that counts: those that fit the sound least
+JAVIS = (
+    f"windows of {WINDOW:g} s, {STEP:g} s apart: mean of the lowest {100 * LOWEST:g} % of frames' "
+    "cosines with the window's sound"
+)
 
 
 class DesyncFirstLast(WithWeights, MeanOfClips):
     """DeSync as av-benchmark samples it. A frozen picture scores best: read it beside `motion`."""
 
     name = "desync_synchformer_first_last"
+    asks = f"of {SYNC_SECONDS:g} s or more"
     unit = "s"
     protocol = "Synchformer; mean absolute offset of the first and the last 4.8 s"
     encoder_kind = SynchformerProgram
-    licence = "MIT (Synchformer 24-01-04T16-39-21)"
+    licence = "not verified (Synchformer 24-01-04T16-39-21)"
 
     def observe(self, clip: Clip) -> float | None:
         last = clip.seconds - SYNC_SECONDS
@@ -39,6 +48,7 @@ class DesyncAllWindows(DesyncFirstLast):
     """DeSync as JavisBench samples it."""
 
     name = "desync_synchformer_all_windows"
+    asks = ""
     protocol = "Synchformer; mean absolute offset of each 4.8 s, shorter clips are repeated"
 
     def observe(self, clip: Clip) -> float | None:
@@ -61,7 +71,7 @@ class AvPair(WithWeights, MeanOfClips):
 
     name = "av_pair"
     protocol = "pair encoder; cosine of the mean of all frames and the whole sound"
-    encoder_kind = PairProgram
+    encoder_kind: type[Any] = PairProgram
     licence = "of the program (ImageBind: CC BY-NC-SA 4.0)"
 
     def observe(self, clip: Clip) -> float | None:
@@ -74,10 +84,8 @@ class JavisPair(AvPair):
     """JavisScore over a pair encoder."""
 
     name = "javis_pair"
-    protocol = (
-        f"pair encoder; windows of {WINDOW:g} s, {STEP:g} s apart: mean of the lowest "
-        f"{100 * LOWEST:g} % of frames' cosines with the window's sound"
-    )
+    asks = f"of {WINDOW:g} s or more"
+    protocol = f"pair encoder; {JAVIS}"
 
     def observe(self, clip: Clip) -> float | None:
         starts = np.arange(0, clip.seconds - WINDOW + 1e-6, STEP)
@@ -92,6 +100,28 @@ class JavisPair(AvPair):
             first = round(at * FPS)
             scores.append(lowest_mean(frames[first : first + round(WINDOW * FPS)] @ sound))
         return float(np.mean(scores))
+
+
+class PeAudioVideo(WithWeights, MeanOfClips):
+    """Likeness of picture and sound by PE-AV."""
+
+    name = "pe_audio_video"
+    protocol = "PE-AV; cosine of the picture, frames as the weights' settings say, and the sound"
+    encoder_kind = PerceptionEncoder
+    licence = PE_AV
+
+    def observe(self, clip: Clip) -> float | None:
+        sound = self.encoder.sound(clip.media.audio.mean(0)[None])[0]
+        return float(self.encoder.picture(clip) @ sound)
+
+
+class JavisPe(JavisPair):
+    """JavisScore over PE-AV: not to be compared with published figures, which use ImageBind."""
+
+    name = "javis_pe"
+    protocol = f"PE-AV, each frame as a video of its own; {JAVIS}"
+    encoder_kind = PerceptionEncoder
+    licence = PE_AV
 
 
 def lowest_mean(cosines: np.ndarray) -> float:

@@ -13,7 +13,9 @@ from omniforcing.core.files import sha256_file
 from omniforcing.evaluation.measures.base import Measure
 
 MODEL_FILE = "model.safetensors"
-NAMES = ("clip", "clap", "dinov2", "vjepa2", "whisper", "i3d", "raft", "synchformer", "pair")
+FOLDERS = ("clip", "clap", "pe_av", "dinov2", "vjepa2", "whisper")
+PROGRAMS = ("i3d", "raft", "synchformer", "pair")
+NAMES = (*FOLDERS, *PROGRAMS)
 Encoder = TypeVar("Encoder")
 
 
@@ -79,7 +81,7 @@ class Weights:
         for path in (config, model):
             if not path.is_file():
                 raise Unusable(f"no weights: {path} is missing")
-        found = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+        found = json_object(config).get("model_type")
         if found != model_type:
             raise Unusable(
                 f"weights of another architecture: {config} is {found}, not {model_type}"
@@ -110,6 +112,9 @@ class Weights:
                 self._opened[kind] = kind(self)  # type: ignore[call-arg]
             except Unusable as error:
                 self._opened[kind] = error
+            except ImportError as error:
+                said = " ".join(str(error).split())[:120]
+                self._opened[kind] = Unusable(f"a package does not load: {said}")
         opened = self._opened[kind]
         if isinstance(opened, Unusable):
             raise opened
@@ -119,6 +124,21 @@ class Weights:
         if name not in self.entries:
             raise Unusable(f"no weights: name {name} in the file of --weights")
         return self.entries[name]
+
+
+def json_object(file: Path) -> dict[str, Any]:
+    """Read a JSON file of weights that holds an object.
+
+    Raises:
+        Unusable: if it does not.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Unusable(f"{file} cannot be read as JSON") from error
+    if not isinstance(found, dict):
+        raise Unusable(f"{file} holds no JSON object")
+    return found
 
 
 def _check(path: Path, expected: str) -> None:
@@ -144,16 +164,19 @@ def _yaml(file: Path) -> dict[Any, Any]:
 class WithWeights(Measure):
     """Base of the measures that need an encoder.
 
+    Its protocol names the weights: figures of two checkpoints must not be compared.
+
     Attributes:
-        encoder_kind: class of the encoder.
-        licence: of its published weights.
+        encoder_kind: class of the encoder; its ``name`` is that of its entry.
     """
 
     encoder_kind: type[Any]
-    licence: str
 
     def __init__(self, weights: Weights) -> None:
         try:
             self.encoder = weights.encoder(self.encoder_kind)
         except Unusable as error:
             self.missing = str(error)
+            return
+        digest = weights.entries[self.encoder_kind.name].sha256
+        self.protocol = f"{self.protocol}; weights {digest[:12]}"
