@@ -1,7 +1,7 @@
 """Stages that begin in a process with the libraries loaded (Linux).
 
 Imports of torch, Lightning and MLflow are most of what a short stage takes, and a pipeline has
-twelve stages. ``omniforcing run`` therefore starts a server that imports the libraries once, at the
+eleven stages. ``omniforcing run`` therefore starts a server that imports the libraries once, at the
 first request, and forks itself for every stage that DVC starts::
 
     omniforcing run ── server ── keeper ── stage, forked
