@@ -10,7 +10,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from omniforcing.codec.config import AudioCodecConfig, VideoCodecConfig, VocoderConfig
+from omniforcing.codec.config import (
+    DIFFUSION_DECODER,
+    AudioCodecConfig,
+    VideoCodecConfig,
+    VocoderConfig,
+)
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import read_json
 from omniforcing.core.layout import MEL_RATE, SAMPLE_RATE
@@ -26,7 +31,6 @@ from omniforcing.networks.vocoder import LTX2Vocoder
 PATCH_SIZE = 8
 LEVELS = ("temporal", "temporal", "spatiotemporal")
 AUDIO_LATENT_CHANNELS = 1
-DIFFUSION_DECODER = "diffusion_decoder"  # its folder, of a codec or of LTX-2.5's own
 
 
 class CodecError(OmniForcingError):

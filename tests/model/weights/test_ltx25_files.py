@@ -13,33 +13,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Gemma4UnifiedForConditionalGeneration
 
-from benchmarks.published.parts import diffusion_vae, save_published
-from omniforcing.codec.text import TextEncoder, stored_precision
+from benchmarks.published.parts import diffusion_vae, released_diffusion_decoder, save_published
+from omniforcing.codec.text import TextEncoder, text_precision
 from omniforcing.model.weights.command import import_whole
 from omniforcing.model.weights.parts import diffusion_decoder
 from omniforcing.model.weights.parts.bundle import open_bundle
-from omniforcing.model.weights.parts.part import DIFFUSION, on_meta
+from omniforcing.model.weights.parts.part import DIFFUSION
 from tests.support.refusals import refuses
 
 pytestmark = pytest.mark.extended
-
-# The decoder's config as released.
-RELEASED = {
-    "_class_name": "NADiffusionDecoder",
-    "in_channels": 128,
-    "out_channels": 3,
-    "patch_size": 4,
-    "head_dim": 64,
-    "stage_channels": [2048, 1024, 512, 512, 256],
-    "stage_depths": [4, 6, 4, 2, 8],
-    "stage_kernels": [[3, 7, 7], [3, 7, 7], [3, 5, 5], [3, 5, 5], [11, 11, 11]],
-    "upsamples": [[[1, 2, 2], 2], [[2, 1, 1], 2], [[2, 2, 2], 1], [[2, 2, 2], 2]],
-    "spatial_padding_mode": "zeros",
-    "resampler_kind": "linear",
-    "stage5_kernel": [11, 11, 11],
-    "timestep_scale_multiplier": 1000.0,
-    "default_num_inference_steps": 1,
-}
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +71,7 @@ def test_features_of_the_files_own_gemma_are_those_of_diffusers_pipeline(
         )
         video, audio, _ = connectors(states, mask)
     found = TextEncoder.load(place, dtype=dtype).encode(prompts)
-    assert stored_precision(place) is torch.bfloat16  # as published
+    assert text_precision(place) is torch.bfloat16  # as published
     assert (found.video - video).abs().max() < 1e-5 and (found.audio - audio).abs().max() < 1e-5
 
 
@@ -106,18 +88,15 @@ def test_diffusers_opens_the_imported_diffusion_decoder(published: Path, importe
 
 
 def test_the_released_decoder_has_its_published_size_and_config() -> None:
-    vae = {"_class_name": "CausalDiffusionVAE", "decoder": RELEASED, "model_output_type": "x0"}
-    shapes = {f"{DIFFUSION.prefix}decoder.shared_adaln.proj.weight": (7 * 256, 384)}
-    config = DIFFUSION.from_metadata(vae, shapes, "here")
-    module = on_meta(DIFFUSION, config, "here")
+    config, module = released_diffusion_decoder()
     count = sum(math.prod(p.shape) for p in module.parameters())
     assert round(count / 1e6) == 417
     originals = {DIFFUSION.to_original(name, config) for name in module.state_dict()}
     # Of 396 tensors in the file 84 are the encoder's, and one is read by nobody.
     assert len(originals) == 396 - 84 - 1
-    assert config == DIFFUSION.from_metadata(
-        {"decoder": DIFFUSION.to_metadata(config, "here")}, shapes, "here"
-    )
+    again = {"decoder": DIFFUSION.to_metadata(config, "here")}
+    widths = {f"{DIFFUSION.prefix}decoder.shared_adaln.proj.weight": (7 * 256, 384)}
+    assert config == DIFFUSION.from_metadata(again, widths, "here")
     assert module.smallest == (3, 7, 7)
 
 
