@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
+from omniforcing.codec.networks import refuse_other_rates
+from omniforcing.core.layout import MEL_RATE, SAMPLE_RATE
 from omniforcing.model.weights.architecture import to_metadata
 from omniforcing.model.weights.checkpoint import Checkpoint, open_checkpoint, read_headers
 from omniforcing.model.weights.names import TRANSFORMER, generation, to_original
@@ -204,9 +206,16 @@ def open_bundle(
     found = _Found(source)
     for given in (source, *more):
         found.look(given)
+    if found.transformer == source and found.tensors and source.is_dir():
+        raise WeightsError(
+            "weights.no-transformer",
+            f"none of the files in {source} holds the transformer; add the one that does there "
+            "(LTX-2.5: in diffusion_models/)",
+        )
     checkpoint = open_checkpoint(found.transformer)
     parts = found.complete(source)
     _refuse_mixed(checkpoint, parts)
+    _refuse_rates(parts)
     release = generation(checkpoint.entries)
     # A named text encoder goes before one that a folder or file among the others brings.
     place = text or found.pack or found.text
@@ -341,8 +350,8 @@ def _refuse_mixed(checkpoint: Checkpoint, parts: Mapping[str, Part]) -> None:
         if release != family:
             raise WeightsError(
                 "weights.mixed-releases",
-                f"{part.source}: the {part.kind.title} is {shown[release]}'s, and the transformer "
-                f"in {checkpoint.source} is {shown[family]}'s; take both of one release",
+                f"{part.source} holds the {part.kind.title} of {shown[release]}, and "
+                f"{checkpoint.source} the transformer of {shown[family]}; take both of one release",
             )
     config, video, audio = checkpoint.config, parts["vae"].config, parts["audio_vae"].config
     made = video["latent_channels"], audio["base_channels"]
@@ -352,4 +361,18 @@ def _refuse_mixed(checkpoint: Checkpoint, parts: Mapping[str, Part]) -> None:
             "weights.mixed-releases",
             f"{parts['vae'].source}: the VAEs make latents of {made} channels, and the transformer "
             f"in {checkpoint.source} takes {needed}; take all of one release",
+        )
+
+
+def _refuse_rates(parts: Mapping[str, Part]) -> None:
+    """Refuse sound of other rates than 100 mel frames a second."""
+    vocoder, heard = parts["vocoder"], parts["audio_vae"]
+    refuse_other_rates(vocoder.config, f"{vocoder.source}: the vocoder")
+    rate, hop = heard.config["sample_rate"], heard.config["mel_hop_length"]
+    if (rate, rate / hop) != (SAMPLE_RATE, MEL_RATE):
+        raise WeightsError(
+            "weights.wrong-rate",
+            f"{heard.source}: the audio VAE hears {rate} Hz with a mel frame every {hop} samples; "
+            f"LTX-2's hear {SAMPLE_RATE} Hz and {MEL_RATE} frames a second: take that part of a "
+            "release",
         )
