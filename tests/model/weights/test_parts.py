@@ -140,18 +140,24 @@ def test_a_whole_diffusers_folder_is_taken_as_it_is(tmp_path: Path) -> None:
     assert_same(tensors_of(tmp_path / "one"), tensors_of(tmp_path / "three"))
 
 
-def test_a_folder_of_modular_diffusers_is_one_too(tmp_path: Path) -> None:
-    """As JoyAI-Echo's is: LTX-2.0's parts, and another index of them."""
+def test_joyai_echo_is_no_teacher_but_its_transformer_can_be_converted(
+    tmp_path: Path, capsys: Any
+) -> None:
+    """It has LTX-2.0's parts, and an index of its own."""
     source = save_published("2.0", tmp_path / "published")
     gemma = save_gemma("2.0", tmp_path / "gemma")
-    run("import", source, tmp_path / "echo", "--text-encoder", gemma)
+    echo = tmp_path / "echo"
+    run("import", source, echo, "--text-encoder", gemma)
     index = {
         "_class_name": "EchoModularPipeline",
         "transformer": ["diffusers", "LTX2VideoTransformer3DModel", {}],
     }
-    (tmp_path / "echo" / "modular_model_index.json").write_text(json.dumps(index))
-    assert run("import", tmp_path / "echo", tmp_path / "two") == 0
-    assert_same(tensors_of(tmp_path / "echo"), tensors_of(tmp_path / "two"))
+    (echo / "modular_model_index.json").write_text(json.dumps(index))
+    assert run("import", echo, tmp_path / "two") == 2
+    refused(capsys.readouterr().err, "weights.unsupported-model", echo, "no teacher")
+    assert run("import", echo, tmp_path / "two", "--transformer-only") == 0
+    only = tensors_of(echo / "transformer")
+    assert_same(only, tensors_of(tmp_path / "two" / "transformer"))
 
 
 # --- what is refused ------------------------------------------------------------------------------

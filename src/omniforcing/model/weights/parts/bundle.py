@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from omniforcing.codec.networks import refuse_other_rates
+from omniforcing.core.files import read_json
 from omniforcing.core.layout import MEL_RATE, SAMPLE_RATE
 from omniforcing.model.weights.architecture import to_metadata
 from omniforcing.model.weights.checkpoint import Checkpoint, open_checkpoint, read_headers
@@ -53,6 +54,7 @@ _DIFFUSION_FILE = "video-vae.safetensors"
 # The projections alone, or with Gemma where the folder has that of LTX-2.5.
 _TEXT_FILES = ("text-projection.safetensors", "gemma4-with-proj.safetensors")
 _PROJECTIONS = "text_embedding_projection."
+_MODULAR_INDEX, _ECHO = "modular_model_index.json", "EchoModularPipeline"
 # LTX-2.5's video VAEs have files of their own, and no prefix there.
 _BARE = ("encoder.", "decoder.", "per_channel_statistics.")
 
@@ -258,6 +260,7 @@ class _Found:
     def look(self, place: Path) -> None:
         """Take what a place has and none before it had."""
         if is_whole(place):
+            _refuse_echo(place)
             for kind in (*KINDS, DIFFUSION):
                 if (place / kind.name).is_dir() and kind.name not in self.parts:
                     self.parts[kind.name] = from_folder(kind, place / kind.name)
@@ -309,6 +312,24 @@ class _Found:
                 "or take the transformer alone with --transformer-only",
             )
         return {kind.name: parts[kind.name] for kind in (*KINDS, DIFFUSION) if kind.name in parts}
+
+
+def _refuse_echo(place: Path) -> None:
+    """Refuse JoyAI-Echo, whose layout and tensors are those of LTX-2.0.
+
+    Raises:
+        WeightsError: with what it was trained for.
+    """
+    index = place / _MODULAR_INDEX
+    told = read_json(index) if index.is_file() else {}
+    if told.get("_class_name") == _ECHO:
+        raise WeightsError(
+            "weights.unsupported-model",
+            f"{place} is JoyAI-Echo by its {_MODULAR_INDEX}: its transformer is distilled to eight "
+            "sigmas without guidance, with memory tokens as its past, so that it is no teacher, "
+            "and no stage starts a student from it; take LTX-2's own, or convert its transformer "
+            "with --transformer-only",
+        )
 
 
 def _files(place: Path) -> list[Path]:
