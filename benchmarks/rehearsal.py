@@ -94,7 +94,8 @@ def rehearse(
             ``project``.
         diffusion: decode pictures by LTX-2.5's diffusion decoder.
         dvc: run the stages by `omniforcing run` in a copy of the project.
-        videos: folder of videos with their captions; None: make some.
+        videos: folder of five or more videos, which get captions that the tiny text encoder
+            takes; None: make some.
 
     Yields:
         What each step took.
@@ -103,13 +104,12 @@ def rehearse(
         source = save_published(release, folder / "published")
         # LTX-2.5's files bring their text encoder.
         gemma = None if release == "2.5" else save_gemma(release, folder / "gemma")
-        if videos is None:
-            make_clips(folder / "clips")
+        take_clips(videos, folder / "clips") if videos else make_clips(folder / "clips")
     yield row[0]
     with timed("import") as row:
         import_whole(source, folder / "weights", [], gemma, copy=False, rope=None)
     yield row[0]
-    changed, preset = small(folder, videos or folder / "clips"), PRESETS[release]
+    changed, preset = small(folder), PRESETS[release]
     if diffusion:
         changed["codec"]["video_decoder"] = "diffusion"
     if dvc:
@@ -123,12 +123,12 @@ def rehearse(
     yield row[0]
 
 
-def small(folder: Path, videos: Path) -> dict[str, dict[str, Any]]:
+def small(folder: Path) -> dict[str, dict[str, Any]]:
     """Values that make a preset of LTX-2 small in everything but the path that it takes."""
     once = {"steps": 2, "batch": 1}
     return {
         "clips": {
-            "folder": str(videos),
+            "folder": str(folder / "clips"),
             "seconds": SECONDS,
             "height": 64,
             "width": 64,
@@ -220,6 +220,18 @@ def run_by_dvc(preset: str, changed: dict[str, Any], project: Path) -> Iterator[
         raise RuntimeError(f"after `omniforcing run --preset {preset}` DVC says: {told}")
 
 
+def take_clips(videos: Path, folder: Path) -> None:
+    """Link to the videos of a folder, with captions beside them."""
+    folder.mkdir()
+    for index, file in enumerate(sorted(videos.glob("*.mp4"))):
+        (folder / file.name).symlink_to(file.resolve())
+        (folder / file.name).with_suffix(".txt").write_text(_caption(index))
+
+
+def _caption(index: int) -> str:
+    return PROMPT if index % 2 else "a ball bounces"
+
+
 def make_clips(folder: Path) -> None:
     """Write videos of a drifting pattern with a tone, each with its caption."""
     folder.mkdir()
@@ -232,7 +244,7 @@ def make_clips(folder: Path) -> None:
         tone = 0.3 * np.sin(2 * np.pi * (200 + 100 * index) * times)
         path = folder / f"{index}.mp4"
         write_mp4(path, Pair(frames, np.stack([tone, tone]).astype(np.float32)))
-        path.with_suffix(".txt").write_text(PROMPT if index % 2 else "a ball bounces")
+        path.with_suffix(".txt").write_text(_caption(index))
 
 
 def show_page(artifact: Path) -> None:
@@ -315,7 +327,7 @@ def main() -> None:
     parser.add_argument(
         "--dvc", action="store_true", help="run the stages by `omniforcing run` in a copy of this"
     )
-    parser.add_argument("--clips", type=Path, help="folder of videos with captions (default: made)")
+    parser.add_argument("--clips", type=Path, help="folder of MP4 files (default: made)")
     parser.add_argument("--json", type=Path, help="write the rows to this file too")
     arguments = parser.parse_args()
 

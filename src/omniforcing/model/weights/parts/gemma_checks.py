@@ -17,7 +17,7 @@ def verify_text_model(
     text: Mapping[str, Any],
     found: Mapping[str, Entry],
     shown: Callable[[str], str] = str,
-) -> None:
+) -> dict[str, Any]:
     """Verify names and shapes of the text model's tensors from the headers.
 
     Args:
@@ -25,6 +25,9 @@ def verify_text_model(
         text: the text model's config.
         found: the tensors by the text model's own names.
         shown: the name in the file of one of the text model's.
+
+    Returns:
+        The text model's config with what it leaves to transformers' defaults.
 
     Raises:
         WeightsError: if a tensor is missing, unexpected or of another shape, or the config is of no
@@ -36,7 +39,8 @@ def verify_text_model(
     kind = str(told.pop("model_type", "none"))
     try:
         with torch.device("meta"):
-            model = AutoModel.from_config(AutoConfig.for_model(kind, **told))
+            config = AutoConfig.for_model(kind, **told)
+            model = AutoModel.from_config(config)
     except Exception as error:  # transformers' errors for bad values share no class
         raise WeightsError(
             "weights.unsupported-config",
@@ -44,6 +48,7 @@ def verify_text_model(
             f"({(str(error).splitlines() or ['?'])[0]}); use the one published with it",
         ) from error
     refuse_misfit(place, "text encoder", model, found, shown)
+    return dict(config.to_dict())
 
 
 def verify_tokenizer(
@@ -55,7 +60,7 @@ def verify_tokenizer(
         place: file of the tokenizer.
         content: content of its ``tokenizer.json``.
         settings: its ``tokenizer_config.json``.
-        text: the text model's config.
+        text: the text model's whole config.
 
     Raises:
         WeightsError: if it is unreadable, has more tokens than the text model or less than half of

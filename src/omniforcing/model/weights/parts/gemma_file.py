@@ -154,13 +154,13 @@ def _verify(packed: GemmaFile) -> None:
     file, named = packed.file, packed.entries
     text = {"model_type": f"{KIND}_text", **packed.config["text_config"]}
     found = {n.removeprefix(_TEXT): e for n, e in named.items() if n.startswith(_TEXT)}
-    verify_text_model(file, text, found, lambda name: _to_original(_TEXT + name))
+    whole = verify_text_model(file, text, found, lambda name: _to_original(_TEXT + name))
     # Those of picture and sound are kept, and no module says what they should be.
     for name, entry in named.items():
         if not name.startswith(_TEXT):
             fits(entry, entry.shape)
     content = packed.asset(_TOKENIZER_FILE).decode(errors="replace")
-    verify_tokenizer(file, content, _json(packed.asset(_SETTINGS)), text)
+    verify_tokenizer(file, content, _json(packed.asset(_SETTINGS)), whole)
 
 
 def _json(content: bytes) -> dict[str, Any]:

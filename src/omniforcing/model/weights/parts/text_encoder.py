@@ -97,7 +97,7 @@ def _verify(encoder: Path, tokenizer: Path, config: Mapping[str, Any]) -> None:
     begin = next((n.removesuffix(_EMBEDDING) for n in entries if n.endswith(_EMBEDDING)), "")
     named = {n.removeprefix(begin): e for n, e in entries.items() if n.startswith(begin)}
     found = {n: e for n, e in named.items() if n.startswith(_TEXT_MODEL)}
-    verify_text_model(encoder, text, found, lambda name: begin + name)
+    whole = verify_text_model(encoder, text, found, lambda name: begin + name)
     quantised = next((entry for entry in entries.values() if entry.quantised), None)
     if quantised is not None:
         raise WeightsError(
@@ -109,7 +109,7 @@ def _verify(encoder: Path, tokenizer: Path, config: Mapping[str, Any]) -> None:
     if file.is_file():
         settings = tokenizer / "tokenizer_config.json"
         told = read_json(settings) if settings.is_file() else {}
-        verify_tokenizer(file, file.read_text(encoding="utf-8", errors="replace"), told, text)
+        verify_tokenizer(file, file.read_text(encoding="utf-8", errors="replace"), told, whole)
 
 
 def checked(
