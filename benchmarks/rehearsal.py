@@ -2,9 +2,11 @@
 
 `python -m benchmarks.rehearsal` writes weights as each release is published, imports them, and runs
 every stage of its preset on ten short clips: two updates in each of the three stages, evaluation,
-artifact with a stream of five seconds, and a server that gives its page and a stream. It prints the
-seconds (on the clock and on CPUs) and the largest resident memory of each step. Nothing is learnt;
-whether the parts of a release fit together is what it shows.
+artifact with a stream of five seconds, and a server that gives its page and a stream. Stages are
+tracked in an MLflow store of their own, and run in this process; with `--dvc` they run as a user
+runs them, by `omniforcing run` in a copy of the project. It prints the seconds (on the clock and on
+CPUs) and the largest resident memory of each step. Nothing is learnt; whether the parts of a
+release fit together is what it shows.
 """
 
 from __future__ import annotations
@@ -16,39 +18,40 @@ import os
 import re
 import resource
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from urllib.request import urlopen
 
 import av
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
 from benchmarks.page import serving
 from benchmarks.published.parts import save_gemma, save_published
-from omniforcing.core.config import project_root
+from omniforcing.core.config import flatten, project_root
 from omniforcing.core.console import run_command
-from omniforcing.core.environment import DATA_ROOT_VARIABLE
-from omniforcing.core.files import read_json, write_json
+from omniforcing.core.environment import DATA_ROOT_VARIABLE, PARENT_VARIABLE
+from omniforcing.core.files import write_json
 from omniforcing.core.layout import SAMPLE_RATE, clip_frames, clip_samples
 from omniforcing.core.pair import Pair
 from omniforcing.media.files import write_mp4
 from omniforcing.model.weights.command import import_whole
-from omniforcing.pipeline.config import Config, load_config
-from omniforcing.pipeline.declaration import read_declaration, stage_names
-from omniforcing.pipeline.stage import Stage, run_body
-from omniforcing.pipeline.stages.export import stream_sample
-from omniforcing.pipeline.tracking import Run
+from omniforcing.pipeline import tracking
+from omniforcing.pipeline.config import load_config
+from omniforcing.pipeline.declaration import pipeline_file, stage_names
+from omniforcing.pipeline.dry_run import COPIED, OUTER_VARIABLES
+from omniforcing.pipeline.stage import run_stage
 from omniforcing.serving.protocol import SUBPROTOCOL
-from omniforcing.streaming.artifact import StreamSettings, write_artifact
 from omniforcing.streaming.engine import Engine
 
 PRESETS = {"2.0": "ltx2", "2.3": "ltx23", "2.5": "ltx25"}
@@ -76,22 +79,23 @@ class Row:
     megabytes: float
 
 
-class Unlogged:
-    """An MLflow run that keeps nothing."""
-
-    id = "none"
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *_, **__: None
-
-
-def rehearse(release: str, folder: Path, diffusion: bool = False) -> Iterator[Row]:
+def rehearse(
+    release: str,
+    folder: Path,
+    diffusion: bool = False,
+    dvc: bool = False,
+    videos: Path | None = None,
+) -> Iterator[Row]:
     """Run all steps of a release below an empty folder, one after the other.
 
     Args:
         release: 2.0, 2.3 or 2.5.
-        folder: an empty folder.
+        folder: an empty folder; data and MLflow's store come to lie in it, or with ``dvc`` in its
+            ``project``.
         diffusion: decode pictures by LTX-2.5's diffusion decoder.
+        dvc: run the stages by `omniforcing run` in a copy of the project.
+        videos: folder of five or more videos, which get captions that the tiny text encoder
+            takes; None: make some.
 
     Yields:
         What each step took.
@@ -100,36 +104,29 @@ def rehearse(release: str, folder: Path, diffusion: bool = False) -> Iterator[Ro
         source = save_published(release, folder / "published")
         # LTX-2.5's files bring their text encoder.
         gemma = None if release == "2.5" else save_gemma(release, folder / "gemma")
-        make_clips(folder / "clips")
+        take_clips(videos, folder / "clips") if videos else make_clips(folder / "clips")
     yield row[0]
-    weights = folder / "weights"
     with timed("import") as row:
-        import_whole(source, weights, [], gemma, copy=False, rope=None)
+        import_whole(source, folder / "weights", [], gemma, copy=False, rope=None)
     yield row[0]
-    root = project_root()
-    decoder = ["codec.video_decoder=diffusion"] if diffusion else []
-    config = load_config([*overrides(folder), *decoder], root, PRESETS[release])
-    os.environ[DATA_ROOT_VARIABLE] = str(folder)
-    try:
-        for name in stage_names(root):
-            with timed(name) as row:
-                stage = open_stage(name, config, root, folder)
-                if name == "export":
-                    export(stage)
-                else:
-                    run_body(stage)
-            yield row[0]
-        with timed("page") as row:
-            show_page(folder / "data" / config.preset / "artifact")
-        yield row[0]
-    finally:
-        del os.environ[DATA_ROOT_VARIABLE]
+    changed, preset = small(folder), PRESETS[release]
+    if diffusion:
+        changed["codec"]["video_decoder"] = "diffusion"
+    if dvc:
+        data = folder / "project"
+        yield from run_by_dvc(preset, changed, data)
+    else:
+        data = folder
+        yield from run_here(preset, changed, data)
+    with timed("page") as row:
+        show_page(data / "data" / preset / "artifact")
+    yield row[0]
 
 
-def overrides(folder: Path) -> list[str]:
-    """Overrides that make a preset of LTX-2 small in everything but the path that it takes."""
+def small(folder: Path) -> dict[str, dict[str, Any]]:
+    """Values that make a preset of LTX-2 small in everything but the path that it takes."""
     once = {"steps": 2, "batch": 1}
-    changed: dict[str, Any] = {
+    return {
         "clips": {
             "folder": str(folder / "clips"),
             "seconds": SECONDS,
@@ -148,11 +145,91 @@ def overrides(folder: Path) -> list[str]:
         "export": {"prompt": PROMPT, "seconds": STREAM_SECONDS},
         "trainer": {"accelerator": "cpu", "checkpoint_every": 2, "log_every": 1, "threads": 1},
     }
-    return [
-        f"{section}.{key}={json.dumps(value)}"
-        for section, values in changed.items()
-        for key, value in values.items()
-    ]
+
+
+def run_here(preset: str, changed: dict[str, Any], folder: Path) -> Iterator[Row]:
+    """Run the stages in this process, each as an MLflow run below one of the pipeline.
+
+    Args:
+        preset: name of the preset.
+        changed: values that differ from its own.
+        folder: place of data and MLflow's store.
+
+    Yields:
+        What each stage took.
+    """
+    root = project_root()
+    overrides = [f"{key}={json.dumps(value)}" for key, value in flatten(changed).items()]
+    config = load_config(overrides, root, preset)
+    before = dict(os.environ)
+    for name in OUTER_VARIABLES:
+        os.environ.pop(name, None)
+    os.environ[DATA_ROOT_VARIABLE] = str(folder)
+    try:
+        record, tags = folder / ".work" / "parent.json", {"preset": preset}
+        client = tracking.connect(root)
+        with tracking.closing(
+            tracking.open_run(client, f"pipeline {preset}", record, tags, {})
+        ) as parent:
+            os.environ[PARENT_VARIABLE] = parent.id
+            for name in stage_names(root):
+                with timed(name) as row:
+                    run_stage(name, config, root)
+                yield row[0]
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def run_by_dvc(preset: str, changed: dict[str, Any], project: Path) -> Iterator[Row]:
+    """Run `omniforcing run --preset`, which is DVC, in a copy of the project.
+
+    Args:
+        preset: name of the preset, whose file in the copy says what differs.
+        changed: values that differ from its own.
+        project: the new copy.
+
+    Yields:
+        What the run took.
+
+    Raises:
+        RuntimeError: if DVC finds something out of date after it.
+    """
+    root = project_root()
+    for name in (*COPIED, ".dvc"):
+        left_out = shutil.ignore_patterns("__pycache__", "cache", "tmp")
+        shutil.copytree(root / name, project / name, ignore=left_out)
+    shutil.copy(root / ".dvcignore", project)
+    file = project / "conf" / "preset" / f"{preset}.yaml"
+    OmegaConf.save(OmegaConf.merge(OmegaConf.load(file), changed), file)
+    environment = {k: v for k, v in os.environ.items() if k not in OUTER_VARIABLES}
+    environment["PYTHONPATH"] = str(project / "src")
+
+    def call(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", *words]
+        return subprocess.run(
+            command, cwd=project, env=environment, check=True, text=True, **options
+        )
+
+    with timed("run") as row:
+        call("omniforcing", "run", "--preset", preset)
+    yield row[0]
+    call("dvc", "config", "core.no_scm", "true")
+    told = call("dvc", "status", pipeline_file(project, preset), capture_output=True).stdout
+    if "up to date" not in told:
+        raise RuntimeError(f"after `omniforcing run --preset {preset}` DVC says: {told}")
+
+
+def take_clips(videos: Path, folder: Path) -> None:
+    """Link to the videos of a folder, with captions beside them."""
+    folder.mkdir()
+    for index, file in enumerate(sorted(videos.glob("*.mp4"))):
+        (folder / file.name).symlink_to(file.resolve())
+        (folder / file.name).with_suffix(".txt").write_text(_caption(index))
+
+
+def _caption(index: int) -> str:
+    return PROMPT if index % 2 else "a ball bounces"
 
 
 def make_clips(folder: Path) -> None:
@@ -167,30 +244,7 @@ def make_clips(folder: Path) -> None:
         tone = 0.3 * np.sin(2 * np.pi * (200 + 100 * index) * times)
         path = folder / f"{index}.mp4"
         write_mp4(path, Pair(frames, np.stack([tone, tone]).astype(np.float32)))
-        path.with_suffix(".txt").write_text(PROMPT if index % 2 else "a ball bounces")
-
-
-def open_stage(name: str, config: Config, root: Path, folder: Path) -> Stage:
-    """Open a stage without MLflow."""
-    work = folder / ".work" / name
-    work.mkdir(parents=True)
-    declared = read_declaration(name, root, config.preset)
-    return Stage(name, config, root, declared, work, cast(Run, Unlogged()))
-
-
-def export(stage: Stage) -> None:
-    """Do stage export without the model that it logs to MLflow."""
-    config, codec = stage.config, stage.input("codec")
-    counts, described = config.clips.latent_counts, read_json(codec / "codec.json")
-    settings = StreamSettings.from_config(config.preset, config.student, counts, described)
-    metrics = read_json(stage.input("evaluate") / "metrics.json")
-    student = stage.input("self_forcing")
-    with stage.publish() as folder:
-        artifact = write_artifact(
-            folder, student, codec, settings, metrics, config.export.precision
-        )
-        figures = stream_sample(artifact, PROMPT, STREAM_SECONDS, config.seed, "cpu")
-    stage.write_metrics(figures)
+        path.with_suffix(".txt").write_text(_caption(index))
 
 
 def show_page(artifact: Path) -> None:
@@ -270,6 +324,10 @@ def main() -> None:
     parser.add_argument(
         "--diffusion", action="store_true", help="decode 2.5's pictures by its diffusion decoder"
     )
+    parser.add_argument(
+        "--dvc", action="store_true", help="run the stages by `omniforcing run` in a copy of this"
+    )
+    parser.add_argument("--clips", type=Path, help="folder of MP4 files (default: made)")
     parser.add_argument("--json", type=Path, help="write the rows to this file too")
     arguments = parser.parse_args()
 
@@ -280,7 +338,8 @@ def main() -> None:
             place = Path(tempfile.mkdtemp(prefix="omniforcing-rehearsal-"))
             try:
                 rows[release] = []
-                for row in rehearse(release, place, arguments.diffusion and release == "2.5"):
+                diffusion = arguments.diffusion and release == "2.5"
+                for row in rehearse(release, place, diffusion, arguments.dvc, arguments.clips):
                     print(f"{release} {row.step}: {row.seconds:.1f} s", file=sys.stderr, flush=True)
                     rows[release].append(row)
             finally:

@@ -190,6 +190,13 @@ def released_module(kind: Kind, release: str) -> tuple[dict[str, Any], nn.Module
     return config, on_meta(kind, config, "here")
 
 
+def released_diffusion_decoder() -> tuple[dict[str, Any], nn.Module]:
+    """Config and module of LTX-2.5's diffusion decoder as released, without memory."""
+    widths = {f"{DIFFUSION.prefix}decoder.shared_adaln.proj.weight": (7 * 256, 384)}
+    config = DIFFUSION.from_metadata(PARTS["diffusion_decoder"], widths, "here")
+    return config, on_meta(DIFFUSION, config, "here")
+
+
 def _rest(kind: Kind, values: dict[str, Any]) -> dict[str, Any]:
     """What the connectors read of the transformer's own keys."""
     keys = ("rope_type", "frequencies_precision")

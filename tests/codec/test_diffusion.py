@@ -20,46 +20,12 @@ from omniforcing.codec.streaming import StreamingDecoder
 from omniforcing.core.pair import Pair
 from omniforcing.networks.diffusion_decoder import LTX2VideoDiffusionDecoderModel
 from tests.support.refusals import refuses
-
-SIZES: dict[str, Any] = {
-    "decoder_head_dim": 16,
-    "decoder_stage_channels": (64, 32, 16, 16, 16),
-    "decoder_upsample_channel_reductions": (2, 2, 1, 1),
-    "decoder_t_emb_dim": 16,
-}
-# Released kernels in time, fewer layers; one latent in space.
-LONG = {
-    **SIZES,
-    "latent_channels": 8,
-    "decoder_stage_depths": (1, 2, 1, 1, 2),
-    "decoder_stage_kernels": ((3, 1, 1),) * 4,
-    "decoder_stage5_kernel": (11, 1, 1),
-}
-# Windows in space, too, smaller than the grid, which is no multiple of a tile.
-WIDE = {
-    **SIZES,
-    "latent_channels": 8,
-    "decoder_upsample_strides": ((1, 2, 2), (2, 1, 1), (2, 1, 1), (2, 1, 1)),
-    "spatial_compression_ratio": 8,
-    "decoder_stage_depths": (1, 1, 1, 1, 1),
-    "decoder_stage_kernels": ((3, 1, 1), (3, 3, 3), (3, 3, 3), (3, 3, 5)),
-    "decoder_stage5_kernel": (11, 3, 5),
-}
-
-
-def network(config: dict[str, Any], seed: int = 0) -> LTX2VideoDiffusionDecoderModel:
-    """A decoder with random weights, none of which keeps its start value."""
-    torch.manual_seed(seed)
-    made = LTX2VideoDiffusionDecoderModel(**config).eval().requires_grad_(False)
-    for parameter in made.parameters():
-        scale = 0.3 / parameter.shape[-1] ** 0.5 if parameter.ndim > 1 else 0.1
-        parameter.add_(scale * torch.randn(parameter.shape))
-    return made
+from tests.support.tiny_decoder import LARGE, LONG, WIDE, tiny_decoder
 
 
 @pytest.fixture(scope="module")
 def long() -> LTX2VideoDiffusionDecoderModel:
-    return network(LONG)
+    return tiny_decoder(LONG)
 
 
 @pytest.fixture
@@ -90,7 +56,7 @@ def streamed(made: Any, z: Tensor, reach: Reach, size: int = 3, seed: int = 5) -
 def test_it_decodes_as_diffusers_does() -> None:
     from diffusers import LTX2VideoDiffusionDecoderModel as Theirs
 
-    ours = network(WIDE)
+    ours = tiny_decoder(WIDE)
     theirs = Theirs(**WIDE).eval()
     theirs.load_state_dict(ours.state_dict())
     z = torch.randn(2, 8, 3, 2, 5, generator=torch.Generator().manual_seed(1)) + 0.5
@@ -153,9 +119,8 @@ def test_a_codec_decodes_and_streams_by_diffusion_and_keeps_it(
     codec: Codec, tmp_path: Path
 ) -> None:
     channels = codec.video_channels
-    # Its latents stand for 16x16 pixels.
-    config = {**WIDE, "latent_channels": channels, "patch_size": 8, "spatial_compression_ratio": 16}
-    made = Codec(codec.video_vae, codec.audio_vae, codec.vocoder, 64, 64, diffusion=network(config))
+    network = tiny_decoder({**LARGE, "latent_channels": channels})
+    made = Codec(codec.video_vae, codec.audio_vae, codec.vocoder, 64, 64, diffusion=network)
     made.save(tmp_path)
     loaded = Codec.load(tmp_path)
     latents = Pair(torch.randn(1, 7, 16, channels), torch.randn(1, 51, made.audio_channels))
@@ -184,10 +149,8 @@ def test_what_a_diffusion_decoder_cannot_do_is_refused(
     parts = codec.video_vae, codec.audio_vae, codec.vocoder, 64, 64
     with refuses("codec.mixed-decoders", "8"):
         Codec(*parts, diffusion=long)
-    wide = {**WIDE, "latent_channels": codec.video_channels}
-    wide |= {"patch_size": 8, "spatial_compression_ratio": 16}
-    large = network(
-        {**wide, "decoder_stage_kernels": ((3, 7, 7), *WIDE["decoder_stage_kernels"][1:])}
-    )
+    kernels = ((3, 7, 7), *LARGE["decoder_stage_kernels"][1:])
+    fitting = {**LARGE, "latent_channels": codec.video_channels}
+    large = tiny_decoder({**fitting, "decoder_stage_kernels": kernels})
     with refuses("codec.picture-too-small", "112x112", "64x64"):
         Codec(*parts, diffusion=large)

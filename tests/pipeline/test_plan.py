@@ -8,14 +8,16 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from benchmarks.published.parts import released_module
+from benchmarks.published.parts import released_diffusion_decoder, released_module
 from benchmarks.published.transformer import FACTS
 from omniforcing.cli import main
 from omniforcing.cli.options import parse_memory
+from omniforcing.codec.streaming import StreamingVideoDecoder
 from omniforcing.core.latents import Batch
 from omniforcing.distill.sampling import rollout_config
 from omniforcing.model.cache import FunctionalCache
@@ -30,7 +32,12 @@ from omniforcing.pipeline.planner.measured import allocated_bytes, held_bytes
 from omniforcing.pipeline.planner.networks import BUILDERS, Sizes
 from omniforcing.pipeline.planner.plan import advise, make_plans
 from omniforcing.pipeline.planner.results import Results
-from omniforcing.pipeline.planner.stream import GEMMA, stream_plans, student_numbers
+from omniforcing.pipeline.planner.stream import (
+    GEMMA,
+    latents_memory,
+    stream_plans,
+    student_numbers,
+)
 from omniforcing.pipeline.planner.trace import Trace
 from omniforcing.pipeline.stages.shared.training import training_options
 from omniforcing.training.loop import fit
@@ -241,8 +248,34 @@ def test_a_stream_takes_every_part_of_the_release_and_half_in_bf16(
     assert half.student == 2 * FACTS["counts"][release][1]
     # Keys and values of 1024 tokens in 48 layers: from 2.3 on, of each sigma and of the refresh.
     assert half.prompt == (1 if release == "2.0" else 5) * 2 * 2 * 48 * 1024 * (4096 + 2048)
-    assert half.total - half.codec == (whole.total - whole.codec) / 2
+    in_fp32 = half.codec + half.decoder
+    assert half.total - in_fp32 == (whole.total - in_fp32) / 2
+    assert half.decoder == whole.decoder == 4 * kept_by_decoder(parts["vae"], (16, 24))
     assert stream_plans(small(), Sizes.from_config(small(), tmp_path)) == {}
+
+
+def kept_by_decoder(vae: Any, grid: tuple[int, int]) -> int:
+    """Numbers that a released decoder keeps between two blocks of a stream."""
+    with torch.device("meta"), torch.inference_mode():
+        stream = StreamingVideoDecoder(vae)
+        for count in (1, 3, 3, 3, 3):
+            stream.push(torch.zeros(1, 128, count, *grid))
+    places = 2  # two counts, which are no numbers of the picture
+    return sum(tensor.numel() for tensor in stream.state().values()) - places
+
+
+def test_a_stream_by_the_diffusion_decoder_takes_its_weights_and_keeps_latents_alone(
+    tmp_path: Path,
+) -> None:
+    told = ["codec.video_decoder=diffusion"]
+    plain, config = (load_config(more, ROOT, "ltx25") for more in ([], told))
+    sizes = Sizes.from_config(config, tmp_path)
+    module = released_diffusion_decoder()[1]
+    count = sum(p.numel() for p in module.parameters())
+    one, other = (stream_plans(c, sizes)["bf16"] for c in (plain, config))
+    assert other.codec == one.codec + 4 * count
+    assert other.decoder == 4 * 128 * (6 + 4) * 16 * 24
+    assert latents_memory(config)["codec"] == other.codec
 
 
 def test_the_cache_of_a_planned_stream_is_what_a_rollout_holds() -> None:

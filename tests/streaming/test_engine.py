@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import pytest
 import torch
 
 from omniforcing.codec.codec import Codec
+from omniforcing.codec.config import VideoDecoder
+from omniforcing.codec.reach import Reach
 from omniforcing.core.files import read_json, write_json, write_manifest
 from omniforcing.core.latents import concatenate
 from omniforcing.core.layout import LAYOUTS, samples_of
@@ -24,6 +27,7 @@ from omniforcing.streaming.request import Request
 from tests.support.refusals import refuses
 from tests.support.streams import PROMPT, media_of, same_media
 from tests.support.tiny_artifact import METRICS, make_settings
+from tests.support.tiny_decoder import QUICK, tiny_decoder
 
 
 @pytest.mark.parametrize("seconds", [1, 2, 0.04, 0.5, 1.3])
@@ -150,11 +154,47 @@ def test_an_artifact_whose_decoder_looks_both_ways_streams_late_and_whole(
     settings = own_artifact / "streaming.json"
     write_json(settings, {**read_json(settings), "video_look_ahead": 2})
     write_manifest(own_artifact)
-    with Engine(own_artifact).stream("a red ball bounces", 4) as stream:
+    engine = Engine(own_artifact)
+    with engine.stream(PROMPT, 4) as stream:
+        saved = stream.snapshot(at=4)
         chunks = list(stream)
     assert [len(chunk.frames) for chunk in chunks] == [0, 9, 24, 24, 24 + 16]
     assert [chunk.first_frame for chunk in chunks] == [0, 0, 9, 33, 57]
     assert sum(chunk.samples.shape[1] for chunk in chunks) == 4 * 16000
+    # Saved with 57 frames decoded and 16 more generated: half a second ends among those.
+    frames, _ = media_of(chunks)
+    for seconds, count in ((0.5, 12), (1, 24)):
+        with engine.resume(saved.result(), seconds) as resumed:
+            rest, _ = media_of(list(resumed))
+        assert np.array_equal(rest, frames[57 : 57 + count])
+
+
+def test_an_artifact_with_a_diffusion_decoder_streams_what_it_decodes_whole(
+    parts: tuple[Path, Path], tmp_path: Path
+) -> None:
+    student, folder = parts[0], Path(shutil.copytree(parts[1], tmp_path / "codec"))
+    codec, reach = Codec.load(folder), Reach(ahead=6, again=7)  # all that it reaches
+    networks = codec.video_vae, codec.audio_vae, codec.vocoder
+    Codec(*networks, 64, 64, reach, diffusion=tiny_decoder(QUICK)).save(folder)
+    settings, place = make_settings(video_look_ahead=6), tmp_path / "artifact"
+    place.mkdir()
+    write_artifact(place, student, folder, settings, METRICS)
+    engine = Engine(place)
+    assert engine.codec.video_decoder is VideoDecoder.diffusion
+    with engine.stream(PROMPT, 4, seed=5) as stream:
+        saved = stream.snapshot(at=4)
+        chunks = list(stream)
+    frames, _ = media_of(chunks)
+    text = engine.text_encoder.encode([PROMPT])
+    rollout = Rollout(engine.student, text, engine.settings.rollout, step_generator(5, 0, "stream"))
+    latents = concatenate([next(rollout) for _ in range(5)])
+    whole = engine.codec.decode(latents, seed=5).video[0].numpy()
+    assert np.abs(frames.astype(int) - whole.astype(int)).max() <= 1
+    other = engine.codec.decode(latents, seed=6).video[0].numpy()
+    assert np.abs(other.astype(int) - whole.astype(int)).max() > 1  # its noise is the seed's
+    with engine.resume(saved.result(), 1) as resumed:
+        rest, _ = media_of(list(resumed))
+    assert np.array_equal(rest[:24], frames[chunks[4].first_frame :][:24])
 
 
 @pytest.fixture

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from omniforcing.codec.config import CodecConfig, VideoDecoder
+from omniforcing.codec.config import DIFFUSION_DECODER, CodecConfig, VideoDecoder
 from omniforcing.codec.diffusion import decode_with_noise, refuse_misfit
 from omniforcing.codec.networks import (
-    DIFFUSION_DECODER,
     CodecError,
     build_audio_vae,
     build_video_vae,

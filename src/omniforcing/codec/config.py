@@ -7,6 +7,8 @@ from enum import Enum
 
 from omniforcing.core.config import Section, ranged
 
+DIFFUSION_DECODER = "diffusion_decoder"  # its folder, of a codec or of LTX-2.5's own
+
 
 class Source(Enum):
     """Where codec or teacher come from."""

@@ -10,7 +10,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from omniforcing.codec.config import AudioCodecConfig, VideoCodecConfig, VocoderConfig
+from omniforcing.codec.config import (
+    DIFFUSION_DECODER,
+    AudioCodecConfig,
+    VideoCodecConfig,
+    VocoderConfig,
+)
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import read_json
 from omniforcing.core.layout import MEL_RATE, SAMPLE_RATE
@@ -26,7 +31,6 @@ from omniforcing.networks.vocoder import LTX2Vocoder
 PATCH_SIZE = 8
 LEVELS = ("temporal", "temporal", "spatiotemporal")
 AUDIO_LATENT_CHANNELS = 1
-DIFFUSION_DECODER = "diffusion_decoder"  # its folder, of a codec or of LTX-2.5's own
 
 
 class CodecError(OmniForcingError):
@@ -88,11 +92,12 @@ def build_vocoder(config: VocoderConfig) -> Any:
     )
 
 
-def refuse_other_rates(config: Mapping[str, Any]) -> None:
+def refuse_other_rates(config: Mapping[str, Any], title: str = "the vocoder") -> None:
     """Refuse a vocoder whose networks do not make its sample rates of 100 mel frames a second.
 
     Args:
         config: config of an ``LTX2Vocoder`` or ``LTX2VocoderWithBWE``.
+        title: what the error calls it.
 
     Raises:
         CodecError: with the rate that is made and the rate that is stated.
@@ -108,7 +113,7 @@ def refuse_other_rates(config: Mapping[str, Any]) -> None:
         if (made := frames * prod(config[factors])) != config[rate]:
             raise CodecError(
                 "codec.wrong-sample-rate",
-                f"the vocoder's {factors} make {made:g} samples a second of {frames:g} frames, but "
+                f"{title}'s {factors} make {made:g} samples a second of {frames:g} frames, but "
                 f"its {rate} is {config[rate]}; take a vocoder for {MEL_RATE} mel frames a second",
             )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from omniforcing.codec.config import TextConfig
@@ -19,7 +19,7 @@ from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.latents import TextFeatures
 from omniforcing.networks import gemma
 from omniforcing.networks.connectors import LTX2TextConnectors
-from omniforcing.networks.network import Loaded
+from omniforcing.networks.network import Loaded, stored_precision
 
 # Bytes that hidden states of all layers may take: Gemma 12B's of 1024 tokens are 770 MB a prompt.
 MOST_STATES = 1 << 30
@@ -139,8 +139,8 @@ class FreedTextEncoder:
         return TextEncoder.load(self._folder, self._device, self._dtype).encode(prompts)
 
 
-def stored_precision(folder: Path) -> torch.dtype:
-    """Return the precision to encode captions in: bf16 if all weights are stored so, else fp32.
+def text_precision(folder: Path) -> torch.dtype:
+    """Return the precision to encode captions in: that of the stored weights, bf16 or fp32.
 
     As published Gemma and connectors are bf16, and Lightricks' and diffusers' pipelines compute in
     it; in fp32 Gemma 12B takes 48 GB.
@@ -151,17 +151,7 @@ def stored_precision(folder: Path) -> torch.dtype:
     Raises:
         OmniForcingError: if a part is missing or its weights are unreadable.
     """
-    dtypes: set[str] = set()
-    for part in (_encoder_folder(folder), folder / "connectors"):
-        for file in part.glob("*.safetensors"):
-            try:
-                with safe_open(file, "pt") as opened:
-                    dtypes |= {opened.get_slice(key).get_dtype() for key in opened.keys()}  # noqa: SIM118
-            except (OSError, SafetensorError) as error:
-                raise OmniForcingError(
-                    "file.unreadable", f"{file} is truncated or damaged ({error}); copy it again"
-                ) from error
-    return torch.bfloat16 if dtypes == {"BF16"} else torch.float32
+    return stored_precision(_encoder_folder(folder), folder / "connectors")
 
 
 def _encoder_folder(folder: Path) -> Path:

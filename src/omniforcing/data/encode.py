@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from omniforcing.codec.codec import DESCRIPTION, Codec
-from omniforcing.codec.text import TextEncoder, stored_precision
+from omniforcing.codec.text import TextEncoder, text_precision
 from omniforcing.codec.tokens import PromptTokenizer, TokenCount
 from omniforcing.core.files import read_json
 from omniforcing.core.layout import Counts, clip_seconds
@@ -160,7 +160,7 @@ class CaptionEncoder:
 
     def __init__(self, work: Path, codec: Path, device: str) -> None:
         text = codec / "text"
-        self.work, self.encoder = work, TextEncoder.load(text, device, stored_precision(text))
+        self.work, self.encoder = work, TextEncoder.load(text, device, text_precision(text))
 
     def __call__(self, captions: list[str], done: Done) -> None:
         write_text(self.work, self.encoder, captions, done)

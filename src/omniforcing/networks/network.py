@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from omniforcing.core.errors import OmniForcingError
 
 CONFIG = "config.json"
 # Version of diffusers whose format this is; a test fails when the pin moves.
@@ -139,6 +142,25 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     for name in sorted(set(json.loads(index.read_text())["weight_map"].values())):
         tensors |= load_file(folder / Path(name).name)
     return tensors
+
+
+def stored_precision(*folders: Path) -> torch.dtype:
+    """Return bf16 if all weights of some folders are stored so, else fp32.
+
+    Raises:
+        OmniForcingError: if a file is unreadable.
+    """
+    dtypes: set[str] = set()
+    for folder in folders:
+        for file in folder.glob("*.safetensors"):
+            try:
+                with safe_open(file, "pt") as opened:
+                    dtypes |= {opened.get_slice(key).get_dtype() for key in opened.keys()}  # noqa: SIM118
+            except (OSError, SafetensorError) as error:
+                raise OmniForcingError(
+                    "file.unreadable", f"{file} is truncated or damaged ({error}); copy it again"
+                ) from error
+    return torch.bfloat16 if dtypes == {"BF16"} else torch.float32
 
 
 class Recomputes(nn.Module):

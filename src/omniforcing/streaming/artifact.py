@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omniforcing.codec.config import DIFFUSION_DECODER
 from omniforcing.codec.reach import described_reach
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import read_json, verify_manifest, write_json, write_manifest
@@ -305,9 +306,8 @@ def write_artifact(
         _round(student, folder)
     else:
         _copy(student, STUDENT_PARTS, folder)
-    diffusion = "diffusion_decoder"
-    used = (*CODEC_PARTS, diffusion) if (codec / diffusion).is_dir() else CODEC_PARTS
-    _copy(codec, used, folder / "codec")
+    diffusion = [DIFFUSION_DECODER] if (codec / DIFFUSION_DECODER).is_dir() else []
+    _copy(codec, (*CODEC_PARTS, *diffusion), folder / "codec")
     _copy(codec, ("text",), folder)
     write_json(folder / SETTINGS_FILE, {"schema": SCHEMA, **dataclasses.asdict(settings)})
     described = {**dataclasses.asdict(settings), "trained_seconds": settings.trained_seconds}

@@ -28,6 +28,7 @@ from omniforcing.model.rollout import Rollout
 from omniforcing.model.weights.checkpoint import open_checkpoint
 from omniforcing.model.weights.lora import read_loras
 from omniforcing.model.weights.student import load_model
+from omniforcing.networks.network import stored_precision
 from omniforcing.streaming.artifact import Artifact, ArtifactError
 from omniforcing.streaming.decoding import Decoding
 from omniforcing.streaming.generation import Generation, Opening
@@ -85,7 +86,7 @@ class Engine:
         stabiliser = Stabiliser(self.settings.stabiliser)
         # Before the student is loaded onto a device.
         self.overlay = self._overlay(loras) if loras else None
-        dtype = PRECISIONS.get(precision) or _stored_precision(folder)
+        dtype = PRECISIONS.get(precision) or stored_precision(folder / "transformer")
         student = load_model(folder, self.settings.sinks, device, dtype, stabiliser)
         self.student = accelerate(student, options, release=True, overlay=self.overlay)
         self.codec = Codec.load(self.artifact.codec, device=device)
@@ -233,13 +234,18 @@ class Engine:
         decoding: Decoding,
         before: int,
     ) -> Stream:
+        stop = request.block_count(self._rollout.table, self.settings.sample_rate)
+        if stop is not None:
+            # A saved stream has generated further than it decoded, by the decoder's look-ahead,
+            # and what it decodes next needs one block more.
+            stop = max(stop, generation.index + 1)
         return Stream(
             StreamParts(
                 generation=generation,
                 decoding=decoding,
                 encode=self._encode,
                 table=self._rollout.table,
-                stop=request.block_count(self._rollout.table, self.settings.sample_rate),
+                stop=stop,
                 frames=None if request.frames is None else request.frames - before,
                 prompt=request.prompt,
                 seed=request.seed,
@@ -261,9 +267,3 @@ class Engine:
     def _starter(self, seed: int) -> Callable[[TextFeatures], Rollout]:
         generator = step_generator(seed, 0, "stream", self.device)
         return lambda text: Rollout(self.student, text, self._rollout, generator, self.options)
-
-
-def _stored_precision(folder: Path) -> torch.dtype:
-    """Return bf16 for a student that is stored in it, fp32 for any other."""
-    stored = {entry.dtype for entry in open_checkpoint(folder).entries.values()}
-    return torch.bfloat16 if stored == {"BF16"} else torch.float32

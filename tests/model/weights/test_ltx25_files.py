@@ -7,39 +7,22 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import LTX2Pipeline, LTX2VideoDiffusionDecoderModel
-from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
+from diffusers import LTX2VideoDiffusionDecoderModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, Gemma4UnifiedForConditionalGeneration
+from transformers import Gemma4UnifiedForConditionalGeneration
 
-from benchmarks.published.parts import diffusion_vae, save_published
-from omniforcing.codec.text import TextEncoder, stored_precision
+from benchmarks.published.parts import diffusion_vae, released_diffusion_decoder, save_published
+from omniforcing.codec.text import TextEncoder, text_precision
 from omniforcing.model.weights.command import import_whole
 from omniforcing.model.weights.parts import diffusion_decoder
 from omniforcing.model.weights.parts.bundle import open_bundle
-from omniforcing.model.weights.parts.part import DIFFUSION, on_meta
+from omniforcing.model.weights.parts.part import DIFFUSION
+from tests.support.pipeline_features import pipeline_features
 from tests.support.refusals import refuses
+from tests.support.tiny_models import difference
 
 pytestmark = pytest.mark.extended
-
-# The decoder's config as released.
-RELEASED = {
-    "_class_name": "NADiffusionDecoder",
-    "in_channels": 128,
-    "out_channels": 3,
-    "patch_size": 4,
-    "head_dim": 64,
-    "stage_channels": [2048, 1024, 512, 512, 256],
-    "stage_depths": [4, 6, 4, 2, 8],
-    "stage_kernels": [[3, 7, 7], [3, 7, 7], [3, 5, 5], [3, 5, 5], [11, 11, 11]],
-    "upsamples": [[[1, 2, 2], 2], [[2, 1, 1], 2], [[2, 2, 2], 1], [[2, 2, 2], 2]],
-    "spatial_padding_mode": "zeros",
-    "resampler_kind": "linear",
-    "stage5_kernel": [11, 11, 11],
-    "timestep_scale_multiplier": 1000.0,
-    "default_num_inference_steps": 1,
-}
 
 
 @pytest.fixture(scope="module")
@@ -74,23 +57,11 @@ def imported(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_features_of_the_files_own_gemma_are_those_of_diffusers_pipeline(
     dtype: torch.dtype, imported: Path
 ) -> None:
-    place, prompts = imported, ["a ball bounces", ""]
-    pipeline = LTX2Pipeline(
-        tokenizer=AutoTokenizer.from_pretrained(place / "tokenizer"),
-        text_encoder=Gemma4UnifiedForConditionalGeneration.from_pretrained(
-            place / "text_encoder", dtype=dtype
-        ),
-        **dict.fromkeys(("scheduler", "vae", "audio_vae", "connectors", "transformer", "vocoder")),
-    )
-    connectors = LTX2TextConnectors.from_pretrained(place / "connectors", torch_dtype=dtype)
-    with torch.no_grad():
-        states, mask, _, _ = pipeline.encode_prompt(
-            prompts, do_classifier_free_guidance=False, max_sequence_length=16
-        )
-        video, audio, _ = connectors(states, mask)
-    found = TextEncoder.load(place, dtype=dtype).encode(prompts)
-    assert stored_precision(place) is torch.bfloat16  # as published
-    assert (found.video - video).abs().max() < 1e-5 and (found.audio - audio).abs().max() < 1e-5
+    prompts = ["a ball bounces", ""]
+    theirs = pipeline_features(imported, prompts, dtype, Gemma4UnifiedForConditionalGeneration)
+    found = TextEncoder.load(imported, dtype=dtype).encode(prompts)
+    assert text_precision(imported) is torch.bfloat16  # as published
+    assert difference(found, theirs) < 1e-5
 
 
 def test_diffusers_opens_the_imported_diffusion_decoder(published: Path, imported: Path) -> None:
@@ -106,18 +77,15 @@ def test_diffusers_opens_the_imported_diffusion_decoder(published: Path, importe
 
 
 def test_the_released_decoder_has_its_published_size_and_config() -> None:
-    vae = {"_class_name": "CausalDiffusionVAE", "decoder": RELEASED, "model_output_type": "x0"}
-    shapes = {f"{DIFFUSION.prefix}decoder.shared_adaln.proj.weight": (7 * 256, 384)}
-    config = DIFFUSION.from_metadata(vae, shapes, "here")
-    module = on_meta(DIFFUSION, config, "here")
+    config, module = released_diffusion_decoder()
     count = sum(math.prod(p.shape) for p in module.parameters())
     assert round(count / 1e6) == 417
     originals = {DIFFUSION.to_original(name, config) for name in module.state_dict()}
     # Of 396 tensors in the file 84 are the encoder's, and one is read by nobody.
     assert len(originals) == 396 - 84 - 1
-    assert config == DIFFUSION.from_metadata(
-        {"decoder": DIFFUSION.to_metadata(config, "here")}, shapes, "here"
-    )
+    again = {"decoder": DIFFUSION.to_metadata(config, "here")}
+    widths = {f"{DIFFUSION.prefix}decoder.shared_adaln.proj.weight": (7 * 256, 384)}
+    assert config == DIFFUSION.from_metadata(again, widths, "here")
     assert module.smallest == (3, 7, 7)
 
 
@@ -149,6 +117,11 @@ def _told(**changes: Any) -> Any:
             "weights.wrong-tensors",
             ["model.norm", "1 missing"],
         ),
+        (
+            lambda tensors, _: tensors.update(tokenizer_json=torch.zeros(9, dtype=torch.uint8)),
+            "weights.wrong-tokenizer",
+            ["readable"],
+        ),
         (lambda _, metadata: metadata.pop("gemma_config"), "weights.no-config", ["gemma_config"]),
         (_told(model_type="gemma3"), "weights.wrong-text-encoder", ["gemma3", "gemma4_unified"]),
         (_told(gemma_version="another"), "weights.wrong-text-encoder", ["another", "tiny-v1"]),
@@ -174,6 +147,30 @@ def test_files_without_gemma_say_which_is_needed_and_where(published: Path, tmp_
     pack = published / "text_encoders" / "gemma4-with-proj.safetensors"
     bundle = open_bundle(tmp_path / "ltx", text=pack)
     assert bundle.text is not None
+
+
+def test_files_without_the_transformer_say_so(published: Path, tmp_path: Path) -> None:
+    file = changed(published, tmp_path / "ltx", "transformer.safetensors", lambda *_: None)
+    file.unlink()
+    with refuses("weights.no-transformer", tmp_path / "ltx", "diffusion_models/"):
+        open_bundle(tmp_path / "ltx")
+
+
+def test_a_text_encoder_in_fp8_is_read_as_bf16_and_said_to_be(
+    published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+
+    def quantise(tensors: dict[str, Any], _: Any) -> None:
+        tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+        tensors[name.replace("weight", "scale_weight")] = torch.tensor(0.5)
+
+    file = changed(published, tmp_path / "ltx", "gemma4-with-proj.safetensors", quantise)
+    import_whole(tmp_path / "ltx", tmp_path / "out", [], None, copy=False, rope=None)
+    assert "1 F8_E4M3" in capsys.readouterr().err
+    written = load_file(tmp_path / "out" / "text_encoder" / "model.safetensors")
+    found = written[name.replace("model.", "model.language_model.", 1)]
+    assert torch.equal(found, (0.5 * load_file(file)[name].float()).bfloat16())
 
 
 def test_a_diffusion_vae_alone_needs_the_convolutional_one(published: Path, tmp_path: Path) -> None:

@@ -8,12 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import LTX2Pipeline
-from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer
 
 from benchmarks.published.parts import PARTS, released_module, save_gemma, save_published
 from benchmarks.published.transformer import RELEASES
@@ -24,10 +22,13 @@ from omniforcing.codec.networks import load_parts
 from omniforcing.codec.text import TextEncoder, build_tiny
 from omniforcing.model.weights.parts.bundle import open_bundle
 from omniforcing.model.weights.parts.part import KINDS
+from tests.support.pipeline_features import pipeline_features
 from tests.support.refusals import refused, refuses
+from tests.support.tiny_models import difference
 
 pytestmark = pytest.mark.extended
 
+NORM, FP8 = "layers.1.post_feedforward_layernorm.weight", torch.float8_e4m3fn
 UNREAD = ("mean-of-stds", "decoder.type_emb")
 
 
@@ -112,22 +113,10 @@ def test_an_imported_folder_is_a_codec_and_a_text_encoder(release: str, tmp_path
     assert codec.sample_rate == (24_000 if release == "2.0" else 48_000)
     assert codec.latent_shape(64, 96) == (6, 8, 16)
     assert not codec.video_vae.config.decoder_causal
-    text = TextEncoder.load(tmp_path / "ltx")
     prompts = ["a ball bounces", ""]
-    # As diffusers' pipeline makes them; it pads on the left whatever the tokenizer says.
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "ltx" / "tokenizer")
-    encoder = AutoModel.from_pretrained(tmp_path / "ltx" / "text_encoder", dtype=torch.float32)
-    connectors = LTX2TextConnectors.from_pretrained(tmp_path / "ltx" / "connectors")
-    own = {"tokenizer": tokenizer, "text_encoder": encoder}
-    others = ("scheduler", "vae", "audio_vae", "connectors", "transformer", "vocoder")
-    pipeline = LTX2Pipeline(**own, **dict.fromkeys(others))
-    with torch.no_grad():
-        states, mask, _, _ = pipeline.encode_prompt(
-            prompts, do_classifier_free_guidance=False, max_sequence_length=16
-        )
-        video, audio, _ = connectors(states, mask)
-    found = text.encode(prompts)
-    assert (found.video - video).abs().max() < 1e-5 and (found.audio - audio).abs().max() < 1e-5
+    for dtype in (torch.float32, torch.bfloat16):
+        found = TextEncoder.load(tmp_path / "ltx", dtype=dtype).encode(prompts)
+        assert difference(found, pipeline_features(tmp_path / "ltx", prompts, dtype)) < 1e-5
 
 
 def test_connectors_without_registers_are_refused(tmp_path: Path) -> None:
@@ -151,18 +140,24 @@ def test_a_whole_diffusers_folder_is_taken_as_it_is(tmp_path: Path) -> None:
     assert_same(tensors_of(tmp_path / "one"), tensors_of(tmp_path / "three"))
 
 
-def test_a_folder_of_modular_diffusers_is_one_too(tmp_path: Path) -> None:
-    """As JoyAI-Echo's is: LTX-2.0's parts, and another index of them."""
+def test_joyai_echo_is_no_teacher_but_its_transformer_can_be_converted(
+    tmp_path: Path, capsys: Any
+) -> None:
+    """It has LTX-2.0's parts, and an index of its own."""
     source = save_published("2.0", tmp_path / "published")
     gemma = save_gemma("2.0", tmp_path / "gemma")
-    run("import", source, tmp_path / "echo", "--text-encoder", gemma)
+    echo = tmp_path / "echo"
+    run("import", source, echo, "--text-encoder", gemma)
     index = {
         "_class_name": "EchoModularPipeline",
         "transformer": ["diffusers", "LTX2VideoTransformer3DModel", {}],
     }
-    (tmp_path / "echo" / "modular_model_index.json").write_text(json.dumps(index))
-    assert run("import", tmp_path / "echo", tmp_path / "two") == 0
-    assert_same(tensors_of(tmp_path / "echo"), tensors_of(tmp_path / "two"))
+    (echo / "modular_model_index.json").write_text(json.dumps(index))
+    assert run("import", echo, tmp_path / "two") == 2
+    refused(capsys.readouterr().err, "weights.unsupported-model", echo, "no teacher")
+    assert run("import", echo, tmp_path / "two", "--transformer-only") == 0
+    only = tensors_of(echo / "transformer")
+    assert_same(only, tensors_of(tmp_path / "two" / "transformer"))
 
 
 # --- what is refused ------------------------------------------------------------------------------
@@ -247,6 +242,97 @@ def test_gemma_is_missing_or_another_one(tmp_path: Path) -> None:
     (gemma / "text_encoder" / "model.safetensors").unlink()
     with refuses("weights.missing-part", gemma / "text_encoder", "safetensors"):
         open_bundle(file, text=gemma)
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The single file of LTX-2.3."""
+    return save_published("2.3", tmp_path_factory.mktemp("single"))
+
+
+@pytest.fixture(scope="module")
+def whole_gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_gemma("2.3", tmp_path_factory.mktemp("gemma"))
+
+
+def _cut(folder: Path) -> None:
+    file = folder / "text_encoder" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-50])
+
+
+def _changed(**changes: Any) -> Any:
+    def change(folder: Path) -> None:
+        def update(tensors: dict[str, Tensor], _: Any) -> None:
+            for name, make in changes.items():
+                tensors[name] = make(tensors.pop(name))
+                if tensors[name] is None:
+                    del tensors[name]
+
+        edited(folder / "text_encoder" / "model.safetensors", update)
+
+    return change
+
+
+def _tokenizer(**settings: str) -> Any:
+    def change(folder: Path) -> None:
+        file = folder / "tokenizer" / "tokenizer_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+
+    return change
+
+
+def _vocabulary(count: int) -> Any:
+    def change(folder: Path) -> None:
+        words = {f"w{number}": number for number in range(count)}
+        Tokenizer(models.WordLevel(words)).save(str(folder / "tokenizer" / "tokenizer.json"))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "facts"),
+    [
+        (_cut, "weights.truncated", ["model.safetensors"]),
+        (_changed(**{NORM: lambda _: None}), "weights.wrong-tensors", [NORM, "1 missing"]),
+        (_changed(**{NORM: lambda t: t[:3]}), "weights.wrong-shape", [NORM, "[3]", "[16]"]),
+        (_changed(**{NORM: lambda t: t.to(torch.uint8)}), "weights.quantised", [NORM, "U8"]),
+        (_changed(**{NORM: lambda t: t.to(FP8)}), "weights.quantised", [NORM, "F8_E4M3"]),
+        (_vocabulary(600), "weights.wrong-tokenizer", ["tokenizer.json", "600", "512"]),
+        (_vocabulary(100), "weights.wrong-tokenizer", ["tokenizer.json", "100", "512"]),
+        (_tokenizer(pad_token="<bos>"), "weights.wrong-tokenizer", ["pad_token", "2", "0"]),
+    ],
+)
+def test_a_text_encoder_or_tokenizer_that_does_not_fit(
+    change: Any, code: str, facts: list[str], single: Path, whole_gemma: Path, tmp_path: Path
+) -> None:
+    gemma = Path(shutil.copytree(whole_gemma, tmp_path / "gemma"))
+    change(gemma)
+    with refuses(code, gemma, *facts):
+        open_bundle(single, text=gemma)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "code", "facts"),
+    [
+        (["vocoder", "bwe", "output_sampling_rate"], 44100, "codec.wrong-sample-rate", ["44100"]),
+        (["vocoder", "bwe", "input_sampling_rate"], 22050, "codec.wrong-sample-rate", ["22050"]),
+        (["audio_vae", "preprocessing", "stft", "hop_length"], 256, "weights.wrong-rate", ["256"]),
+        (["audio_vae", "model", "params", "sampling_rate"], 24000, "weights.wrong-rate", ["24000"]),
+    ],
+)
+def test_sound_of_another_rate_than_100_mel_frames_a_second(
+    place: list[str], value: int, code: str, facts: list[str], single: Path, tmp_path: Path
+) -> None:
+    def change(_: Any, metadata: dict[str, str]) -> None:
+        config = section = json.loads(metadata["config"])
+        for key in place[:-1]:
+            section = section[key]
+        section[place[-1]] = value
+        metadata["config"] = json.dumps(config)
+
+    file = edited(Path(shutil.copy(single, tmp_path)), change)
+    with refuses(code, file, *facts):
+        open_bundle(file, with_text=False)
 
 
 def test_two_files_with_the_same_part(tmp_path: Path) -> None:

@@ -132,14 +132,14 @@ def import_whole(
         OmniForcingError: if a part is missing or unfit, the folder exists, or the disk is too full.
     """
     from omniforcing.model.weights.parts.bundle import open_bundle
+    from omniforcing.model.weights.parts.gemma_file import GemmaFile
     from omniforcing.model.weights.rope_layout import with_rope
 
     bundle = open_bundle(source, more, text)
-    _tell_quantised(
-        entry
-        for entries in (bundle.transformer.entries, *(p.entries for p in bundle.parts.values()))
-        for entry in entries.values()
-    )
+    held = [bundle.transformer.entries, *(part.entries for part in bundle.parts.values())]
+    if isinstance(bundle.text, GemmaFile):
+        held.append(bundle.text.entries)
+    _tell_quantised(entry for entries in held for entry in entries.values())
     if rope is not None:
         bundle = replace(bundle, transformer=with_rope(bundle.transformer, rope))
     with _new_folder(destination, bundle.size) as (folder, watch):

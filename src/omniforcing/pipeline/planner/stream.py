@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from diffusers import LTX2VideoTransformer3DModel
 
-from omniforcing.codec.config import Source
+from omniforcing.codec.config import Source, VideoDecoder
+from omniforcing.codec.reach import DIFFUSION
 from omniforcing.core.layout import BlockTable
 from omniforcing.distill.sampling import rollout_config
 from omniforcing.model.attention import SITES
@@ -19,6 +20,10 @@ from omniforcing.pipeline.planner.networks import Sizes
 # Parameters of the parts of a release around its transformer; a test counts them.
 CODECS = {"2.0": 1_331_320_549, "2.3": 907_891_563, "2.5": 907_891_563}
 CONNECTORS = {"2.0": 1_431_475_200, "2.3": 3_172_227_584, "2.5": 3_172_227_584}
+DIFFUSION_PARAMETERS = 417_133_616  # of LTX-2.5's, beside its convolutional one
+# Numbers that the convolutional decoder keeps of a stream for each token of a latent: the inputs
+# that its layers need again. Linear in the picture; a test counts them, too.
+KEPT = {"2.0": 169_856, "2.3": 217_088, "2.5": 217_088}
 # Of Gemma 3 12B with its vision tower; LTX-2.5's Gemma 4 is as large.
 GEMMA = 12.2e9
 FP32, BF16 = 4, 2
@@ -35,6 +40,7 @@ class StreamMemory:
         prompt: keys and values of the prompt.
         text: Gemma and the connectors, while they are loaded.
         codec: VAEs and vocoder, in fp32.
+        decoder: what the video decoder keeps of the stream, in fp32.
     """
 
     student: float
@@ -42,6 +48,7 @@ class StreamMemory:
     prompt: float
     text: float
     codec: float
+    decoder: float
 
     @property
     def total(self) -> float:
@@ -125,8 +132,27 @@ def stream_memory(
         cache=precision * numbers["cache"],
         prompt=precision * numbers["prompt"],
         text=precision * text,
-        codec=FP32 * CODECS[release],
+        codec=FP32 * codec_weights(config),
+        decoder=FP32 * _kept(config, sizes),
     )
+
+
+def codec_weights(config: Config) -> int:
+    """Count the parameters of VAEs and vocoder, and of the diffusion decoder where it is used."""
+    return CODECS[config.teacher.release] + _by_diffusion(config) * DIFFUSION_PARAMETERS
+
+
+def _by_diffusion(config: Config) -> bool:
+    return config.codec.video_decoder is VideoDecoder.diffusion
+
+
+def _kept(config: Config, sizes: Sizes) -> int:
+    """Count the numbers that the video decoder keeps between two blocks of a stream."""
+    rows, columns = sizes.grid
+    if not _by_diffusion(config):
+        return KEPT[config.teacher.release] * rows * columns
+    # It keeps latents alone: those that the next piece is decoded with.
+    return int(sizes.core["in_channels"]) * (DIFFUSION.again + DIFFUSION.ahead) * rows * columns
 
 
 def stream_plans(config: Config, sizes: Sizes) -> dict[str, StreamMemory]:
@@ -154,8 +180,8 @@ def latents_memory(config: Config) -> dict[str, float]:
     """
     if config.teacher.source is not Source.load:
         return {}
-    release = config.teacher.release
-    return {"codec": FP32 * CODECS[release], "text": BF16 * (GEMMA + CONNECTORS[release])}
+    text = GEMMA + CONNECTORS[config.teacher.release]
+    return {"codec": FP32 * codec_weights(config), "text": BF16 * text}
 
 
 def as_table(plans: Mapping[str, StreamMemory], latents: Mapping[str, float]) -> str:

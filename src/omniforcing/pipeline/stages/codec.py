@@ -12,13 +12,8 @@ import torch
 from torch import Tensor
 
 from omniforcing.codec.codec import DESCRIPTION, Codec
-from omniforcing.codec.config import Source, VideoDecoder
-from omniforcing.codec.networks import (
-    DIFFUSION_DECODER,
-    load_diffusion_decoder,
-    load_parts,
-    video_folder,
-)
+from omniforcing.codec.config import DIFFUSION_DECODER, Source, VideoDecoder
+from omniforcing.codec.networks import load_diffusion_decoder, load_parts, video_folder
 from omniforcing.codec.text import build_tiny
 from omniforcing.codec.tokens import PromptTokenizer, learn_tokenizer
 from omniforcing.core.errors import OmniForcingError

@@ -11,6 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
+from omniforcing.codec.networks import refuse_other_rates
+from omniforcing.core.files import read_json
+from omniforcing.core.layout import MEL_RATE, SAMPLE_RATE
 from omniforcing.model.weights.architecture import to_metadata
 from omniforcing.model.weights.checkpoint import Checkpoint, open_checkpoint, read_headers
 from omniforcing.model.weights.names import TRANSFORMER, generation, to_original
@@ -51,6 +54,7 @@ _DIFFUSION_FILE = "video-vae.safetensors"
 # The projections alone, or with Gemma where the folder has that of LTX-2.5.
 _TEXT_FILES = ("text-projection.safetensors", "gemma4-with-proj.safetensors")
 _PROJECTIONS = "text_embedding_projection."
+_MODULAR_INDEX, _ECHO = "modular_model_index.json", "EchoModularPipeline"
 # LTX-2.5's video VAEs have files of their own, and no prefix there.
 _BARE = ("encoder.", "decoder.", "per_channel_statistics.")
 
@@ -204,9 +208,16 @@ def open_bundle(
     found = _Found(source)
     for given in (source, *more):
         found.look(given)
+    if found.transformer == source and found.tensors and source.is_dir():
+        raise WeightsError(
+            "weights.no-transformer",
+            f"none of the files in {source} holds the transformer; add the one that does there "
+            "(LTX-2.5: in diffusion_models/)",
+        )
     checkpoint = open_checkpoint(found.transformer)
     parts = found.complete(source)
     _refuse_mixed(checkpoint, parts)
+    _refuse_rates(parts)
     release = generation(checkpoint.entries)
     # A named text encoder goes before one that a folder or file among the others brings.
     place = text or found.pack or found.text
@@ -249,6 +260,7 @@ class _Found:
     def look(self, place: Path) -> None:
         """Take what a place has and none before it had."""
         if is_whole(place):
+            _refuse_echo(place)
             for kind in (*KINDS, DIFFUSION):
                 if (place / kind.name).is_dir() and kind.name not in self.parts:
                     self.parts[kind.name] = from_folder(kind, place / kind.name)
@@ -302,6 +314,24 @@ class _Found:
         return {kind.name: parts[kind.name] for kind in (*KINDS, DIFFUSION) if kind.name in parts}
 
 
+def _refuse_echo(place: Path) -> None:
+    """Refuse JoyAI-Echo, whose layout and tensors are those of LTX-2.0.
+
+    Raises:
+        WeightsError: with what it was trained for.
+    """
+    index = place / _MODULAR_INDEX
+    told = read_json(index) if index.is_file() else {}
+    if told.get("_class_name") == _ECHO:
+        raise WeightsError(
+            "weights.unsupported-model",
+            f"{place} is JoyAI-Echo by its {_MODULAR_INDEX}: its transformer is distilled to eight "
+            "sigmas without guidance, with memory tokens as its past, so that it is no teacher, "
+            "and no stage starts a student from it; take LTX-2's own, or convert its transformer "
+            "with --transformer-only",
+        )
+
+
 def _files(place: Path) -> list[Path]:
     """Files of Lightricks' format in a place; none where it is another format's."""
     if place.is_file():
@@ -341,8 +371,8 @@ def _refuse_mixed(checkpoint: Checkpoint, parts: Mapping[str, Part]) -> None:
         if release != family:
             raise WeightsError(
                 "weights.mixed-releases",
-                f"{part.source}: the {part.kind.title} is {shown[release]}'s, and the transformer "
-                f"in {checkpoint.source} is {shown[family]}'s; take both of one release",
+                f"{part.source} holds the {part.kind.title} of {shown[release]}, and "
+                f"{checkpoint.source} the transformer of {shown[family]}; take both of one release",
             )
     config, video, audio = checkpoint.config, parts["vae"].config, parts["audio_vae"].config
     made = video["latent_channels"], audio["base_channels"]
@@ -352,4 +382,18 @@ def _refuse_mixed(checkpoint: Checkpoint, parts: Mapping[str, Part]) -> None:
             "weights.mixed-releases",
             f"{parts['vae'].source}: the VAEs make latents of {made} channels, and the transformer "
             f"in {checkpoint.source} takes {needed}; take all of one release",
+        )
+
+
+def _refuse_rates(parts: Mapping[str, Part]) -> None:
+    """Refuse sound of other rates than 100 mel frames a second."""
+    vocoder, heard = parts["vocoder"], parts["audio_vae"]
+    refuse_other_rates(vocoder.config, f"{vocoder.source}: the vocoder")
+    rate, hop = heard.config["sample_rate"], heard.config["mel_hop_length"]
+    if (rate, rate / hop) != (SAMPLE_RATE, MEL_RATE):
+        raise WeightsError(
+            "weights.wrong-rate",
+            f"{heard.source}: the audio VAE hears {rate} Hz with a mel frame every {hop} samples; "
+            f"LTX-2's hear {SAMPLE_RATE} Hz and {MEL_RATE} frames a second: take that part of a "
+            "release",
         )

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from omniforcing.core.files import read_json, write_json
 from omniforcing.model.weights.checkpoint import fits, read_headers
-from omniforcing.model.weights.parts.part import refuse_misfit
+from omniforcing.model.weights.parts.gemma_checks import verify_text_model, verify_tokenizer
 from omniforcing.model.weights.tensor_file import (
     BYTES,
     Entry,
@@ -98,10 +98,13 @@ class GemmaFile:
         write_safetensors(
             encoder / "model.safetensors", self.entries, self._tensors(), {"format": "pt"}, watch
         )
+        for name in self.assets:
+            (tokenizer / name).write_bytes(self.asset(name))
+
+    def asset(self, name: str) -> bytes:
+        """Read a file that lies in it."""
         with open_file(self.file) as opened:
-            for name, entry in self.assets.items():
-                content = read_tensor(opened, entry).numpy().tobytes()
-                (tokenizer / name).write_bytes(content)
+            return bytes(read_tensor(opened, self.assets[name]).numpy().tobytes())
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         with open_file(self.file) as opened:
@@ -142,29 +145,30 @@ def open_pack(file: Path) -> GemmaFile:
                 "take the file as published",
             )
     named = {_to_transformers(n): e for n, e in tensors.items() if not n.startswith(_OTHERS)}
-    config = {"architectures": [_CLASS], **config}
-    _verify(file, config, named)
-    return GemmaFile(file, config, named, assets)
+    packed = GemmaFile(file, {"architectures": [_CLASS], **config}, named, assets)
+    _verify(packed)
+    return packed
 
 
-def _verify(file: Path, config: dict[str, Any], named: Mapping[str, Entry]) -> None:
-    from transformers import Gemma4UnifiedTextConfig, Gemma4UnifiedTextModel
-
-    try:
-        with torch.device("meta"):
-            model = Gemma4UnifiedTextModel(Gemma4UnifiedTextConfig(**config["text_config"]))
-    except Exception as error:  # transformers' errors for bad values share no class
-        raise WeightsError(
-            "weights.unsupported-config",
-            f"{file}: no {KIND} can be built from its {CONFIG} "
-            f"({(str(error).splitlines() or ['?'])[0]}); use the file as published",
-        ) from error
+def _verify(packed: GemmaFile) -> None:
+    file, named = packed.file, packed.entries
+    text = {"model_type": f"{KIND}_text", **packed.config["text_config"]}
     found = {n.removeprefix(_TEXT): e for n, e in named.items() if n.startswith(_TEXT)}
-    refuse_misfit(file, "text encoder", model, found, lambda name: _to_original(_TEXT + name))
+    whole = verify_text_model(file, text, found, lambda name: _to_original(_TEXT + name))
     # Those of picture and sound are kept, and no module says what they should be.
     for name, entry in named.items():
         if not name.startswith(_TEXT):
             fits(entry, entry.shape)
+    content = packed.asset(_TOKENIZER_FILE).decode(errors="replace")
+    verify_tokenizer(file, content, _json(packed.asset(_SETTINGS)), whole)
+
+
+def _json(content: bytes) -> dict[str, Any]:
+    try:
+        values = json.loads(content)
+    except ValueError:
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from omniforcing.core.files import read_json
+from omniforcing.model.weights.checkpoint import read_headers
+from omniforcing.model.weights.parts.gemma_checks import verify_text_model, verify_tokenizer
 from omniforcing.model.weights.parts.gemma_file import CONFIG, VERSION, GemmaFile
 from omniforcing.model.weights.tensor_file import Watch, WeightsError, ignore
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model")
+_EMBEDDING = "embed_tokens.weight"
+_TEXT_MODEL = ("embed_tokens.", "layers.", "norm.")
+_SPECIAL = ("pad_token_id", "bos_token_id")
 _NEEDED = {
     "2.0": "Gemma 3 12B (google/gemma-3-12b-it-qat-q4_0-unquantized)",
     "2.3": "Gemma 3 12B (google/gemma-3-12b-it-qat-q4_0-unquantized)",
@@ -76,8 +81,35 @@ def find(place: Path | None, release: str, connectors: Mapping[str, Any]) -> Tex
             f"{tokenizer} lacks {' or '.join(_TOKENIZERS)}, the tokenizer of {needed}; copy it "
             "there",
         )
-    _refuse_another(encoder, read_json(encoder / "config.json"), release, connectors)
+    config = read_json(encoder / "config.json")
+    _refuse_another(encoder, config, release, connectors)
+    _verify(encoder, tokenizer, config)
     return TextEncoderFolders(encoder, tokenizer)
+
+
+def _verify(encoder: Path, tokenizer: Path, config: Mapping[str, Any]) -> None:
+    """Verify weights and tokenizer in their folders against Gemma's config."""
+    # Some configs leave special tokens to the whole model's.
+    special = {key: config[key] for key in _SPECIAL if key in config}
+    kind = {"model_type": f"{config['model_type']}_text"} if "text_config" in config else {}
+    text = {**special, **kind, **config.get("text_config", config)}
+    entries = read_headers(encoder)[0]
+    begin = next((n.removesuffix(_EMBEDDING) for n in entries if n.endswith(_EMBEDDING)), "")
+    named = {n.removeprefix(begin): e for n, e in entries.items() if n.startswith(begin)}
+    found = {n: e for n, e in named.items() if n.startswith(_TEXT_MODEL)}
+    whole = verify_text_model(encoder, text, found, lambda name: begin + name)
+    quantised = next((entry for entry in entries.values() if entry.quantised), None)
+    if quantised is not None:
+        raise WeightsError(
+            "weights.quantised",
+            f"{quantised.file}: tensor {quantised.key} is quantised as {quantised.quantised}, and "
+            "a text encoder in a folder is used as it is: take the bf16 one",
+        )
+    file = tokenizer / "tokenizer.json"
+    if file.is_file():
+        settings = tokenizer / "tokenizer_config.json"
+        told = read_json(settings) if settings.is_file() else {}
+        verify_tokenizer(file, file.read_text(encoding="utf-8", errors="replace"), told, whole)
 
 
 def checked(
