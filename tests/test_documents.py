@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from omniforcing.core.environment import FORKS_VARIABLE
+
 pytestmark = pytest.mark.extended
 
 ROOT = Path(__file__).parents[1]
@@ -139,7 +141,9 @@ def clone(folder: Path) -> dict[str, str]:
     for name in ("constraints.txt", "pyproject.toml"):
         os.utime(folder / name, (0, 0))
     paths = {"PYTHONPATH": f"{folder / 'src'}:{folder}", "MAKEFLAGS": ""}
-    return {**os.environ, **paths, "GIT_CONFIG_GLOBAL": "/dev/null"}
+    # Of the clone's interpreter, so a pipeline run there has a server of its own to fork its stages.
+    inherited = {k: v for k, v in os.environ.items() if k != FORKS_VARIABLE}
+    return {**inherited, **paths, "GIT_CONFIG_GLOBAL": "/dev/null"}
 
 
 def run(script: str, folder: Path, environment: dict[str, str]) -> str:
