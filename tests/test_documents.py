@@ -141,7 +141,7 @@ def clone(folder: Path) -> dict[str, str]:
     for name in ("constraints.txt", "pyproject.toml"):
         os.utime(folder / name, (0, 0))
     paths = {"PYTHONPATH": f"{folder / 'src'}:{folder}", "MAKEFLAGS": ""}
-    # Of the clone's interpreter, so a pipeline run there has a server of its own to fork its stages.
+    # The clone has its own interpreter, so its pipeline runs have their own server for stages.
     inherited = {k: v for k, v in os.environ.items() if k != FORKS_VARIABLE}
     return {**inherited, **paths, "GIT_CONFIG_GLOBAL": "/dev/null"}
 
