@@ -19,6 +19,7 @@ from omniforcing.media.format import ClipFormat
 from omniforcing.media.reading.colour import Colour, convert
 from omniforcing.media.reading.conform import ClipCutter
 from omniforcing.media.reading.isolated import Isolated
+from omniforcing.media.reading.mix import stereo
 from omniforcing.media.reading.probe import probe
 from omniforcing.media.reading.sound import read_sound
 from omniforcing.media.reading.tracks import Rejected
@@ -485,6 +486,17 @@ def test_layouts_are_mixed_at_their_stated_gain(
     samples = two_tones(channels, 48000)
     path = make_video("a.mov", audio=codec, rate=48000, layout=layout, samples=samples)
     assert tones(path) == pytest.approx(0.3 * gain * np.eye(2), abs=0.004)
+
+
+def test_channels_that_frames_leave_unnamed_are_mixed_by_the_headers_names() -> None:
+    frame = av.AudioFrame.from_ndarray(np.eye(7, 100, dtype=np.float32), "fltp", "7C")
+    frame.rate = 48000
+    names = ["FL", "FR", "FC", "LFE", "SL", "SR", "BC"]
+    gain = 1 / (1 + 3 * 0.5**0.5)
+    shares = gain * np.array([[1, 0, 0.5**0.5, 0, 0.5**0.5, 0, 0.5**0.5]])
+    assert stereo(frame, names)[:1, :7] == pytest.approx(shares, abs=1e-6)
+    # Names of other channels than those that came are not taken.
+    assert np.array_equal(stereo(frame, names[:6]), stereo(frame))
 
 
 def two_sounds(

@@ -305,7 +305,7 @@ def publish_shards(
     if told:
         print(
             f"{len(told)} training clips look like held-out clips, first {told[0]['train']} like "
-            f"{told[0]['heldout']}: see near_duplicates in {folder / 'manifest.json'}; "
+            f"{told[0]['heldout']}: see near_duplicates in the shards' manifest.json; "
             "shards.near_duplicates=reject leaves them out of training",
             file=sys.stderr,
         )

@@ -302,7 +302,7 @@ def _files(folder: Path, rejects: list[Reject]) -> list[str]:
             elif path.is_file():
                 names.append(name)
             elif path.suffix.lower() in VIDEO_SUFFIXES:
-                what = "a link to nothing" if path.is_symlink() else "a pipe or a device"
+                what = "a pipe or a device" if path.exists() else "a link to nothing"
                 rejects.append(Reject(name, None, "no file", f"it is {what}"))
     return sorted(names)
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from omniforcing.core.layout import SAMPLE_RATE
 from omniforcing.media.reading.edits import Part
+from omniforcing.media.reading.mix import Samples, channel_names, stereo
 from omniforcing.media.reading.tracks import (
     HEAD_PACKETS,
     PathOrBytes,
@@ -27,42 +28,12 @@ from omniforcing.media.reading.tracks import (
     open_container,
 )
 
-Samples = NDArray[np.float32]
-
 # Seconds between the time of an audio frame and the end of the one before from which on they are a
 # gap or an overlap, and no drift.
 GAP = 0.02
 DRIFT = 0.002  # seconds by which stamps may part from the count of samples before it is followed
 KNOT = 0.5  # seconds over which stamps are averaged to find the drift
 TAPS = 32  # of the windowed sinc that stretches
-
-# Share of each channel in (left, right) after ITU-R BS.775, which drops LFE; a channel that is not
-# listed goes to both at 3 dB less.
-_HALF = 0.5**0.5
-_LEFT, _RIGHT = ("FL", "FLC", "DL"), ("FR", "FRC", "DR")
-_LEFT_AROUND = ("BL", "SL", "WL", "TFL", "TBL", "TSL", "SDL", "BFL", "SSL", "TTL")
-_RIGHT_AROUND = ("BR", "SR", "WR", "TFR", "TBR", "TSR", "SDR", "BFR", "SSR", "TTR")
-DOWNMIX = {name: (1.0, 0.0) for name in _LEFT} | {name: (0.0, 1.0) for name in _RIGHT}
-DOWNMIX |= {name: (_HALF, 0.0) for name in _LEFT_AROUND}
-DOWNMIX |= {name: (0.0, _HALF) for name in _RIGHT_AROUND}
-DOWNMIX |= {"FC": (_HALF, _HALF), "LFE": (0.0, 0.0), "LFE2": (0.0, 0.0)}
-# First-order ambisonics heard by two cardioids to the sides; the other components cancel or are
-# height and depth.
-DOWNMIX |= {"AMBI0": (0.5, 0.5), "AMBI1": (0.5, -0.5), "AMBI2": (0.0, 0.0), "AMBI3": (0.0, 0.0)}
-# Names of channels that a file leaves unnamed, by their number: FFmpeg's default layouts.
-UNNAMED = {
-    1: ["FC"],
-    2: ["FL", "FR"],
-    3: ["FL", "FR", "LFE"],
-    4: ["FL", "FR", "FC", "BC"],
-    5: ["FL", "FR", "FC", "BL", "BR"],
-    6: ["FL", "FR", "FC", "LFE", "BL", "BR"],
-    7: ["FL", "FR", "FC", "LFE", "BC", "SL", "SR"],
-    8: ["FL", "FR", "FC", "LFE", "BL", "BR", "SL", "SR"],
-}
-MOST_PLANES = 8  # of a frame in FFmpeg; more, and these very ones, PyAV cannot read
-# Scale and middle of the integer formats.
-_INTEGERS = {"u8": (2**7, 2**7), "s16": (2**15, 0), "s32": (2**31, 0), "s64": (2**63, 0)}
 
 
 @dataclass(frozen=True)
@@ -90,6 +61,7 @@ def first_sound(
     """
     with open_container(source, bool(parts)) as container:
         streams = [container.streams[video], container.streams[audio]]
+        channel_names(streams[1])
         for time, frame in _frames(container, streams[1], streams, HEAD_PACKETS):
             if frame is not None:
                 if parts:
@@ -265,7 +237,8 @@ def read_sound(
             tracks = found[0].index, found[1].index
         picture, chosen = tracks
         audio = container.streams[chosen]
-        side, other = _side(audio), _other_side(container, audio)
+        side = _side(audio)
+        other = _other_side(container, audio, side)
     sound = _read(source, origin, picture, chosen, parts)
     if other is None:
         return sound
@@ -280,17 +253,19 @@ def read_sound(
 
 def _side(audio: Any) -> str:
     """Return the name of a track's only channel, as FFmpeg names it; empty if it has more."""
-    channels = list(audio.layout.channels) if audio.codec_context else []
-    return str(channels[0].name) if len(channels) == 1 else ""
+    names = channel_names(audio) if audio.codec_context else []
+    return names[0] if len(names) == 1 else ""
 
 
-def _other_side(container: Any, audio: Any) -> int | None:
+def _other_side(container: Any, audio: Any, side: str) -> int | None:
     """Find the track of the right side for one of the left, and the other way round.
 
     Cameras and recorders store each side as a track of its own, and name it.
     """
-    wanted = {"FL": "FR", "FR": "FL"}.get(_side(audio))
+    wanted = {"FL": "FR", "FR": "FL"}.get(side)
     for stream in container.streams.audio if wanted else ():
+        if stream is audio:
+            continue
         if _side(stream) == wanted and stream.language == audio.language:
             return int(stream.index)
     return None
@@ -336,6 +311,7 @@ def _read_whole(
     lost: float | None = None
     with open_container(source, not edited) as container:
         streams = [container.streams[video], container.streams[audio]]
+        names = channel_names(streams[1])
         for time, frame in _frames(container, streams[1], streams):
             if frame is None:
                 lost = time if lost is None else lost
@@ -347,7 +323,7 @@ def _read_whole(
             if run is None or frame.sample_rate != run.rate or abs(time - run.end) > GAP:
                 run = _Run(time, frame.sample_rate)
                 done.append(run)
-            run.add(time, stereo(frame))
+            run.add(time, stereo(frame, names))
     if lost is not None:
         damaged.append((lost - origin, np.inf))
     return Sound(_placed(done, origin), damaged)
@@ -364,37 +340,3 @@ def _placed(runs: list[_Run], origin: float) -> Samples:
         parts += [np.zeros((2, max(0, lead)), np.float32), part]
         count += max(0, lead) + part.shape[1]
     return np.concatenate(parts, 1) if parts else np.zeros((2, 0), np.float32)
-
-
-def stereo(frame: Any) -> Samples:
-    """Mix an audio frame of any format and layout to float32 ``[2, N]``."""
-    samples = _floats(frame)
-    names = [channel.name for channel in frame.layout.channels]
-    if any(name in ("NONE", "UNK", "UNSD") for name in names):
-        names = UNNAMED.get(len(names), names)
-    if len(names) == 1:
-        return np.repeat(samples, 2, 0)
-    matrix = np.array([DOWNMIX.get(name, (_HALF, _HALF)) for name in names], np.float32).T
-    # Scaled down by the louder side's total, and never up.
-    mixed: Samples = (matrix / max(1.0, np.abs(matrix).sum(1).max())) @ samples
-    return mixed
-
-
-def _floats(frame: Any) -> Samples:
-    """Return the samples of a frame as float32 ``[channels, N]``."""
-    channels = frame.layout.nb_channels
-    if frame.format.is_planar and channels >= MOST_PLANES:
-        # PyAV counts planes up to an empty one, which does not come here (18.1).
-        frame = av.AudioResampler(format="flt").resample(frame)[0]
-    raw = frame.to_ndarray()
-    kind = frame.format.name.removesuffix("p")
-    if not frame.format.is_planar:
-        raw = raw.reshape(-1, channels).T
-    if raw.shape[0] != channels:
-        raise Rejected(
-            "media.undecodable-sound", f"{raw.shape[0]} of {channels} channels were decoded"
-        )
-    if kind in _INTEGERS:
-        scale, middle = _INTEGERS[kind]
-        return ((raw.astype(np.float64) - middle) / scale).astype(np.float32)
-    return np.ascontiguousarray(raw, dtype=np.float32)
