@@ -46,7 +46,9 @@ def project(tmp_path: Path) -> Path:
     return make_repository(tmp_path)
 
 
-def start(project: Path, **environment: str) -> subprocess.Popen[str]:
+def start(
+    project: Path, interrupt: signal.Handlers = signal.SIG_DFL, **environment: str
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "omniforcing", "stage", "clips"],
         cwd=project,
@@ -54,6 +56,7 @@ def start(project: Path, **environment: str) -> subprocess.Popen[str]:
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        preexec_fn=partial(signal.signal, signal.SIGINT, interrupt),
     )
 
 
@@ -111,6 +114,14 @@ def test_a_signal_to_the_client_stops_the_stage(
     process.send_signal(number)
     process.communicate(timeout=60)
     assert process.returncode == code and gone(stage)
+
+
+def test_a_stage_ignores_what_its_client_ignores(project: Path) -> None:
+    process = start(project, signal.SIG_IGN, TOY_PAUSE="1")
+    wait_for(project)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
 
 
 def test_a_stage_dies_with_a_client_that_is_killed(project: Path) -> None:

@@ -118,10 +118,16 @@ def run_forked(words: list[str]) -> int | None:
         if "DVC_STAGE" in os.environ:
             die_with_parent()
         for number in FORWARDED:
-            signal.signal(number, lambda number, _: server.send(bytes([number])))
+            if number not in _ignored():
+                signal.signal(number, lambda number, _: server.send(bytes([number])))
         answer = server.recv(STATUS.size, socket.MSG_WAITALL)
     # The keeper gives no answer if it was killed, and the stage with it.
     return STATUS.unpack(answer)[0] if answer else -signal.SIGKILL
+
+
+def _ignored() -> list[int]:
+    """List the signals that this process ignores, as one in the background of a script does."""
+    return [n for n in FORWARDED if signal.getsignal(n) is signal.SIG_IGN]
 
 
 def end_like(code: int) -> NoReturn:
@@ -142,6 +148,7 @@ def _description() -> dict[str, Any]:
         "path": sys.path,
         "folder": str(Path.cwd()),
         "environment": dict(os.environ),
+        "ignored": _ignored(),
         "same": {
             "interpreter": [sys.prefix, *sys.version_info[:3]],
             "limits": {k: list(resource.getrlimit(getattr(resource, k))) for k in sorted(limits)},
@@ -223,6 +230,9 @@ def _become(request: dict[str, Any], files: list[int]) -> None:
     for own, file in enumerate(files):
         os.dup2(file, own)
         os.close(file)
+    for number in FORWARDED:
+        handler = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(number, signal.SIG_IGN if number in request["ignored"] else handler)
     sys.stdout.reconfigure(line_buffering=os.isatty(1))  # type: ignore[union-attr]
     os.chdir(request["folder"])
     os.environ.clear()
