@@ -139,7 +139,7 @@ def test_a_stage_dies_with_a_client_that_is_killed(project: Path) -> None:
 def test_without_a_server_that_can_stand_for_it_a_stage_runs_in_its_own_process(
     project: Path, environment: dict[str, str]
 ) -> None:
-    process = start(project, **environment)
+    process = start(project, signal.SIG_DFL, **environment)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert about(project)[0] == str(process.pid) and about(project)[2] == "False"

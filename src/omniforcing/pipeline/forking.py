@@ -180,10 +180,12 @@ def serve(listener: socket.socket) -> dict[str, Any]:
         except (OSError, ValueError, struct.error):  # a client that died
             connection.close()
             continue
-        for name in LIBRARIES:
-            importlib.import_module(name)
+        reproduced = request["same"] == own
+        if reproduced:
+            for name in LIBRARIES:
+                importlib.import_module(name)
         # A fork copies one thread of the process; it could wait for others forever.
-        if request["same"] == own and threading.active_count() == 1 and os.fork() == 0:
+        if reproduced and threading.active_count() == 1 and os.fork() == 0:
             listener.close()
             if _fork_kept(connection):
                 _become(request, files)

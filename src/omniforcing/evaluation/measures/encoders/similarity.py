@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import numpy as np
 
 from omniforcing.evaluation.measures.base import MeanOfClips
@@ -19,63 +21,64 @@ from omniforcing.evaluation.measures.encoders.weights import WithWeights
 PE_AV = "Apache-2.0 (facebook/pe-av-small)"
 
 
-class ClipTextVideo(WithWeights, MeanOfClips):
+class CaptionLikeness(WithWeights, MeanOfClips):
+    """Cosine of a clip's caption with its picture or sound."""
+
+    asks = "with a caption"
+
+    def observe(self, clip: Clip) -> float | None:
+        return self.cosine(clip) if clip.caption else None
+
+    @abstractmethod
+    def cosine(self, clip: Clip) -> float:
+        """Return the cosine for a clip that has a caption."""
+
+
+class ClipTextVideo(CaptionLikeness):
     """Cosine of caption and frames, by CLIP."""
 
     name = "clip_text_video"
-    asks = "with a caption"
     protocol = f"CLIP; mean cosine of the caption and {CLIP_FRAMES} frames, evenly spaced"
     encoder_kind = ClipEncoder
     licence = "not verified: openai/clip-vit-base-patch32 states none, its code is MIT"
 
-    def observe(self, clip: Clip) -> float | None:
-        if not clip.caption:
-            return None
+    def cosine(self, clip: Clip) -> float:
         return float((self.encoder.frames(clip) @ self.encoder.text(clip.caption)).mean())
 
 
-class ClapTextAudio(WithWeights, MeanOfClips):
+class ClapTextAudio(CaptionLikeness):
     """Cosine of caption and sound, by CLAP."""
 
     name = "clap_text_audio"
-    asks = "with a caption"
     protocol = "CLAP; cosine of the caption and the sound, 48 kHz mono, at most 10 s"
     encoder_kind = ClapEncoder
     licence = "Apache-2.0 (laion/clap-htsat-unfused)"
 
-    def observe(self, clip: Clip) -> float | None:
-        if not clip.caption:
-            return None
+    def cosine(self, clip: Clip) -> float:
         return float(self.encoder.sound(clip) @ self.encoder.text(clip.caption))
 
 
-class PeTextVideo(WithWeights, MeanOfClips):
+class PeTextVideo(CaptionLikeness):
     """Cosine of caption and picture, by PE-AV."""
 
     name = "pe_text_video"
-    asks = "with a caption"
     protocol = "PE-AV; cosine of the caption and the picture, frames as the weights' settings say"
     encoder_kind = PerceptionEncoder
     licence = PE_AV
 
-    def observe(self, clip: Clip) -> float | None:
-        if not clip.caption:
-            return None
+    def cosine(self, clip: Clip) -> float:
         return float(self.encoder.picture(clip) @ self.encoder.video_text(clip.caption))
 
 
-class PeTextAudio(WithWeights, MeanOfClips):
+class PeTextAudio(CaptionLikeness):
     """Cosine of caption and sound, by PE-AV."""
 
     name = "pe_text_audio"
-    asks = "with a caption"
     protocol = "PE-AV; cosine of the caption and the sound, 48 kHz mono"
     encoder_kind = PerceptionEncoder
     licence = PE_AV
 
-    def observe(self, clip: Clip) -> float | None:
-        if not clip.caption:
-            return None
+    def cosine(self, clip: Clip) -> float:
         sound = self.encoder.sound(clip.media.audio.mean(0)[None])[0]
         return float(sound @ self.encoder.sound_text(clip.caption))
 
