@@ -23,11 +23,12 @@ pytestmark = [
 
 # Writes who it is, and then does what the environment says.
 BODY = """
-import os, sys, time
+import os, resource, sys, time
 from pathlib import Path
 
 def run(stage):
     about = [os.getpid(), os.getcwd(), "lightning" in sys.modules, "torch" in sys.modules]
+    about += [resource.getrlimit(resource.RLIMIT_NOFILE)[0]]
     Path("about.txt").write_text("\\n".join(map(str, about)))
     print("on stdout", flush=True)
     time.sleep(float(os.environ.get("TOY_PAUSE", "0")))
@@ -61,14 +62,16 @@ def start(
 
 
 def about(project: Path) -> list[str]:
-    """What the stage wrote of itself: process id, folder, whether Lightning and torch are there."""
+    """What the stage wrote of itself: process id, folder, whether Lightning and torch are there,
+    the files that it may have open.
+    """
     return (project / "about.txt").read_text().splitlines()
 
 
 def wait_for(project: Path) -> int:
     """Wait until the stage has begun; its process id."""
     deadline = time.monotonic() + 120
-    while not (project / "about.txt").exists() or len(about(project)) < 4:
+    while not (project / "about.txt").exists() or len(about(project)) < 5:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     return int(about(project)[0])
@@ -85,7 +88,7 @@ def test_a_stage_begins_with_the_libraries_loaded_in_the_clients_place(project: 
     process = start(project)
     printed, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    pid, folder, *loaded = about(project)
+    pid, folder, *loaded, _ = about(project)
     assert int(pid) != process.pid and folder == str(project)
     assert loaded == ["True", "True"] and "lightning" in LIBRARIES
     assert "on stdout" in printed
@@ -145,9 +148,11 @@ def test_without_a_server_that_can_stand_for_it_a_stage_runs_in_its_own_process(
     assert about(project)[0] == str(process.pid) and about(project)[2] == "False"
 
 
-def test_a_stage_keeps_the_limits_of_its_client(project: Path) -> None:
-    fewer = (200, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-    process = subprocess.run(
+@pytest.mark.parametrize("hard", [False, True])
+def test_a_stage_keeps_the_limits_of_its_client(project: Path, hard: bool) -> None:
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    fewer = (200, 300 if hard else most)
+    subprocess.run(
         [sys.executable, "-m", "omniforcing", "stage", "clips"],
         cwd=project,
         env=ENVIRONMENT,
@@ -155,4 +160,7 @@ def test_a_stage_keeps_the_limits_of_its_client(project: Path) -> None:
         capture_output=True,
         check=True,
     )
-    assert process.returncode == 0 and about(project)[2] == "False"
+    _, _, *loaded, files = about(project)
+    assert files == "200"
+    # Libraries that were loaded under another hard limit cannot stand for it.
+    assert loaded == [str(not hard)] * 2

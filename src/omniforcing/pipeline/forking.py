@@ -9,9 +9,9 @@ first request, and forks itself for every stage that DVC starts::
 
 The client hands over its words, folder, environment and open files, passes signals on, and ends as
 the stage did. Only libraries are loaded before the fork: the project's code is imported after it,
-as it is then. A command that the server cannot reproduce, because its limits or a variable that
-libraries read at import differ, runs in the client's own process, as all do without a server. If
-any of the processes above dies, those below it die too.
+as it is then. A command that the server cannot reproduce, because its hard limits or a variable
+that libraries read at import differ, runs in the client's own process, as all do without a server.
+If any of the processes above dies, those below it die too.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ READ_AT_IMPORT = (
     *("MLFLOW", "NVIDIA", "OMP", "OPENBLAS", "PL_", "PYTHON", "PYTORCH", "RAY", "TORCH"),
     *("TRANSFORMERS",),
 )
-SENT_ALONG = ("PYTHONPATH",)  # as `sys.path`
+# As `sys.path`; and one that is read when it is needed, and that Ray sets.
+SENT_ALONG = ("PYTHONPATH", "PYTHONBREAKPOINT")
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 FORKED = b"f"
 SIZE, STATUS = struct.Struct("!I"), struct.Struct("!i")
@@ -141,7 +142,12 @@ def end_like(code: int) -> NoReturn:
 
 def _description() -> dict[str, Any]:
     """Describe all of this process that a command may depend on."""
-    limits = {name for name in dir(resource) if name.startswith("RLIMIT_")}
+    limits = {
+        name: resource.getrlimit(getattr(resource, name))
+        for name in sorted(dir(resource))
+        if name.startswith("RLIMIT_")
+    }
+    soft = {name: limit for name, (limit, _) in limits.items()}
     mask = os.umask(0)
     os.umask(mask)
     return {
@@ -149,10 +155,12 @@ def _description() -> dict[str, Any]:
         "folder": str(Path.cwd()),
         "environment": dict(os.environ),
         "ignored": _ignored(),
+        "umask": mask,
+        "soft limits": soft,
         "same": {
             "interpreter": [sys.prefix, *sys.version_info[:3]],
-            "limits": {k: list(resource.getrlimit(getattr(resource, k))) for k in sorted(limits)},
-            "umask": mask,
+            "hard limits": {name: limit for name, (_, limit) in limits.items()},
+            "stack": soft["RLIMIT_STACK"],  # the one that is read when a process begins
             "nice": os.nice(0),
             "environment": {
                 name: value
@@ -228,7 +236,7 @@ def _fork_kept(connection: socket.socket) -> bool:
 
 
 def _become(request: dict[str, Any], files: list[int]) -> None:
-    """Take a client's place: its files, folder, environment and path of modules."""
+    """Take a client's place: its files, folder, limits, environment and path of modules."""
     for own, file in enumerate(files):
         os.dup2(file, own)
         os.close(file)
@@ -237,6 +245,10 @@ def _become(request: dict[str, Any], files: list[int]) -> None:
         signal.signal(number, signal.SIG_IGN if number in request["ignored"] else handler)
     sys.stdout.reconfigure(line_buffering=os.isatty(1))  # type: ignore[union-attr]
     os.chdir(request["folder"])
+    os.umask(request["umask"])
+    for name, limit in request["soft limits"].items():
+        kind = getattr(resource, name)
+        resource.setrlimit(kind, (limit, resource.getrlimit(kind)[1]))
     os.environ.clear()
     os.environ.update(request["environment"])
     del os.environ[FORKS_VARIABLE]  # this process is the forked one
