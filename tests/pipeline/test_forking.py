@@ -164,3 +164,31 @@ def test_a_stage_keeps_the_limits_of_its_client(project: Path, hard: bool) -> No
     assert files == "200"
     # Libraries that were loaded under another hard limit cannot stand for it.
     assert loaded == [str(not hard)] * 2
+
+
+COUNTED = """
+import os, resource, subprocess, sys, time
+from omniforcing.pipeline.forking import fork_server
+
+with fork_server(threads=1):
+    subprocess.run([sys.executable, "-m", "omniforcing", "stage", "clips"], check=True)
+    time.sleep(1)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime, file=sys.stderr)
+"""
+
+
+def test_the_time_of_a_stage_is_that_of_who_started_the_server(project: Path) -> None:
+    busy = "    import time\n    while time.process_time() < 10: pass\n"
+    path = project / "pipelines" / "clips.py"
+    path.write_text(BODY.replace("def run(stage):\n", f"def run(stage):\n{busy}"))
+    environment = {k: v for k, v in ENVIRONMENT.items() if k != FORKS_VARIABLE}
+    process = subprocess.run(
+        [sys.executable, "-c", COUNTED],
+        cwd=project,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    assert about(project)[2] == "True"
+    assert float(process.stderr.splitlines()[-1]) > 10

@@ -177,7 +177,7 @@ def serve(listener: socket.socket) -> dict[str, Any]:
     Returns:
         In a forked process, and only there: the request that it shall do.
     """
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers end unwaited for
+    signal.signal(signal.SIGCHLD, _take_ended)
     own = _description()["same"]
     while True:
         connection, _ = listener.accept()
@@ -201,6 +201,16 @@ def serve(listener: socket.socket) -> dict[str, Any]:
         connection.close()  # which tells a client that was not served
         for file in files:
             os.close(file)
+
+
+def _take_ended(*_: Any) -> None:
+    """Wait for keepers that ended, so that their CPU seconds count as those of ``omniforcing run``.
+
+    As with every process, those of a child that nobody waits for are counted nowhere.
+    """
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 def _fork_kept(connection: socket.socket) -> bool:
