@@ -10,6 +10,7 @@ correlation with the margin of event sync over the shifts.
                      steps as they were made for and in fewer; codec and latents lie next to SHARDS
     --videos FOLDER  also all measures of its videos as they are, with their sound late by 200 ms,
                      and with each other's sound, with the intervals that tell them apart
+    --evaluated FILE instead, a run's models by its evaluate.metrics.json; SHARDS is not read
     --cost           instead, what each measure costs, each in a process of its own with one thread:
                      CPU time and rate of clips, CPU time of the figure with its interval, and peak
                      memory above that of the clips; `--weights FILE` adds those with weights
@@ -34,6 +35,7 @@ from numpy.typing import NDArray
 
 from omniforcing.core.config import project_root
 from omniforcing.core.console import run_command
+from omniforcing.core.files import read_json
 from omniforcing.core.layout import SAMPLE_RATE
 from omniforcing.core.pair import Media, Pair
 from omniforcing.data.shards import read_shards
@@ -192,6 +194,21 @@ def against_truth(shards: Path, count: int, preset: str | None) -> None:
         print(f"{measure:<22}" + "".join(f"{cell:>15.2f}" for cell in cells))
 
 
+def evaluated(file: Path) -> None:
+    """Print the figures of a run's models, as its evaluation has them, and rank correlations."""
+    series: Series = {}
+    for name, model in read_json(file)["models"].items():
+        if name != "shuffled":
+            wide, value = 1.96 * model["sync_margin_error"], model["sync_margin"]
+            series[name] = {SYNC: Figure(value, value - wide, value + wide, model["clips"])} | {
+                measure: Figure(row["value"], row["low"], row["high"], row["n"])
+                for measure, row in model["measures"].items()
+            }
+    print(f"{table(series, intervals=True)}\n\n{'rank correlation':<22}")
+    for measure, correlation in rank_correlations(series).items():
+        print(f"{measure:<22}{correlation:>6.2f}")
+
+
 def told_apart(folder: Path) -> None:
     """Print all measures of videos as they are, late, and with each other's sound."""
     clips = [clip for clip in read_clips(folder) if isinstance(clip, Clip)]
@@ -344,7 +361,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("shards", type=Path, help="output of stage shards of preset pocket")
+    parser.add_argument("shards", type=Path, nargs="?", help="output of stage shards")
     parser.add_argument("--clips", type=int, default=32, help="held-out clips [32]")
     parser.add_argument("--models", action="store_true", help="compare over models too")
     parser.add_argument("--preset", default="pocket", help="preset of SHARDS [pocket]")
@@ -353,7 +370,13 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="file that names weights, for --cost")
     parser.add_argument("--evaluation", action="store_true", help="measure what evaluate costs")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of --evaluation [3]")
+    parser.add_argument("--evaluated", type=Path, help="evaluate.metrics.json of a run")
     words = parser.parse_args()
+    if words.evaluated:
+        evaluated(words.evaluated)
+        return
+    if not words.shards:
+        parser.error("name SHARDS, the output of stage shards, or a file with --evaluated")
     if words.evaluation:
         evaluation(words.shards, words.clips, words.preset, words.rounds)
         return
