@@ -200,10 +200,10 @@ def evaluated(file: Path) -> None:
     for name, model in read_json(file)["models"].items():
         if name != "shuffled":
             wide, value = 1.96 * model["sync_margin_error"], model["sync_margin"]
-            series[name] = {SYNC: Figure(value, value - wide, value + wide, model["clips"])} | {
-                measure: Figure(row["value"], row["low"], row["high"], row["n"])
-                for measure, row in model["measures"].items()
-            }
+            found: Figures = {SYNC: Figure(value, value - wide, value + wide, model["clips"])}
+            for measure, row in model["measures"].items():
+                found[measure] = Figure(row["value"], row["low"], row["high"], row["n"])
+            series[name] = found
     print(f"{table(series, intervals=True)}\n\n{'rank correlation':<22}")
     for measure, correlation in rank_correlations(series).items():
         print(f"{measure:<22}{correlation:>6.2f}")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from omniforcing.core.environment import FORKS_VARIABLE
-from omniforcing.pipeline.forking import LIBRARIES
+from omniforcing.pipeline.forking import LIBRARIES, READ_AT_IMPORT
 from tests.support.checkout import ENVIRONMENT, alive, make_repository
 from tests.support.toy_project import write_project
 
@@ -177,18 +177,54 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime, file=sys.stderr)
 """
 
 
-def test_the_time_of_a_stage_is_that_of_who_started_the_server(project: Path) -> None:
-    busy = "    import time\n    while time.process_time() < 10: pass\n"
+BUSY = """
+    from mlflow.telemetry import get_telemetry_client
+    Path("telemetry.txt").write_text(str(get_telemetry_client()))
+    while time.process_time() < 10:
+        pass
+"""
+
+
+def test_the_time_of_a_stage_counts_and_mlflow_reports_nothing(project: Path) -> None:
     path = project / "pipelines" / "clips.py"
-    path.write_text(BODY.replace("def run(stage):\n", f"def run(stage):\n{busy}"))
-    environment = {k: v for k, v in ENVIRONMENT.items() if k != FORKS_VARIABLE}
+    path.write_text(BODY.replace("def run(stage):\n", f"def run(stage):{BUSY}"))
+    unset = (FORKS_VARIABLE, "MLFLOW_DISABLE_TELEMETRY")
     process = subprocess.run(
         [sys.executable, "-c", COUNTED],
         cwd=project,
-        env=environment,
+        env={name: value for name, value in ENVIRONMENT.items() if name not in unset},
         capture_output=True,
         text=True,
     )
     assert process.returncode == 0, process.stderr
     assert about(project)[2] == "True"
     assert float(process.stderr.splitlines()[-1]) > 10
+    assert (project / "telemetry.txt").read_text() == "None"
+
+
+READ = """
+import importlib, os, sys
+
+names = set()
+
+class Recorded(os._Environ):
+    def __getitem__(self, name):
+        names.add(name)
+        return super().__getitem__(name)
+
+os.environ.__class__ = Recorded
+for library in sys.argv[1:]:
+    importlib.import_module(library)
+print(*sorted(name for name in names if isinstance(name, str)))
+"""
+
+
+def test_no_variable_of_mlflow_or_ray_that_may_differ_is_read_when_libraries_are_loaded() -> None:
+    words = [sys.executable, "-c", READ, *LIBRARIES]
+    kept = {"PATH": os.environ["PATH"], "MLFLOW_DISABLE_TELEMETRY": "true"}
+    names = subprocess.run(words, env=kept, capture_output=True, text=True, check=True).stdout
+    found = [name for name in names.split() if name.startswith(("MLFLOW", "RAY"))]
+    # The default of an argument of Lightning's MLFlowLogger, which nothing here uses, and a key
+    # that a server of MLflow encrypts its webhooks' secrets with.
+    unused = {"MLFLOW_TRACKING_URI", "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY"}
+    assert {name for name in found if not name.startswith(READ_AT_IMPORT)} == unused

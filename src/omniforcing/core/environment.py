@@ -60,6 +60,11 @@ OTHERS = {
 }
 
 
+def decline_telemetry() -> None:
+    """Keep MLflow from reporting how it is used; it decides when it is imported."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
 def git_commit(root: Path) -> str:
     """Commit of the checkout, with ``-dirty`` if tracked files differ.
 

@@ -35,18 +35,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from omniforcing.core.environment import FORKS_VARIABLE, die_with_parent
+from omniforcing.core.environment import FORKS_VARIABLE, decline_telemetry, die_with_parent
 
 # What most stages import in the end; Lightning brings torch.
 LIBRARIES = (
     *("alembic.autogenerate", "av", "lightning", "mlflow.store.tracking.sqlalchemy_store"),
     *("omegaconf", "ruamel.yaml", "sqlalchemy.dialects.sqlite", "webdataset"),
 )
-# Beginnings of the names of variables that libraries or the interpreter read when they are loaded.
+# Beginnings of the names of variables that the libraries or the interpreter read when they are
+# loaded; MLflow and Ray read the others of theirs when they need them.
 READ_AT_IMPORT = (
-    *("ACCELERATE", "CUDA", "DIFFUSERS", "GOTO", "HF_", "KMP", "LD_", "LIGHTNING", "MKL", "MPL"),
-    *("MLFLOW", "NVIDIA", "OMP", "OPENBLAS", "PL_", "PYTHON", "PYTORCH", "RAY", "TORCH"),
-    *("TRANSFORMERS",),
+    *("AOT", "CUDA", "GOTO", "HF_", "KMP", "LD_", "LIGHTNING", "MKL", "MPL", "MLFLOW_CONFIGURE"),
+    *("MLFLOW_DISABLE", "MLFLOW_LOGGING", "NVIDIA", "OMP", "OPENBLAS", "OTEL", "PL_", "PYTHON"),
+    *("PYTORCH", "TORCH", "TRANSFORMERS"),
 )
 # As `sys.path`; and one that is read when it is needed, and that Ray sets.
 SENT_ALONG = ("PYTHONPATH", "PYTHONBREAKPOINT")
@@ -69,6 +70,7 @@ def fork_server(threads: int) -> Iterator[None]:
         return
     before = dict(os.environ)
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    decline_telemetry()
     with tempfile.TemporaryDirectory(prefix="omniforcing-") as folder:
         address = str(Path(folder) / "forks")
         with socket.socket(socket.AF_UNIX) as listener:

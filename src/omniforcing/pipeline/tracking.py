@@ -25,7 +25,7 @@ from typing import Any
 from filelock import FileLock
 
 from omniforcing.core.config import flatten
-from omniforcing.core.environment import PARENT_VARIABLE
+from omniforcing.core.environment import PARENT_VARIABLE, decline_telemetry
 from omniforcing.core.files import read_json, write_json
 from omniforcing.tracking import store
 from omniforcing.tracking.datasets import Record, keep_dataset
@@ -188,7 +188,7 @@ def connect(root: Path) -> Any:
     Raises:
         OmniForcingError: if the store does not answer.
     """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    decline_telemetry()
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     os.environ["MLFLOW_TRACKING_URI"] = uri = tracking_uri(root)
     from mlflow import MlflowClient

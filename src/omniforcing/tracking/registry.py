@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from omniforcing.core.config import digest, project_root
+from omniforcing.core.environment import decline_telemetry
 from omniforcing.core.errors import OmniForcingError, did_you_mean, quoted
 from omniforcing.core.files import atomic_dir
 from omniforcing.tracking.store import (
@@ -65,7 +66,7 @@ class Registry:
         Raises:
             OmniForcingError: if it does not answer.
         """
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        decline_telemetry()
         from mlflow import MlflowClient
 
         check_host(uri)
