@@ -1,6 +1,7 @@
 """Video files of other people, read as a correct player plays them, or rejected with a reason.
 
 - ``tracks``: packets on one clock; ``Rejected`` says why a file cannot be used
+- ``damage``: where tracks lost packets, and which frames are whole
 - ``probe``: ``probe`` reads the properties of a file
 - ``edits``: edit lists of MP4 files
 - ``pictures``: ``PictureReader`` gives the picture to show at a time, with colours by ``colour``

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from omniforcing.core.layout import FPS
 from omniforcing.media.reading.colour import Colour, convert, describe, to_rgb
+from omniforcing.media.reading.damage import Foresight, within
 from omniforcing.media.reading.edits import SLIVER, Part
 from omniforcing.media.reading.stated import NOTHING, Stated
 from omniforcing.media.reading.tracks import (
@@ -184,8 +185,9 @@ def _decoded(container: Any, tracks: Tracks | MediaInfo, head: int | None) -> It
     codec.thread_count = 1
     step = 1 / float(video.average_rate or FPS)
     last: float | None = None
-    careful, broken, packets = codec.name in _CAREFUL, False, 0
+    careful, packets = codec.name in _CAREFUL, 0
     guessed = container.format.name in GUESSED_TIMES
+    certain = Foresight[Picture](exact=codec.name == "hevc")
     # Decoding times that wait for the frame that they belong to, where a container has no others.
     order: list[int] | None = [] if container.format.name in DECODING_TIMES else None
     for packet in demux(container, [video, audio]):
@@ -196,14 +198,15 @@ def _decoded(container: Any, tracks: Tracks | MediaInfo, head: int | None) -> It
             return
         if order is not None and packet.dts is not None:
             heappush(order, packet.dts)
+        certain.sent(packet)
         try:
             frames = decode_packet(codec, packet)
         except av.FFmpegError:
-            broken = True
+            certain.failed(packet)
             if order:
                 order.pop()
             if last is not None:
-                yield Picture(last + EPSILON, None, False)
+                yield from certain.came(None, Picture(last + EPSILON, None, False))
             continue
         for frame in frames:
             stamp = frame.pts
@@ -220,11 +223,17 @@ def _decoded(container: Any, tracks: Tracks | MediaInfo, head: int | None) -> It
                     time = last + step
             else:
                 time = 0.0 if last is None else last + step
-            broken = (broken and not key) or frame.is_corrupt
-            if broken and last is None:
+            whole = certain.whole(frame, key)
+            if last is None and not whole:
                 continue
+            skipped = certain.skipped(frame.pts)
+            if last is not None and skipped is not None:
+                lost = Picture(float(skipped * video.time_base) + shift, None, False)
+                yield from certain.came(None, lost)
             last = time
-            yield Picture(time, frame, not broken, frame.interlaced_frame)
+            picture = Picture(time, frame, whole, frame.interlaced_frame)
+            yield from certain.came(frame.pts, picture)
+    yield from certain.rest()
 
 
 def _decoder(video: Any) -> Any:
@@ -335,6 +344,10 @@ class PictureReader:
         shown = self._shown
         if shown is None or not shown.whole:
             raise Rejected("media.undecodable-frames", f"frames at {time:.2f} s are damaged")
+        lost = self._info.damage.video
+        if within(lost, time) or within(lost, shown.time + EPSILON):
+            found = f"packets of the picture at {time:.2f} s were lost on the way"
+            raise Rejected("media.undecodable-frames", found)
         return shown
 
     def _is_due(self, time: float) -> bool:

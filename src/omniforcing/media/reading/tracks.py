@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import av
 import numpy as np
@@ -20,6 +20,12 @@ from numpy.typing import NDArray
 
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.layout import FPS
+from omniforcing.media.reading.damage import (
+    UNDAMAGED,
+    Damage,
+    Packet,
+    damage_of,
+)
 from omniforcing.media.reading.edits import (
     Edits,
     edit_shift,
@@ -97,6 +103,7 @@ class MediaInfo:
         stated: what the container states about crop and colours of the picture.
         colour: how the colours are read, such as ``bt709 tv, untagged``.
         interlaced: whether the first frame is two fields.
+        damage: when the tracks are not whole.
     """
 
     times: Times
@@ -116,6 +123,7 @@ class MediaInfo:
     stated: Stated = NOTHING
     colour: str = ""
     interlaced: bool = False
+    damage: Damage = UNDAMAGED
 
     @property
     def hdr(self) -> bool:
@@ -232,11 +240,6 @@ def decode_packet(codec: Any, packet: Any) -> list[Any]:
     return frames
 
 
-class _Packet(NamedTuple):
-    stamp: int | None  # presentation time, or decoding time where a container has no others
-    duration: int
-
-
 @dataclass(frozen=True)
 class Tracks:
     """Picture and sound of a file as their packets describe them.
@@ -256,6 +259,7 @@ class Tracks:
         video_end: end of the last picture; None if ``times`` is.
         audio_end: end of the last audio packet.
         fps: mean frame rate that the file states; None if it states none.
+        damage: when they are not whole.
     """
 
     video_index: int
@@ -269,6 +273,7 @@ class Tracks:
     video_end: float | None
     audio_end: float
     fps: float | None
+    damage: Damage
 
 
 def read_tracks(source: PathOrBytes, language: str | None = None) -> Tracks:
@@ -311,14 +316,15 @@ def several_edits(source: PathOrBytes, container: Any, video: Any, audio: Any) -
 def _read_packets(
     source: PathOrBytes, container: Any, video: Any, audio: Any, edits: Edits | None
 ) -> Tracks:
-    packets: dict[int, list[_Packet]] = {video.index: [], audio.index: []}
+    packets: dict[int, list[Packet]] = {video.index: [], audio.index: []}
     guessed = container.format.name in DECODING_TIMES
     end, shift = 0.0, edit_shift(source, container, video) if edits is None else 0.0
     for packet in demux(container, [s for s in container.streams if s.type != "data"]):
         if packet.size and not packet.is_discard:
             decoding = guessed and packet.stream.index == video.index
             stamp = packet.dts if decoding else packet.pts
-            entry = _Packet(stamp, packet.duration or 0)
+            key, marked = packet.is_keyframe, packet.is_corrupt
+            entry = Packet(stamp, packet.duration or 0, packet.dts, key, marked)
             packets.setdefault(packet.stream.index, []).append(entry)
             if packet.pts is not None:
                 end = max(end, float((packet.pts + entry.duration) * packet.time_base))
@@ -350,16 +356,22 @@ def _read_packets(
         video_end,
         audio_end,
         fps,
+        damage_of(
+            packets[video.index],
+            packets[audio.index],
+            (float(video.time_base), float(audio.time_base)),
+            container.format.name == "mpegts",
+        ),
     )
 
 
-def _end(stream: Any, packets: list[_Packet]) -> float:
+def _end(stream: Any, packets: list[Packet]) -> float:
     last = max((packet.stamp or 0) + packet.duration for packet in packets)
     return float(last * stream.time_base)
 
 
 def _refuse_truncated(
-    container: Any, streams: tuple[Any, Any], packets: dict[int, list[_Packet]], end: float
+    container: Any, streams: tuple[Any, Any], packets: dict[int, list[Packet]], end: float
 ) -> None:
     """Reject a file whose tracks end before its index or its header says."""
     for stream in streams:
