@@ -33,6 +33,7 @@ from tqdm import tqdm
 from benchmarks.ingest.further import further
 from benchmarks.ingest.kinds import Kind, Sources, installed, kinds
 from benchmarks.ingest.losses import losses
+from benchmarks.ingest.shapes import shapes
 from omniforcing.core.config import project_root
 
 # Goals: sync within a millisecond and half a source frame, no wrong frame, colours, gain.
@@ -142,7 +143,7 @@ def main() -> None:
     options = parser.parse_args()
     wanted = [
         kind
-        for kind in [*kinds(), *further(), *losses()]
+        for kind in [*kinds(), *further(), *losses(), *shapes()]
         if not options.only or any(part in kind.name for part in options.only)
     ]
     with tempfile.TemporaryDirectory() as temporary:

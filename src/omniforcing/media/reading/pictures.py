@@ -35,6 +35,7 @@ from omniforcing.media.reading.tracks import (
     demux,
     open_container,
 )
+from omniforcing.media.reading.upright import orientation, refuse_stretched, upright
 
 LOOK_AHEAD = 0.5 / FPS  # seconds by which a source frame may be shown before its time
 EPSILON = 1e-6  # seconds: time stamps are rounded to a file's clock
@@ -112,32 +113,12 @@ def first_picture(source: PathOrBytes, tracks: Tracks) -> FirstPicture:
         crop = tracks.stated.crop
         height = frame.height - crop.top - crop.bottom
         width = frame.width - crop.left - crop.right
-        if orientation(frame)[0]:
+        turned = orientation(frame)[0]
+        refuse_stretched(frame, aspect)
+        if turned:
             height, width, aspect = width, height, 1 / aspect
         words = describe(frame, tracks.stated.tags).words
         return FirstPicture(picture.time, height, width, aspect, words, picture.interlaced)
-
-
-def orientation(frame: Any) -> tuple[bool, bool, bool]:
-    """Read how a frame must be turned: transposed first, then flipped left-right, top-down."""
-    try:
-        data = frame.side_data["DISPLAYMATRIX"]
-    except (KeyError, ValueError):  # none, or another side datum that PyAV cannot name
-        return False, False, False
-    a, b, _, c, d = np.frombuffer(bytes(data), "<i4")[:5].tolist()
-    # The matrix maps a pixel (x, y) to (a x + c y, b x + d y): a coordinate that appears with a
-    # minus runs backwards.
-    if abs(b) + abs(c) > abs(a) + abs(d):
-        return True, c < 0, b < 0
-    return False, a < 0, d < 0
-
-
-def upright(pixels: NDArray[Any], how: tuple[bool, bool, bool]) -> NDArray[Any]:
-    """Turn a picture ``[H, W, 3]`` as ``orientation`` says."""
-    transposed, left_right, top_down = how
-    pixels = pixels.transpose(1, 0, 2) if transposed else pixels
-    pixels = pixels[:, ::-1] if left_right else pixels
-    return np.ascontiguousarray(pixels[::-1] if top_down else pixels)
 
 
 def decode(
