@@ -25,7 +25,6 @@ from omniforcing.media.reading.edits import SLIVER, Part
 from omniforcing.media.reading.stated import NOTHING, Stated
 from omniforcing.media.reading.tracks import (
     DECODING_TIMES,
-    GUESSED_TIMES,
     HEAD_PACKETS,
     MediaInfo,
     PathOrBytes,
@@ -164,10 +163,12 @@ def _decoded(container: Any, tracks: Tracks | MediaInfo, head: int | None) -> It
     audio = container.streams[tracks.audio_index]
     codec = _decoder(video)
     codec.thread_count = 1
-    step = 1 / float(video.average_rate or FPS)
+    step = shown = 1 / float(video.average_rate or FPS)
     last: float | None = None
     careful, packets = codec.name in _CAREFUL, 0
-    guessed = container.format.name in GUESSED_TIMES
+    stamped = tracks.stated.stamped
+    # So that each frame tells which packet it comes from.
+    codec.copy_opaque = stamped is not None
     certain = Foresight[Picture](exact=codec.name == "hevc")
     # Decoding times that wait for the frame that they belong to, where a container has no others.
     order: list[int] | None = [] if container.format.name in DECODING_TIMES else None
@@ -179,6 +180,8 @@ def _decoded(container: Any, tracks: Tracks | MediaInfo, head: int | None) -> It
             return
         if order is not None and packet.dts is not None:
             heappush(order, packet.dts)
+        if stamped is not None:
+            packet.opaque = packets - 1
         certain.sent(packet)
         try:
             frames = decode_packet(codec, packet)
@@ -198,12 +201,14 @@ def _decoded(container: Any, tracks: Tracks | MediaInfo, head: int | None) -> It
             key = frame.key_frame or (packet.is_keyframe and not codec.has_b_frames)
             if last is None and not (careful or key):
                 continue
+            if stamped is not None and last is not None and not _is_stored(frame, stamped):
+                stamp = None
             if stamp is not None:
                 time = float(stamp * video.time_base) + shift
-                if guessed and last is not None and time < last + step / 2:
-                    time = last + step
             else:
-                time = 0.0 if last is None else last + step
+                time = 0.0 if last is None else last + shown
+            # A film's frames are shown for two or three fields, in turn.
+            shown = float((frame.duration or 0) * video.time_base) or step
             whole = certain.whole(frame, key)
             if last is None and not whole:
                 continue
@@ -215,6 +220,11 @@ def _decoded(container: Any, tracks: Tracks | MediaInfo, head: int | None) -> It
             picture = Picture(time, frame, whole, frame.interlaced_frame)
             yield from certain.came(frame.pts, picture)
     yield from certain.rest()
+
+
+def _is_stored(frame: Any, stamped: bytes) -> bool:
+    number = frame.opaque
+    return number is not None and number < len(stamped) and bool(stamped[number])
 
 
 def _decoder(video: Any) -> Any:

@@ -47,9 +47,6 @@ FINISHED = {"matroska,webm", "avi", "asf", "flv", "nut", "mxf"}
 # Containers whose packets have no presentation times. What FFmpeg guesses for them is wrong where
 # frames are stored in another order than they are shown.
 DECODING_TIMES = {"avi"}
-# Containers that stamp some frames only. Where FFmpeg's guess for the others runs backwards, they
-# follow at the frame rate.
-GUESSED_TIMES = {"mpeg"}
 # Seconds by which the clock of a broadcast container may go forward, and back, within a file. More
 # is a joint of two recordings; as players do, the second then follows the first.
 CLOCK_FORWARD = 10.0
