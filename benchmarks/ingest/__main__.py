@@ -34,6 +34,7 @@ from benchmarks.ingest.film import films
 from benchmarks.ingest.further import further
 from benchmarks.ingest.kinds import Kind, Sources, installed, kinds
 from benchmarks.ingest.losses import losses
+from benchmarks.ingest.rare import rare
 from benchmarks.ingest.shapes import shapes
 from omniforcing.core.config import project_root
 
@@ -144,7 +145,7 @@ def main() -> None:
     options = parser.parse_args()
     wanted = [
         kind
-        for kind in [*kinds(), *further(), *losses(), *shapes(), *films()]
+        for kind in [*kinds(), *further(), *losses(), *shapes(), *films(), *rare()]
         if not options.only or any(part in kind.name for part in options.only)
     ]
     with tempfile.TemporaryDirectory() as temporary:

@@ -108,6 +108,32 @@ def test_no_frame_that_follows_a_damaged_one_passes_for_whole(
     assert found and set(found) <= {0, 1, 2} and set(found.values()) == {"undecodable frames"}
 
 
+@pytest.mark.parametrize("name", ["a.ts", "a.mkv", "a.avi", "a.mpg"])
+@pytest.mark.parametrize("share", [0.4, 0.77])
+def test_what_is_there_of_a_file_that_was_cut_off_is_whole(
+    tmp_path: Path, sources: Sources, name: str, share: float
+) -> None:
+    path = tmp_path / name
+    codec = {"a.avi": "mpeg4", "a.mpg": "mpeg2video"}.get(name, "libx264")
+    encoded(CODERS[codec])(path, sources)
+    right = cuts(path)
+    content = path.read_bytes()
+    found = cuts(content[: round(share * len(content))])
+    assert 1 < len(found) < len(right)
+    assert not rejected(found, right[: len(found)])
+
+
+def test_a_cut_off_file_whose_times_stood_at_its_end_is_a_reject(
+    tmp_path: Path, sources: Sources
+) -> None:
+    path = tmp_path / "a.mxf"
+    encoded("-c:v mpeg2video -q:v 2 -bf 2 -c:a pcm_s16le")(path, sources)
+    assert len(cuts(path)) == 6
+    with pytest.raises(Rejected) as error:
+        cuts(path.read_bytes()[:-20000])
+    assert error.value.reason == "truncated"
+
+
 def track(*marked: int, count: int = 96, missing: int = 0, keys: int = 24) -> list[Packet]:
     """Packets of a picture at 24 fps, some marked; ``missing`` ones lie behind each of them."""
     packets = []

@@ -38,12 +38,6 @@ from omniforcing.media.reading.stated import NOTHING, Stated, read_stated
 Times = NDArray[np.floating[Any]]
 PathOrBytes = Path | bytes  # a file, or its content
 
-# Seconds by which a stream may end before its header says: containers round, and the length of the
-# last packet is a guess.
-END_SLACK = 0.5
-# Containers whose header states a duration that was measured when the file was finished. Those of
-# others are estimates from the bit rate or from the clock, which may wrap.
-FINISHED = {"matroska,webm", "avi", "asf", "flv", "nut", "mxf"}
 # Containers whose packets have no presentation times. What FFmpeg guesses for them is wrong where
 # frames are stored in another order than they are shown.
 DECODING_TIMES = {"avi"}
@@ -315,7 +309,7 @@ def _read_packets(
 ) -> Tracks:
     packets: dict[int, list[Packet]] = {video.index: [], audio.index: []}
     guessed = container.format.name in DECODING_TIMES
-    end, shift = 0.0, edit_shift(source, container, video) if edits is None else 0.0
+    shift = edit_shift(source, container, video) if edits is None else 0.0
     for packet in demux(container, [s for s in container.streams if s.type != "data"]):
         if packet.size and not packet.is_discard:
             decoding = guessed and packet.stream.index == video.index
@@ -323,9 +317,7 @@ def _read_packets(
             key, marked = packet.is_keyframe, packet.is_corrupt
             entry = Packet(stamp, packet.duration or 0, packet.dts, key, marked)
             packets.setdefault(packet.stream.index, []).append(entry)
-            if packet.pts is not None:
-                end = max(end, float((packet.pts + entry.duration) * packet.time_base))
-    _refuse_truncated(container, (video, audio), packets, end)
+    _refuse_truncated(container, (video, audio), packets)
     fps = float(video.average_rate or 0) or None
     step = 1 / (fps or FPS)
     times = video_end = None
@@ -368,20 +360,22 @@ def _end(stream: Any, packets: list[Packet]) -> float:
 
 
 def _refuse_truncated(
-    container: Any, streams: tuple[Any, Any], packets: dict[int, list[Packet]], end: float
+    container: Any, streams: tuple[Any, Any], packets: dict[int, list[Packet]]
 ) -> None:
-    """Reject a file whose tracks end before its index or its header says."""
+    """Reject a file whose index promises more than is there."""
     for stream in streams:
         if not packets[stream.index]:
             raise Rejected("media.truncated", f"the {stream.type} track holds no packet")
         # An mp4 with its index in front opens and plays until the data ends, so nothing but the
-        # index shows that a download was cut off.
+        # index shows that a download was cut off. Other containers are recorded and played as far
+        # as they go: what is there of them is whole.
         due = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
-        if due > container.size > 0:
+        if container.format.name.startswith("mov") and due > container.size > 0:
             raise Rejected(
                 "media.truncated",
                 f"the {stream.type} track needs {due} bytes, the file has {container.size}",
             )
-    promised = (container.duration or 0) / av.time_base
-    if container.format.name in FINISHED and end < promised - END_SLACK:
-        raise Rejected("media.truncated", f"it ends at {end:.2f} s of {promised:.2f} s")
+    stamps = [packet.stamp for packet in packets[streams[0].index] if packet.stamp is not None]
+    if container.format.name == "mxf" and min(stamps, default=0) > (streams[0].start_time or 0):
+        # FFmpeg then shows each picture when it is decoded, a frame late.
+        raise Rejected("media.truncated", "it ends before the index of its pictures' times")
