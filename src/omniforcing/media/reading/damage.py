@@ -6,7 +6,7 @@ says of packets and the decoder of frames decides, in order of decoding, which f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -82,13 +82,13 @@ def damage_of(
 
 def _pictures(packets: Sequence[Packet], base: float, gaps: Intervals | None) -> Intervals:
     step = _step(packets)
-    even = gaps is not None and len(packets) > 1 and _close(packets, step).mean() > _EVEN
+    doubted = [number for number, packet in enumerate(packets) if packet.marked]
+    if gaps is not None:
+        doubted = sorted({*doubted, *_lost_behind(packets, step, base, gaps)})
     found: list[tuple[float, float]] = []
     free = 0  # packets up to here are in an interval already
-    for number, packet in enumerate(packets):
+    for number in doubted:
         if number < free:
-            continue
-        if not packet.marked and not (even and _lost_behind(packets, number, step, base, gaps)):
             continue
         sure = number + 1 + _IN_DOUBT
         end = next((n for n in range(sure, len(packets)) if packets[n].key), len(packets))
@@ -102,19 +102,21 @@ def _pictures(packets: Sequence[Packet], base: float, gaps: Intervals | None) ->
 
 
 def _lost_behind(
-    packets: Sequence[Packet], number: int, step: float, base: float, gaps: Intervals | None
-) -> bool:
-    """Return whether packets are missing behind one of a track that is even elsewhere.
+    packets: Sequence[Packet], step: float, base: float, gaps: Intervals
+) -> Iterator[int]:
+    """Yield the packets of an even track behind which others are missing without a mark.
 
     At its head, where a mark finds no packet to stand on, or where the sound has a gap too: a
     recorder that only drops frames goes on to record the sound.
     """
-    pair = packets[number : number + 2]
-    if len(pair) < 2 or pair[1].key or _close(pair, step).all():
-        return False
-    begin, end = ((packet.decoded or 0) * base for packet in pair)
-    near = [gap for gap in gaps or () if gap[0] < end + _NEAR and gap[1] > begin - _NEAR]
-    return end > begin and (number == 0 or bool(near))
+    close = _close(packets, step)
+    if not len(close) or close.mean() <= _EVEN:
+        return
+    for number in map(int, np.flatnonzero(~close)):
+        begin, end = ((packet.decoded or 0) * base for packet in packets[number : number + 2])
+        near = any(gap[0] < end + _NEAR and gap[1] > begin - _NEAR for gap in gaps)
+        if end > begin and not packets[number + 1].key and (number == 0 or near):
+            yield number
 
 
 def _sound(packets: Sequence[Packet], base: float) -> tuple[Intervals, Intervals]:
