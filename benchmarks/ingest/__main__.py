@@ -8,7 +8,8 @@ Columns:
     wrong    frames that are not the wanted ones, of all; (m missing, r held too long)
     colour   largest error of a corner's mean colour, levels of 255
     gain     largest error of a tone's level in either side, dB
-    verdict  right, or what is not; `reject` is the reason that the ingest gives
+    verdict  right, or what is not; `reject` is the reason that the ingest gives, which is right
+             for a file that nobody can play right
 
 `--beside CHECKOUT` measures another checkout of the project too, for a comparison. `--rounds N`
 does all of it N times, the checkouts in turn, and prints the least and the median processor time
@@ -29,8 +30,13 @@ from typing import Any
 
 from tqdm import tqdm
 
+from benchmarks.ingest.fields import fields
+from benchmarks.ingest.film import films
 from benchmarks.ingest.further import further
 from benchmarks.ingest.kinds import Kind, Sources, installed, kinds
+from benchmarks.ingest.losses import losses
+from benchmarks.ingest.rare import rare
+from benchmarks.ingest.shapes import shapes
 from omniforcing.core.config import project_root
 
 # Goals: sync within a millisecond and half a source frame, no wrong frame, colours, gain.
@@ -88,10 +94,11 @@ def measure(checkout: Path, files: list[Path]) -> dict[str, dict[str, Any]]:
 def verdict(row: dict[str, Any], kind: Kind) -> str:
     """Say in a few words whether a file's clips are right."""
     if "reject" in row:
-        return f"reject: {row['reject']}"
+        right = kind.reject and row["reject"] == kind.reject
+        return f"right: {row['reject']}" if right else f"reject: {row['reject']}"
     if "crash" in row:
         return f"ends the stage: {row['crash']}"
-    faults = []
+    faults = ["reject"] if kind.reject or row["rejected"] != list(kind.lost) else []
     within = SYNC_MS + 500 / kind.fps
     if row["sync_ms"] is None or not abs(row["sync_ms"]) <= within:
         faults.append("sync")
@@ -139,7 +146,7 @@ def main() -> None:
     options = parser.parse_args()
     wanted = [
         kind
-        for kind in [*kinds(), *further()]
+        for kind in [*kinds(), *further(), *losses(), *shapes(), *films(), *fields(), *rare()]
         if not options.only or any(part in kind.name for part in options.only)
     ]
     with tempfile.TemporaryDirectory() as temporary:

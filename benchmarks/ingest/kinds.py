@@ -50,6 +50,8 @@ class Kind:
         tones: level of each tone in each side.
         stamps: times of its pictures; those of ``fps`` if empty.
         every: step of the numbers of the pictures that are shown.
+        lost: cuts that must be rejected, as the file is damaged there.
+        reject: reason for which the whole file must be rejected; empty if it must not.
     """
 
     name: str
@@ -62,6 +64,8 @@ class Kind:
     tones: tuple[tuple[float, ...], ...] = SIDES
     stamps: tuple[float, ...] = field(default=())
     every: int = 1
+    lost: tuple[int, ...] = ()
+    reject: str = ""
 
     @property
     def wanted(self) -> dict[str, object]:
@@ -74,6 +78,7 @@ class Kind:
             "corners": self.corners,
             "tones": self.tones,
             "every": self.every,
+            "lost": self.lost,
         }
 
 

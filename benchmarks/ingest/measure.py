@@ -26,7 +26,8 @@ def measure(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
         path: the file.
         wanted: ``stamps`` of its pictures in seconds, on the clock of its sound; ``height`` and
             ``width`` of the upright picture; ``every``, the step of the numbers that are shown;
-            ``sound`` is where its sound begins on that clock.
+            ``sound`` is where its sound begins on that clock; ``lost``, whether cuts may be
+            rejected, the first one aside.
 
     Returns:
         ``reject`` with a reason, or the figures of the table.
@@ -37,9 +38,17 @@ def measure(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
         from omniforcing.media import conform  # type: ignore[attr-defined, no-redef]
     form = conform.ClipFormat(wanted["height"], wanted["width"], SECONDS)  # type: ignore[attr-defined]
     begun = time.process_time()
+    clips: dict[int, Any] = {}
+    rejected: list[int] = []
     try:
         cutter = conform.ClipCutter(path, form)
-        clips = [cutter.clip(cut) for cut in range(cutter.cuts)]
+        for cut in range(cutter.cuts):
+            try:
+                clips[cut] = cutter.clip(cut)
+            except Exception as error:
+                if cut == 0 or not wanted.get("lost") or not hasattr(error, "reason"):
+                    raise
+                rejected.append(cut)
     except Exception as error:
         kind = getattr(error, "reason", None)
         return {"reject": kind} if kind else {"crash": f"{type(error).__name__}"}
@@ -53,7 +62,7 @@ def measure(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     sync: list[float] = []
     colours: list[float] = []
     gains: list[float] = []
-    for cut, clip in enumerate(clips):
+    for cut, clip in clips.items():
         start = stamps[first] + cut * SECONDS
         numbers = np.array([truth.number_of(frame) for frame in clip.video])
         if every > 1:
@@ -81,6 +90,7 @@ def measure(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
             gains[-1] = np.inf  # a tone on the wrong side
     return {
         "cuts": len(clips),
+        "rejected": rejected,
         "sync_ms": max(sync, key=abs) if sync else None,
         "wrong": wrong,
         "missing": missing,

@@ -124,7 +124,8 @@ class ClipCutter:
     def _samples(self, cut: int) -> Samples:
         count, rate = clip_samples(self.form.seconds), SAMPLE_RATE
         first, last = cut * count, (cut + 1) * count
-        for begin, end in self._sound.damaged:
+        lost = [(begin - self._origin, end - self._origin) for begin, end in self.info.damage.audio]
+        for begin, end in [*self._sound.damaged, *lost]:
             if begin * rate < last and end * rate > first:
                 raise Rejected(
                     "media.undecodable-sound",

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from omniforcing.core.layout import FPS
 from omniforcing.media.reading.colour import Colour, convert, describe, to_rgb
+from omniforcing.media.reading.damage import Foresight, within
 from omniforcing.media.reading.edits import SLIVER, Part
 from omniforcing.media.reading.stated import NOTHING, Stated
 from omniforcing.media.reading.tracks import (
     DECODING_TIMES,
-    GUESSED_TIMES,
     HEAD_PACKETS,
     MediaInfo,
     PathOrBytes,
@@ -34,6 +34,7 @@ from omniforcing.media.reading.tracks import (
     demux,
     open_container,
 )
+from omniforcing.media.reading.upright import orientation, refuse_stretched, upright
 
 LOOK_AHEAD = 0.5 / FPS  # seconds by which a source frame may be shown before its time
 EPSILON = 1e-6  # seconds: time stamps are rounded to a file's clock
@@ -111,32 +112,12 @@ def first_picture(source: PathOrBytes, tracks: Tracks) -> FirstPicture:
         crop = tracks.stated.crop
         height = frame.height - crop.top - crop.bottom
         width = frame.width - crop.left - crop.right
-        if orientation(frame)[0]:
+        turned = orientation(frame)[0]
+        refuse_stretched(frame, aspect)
+        if turned:
             height, width, aspect = width, height, 1 / aspect
         words = describe(frame, tracks.stated.tags).words
         return FirstPicture(picture.time, height, width, aspect, words, picture.interlaced)
-
-
-def orientation(frame: Any) -> tuple[bool, bool, bool]:
-    """Read how a frame must be turned: transposed first, then flipped left-right, top-down."""
-    try:
-        data = frame.side_data["DISPLAYMATRIX"]
-    except (KeyError, ValueError):  # none, or another side datum that PyAV cannot name
-        return False, False, False
-    a, b, _, c, d = np.frombuffer(bytes(data), "<i4")[:5].tolist()
-    # The matrix maps a pixel (x, y) to (a x + c y, b x + d y): a coordinate that appears with a
-    # minus runs backwards.
-    if abs(b) + abs(c) > abs(a) + abs(d):
-        return True, c < 0, b < 0
-    return False, a < 0, d < 0
-
-
-def upright(pixels: NDArray[Any], how: tuple[bool, bool, bool]) -> NDArray[Any]:
-    """Turn a picture ``[H, W, 3]`` as ``orientation`` says."""
-    transposed, left_right, top_down = how
-    pixels = pixels.transpose(1, 0, 2) if transposed else pixels
-    pixels = pixels[:, ::-1] if left_right else pixels
-    return np.ascontiguousarray(pixels[::-1] if top_down else pixels)
 
 
 def decode(
@@ -182,10 +163,13 @@ def _decoded(container: Any, tracks: Tracks | MediaInfo, head: int | None) -> It
     audio = container.streams[tracks.audio_index]
     codec = _decoder(video)
     codec.thread_count = 1
-    step = 1 / float(video.average_rate or FPS)
+    step = shown = 1 / float(video.average_rate or FPS)
     last: float | None = None
-    careful, broken, packets = codec.name in _CAREFUL, False, 0
-    guessed = container.format.name in GUESSED_TIMES
+    careful, packets = codec.name in _CAREFUL, 0
+    stamped = tracks.stated.stamped
+    # So that each frame tells which packet it comes from.
+    codec.copy_opaque = stamped is not None
+    certain = Foresight[Picture](exact=codec.name == "hevc")
     # Decoding times that wait for the frame that they belong to, where a container has no others.
     order: list[int] | None = [] if container.format.name in DECODING_TIMES else None
     for packet in demux(container, [video, audio]):
@@ -196,14 +180,17 @@ def _decoded(container: Any, tracks: Tracks | MediaInfo, head: int | None) -> It
             return
         if order is not None and packet.dts is not None:
             heappush(order, packet.dts)
+        if stamped is not None:
+            packet.opaque = packets - 1
+        certain.sent(packet)
         try:
             frames = decode_packet(codec, packet)
         except av.FFmpegError:
-            broken = True
+            certain.failed(packet)
             if order:
                 order.pop()
             if last is not None:
-                yield Picture(last + EPSILON, None, False)
+                yield from certain.came(None, Picture(last + EPSILON, None, False))
             continue
         for frame in frames:
             stamp = frame.pts
@@ -214,17 +201,30 @@ def _decoded(container: Any, tracks: Tracks | MediaInfo, head: int | None) -> It
             key = frame.key_frame or (packet.is_keyframe and not codec.has_b_frames)
             if last is None and not (careful or key):
                 continue
+            if stamped is not None and last is not None and not _is_stored(frame, stamped):
+                stamp = None
             if stamp is not None:
                 time = float(stamp * video.time_base) + shift
-                if guessed and last is not None and time < last + step / 2:
-                    time = last + step
             else:
-                time = 0.0 if last is None else last + step
-            broken = (broken and not key) or frame.is_corrupt
-            if broken and last is None:
+                time = 0.0 if last is None else last + shown
+            # A film's frames are shown for two or three fields, in turn.
+            shown = float((frame.duration or 0) * video.time_base) or step
+            whole = certain.whole(frame, key)
+            if last is None and not whole:
                 continue
+            skipped = certain.skipped(frame.pts)
+            if last is not None and skipped is not None:
+                lost = Picture(float(skipped * video.time_base) + shift, None, False)
+                yield from certain.came(None, lost)
             last = time
-            yield Picture(time, frame, not broken, frame.interlaced_frame)
+            picture = Picture(time, frame, whole, frame.interlaced_frame)
+            yield from certain.came(frame.pts, picture)
+    yield from certain.rest()
+
+
+def _is_stored(frame: Any, stamped: bytes) -> bool:
+    number = frame.opaque
+    return number is not None and number < len(stamped) and bool(stamped[number])
 
 
 def _decoder(video: Any) -> Any:
@@ -335,6 +335,10 @@ class PictureReader:
         shown = self._shown
         if shown is None or not shown.whole:
             raise Rejected("media.undecodable-frames", f"frames at {time:.2f} s are damaged")
+        lost = self._info.damage.video
+        if within(lost, time) or within(lost, shown.time + EPSILON):
+            found = f"packets of the picture at {time:.2f} s were lost on the way"
+            raise Rejected("media.undecodable-frames", found)
         return shown
 
     def _is_due(self, time: float) -> bool:

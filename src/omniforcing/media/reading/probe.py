@@ -54,4 +54,5 @@ def probe(source: PathOrBytes, language: str | None = None) -> MediaInfo:
         stated=tracks.stated,
         colour=picture.colour,
         interlaced=picture.interlaced,
+        damage=tracks.damage,
     )

@@ -1,4 +1,4 @@
-"""What a container states about a stored picture: its crop and its colours.
+"""What a container states about a stored picture: its crop, its colours and its times.
 
 FFmpeg's decoders apply what a bitstream carries itself. PyAV leaves the crop of a container aside
 (18.1), and decoders whose bitstream states no colours forget those of the container.
@@ -12,12 +12,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+import av
+
 from omniforcing.media.reading.edits import open_boxes
 
 # Elements of Matroska (RFC 9559) on the way to a track's crop.
 _SEGMENT, _TRACKS, _ENTRY, _VIDEO = 0x18538067, 0x1654AE6B, 0xAE, 0xE0
 _SIDES = {0x54BB: "top", 0x54AA: "bottom", 0x54CC: "left", 0x54DD: "right"}
 _COLOUR, _MATRIX, _RANGE, _TRANSFER, _PRIMARIES = 0x55B0, 0x55B1, 0x55B9, 0x55BA, 0x55BB
+# Containers that store the times of some packets only. FFmpeg guesses the others, wrongly where
+# frames are shown in another order than they are stored in, or for longer than others.
+SOME_TIMES = {"mpeg"}
 _ENTRY_HEAD = 78  # bytes of a visual sample entry before its boxes (ISO/IEC 14496-12, 12.1.3)
 
 
@@ -40,10 +45,17 @@ class Tags(NamedTuple):
 
 
 class Stated(NamedTuple):
-    """What a container states about a track's picture."""
+    """What a container states about a track's picture.
+
+    Attributes:
+        crop: what to cut from it.
+        tags: its colours.
+        stamped: whether each packet's time is stored, where a container stores some only.
+    """
 
     crop: Crop = Crop()
     tags: Tags = Tags()
+    stamped: bytes | None = None
 
 
 NOTHING = Stated()
@@ -61,7 +73,17 @@ def read_stated(source: Path | bytes, container: Any, video: Any) -> Stated:
         return _mp4(source, video.id, video.height, video.width)
     if container.format.name.startswith("matroska"):
         return _matroska(source, video.index)
+    if container.format.name in SOME_TIMES:
+        return Stated(stamped=_stamped(source, video.index))
     return NOTHING
+
+
+def _stamped(source: Path | bytes, index: int) -> bytes:
+    """Return for each packet of a track whether its time is stored, or else guessed by FFmpeg."""
+    file = io.BytesIO(source) if isinstance(source, bytes) else str(source)
+    with av.open(file, metadata_errors="ignore", options={"fflags": "nofillin"}) as container:
+        packets = container.demux(container.streams[index])
+        return bytes(packet.pts is not None for packet in packets if packet.size)
 
 
 def _matroska(source: Path | bytes, index: int) -> Stated:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import av
 import numpy as np
@@ -20,6 +20,12 @@ from numpy.typing import NDArray
 
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.layout import FPS
+from omniforcing.media.reading.damage import (
+    UNDAMAGED,
+    Damage,
+    Packet,
+    damage_of,
+)
 from omniforcing.media.reading.edits import (
     Edits,
     edit_shift,
@@ -32,18 +38,9 @@ from omniforcing.media.reading.stated import NOTHING, Stated, read_stated
 Times = NDArray[np.floating[Any]]
 PathOrBytes = Path | bytes  # a file, or its content
 
-# Seconds by which a stream may end before its header says: containers round, and the length of the
-# last packet is a guess.
-END_SLACK = 0.5
-# Containers whose header states a duration that was measured when the file was finished. Those of
-# others are estimates from the bit rate or from the clock, which may wrap.
-FINISHED = {"matroska,webm", "avi", "asf", "flv", "nut", "mxf"}
 # Containers whose packets have no presentation times. What FFmpeg guesses for them is wrong where
 # frames are stored in another order than they are shown.
 DECODING_TIMES = {"avi"}
-# Containers that stamp some frames only. Where FFmpeg's guess for the others runs backwards, they
-# follow at the frame rate.
-GUESSED_TIMES = {"mpeg"}
 # Seconds by which the clock of a broadcast container may go forward, and back, within a file. More
 # is a joint of two recordings; as players do, the second then follows the first.
 CLOCK_FORWARD = 10.0
@@ -97,6 +94,7 @@ class MediaInfo:
         stated: what the container states about crop and colours of the picture.
         colour: how the colours are read, such as ``bt709 tv, untagged``.
         interlaced: whether the first frame is two fields.
+        damage: when the tracks are not whole.
     """
 
     times: Times
@@ -116,6 +114,7 @@ class MediaInfo:
     stated: Stated = NOTHING
     colour: str = ""
     interlaced: bool = False
+    damage: Damage = UNDAMAGED
 
     @property
     def hdr(self) -> bool:
@@ -232,11 +231,6 @@ def decode_packet(codec: Any, packet: Any) -> list[Any]:
     return frames
 
 
-class _Packet(NamedTuple):
-    stamp: int | None  # presentation time, or decoding time where a container has no others
-    duration: int
-
-
 @dataclass(frozen=True)
 class Tracks:
     """Picture and sound of a file as their packets describe them.
@@ -256,6 +250,7 @@ class Tracks:
         video_end: end of the last picture; None if ``times`` is.
         audio_end: end of the last audio packet.
         fps: mean frame rate that the file states; None if it states none.
+        damage: when they are not whole.
     """
 
     video_index: int
@@ -269,6 +264,7 @@ class Tracks:
     video_end: float | None
     audio_end: float
     fps: float | None
+    damage: Damage
 
 
 def read_tracks(source: PathOrBytes, language: str | None = None) -> Tracks:
@@ -311,18 +307,17 @@ def several_edits(source: PathOrBytes, container: Any, video: Any, audio: Any) -
 def _read_packets(
     source: PathOrBytes, container: Any, video: Any, audio: Any, edits: Edits | None
 ) -> Tracks:
-    packets: dict[int, list[_Packet]] = {video.index: [], audio.index: []}
+    packets: dict[int, list[Packet]] = {video.index: [], audio.index: []}
     guessed = container.format.name in DECODING_TIMES
-    end, shift = 0.0, edit_shift(source, container, video) if edits is None else 0.0
+    shift = edit_shift(source, container, video) if edits is None else 0.0
     for packet in demux(container, [s for s in container.streams if s.type != "data"]):
         if packet.size and not packet.is_discard:
             decoding = guessed and packet.stream.index == video.index
             stamp = packet.dts if decoding else packet.pts
-            entry = _Packet(stamp, packet.duration or 0)
+            key, marked = packet.is_keyframe, packet.is_corrupt
+            entry = Packet(stamp, packet.duration or 0, packet.dts, key, marked)
             packets.setdefault(packet.stream.index, []).append(entry)
-            if packet.pts is not None:
-                end = max(end, float((packet.pts + entry.duration) * packet.time_base))
-    _refuse_truncated(container, (video, audio), packets, end)
+    _refuse_truncated(container, (video, audio), packets)
     fps = float(video.average_rate or 0) or None
     step = 1 / (fps or FPS)
     times = video_end = None
@@ -350,29 +345,37 @@ def _read_packets(
         video_end,
         audio_end,
         fps,
+        damage_of(
+            packets[video.index],
+            packets[audio.index],
+            (float(video.time_base), float(audio.time_base)),
+            container.format.name == "mpegts",
+        ),
     )
 
 
-def _end(stream: Any, packets: list[_Packet]) -> float:
+def _end(stream: Any, packets: list[Packet]) -> float:
     last = max((packet.stamp or 0) + packet.duration for packet in packets)
     return float(last * stream.time_base)
 
 
 def _refuse_truncated(
-    container: Any, streams: tuple[Any, Any], packets: dict[int, list[_Packet]], end: float
+    container: Any, streams: tuple[Any, Any], packets: dict[int, list[Packet]]
 ) -> None:
-    """Reject a file whose tracks end before its index or its header says."""
+    """Reject a file whose index promises more than is there."""
     for stream in streams:
         if not packets[stream.index]:
             raise Rejected("media.truncated", f"the {stream.type} track holds no packet")
         # An mp4 with its index in front opens and plays until the data ends, so nothing but the
-        # index shows that a download was cut off.
+        # index shows that a download was cut off. Other containers are recorded and played as far
+        # as they go: what is there of them is whole.
         due = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
-        if due > container.size > 0:
+        if container.format.name.startswith("mov") and due > container.size > 0:
             raise Rejected(
                 "media.truncated",
                 f"the {stream.type} track needs {due} bytes, the file has {container.size}",
             )
-    promised = (container.duration or 0) / av.time_base
-    if container.format.name in FINISHED and end < promised - END_SLACK:
-        raise Rejected("media.truncated", f"it ends at {end:.2f} s of {promised:.2f} s")
+    stamps = [packet.stamp for packet in packets[streams[0].index] if packet.stamp is not None]
+    if container.format.name == "mxf" and min(stamps, default=0) > (streams[0].start_time or 0):
+        # FFmpeg then shows each picture when it is decoded, a frame late.
+        raise Rejected("media.truncated", "it ends before the index of its pictures' times")
