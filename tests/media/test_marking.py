@@ -16,21 +16,8 @@ import pytest
 from omniforcing import __version__
 from omniforcing.cli import main
 from omniforcing.media.marking import SOURCE_TYPE, Mark, read_marks
-from omniforcing.media.mux import Muxer, OutputBuffer
+from tests.support.marked import ARTIFACT, stream
 from tests.support.refusals import refused, refuses
-
-ARTIFACT = "0123456789abcdef" * 4
-MARK = Mark("pocket", ARTIFACT)
-
-
-def stream(mark: Mark | None = MARK) -> bytes:
-    """A stream of two blocks of a tenth of a second."""
-    pieces = OutputBuffer()
-    with Muxer(pieces, 16, 16, 16000, mark=mark) as muxer:
-        for block in range(2):
-            frames = np.full((3, 16, 16, 3), 60 * block, np.uint8)
-            muxer.write(frames, np.zeros((2, 2000), np.float32))
-    return pieces.take()
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,7 @@ def inspect(path: Path, out: Path | None, flags: Path | None, weights: Path | No
                 "leave them out",
                 click.get_current_context(),
             )
-        from omniforcing.media.marking import describe
+        from omniforcing.media.provenance import describe
 
         print(describe(path))
         return

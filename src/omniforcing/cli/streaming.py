@@ -167,6 +167,12 @@ def limit_options(function: Function) -> Function:
 )
 @click.option("--save", type=PATH, help="Write the stream's final state to this file.")
 @click.option("--resume", type=PATH, help="Continue a saved stream for --seconds.")
+@click.option(
+    "--sign",
+    type=(PATH, PATH),
+    metavar="CERTIFICATE KEY",
+    help="Sign the file (C2PA) with a PEM chain of certificates and the key of its first.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as json.")
 def stream(engine: EngineOptions, **options: Any) -> None:
     """Generate a clip with sound from a prompt, block by block."""

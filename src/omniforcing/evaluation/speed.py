@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -166,3 +167,12 @@ def against_teacher(
         "ttfc_speedup": teacher_s / stream["ttfc_s"],
         "generate_speedup": teacher_generate_s / stream["generate_s"],
     }
+
+
+def speed_line(values: dict[str, Any]) -> str:
+    """Say the figures of a stream in one line for people."""
+    return (
+        "first chunk after {ttfc_s:.2f} s, blocks {block_p50_s:.2f} s (p95 {block_p95_s:.2f} s), "
+        "real-time factor {real_time_factor:.2f}, {fps:.1f} FPS, decoding included | "
+        "{width}x{height}, {steps} steps, window {window}, {device}, {threads} threads"
+    ).format(**values) + "".join(f", {name}" for name in values["speed_ups"])

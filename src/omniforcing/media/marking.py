@@ -134,18 +134,3 @@ def read_marks(path: Path) -> dict[str, str]:
     marks["software"] = tool[1] if tool else tags.get("encoder", "")
     marks |= {name: tags.get(name, "") for name in ("title", "comment", "model", "artifact")}
     return {name: value for name, value in marks.items() if value}
-
-
-def describe(path: Path) -> str:
-    """Say in a table what a clip says of how it was made.
-
-    Raises:
-        OmniForcingError: if the file cannot be read.
-    """
-    marks = read_marks(path)
-    # IPTC's other words for what no camera saw are algorithmicMedia and composites with either.
-    machine = marks.get("digital_source_type", "").lower().endswith("algorithmicmedia")
-    verdict = "says that a machine made it" if machine else "does not say that a machine made it"
-    lines = [f"{path} {verdict}"]
-    lines += [f"  {name.replace('_', ' '):<20}{value}" for name, value in marks.items()]
-    return "\n".join(lines)

@@ -21,6 +21,7 @@ from omniforcing.core.errors import OmniForcingError
 if TYPE_CHECKING:
     from omniforcing.evaluation.speed import StreamSpeed
     from omniforcing.media.marking import Mark
+    from omniforcing.media.signing import ClipSigner
     from omniforcing.streaming.artifact import Artifact, StreamSettings
     from omniforcing.streaming.engine import Engine
     from omniforcing.streaming.live import Chunk, Stream
@@ -73,6 +74,7 @@ class StreamOptions:
         clip: MP4 to go on from.
         save: file for the stream's state at its end.
         resume: file with a stream's state to go on from.
+        sign: certificate and private key to sign the clip with.
         as_json: whether figures are printed as json.
     """
 
@@ -89,6 +91,7 @@ class StreamOptions:
     clip: Path | None = None
     save: Path | None = None
     resume: Path | None = None
+    sign: tuple[Path, Path] | None = None
     as_json: bool = False
 
 
@@ -120,6 +123,7 @@ def write_stream(
     settings: StreamSettings,
     mark: Mark | None = None,
     asked: float | None = None,
+    signer: ClipSigner | None = None,
 ) -> StreamSpeed:
     """Encode a stream into an MP4 file, or block by block onto standard output if ``out`` is ``-``.
 
@@ -131,31 +135,34 @@ def write_stream(
         settings: settings of the stream.
         mark: what the file says of how it was made; by default, by which preset's student.
         asked: ``time.perf_counter`` when the stream was asked for; None: no spans are made.
+        signer: signs the file when it is whole.
 
     Raises:
         OmniForcingError: if the file cannot be written.
     """
     from omniforcing.core.files import new_file
+    from omniforcing.media.marking import Mark
+    from omniforcing.media.signing import signing
 
+    mark = mark or Mark(settings.preset)
     if out == STDOUT:
         return _encode(chunks, sys.stdout.buffer, settings, mark, asked)
-    with new_file(out) as file:
-        return _encode(chunks, file, settings, mark, asked)
+    with new_file(out) as file, signing(signer, file, mark) as target:
+        return _encode(chunks, target, settings, mark, asked)
 
 
 def _encode(
     chunks: Iterable[Chunk],
     file: BinaryIO,
     settings: StreamSettings,
-    mark: Mark | None,
+    mark: Mark,
     asked: float | None,
 ) -> StreamSpeed:
     from omniforcing.evaluation.speed import stream_speed
-    from omniforcing.media.marking import Mark
     from omniforcing.media.mux import Muxer
     from omniforcing.streaming.telemetry import spans
 
-    size, mark = (settings.height, settings.width), mark or Mark(settings.preset)
+    size = (settings.height, settings.width)
     timings, traced, end = [], spans.begin(mark, asked), "failed"
     try:
         with Muxer(file, *size, settings.sample_rate, mark=mark) as muxer:
@@ -193,15 +200,6 @@ def figures(
         "threads": torch.get_num_threads(),
         "speed_ups": list(speed_ups),
     }
-
-
-def speed_line(values: dict[str, Any]) -> str:
-    """One line for people."""
-    return (
-        "first chunk after {ttfc_s:.2f} s, blocks {block_p50_s:.2f} s (p95 {block_p95_s:.2f} s), "
-        "real-time factor {real_time_factor:.2f}, {fps:.1f} FPS, decoding included | "
-        "{width}x{height}, {steps} steps, window {window}, {device}, {threads} threads"
-    ).format(**values) + "".join(f", {name}" for name in values["speed_ups"])
 
 
 def _with_progress(chunks: Iterator[Chunk], frames: int | None) -> Iterator[Chunk]:
@@ -293,6 +291,10 @@ def _check(options: StreamOptions) -> None:
             "option.conflict",
             "a stream begins with one of --image, --continue and --resume; leave the others out",
         )
+    if options.sign and options.out == STDOUT:
+        raise OmniForcingError(
+            "option.conflict", "--sign signs a whole clip, which - never is; name a file in --out"
+        )
     if options.save and options.endless:
         raise OmniForcingError(
             "option.conflict",
@@ -369,7 +371,11 @@ def stream_clip(options: StreamOptions) -> None:
     Raises:
         OmniForcingError: for anything in the options or the artifact that the user can mend.
     """
+    from omniforcing.evaluation.speed import speed_line
+    from omniforcing.media.signing import ClipSigner
+
     _check(options)
+    signer = ClipSigner(*options.sign) if options.sign else None
     engine = open_engine(options.engine)
     _check_words(engine, options)
     with _begin(engine, options) as stream:
@@ -381,7 +387,7 @@ def stream_clip(options: StreamOptions) -> None:
         chunks = _with_progress(stream, stream.frames)
         with _until_interrupted(chunks) if options.endless else nullcontext(chunks) as wanted:
             speed = write_stream(
-                wanted, options.out, engine.settings, engine.mark, stream.parts.asked
+                wanted, options.out, engine.settings, engine.mark, stream.parts.asked, signer
             )
         if saved is not None and options.save is not None:
             saved.result().save(options.save)
