@@ -85,6 +85,19 @@ def test_nothing_moves_and_nothing_sounds_in_a_still_and_silent_clip() -> None:
     assert row.why == "needs 2 clips in which something moves or sounds, found 0"
 
 
+def test_clips_without_a_sound_have_no_agreement_and_no_zero() -> None:
+    silence = np.zeros_like(rendered(0).samples)
+    clips = [Clip(str(index), Pair(rendered(index).frames, silence)) for index in range(2)]
+    names = ("onset_motion_margin", "onset_motion_f1", "onset_motion_chance")
+    for row in measure_clips(clips, chosen_measures(names)).rows:
+        assert row.figure is None and "no sound begins in any of 2 clips" in row.why
+    still = [
+        Clip("", Pair(np.zeros_like(clip.frames), clip.samples)) for clip in map(rendered, (0, 1))
+    ]
+    for row in measure_clips(still, chosen_measures(names)).rows:
+        assert row.figure is None and "nothing moves" in row.why
+
+
 def test_late_sound_has_its_offset_and_a_lower_margin() -> None:
     margins = []
     for shift in (0.0, 0.08, 0.16, 0.32):
