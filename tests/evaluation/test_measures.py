@@ -18,7 +18,7 @@ from omniforcing.evaluation.measures.registry import MEASURES, chosen_measures
 from omniforcing.evaluation.measures.tables import paired_difference
 from omniforcing.media.files import write_mp4
 from omniforcing.pocket.synthetic import SyntheticClip, make_clip
-from tests.support.refusals import refuses
+from tests.support.refusals import refused, refuses
 
 CLIPS = 8
 pytestmark = pytest.mark.extended
@@ -226,3 +226,27 @@ def test_mistakes_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit) as end:
         main(["measure", str(tmp_path / "nowhere")])
     assert end.value.code == 2 and "file.not-a-folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        (["--measures", ","], "option.malformed", "at least one"),
+        (["--measures", ""], "option.malformed", "at least one"),
+        (["--device", "nonsense"], "device.unusable", "nonsense"),
+        (["--captions", "x", "--seed", "0"], "option.conflict", "--captions and --seed"),
+        (["--seconds", "3"], "option.conflict", "--seconds"),
+    ],
+)
+def test_options_that_do_nothing_are_refused(
+    options: list[str], code: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = made()
+    write_mp4(tmp_path / "a.mp4", clip.media)
+    with pytest.raises(SystemExit) as end:
+        main(["measure", str(tmp_path), *options])
+    assert end.value.code == 2
+    refused(capsys.readouterr().err, code, says)
+    with pytest.raises(SystemExit) as end:
+        main(["measure", str(tmp_path), "--measures", " motion , motion"])
+    assert end.value.code == 0 and capsys.readouterr().out.count("\nmotion ") == 1
