@@ -5,13 +5,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
 from omniforcing.cli import main
 from omniforcing.core.pair import Media, Pair
 from omniforcing.evaluation.measures.base import Figure, measure_clips
-from omniforcing.evaluation.measures.clips import Clip, Skipped, read_clips
+from omniforcing.evaluation.measures.clips import Clip, Skipped, measurable, read_clips
 from omniforcing.evaluation.measures.command import Source, measure_sources
 from omniforcing.evaluation.measures.curves import RATE, events, motion_curve, onset_curve
 from omniforcing.evaluation.measures.registry import MEASURES, chosen_measures
@@ -200,6 +201,65 @@ def test_a_folder_of_videos_is_measured_and_what_cannot_be_is_named(tmp_path: Pa
         assert figure["n"] == 3 and figure == content["against"]["figures"][name]
     assert [row["clip"] for row in content["source"]["clips"]] == ["0.mp4", "1.mp4", "2.mp4"]
     assert "0.000 (0.000 to 0.000)" in table  # each clip is its own pair
+
+
+def with_sound(file: Path, samples: np.ndarray) -> None:
+    """A noisy picture with sound as 32-bit floats, which may hold any value."""
+    with av.open(str(file), "w") as container:
+        video: Any = container.add_stream("mpeg4", 24)
+        video.width = video.height = 64
+        video.pix_fmt = "yuv420p"
+        audio: Any = container.add_stream("pcm_f32le", 16000)
+        audio.layout = "stereo"
+        for index in range(1 + 24 * (samples.shape[1] // 16000)):
+            noise = np.random.default_rng(index).integers(0, 255, (64, 64, 3), np.uint8)
+            container.mux(video.encode(av.VideoFrame.from_ndarray(noise, format="rgb24")))
+        container.mux(video.encode())
+        packed = np.ascontiguousarray(samples.T.reshape(1, -1), np.float32)
+        frame = av.AudioFrame.from_ndarray(packed, format="flt", layout="stereo")
+        frame.rate, frame.pts = 16000, 0
+        container.mux([*audio.encode(frame), *audio.encode()])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_sound_that_is_not_finite_is_not_measured(value: float, tmp_path: Path) -> None:
+    sound = np.random.default_rng(0).normal(0, 0.1, (2, 25 * 16000))
+    sound[:, 12 * 16000] = value
+    with_sound(tmp_path / "a.mkv", sound)
+    first, second = read_clips(tmp_path)
+    assert isinstance(first, Clip) and first.name == "a.mkv#1"
+    assert isinstance(second, Skipped) and second.name == "a.mkv#2" and "no numbers" in second.why
+
+
+def test_a_clip_that_was_made_of_no_numbers_is_not_measured() -> None:
+    clip = made()
+    assert measurable(clip) is clip
+    clip.media.audio[0, 5] = np.nan
+    spoilt = measurable(clip)
+    assert isinstance(spoilt, Skipped) and "no numbers" in spoilt.why
+
+
+def test_captions_in_another_form_are_found_as_stage_clips_finds_them(tmp_path: Path) -> None:
+    write_mp4(tmp_path / "a.mp4", made().media)
+    (tmp_path / "captions.csv").write_text("video,caption\n/elsewhere/a.mp4,a red ball\n")
+    (clip,) = read_clips(tmp_path)
+    assert isinstance(clip, Clip) and clip.caption == "a red ball"
+
+
+@pytest.mark.parametrize(
+    ("manifest", "code"),
+    [
+        ("[]", "file.unreadable"),
+        ("{", "file.unreadable"),
+        ('{"kind": "latents"}', "data.wrong-folder"),
+        ('{"kind": "shards"}', "data.damaged-manifest"),
+        ('{"kind": "shards", "form": {"height": 3}}', "data.damaged-manifest"),
+    ],
+)
+def test_a_damaged_manifest_is_one_sentence(manifest: str, code: str, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(manifest)
+    with refuses(code, tmp_path):
+        list(read_clips(tmp_path))
 
 
 def test_pairs_tell_a_small_difference_that_the_sets_do_not() -> None:

@@ -38,7 +38,10 @@ def test_parts_hold_whole_seconds_and_the_frame_between() -> None:
 
 
 def test_what_gets_worse_shows_part_by_part(tmp_path: Path) -> None:
-    clips = [*(fading(index) for index in range(3)), Skipped("broken.mp4", "no video")]
+    clips: list[Clip | Skipped] = [
+        *(fading(index) for index in range(3)),
+        Skipped("broken.mp4", "no video"),
+    ]
     found = measure_parts(clips, chosen_measures(["loudness", "frozen_share"]), 2)
     frozen = [part.rows[0].figure for part in found]
     loud = [part.rows[1].figure for part in found]

@@ -92,6 +92,16 @@ def _placing(path: Path) -> Iterator[None]:
         ) from error
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, where they are not there.
+
+    Raises:
+        FileError: if it cannot be made, as where a file has its name.
+    """
+    with _placing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 def _sync(path: Path) -> None:
     """Wait until a file or a folder is on the disk."""
     handle = os.open(path, os.O_RDONLY)
@@ -229,6 +239,21 @@ def read_json(path: Path) -> Any:
         ) from error
     except (ValueError, OSError) as error:
         raise FileError("file.unreadable", f"{path} is not readable json: {error}") from error
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        FileError: if it is missing, is not JSON or holds something else.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise FileError(
+            "file.unreadable",
+            f"{path} holds a {type(found).__name__} where a json object should be; make it again",
+        )
+    return found
 
 
 def sha256_file(path: Path) -> str:
