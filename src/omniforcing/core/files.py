@@ -158,15 +158,29 @@ def publish(temporary: Path, path: Path) -> None:
     _sync(path.parent)
 
 
+def _is_stream(path: Path) -> bool:
+    """Tell whether a path is a pipe, a device or a process's open file, such as /dev/stdout."""
+    try:
+        if path.is_symlink() and path.absolute().parts[1:2] in (("dev",), ("proc",)):
+            return True
+        return path.exists() and not path.is_file() and not path.is_dir()
+    except OSError:  # a name that is too long, say, which opening it will tell
+        return False
+
+
 @contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
     """Yield a binary file that becomes ``path`` if the body succeeds, and vanishes if it fails.
 
-    The folder must exist.
+    The folder must exist. A pipe or a device is written as it is: a file cannot take its place.
 
     Raises:
         FileError: if the place cannot be written or the disk is full.
     """
+    if _is_stream(path):
+        with _placing(path), path.open("ab") as stream:
+            yield stream
+        return
     with _placing(path):
         temporary = _temporary(path)
         file = temporary.open("wb")
