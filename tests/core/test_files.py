@@ -1,6 +1,7 @@
 """Files are whole or absent, whatever kills the writer; manifests notice any change."""
 
 import errno
+import json
 import os
 import signal
 import socket
@@ -186,3 +187,38 @@ def test_a_models_config_forgets_where_it_was_loaded_from(tmp_path: Path) -> Non
     write_json(tmp_path / "vae" / "config.json", {"_name_or_path": "/somewhere/else", "width": 3})
     forget_origins(tmp_path)
     assert read_json(tmp_path / "vae" / "config.json") == {"width": 3}
+
+
+def test_a_pipe_or_an_open_file_is_written_and_stays_what_it_is(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_json(pipe, [1])
+        assert json.loads(os.read(reader, 100)) == [1]
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo() and list(tmp_path.iterdir()) == [pipe]
+    with (tmp_path / "file").open("wb") as file:
+        write_json(Path(f"/dev/fd/{file.fileno()}"), [2])
+        write_json(Path(f"/proc/self/fd/{file.fileno()}"), [3])
+    assert json.loads((tmp_path / "file").read_text().replace("]\n[", ",")) == [2, 3]
+
+
+def test_a_reader_that_closes_the_pipe_ends_a_command_without_a_word() -> None:
+    for output in ("print('x' * 100_000)", "print('x')", "print('x'); raise SystemExit(0)"):
+        code = (
+            "import sys, os\n"
+            "from omniforcing.core.console import run_command\n"
+            "def command():\n"
+            "    sys.stdin.read()\n"
+            f"    {output}\n"
+            "sys.exit(run_command(command))\n"
+        )
+        words = [sys.executable, "-c", code]
+        pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
+        with subprocess.Popen(words, **pipes) as process:  # type: ignore[call-overload]
+            process.stdout.close()
+            process.stdin.close()
+            said = process.stderr.read()
+        assert (process.returncode, said) == (141, b"")

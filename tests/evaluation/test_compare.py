@@ -3,6 +3,7 @@
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,7 +72,26 @@ def test_what_cannot_be_compared_is_one_sentence(tmp_path: Path) -> None:
     with refuses("evaluation.no-clip-table", tmp_path, "clips.json"):
         compare(first, tmp_path, tmp_path / "page.html")
     second = Path(shutil.copytree(first, tmp_path / "b"))
+    table = read_json(second / "clips.json")
+    damaged: list[tuple[Any, str]] = [
+        ([], "file.unreadable"),
+        ({}, "file.damaged"),
+        ({**table, "data": [[1]]}, "file.damaged"),
+        ({"columns": ["set"], "data": [["student"]]}, "file.damaged"),
+    ]
+    for content, code in damaged:
+        write_json(second / "clips.json", content)
+        for pair in ((first, second), (second, first)):
+            with refuses(code, second / "clips.json"):
+                compare(*pair, tmp_path / "page.html")
+    write_json(second / "clips.json", {**table, "data": []})
+    for pair in ((first, second), (second, first)):
+        found = compare(*pair, tmp_path / "page.html")["student"]
+        assert found["figures"] and not found["paired"]
     metrics = read_json(second / "metrics.json")
+    write_json(second / "metrics.json", {})
+    with refuses("file.damaged", second / "metrics.json"):
+        compare(first, second, tmp_path / "page.html")
     write_json(second / "metrics.json", {**metrics, "models": {"teacher": {}}})
     with refuses("evaluation.nothing-in-common", first, second):
         compare(first, second, tmp_path / "page.html")

@@ -215,6 +215,34 @@ def test_an_encoder_that_fails_on_a_clip_is_a_row_that_names_it(tmp_path: Path) 
         assert "failed on clip 0" in dynamic.why and "too wide for me" in dynamic.why
 
 
+class Spoilt(nn.Module):
+    """Gives features that are no numbers, or others at each call."""
+
+    def __init__(self, varies: bool) -> None:
+        super().__init__()
+        self.varies = varies
+
+    def forward(self, video: Tensor, rescale: bool, resize: bool, return_features: bool) -> Tensor:
+        assert return_features and not rescale and not resize
+        if self.varies:
+            return torch.zeros(1, 1 + int(video.mean() * 1000) % 7)
+        return video.mean(dim=(3, 4)).flatten(1) * float("nan")
+
+
+@pytest.mark.parametrize(("varies", "says"), [(False, "is not finite"), (True, "makes no figure")])
+def test_features_that_make_no_figure_are_a_row(varies: bool, says: str, tmp_path: Path) -> None:
+    torch.jit.script(Spoilt(varies)).save(tmp_path / "i3d.pt")
+    named = Weights({"i3d": Entry(tmp_path / "i3d.pt", sha256_file(tmp_path / "i3d.pt"))})
+    clips = [coloured(index, 1) for index in range(33)]
+    measured = measure(named, clips, "fvd_i3d", against=clips)
+    assert measured.rows[0].figure is None and says in measured.rows[0].why
+    measures = chosen_measures(["fvd_i3d"], named)
+    whole = Observed(seen={"fvd_i3d": [np.zeros(4)] * 33})
+    other = observe_clips(clips, measures) if not varies else Observed(failed={"fvd_i3d": "x"})
+    (row,) = figures_of(whole, measures, other).rows
+    assert row.figure is None and "of the clips to compare with" in row.why
+
+
 def test_figures_of_other_weights_have_another_protocol(weights: Weights) -> None:
     entry = weights.entries["clip"]
     (mine,) = chosen_measures(["clip_text_video"], weights)
@@ -239,6 +267,26 @@ def test_a_model_that_lacks_a_tensor_is_not_filled_with_noise(
     assert row.figure is None and "lacks 1 tensors, first layernorm.weight" in row.why
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "content", "measure_name"),
+    [
+        ("clip", "tokenizer.json", "{}", "clip_text_video"),
+        ("clip", "tokenizer_config.json", "[]", "clip_text_video"),
+        ("clap", "preprocessor_config.json", "[]", "clap_text_audio"),
+        ("clip", "config.json", '{"model_type": "clip", "vision_config": []}', "clip_text_video"),
+        ("whisper", "preprocessor_config.json", '{"feature_size": "x"}', "wer_whisper"),
+    ],
+)
+def test_files_beside_the_weights_that_are_damaged_are_a_row(
+    name: str, file: str, content: str, measure_name: str, weights: Weights, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(weights.entries[name].path, tmp_path / name))
+    (folder / file).write_text(content)
+    named = Weights({name: Entry(folder, weights.entries[name].sha256)})
+    (row,) = measure(named, [coloured(0)], measure_name).rows
+    assert row.figure is None and str(folder) in row.why and "loaded" in row.why
+
+
 def test_a_file_of_weights_that_is_malformed_is_one_sentence(tmp_path: Path) -> None:
     file = tmp_path / "weights.yaml"
     with refuses("file.unreadable", file):
@@ -246,9 +294,23 @@ def test_a_file_of_weights_that_is_malformed_is_one_sentence(tmp_path: Path) -> 
     file.write_text("clipp: {path: x, sha256: y}")
     with refuses("evaluation.malformed-weights", "'clipp'", "'clip'"):
         Weights.read(file)
-    file.write_text("clip: {path: x, sha256: y}")
-    with refuses("evaluation.malformed-weights", "sha256"):
+    digest = "a" * 64
+    for text, says in (
+        ("clip: {path: x, sha256: y}", "sha256 of clip is 'y'"),
+        (f"clip: {{path: x, sha256: {'1' * 64}}}", "in quotes"),
+        (f"clip: {{path: null, sha256: {digest}}}", "path of clip is None"),
+        ("clip: weights/clip", "'weights/clip'"),
+        ("- clip", "names no weights"),
+        ("", "names no weights"),
+    ):
+        file.write_text(text)
+        with refuses("evaluation.malformed-weights", file, says):
+            Weights.read(file)
+    file.write_text("clip: {path: [")
+    with refuses("file.unreadable", file):
         Weights.read(file)
+    file.write_text(f"clip: {{path: x, sha256: {'A' * 64}}}")
+    assert Weights.read(file).entries["clip"] == Entry(tmp_path / "x", digest)
 
 
 def test_every_measure_with_weights_names_licence_and_protocol() -> None:

@@ -8,7 +8,7 @@ import pytest
 from omniforcing.cli import main
 from omniforcing.core.files import read_json, write_json
 from omniforcing.core.pair import Pair
-from omniforcing.data.rejects import read_flags
+from omniforcing.data.rejects import FLAGS_SCHEMA, read_flags
 from omniforcing.data.shards import plan_shards, publish_shards, read_shards, write_shards
 from omniforcing.data.sources import TRAIN, Entry
 from omniforcing.evaluation.measures.clips import Clip
@@ -97,6 +97,19 @@ def test_shards_leave_out_what_was_flagged(
 def test_a_list_of_another_kind_is_refused(tmp_path: Path) -> None:
     write_json(tmp_path / "flags.json", {"flags": []})
     with refuses("file.unknown-schema", "flags.json", "--flags"):
+        read_flags(tmp_path / "flags.json")
+    good = {"name": "a.mp4", "cut": 0, "why": "silent"}
+    for flag, says in (
+        (5, "flag 2: name is None"),
+        ({"name": "a.mp4"}, "flag 2: cut is None"),
+        ({**good, "cut": "0"}, "cut is '0'"),
+        ({**good, "name": []}, "name is []"),
+    ):
+        write_json(tmp_path / "flags.json", {"schema": FLAGS_SCHEMA, "flags": [good, flag]})
+        with refuses("data.malformed-flags", "flags.json", says):
+            read_flags(tmp_path / "flags.json")
+    write_json(tmp_path / "flags.json", {"schema": FLAGS_SCHEMA, "flags": 5})
+    with refuses("file.unknown-schema", "flags.json"):
         read_flags(tmp_path / "flags.json")
 
 

@@ -5,20 +5,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
 from omniforcing.cli import main
 from omniforcing.core.pair import Media, Pair
 from omniforcing.evaluation.measures.base import Figure, measure_clips
-from omniforcing.evaluation.measures.clips import Clip, Skipped, read_clips
+from omniforcing.evaluation.measures.clips import Clip, Skipped, measurable, read_clips
 from omniforcing.evaluation.measures.command import Source, measure_sources
 from omniforcing.evaluation.measures.curves import RATE, events, motion_curve, onset_curve
 from omniforcing.evaluation.measures.registry import MEASURES, chosen_measures
 from omniforcing.evaluation.measures.tables import paired_difference
 from omniforcing.media.files import write_mp4
 from omniforcing.pocket.synthetic import SyntheticClip, make_clip
-from tests.support.refusals import refuses
+from tests.support.refusals import refused, refuses
 
 CLIPS = 8
 pytestmark = pytest.mark.extended
@@ -83,6 +84,19 @@ def test_nothing_moves_and_nothing_sounds_in_a_still_and_silent_clip() -> None:
     row = measure_clips([clip, clip], chosen_measures(["onset_motion_margin"])).rows[0]
     assert row.figure is None
     assert row.why == "needs 2 clips in which something moves or sounds, found 0"
+
+
+def test_clips_without_a_sound_have_no_agreement_and_no_zero() -> None:
+    silence = np.zeros_like(rendered(0).samples)
+    clips = [Clip(str(index), Pair(rendered(index).frames, silence)) for index in range(2)]
+    names = ("onset_motion_margin", "onset_motion_f1", "onset_motion_chance")
+    for row in measure_clips(clips, chosen_measures(names)).rows:
+        assert row.figure is None and "no sound begins in any of 2 clips" in row.why
+    still = [
+        Clip("", Pair(np.zeros_like(clip.frames), clip.samples)) for clip in map(rendered, (0, 1))
+    ]
+    for row in measure_clips(still, chosen_measures(names)).rows:
+        assert row.figure is None and "nothing moves" in row.why
 
 
 def test_late_sound_has_its_offset_and_a_lower_margin() -> None:
@@ -189,6 +203,65 @@ def test_a_folder_of_videos_is_measured_and_what_cannot_be_is_named(tmp_path: Pa
     assert "0.000 (0.000 to 0.000)" in table  # each clip is its own pair
 
 
+def with_sound(file: Path, samples: np.ndarray) -> None:
+    """A noisy picture with sound as 32-bit floats, which may hold any value."""
+    with av.open(str(file), "w") as container:
+        video: Any = container.add_stream("mpeg4", 24)
+        video.width = video.height = 64
+        video.pix_fmt = "yuv420p"
+        audio: Any = container.add_stream("pcm_f32le", 16000)
+        audio.layout = "stereo"
+        for index in range(1 + 24 * (samples.shape[1] // 16000)):
+            noise = np.random.default_rng(index).integers(0, 255, (64, 64, 3), np.uint8)
+            container.mux(video.encode(av.VideoFrame.from_ndarray(noise, format="rgb24")))
+        container.mux(video.encode())
+        packed = np.ascontiguousarray(samples.T.reshape(1, -1), np.float32)
+        frame = av.AudioFrame.from_ndarray(packed, format="flt", layout="stereo")
+        frame.rate, frame.pts = 16000, 0
+        container.mux([*audio.encode(frame), *audio.encode()])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_sound_that_is_not_finite_is_not_measured(value: float, tmp_path: Path) -> None:
+    sound = np.random.default_rng(0).normal(0, 0.1, (2, 25 * 16000))
+    sound[:, 12 * 16000] = value
+    with_sound(tmp_path / "a.mkv", sound)
+    first, second = read_clips(tmp_path)
+    assert isinstance(first, Clip) and first.name == "a.mkv#1"
+    assert isinstance(second, Skipped) and second.name == "a.mkv#2" and "no numbers" in second.why
+
+
+def test_a_clip_that_was_made_of_no_numbers_is_not_measured() -> None:
+    clip = made()
+    assert measurable(clip) is clip
+    clip.media.audio[0, 5] = np.nan
+    spoilt = measurable(clip)
+    assert isinstance(spoilt, Skipped) and "no numbers" in spoilt.why
+
+
+def test_captions_in_another_form_are_found_as_stage_clips_finds_them(tmp_path: Path) -> None:
+    write_mp4(tmp_path / "a.mp4", made().media)
+    (tmp_path / "captions.csv").write_text("video,caption\n/elsewhere/a.mp4,a red ball\n")
+    (clip,) = read_clips(tmp_path)
+    assert isinstance(clip, Clip) and clip.caption == "a red ball"
+
+
+@pytest.mark.parametrize(
+    ("manifest", "code"),
+    [
+        ("[]", "file.unreadable"),
+        ("{", "file.unreadable"),
+        ('{"kind": "latents"}', "data.wrong-folder"),
+        ('{"kind": "shards"}', "data.damaged-manifest"),
+        ('{"kind": "shards", "form": {"height": 3}}', "data.damaged-manifest"),
+    ],
+)
+def test_a_damaged_manifest_is_one_sentence(manifest: str, code: str, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(manifest)
+    with refuses(code, tmp_path):
+        list(read_clips(tmp_path))
+
+
 def test_pairs_tell_a_small_difference_that_the_sets_do_not() -> None:
     rows: list[dict[str, Any]] = [{"clip": n, "caption": "", "level": n} for n in range(8)]
     others = [{**row, "level": row["level"] - 0.1} for row in rows]
@@ -213,3 +286,27 @@ def test_mistakes_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit) as end:
         main(["measure", str(tmp_path / "nowhere")])
     assert end.value.code == 2 and "file.not-a-folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        (["--measures", ","], "option.malformed", "at least one"),
+        (["--measures", ""], "option.malformed", "at least one"),
+        (["--device", "nonsense"], "device.unusable", "nonsense"),
+        (["--captions", "x", "--seed", "0"], "option.conflict", "--captions and --seed"),
+        (["--seconds", "3"], "option.conflict", "--seconds"),
+    ],
+)
+def test_options_that_do_nothing_are_refused(
+    options: list[str], code: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = made()
+    write_mp4(tmp_path / "a.mp4", clip.media)
+    with pytest.raises(SystemExit) as end:
+        main(["measure", str(tmp_path), *options])
+    assert end.value.code == 2
+    refused(capsys.readouterr().err, code, says)
+    with pytest.raises(SystemExit) as end:
+        main(["measure", str(tmp_path), "--measures", " motion , motion"])
+    assert end.value.code == 0 and capsys.readouterr().out.count("\nmotion ") == 1

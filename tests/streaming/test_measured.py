@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from omniforcing.cli import main
+from omniforcing.evaluation.measures.clips import Clip
 from omniforcing.pipeline.experiments.generated import captions_for, generated_clips
 from omniforcing.streaming.artifact import Artifact
 from tests.support.refusals import refuses
@@ -34,6 +35,7 @@ def test_the_same_seed_makes_the_same_clips(artifact: Artifact) -> None:
     first, again, other = (
         next(generated_clips(artifact.folder, CAPTIONS, 1, seed, "cpu")) for seed in (0, 0, 1)
     )
+    assert isinstance(first, Clip) and isinstance(again, Clip) and isinstance(other, Clip)
     assert first.media.video.shape == (25, 64, 64, 3) and first.media.audio.shape == (2, 16000)
     assert (first.media.video == again.media.video).all()
     assert (first.media.video != other.media.video).any()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from omniforcing.core.errors import OmniForcingError
-from omniforcing.pipeline.experiments.play import measure_recordings, play, read_recording
+from omniforcing.pipeline.experiments.play import measure_recordings, play, read_recording, table
 from omniforcing.pipeline.experiments.scenario import Scenario, read_scenarios
 from omniforcing.streaming.engine import Engine
 from tests.support.refusals import refuses
@@ -68,6 +68,7 @@ def test_figures_lie_beside_the_recordings_and_a_changed_one_is_refused(
     assert figures == json.loads((out / "interactive.json").read_text())
     assert figures["changes"] == 2 and figures["judges"]["ball_colour"]["n"] == [2, 1]
     assert set(figures["missing"]) == {"clip_follows", "clap_follows"}
+    assert "clap_follows: no weights" in table(figures)
     with (out / "back.mp4").open("ab") as file:
         file.write(b"x")
     with refuses("file.damaged", "back.mp4"):
@@ -98,6 +99,9 @@ def test_of_two_changes_for_one_block_the_later_holds(engine: Engine, tmp_path: 
             ["order"],
         ),
         ({"updates": "at once"}, ["list"]),
+        ({"name": "interactive"}, ["'interactive'"]),
+        ({"name": "a" * 300}, ["100 bytes"]),
+        ({"seconds": 0.5, "updates": []}, ["seconds is 0.5", "least is 1"]),
     ],
 )
 def test_what_is_wrong_with_a_scenario_is_one_sentence(
@@ -131,6 +135,12 @@ def test_two_scenarios_of_one_name_and_late_changes_are_refused(
 ) -> None:
     with refuses("pipeline.bad-scenario", "'back'"):
         written(tmp_path, WHOLE, WHOLE)
+    with refuses("pipeline.bad-scenario", "'back'"):
+        written(tmp_path, WHOLE, {**WHOLE, "name": "Back"})
+    taken = tmp_path / "taken"
+    taken.write_text("a file")
+    with refuses("file.cannot-write", taken):
+        play(engine, written(tmp_path, WHOLE), taken)
     late = {**WHOLE, "updates": [{"at": 3.9, "prompt": BLUE}]}
     with refuses("streaming.no-moment", "3.9"):
         play(engine, written(tmp_path, late), tmp_path)

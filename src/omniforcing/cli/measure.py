@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,10 @@ _PATH = click.Path(path_type=Path)
 def _names(
     _context: click.Context, _parameter: click.Parameter, words: str | None
 ) -> tuple[str, ...]:
-    return tuple(filter(None, (words or "").split(",")))
+    names = tuple(name.strip() for name in (words or "").split(",") if name.strip())
+    if words is not None and not names:
+        raise click.BadParameter("name at least one measure, or leave it out for all of them")
+    return names
 
 
 @click.command(
@@ -65,7 +69,7 @@ def _names(
     type=click.FloatRange(1),
     help="Length of an artifact's clips.  [default: as it was trained]",
 )
-@click.option("--seed", default=0, help="Seed of an artifact's clips.")
+@click.option("--seed", type=int, help="Seed of an artifact's clips.  [default: 0]")
 @click.option(
     "--every",
     type=click.IntRange(1),
@@ -82,7 +86,7 @@ def measure(
     json_file: Path | None,
     captions: Path | None,
     seconds: float | None,
-    seed: int,
+    seed: int | None,
     every: int | None,
     device: str,
 ) -> None:
@@ -91,6 +95,7 @@ def measure(
     Files of any rate and size are read as stage shards reads them; longer ones count as several
     clips of ten seconds. An artifact makes a clip for each caption.
     """
+    from omniforcing.core.distributed import check_device
     from omniforcing.evaluation.measures.command import Source, measure_sources
     from omniforcing.evaluation.measures.encoders.weights import Weights
     from omniforcing.evaluation.measures.progress import (
@@ -105,22 +110,40 @@ def measure(
         is_artifact,
     )
 
+    for_artifacts = {"--captions": captions, "--seconds": seconds, "--seed": seed}
+    if not any(map(is_artifact, filter(None, (folder, against)))):
+        _refuse(folder, [name for name, value in for_artifacts.items() if value is not None])
+    check_device(device)
+
     def source(place: Path, shards: Path | None) -> Source:
         if not is_artifact(place):
             return Source.of_folder(place, most)
         wanted = captions_for(captions, shards, most)
-        return Source(str(place), generated_clips(place, wanted, seconds, seed, device))
+        return Source(str(place), generated_clips(place, wanted, seconds, seed or 0, device))
 
     weights = Weights.read(weights_file, device) if weights_file else None
     measures = chosen_measures(names, weights)
+    other = source(against, folder) if against else None
     if every:
-        parts = measure_parts(source(folder, against).clips, measures, every)
+        parts = measure_parts(
+            source(folder, against).clips, measures, every, other.clips if other else None
+        )
         if json_file:
             save_progress(parts, every, json_file)
         print(progress_table(parts, every))
         return
-    other = source(against, folder) if against else None
     print(measure_sources(source(folder, against), measures, other, json_file))
+
+
+def _refuse(folder: Path, options: Sequence[str]) -> None:
+    from omniforcing.core.errors import OmniForcingError
+
+    if options:
+        raise OmniForcingError(
+            "option.conflict",
+            f"{' and '.join(options)} shape the clips that an artifact makes, and {folder} holds "
+            "clips already; leave them out (captions of videos lie in their folder)",
+        )
 
 
 @click.command(

@@ -125,3 +125,18 @@ def draw(
     return generator.rows.of(
         function((generator.rows.total, *shape[1:]), generator=generator, **options)
     )
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that torch cannot compute on here.
+
+    Raises:
+        OmniForcingError: naming the device, and what torch says of it.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        said = str(error).splitlines()[0]
+        raise OmniForcingError(
+            "device.unusable", f"--device {device} does not work here: {said}; use another, or cpu"
+        ) from error

@@ -92,6 +92,16 @@ def _placing(path: Path) -> Iterator[None]:
         ) from error
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, where they are not there.
+
+    Raises:
+        FileError: if it cannot be made, as where a file has its name.
+    """
+    with _placing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 def _sync(path: Path) -> None:
     """Wait until a file or a folder is on the disk."""
     handle = os.open(path, os.O_RDONLY)
@@ -148,15 +158,29 @@ def publish(temporary: Path, path: Path) -> None:
     _sync(path.parent)
 
 
+def _is_stream(path: Path) -> bool:
+    """Tell whether a path is a pipe, a device or a process's open file, such as /dev/stdout."""
+    try:
+        if path.is_symlink() and path.absolute().parts[1:2] in (("dev",), ("proc",)):
+            return True
+        return path.exists() and not path.is_file() and not path.is_dir()
+    except OSError:  # a name that is too long, say, which opening it will tell
+        return False
+
+
 @contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
     """Yield a binary file that becomes ``path`` if the body succeeds, and vanishes if it fails.
 
-    The folder must exist.
+    The folder must exist. A pipe or a device is written as it is: a file cannot take its place.
 
     Raises:
         FileError: if the place cannot be written or the disk is full.
     """
+    if _is_stream(path):
+        with _placing(path), path.open("ab") as stream:
+            yield stream
+        return
     with _placing(path):
         temporary = _temporary(path)
         file = temporary.open("wb")
@@ -229,6 +253,21 @@ def read_json(path: Path) -> Any:
         ) from error
     except (ValueError, OSError) as error:
         raise FileError("file.unreadable", f"{path} is not readable json: {error}") from error
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        FileError: if it is missing, is not JSON or holds something else.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise FileError(
+            "file.unreadable",
+            f"{path} holds a {type(found).__name__} where a json object should be; make it again",
+        )
+    return found
 
 
 def sha256_file(path: Path) -> str:

@@ -21,8 +21,8 @@ from omniforcing.core.files import read_json
 from omniforcing.core.layout import Counts, clip_seconds
 from omniforcing.core.pair import Pair
 from omniforcing.data.rejects import Reject, refuse_share, summary
-from omniforcing.data.shards import MEMBERS, decode_media, read_raw, shard_form
-from omniforcing.data.tars import indices, read_tar
+from omniforcing.data.shards import MEMBERS, decode_media, read_raw
+from omniforcing.data.tars import indices, read_tar, shard_form
 from omniforcing.data.tensors import (
     commit_shards,
     from_tokens,

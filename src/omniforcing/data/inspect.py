@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omniforcing.core.errors import OmniForcingError
-from omniforcing.core.files import MANIFEST, read_json
-from omniforcing.data.tars import indices, read_tar
+from omniforcing.core.files import MANIFEST, read_json_object
+from omniforcing.data.tars import indices, read_tar, shard_form
 
 MEMBERS = {
     "shards": frozenset({"mp4", "txt", "json"}),
@@ -57,7 +57,7 @@ def inspect_folder(folder: Path, out: Path | None = None) -> str:
             "file.not-a-folder",
             f"{folder} is not a folder; give the output folder of {', '.join(MEMBERS)}",
         )
-    manifest = read_json(folder / MANIFEST)
+    manifest = read_json_object(folder / MANIFEST)
     kind = manifest.get("kind")
     if kind not in MEMBERS:
         raise OmniForcingError(
@@ -165,7 +165,7 @@ def _media(folder: Path, path: Path, raw: dict[str, Any]) -> tuple[Image, Image]
     """Draw frames above the log-mel spectrogram, each frame at the middle of its time."""
     import torch
 
-    from omniforcing.data.shards import decode_media, shard_form
+    from omniforcing.data.shards import decode_media
     from omniforcing.media.mel import FLOOR, log_mel
 
     media = decode_media(shard_form(folder), path, raw)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.pair import Pair
-from omniforcing.data.shards import decode_media, read_raw, shard_form
-from omniforcing.data.tars import indices
+from omniforcing.data.shards import decode_media, read_raw
+from omniforcing.data.tars import indices, shard_form
 
 # Most frames that a training holds in memory: 7200 clips of 4 s at 64x64 pixels, 1800 at 128x128.
 LARGEST_BYTES = 8 * 2**30

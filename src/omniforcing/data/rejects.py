@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.errors import OmniForcingError, quoted
 from omniforcing.core.files import read_json
 
 FLAGS_SCHEMA = 1
@@ -95,10 +95,23 @@ def read_flags(file: Path) -> dict[tuple[str, int], str]:
         OmniForcingError: if the file is no such list.
     """
     content = read_json(file)
-    if not isinstance(content, dict) or content.get("schema") != FLAGS_SCHEMA:
+    flags = content.get("flags") if isinstance(content, dict) else None
+    if not isinstance(flags, list) or content.get("schema") != FLAGS_SCHEMA:
         raise OmniForcingError(
             "file.unknown-schema",
             f"{file} is no list of flagged clips of schema {FLAGS_SCHEMA}; "
             "write one with omniforcing inspect --flags",
         )
-    return {(flag["name"], flag["cut"]): flag["why"] for flag in content["flags"]}
+    wanted = {"name": str, "cut": int, "why": str}
+    found = {}
+    for number, flag in enumerate(flags, 1):
+        for key, kind in wanted.items():
+            value = flag.get(key) if isinstance(flag, dict) else None
+            if not isinstance(value, kind):
+                raise OmniForcingError(
+                    "data.malformed-flags",
+                    f"{file}, flag {number}: {key} is {quoted(value)}; write the list again with "
+                    "omniforcing inspect --flags, or mend the flag",
+                )
+        found[flag["name"], flag["cut"]] = flag["why"]
+    return found

@@ -31,7 +31,7 @@ from omniforcing.data.tars import (
     indices,
     read_index,
     read_tar,
-    require_kind,
+    shard_form,
     write_tar,
 )
 from omniforcing.data.work import Done, Runner, in_process
@@ -346,15 +346,6 @@ def read_shards(folder: Path, split: str | None = None) -> Iterator[dict[str, An
             "caption": raw["txt"].decode(),
             "provenance": json.loads(raw["json"]),
         }
-
-
-def shard_form(folder: Path) -> ClipFormat:
-    """Read size and length of the clips in a shard folder.
-
-    Raises:
-        OmniForcingError: if the folder is not an output of stage shards.
-    """
-    return ClipFormat(**require_kind(folder, "shards")["form"])
 
 
 def read_raw(folder: Path, split: str | None = None) -> Iterator[tuple[Path, dict[str, Any]]]:

@@ -17,10 +17,11 @@ from omniforcing.core.files import (
     MANIFEST,
     FileError,
     new_file,
-    read_json,
+    read_json_object,
     sha256_file,
     write_json,
 )
+from omniforcing.media.format import ClipFormat
 
 SCHEMA = 1
 _AGAIN = "make the folder again with its stage, or copy it again"
@@ -121,7 +122,7 @@ def require_kind(folder: Path, kind: str) -> dict[str, Any]:
     Raises:
         OmniForcingError: if the folder is of another kind.
     """
-    manifest: dict[str, Any] = read_json(folder / MANIFEST)
+    manifest = read_json_object(folder / MANIFEST)
     if manifest.get("kind") != kind:
         found = manifest.get("kind", "something else")
         raise OmniForcingError(
@@ -131,14 +132,30 @@ def require_kind(folder: Path, kind: str) -> dict[str, Any]:
     return manifest
 
 
+def shard_form(folder: Path) -> ClipFormat:
+    """Read size and length of the clips in a shard folder.
+
+    Raises:
+        OmniForcingError: if the folder is not an output of stage shards.
+    """
+    manifest = require_kind(folder, "shards")
+    try:
+        return ClipFormat(**manifest["form"])
+    except (KeyError, TypeError) as error:
+        raise OmniForcingError(
+            "data.damaged-manifest",
+            f"{folder / MANIFEST} does not say of what size and length the clips are; "
+            "run the stage shards again",
+        ) from error
+
+
 def read_index(path: Path) -> dict[str, Any]:
     """Read the index of a tar.
 
     Raises:
         FileError: if it is missing or not JSON.
     """
-    index: dict[str, Any] = read_json(path.with_suffix(".json"))
-    return index
+    return read_json_object(path.with_suffix(".json"))
 
 
 def indices(folder: Path, kind: str, split: str | None = None) -> dict[Path, dict[str, Any]]:

@@ -14,8 +14,8 @@ from omniforcing.codec.codec import Codec
 from omniforcing.core.latents import Latents, TextFeatures
 from omniforcing.core.pair import Media, Pair
 from omniforcing.data.config import ClipsConfig
-from omniforcing.data.shards import decode_media, read_raw, shard_form
-from omniforcing.data.tars import require_kind
+from omniforcing.data.shards import decode_media, read_raw
+from omniforcing.data.tars import require_kind, shard_form
 from omniforcing.data.tensors import TextTable
 from omniforcing.distill.config import SamplerConfig
 from omniforcing.distill.sampling import WholeClip, rollout_config, sample_rollout

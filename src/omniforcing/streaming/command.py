@@ -270,15 +270,12 @@ def _kept_line(artifact: Artifact) -> str:
 def _prepare(device: str, threads: int) -> None:
     import torch
 
+    from omniforcing.core.distributed import check_device
+
     if threads < 1:
         raise OmniForcingError("option.out-of-range", f"--threads is {threads}; the least is 1")
     torch.set_num_threads(threads)
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise OmniForcingError(
-            "device.unusable", f"--device {device} does not work here: {str(error).splitlines()[0]}"
-        ) from error
+    check_device(device)
 
 
 def _check(options: StreamOptions) -> None:

@@ -202,7 +202,11 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def table(figures: dict[str, Any]) -> str:
-    """Format a line for each judge, and one for the scene; a column for each second."""
+    """Format a line for each judge, and one for the scene; a column for each second.
+
+    Args:
+        figures: as ``interactive`` makes them; ``missing`` has why another judge could not judge.
+    """
     rows = {**figures["judges"], "scene": figures["scene"]}
     seconds = max(len(row["after"]) for row in rows.values())
     heads = ["before", *(f"{second + 1}. s" for second in range(seconds)), "returned", "first s"]
@@ -214,7 +218,11 @@ def table(figures: dict[str, Any]) -> str:
         lines.append(f"{name:<16}" + "".join(f"{_number(cell):>10}" for cell in cells))
     chance = figures["scene"]["chance"]
     lines += ["", f"scene, of another recording: {_number(chance)}", "", "how each is taken:"]
-    return "\n".join(lines + [f"  {name}: {row['protocol']}" for name, row in rows.items()])
+    lines += [f"  {name}: {row['protocol']}" for name, row in rows.items()]
+    if figures.get("missing"):
+        lines += ["", "not judged:"]
+        lines += [f"  {name}: {why}" for name, why in figures["missing"].items()]
+    return "\n".join(lines)
 
 
 def _number(value: float | None) -> str:

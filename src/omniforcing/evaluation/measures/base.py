@@ -82,6 +82,11 @@ class Measure(ABC):
     def value(self, seen: Sequence[Any]) -> float:
         """Make the figure of the observations of at least ``least`` clips."""
 
+    def lacking(self, seen: Sequence[Any]) -> str:
+        """Say why enough observations make no figure all the same; empty if they make one."""
+        del seen
+        return ""
+
     def of_clip(self, seen: Any) -> float | None:
         """The figure of one clip; None for a measure of sets."""
         return self.value([seen]) if self.least == 1 else None
@@ -161,12 +166,17 @@ class Observed:
             if measure.missing or measure.name in self.failed:
                 continue
             try:
-                self.seen.setdefault(measure.name, []).append(measure.observe(clip))
+                seen = measure.observe(clip)
             except Exception as error:
                 if not measure.licence:
                     raise  # a fault of ours; weights and programs are the user's
-                said = " ".join(str(error).split())[-120:]
-                self.failed[measure.name] = f"its encoder failed on clip {clip.name}: {said}"
+                why = f"its encoder failed on clip {clip.name}: {_end_of(error)}"
+                self.failed[measure.name] = why
+                continue
+            if _is_finite(seen):
+                self.seen.setdefault(measure.name, []).append(seen)
+            else:
+                self.failed[measure.name] = f"what it made of clip {clip.name} is not finite"
 
     def save(self, path: Path) -> None:
         """Write it as JSON; arrays become lists."""
@@ -247,6 +257,10 @@ def figures_of(
             if seen is not None:
                 kept.append(seen)
                 row[measure.name] = measure.of_clip(seen)
+        if reference and measure.needs_reference and measure.name in reference.failed:
+            why = f"of the clips to compare with: {reference.failed[measure.name]}"
+            rows.append(Row(measure, None, why))
+            continue
         others = reference.seen.get(measure.name, []) if reference else []
         rows.append(_row(measure, kept, [seen for seen in others if seen is not None]))
     return Measured(rows, table, observed.skipped)
@@ -263,4 +277,25 @@ def _row(measure: Measure, seen: list[Any], reference: list[Any]) -> Row:
     if measure.needs_reference and len(reference) < measure.least:
         why = f"needs {measure.least} clips to compare with, found {len(reference)}"
         return Row(measure, None, why)
-    return Row(measure, measure.figure(seen, reference))
+    lacking = measure.lacking(seen)
+    if lacking:
+        return Row(measure, None, lacking)
+    try:
+        figure = measure.figure(seen, reference)
+    except Exception as error:
+        if not measure.licence:
+            raise
+        return Row(measure, None, f"what its encoder gave makes no figure: {_end_of(error)}")
+    return Row(measure, figure) if _is_finite(figure.value) else Row(measure, None, "is not finite")
+
+
+def _is_finite(seen: Any) -> bool:
+    """Whether all numbers of an observation are finite."""
+    if isinstance(seen, list | tuple):
+        return all(map(_is_finite, seen))
+    return seen is None or bool(np.isfinite(seen).all())
+
+
+def _end_of(error: Exception) -> str:
+    """The end of what an error says, where programs name their own reason, on one line."""
+    return " ".join(str(error).split())[-120:]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omniforcing.core.errors import OmniForcingError
-from omniforcing.core.files import MANIFEST, read_json
+from omniforcing.core.files import MANIFEST, read_json_object
 from omniforcing.core.layout import SAMPLE_RATE
 from omniforcing.core.pair import Media
 from omniforcing.data.captions import find_captions
@@ -73,6 +73,13 @@ class Skipped:
     why: str
 
 
+def measurable(clip: Clip) -> Clip | Skipped:
+    """Pass on a clip that was made, unless its sound holds values that are no numbers."""
+    if np.isfinite(clip.media.audio).all():
+        return clip
+    return Skipped(clip.name, "its sound holds values that are no numbers")
+
+
 def read_clips(source: Path, most: int | None = None) -> Iterator[Clip | Skipped]:
     """Read the clips of a folder.
 
@@ -97,13 +104,16 @@ def read_clips(source: Path, most: int | None = None) -> Iterator[Clip | Skipped
             first = first or f"; {clip.name}: {clip.why}"
         yield clip
     if not given:
-        raise OmniForcingError("data.no-clips", f"{source} holds no clip that can be read{first}")
+        raise OmniForcingError(
+            "data.no-clips",
+            f"{source} holds no clip that can be read{first}; give videos with sound, or shards",
+        )
 
 
 def _shards(folder: Path) -> Iterator[Clip]:
     from omniforcing.data.shards import read_shards
 
-    kind = read_json(folder / MANIFEST).get("kind")
+    kind = read_json_object(folder / MANIFEST).get("kind", "something else")
     if kind != "shards":
         raise OmniForcingError(
             "data.wrong-folder", f"{folder} holds {kind}; clips are in the output of stage shards"
@@ -114,13 +124,16 @@ def _shards(folder: Path) -> Iterator[Clip]:
 
 def _videos(folder: Path) -> Iterator[Clip | Skipped]:
     captions = find_captions(folder, None)
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in VIDEO_SUFFIXES or not path.is_file():
-            continue
-        name, caption = path.relative_to(folder).as_posix(), None
+    files = [
+        path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()
+    ]
+    videos = [name for name in files if Path(name).suffix.lower() in VIDEO_SUFFIXES]
+    captions.match(folder, videos, files)
+    for name in videos:
+        caption = None
         with suppress(Rejected):  # clips without a caption, or with an unreadable one, have none
             caption = captions.of(folder, name)
-        yield from _cuts(path, name, caption)
+        yield from _cuts(folder / name, name, caption)
 
 
 def _cuts(path: Path, name: str, caption: str | None) -> Iterator[Clip | Skipped]:
@@ -134,8 +147,12 @@ def _cuts(path: Path, name: str, caption: str | None) -> Iterator[Clip | Skipped
         height = min(HEIGHT, info.height) // 2 * 2
         form = ClipFormat(height, round(height * wide / 2) * 2, max(1, min(LONGEST, int(seconds))))
         cutter = ClipCutter(path, form, info=info)
-        for cut in range(cutter.cuts):
-            numbered = f"{name}#{cut + 1}" if cutter.cuts > 1 else name
-            yield Clip(numbered, cutter.clip(cut), caption)
     except Rejected as error:
         yield Skipped(name, str(error))
+        return
+    for cut in range(cutter.cuts):
+        numbered = f"{name}#{cut + 1}" if cutter.cuts > 1 else name
+        try:
+            yield Clip(numbered, cutter.clip(cut), caption)
+        except Rejected as error:
+            yield Skipped(numbered, str(error))

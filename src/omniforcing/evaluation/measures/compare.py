@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from omniforcing.core.errors import OmniForcingError
-from omniforcing.core.files import atomic_write, read_json
+from omniforcing.core.files import atomic_write, read_json_object
 from omniforcing.evaluation.measures.base import Figure, resampled_interval
-from omniforcing.evaluation.measures.tables import paired_difference
+from omniforcing.evaluation.measures.tables import INPUTS, paired_difference
 from omniforcing.evaluation.report import COLUMNS, format_number, render_template
 from omniforcing.evaluation.summary import CLIP_TABLE
 
@@ -52,12 +52,27 @@ class Evaluated:
                 f"{folder} has no {CLIP_TABLE}; give the output of stage evaluate, and run the "
                 "stage again if an older version wrote it",
             )
-        metrics, table = read_json(folder / "metrics.json"), read_json(table_file)
-        clips: dict[str, Rows] = {}
-        for values in table["data"]:
-            row = dict(zip(table["columns"], values, strict=True))
-            clips.setdefault(row["set"], []).append(row)
+        metrics, table = read_json_object(folder / "metrics.json"), read_json_object(table_file)
+        if not isinstance(metrics.get("models"), dict):
+            raise _damaged(folder / "metrics.json", "it has no models")
+        clips: dict[str, Rows] = {name: [] for name in metrics["models"]}
+        try:
+            for values in table["data"]:
+                row = dict(zip(table["columns"], values, strict=True))
+                missing = [column for column in (*INPUTS, "video") if column not in row]
+                if missing:
+                    raise _damaged(table_file, f"it has no column {missing[0]}")
+                clips.setdefault(row["set"], []).append(row)
+        except (KeyError, TypeError, ValueError) as error:
+            said = f"{type(error).__name__}: {error}"
+            raise _damaged(table_file, f"it is no table of columns and data ({said})") from error
         return cls(folder, metrics, clips)
+
+
+def _damaged(file: Path, what: str) -> OmniForcingError:
+    return OmniForcingError(
+        "file.damaged", f"{file} is not as stage evaluate writes it: {what}; run the stage again"
+    )
 
 
 def compare(first: Path, second: Path, out: Path) -> dict[str, Any]:
@@ -167,7 +182,8 @@ def _figure(column: str, row: Mapping[str, Any], other: Mapping[str, Any]) -> di
 def _clips(name: str, mine: Evaluated, theirs: Evaluated, out: Path) -> list[dict[str, Any]]:
     """Pairs of clips that both pages show, with their measures."""
     others = {(row["clip"], row["caption"]): row for row in theirs.clips[name] if row["video"]}
-    measures = [key for key in mine.metrics.get("protocols", {}) if key in theirs.clips[name][0]]
+    known = theirs.clips[name][0] if theirs.clips[name] else {}
+    measures = [key for key in mine.metrics.get("protocols", {}) if key in known]
     pairs: list[dict[str, Any]] = []
     for row in mine.clips[name]:
         other = others.get((row["clip"], row["caption"]))

@@ -32,6 +32,12 @@ class OnsetMotion(Measure):
         seen, heard = events(clip.motion, FPS), events(clip.onsets, RATE)
         return (seen, heard) if seen or heard else None
 
+    def lacking(self, seen: Sequence[Events]) -> str:
+        for part, missing in enumerate(("nothing moves suddenly", "no sound begins")):
+            if not any(clip[part] for clip in seen):
+                return f"{missing} in any of {len(seen)} clips"
+        return ""
+
     def value(self, seen: Sequence[Events]) -> float:
         return self.of_score(_score(seen))
 

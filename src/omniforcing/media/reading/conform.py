@@ -138,6 +138,11 @@ class ClipCutter:
             raise Rejected(
                 "media.undecodable-sound", f"{missing / rate:.2f} s of the sound are missing"
             )
+        if not np.isfinite(part).all():
+            raise Rejected(
+                "media.undecodable-sound",
+                f"the sound from {self.start(cut):.2f} s on holds values that are no numbers",
+            )
         return np.pad(part, ((0, 0), (0, missing)))
 
 

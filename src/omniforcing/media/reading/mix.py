@@ -73,7 +73,8 @@ def stereo(frame: Any, header: Sequence[str] = ()) -> Samples:
         return np.repeat(samples, 2, 0)
     matrix = np.array([DOWNMIX.get(name, (_HALF, _HALF)) for name in names], np.float32).T
     # Scaled down by the louder side's total, and never up.
-    mixed: Samples = (matrix / max(1.0, np.abs(matrix).sum(1).max())) @ samples
+    with np.errstate(invalid="ignore"):  # what is not finite is rejected later, by clips
+        mixed: Samples = (matrix / max(1.0, np.abs(matrix).sum(1).max())) @ samples
     return mixed
 
 

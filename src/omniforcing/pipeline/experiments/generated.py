@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from omniforcing.core.errors import OmniForcingError
-from omniforcing.core.files import MANIFEST, read_json
+from omniforcing.core.files import MANIFEST, read_json_object
 from omniforcing.core.pair import Media, Pair
 from omniforcing.core.random import step_seed
-from omniforcing.evaluation.measures.clips import Clip
+from omniforcing.evaluation.measures.clips import Clip, Skipped, measurable
 from omniforcing.streaming.artifact import SETTINGS_FILE
 from omniforcing.streaming.engine import Engine
 from omniforcing.streaming.live import Stream
@@ -62,13 +62,13 @@ def _text(file: Path) -> str:
 
 def _holds_shards(folder: Path) -> bool:
     manifest = folder / MANIFEST
-    return manifest.is_file() and read_json(manifest).get("kind") == "shards"
+    return manifest.is_file() and read_json_object(manifest).get("kind") == "shards"
 
 
 def generated_clips(
     artifact: Path, captions: Sequence[str], seconds: float | None, seed: int, device: str
-) -> Iterator[Clip]:
-    """Make a clip for each caption.
+) -> Iterator[Clip | Skipped]:
+    """Make a clip for each caption; one whose sound is not finite cannot be measured.
 
     Args:
         artifact: folder of the artifact.
@@ -85,7 +85,7 @@ def generated_clips(
     for index, caption in enumerate(captions):
         with engine.stream(caption, length, step_seed(seed, index, "measure")) as stream:
             media = whole(stream, engine.settings.sample_rate)
-        yield Clip(f"{index:06d}", media, caption)
+        yield measurable(Clip(f"{index:06d}", media, caption))
 
 
 def whole(stream: Stream, rate: int) -> Media:

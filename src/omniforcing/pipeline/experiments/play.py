@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from omniforcing.core.errors import OmniForcingError
-from omniforcing.core.files import read_json, sha256_file, write_json
+from omniforcing.core.files import make_folder, read_json, read_json_object, sha256_file, write_json
 from omniforcing.core.layout import FPS
 from omniforcing.evaluation.interactive.figures import Recording, Segment, interactive, table
 from omniforcing.evaluation.interactive.judges import judges
@@ -42,7 +42,7 @@ def play(engine: Engine, scenarios: Sequence[Scenario], folder: Path) -> None:
     for scenario in scenarios:
         for prompt in (scenario.prompt, *(update.prompt for update in scenario.updates)):
             engine.count_tokens(prompt).refuse_cut()
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for scenario in tqdm(scenarios, "scenarios", unit="stream", disable=None, file=sys.stderr):
         if not _is_there(engine, scenario, folder):
             _play(engine, scenario, folder)
@@ -52,7 +52,7 @@ def _is_there(engine: Engine, scenario: Scenario, folder: Path) -> bool:
     file = folder / f"{scenario.name}.json"
     if not file.is_file():
         return False
-    kept = read_json(file)
+    kept = read_json_object(file)
     if (kept.get("scenario_digest"), kept.get("artifact")) != (scenario.digest, engine.digest):
         raise OmniForcingError(
             "pipeline.other-recording",

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from omniforcing.core.config import digest
-from omniforcing.core.errors import OmniForcingError, did_you_mean
+from omniforcing.core.errors import OmniForcingError, did_you_mean, quoted
 from omniforcing.streaming.request import Request, check_moment, check_prompt
 
 Record = TypeVar("Record")
 # Types of fields in words.
+LONGEST_NAME = 100  # characters; file systems take 255 bytes with a suffix
+RESERVED = "interactive"  # `interactive.json` has the figures of all recordings
+LEAST_SECONDS = 1  # recordings are judged second by second
 _WORDS = {"float": "number", "bool": "true or false", "str": "text"}
 
 
@@ -55,7 +58,14 @@ class Scenario:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w.-]+", self.name) or self.name.startswith("."):
             raise ValueError("name must be letters, digits, dots, dashes and underscores")
+        if len(self.name.encode()) > LONGEST_NAME or self.name.casefold() == RESERVED:
+            raise ValueError(
+                f"name is {quoted(self.name)}; use another, of {LONGEST_NAME} bytes at most, "
+                f"than {RESERVED}, which is the file of the figures"
+            )
         Request(self.prompt, self.seconds, self.seed)
+        if self.seconds < LEAST_SECONDS:
+            raise ValueError(f"seconds is {self.seconds:g}; the least is {LEAST_SECONDS}")
         last = 0.0
         for update in self.updates:
             check_moment(update.at, self.seconds)
@@ -85,8 +95,9 @@ def read_scenarios(file: Path) -> list[Scenario]:
         )
     scenarios = [_scenario(file, number, each) for number, each in enumerate(content, 1)]
     names = [scenario.name for scenario in scenarios]
+    folded = [name.casefold() for name in names]  # file systems may not tell A from a
     for name in names:
-        if names.count(name) > 1:
+        if folded.count(name.casefold()) > 1:
             raise OmniForcingError(
                 "pipeline.bad-scenario",
                 f"{file} has two scenarios {name!r}, which would be one recording; rename one",

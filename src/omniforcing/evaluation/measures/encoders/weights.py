@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omniforcing.core.errors import OmniForcingError, did_you_mean
+from omniforcing.core.errors import OmniForcingError, did_you_mean, quoted
 from omniforcing.core.files import sha256_file
 from omniforcing.evaluation.measures.base import Measure
 
@@ -59,14 +59,7 @@ class Weights:
                     f"{file} names {name!r}{did_you_mean(str(name), NAMES)}; "
                     f"there are {', '.join(NAMES)}",
                 )
-            known = isinstance(values, dict) and set(values) == {"path", "sha256"}
-            if not known or not re.fullmatch("[0-9a-f]{64}", str(values["sha256"])):
-                raise OmniForcingError(
-                    "evaluation.malformed-weights",
-                    f"{file}: {name} must have path and sha256, 64 hexadecimal digits, "
-                    f"such as `sha256sum` prints for {MODEL_FILE} or the program",
-                )
-            entries[name] = Entry(file.parent / str(values["path"]), values["sha256"])
+            entries[name] = _entry(file, name, values)
         return cls(entries, device)
 
     def folder(self, name: str, model_type: str) -> Path:
@@ -115,6 +108,13 @@ class Weights:
             except ImportError as error:
                 said = " ".join(str(error).split())[:120]
                 self._opened[kind] = Unusable(f"a package does not load: {said}")
+            except Exception as error:
+                # What libraries raise for files that are not what they should be has no bound:
+                # `tokenizers` raises plain exceptions, configs raise errors of their own.
+                name = kind.name  # type: ignore[attr-defined]
+                said = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+                why = f"{self.entries[name].path} cannot be loaded: {said}"
+                self._opened[kind] = Unusable(why)
         opened = self._opened[kind]
         if isinstance(opened, Unusable):
             raise opened
@@ -124,6 +124,28 @@ class Weights:
         if name not in self.entries:
             raise Unusable(f"no weights: name {name} in the file of --weights")
         return self.entries[name]
+
+
+def _entry(file: Path, name: str, values: Any) -> Entry:
+    if not isinstance(values, dict) or set(values) != {"path", "sha256"}:
+        raise OmniForcingError(
+            "evaluation.malformed-weights",
+            f"{file}: {name} is {quoted(values)}; give it the keys path and sha256",
+        )
+    path, digest = values["path"], values["sha256"]
+    if not isinstance(path, str) or not path:
+        raise OmniForcingError(
+            "evaluation.malformed-weights",
+            f"{file}: the path of {name} is {quoted(path)}; name a file or folder",
+        )
+    if not isinstance(digest, str) or not re.fullmatch("[0-9a-fA-F]{64}", digest):
+        hint = "" if isinstance(digest, str) else ", in quotes as YAML takes it for a number"
+        raise OmniForcingError(
+            "evaluation.malformed-weights",
+            f"{file}: the sha256 of {name} is {quoted(digest)}; give the 64 hexadecimal digits "
+            f"that `sha256sum` prints for {MODEL_FILE} or the program{hint}",
+        )
+    return Entry(file.parent / path, digest.lower())
 
 
 def json_object(file: Path) -> dict[str, Any]:
@@ -155,10 +177,17 @@ def _yaml(file: Path) -> dict[Any, Any]:
     try:
         content = OmegaConf.to_container(OmegaConf.load(file))
     except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
+        said = " ".join(str(error).split())
         raise OmniForcingError(
-            "file.unreadable", f"{file} cannot be read as YAML ({error}); mend it"
+            "file.unreadable", f"{file} cannot be read as YAML ({said}); mend it"
         ) from error
-    return content if isinstance(content, dict) else {}
+    if not isinstance(content, dict) or not content:
+        raise OmniForcingError(
+            "evaluation.malformed-weights",
+            f"{file} names no weights; give a mapping such as "
+            "`clip: {path: FOLDER, sha256: ...}`",
+        )
+    return content
 
 
 class WithWeights(Measure):
