@@ -296,6 +296,46 @@ def test_a_client_that_goes_away_leaves_its_session(serving: Server) -> None:
     assert settled(lambda: serving.figure("omniforcing_sessions") == 0)
 
 
+class _Slow:
+    """The least of a WebSocket: it takes long over the first metadata, and stops meanwhile."""
+
+    def __init__(self) -> None:
+        self.took: list[str] = []
+        self._texts = [json.dumps({"type": "session.start", "prompt": PROMPT, "seconds": "9"})]
+        self._waits = asyncio.Event()
+
+    async def receive(self) -> dict[str, Any]:
+        if not self._texts:
+            await self._waits.wait()
+            self._texts.append(json.dumps({"type": "session.stop"}))
+            self._waits.clear()
+        return {"type": "websocket.receive", "text": self._texts.pop(0)}
+
+    async def send_text(self, text: str) -> None:
+        self.took.append(json.loads(text)["type"])
+        if self.took[-1] == "video.chunk_metadata":
+            self._waits.set()
+            await asyncio.sleep(0.3)
+
+    async def send_bytes(self, _: bytes) -> None:
+        self.took.append("piece")
+
+    async def close(self, code: int) -> None:
+        pass
+
+
+def test_a_piece_follows_its_metadata_also_where_the_stream_is_stopped_in_between(
+    engine: Engine,
+) -> None:
+    async def run() -> list[str]:
+        service, slow = Service(engine, Limits(), []), _Slow()
+        await Session(slow, service, RealtimeWire(service)).run()  # type: ignore[arg-type]
+        service.close()
+        return slow.took
+
+    assert asyncio.run(run()) == ["video.start", "video.chunk_metadata", "piece", "session.done"]
+
+
 # --- who may connect ------------------------------------------------------------------------------
 
 
@@ -450,7 +490,6 @@ class _Waiting:
         self._messages = [start(streaming_buffer_seconds=1.0)]
         self._messages += [json.dumps({"type": "session.ping"})] * pings
         self.heard: list[dict[str, Any]] = []
-        self.took = 0.0
 
     async def receive(self) -> dict[str, Any]:
         if not self._messages:
