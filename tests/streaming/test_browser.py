@@ -24,6 +24,7 @@ from omniforcing.model.weights.student import load_model, save_model
 from omniforcing.pocket.events import detect_video_events
 from omniforcing.streaming.artifact import Artifact
 from omniforcing.streaming.engine import Engine
+from tests.support.realtime_client import RealtimeClient
 from tests.support.serving import Server, server
 
 pytestmark = [pytest.mark.chromium, pytest.mark.timeout(600)]
@@ -222,3 +223,26 @@ def nearest(frame: np.ndarray, candidates: list[np.ndarray]) -> int:
     return int(
         np.argmin([np.square(frame.astype(float) - candidate).sum() for candidate in candidates])
     )
+
+
+APPEND = """async ([data, mime]) => {
+  const video = document.createElement("video"), source = new MediaSource();
+  video.src = URL.createObjectURL(source);
+  await new Promise(done => source.addEventListener("sourceopen", done, { once: true }));
+  const buffer = source.addSourceBuffer(mime), ended = new Promise(done => buffer.onupdateend = done);
+  buffer.appendBuffer(Uint8Array.from(atob(data), each => each.charCodeAt(0)));
+  await ended;
+  return video.error ? video.error.message : buffer.buffered.end(0);
+}"""
+
+
+def test_the_second_wire_plays_where_its_mime_is_named(page: Any, serving: Server) -> None:
+    """A player that names the picture alone must have asked for it alone."""
+    heard = []
+    for generate_sound in (True, False):
+        with RealtimeClient(serving.address) as viewer:
+            data = viewer.play(prompt=BEFORE, num_frames=49, generate_sound=generate_sound)
+        heard.append((base64.b64encode(data).decode(), viewer.heard[0]["mime"]))
+    for each in heard:
+        assert page.evaluate(APPEND, each) == pytest.approx(49 / 24, abs=0.1)
+    assert "does not match" in page.evaluate(APPEND, (heard[0][0], heard[1][1]))

@@ -19,6 +19,7 @@ from benchmarks.local_cluster import LocalCluster, free_port
 from omniforcing.serving.protocol import SUBPROTOCOL
 from omniforcing.streaming.artifact import Artifact
 from tests.support.ray_cluster import environment
+from tests.support.realtime_client import RealtimeClient
 from tests.support.serving import frames_in, hear, play, say, take
 from tests.support.streams import PROMPT, settled
 
@@ -88,6 +89,13 @@ def test_a_stream_through_ray_serve_is_whole(deployment: Deployment) -> None:
     with deployment.connect() as client:
         media, messages = play(client, 3)
     assert messages[-1]["reason"] == "ended" and frames_in(media) == 73
+
+
+def test_the_second_wire_through_ray_serve_is_the_same_stream(deployment: Deployment) -> None:
+    with deployment.connect() as client:
+        media, _ = play(client, 3, seed=2)
+    with RealtimeClient(f"http://{deployment.address}") as viewer:
+        assert viewer.play(prompt=PROMPT, num_frames=73, seed=2) == media
 
 
 @pytest.mark.parametrize("end", ["replaced", "deleted"])

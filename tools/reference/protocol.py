@@ -1,4 +1,4 @@
-"""Page of the streaming protocol: messages from ``serving/protocol.py`` and prose around them."""
+"""Page of both streaming protocols: declared messages of ``serving``, and prose around them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 
+from omniforcing.serving import realtime_messages
 from omniforcing.serving.protocol import (
     CLIENT,
     SERVER,
@@ -15,6 +16,7 @@ from omniforcing.serving.protocol import (
     Field,
     Limits,
 )
+from omniforcing.serving.realtime import PATH
 from omniforcing.serving.serve import MESSAGE_BYTES
 
 KINDS = {
@@ -28,6 +30,9 @@ KINDS = {
 
 
 PAGE = """# The protocol of `omniforcing serve`, version {version}
+
+Players of vLLM-Omni's realtime video endpoint find it served too: [the second wire](#the-second-wire).
+What follows is our own protocol.
 
 One WebSocket, `/stream`, one stream. Control messages are JSON texts with a `type`; media are binary
 messages. A client offers the subprotocol `{subprotocol}`; a server that speaks another version
@@ -96,6 +101,52 @@ for `idle_seconds` is gone. A page that is hidden, paused or silent answers them
 | `/health` | 200 while the process answers |
 | `/ready` | 200 if a session would be taken, else 503; `{{"ready", "reason", ...}}` and the fields of `hello`; with `?origin=ORIGIN` also 503 if pages of that origin may not connect |
 | `/metrics` | Prometheus' text format; wants the token if there is one |
+
+## The second wire
+
+`{path}` speaks the messages of vLLM-Omni's endpoint of that name, as its release 0.30.0
+publishes them, so that its clients play a stream of this server, from the same engine and within the
+same limits. `generate_sound` and, from its later documents, pacing and the counts of samples are among them.
+
+<!-- not run: the example client is theirs; tests/streaming/test_realtime.py plays with another one -->
+```
+omniforcing serve
+python streaming_video_client.py --host 127.0.0.1 --port 8765 --model pocket \\
+    --width 64 --height 64 --fps 24 --num-frames 241 --prompt "a red ball bounces"
+```
+
+No subprotocol is offered, and the server sends nothing until it has heard `session.start`. Origin, token,
+a full server and draining are as [above](#before-it-begins). Unknown fields are passed over, and null
+means left out.
+
+| type, from the client | when | field | type of value | meaning |
+|---|---|---|---|---|
+{second_client}
+
+| type, from the server | when | field | type of value | meaning |
+|---|---|---|---|---|
+{second_server}
+
+What differs from theirs, and why:
+
+- **Sound.** Every stream has a track of AAC beside H.264, in the same pieces and in sync, byte for byte what
+  our own wire sends; theirs had none in 0.30.0. A program that decodes or copies the first video track does not mind.
+  A browser refuses a track that its player did not name: such a player takes `mime`, or asks for the
+  picture alone with `"generate_sound": false`, or, if its code cannot be changed, by the address
+  `{path}?generate_sound=false`.
+- **Shape.** `model`, size and rate are the artifact's; another is an error that names the right ones, never
+  another picture than was asked for. `config` says what is streamed. A student has steps and guidance of its
+  own: such fields and `extra_params` are passed over. Refused are {unsupported}.
+- **Length.** `num_frames` counts frames. `seconds` is the length of the stream, which has one frame more:
+  the first one is due at 0. With neither, the server's limit.
+- **First frame.** A `data:` URL; the server fetches nothing from elsewhere.
+- **Interactions.** A prompt, no camera. It changes at once at the next block, whatever `transition_chunks` says,
+  and the three lists of ids name it in that block. One that a later one overtook is named nowhere.
+- **Pace.** As there, a stream without `streaming_buffer_seconds` comes as fast as it is taken; a client that
+  steers asks for a buffer of a second or more, up to `lead_seconds`, and sends `session.playback`.
+- **Stalls.** A player that stands still is let go after `paused_seconds`, and a ping begins that time anew.
+- **Errors.** Each has a `code`. Before `video.start` the first error ends the connection, as there; later ones
+  leave the stream, up to `mistakes` of them. A refused connection is HTTP's 401, 403 or 503, as on our own wire.
 """
 
 
@@ -109,16 +160,25 @@ def page() -> str:
         client=_messages(CLIENT),
         limits="\n".join(["| limit | default |", "|---|---|", *limits]),
         megabytes=MESSAGE_BYTES // 1_000_000,
+        path=PATH,
+        second_client="\n".join(_rows(realtime_messages.CLIENT)),
+        second_server="\n".join(_rows(realtime_messages.SERVER)),
+        unsupported=", ".join(f"`{name}`" for name in realtime_messages.UNSUPPORTED),
     )
 
 
 def _messages(declared: Mapping[str, Declared]) -> str:
-    lines = ["| type | when | field | type of value | meaning |", "|---|---|---|---|---|"]
+    head = ["| type | when | field | type of value | meaning |", "|---|---|---|---|---|"]
+    return "\n".join([*head, *_rows(declared)])
+
+
+def _rows(declared: Mapping[str, Declared]) -> list[str]:
+    lines = []
     for kind, message in declared.items():
         first = f"| `{kind}` | {message.about} |"
         rows = [_field(name, field) for name, field in message.fields.items()] or [" | | |"]
         lines += [f"{first if index == 0 else '| | |'}{row}" for index, row in enumerate(rows)]
-    return "\n".join(lines)
+    return lines
 
 
 def _field(name: str, field: Field) -> str:

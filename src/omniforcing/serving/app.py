@@ -1,4 +1,4 @@
-"""The ASGI app: page, WebSocket, health, readiness, metrics. Runs under uvicorn or Ray Serve."""
+"""The ASGI app: page, WebSockets, health, readiness, metrics. Runs under uvicorn or Ray Serve."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from omniforcing.serving.protocol import SUBPROTOCOL
-from omniforcing.serving.service import Refused, Service
+from omniforcing.serving.realtime import PATH, RealtimeWire, wants_sound
+from omniforcing.serving.service import BEARER, Refused, Service
 from omniforcing.serving.session import Session
+from omniforcing.serving.wire import OwnWire, Wire
 
 
 def build_app(service: Service) -> Starlette:
@@ -48,14 +49,20 @@ def build_app(service: Service) -> Starlette:
         return Response(service.gauges.text(), media_type="text/plain; version=0.0.4")
 
     async def stream(socket: WebSocket) -> None:
+        await serve(socket, OwnWire(service.limits))
+
+    async def realtime(socket: WebSocket) -> None:
+        await serve(socket, RealtimeWire(service, sound=wants_sound(socket.query_params)))
+
+    async def serve(socket: WebSocket, wire: Wire) -> None:
         try:
-            service.admit(socket.headers)
+            service.admit(socket.headers, wire.subprotocol)
         except Refused as refused:
             await socket.send_denial_response(_refusal(service, refused))
             return
         with service:
-            await socket.accept(SUBPROTOCOL)
-            await Session(socket, service).run()
+            await socket.accept(wire.subprotocol or _shown_token(socket))
+            await Session(socket, service, wire).run()
 
     async def refuse(_: Request, refused: Exception) -> Response:
         assert isinstance(refused, Refused)
@@ -73,7 +80,7 @@ def build_app(service: Service) -> Starlette:
         Route("/metrics", metrics),
     ]
     return Starlette(
-        routes=[*routes, WebSocketRoute("/stream", stream)],
+        routes=[*routes, WebSocketRoute("/stream", stream), WebSocketRoute(PATH, realtime)],
         exception_handlers={Refused: refuse},
         lifespan=lifespan,
     )
@@ -82,6 +89,12 @@ def build_app(service: Service) -> Starlette:
 def _refusal(service: Service, refused: Refused) -> Response:
     service.gauges.refused.labels(refused.reason).inc()
     return JSONResponse({"error": str(refused), "code": refused.code}, refused.status)
+
+
+def _shown_token(socket: WebSocket) -> str | None:
+    """Return the subprotocol that shows a token, which a browser must see accepted; or None."""
+    offered: list[str] = socket.scope.get("subprotocols", [])
+    return next((word for word in offered if word.startswith(BEARER)), None)
 
 
 def _page_headers(page: str) -> dict[str, str]:

@@ -1,14 +1,15 @@
 """Messages of a WebSocket session: every message and field, declared and checked.
 
 docs/reference/protocol.md is generated from ``CLIENT`` and ``SERVER``. To add a message, declare
-it there, build it in ``_build`` if a client sends it, and handle or send it in ``Session``.
+it there, build it in ``build`` if a client sends it, and handle or send it in ``Session``.
+``realtime.py`` translates the messages of another server into these.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,11 +61,15 @@ class Start:
         request: prompt, length and seed.
         image: whether a first frame was sent before.
         paced: whether the server keeps to the player's position (``Limits.lead_seconds``).
+        lead: how far ahead of the player the client wants a paced stream at most, seconds.
+        first_frame: file of the first frame, where the message brings it itself.
     """
 
     request: Request
     image: bool
     paced: bool
+    lead: float = math.inf
+    first_frame: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Command:
-    """``pause``, ``resume`` or ``stop``, by its name."""
+    """``pause``, ``resume``, ``stop`` or, of ``realtime.py``, ``ping``, by its name."""
 
     name: str
 
@@ -265,6 +270,11 @@ def parse(text: str, limits: Limits) -> Message:
             or of the wrong type.
         RequestError: if what it asks for is beyond the limits or cannot be streamed.
     """
+    return build(*read_object(text, CLIENT), limits)
+
+
+def read_object(text: str, known: Collection[str]) -> tuple[str, dict[str, Any]]:
+    """Return the type of a json message, one of those known, and its other fields."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -278,12 +288,12 @@ def parse(text: str, limits: Limits) -> Message:
             'a message is a json object with a "type"; docs/reference/protocol.md lists them',
         )
     kind = values.pop("type")
-    if kind not in CLIENT:
+    if kind not in known:
         raise ProtocolError(
             "serving.unknown-message",
-            f"there is no message of type {quoted(kind)}; known are {', '.join(CLIENT)}",
+            f"there is no message of type {quoted(kind)}; known are {', '.join(known)}",
         )
-    return _build(kind, _checked(kind, values), limits)
+    return kind, values
 
 
 def compose(kind: str, values: Mapping[str, Any]) -> str:
@@ -301,7 +311,7 @@ def compose(kind: str, values: Mapping[str, Any]) -> str:
 def _checked(kind: str, values: dict[str, Any]) -> dict[str, Any]:
     """The declared fields of a message, defaults filled in."""
     declared = CLIENT[kind].fields
-    checked = {name: _value(kind, name, values) for name in declared}
+    checked = {name: read_field(kind, name, field, values) for name, field in declared.items()}
     if unknown := values.keys() - declared.keys():
         raise ProtocolError(
             "serving.unknown-field", f"{kind!r} has the unknown field {quoted(min(unknown))}"
@@ -309,8 +319,8 @@ def _checked(kind: str, values: dict[str, Any]) -> dict[str, Any]:
     return checked
 
 
-def _value(kind: str, name: str, values: dict[str, Any]) -> Any:
-    wanted = CLIENT[kind].fields[name]
+def read_field(kind: str, name: str, wanted: Field, values: Mapping[str, Any]) -> Any:
+    """Return the value of a message's field, or its default; refuse one of the wrong type."""
     if name not in values:
         if wanted.default is ...:
             raise ProtocolError("serving.missing-field", f"{kind!r} lacks the field {name!r}")
@@ -332,8 +342,9 @@ def _value(kind: str, name: str, values: dict[str, Any]) -> Any:
     return value
 
 
-def _build(kind: str, fields: dict[str, Any], limits: Limits) -> Message:
-    """The message of checked fields, its values held to the limits."""
+def build(kind: str, values: dict[str, Any], limits: Limits) -> Message:
+    """Make a client's message of its type and fields; raises as ``parse`` does."""
+    fields = _checked(kind, values)
     if "prompt" in fields:
         _check_length(fields["prompt"], limits)
     if kind == "start":

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from omniforcing.core.errors import QUOTED_CHARS, OmniForcingError
 from omniforcing.core.layout import FPS
 from omniforcing.serving.gauges import Gauges
-from omniforcing.serving.protocol import SUBPROTOCOL, VERSION, Limits
+from omniforcing.serving.protocol import VERSION, Limits
 from omniforcing.streaming.engine import Engine
 
 # Browsers cannot set headers of a WebSocket: they offer the token as a second subprotocol.
@@ -89,8 +89,8 @@ class Service:
         """
         if self._token is None:
             return
-        offered = [word.strip() for word in headers.get("sec-websocket-protocol", "").split(",")]
-        tokens = [word.removeprefix(BEARER) for word in offered if word.startswith(BEARER)]
+        offered = [word for word in _offered(headers) if word.startswith(BEARER)]
+        tokens = [word.removeprefix(BEARER) for word in offered]
         scheme, _, value = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             tokens.append(value.strip())
@@ -127,8 +127,12 @@ class Service:
             "origin",
         )
 
-    def admit(self, headers: Mapping[str, str]) -> None:
+    def admit(self, headers: Mapping[str, str], subprotocol: str | None) -> None:
         """Check whether a client may have a session.
+
+        Args:
+            headers: of its request.
+            subprotocol: what it must offer to speak; None for nothing.
 
         Raises:
             Refused: if its origin is not allowed, its token or subprotocol is wrong, the server is
@@ -136,12 +140,10 @@ class Service:
         """
         self.check_origin(headers.get("origin"), headers.get("host", ""))
         self.authorise(headers)
-        if SUBPROTOCOL not in [
-            word.strip() for word in headers.get("sec-websocket-protocol", "").split(",")
-        ]:
+        if subprotocol is not None and subprotocol not in _offered(headers):
             raise Refused(
                 "serving.wrong-protocol",
-                f"this server speaks the subprotocol {SUBPROTOCOL}; offer it",
+                f"this server speaks the subprotocol {subprotocol}; offer it",
                 400,
                 "protocol",
             )
@@ -205,6 +207,11 @@ class Service:
     def close(self) -> None:
         """Release the worker threads; no session may be open."""
         self.executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _offered(headers: Mapping[str, str]) -> list[str]:
+    """Return the subprotocols that a client offers."""
+    return [word.strip() for word in headers.get("sec-websocket-protocol", "").split(",")]
 
 
 def _is_address(host: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -24,10 +24,9 @@ from omniforcing.serving.protocol import (
     Scales,
     Start,
     Steer,
-    compose,
-    parse,
 )
 from omniforcing.serving.service import Service
+from omniforcing.serving.wire import OwnWire, Wire
 from omniforcing.streaming.live import Chunk, Stream
 from omniforcing.streaming.steering import Applied, NotApplied
 from omniforcing.streaming.telemetry import spans
@@ -53,10 +52,13 @@ class Session:
     Args:
         socket: an accepted WebSocket.
         service: engine, limits and gauges of the server.
+        wire: what messages look like; our own protocol by default.
     """
 
-    def __init__(self, socket: WebSocket, service: Service) -> None:
+    def __init__(self, socket: WebSocket, service: Service, wire: Wire | None = None) -> None:
         self._socket, self._service = socket, service
+        self._wire = OwnWire(service.limits) if wire is None else wire
+        self._sending = asyncio.Lock()
         settings = service.engine.settings
         self._pieces = OutputBuffer()
         size, mark = (settings.height, settings.width), service.mark
@@ -65,7 +67,7 @@ class Session:
         self._image: bytes | None = None
         self._asked = 0.0
         self._spans: StreamSpans | None = None
-        self._paced = True
+        self._paced, self._lead = True, service.limits.lead_seconds
         self._position = Position(0.0, 0)
         self._mistakes = self._frames_sent = 0
         self._watchers: set[asyncio.Task[None]] = set()
@@ -110,6 +112,7 @@ class Session:
         await self._send_json("hello", **self._service.about())
         start = await self._first_message()
         self._asked, self._paced = time.perf_counter(), start.paced
+        self._lead = min(start.lead, self._lead)
         self._stream = await self._in_thread(self._open, start)
         asked = self._stream.parts.asked
         self._spans = await self._in_thread(spans.begin, self._service.mark, asked)
@@ -197,6 +200,9 @@ class Session:
     async def _run_command(self, stream: Stream, command: str) -> None:
         if command == "stop":
             raise _SessionEnd("stopped")
+        if command == "ping":
+            await self._send_json("pong")
+            return
         if command == "pause":
             stream.pause()
         else:
@@ -214,9 +220,11 @@ class Session:
             raise WebSocketDisconnect(event.get("code", NORMAL))
         try:
             if event.get("bytes") is not None:
-                await self._take_image(event["bytes"])
+                await self._take_image(self._wire.first_frame(event["bytes"]))
                 return None
-            message = parse(event["text"], self._service.limits)
+            message = self._wire.parse(event["text"])
+            if isinstance(message, Start) and message.first_frame is not None:
+                await self._take_image(message.first_frame)
             await self._check_words(message)
             return message
         except OmniForcingError as error:
@@ -256,7 +264,8 @@ class Session:
         self._mistakes += 1
         self._service.gauges.mistakes.inc()
         await self._send_json("error", **error.as_json(), fatal=False)
-        if self._mistakes >= self._service.limits.mistakes:
+        begun = self._stream is not None
+        if self._mistakes >= self._service.limits.mistakes or not (begun or self._wire.retries):
             raise _SessionEnd("mistakes", POLICY_VIOLATION)
 
     # --- to the client ---
@@ -266,10 +275,7 @@ class Session:
             began = time.perf_counter()
             data = await self._in_thread(self._encode, chunk)
             encoded = time.perf_counter()
-            await self._send_json(
-                "block", **_figures(chunk), encode_s=encoded - began, bytes=len(data)
-            )
-            await self._send_media(data)
+            await self._send_media(data, chunk, encoded - began)
             sent = time.perf_counter()
             if self._spans is not None:
                 times = {"encode": (began, encoded), "send": (encoded, sent)}
@@ -280,7 +286,7 @@ class Session:
             if chunk.first_frame <= 1 < chunk.first_frame + len(chunk.frames):
                 self._service.gauges.first_chunk.observe(time.perf_counter() - self._asked)
         self._muxer.close()
-        await self._send_media(self._pieces.take())
+        await self._send_media(self._pieces.take(), None, 0.0)
         raise _SessionEnd("ended")
 
     def _allow(self, stream: Stream) -> None:
@@ -289,20 +295,40 @@ class Session:
         A block that is generated cannot follow a new prompt any more.
         """
         if self._paced:
-            stream.allow(self._position.seconds + self._service.limits.lead_seconds)
+            stream.allow(self._position.seconds + self._lead)
 
     def _encode(self, chunk: Chunk) -> bytes:
         self._muxer.add(chunk)
         return self._pieces.take()
 
-    async def _send_media(self, data: bytes) -> None:
-        async with asyncio.timeout(self._service.limits.idle_seconds):
-            await self._socket.send_bytes(data)
-        self._service.gauges.bytes.inc(len(data))
+    async def _send_media(self, data: bytes, chunk: Chunk | None, encode_s: float) -> None:
+        messages = self._wire.media(data, chunk, encode_s)
+        sending = asyncio.create_task(self._send_messages(messages))
+        try:
+            await asyncio.shield(sending)
+        except asyncio.CancelledError:
+            # A piece follows its figures in any case, also of a stream that is stopped in between.
+            await asyncio.wait([sending])
+            if not sending.cancelled():
+                sending.exception()  # retrieved, so that asyncio does not log it
+            raise
+        finally:
+            del sending  # no cycle with its exception's traceback, as in _run_until_first_ends
+        pieces = (len(message) for message in messages if isinstance(message, bytes))
+        self._service.gauges.bytes.inc(sum(pieces))
 
     async def _send_json(self, kind: str, **values: Any) -> None:
-        async with asyncio.timeout(self._service.limits.idle_seconds):
-            await self._socket.send_text(compose(kind, values))
+        await self._send_messages(self._wire.compose(kind, values))
+
+    async def _send_messages(self, messages: Sequence[str | bytes]) -> None:
+        """Send messages with none of another task's between them."""
+        async with self._sending:
+            for message in messages:
+                async with asyncio.timeout(self._service.limits.idle_seconds):
+                    if isinstance(message, str):
+                        await self._socket.send_text(message)
+                    else:
+                        await self._socket.send_bytes(message)
 
     def _report_outcome(self, number: int, future: Future[Applied]) -> None:
         """Tell the client whether its prompt was applied or dropped, when that is known."""
@@ -347,20 +373,6 @@ class Session:
         return await asyncio.get_running_loop().run_in_executor(
             self._service.executor, function, *arguments
         )
-
-
-def _figures(chunk: Chunk) -> dict[str, Any]:
-    start, count = chunk.first_frame, len(chunk.frames)
-    return {
-        "block": chunk.block,
-        "prompt": chunk.prompt,
-        "start": start / FPS,
-        "end": (start + count) / FPS,
-        "generate_s": chunk.timing.generate,
-        "decode_s": chunk.timing.decode,
-        "elapsed_s": chunk.timing.elapsed,
-        "waited_s": chunk.timing.waited,
-    }
 
 
 async def _run_until_first_ends(*parts: Coroutine[Any, Any, None]) -> None:
