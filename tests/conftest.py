@@ -20,6 +20,8 @@ from omniforcing.pipeline.forking import fork_server
 _forks = contextlib.ExitStack()
 _forks.enter_context(fork_server(threads=1))
 
+# Some libraries add to the environment when they are imported, which a stage's client does not.
+import tests.support.checkout  # noqa: E402, F401
 from tests.support.ray_cluster import driven_cluster, ray_cluster  # noqa: E402, F401
 from tests.support.videos import make_video  # noqa: E402, F401
 
