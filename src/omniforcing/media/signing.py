@@ -165,19 +165,10 @@ def read_signature(path: Path) -> str | None:
 
 
 def _is_signed(path: Path) -> bool:
-    """Return whether a box of an MP4's outermost holds a C2PA manifest."""
-    with path.open("rb") as file:
-        while head := file.read(8):
-            size, kind = int.from_bytes(head[:4], "big"), head[4:]
-            begin, first = file.tell() - len(head), file.read(16)
-            if kind == b"uuid" and first == BOX:
-                return True
-            if size == 1:
-                size = int.from_bytes(first[:8], "big")
-            if size < 8:
-                return False
-            file.seek(begin + size)
-    return False
+    """Return whether a box of an MP4 holds a C2PA manifest."""
+    from omniforcing.media.reading.edits import open_boxes
+
+    return any(content.startswith(BOX) for _, content in open_boxes(path, {b"uuid"}))
 
 
 def _installed() -> bool:
