@@ -229,9 +229,12 @@ APPEND = """async ([data, mime]) => {
   const video = document.createElement("video"), source = new MediaSource();
   video.src = URL.createObjectURL(source);
   await new Promise(done => source.addEventListener("sourceopen", done, { once: true }));
-  const buffer = source.addSourceBuffer(mime), ended = new Promise(done => buffer.onupdateend = done);
+  const buffer = source.addSourceBuffer(mime);
+  // What cannot be played ends the update too, and the element's own error comes in its own time.
+  const played = new Promise(done => buffer.onupdateend = () => buffer.buffered.length && done());
+  const refused = new Promise(done => video.onerror = done);
   buffer.appendBuffer(Uint8Array.from(atob(data), each => each.charCodeAt(0)));
-  await ended;
+  await Promise.race([played, refused]);
   return video.error ? video.error.message : buffer.buffered.end(0);
 }"""
 
