@@ -1,6 +1,7 @@
-"""H.264 whose fields are pictures of their own (PAFF), as broadcasters code them.
+"""Fields that are pictures of their own, as broadcasters code them: in H.264 (PAFF) and in HEVC.
 
-No encoder at hand writes it, so the macroblocks are samples as they are (I_PCM of ITU-T H.264).
+No encoder at hand writes the former, so its macroblocks are samples as they are (I_PCM of ITU-T
+H.264).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.ingest.kinds import Kind, Make, Sources, ffmpeg
+from benchmarks.ingest.kinds import AAC, Kind, Make, Sources, by_matrix, encoded, ffmpeg
 from benchmarks.ingest.truth import HEIGHT, SECONDS, WIDTH, picture
 
 RATE = 25
@@ -142,6 +143,13 @@ def _paff(bottom_first: bool, apart: bool = False) -> Make:
     return make
 
 
+def _hevc(first: str, options: str) -> Make:
+    """Code a camera's 50 fields a second, each as a picture of half the height."""
+    filters = f"tinterlace=interleave_{first},separatefields,{by_matrix('bt601')}"
+    x265 = f"-preset ultrafast -crf 4 -x265-params log-level=none:interlace={first[0]}ff"
+    return encoded(f"-c:v libx265 {x265} {options}", 2 * RATE, filters)
+
+
 def fields() -> list[Kind]:
     """List them, as ``kinds`` does."""
     made = {
@@ -151,4 +159,12 @@ def fields() -> list[Kind]:
         "paff_top.mkv": _paff(False),
         "paff_top.mp4": _paff(False),
     }
-    return [Kind(name, "PyAV", make, fps=RATE, every=2) for name, make in made.items()]
+    in_hevc = {
+        "fields_hevc.ts": _hevc("top", "-bf 2 -c:a mp2 -b:a 256k"),
+        "fields_hevc.mp4": _hevc("top", AAC),
+        "fields_bottom_hevc.mkv": _hevc("bottom", f"-bf 2 {AAC}"),
+    }
+    return [
+        *(Kind(name, "PyAV", make, fps=RATE, every=2) for name, make in made.items()),
+        *(Kind(name, "ffmpeg", make, fps=RATE, every=2) for name, make in in_hevc.items()),
+    ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from heapq import heappop, heappush
 from typing import Any
 
@@ -131,7 +132,10 @@ def decode(
         head: packets of the picture after which the first frame must have come.
     """
     video = container.streams[tracks.video_index]
-    pictures = _in_order(_deinterlaced(_decoded(container, tracks, head), video))
+    pictures = _decoded(container, tracks, head)
+    if video.codec_context.name == "hevc":
+        pictures = _woven(pictures, video.time_base)
+    pictures = _in_order(_deinterlaced(pictures, video.time_base))
     if tracks.edits is not None:
         pictures = _played(pictures, tracks.edits.video)
     for picture in pictures:
@@ -238,7 +242,62 @@ def _decoder(video: Any) -> Any:
     return with_alpha
 
 
-def _deinterlaced(pictures: Iterator[Picture], video: Any) -> Iterator[Picture]:
+def _woven(pictures: Iterator[Picture], clock: Fraction) -> Iterator[Picture]:
+    """Join fields that are frames of half the height, as HEVC's decoder gives them, in pairs.
+
+    Such a field is of either kind of lines. One without its other leaves a frame that is missing.
+    """
+    first: Picture | None = None
+    for picture in pictures:
+        if first is not None:
+            joined = _joined(first.frame, picture.frame, clock) if picture.interlaced else None
+            whole = joined is not None and first.whole and picture.whole
+            yield replace(first, frame=joined, whole=whole)
+            first = None
+            if joined is not None:
+                continue
+        if picture.interlaced:
+            first = picture
+        else:
+            yield picture
+    if first is not None:
+        yield replace(first, frame=None, whole=False)
+
+
+def _joined(first: Any, second: Any, clock: Fraction) -> Any:
+    """Return the frame of two fields; None if they are not of one size and of either kind."""
+    sizes = {(field.width, field.height, field.format.name) for field in (first, second)}
+    top, other_top = (
+        _filtered([field], clock, "select", expr="eq(interlace_type,TOPFIRST)") is not None
+        for field in (first, second)
+    )
+    if len(sizes) > 1 or top == other_top:
+        return None
+    return _filtered([first, second], clock, "weave", first_field="top" if top else "bottom")
+
+
+def _filtered(frames: Sequence[Any], clock: Fraction, name: str, **options: str) -> Any:
+    """Return the first frame that a filter makes of some; None if it makes none."""
+    graph = _graph(frames[0], clock, name, **options)
+    for frame in frames:
+        graph.vpush(frame)
+    try:
+        return graph.vpull()
+    except (av.error.BlockingIOError, av.error.EOFError):
+        return None
+
+
+def _graph(frame: Any, clock: Fraction, name: str, **options: str) -> Graph:
+    """Make a graph of one of FFmpeg's filters for frames like one."""
+    graph = Graph()
+    source = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format, time_base=clock
+    )
+    graph.link_nodes(source, graph.add(name, **options), graph.add("buffersink")).configure()
+    return graph
+
+
+def _deinterlaced(pictures: Iterator[Picture], clock: Fraction) -> Iterator[Picture]:
     """Pass pictures through, from the first interlaced one on through FFmpeg's ``bwdif``."""
     graph: Graph | None = None
     size: tuple[Any, ...] = ()
@@ -252,7 +311,8 @@ def _deinterlaced(pictures: Iterator[Picture], video: Any) -> Iterator[Picture]:
         if graph is None or found != size:
             if graph is not None:
                 yield from _pull(graph, waiting, flush=True)
-            graph, size = _deinterlacer(frame, video.time_base), found
+            graph = _graph(frame, clock, "bwdif", mode="send_frame", deint="interlaced")
+            size = found
         # Only frames that say so are deinterlaced; each keeps its own stamp.
         frame.pts = frame.pts if frame.pts is not None else frame.dts
         waiting.append(picture)
@@ -260,19 +320,6 @@ def _deinterlaced(pictures: Iterator[Picture], video: Any) -> Iterator[Picture]:
         yield from _pull(graph, waiting)
     if graph is not None:
         yield from _pull(graph, waiting, flush=True)
-
-
-def _deinterlacer(frame: Any, time_base: Any) -> Graph:
-    graph = Graph()
-    source = graph.add_buffer(
-        width=frame.width, height=frame.height, format=frame.format, time_base=time_base
-    )
-    graph.link_nodes(
-        source,
-        graph.add("bwdif", mode="send_frame", deint="interlaced"),
-        graph.add("buffersink"),
-    ).configure()
-    return graph
 
 
 def _pull(graph: Graph, waiting: list[Picture], flush: bool = False) -> Iterator[Picture]:
