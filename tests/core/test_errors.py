@@ -5,10 +5,12 @@ import errno
 import json
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from omniforcing.core.console import explain, run_command
+from omniforcing.cli import main
+from omniforcing.core.console import explain, run_command, visible
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.media.reading.tracks import Rejected
 from omniforcing.model.weights.tensor_file import WeightsError
@@ -75,3 +77,17 @@ def test_a_full_disk_is_explained_and_other_faults_are_not() -> None:
     assert full is not None and full.code == "disk.full" and "x.tar" in str(full)
     assert explain(OSError(errno.EACCES, "Permission denied")) is None
     assert explain(None) is None
+
+
+def test_names_and_texts_of_files_tell_a_terminal_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Colours, titles and the like are written as what they are; tables keep their lines."""
+    name = "red\x1b[31m\x9b2J.mp4"
+    (tmp_path / name).write_bytes(b"no video")
+    for words in (["inspect", str(tmp_path / name)], ["measure", str(tmp_path)]):
+        with pytest.raises(SystemExit, match="2"):
+            main(words)
+    shown = capsys.readouterr()
+    assert r"red\x1b[31m\x9b2J.mp4" in shown.err and not {"\x1b", "\x9b"} & {*shown.err}
+    assert visible("a\tb\nc\x07\x7f") == "a\\x09b\nc\\x07\\x7f"

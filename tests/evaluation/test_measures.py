@@ -203,6 +203,18 @@ def test_a_folder_of_videos_is_measured_and_what_cannot_be_is_named(tmp_path: Pa
     assert "0.000 (0.000 to 0.000)" in table  # each clip is its own pair
 
 
+def test_what_is_not_known_of_the_other_clips_has_its_reason(tmp_path: Path) -> None:
+    for name, loudness in (("loud", 1.0), ("silent", 0.0)):
+        clip = rendered(0)
+        (tmp_path / name).mkdir()
+        write_mp4(tmp_path / name / "a.mp4", Pair(clip.frames, clip.samples * loudness))
+    sources = [Source.of_folder(tmp_path / name) for name in ("loud", "silent")]
+    table = measure_sources(sources[0], chosen_measures(("loudness",)), sources[1])
+    _, _, row, _, heading, why, *_ = table.splitlines()[1:]
+    assert row.split()[-1] == "-" and heading.endswith("silent:")
+    assert why.startswith("  loudness: ") and len(why) > 30
+
+
 def with_sound(file: Path, samples: np.ndarray) -> None:
     """A noisy picture with sound as 32-bit floats, which may hold any value."""
     with av.open(str(file), "w") as container:

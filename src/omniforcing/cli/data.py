@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from omniforcing.cli.command import Command, Group
+from omniforcing.core.console import visible
 
 
 @click.command(
@@ -54,12 +55,12 @@ def inspect(path: Path, out: Path | None, flags: Path | None, weights: Path | No
             )
         from omniforcing.media.provenance import describe
 
-        print(describe(path))
+        print(visible(describe(path)))
         return
     from omniforcing.data.inspect import inspect_folder
 
     out = out or Path(f"{path.absolute()}.png")
-    print(inspect_folder(path, out))
+    print(visible(inspect_folder(path, out)))
     print(f"\ncontact sheet: {out}")
     if flags:
         from omniforcing.evaluation.measures.encoders.weights import Weights
@@ -67,7 +68,7 @@ def inspect(path: Path, out: Path | None, flags: Path | None, weights: Path | No
 
         found = flag_shards(path, Weights.read(weights) if weights else None)
         found.save(flags)
-        print(f"\n{found.table()}\nlist: {flags}")
+        print(visible(f"\n{found.table()}\nlist: {flags}"))
 
 
 weights = Group(

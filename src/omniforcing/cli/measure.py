@@ -11,6 +11,7 @@ import click
 
 from omniforcing.cli.command import Command
 from omniforcing.cli.streaming import engine_options
+from omniforcing.core.console import visible
 
 if TYPE_CHECKING:
     from omniforcing.evaluation.measures.command import Source
@@ -132,7 +133,7 @@ def measure(
             save_progress(parts, every, json_file)
         print(progress_table(parts, every))
         return
-    print(measure_sources(source(folder, against), measures, other, json_file))
+    print(visible(measure_sources(source(folder, against), measures, other, json_file)))
 
 
 def _refuse(folder: Path, options: Sequence[str]) -> None:

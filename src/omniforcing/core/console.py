@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import sys
@@ -26,7 +27,12 @@ def explain(error: BaseException | None) -> OmniForcingError | None:
 
 def line(error: OmniForcingError) -> str:
     """Return the one line of stderr that tells a user of an error: ``error[code]: sentence``."""
-    return f"error[{error.code}]: {' '.join(str(error).split())}"
+    return visible(f"error[{error.code}]: {' '.join(str(error).split())}")
+
+
+def visible(text: str) -> str:
+    r"""Write what a terminal would obey but new lines as ``\x1b``: names of files may hold it."""
+    return re.sub("[\x00-\x09\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def run_command(command: Callable[[], None]) -> int:

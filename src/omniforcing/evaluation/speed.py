@@ -8,12 +8,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from omniforcing.core.layout import FPS
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -134,14 +136,27 @@ def stalls(timings: list[BlockTiming]) -> int:
     return count
 
 
-def measure_offline(sample: Callable[[], object], repeats: int = 3) -> float:
-    """Return the median seconds of ``sample``, which makes a whole clip, after a warm-up run."""
-    times = []
+def measure_offline(
+    sample: Callable[[], T], decode: Callable[[T], object], repeats: int = 3
+) -> tuple[float, float]:
+    """Time an offline sampler, which makes a whole clip at once, after a run that warms up.
+
+    Args:
+        sample: makes the latents of a clip, and returns when they are there.
+        decode: decodes them.
+        repeats: runs that are timed.
+
+    Returns:
+        Median seconds of the decoded clip, and of its latents alone.
+    """
+    sampled, whole = [], []
     for _ in range(repeats + 1):
         start = time.perf_counter()
-        sample()
-        times.append(time.perf_counter() - start)
-    return float(np.median(times[1:]))
+        latents = sample()
+        sampled.append(time.perf_counter() - start)
+        decode(latents)
+        whole.append(time.perf_counter() - start)
+    return float(np.median(whole[1:])), float(np.median(sampled[1:]))
 
 
 def against_teacher(

@@ -107,6 +107,10 @@ def _table(
         if other and row.figure:
             cells += [*_beside(row, other.rows[index]), _difference(row, measured, other)]
         lines.append(_line(cells) if row.figure else f"{cells[0]:<{WIDTHS[0]}}  {row.why}")
+    if against and other:
+        missing = [row for row in other.rows if row.figure is None]
+        lines += ["", f"not known of {against.name}:"] if missing else []
+        lines += [f"  {row.measure.name}: {row.why}" for row in missing]
     lines += ["", "how each is taken:"]
     lines += [f"  {row.measure.name}: {_taken(row.measure)}" for row in measured.rows]
     for found in (measured, other):
@@ -141,7 +145,7 @@ def _cells(row: Row) -> list[str]:
 def _beside(row: Row, other: Row) -> list[str]:
     """The other clips' figure, and the ratio where both have a meaning as one."""
     if other.figure is None:
-        return ["", ""]
+        return ["-", ""]
     ratio = row.ratio(other)
     return [_number(other.figure.value), "" if ratio is None else f"{ratio:.2f}"]
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from omniforcing.core.files import atomic_dir, read_json
+from omniforcing.core.latents import Latents
 from omniforcing.evaluation.samplers import SamplerFactory
 from omniforcing.evaluation.speed import against_teacher, measure_offline, measure_stream
 from omniforcing.pipeline.config import Config
@@ -48,10 +49,15 @@ def against_the_teacher(
     engine = Engine(work, factory.device)
     stream = measure_stream(lambda: (chunk.timing for chunk in engine.stream(prompt, seconds)))
     draw = factory.draw("teacher", folders["teacher"], seconds)
-    teacher = measure_offline(lambda: list(factory.media(draw, [prompt], [0])))
     text = factory.text.of([prompt]).map(lambda x: x.to(factory.device))
     generator = torch.Generator(factory.device)
-    latents = measure_offline(lambda: draw(text, generator).video.cpu())
+
+    def sample() -> Latents:
+        drawn = draw(text, generator.manual_seed(0))
+        drawn.video.cpu()  # waits for the device
+        return drawn
+
+    teacher, latents = measure_offline(sample, lambda drawn: list(factory.decoded(drawn)))
     steps, threads = len(config.student.sigmas), torch.get_num_threads()
     device = torch.cuda.get_device_name() if factory.device == "cuda" else f"CPU, {threads} threads"
     measured = (
