@@ -94,6 +94,67 @@ def test_a_stage_begins_with_the_libraries_loaded_in_the_clients_place(project: 
     assert "on stdout" in printed
 
 
+CALLING = """
+import os, sys, time
+from pathlib import Path
+
+def call(name, pause):
+    loaded, added = "lightning" in sys.modules, "TORCH_ADDED" in os.environ
+    Path(name).write_text(f"{os.getpid()} {loaded} {added}")
+    time.sleep(pause)
+"""
+CALLS = """
+import os
+from pathlib import Path
+from calling import call
+from omniforcing.pipeline.processes import run_in_processes
+
+def run(stage):
+    os.environ["TORCH_ADDED"] = "1"  # as libraries do
+    pause = float(os.environ.get("TOY_PAUSE", "0"))
+    Path("stage.txt").write_text(str(os.getpid()))
+    run_in_processes([(call, (f"{name}.txt", pause)) for name in "ab"], "not all were made")
+    with stage.publish() as folder:
+        (folder / "numbers.txt").write_text("1 ")
+"""
+
+
+@pytest.fixture
+def calling(project: Path) -> Path:
+    """The project, whose stage starts two processes of its own."""
+    (project / "calling.py").write_text(CALLING)
+    (project / "pipelines" / "clips.py").write_text(CALLS)
+    return project
+
+
+def calls_of(project: Path) -> list[list[str]]:
+    """What the calls of the stage wrote of themselves, once both have begun."""
+    deadline = time.monotonic() + 120
+    files = [project / f"{name}.txt" for name in "ab"]
+    while any(not file.exists() or not file.read_text().endswith("e") for file in files):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return [file.read_text().split() for file in files]
+
+
+def test_a_stages_own_processes_begin_with_the_libraries_loaded_too(calling: Path) -> None:
+    process = start(calling)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    first, second = calls_of(calling)
+    assert first[1:] == second[1:] == ["True", "True"] and first[0] != second[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stages_own_processes_end_with_it(calling: Path, number: signal.Signals) -> None:
+    process = start(calling, TOY_PAUSE="60")
+    calls = [int(pid) for pid, *_ in calls_of(calling)]
+    os.kill(int((calling / "stage.txt").read_text()), number)
+    process.communicate(timeout=60)
+    assert process.returncode == (143 if number == signal.SIGTERM else -number)
+    assert all(gone(pid) for pid in calls)
+
+
 def test_a_client_ends_as_its_stage_did(project: Path) -> None:
     failed = start(project, TOY_CODE="7")
     failed.communicate(timeout=120)

@@ -19,6 +19,7 @@ JOB_VARIABLE = "OMNIFORCING_JOB"
 TOKEN_VARIABLE = "OMNIFORCING_TOKEN"
 ARTIFACT_VARIABLE = "OMNIFORCING_ARTIFACT"
 FORKS_VARIABLE = "OMNIFORCING_FORKS"
+FORKED_VARIABLE = "OMNIFORCING_FORKED"
 COMPLETION_VARIABLE = "_OMNIFORCING_COMPLETE"
 # What each is for; docs/reference/environment.md is made of it.
 OURS = {
@@ -38,6 +39,7 @@ OURS = {
         "Socket of the process that has loaded the libraries and forks itself for the stages of a "
         "pipeline run."
     ),
+    FORKED_VARIABLE: "Id of the process that it forked, and that socket.",
     COMPLETION_VARIABLE: "Set by a shell that completes a command line of ours.",
 }
 # Variables of other programs that change what a command here does.

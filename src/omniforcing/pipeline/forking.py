@@ -11,7 +11,8 @@ The client hands over its words, folder, environment and open files, passes sign
 the stage did. Only libraries are loaded before the fork: the project's code is imported after it,
 as it is then. A command that the server cannot reproduce, because its hard limits or a variable
 that libraries read at import differ, runs in the client's own process, as all do without a server.
-If any of the processes above dies, those below it die too.
+A stage that needs processes of its own has them forked by the server too. If any of the processes
+above dies, those below it die too.
 """
 
 from __future__ import annotations
@@ -35,7 +36,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from omniforcing.core.environment import FORKS_VARIABLE, decline_telemetry, die_with_parent
+from omniforcing.core.environment import (
+    FORKED_VARIABLE,
+    FORKS_VARIABLE,
+    decline_telemetry,
+    die_with_parent,
+)
 
 # What most stages import in the end; Lightning brings torch.
 LIBRARIES = (
@@ -95,6 +101,29 @@ def fork_server(threads: int) -> Iterator[None]:
             os.environ.update(before)
 
 
+class Forked:
+    """A process that the server forked for this one, and that ends when this one does.
+
+    Attributes:
+        server: the connection on which it takes signals and gives its exit code.
+    """
+
+    def __init__(self, server: socket.socket) -> None:
+        self.server = server
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send it a signal; one that has ended takes none."""
+        with contextlib.suppress(OSError):
+            self.server.send(bytes([number]))
+
+    def wait(self) -> int:
+        """Wait for its end; return the exit code, negative for a signal as in ``subprocess``."""
+        answer = self.server.recv(STATUS.size, socket.MSG_WAITALL)
+        self.server.close()
+        # The keeper gives no answer if it was killed, and the process with it.
+        return STATUS.unpack(answer)[0] if answer else -signal.SIGKILL
+
+
 def run_forked(words: list[str]) -> int | None:
     """Run a command in a process that the server forks, and wait for it.
 
@@ -106,26 +135,47 @@ def run_forked(words: list[str]) -> int | None:
         none that can reproduce this process.
     """
     address = os.environ.get(FORKS_VARIABLE)
-    if not address:
+    forked = _fork(address, [0, 1, 2], words=words, same=_same()) if address else None
+    if forked is None:
         return None
-    with socket.socket(socket.AF_UNIX) as server:
-        try:
-            server.connect(address)
-            request = json.dumps({"words": words, **_description()}).encode()
-            socket.send_fds(server, [SIZE.pack(len(request))], [0, 1, 2])
-            server.sendall(request)
-            if server.recv(1) != FORKED:
-                return None
-        except OSError:
-            return None
-        if "DVC_STAGE" in os.environ:
-            die_with_parent()
-        for number in FORWARDED:
-            if number not in _ignored():
-                signal.signal(number, lambda number, _: server.send(bytes([number])))
-        answer = server.recv(STATUS.size, socket.MSG_WAITALL)
-    # The keeper gives no answer if it was killed, and the stage with it.
-    return STATUS.unpack(answer)[0] if answer else -signal.SIGKILL
+    if "DVC_STAGE" in os.environ:
+        die_with_parent()
+    for number in FORWARDED:
+        if number not in _ignored():
+            signal.signal(number, lambda number, _: forked.kill(number))
+    return forked.wait()
+
+
+def start_forked(module: str, stdin: int) -> Forked | None:
+    """Start a module in a process that the server forks, if it forked this process.
+
+    Args:
+        module: name of the module, run as ``python -m`` does.
+        stdin: file that is its standard input.
+
+    Returns:
+        The process; None if this one was not forked, or the server is gone.
+    """
+    process, _, address = os.environ.get(FORKED_VARIABLE, "").partition(" ")
+    if process != str(os.getpid()):
+        return None
+    # What libraries have added to the environment since does not count.
+    return _fork(address, [stdin, 1, 2], module=module, same=None)
+
+
+def _fork(address: str, files: list[int], **request: Any) -> Forked | None:
+    server = socket.socket(socket.AF_UNIX)
+    try:
+        server.connect(address)
+        content = json.dumps({**request, **_description()}).encode()
+        socket.send_fds(server, [SIZE.pack(len(content))], files)
+        server.sendall(content)
+        if server.recv(1) == FORKED:
+            return Forked(server)
+    except OSError:
+        pass
+    server.close()
+    return None
 
 
 def _ignored() -> list[int]:
@@ -143,13 +193,7 @@ def end_like(code: int) -> NoReturn:
 
 
 def _description() -> dict[str, Any]:
-    """Describe all of this process that a command may depend on."""
-    limits = {
-        name: resource.getrlimit(getattr(resource, name))
-        for name in sorted(dir(resource))
-        if name.startswith("RLIMIT_")
-    }
-    soft = {name: limit for name, (limit, _) in limits.items()}
+    """Describe all of this process that a forked one can take on."""
     mask = os.umask(0)
     os.umask(mask)
     return {
@@ -158,19 +202,29 @@ def _description() -> dict[str, Any]:
         "environment": dict(os.environ),
         "ignored": _ignored(),
         "umask": mask,
-        "soft limits": soft,
-        "same": {
-            "interpreter": [sys.prefix, *sys.version_info[:3]],
-            "hard limits": {name: limit for name, (_, limit) in limits.items()},
-            "stack": soft["RLIMIT_STACK"],  # the one that is read when a process begins
-            "nice": os.nice(0),
-            "environment": {
-                name: value
-                for name, value in sorted(os.environ.items())
-                if name.startswith(READ_AT_IMPORT) and name not in SENT_ALONG
-            },
+        "soft limits": {name: soft for name, (soft, _) in _limits().items()},
+    }
+
+
+def _same() -> dict[str, Any]:
+    """Describe what of this process must be the server's own."""
+    return {
+        "interpreter": [sys.prefix, *sys.version_info[:3]],
+        "hard limits": {name: hard for name, (_, hard) in _limits().items()},
+        # The one soft limit that is read when a process begins.
+        "stack": _limits()["RLIMIT_STACK"][0],
+        "nice": os.nice(0),
+        "environment": {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if name.startswith(READ_AT_IMPORT) and name not in SENT_ALONG
         },
     }
+
+
+def _limits() -> dict[str, tuple[int, int]]:
+    names = [name for name in sorted(dir(resource)) if name.startswith("RLIMIT_")]
+    return {name: resource.getrlimit(getattr(resource, name)) for name in names}
 
 
 def serve(listener: socket.socket) -> dict[str, Any]:
@@ -180,7 +234,8 @@ def serve(listener: socket.socket) -> dict[str, Any]:
         In a forked process, and only there: the request that it shall do.
     """
     signal.signal(signal.SIGCHLD, _take_ended)
-    own = _description()["same"]
+    # Of a process that it forked itself, nothing is asked.
+    own = (None, _same())
     while True:
         connection, _ = listener.accept()
         try:
@@ -190,15 +245,16 @@ def serve(listener: socket.socket) -> dict[str, Any]:
         except (OSError, ValueError, struct.error):  # a client that died
             connection.close()
             continue
-        reproduced = request["same"] == own
+        reproduced = request["same"] in own
         if reproduced:
             for name in LIBRARIES:
                 importlib.import_module(name)
         # A fork copies one thread of the process; it could wait for others forever.
         if reproduced and threading.active_count() == 1 and os.fork() == 0:
+            address = listener.getsockname()
             listener.close()
             if _fork_kept(connection):
-                _become(request, files)
+                _become(request, files, address)
                 return request
         connection.close()  # which tells a client that was not served
         for file in files:
@@ -247,7 +303,7 @@ def _fork_kept(connection: socket.socket) -> bool:
         os._exit(0)
 
 
-def _become(request: dict[str, Any], files: list[int]) -> None:
+def _become(request: dict[str, Any], files: list[int], address: str) -> None:
     """Take a client's place: its files, folder, limits, environment and path of modules."""
     for own, file in enumerate(files):
         os.dup2(file, own)
@@ -263,7 +319,8 @@ def _become(request: dict[str, Any], files: list[int]) -> None:
         resource.setrlimit(kind, (limit, resource.getrlimit(kind)[1]))
     os.environ.clear()
     os.environ.update(request["environment"])
-    del os.environ[FORKS_VARIABLE]  # this process is the forked one
+    os.environ.pop(FORKS_VARIABLE, None)
+    os.environ[FORKED_VARIABLE] = f"{os.getpid()} {address}"
     sys.path[:] = request["path"]
     importlib.invalidate_caches()
     for name in list(sys.modules):
@@ -274,5 +331,5 @@ def _become(request: dict[str, Any], files: list[int]) -> None:
 if __name__ == "__main__":
     package = __spec__.name.partition(".")[0]
     todo = serve(socket.socket(fileno=int(sys.argv[1])))
-    sys.argv[1:] = todo["words"]
-    runpy.run_module(package, run_name="__main__", alter_sys=True)
+    sys.argv[1:] = todo.get("words", [])
+    runpy.run_module(todo.get("module", package), run_name="__main__", alter_sys=True)
