@@ -227,18 +227,36 @@ def registered_artifact(name: str) -> Path:
         OmniForcingError: if there is no such model, alias or version, it holds no artifact, or the
             store does not answer.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
-    if not uri:
-        root = project_root()
-        uri, database = tracking_uri(root), store_folder(root) / "mlflow.db"
-        if not database.is_file():
-            raise OmniForcingError(
-                "tracking.no-store",
-                f"{database} is missing, so there is no {quoted(name)}; run the pipeline, or name "
-                "a store by MLFLOW_TRACKING_URI",
-            )
-    registry = Registry.at(uri)
+    registry = Registry.at(store_of(name))
     return registry.artifact(registry.find(name))
+
+
+def store_of(name: str) -> str:
+    """Return the address of the store that holds a registered model.
+
+    It is that of MLFLOW_TRACKING_URI, or else the checkout's.
+
+    Raises:
+        OmniForcingError: if the checkout has none.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if uri:
+        return uri
+    root = project_root()
+    database = store_folder(root) / "mlflow.db"
+    if not database.is_file():
+        raise OmniForcingError(
+            "tracking.no-store",
+            f"{database} is missing, so there is no {quoted(name)}; run the pipeline, or name "
+            "a store by MLFLOW_TRACKING_URI",
+        )
+    return tracking_uri(root)
+
+
+def is_alias(name: str) -> bool:
+    """Whether a name is ``models:/NAME@ALIAS``."""
+    words = _FORM.fullmatch(name)
+    return words is not None and words["alias"] is not None
 
 
 def _version(found: Any) -> Version:
