@@ -19,6 +19,7 @@ from omniforcing.evaluation.report import write_report
 from omniforcing.pipeline.tracking import connect
 from omniforcing.pocket.observe import Clips
 from omniforcing.pocket.synthetic import make_clip
+from omniforcing.tracking.description import NOTE
 from omniforcing.tracking.registry import Registry
 from omniforcing.tracking.store import tracking_uri
 
@@ -158,7 +159,10 @@ def log_export(client: Any, evaluation: Path | None, model: Path) -> str:
     run_id: str = client.create_run(experiment, tags=tags).info.run_id
     for name in ("metrics.json", "clips.json") if evaluation else ():
         client.log_artifact(run_id, str(Path(str(evaluation), name)), "evaluation")
-    logged = client.create_logged_model(experiment, name="model", source_run_id=run_id)
+    described = {NOTE: f"# Model of {run_id}"}
+    logged = client.create_logged_model(
+        experiment, name="model", source_run_id=run_id, tags=described
+    )
     client.log_model_artifacts(logged.model_id, str(model))
     client.finalize_logged_model(logged.model_id, "READY")
     client.set_terminated(run_id, "FINISHED")

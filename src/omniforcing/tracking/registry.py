@@ -14,6 +14,7 @@ from omniforcing.core.config import digest, project_root
 from omniforcing.core.environment import decline_telemetry
 from omniforcing.core.errors import OmniForcingError, did_you_mean, quoted
 from omniforcing.core.files import atomic_dir
+from omniforcing.tracking.description import NOTE
 from omniforcing.tracking.store import (
     UPLOAD,
     answering,
@@ -139,7 +140,24 @@ class Registry:
                     f"run {run_id} of MLflow at {shown(self.uri)} has no logged model; run stage "
                     "export again",
                 )
-            return _version(mlflow.register_model(logged[0].model_uri, model))
+            version = _version(mlflow.register_model(logged[0].model_uri, model))
+            text = logged[0].tags.get(NOTE)  # models of older exports have none
+            if text:
+                self.client.update_model_version(model, version.number, text)
+                if version.number == "1":
+                    self.client.update_registered_model(model, text)
+            return version
+
+    def describe_by(self, version: Version) -> None:
+        """Let MLflow's page of a model show the description of one of its versions.
+
+        Raises:
+            OmniForcingError: if the store does not answer.
+        """
+        with answering(self.uri):
+            text = self.client.get_model_version(version.name, version.number).description
+            if text:
+                self.client.update_registered_model(version.name, text)
 
     def evaluation(self, run_id: str, folder: Path) -> Path:
         """Copy the evaluation that a run of stage export logged into a folder.
