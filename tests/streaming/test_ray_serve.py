@@ -23,7 +23,7 @@ from omniforcing.streaming.artifact import Artifact
 from omniforcing.streaming.engine import Engine
 from tests.support.ray_cluster import environment
 from tests.support.realtime_client import RealtimeClient
-from tests.support.releases import Throne
+from tests.support.releases import Champions
 from tests.support.serving import begin, frames_in, hear, play, say, take
 from tests.support.streams import PROMPT, file_of, settled
 
@@ -36,9 +36,9 @@ DELETE = f"{CONNECTED}; serve.delete('default')"
 class Deployment:
     """The app under Ray Serve, following a champion; what its commands print lies in ``log``."""
 
-    def __init__(self, cluster: str, throne: Throne, log: Path) -> None:
-        self.throne, self.log, self.address = throne, log, f"127.0.0.1:{free_port()}"
-        ours = {"RAY_ADDRESS": cluster, "MLFLOW_TRACKING_URI": throne.store}
+    def __init__(self, cluster: str, champions: Champions, log: Path) -> None:
+        self.champions, self.log, self.address = champions, log, f"127.0.0.1:{free_port()}"
+        ours = {"RAY_ADDRESS": cluster, "MLFLOW_TRACKING_URI": champions.store}
         self._environment = environment() | ours
 
     def do(self, *words: str, attempts: int = 1) -> None:
@@ -59,7 +59,7 @@ class Deployment:
     def deploying(self, drain: int) -> list[str]:
         """The words that run the app, or replace it if the drain is another one than before."""
         app = "omniforcing.serving.ray_serve:app"
-        arguments = [f"artifact={self.throne.alias}", "follow=0.5", f"drain={drain}"]
+        arguments = [f"artifact={self.champions.alias}", "follow=0.5", f"drain={drain}"]
         return [SERVE, "run", "--non-blocking", app, *arguments]
 
     def answers(self) -> bool:
@@ -86,10 +86,10 @@ def deployment(
     database: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Deployment]:
-    throne = Throne(tmp_path_factory.mktemp("store"), database)
-    throne.crown(artifact.folder)
+    champions = Champions(tmp_path_factory.mktemp("store"), database)
+    champions.promote(artifact.folder)
     log = tmp_path_factory.mktemp("serve") / "log"
-    running = Deployment(ray_cluster.address, throne, log)
+    running = Deployment(ray_cluster.address, champions, log)
     host, port = running.address.split(":")
     # It waits a minute for the proxy, which a busy machine takes longer to start; a second call
     # finds it.
@@ -118,7 +118,7 @@ def test_open_streams_of_a_replica_end_on_their_model_and_later_ones_get_the_new
 ) -> None:
     clients = [deployment.connect() for _ in range(3)]
     begun = [begin(client, 4, seed) for seed, client in enumerate(clients)]
-    newer = deployment.throne.crown(other_artifact.folder)
+    newer = deployment.champions.promote(other_artifact.folder)
     assert settled(lambda: deployment.status()["version"] == newer, 60), deployment.status()
     with deployment.connect() as later:
         media, _ = play(later, 4, seed=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,8 +20,9 @@ from omniforcing.serving.rollover import Alias, Rollover
 from omniforcing.serving.service import ServedModel, Service
 from omniforcing.streaming.artifact import Artifact
 from omniforcing.streaming.engine import Engine
+from omniforcing.tracking.store import bound_always, bounded
 from tests.support.refusals import refused, refuses
-from tests.support.releases import Throne
+from tests.support.releases import Champions
 from tests.support.serving import Server, begin, play, say, server, take
 from tests.support.streams import file_of, settled
 
@@ -30,20 +32,20 @@ SECONDS = 4  # a second more than a stream may be ahead of its player
 
 
 @pytest.fixture(scope="module")
-def throne(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Throne:
-    return Throne(tmp_path_factory.mktemp("store"), database)
+def champions(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Champions:
+    return Champions(tmp_path_factory.mktemp("store"), database)
 
 
 # --- the server -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def following(throne: Throne, artifact: Artifact, tmp_path: Path) -> Iterator[Server]:
+def following(champions: Champions, artifact: Artifact, tmp_path: Path) -> Iterator[Server]:
     """A server that follows the champion."""
-    throne.crown(artifact.folder)
+    champions.promote(artifact.folder)
     options = ("--follow", "0.2", "--max-sessions", "11")
     with server(
-        Path(throne.alias), tmp_path, *options, MLFLOW_TRACKING_URI=throne.store
+        Path(champions.alias), tmp_path, *options, MLFLOW_TRACKING_URI=champions.store
     ) as running:
         yield running
 
@@ -54,13 +56,17 @@ def status(running: Server) -> dict[str, Any]:
 
 
 def test_ten_open_streams_end_on_their_model_and_later_ones_get_the_new_one(
-    following: Server, throne: Throne, engine: Engine, artifact: Artifact, other_artifact: Artifact
+    following: Server,
+    champions: Champions,
+    engine: Engine,
+    artifact: Artifact,
+    other_artifact: Artifact,
 ) -> None:
     first, clients = status(following), [following.connect() for _ in range(10)]
     assert first["artifact"] == engine.digest and first["behind"] is None
     with ThreadPoolExecutor(10) as pool:
         begun = list(pool.map(begin, clients, [SECONDS] * 10, range(10)))
-        second = throne.crown(other_artifact.folder)
+        second = champions.promote(other_artifact.folder)
         assert settled(lambda: status(following)["version"] == second, 30)
         assert following.figure("omniforcing_models") == 2
         assert following.figure("omniforcing_sessions") == 10
@@ -79,7 +85,7 @@ def test_ten_open_streams_end_on_their_model_and_later_ones_get_the_new_one(
     assert settled(lambda: following.figure("omniforcing_models") == 1)
     assert f"new streams are made by {second}" in following.log.read_text()
 
-    third = throne.crown(artifact.folder, damaged=True)
+    third = champions.promote(artifact.folder, damaged=True)
     assert settled(lambda: status(following)["behind"], 30)
     answer = status(following)
     assert third in answer["behind"] and "file.altered" in answer["behind"]
@@ -90,7 +96,7 @@ def test_ten_open_streams_end_on_their_model_and_later_ones_get_the_new_one(
     with following.connect() as last:
         assert play(last, 1, seed=3)[0] == file_of(other, 1, seed=3)
 
-    fourth = throne.crown(artifact.folder)
+    fourth = champions.promote(artifact.folder)
     assert settled(lambda: status(following)["version"] == fourth, 30)
     assert status(following)["behind"] is None
     assert following.figure("omniforcing_behind") == 0
@@ -128,31 +134,31 @@ class Looks:
 
 
 def test_a_model_that_cannot_be_opened_is_told_once_and_tried_later(
-    throne: Throne, artifact: Artifact, opened: Service, caplog: pytest.LogCaptureFixture
+    champions: Champions, artifact: Artifact, opened: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
-    version = throne.crown(artifact.folder, damaged=True)
-    before, looks = opened.model, Looks(Alias(throne.alias, throne.store), opened)
+    version = champions.promote(artifact.folder, damaged=True)
+    before, looks = opened.model, Looks(Alias(champions.alias, champions.store), opened)
     for _ in range(3):
         looks.look()
     assert opened.model is before and len(looks.tried) == 1
     assert opened.behind is not None and version in opened.behind
     assert len(told(caplog)) == 1 and "streaming.json" in caplog.text
-    impatient = Looks(Alias(throne.alias, throne.store), opened, seconds=1e-9)
+    impatient = Looks(Alias(champions.alias, champions.store), opened, seconds=1e-9)
     for _ in range(3):
         impatient.look()
     assert len(impatient.tried) == 3 and len(told(caplog)) == 2
 
 
 def test_a_fault_of_ours_leaves_the_model_and_its_traceback_in_the_log(
-    throne: Throne, artifact: Artifact, opened: Service, caplog: pytest.LogCaptureFixture
+    champions: Champions, artifact: Artifact, opened: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
-    throne.crown(artifact.folder)
+    champions.promote(artifact.folder)
 
     def load(_: Path) -> Engine:
         raise MemoryError("no room for another")
 
     before = opened.model
-    asyncio.run(Rollover(Alias(throne.alias, throne.store), 60, load).look(opened))
+    asyncio.run(Rollover(Alias(champions.alias, champions.store), 60, load).look(opened))
     assert opened.model is before and opened.behind is not None
     assert "serving.fault" in opened.behind and "no room for another" in caplog.text
 
@@ -160,19 +166,19 @@ def test_a_fault_of_ours_leaves_the_model_and_its_traceback_in_the_log(
 @pytest.mark.parametrize(
     ("spoil", "code"),
     [
-        (lambda throne: Alias(throne.alias, "http://127.0.0.1:1"), "tracking.no-mlflow"),
-        (lambda throne: Alias("models:/tiny@nobody", throne.store), "tracking.unknown-model"),
+        (lambda champions: Alias(champions.alias, "http://127.0.0.1:1"), "tracking.no-mlflow"),
+        (lambda champions: Alias("models:/tiny@nobody", champions.store), "tracking.unknown-model"),
     ],
     ids=["store down", "alias gone"],
 )
 def test_an_alias_that_cannot_be_looked_up_leaves_the_model(
-    throne: Throne,
+    champions: Champions,
     opened: Service,
-    spoil: Callable[[Throne], Alias],
+    spoil: Callable[[Champions], Alias],
     code: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    before, looks = opened.model, Looks(spoil(throne), opened)
+    before, looks = opened.model, Looks(spoil(champions), opened)
     for _ in range(2):
         looks.look()
     assert opened.model is before and not looks.tried
@@ -180,15 +186,24 @@ def test_an_alias_that_cannot_be_looked_up_leaves_the_model(
     assert len(told(caplog)) == 1
 
 
-def test_the_model_before_is_freed_at_once(throne: Throne, artifact: Artifact) -> None:
+def test_a_look_while_others_stream_sets_no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that reads the environment meanwhile could crash."""
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    bound_always()
+    before = dict(os.environ)
+    with bounded("sqlite:///nowhere.db"):
+        assert dict(os.environ) == before
+
+
+def test_the_model_before_is_freed_at_once(champions: Champions, artifact: Artifact) -> None:
     """Not by the garbage collector, for a GPU has no room for it meanwhile."""
     service = Service(Engine(artifact), Limits(), [])
     before = weakref.ref(service.model.engine)
-    throne.crown(artifact.folder)
+    champions.promote(artifact.folder)
     gc.collect()
     gc.disable()
     try:
-        Looks(Alias(throne.alias, throne.store), service).look()
+        Looks(Alias(champions.alias, champions.store), service).look()
         assert before() is None
     finally:
         gc.enable()
@@ -196,13 +211,13 @@ def test_the_model_before_is_freed_at_once(throne: Throne, artifact: Artifact) -
 
 
 def test_a_replica_that_starts_takes_the_champion_or_else_what_was_deployed(
-    throne: Throne, artifact: Artifact, other_artifact: Artifact
+    champions: Champions, artifact: Artifact, other_artifact: Artifact
 ) -> None:
-    deployed = (throne.crown(artifact.folder), artifact.folder)
-    rollover = Rollover(Alias(throne.alias, throne.store), 60, Engine)
-    newer = throne.crown(other_artifact.folder)
+    deployed = (champions.promote(artifact.folder), artifact.folder)
+    rollover = Rollover(Alias(champions.alias, champions.store), 60, Engine)
+    newer = champions.promote(other_artifact.folder)
     assert rollover.first(deployed).version == newer
-    throne.crown(artifact.folder, damaged=True)
+    champions.promote(artifact.folder, damaged=True)
     model = rollover.first(deployed)
     assert model.version == deployed[0] and model.engine.artifact.folder == artifact.folder
     with refuses("file.altered", "streaming.json"):
@@ -217,8 +232,8 @@ def test_a_replica_that_starts_takes_the_champion_or_else_what_was_deployed(
     [
         (["--follow", "5"], "serving.nothing-to-follow", "models:/NAME@ALIAS"),
         (["--follow", "5", "--artifact", "models:/tiny/3"], "serving.nothing-to-follow", "tiny/3"),
-        (["--follow", "0", "--artifact", Throne.alias], "option.out-of-range", "0"),
-        (["--follow", "nan", "--artifact", Throne.alias], "option.out-of-range", "nan"),
+        (["--follow", "0", "--artifact", Champions.alias], "option.out-of-range", "0"),
+        (["--follow", "nan", "--artifact", Champions.alias], "option.out-of-range", "nan"),
     ],
 )
 def test_what_is_no_alias_that_moves_is_one_sentence(

@@ -118,8 +118,8 @@ def save_model(folder: Path, artifact: Path) -> Path:
     return folder / "model"
 
 
-class Throne:
-    """A registered model whose alias ``champion`` moves at every call of ``crown``.
+class Champions:
+    """A registered model whose alias ``champion`` moves at every call of ``promote``.
 
     Args:
         folder: where the store and its files lie.
@@ -134,7 +134,7 @@ class Throne:
         self._client = Registry.at(self.store).client
         self._client.create_registered_model(self.name)
 
-    def crown(self, artifact: Path, damaged: bool = False) -> str:
+    def promote(self, artifact: Path, damaged: bool = False) -> str:
         """Register an artifact, make it champion, and return what the version is called.
 
         Args:

@@ -23,6 +23,7 @@ from omniforcing.core.errors import OmniForcingError, quoted
 from omniforcing.serving.service import ServedModel, Service
 from omniforcing.streaming.engine import Engine
 from omniforcing.tracking.registry import Registry, Version, is_alias, store_of
+from omniforcing.tracking.store import bound_always
 
 T = TypeVar("T")
 logger = logging.getLogger("omniforcing.serve")
@@ -120,6 +121,9 @@ class Rollover:
 
     async def follow(self, service: Service) -> None:
         """Look at the alias until cancelled, or the service takes no more sessions."""
+        bound_always()
+        # It would repeat at every look what our log says once, while a store is down.
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
         while not service.draining:
             await asyncio.sleep(self._seconds)
             await self.look(service)
