@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.resources import files
 
@@ -16,13 +17,19 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from omniforcing.serving.realtime import PATH, RealtimeWire, wants_sound
+from omniforcing.serving.rollover import Rollover
 from omniforcing.serving.service import BEARER, Refused, Service
 from omniforcing.serving.session import Session
 from omniforcing.serving.wire import OwnWire, Wire
 
 
-def build_app(service: Service) -> Starlette:
-    """Build the app of a service."""
+def build_app(service: Service, rollover: Rollover | None = None) -> Starlette:
+    """Build the app of a service.
+
+    Args:
+        service: what its sessions share.
+        rollover: changes the service's model while the app runs.
+    """
     page = files("omniforcing.serving").joinpath("page.html").read_text(encoding="utf-8")
     headers = _page_headers(page)
 
@@ -41,6 +48,9 @@ def build_app(service: Service) -> Starlette:
         except Refused as refused:
             reason = str(refused)
         answer = {"ready": reason is None, "reason": reason, **service.about()}
+        model = service.model
+        answer |= {"artifact": model.mark.artifact, "version": model.version}
+        answer["behind"] = service.behind
         return JSONResponse(answer, 200 if reason is None else 503)
 
     async def metrics(request: Request) -> Response:
@@ -49,20 +59,24 @@ def build_app(service: Service) -> Starlette:
         return Response(service.gauges.text(), media_type="text/plain; version=0.0.4")
 
     async def stream(socket: WebSocket) -> None:
-        await serve(socket, OwnWire(service.limits))
+        await serve(socket, OwnWire.subprotocol, lambda: OwnWire(service.limits))
 
     async def realtime(socket: WebSocket) -> None:
-        await serve(socket, RealtimeWire(service, sound=wants_sound(socket.query_params)))
+        sound = wants_sound(socket.query_params)
+        await serve(socket, RealtimeWire.subprotocol, lambda: RealtimeWire(service, sound))
 
-    async def serve(socket: WebSocket, wire: Wire) -> None:
+    async def serve(
+        socket: WebSocket, subprotocol: str | None, make_wire: Callable[[], Wire]
+    ) -> None:
         try:
-            service.admit(socket.headers, wire.subprotocol)
+            service.admit(socket.headers, subprotocol)
         except Refused as refused:
             await socket.send_denial_response(_refusal(service, refused))
             return
         with service:
-            await socket.accept(wire.subprotocol or _shown_token(socket))
-            await Session(socket, service, wire).run()
+            await socket.accept(subprotocol or _shown_token(socket))
+            # Wire and session read the service's model with no wait between, in which it changes.
+            await Session(socket, service, make_wire()).run()
 
     async def refuse(_: Request, refused: Exception) -> Response:
         assert isinstance(refused, Refused)
@@ -70,7 +84,10 @@ def build_app(service: Service) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        following = asyncio.create_task(rollover.follow(service)) if rollover else None
         yield
+        if following:
+            following.cancel()
         service.close()
 
     routes = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import errno
 import os
 import socket
@@ -10,6 +11,7 @@ import sys
 import threading
 import webbrowser
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -18,8 +20,10 @@ from omniforcing.core.environment import TOKEN_VARIABLE
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.serving.app import build_app
 from omniforcing.serving.protocol import Limits
-from omniforcing.serving.service import Service
+from omniforcing.serving.rollover import Alias, Rollover
+from omniforcing.serving.service import ServedModel, Service
 from omniforcing.streaming.command import EngineOptions, open_engine
+from omniforcing.streaming.engine import Engine
 
 # Largest message that is read at all. Above the largest image that is accepted, so that an image
 # which is somewhat too large is refused with a sentence instead of a broken connection.
@@ -88,6 +92,7 @@ def serve_streams(
     origins: Sequence[str] = (),
     drain_seconds: float = 10.0,
     announce: Callable[[str], None] | None = None,
+    follow: float | None = None,
 ) -> None:
     """Serve until a signal comes.
 
@@ -99,10 +104,13 @@ def serve_streams(
         origins: origins of pages that are allowed beside our own.
         drain_seconds: what streams get after SIGTERM.
         announce: called with the page's address when browsers can connect to it.
+        follow: seconds between two looks at the alias that names the artifact, whose model new
+            streams get; None to keep to the first model.
 
     Raises:
         OmniForcingError: if an option, the artifact or the address cannot be used.
     """
+    rollover = None if follow is None else _follow(engine, follow)
     listening = listen(host, port)
     with listening:
         host, port = listening.getsockname()[:2]
@@ -111,11 +119,11 @@ def serve_streams(
             names = [socket.gethostname(), socket.getfqdn(), *names]
         allowed = [*origins, *own_origins(names, port)]
         token = os.environ.get(TOKEN_VARIABLE) or None
-        service = Service(
-            open_engine(engine), limits, allowed, token, any_address=host in ANY_ADDRESS
-        )
+        model = rollover.first() if rollover else ServedModel.of(open_engine(engine))
+        service = Service(model, limits, allowed, token, any_address=host in ANY_ADDRESS)
+        del model  # else it would stay in memory after a roll-over
         config = uvicorn.Config(
-            build_app(service),
+            build_app(service, rollover),
             log_level="warning",
             ws_max_size=MESSAGE_BYTES,
             ws_per_message_deflate=False,
@@ -129,6 +137,13 @@ def serve_streams(
         if announce is not None:
             announce(address)
         _Server(config, service, drain_seconds).run(sockets=[listening])
+
+
+def _follow(engine: EngineOptions, seconds: float) -> Rollover:
+    def load(folder: Path) -> Engine:
+        return open_engine(dataclasses.replace(engine, artifact=folder))
+
+    return Rollover(Alias.of(engine.artifact, seconds), seconds, load)
 
 
 def show_in_browser(port: int, browser: bool) -> None:

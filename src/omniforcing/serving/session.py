@@ -51,7 +51,7 @@ class Session:
 
     Args:
         socket: an accepted WebSocket.
-        service: engine, limits and gauges of the server.
+        service: limits and gauges of the server, and the model that this session keeps.
         wire: what messages look like; our own protocol by default.
     """
 
@@ -59,9 +59,10 @@ class Session:
         self._socket, self._service = socket, service
         self._wire = OwnWire(service.limits) if wire is None else wire
         self._sending = asyncio.Lock()
-        settings = service.engine.settings
+        self._model = service.model
+        settings = self._model.engine.settings
         self._pieces = OutputBuffer()
-        size, mark = (settings.height, settings.width), service.mark
+        size, mark = (settings.height, settings.width), self._model.mark
         self._muxer = Muxer(self._pieces, *size, settings.sample_rate, mark=mark)
         self._stream: Stream | None = None
         self._image: bytes | None = None
@@ -115,7 +116,7 @@ class Session:
         self._lead = min(start.lead, self._lead)
         self._stream = await self._in_thread(self._open, start)
         asked = self._stream.parts.asked
-        self._spans = await self._in_thread(spans.begin, self._service.mark, asked)
+        self._spans = await self._in_thread(spans.begin, self._model.mark, asked)
         request = start.request
         await self._send_json(
             "started",
@@ -150,7 +151,7 @@ class Session:
                 )
 
     def _open(self, start: Start) -> Stream:
-        engine, request = self._service.engine, start.request
+        engine, request = self._model.engine, start.request
         opening = engine.image(self._image) if self._image is not None else None
         self._image = None
         stream = engine.stream(request.prompt, request.seconds, request.seed, opening)
@@ -239,7 +240,7 @@ class Session:
             prompt = message.prompt
         else:
             return
-        count = await self._in_thread(self._service.engine.count_tokens, prompt)
+        count = await self._in_thread(self._model.engine.count_tokens, prompt)
         count.refuse_cut()
         if count.unknown:
             await self._send_json("warning", code="codec.unknown-words", message=count.doubt)
@@ -255,9 +256,8 @@ class Session:
                 "streaming.image-too-large",
                 f"the image has {len(data):,} bytes, at most {most:,} are taken; scale it down",
             )
-        await self._in_thread(
-            self._service.engine.image, data
-        )  # decoded only to refuse a bad image now and not when the stream begins
+        # Decoded only to refuse a bad image now and not when the stream begins.
+        await self._in_thread(self._model.engine.image, data)
         self._image = data
 
     async def _answer_mistake(self, error: OmniForcingError) -> None:
