@@ -14,6 +14,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -92,25 +93,13 @@ class Laboratory:
         for ref in refs.splitlines():
             _git(self.folder, "update-ref", "--no-deref", "-d", ref)
         remove(self.folder / ".dvc" / "tmp")
-        self._share_cache()
+        # The checkout's cache may lie outside the checkout.
+        shared = f"[cache]\n    dir = {_cache_folder(self.root)}\n"
+        atomic_write(self.folder / ".dvc" / "config.local", shared)
         write_pipelines(self.folder, [self.preset])
         atomic_write(self.folder / self.lock_file, self.lock)
         # An experiment contains only files that git tracks.
         _git(self.folder, "add", "--force", pipeline_file(self.root, self.preset), self.lock_file)
-
-    def _share_cache(self) -> None:
-        """Point the clone at the checkout's DVC cache, which may lie outside the checkout."""
-        cache = _dvc(self.root, "cache", "dir")
-        if cache.returncode or not cache.stdout.strip():
-            said = cache.stderr.strip().splitlines() or ["no reason given"]
-            raise OmniForcingError(
-                "experiments.dvc-failed",
-                f"`dvc cache dir` failed in {self.root}: {said[-1]}; "
-                f"variants share that cache, mend it first",
-            )
-        atomic_write(
-            self.folder / ".dvc" / "config.local", f"[cache]\n    dir = {cache.stdout.strip()}\n"
-        )
 
     def check_out_baseline(self, target: str) -> None:
         """Check out the baseline's outputs in the clone, of stage ``target`` and all before it.
@@ -269,6 +258,20 @@ def _git(folder: Path, *words: str) -> str:
             f"DVC's experiments need a git checkout",
         )
     return answer.stdout.strip()
+
+
+@cache
+def _cache_folder(root: Path) -> str:
+    """Ask DVC for the folder of a checkout's cache."""
+    found = _dvc(root, "cache", "dir")
+    if found.returncode or not found.stdout.strip():
+        said = found.stderr.strip().splitlines() or ["no reason given"]
+        raise OmniForcingError(
+            "experiments.dvc-failed",
+            f"`dvc cache dir` failed in {root}: {said[-1]}; "
+            f"variants share that cache, mend it first",
+        )
+    return found.stdout.strip()
 
 
 def _dvc(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
