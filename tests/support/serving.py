@@ -50,9 +50,11 @@ class Server:
         lines = re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", self.get("/metrics")[1], re.MULTILINE)
         return sum(map(float, lines))
 
-    def connect(self, *subprotocols: str, **options: Any) -> ClientConnection:
+    def connect(
+        self, *subprotocols: str, path: str = "/stream", **options: Any
+    ) -> ClientConnection:
         """A WebSocket to it."""
-        address = self.address.replace("http", "ws") + "/stream"
+        address = self.address.replace("http", "ws") + path
         return connect(
             address,
             subprotocols=[SUBPROTOCOL, *subprotocols],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import errno
 import os
 import socket
@@ -10,16 +11,20 @@ import sys
 import threading
 import webbrowser
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
 from omniforcing.core.environment import TOKEN_VARIABLE
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.serving.app import build_app
+from omniforcing.serving.offline import TEACHER, OfflineTeacher
 from omniforcing.serving.protocol import Limits
 from omniforcing.serving.service import Service
 from omniforcing.streaming.command import EngineOptions, open_engine
+from omniforcing.streaming.engine import Engine
 
 # Largest message that is read at all. Above the largest image that is accepted, so that an image
 # which is somewhat too large is refused with a sentence instead of a broken connection.
@@ -88,6 +93,7 @@ def serve_streams(
     origins: Sequence[str] = (),
     drain_seconds: float = 10.0,
     announce: Callable[[str], None] | None = None,
+    beside: Path | None = None,
 ) -> None:
     """Serve until a signal comes.
 
@@ -99,6 +105,8 @@ def serve_streams(
         origins: origins of pages that are allowed beside our own.
         drain_seconds: what streams get after SIGTERM.
         announce: called with the page's address when browsers can connect to it.
+        beside: a second artifact, shown next to the first, or ``teacher``; the options of
+            ``engine`` hold for it too, but its LoRAs.
 
     Raises:
         OmniForcingError: if an option, the artifact or the address cannot be used.
@@ -112,7 +120,12 @@ def serve_streams(
         allowed = [*origins, *own_origins(names, port)]
         token = os.environ.get(TOKEN_VARIABLE) or None
         service = Service(
-            open_engine(engine), limits, allowed, token, any_address=host in ANY_ADDRESS
+            open_engine(engine),
+            limits,
+            allowed,
+            token,
+            any_address=host in ANY_ADDRESS,
+            beside=_open_beside(engine, beside),
         )
         config = uvicorn.Config(
             build_app(service),
@@ -129,6 +142,15 @@ def serve_streams(
         if announce is not None:
             announce(address)
         _Server(config, service, drain_seconds).run(sockets=[listening])
+
+
+def _open_beside(options: EngineOptions, artifact: Path | None) -> Engine | None:
+    if artifact is None:
+        return None
+    if str(artifact) == TEACHER:
+        teacher: Any = OfflineTeacher(options.device)  # has the calls that a session makes
+        return teacher
+    return open_engine(dataclasses.replace(options, artifact=artifact, loras=()))
 
 
 def show_in_browser(port: int, browser: bool) -> None:

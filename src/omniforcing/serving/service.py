@@ -1,4 +1,4 @@
-"""Shared state of a server's sessions: engine, limits, admission, draining."""
+"""What a server's sessions share: engines, limits, admission, draining."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import hmac
 import ipaddress
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
@@ -48,6 +48,7 @@ class Service:
         token: bearer token that every client must send; None for none.
         any_address: whether the server listens at all addresses of its machine. Our own page may
             then connect by any of them.
+        beside: a second artifact, streamed next to the first; None for none.
 
     Raises:
         OmniForcingError: if the token has characters that browsers cannot send.
@@ -61,14 +62,18 @@ class Service:
         token: str | None = None,
         *,
         any_address: bool = False,
+        beside: Engine | None = None,
     ) -> None:
         if token is not None and not re.fullmatch(r"[A-Za-z0-9._~-]{8,}", token):
             raise OmniForcingError(
                 "serving.bad-token",
                 "the token must be 8 or more letters, digits and . _ ~ -, which browsers can send",
             )
-        self.engine, self.limits, self.gauges = engine, limits, Gauges()
-        self.mark = engine.mark  # hashes files, so not in a session
+        self.engine, self.beside, self.limits, self.gauges = engine, beside, limits, Gauges()
+        # What of it a page shows; hashes files, so not in a session.
+        self.streams = [_described("stream", engine)]
+        if beside is not None:
+            self.streams.append(_described("beside", beside))
         self._origins, self._token = {origin.rstrip("/").lower() for origin in origins}, token
         self._any_address = any_address
         self._sessions = 0
@@ -158,9 +163,13 @@ class Service:
             return f"all {self.limits.sessions} sessions are taken; try again later"
         return None
 
-    def about(self) -> dict[str, Any]:
-        """Facts that a client is told first: protocol version, limits, size and rates."""
-        settings = self.engine.settings
+    def about(self, engine: Engine | None = None) -> dict[str, Any]:
+        """Facts that a client is told first: protocol version, limits, size and rates.
+
+        Args:
+            engine: the artifact that it is served with; by default the first.
+        """
+        settings = (engine or self.engine).settings
         return {
             "protocol": VERSION,
             "token": self._token is not None,
@@ -207,6 +216,41 @@ class Service:
     def close(self) -> None:
         """Release the worker threads; no session may be open."""
         self.executor.shutdown(wait=False, cancel_futures=True)
+
+
+async def run_until_first_ends(*parts: Coroutine[Any, Any, None]) -> None:
+    """Run coroutines until the first ends; cancel the others and raise its exception."""
+    tasks = [asyncio.create_task(part) for part in parts]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        error = next(filter(None, (task.exception() for task in done)), None)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    try:
+        if error is not None:
+            raise error
+    finally:
+        # The exception's traceback refers to this frame. A reference from the frame back to it
+        # would be a cycle, and the stream (decoder, caches, encoders) would stay in memory until
+        # a full garbage collection.
+        del tasks, done, error
+
+
+def _described(path: str, engine: Engine) -> dict[str, Any]:
+    """Describe an artifact in the words that tell two of them apart."""
+    settings = engine.settings
+    return {
+        "path": path,
+        "preset": settings.preset,
+        "artifact": engine.mark.artifact[:12],
+        "method": getattr(settings, "method", None)
+        or f"{len(settings.sigmas)} steps, window of {settings.window} s",
+        "width": settings.width,
+        "height": settings.height,
+        "sample_rate": settings.sample_rate,
+    }
 
 
 def _offered(headers: Mapping[str, str]) -> list[str]:

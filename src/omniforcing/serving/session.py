@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -25,8 +25,9 @@ from omniforcing.serving.protocol import (
     Start,
     Steer,
 )
-from omniforcing.serving.service import Service
+from omniforcing.serving.service import Service, run_until_first_ends
 from omniforcing.serving.wire import OwnWire, Wire
+from omniforcing.streaming.engine import Engine
 from omniforcing.streaming.live import Chunk, Stream
 from omniforcing.streaming.steering import Applied, NotApplied
 from omniforcing.streaming.telemetry import spans
@@ -36,6 +37,8 @@ T = TypeVar("T")
 logger = logging.getLogger("omniforcing.serve")
 # Close codes of WebSocket (RFC 6455, section 7.4.1).
 NORMAL, GOING_AWAY, POLICY_VIOLATION, INTERNAL_ERROR = 1000, 1001, 1008, 1011
+
+MOST_WAITING = 100  # changes of a session that wait for their second
 
 
 class _SessionEnd(Exception):
@@ -53,16 +56,24 @@ class Session:
         socket: an accepted WebSocket.
         service: engine, limits and gauges of the server.
         wire: what messages look like; our own protocol by default.
+        engine: which of the server's artifacts streams; the first by default.
     """
 
-    def __init__(self, socket: WebSocket, service: Service, wire: Wire | None = None) -> None:
+    def __init__(
+        self,
+        socket: WebSocket,
+        service: Service,
+        wire: Wire | None = None,
+        engine: Engine | None = None,
+    ) -> None:
         self._socket, self._service = socket, service
+        self._engine = service.engine if engine is None else engine
         self._wire = OwnWire(service.limits) if wire is None else wire
         self._sending = asyncio.Lock()
-        settings = service.engine.settings
+        settings = self._engine.settings
         self._pieces = OutputBuffer()
-        size, mark = (settings.height, settings.width), service.mark
-        self._muxer = Muxer(self._pieces, *size, settings.sample_rate, mark=mark)
+        size, self._mark = (settings.height, settings.width), self._engine.mark
+        self._muxer = Muxer(self._pieces, *size, settings.sample_rate, mark=self._mark)
         self._stream: Stream | None = None
         self._image: bytes | None = None
         self._asked = 0.0
@@ -109,13 +120,13 @@ class Session:
             await self._close(code)
 
     async def _serve(self) -> None:
-        await self._send_json("hello", **self._service.about())
+        await self._send_json("hello", **self._service.about(self._engine))
         start = await self._first_message()
         self._asked, self._paced = time.perf_counter(), start.paced
         self._lead = min(start.lead, self._lead)
         self._stream = await self._in_thread(self._open, start)
         asked = self._stream.parts.asked
-        self._spans = await self._in_thread(spans.begin, self._service.mark, asked)
+        self._spans = await self._in_thread(spans.begin, self._mark, asked)
         request = start.request
         await self._send_json(
             "started",
@@ -124,7 +135,7 @@ class Session:
             seconds=request.seconds,
             seed=request.seed,
         )
-        await _run_until_first_ends(
+        await run_until_first_ends(
             self._listen(self._stream), self._send(self._stream), self._end_when_draining()
         )
 
@@ -150,7 +161,7 @@ class Session:
                 )
 
     def _open(self, start: Start) -> Stream:
-        engine, request = self._service.engine, start.request
+        engine, request = self._engine, start.request
         opening = engine.image(self._image) if self._image is not None else None
         self._image = None
         stream = engine.stream(request.prompt, request.seconds, request.seed, opening)
@@ -171,11 +182,7 @@ class Session:
                 self._position = message
                 self._allow(stream)
             elif isinstance(message, Steer):
-                await self._send_json("received", id=message.id)
-                self._report_outcome(
-                    message.id,
-                    await self._in_thread(stream.steer, message.prompt, None, message.rewrite),
-                )
+                await self._steer(stream, message)
             elif isinstance(message, Scales):
                 await self._set_scales(stream, message)
             elif isinstance(message, Command):
@@ -187,6 +194,20 @@ class Session:
                         "the stream has begun already; open another connection for another one",
                     )
                 )
+
+    async def _steer(self, stream: Stream, message: Steer) -> None:
+        block = None if message.at is None else self._engine.block_at(message.at)
+        if block is not None and len(self._watchers) >= MOST_WAITING:
+            await self._answer_mistake(
+                ProtocolError(
+                    "serving.too-many-waiting",
+                    f"{MOST_WAITING} changes wait for their second already; send this one later",
+                )
+            )
+            return
+        await self._send_json("received", id=message.id)
+        change = await self._in_thread(stream.steer, message.prompt, block, message.rewrite)
+        self._report_outcome(message.id, change)
 
     async def _set_scales(self, stream: Stream, message: Scales) -> None:
         try:
@@ -239,7 +260,7 @@ class Session:
             prompt = message.prompt
         else:
             return
-        count = await self._in_thread(self._service.engine.count_tokens, prompt)
+        count = await self._in_thread(self._engine.count_tokens, prompt)
         count.refuse_cut()
         if count.unknown:
             await self._send_json("warning", code="codec.unknown-words", message=count.doubt)
@@ -255,9 +276,8 @@ class Session:
                 "streaming.image-too-large",
                 f"the image has {len(data):,} bytes, at most {most:,} are taken; scale it down",
             )
-        await self._in_thread(
-            self._service.engine.image, data
-        )  # decoded only to refuse a bad image now and not when the stream begins
+        # Decoded only to refuse a bad image now and not when the stream begins.
+        await self._in_thread(self._engine.image, data)
         self._image = data
 
     async def _answer_mistake(self, error: OmniForcingError) -> None:
@@ -313,7 +333,7 @@ class Session:
                 sending.exception()  # retrieved, so that asyncio does not log it
             raise
         finally:
-            del sending  # no cycle with its exception's traceback, as in _run_until_first_ends
+            del sending  # no cycle with its exception's traceback, as in run_until_first_ends
         pieces = (len(message) for message in messages if isinstance(message, bytes))
         self._service.gauges.bytes.inc(sum(pieces))
 
@@ -373,23 +393,3 @@ class Session:
         return await asyncio.get_running_loop().run_in_executor(
             self._service.executor, function, *arguments
         )
-
-
-async def _run_until_first_ends(*parts: Coroutine[Any, Any, None]) -> None:
-    """Run coroutines until the first ends; cancel the others and raise its exception."""
-    tasks = [asyncio.create_task(part) for part in parts]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        error = next(filter(None, (task.exception() for task in done)), None)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    try:
-        if error is not None:
-            raise error
-    finally:
-        # The exception's traceback refers to this frame. A reference from the frame back to it
-        # would be a cycle, and the stream (decoder, caches, encoders) would stay in memory until
-        # a full garbage collection.
-        del tasks, done, error
