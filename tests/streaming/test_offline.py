@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from omniforcing.core.errors import OmniForcingError
-from omniforcing.serving.offline import OfflineTeacher
+from omniforcing.serving.offline.teacher import OfflineTeacher
 from omniforcing.streaming.steering import NotApplied
 from tests.support.streams import PROMPT
 

@@ -20,7 +20,7 @@ import uvicorn
 from omniforcing.core.environment import TOKEN_VARIABLE
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.serving.app import build_app
-from omniforcing.serving.offline import TEACHER, OfflineTeacher
+from omniforcing.serving.offline.teacher import TEACHER, OfflineTeacher
 from omniforcing.serving.protocol import Limits
 from omniforcing.serving.service import Service
 from omniforcing.streaming.command import EngineOptions, open_engine
