@@ -160,6 +160,20 @@ def test_steps_are_planned_edited_and_removed_by_keyboard_and_come_at_their_seco
     ]
 
 
+def test_a_start_that_is_refused_says_why_and_may_be_tried_again(page: Any) -> None:
+    page.fill("#seed", "1" + 20 * "0")
+    page.click("#go")
+    wait_until(page, "document.querySelectorAll('.status.error').length === 2", 10)
+    assert "too large a number" in page.inner_text("#status")
+    wait_until(page, "document.getElementById('go').textContent === 'Start'", 10)
+    page.fill("#seed", "1")
+    page.click("#go")
+    page.fill("#prompt", "asked for before the stream is open")
+    page.click("#go")
+    wait_until(page, "document.querySelectorAll('#timeline li.applied').length === 2", 20)
+    wait_until(page, "timeline.steps[1].from.size === 2", 10)
+
+
 def test_the_players_fill_the_screen(page: Any) -> None:
     page.fill("#prompt", "what is seen")
     start(page, 10)
