@@ -28,6 +28,12 @@ navigator.share = async (what) => {
 NAMELESS = """[...document.querySelectorAll("button, input, textarea, video, canvas")]
   .filter((e) => e.type !== "file" && !e.getAttribute("aria-label") && !e.labels?.length
     && !e.textContent.trim()).map((e) => e.outerHTML)"""
+# As if every message of the server were on its way for long.
+LATE = """(() => {
+  const { set } = Object.getOwnPropertyDescriptor(WebSocket.prototype, "onmessage");
+  Object.defineProperty(WebSocket.prototype, "onmessage", {
+    set(hear) { set.call(this, (event) => setTimeout(() => hear(event), 1000)); } });
+})()"""
 PLAYED = "document.querySelector('#timeline li[aria-current=step] .what')?.textContent"
 
 
@@ -69,13 +75,13 @@ def show(page: Any, address: str) -> None:
     wait_until(page, "panes.length === 2", 10)
 
 
-def sent_by(page: Any) -> list[dict[str, Any]]:
-    """What the page sends from now on, but for where its players are."""
+def sent_by(page: Any, passed_over: str = "position") -> list[dict[str, Any]]:
+    """What the page sends from now on, but for one kind of message."""
     messages: list[dict[str, Any]] = []
 
     def note(frame: Any) -> None:
         message = json.loads(frame)
-        if message["type"] != "position":
+        if message["type"] != passed_over:
             messages.append(message)
 
     page.on("websocket", lambda socket: socket.on("framesent", note))
@@ -260,3 +266,13 @@ def test_firefox_plays_both_and_comes_to_a_planned_step(address: str, tmp_path: 
         start(page, 4)
         wait_until(page, f"{PLAYED} === 'second'", 60)
         wait_until(page, f"{VIDEO}.ended && {BESIDE}.ended", 60)
+
+
+def test_nothing_is_sent_before_the_stream_is_asked_for(page: Any) -> None:
+    """The clock of a page runs while its connection is open and the server has said nothing yet."""
+    messages = sent_by(page, passed_over="")
+    page.evaluate(LATE)
+    start(page, 20)
+    wait_until(page, f"{VIDEO}.currentTime > 0.5", 30)
+    assert [message["type"] for message in messages[:2]] == ["start", "start"]
+    assert not page.evaluate("session.failed")

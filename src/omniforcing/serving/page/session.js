@@ -53,8 +53,10 @@ export class Session {
     this.pane.say(text, error);
   }
   send(type, values = {}) {
-    if (this.socket.readyState === WebSocket.OPEN)
-      this.socket.send(JSON.stringify({ type, ...values }));
+    if (this.socket.readyState !== WebSocket.OPEN) return;
+    if (type === "start") this.begun = true;
+    // The server takes nothing else before it.
+    if (this.begun || type === "stop") this.socket.send(JSON.stringify({ type, ...values }));
   }
   hear(message) {
     if (message.type === "hello") {
