@@ -50,11 +50,9 @@ class Server:
         lines = re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", self.get("/metrics")[1], re.MULTILINE)
         return sum(map(float, lines))
 
-    def connect(
-        self, *subprotocols: str, path: str = "/stream", **options: Any
-    ) -> ClientConnection:
-        """A WebSocket to it."""
-        address = self.address.replace("http", "ws") + path
+    def connect(self, *subprotocols: str, **options: Any) -> ClientConnection:
+        """A WebSocket to it, at ``path`` if that is given."""
+        address = self.address.replace("http", "ws") + options.pop("path", "/stream")
         return connect(
             address,
             subprotocols=[SUBPROTOCOL, *subprotocols],
