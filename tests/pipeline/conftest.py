@@ -10,16 +10,6 @@ from tests.support.checkout import make_repository
 from tests.support.toy_project import write_project
 
 
-@pytest.fixture(scope="session")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database without experiments of ours; its tables take seconds to create."""
-    from mlflow import MlflowClient
-
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
 def project(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkout of two stages, the current folder of the test; MLflow goes into it."""

@@ -7,15 +7,24 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from omniforcing.cli import main
+from omniforcing.core.environment import DATA_ROOT_VARIABLE
 from omniforcing.core.files import folder_digest
+from omniforcing.pipeline.config import load_config
+from omniforcing.pipeline.declaration import read_declaration
+from omniforcing.pipeline.stage import Stage
+from omniforcing.pipeline.stages.export import log_model
+from omniforcing.pipeline.tracking import EXPERIMENT, Run
 from omniforcing.streaming.artifact import Artifact, write_artifact
 from omniforcing.streaming.engine import Engine
+from omniforcing.tracking.description import LONGEST, NOTE, page_text
 from omniforcing.tracking.registry import Registry
 from tests.support.answering import black_hole
+from tests.support.ray_cluster import ROOT
 from tests.support.refusals import refused, refuses
 from tests.support.releases import log_export, open_registry, save_model
 from tests.support.tiny_artifact import METRICS, make_settings, write_parts
@@ -116,6 +125,48 @@ def test_without_mlflow_the_package_is_named(
     with pytest.raises(SystemExit):
         main(["serve", "--port", "0", "--artifact", "models:/tiny@champion"])
     refused(capsys.readouterr().err, "package.missing", "mlflow", "omniforcing[pipeline]")
+
+
+# --- what MLflow's pages show ---
+
+
+def test_an_exported_model_has_its_card_a_sample_a_signature_and_an_example(
+    project: Path, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.models import get_model_info
+
+    client = open_registry(project).client
+    monkeypatch.setenv(DATA_ROOT_VARIABLE, str(project))
+    config = load_config(["preset=smoke", "export.registered_model=tiny"], ROOT)
+    experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
+    run_id = client.create_run(experiment).info.run_id
+    declared = read_declaration("export", ROOT, "smoke")
+    stage = Stage("export", config, ROOT, declared, Path(), Run(client, run_id))
+    shutil.copytree(artifact.folder, stage.folder)
+    log_model(stage)
+    info = get_model_info("models:/tiny/1")
+    assert info.signature.inputs.input_names() == ["prompt", "seconds", "seed"]
+    assert info.signature.outputs.input_names() == ["mp4"]
+    assert client.get_logged_model(info.model_id).tags[NOTE].startswith("# omniforcing, preset")
+    text = client.get_model_version("tiny", "1").description
+    assert client.get_registered_model("tiny").description == text
+    body = (stage.folder / "README.md").read_text().split("---\n", 2)[2]
+    assert all(line in text for line in body.splitlines()) and "library_name" not in text
+    assert f"/runs/{run_id}/artifacts/sample.mp4)" in text
+    files = Path(urlsplit(client.get_model_version_download_uri("tiny", "1")).path)
+    assert "red ball" in (files / "input_example.json").read_text()
+
+
+def test_a_card_that_is_longer_than_the_registry_takes_ends_with_a_link_to_the_rest(
+    registry: Registry,
+) -> None:
+    run = registry.client.get_run(registry.version("tiny", "1").run_id)
+    card = "# Card\n" + "a line of a long card\n" * 400
+    text = page_text(card, run, "sample.mp4", "sample.png")
+    assert len(text) <= LONGEST and text.startswith("# Card\n")
+    *_, last, _, rest = text.splitlines()
+    assert last == "a line of a long card" and rest.endswith("/artifacts/README.md)")
+    assert page_text("# A card\n---\nalone", run, "a.mp4", "a.png").endswith("---\nalone")
 
 
 @pytest.mark.slow

@@ -115,6 +115,27 @@ def test_a_worse_candidate_is_refused_and_kept_with_the_reason(
     assert [file.path for file in logged] == [f"release/{NAME}-2.html"]
 
 
+def test_the_page_of_the_model_describes_the_champion(
+    registry: Registry,
+    project: Path,
+    first: Release,
+    export: Export,
+    evaluations: Mapping[str, Path],
+) -> None:
+    def described() -> str:
+        return str(registry.client.get_registered_model(NAME).description)
+
+    champion = first.version.run_id
+    assert champion in described()
+    refused_run = export(evaluations["late"])
+    release(project)
+    version = registry.client.get_model_version(NAME, "2")
+    assert refused_run in version.description and champion in described()
+    better = export(evaluations["close"])
+    release(project)
+    assert better in described()
+
+
 @pytest.mark.usefixtures("first")
 def test_the_command_ends_with_2_for_a_candidate_that_is_refused_and_with_0_for_a_champion(
     project: Path,

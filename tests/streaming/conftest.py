@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from omniforcing.codec.codec import Codec
 from omniforcing.streaming.artifact import Artifact, write_artifact
 from omniforcing.streaming.engine import Engine
-from tests.support.tiny_artifact import METRICS, make_settings, write_parts
+from tests.support.tiny_artifact import METRICS, make_settings, write_parts, write_student
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +24,16 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="session")
 def artifact(parts: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return write_artifact(tmp_path_factory.mktemp("artifact"), *parts, make_settings(), METRICS)
+
+
+@pytest.fixture(scope="session")
+def other_artifact(parts: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """An artifact with another student."""
+    _, codec = parts
+    student = tmp_path_factory.mktemp("student")
+    write_student(student, Codec.load(codec), seed=1)
+    folder = tmp_path_factory.mktemp("artifact")
+    return write_artifact(folder, student, codec, make_settings(), METRICS)
 
 
 @pytest.fixture(scope="session")

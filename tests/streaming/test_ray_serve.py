@@ -4,12 +4,14 @@ test's own.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from websockets.exceptions import ConnectionClosed
@@ -18,10 +20,12 @@ from websockets.sync.client import ClientConnection, connect
 from benchmarks.local_cluster import LocalCluster, free_port
 from omniforcing.serving.protocol import SUBPROTOCOL
 from omniforcing.streaming.artifact import Artifact
+from omniforcing.streaming.engine import Engine
 from tests.support.ray_cluster import environment
 from tests.support.realtime_client import RealtimeClient
-from tests.support.serving import frames_in, hear, play, say, take
-from tests.support.streams import PROMPT, settled
+from tests.support.releases import Champions
+from tests.support.serving import begin, frames_in, hear, play, say, take
+from tests.support.streams import PROMPT, file_of, settled
 
 pytestmark = pytest.mark.ray
 SERVE = str(Path(sys.executable).with_name("serve"))
@@ -30,11 +34,12 @@ DELETE = f"{CONNECTED}; serve.delete('default')"
 
 
 class Deployment:
-    """The app under Ray Serve; what its commands print lies in ``log``."""
+    """The app under Ray Serve, following a champion; what its commands print lies in ``log``."""
 
-    def __init__(self, cluster: str, artifact: Path, log: Path) -> None:
-        self.artifact, self.log, self.address = artifact, log, f"127.0.0.1:{free_port()}"
-        self._environment = environment() | {"RAY_ADDRESS": cluster}
+    def __init__(self, cluster: str, champions: Champions, log: Path) -> None:
+        self.champions, self.log, self.address = champions, log, f"127.0.0.1:{free_port()}"
+        ours = {"RAY_ADDRESS": cluster, "MLFLOW_TRACKING_URI": champions.store}
+        self._environment = environment() | ours
 
     def do(self, *words: str, attempts: int = 1) -> None:
         """Run a command of the cluster's, with its interpreter."""
@@ -54,27 +59,37 @@ class Deployment:
     def deploying(self, drain: int) -> list[str]:
         """The words that run the app, or replace it if the drain is another one than before."""
         app = "omniforcing.serving.ray_serve:app"
-        return [SERVE, "run", "--non-blocking", app, f"artifact={self.artifact}", f"drain={drain}"]
+        arguments = [f"artifact={self.champions.alias}", "follow=0.5", f"drain={drain}"]
+        return [SERVE, "run", "--non-blocking", app, *arguments]
 
     def answers(self) -> bool:
+        return bool(self.status())
+
+    def status(self) -> dict[str, Any]:
+        """What ``/ready`` tells of a replica that would take a session; nothing if none would."""
         try:
             with urllib.request.urlopen(f"http://{self.address}/ready", timeout=2) as answer:
-                return bool(answer.status == 200)
+                told: dict[str, Any] = json.load(answer)
+                return told
         except OSError:
-            return False
+            return {}
 
     def connect(self) -> ClientConnection:
-        return connect(
-            f"ws://{self.address}/stream", subprotocols=[SUBPROTOCOL], proxy=None, compression=None
-        )
+        options: dict[str, Any] = {"proxy": None, "compression": None, "legacy": True}
+        return connect(f"ws://{self.address}/stream", subprotocols=[SUBPROTOCOL], **options)
 
 
 @pytest.fixture(scope="module")
 def deployment(
-    artifact: Artifact, ray_cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory
+    artifact: Artifact,
+    ray_cluster: LocalCluster,
+    database: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Deployment]:
+    champions = Champions(tmp_path_factory.mktemp("store"), database)
+    champions.promote(artifact.folder)
     log = tmp_path_factory.mktemp("serve") / "log"
-    running = Deployment(ray_cluster.address, artifact.folder, log)
+    running = Deployment(ray_cluster.address, champions, log)
     host, port = running.address.split(":")
     # It waits a minute for the proxy, which a busy machine takes longer to start; a second call
     # finds it.
@@ -96,6 +111,23 @@ def test_the_second_wire_through_ray_serve_is_the_same_stream(deployment: Deploy
         media, _ = play(client, 3, seed=2)
     with RealtimeClient(f"http://{deployment.address}") as viewer:
         assert viewer.play(prompt=PROMPT, num_frames=73, seed=2) == media
+
+
+def test_open_streams_of_a_replica_end_on_their_model_and_later_ones_get_the_new_champion(
+    deployment: Deployment, engine: Engine, other_artifact: Artifact
+) -> None:
+    clients = [deployment.connect() for _ in range(3)]
+    begun = [begin(client, 4, seed) for seed, client in enumerate(clients)]
+    newer = deployment.champions.promote(other_artifact.folder)
+    assert settled(lambda: deployment.status()["version"] == newer, 60), deployment.status()
+    with deployment.connect() as later:
+        media, _ = play(later, 4, seed=0)
+    assert media == file_of(Engine(other_artifact), 4, seed=0)
+    for seed, (client, media) in enumerate(zip(clients, begun, strict=True)):
+        say(client, "position", seconds=600)
+        media += take(client)[0]
+        client.close()
+        assert media == file_of(engine, 4, seed)
 
 
 @pytest.mark.parametrize("end", ["replaced", "deleted"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from omniforcing.evaluation.report import write_report
 from omniforcing.pipeline.tracking import connect
 from omniforcing.pocket.observe import Clips
 from omniforcing.pocket.synthetic import make_clip
+from omniforcing.tracking.description import NOTE
 from omniforcing.tracking.registry import Registry
 from omniforcing.tracking.store import tracking_uri
 
@@ -116,6 +118,40 @@ def save_model(folder: Path, artifact: Path) -> Path:
     return folder / "model"
 
 
+class Champions:
+    """A registered model whose alias ``champion`` moves at every call of ``promote``.
+
+    Args:
+        folder: where the store and its files lie.
+        database: an empty one, which is copied.
+    """
+
+    name, alias = "tiny", "models:/tiny@champion"
+
+    def __init__(self, folder: Path, database: Path) -> None:
+        self.folder, self.store = folder, f"sqlite:///{folder / 'mlflow.db'}"
+        shutil.copy(database, folder / "mlflow.db")
+        self._client = Registry.at(self.store).client
+        self._client.create_registered_model(self.name)
+
+    def promote(self, artifact: Path, damaged: bool = False) -> str:
+        """Register an artifact, make it champion, and return what the version is called.
+
+        Args:
+            artifact: its folder, which is copied.
+            damaged: whether a file of the copy is altered.
+        """
+        place = self.folder / str(len(list(self.folder.iterdir())))
+        place.mkdir()
+        model = save_model(place, artifact)
+        if damaged:
+            settings = next(model.rglob("streaming.json"))
+            settings.write_text(settings.read_text() + " ")
+        version = self._client.create_model_version(self.name, str(model)).version
+        self._client.set_registered_model_alias(self.name, "champion", version)
+        return f"models:/{self.name}/{version}"
+
+
 def log_export(client: Any, evaluation: Path | None, model: Path) -> str:
     """Log a saved model and its evaluation as stage export does; returns the run's id."""
     experiment = client.get_experiment_by_name("omniforcing").experiment_id
@@ -123,7 +159,10 @@ def log_export(client: Any, evaluation: Path | None, model: Path) -> str:
     run_id: str = client.create_run(experiment, tags=tags).info.run_id
     for name in ("metrics.json", "clips.json") if evaluation else ():
         client.log_artifact(run_id, str(Path(str(evaluation), name)), "evaluation")
-    logged = client.create_logged_model(experiment, name="model", source_run_id=run_id)
+    described = {NOTE: f"# Model of {run_id}"}
+    logged = client.create_logged_model(
+        experiment, name="model", source_run_id=run_id, tags=described
+    )
     client.log_model_artifacts(logged.model_id, str(model))
     client.finalize_logged_model(logged.model_id, "READY")
     client.set_terminated(run_id, "FINISHED")

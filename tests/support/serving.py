@@ -142,6 +142,22 @@ def play(
     return take(client)
 
 
+def begin(client: ClientConnection, seconds: int, seed: int) -> bytes:
+    """Start a stream whose player stands still, and take the media that come all the same.
+
+    They are all but the last second, if that is the fourth.
+    """
+    hear(client, "hello")
+    say(client, "start", prompt=PROMPT, seconds=seconds, seed=seed)
+    media = b""
+    for _ in range(seconds):
+        hear(client, "block")
+        piece = client.recv(timeout=60)
+        assert isinstance(piece, bytes)
+        media += piece
+    return media
+
+
 def take(client: ClientConnection) -> tuple[bytes, list[dict[str, Any]]]:
     """Media and control messages of a stream until it has ended."""
     media, messages = b"", []

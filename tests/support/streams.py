@@ -11,6 +11,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
+from omniforcing.media.mux import Muxer, OutputBuffer
+from omniforcing.streaming.engine import Engine
 from omniforcing.streaming.live import Chunk
 
 PROMPT, OTHER_PROMPT = "a red ball bounces", "a blue ball rolls"
@@ -25,6 +27,19 @@ def media_of(chunks: list[Chunk]) -> tuple[np.ndarray, np.ndarray]:
 def same_media(one: list[Chunk], other: list[Chunk]) -> bool:
     """Whether two streams show and sound the same, bit for bit."""
     return all(np.array_equal(a, b) for a, b in zip(media_of(one), media_of(other), strict=True))
+
+
+def file_of(engine: Engine, seconds: float, seed: int) -> bytes:
+    """What a server sends of a stream: the bytes of its MP4."""
+    sink, settings = OutputBuffer(), engine.settings
+    size = (settings.height, settings.width)
+    with (
+        Muxer(sink, *size, settings.sample_rate, mark=engine.mark) as muxer,
+        engine.stream(PROMPT, seconds, seed) as stream,
+    ):
+        for chunk in stream:
+            muxer.add(chunk)
+    return sink.take()
 
 
 def settled(condition: Callable[[], object], seconds: float = 10) -> bool:

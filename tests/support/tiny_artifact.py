@@ -72,9 +72,17 @@ def make_settings(**changes: object) -> StreamSettings:
     return StreamSettings(**{**values, **changes})  # type: ignore[arg-type]
 
 
+TEXT = TextConfig(layers=1, hidden=32, heads=2, length=32, registers=8)
+
+
+def write_student(student: Path, codec: Codec, seed: int) -> None:
+    """Write the student of a codec into its folder, as its stage does."""
+    core = build_core(transformer_config(codec, TEXT), seed=seed)
+    save_model(DualStream(core, sinks=3), student)
+
+
 def write_parts(student: Path, codec_folder: Path) -> None:
     """Write a student and a codec into their folders, as their stages do."""
-    text = TextConfig(layers=1, hidden=32, heads=2, length=32, registers=8)
     video = VideoCodecConfig(
         latent_channels=8, encoder_channels=[8, 16, 32], decoder_channels=[8, 16, 32]
     )
@@ -82,5 +90,5 @@ def write_parts(student: Path, codec_folder: Path) -> None:
     torch.manual_seed(0)
     codec = Codec.from_config(CodecConfig(video=video, audio=audio, vocoder=vocoder), 64, 64)
     codec.save(codec_folder)
-    build_tiny(codec_folder / "text", text, ["a red ball bounces", "a blue ball rolls"], seed=0)
-    save_model(DualStream(build_core(transformer_config(codec, text), seed=0), sinks=3), student)
+    build_tiny(codec_folder / "text", TEXT, ["a red ball bounces", "a blue ball rolls"], seed=0)
+    write_student(student, codec, seed=0)

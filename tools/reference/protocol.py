@@ -84,6 +84,9 @@ Under Ray Serve the same happens when a replica is stopped, because its applicat
 or scaled down (`drain=SECONDS`, 10 unless given). Shutting down all of Serve breaks connections at once,
 for it kills its proxies first.
 
+**Roll-over.** A server that [follows an alias](../how-to/release.md#roll-over) changes its model between sessions: `hello` tells size
+and preset of the one that this session keeps to its end.
+
 ## Limits
 
 `hello` tells them; `omniforcing serve --max-NAME` sets them.
@@ -102,7 +105,7 @@ for `idle_seconds` is gone. A page that is hidden, paused or silent answers them
 | `/`, `/page/NAME` | the page; its style and scripts |
 | `/beside` | a WebSocket as `/stream`, of the second artifact; only with `--beside`. It counts as a session of its own |
 | `/health` | 200 while the process answers |
-| `/ready` | 200 if a session would be taken, else 503; `{{"ready", "reason", ...}}` the fields of `hello`, and under `streams` what each of the server's one or two streams is (`path`, `preset`, `artifact`, `method`, `width`, `height`, `sample_rate`); with `?origin=ORIGIN` also 503 if pages of that origin may not connect |
+| `/ready` | 200 if a session would be taken, else 503; `{{"ready", "reason", ...}}` and the fields of `hello`, `artifact` (sha256 of the model's), `version` (in MLflow, of a server that [follows an alias](../how-to/release.md#roll-over), else null), `behind` (null, or why it is not the version that the alias names) and `streams` (for each of its one or two: `path`, `preset`, `artifact`, `method`, `width`, `height`, `sample_rate`); with `?origin=ORIGIN` also 503 if pages of that origin may not connect |
 | `/metrics` | Prometheus' text format; wants the token if there is one |
 
 ## The second wire

@@ -186,7 +186,7 @@ def stream(engine: EngineOptions, **options: Any) -> None:
     examples=(
         "omniforcing serve",
         "omniforcing serve --artifact data/pocket/artifact",
-        "omniforcing serve --artifact models:/omniforcing-pocket@champion",
+        "omniforcing serve --artifact models:/omniforcing-pocket@champion --follow 30",
         "omniforcing serve --artifact ORG/NAME",
         "omniforcing serve --artifact new/artifact --beside old/artifact",
         "omniforcing serve --artifact artifact --host 0.0.0.0 --origin https://example.org",
@@ -221,6 +221,13 @@ def stream(engine: EngineOptions, **options: Any) -> None:
     default=10.0,
     help="Seconds that streams may go on after SIGTERM.",
 )
+@click.option(
+    "--follow",
+    type=float,
+    metavar="SECONDS",
+    help="Look every so many seconds at the alias models:/NAME@ALIAS of --artifact, and make new "
+    "streams with the version that it names; open ones go on.  [default: keep the first]",
+)
 @limit_options
 def serve(
     engine: EngineOptions,
@@ -229,11 +236,14 @@ def serve(
     port: int,
     origins: tuple[str, ...],
     drain_seconds: float,
+    follow: float | None,
     **limits: Any,
 ) -> None:
     from omniforcing.serving.serve import serve_streams
 
-    serve_streams(engine, Limits(**limits), host, port, origins, drain_seconds, beside=beside)
+    serve_streams(
+        engine, Limits(**limits), host, port, origins, drain_seconds, follow=follow, beside=beside
+    )
 
 
 @click.command(

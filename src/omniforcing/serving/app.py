@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.resources import files
 
@@ -13,10 +14,10 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from omniforcing.serving.realtime import PATH, RealtimeWire, wants_sound
-from omniforcing.serving.service import BEARER, Refused, Service
+from omniforcing.serving.rollover import Rollover
+from omniforcing.serving.service import BEARER, Refused, ServedModel, Service
 from omniforcing.serving.session import Session
 from omniforcing.serving.wire import OwnWire, Wire
-from omniforcing.streaming.engine import Engine
 
 # The page runs the scripts of this server only, and no other site may frame it. Caches ask each
 # time, so that the files of two releases are never mixed.
@@ -34,8 +35,13 @@ HEADERS = {
 MEDIA_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 
 
-def build_app(service: Service) -> Starlette:
-    """Build the app of a service."""
+def build_app(service: Service, rollover: Rollover | None = None) -> Starlette:
+    """Build the app of a service.
+
+    Args:
+        service: what its sessions share.
+        rollover: changes the service's model while the app runs.
+    """
     pages = read_page()
 
     async def show(request: Request) -> Response:
@@ -55,12 +61,10 @@ def build_app(service: Service) -> Starlette:
             service.check_origin(origin, request.headers.get("host", ""))
         except Refused as refused:
             reason = str(refused)
-        answer = {
-            "ready": reason is None,
-            "reason": reason,
-            **service.about(),
-            "streams": service.streams,
-        }
+        answer = {"ready": reason is None, "reason": reason, **service.about()}
+        model = service.model
+        answer |= {"artifact": model.mark.artifact, "version": model.version}
+        answer |= {"behind": service.behind, "streams": service.streams}
         return JSONResponse(answer, 200 if reason is None else 503)
 
     async def metrics(request: Request) -> Response:
@@ -69,23 +73,31 @@ def build_app(service: Service) -> Starlette:
         return Response(service.gauges.text(), media_type="text/plain; version=0.0.4")
 
     async def stream(socket: WebSocket) -> None:
-        await serve(socket, OwnWire(service.limits))
+        await serve(socket, OwnWire.subprotocol, lambda: OwnWire(service.limits))
 
     async def beside(socket: WebSocket) -> None:
-        await serve(socket, OwnWire(service.limits), service.beside)
+        own = OwnWire.subprotocol
+        await serve(socket, own, lambda: OwnWire(service.limits), service.beside)
 
     async def realtime(socket: WebSocket) -> None:
-        await serve(socket, RealtimeWire(service, sound=wants_sound(socket.query_params)))
+        sound = wants_sound(socket.query_params)
+        await serve(socket, RealtimeWire.subprotocol, lambda: RealtimeWire(service, sound))
 
-    async def serve(socket: WebSocket, wire: Wire, engine: Engine | None = None) -> None:
+    async def serve(
+        socket: WebSocket,
+        subprotocol: str | None,
+        make_wire: Callable[[], Wire],
+        model: ServedModel | None = None,
+    ) -> None:
         try:
-            service.admit(socket.headers, wire.subprotocol)
+            service.admit(socket.headers, subprotocol)
         except Refused as refused:
             await socket.send_denial_response(_refusal(service, refused))
             return
         with service:
-            await socket.accept(wire.subprotocol or _shown_token(socket))
-            await Session(socket, service, wire, engine).run()
+            await socket.accept(subprotocol or _shown_token(socket))
+            # Wire and session read the service's model with no wait between, in which it changes.
+            await Session(socket, service, make_wire(), model).run()
 
     async def refuse(_: Request, refused: Exception) -> Response:
         assert isinstance(refused, Refused)
@@ -93,7 +105,10 @@ def build_app(service: Service) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        following = asyncio.create_task(rollover.follow(service)) if rollover else None
         yield
+        if following:
+            following.cancel()
         service.close()
 
     routes = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10)
 
@@ -32,6 +32,22 @@ class Gauges:
         )
         self.stalls = Counter(
             "omniforcing_stalls", "times that players ran dry, as they report it", registry=registry
+        )
+        self.model = Info(
+            "omniforcing_model", "model that new sessions stream with", registry=registry
+        )
+        self.models = Gauge(
+            "omniforcing_models",
+            "models in memory: several while streams of an earlier one go on",
+            registry=registry,
+        )
+        self.rollovers = Counter(
+            "omniforcing_rollovers", "changes to another model", registry=registry
+        )
+        self.behind = Gauge(
+            "omniforcing_behind",
+            "whether the model that the alias names could not be taken at the last try",
+            registry=registry,
         )
         self.first_chunk = Histogram(
             "omniforcing_first_chunk_seconds",

@@ -8,7 +8,12 @@
 - ``replicas``: number of replicas (default: 1).
 - ``speed_ups``: names, separated by commas.
 - ``drain``: seconds that streams get when their replica is stopped (default: 10).
+- ``follow``: seconds between two looks at the alias that names the artifact; each replica makes
+  new streams with the version that it names then (default: all keep the first).
 - ``origin``: origin of pages that may connect (default: port 8000 of this machine).
+
+An alias is followed within each replica, and not by another deployment: for that, Ray Serve
+stops old replicas before it starts new ones, and their streams would be cut off.
 
 Limits are those of ``omniforcing serve``; the token comes from the same variable. No other module
 imports this one, so that an inference machine needs no Ray.
@@ -26,6 +31,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -39,6 +45,7 @@ from omniforcing.core.errors import OmniForcingError
 from omniforcing.model.options import with_speed_ups
 from omniforcing.serving.app import build_app
 from omniforcing.serving.protocol import Limits
+from omniforcing.serving.rollover import Alias, Rollover
 from omniforcing.serving.service import Service
 from omniforcing.streaming.artifact import Artifact
 from omniforcing.streaming.engine import Engine
@@ -53,29 +60,35 @@ def app(arguments: Mapping[str, str]) -> serve.Application:
     """Build the application that ``serve run`` runs.
 
     Raises:
-        OmniForcingError: if the artifact is missing or altered, a speed-up is unknown, or
-            ``drain`` is not a number.
+        OmniForcingError: if the artifact is missing or altered, a speed-up is unknown, ``drain``
+            or ``follow`` is not a number, or what is to be followed is no alias.
     """
     if "artifact" not in arguments:
         raise OmniForcingError(
             "option.missing",
             "name the artifact: serve run omniforcing.serving.ray_serve:app artifact=FOLDER",
         )
-    folder = Artifact.open(arguments["artifact"]).folder.resolve()  # replicas run elsewhere
+    artifact = arguments["artifact"]
+    follow = _seconds("follow", arguments["follow"]) if "follow" in arguments else None
+    alias = None if follow is None else Alias.of(artifact, follow)
+    version = str(alias.version()) if alias else None
+    folder = Artifact.open(version or artifact).folder.resolve()  # replicas run elsewhere
     origins = [arguments["origin"]] if "origin" in arguments else list(_LOCAL)
     device, token = arguments.get("device", "cpu"), os.environ.get(TOKEN_VARIABLE) or None
     speed = with_speed_ups(arguments["speed_ups"].split(",") if "speed_ups" in arguments else [])
-    try:
-        drain = float(arguments.get("drain", "10"))
-    except ValueError as error:
-        raise OmniForcingError(
-            "option.malformed",
-            f"drain={arguments['drain']} is not a number of seconds; give one, such as drain=30",
-        ) from error
+    drain = _seconds("drain", arguments.get("drain", "10"))
+
+    def load(folder: Path) -> Engine:
+        return Engine(folder, device, speed)
 
     def build() -> Starlette:
-        service = Service(Engine(folder, device, speed), Limits(), origins, token)
-        app = build_app(service)
+        if alias and follow and version:
+            rollover = Rollover(alias, follow, load)
+            # A replica may start long after its deployment, or while the store does not answer.
+            service = Service(rollover.first((version, folder)), Limits(), origins, token)
+        else:
+            rollover, service = None, Service(load(folder), Limits(), origins, token)
+        app = build_app(service, rollover)
         app.router.lifespan_context = _drained(app.router.lifespan_context, service, drain)
         return app
 
@@ -92,6 +105,16 @@ def app(arguments: Mapping[str, str]) -> serve.Application:
 
     deployment: Any = Streaming
     return deployment.bind()
+
+
+def _seconds(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise OmniForcingError(
+            "option.malformed",
+            f"{name}={text} is not a number of seconds; give one, such as {name}=30",
+        ) from error
 
 
 def _drained(inner: Any, service: Service, seconds: float) -> Any:

@@ -22,7 +22,8 @@ from omniforcing.core.errors import OmniForcingError
 from omniforcing.serving.app import build_app
 from omniforcing.serving.offline.teacher import TEACHER, OfflineTeacher
 from omniforcing.serving.protocol import Limits
-from omniforcing.serving.service import Service
+from omniforcing.serving.rollover import Alias, Rollover
+from omniforcing.serving.service import ServedModel, Service
 from omniforcing.streaming.command import EngineOptions, open_engine
 from omniforcing.streaming.engine import Engine
 
@@ -93,6 +94,7 @@ def serve_streams(
     origins: Sequence[str] = (),
     drain_seconds: float = 10.0,
     announce: Callable[[str], None] | None = None,
+    follow: float | None = None,
     beside: Path | None = None,
 ) -> None:
     """Serve until a signal comes.
@@ -105,12 +107,15 @@ def serve_streams(
         origins: origins of pages that are allowed beside our own.
         drain_seconds: what streams get after SIGTERM.
         announce: called with the page's address when browsers can connect to it.
+        follow: seconds between two looks at the alias that names the artifact, whose model new
+            streams get; None to keep to the first model.
         beside: a second artifact, shown next to the first, or ``teacher``; the options of
             ``engine`` hold for it too, but its LoRAs.
 
     Raises:
         OmniForcingError: if an option, the artifact or the address cannot be used.
     """
+    rollover = None if follow is None else _follow(engine, follow)
     listening = listen(host, port)
     with listening:
         host, port = listening.getsockname()[:2]
@@ -119,16 +124,18 @@ def serve_streams(
             names = [socket.gethostname(), socket.getfqdn(), *names]
         allowed = [*origins, *own_origins(names, port)]
         token = os.environ.get(TOKEN_VARIABLE) or None
+        model = rollover.first() if rollover else ServedModel.of(open_engine(engine))
         service = Service(
-            open_engine(engine),
+            model,
             limits,
             allowed,
             token,
             any_address=host in ANY_ADDRESS,
             beside=_open_beside(engine, beside),
         )
+        del model  # else it would stay in memory after a roll-over
         config = uvicorn.Config(
-            build_app(service),
+            build_app(service, rollover),
             log_level="warning",
             ws_max_size=MESSAGE_BYTES,
             ws_per_message_deflate=False,
@@ -142,6 +149,13 @@ def serve_streams(
         if announce is not None:
             announce(address)
         _Server(config, service, drain_seconds).run(sockets=[listening])
+
+
+def _follow(engine: EngineOptions, seconds: float) -> Rollover:
+    def load(folder: Path) -> Engine:
+        return open_engine(dataclasses.replace(engine, artifact=folder))
+
+    return Rollover(Alias.of(engine.artifact, seconds), seconds, load)
 
 
 def _open_beside(options: EngineOptions, artifact: Path | None) -> Engine | None:

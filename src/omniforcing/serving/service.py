@@ -6,14 +6,16 @@ import asyncio
 import hmac
 import ipaddress
 import re
+import weakref
 from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from omniforcing.core.errors import QUOTED_CHARS, OmniForcingError
 from omniforcing.core.layout import FPS
+from omniforcing.media.marking import Mark
 from omniforcing.serving.gauges import Gauges
 from omniforcing.serving.protocol import VERSION, Limits
 from omniforcing.streaming.engine import Engine
@@ -37,11 +39,31 @@ class Refused(OmniForcingError):
         self.status, self.reason = status, reason
 
 
+@dataclass(frozen=True)
+class ServedModel:
+    """A model that sessions stream with; one keeps to its own when the server changes to another.
+
+    Attributes:
+        engine: the loaded artifact.
+        mark: what its clips say of themselves. Kept, for it hashes files.
+        version: ``models:/NAME/VERSION`` if an alias named it.
+    """
+
+    engine: Engine
+    mark: Mark
+    version: str | None = None
+
+    @classmethod
+    def of(cls, engine: Engine, version: str | None = None) -> ServedModel:
+        """Build it of a loaded artifact."""
+        return cls(engine, engine.mark, version)
+
+
 class Service:
-    """Engine, limits and gauges that all sessions share; belongs to one event loop.
+    """Model, limits and gauges that all sessions share; belongs to one event loop.
 
     Args:
-        engine: the loaded artifact.
+        model: what sessions stream with.
         limits: limits of what clients may ask for.
         origins: web origins (``http://host:port``) whose pages may connect. Clients other than
             browsers send no origin and are not checked.
@@ -50,13 +72,17 @@ class Service:
             then connect by any of them.
         beside: a second artifact, streamed next to the first; None for none.
 
+    Attributes:
+        model: what new sessions stream with.
+        behind: why that is not the model that the alias names; None if it is, or none is followed.
+
     Raises:
         OmniForcingError: if the token has characters that browsers cannot send.
     """
 
     def __init__(
         self,
-        engine: Engine,
+        model: ServedModel | Engine,
         limits: Limits,
         origins: Sequence[str],
         token: str | None = None,
@@ -69,11 +95,12 @@ class Service:
                 "serving.bad-token",
                 "the token must be 8 or more letters, digits and . _ ~ -, which browsers can send",
             )
-        self.engine, self.beside, self.limits, self.gauges = engine, beside, limits, Gauges()
-        # What of it a page shows; hashes files, so not in a session.
-        self.streams = [_described("stream", engine)]
-        if beside is not None:
-            self.streams.append(_described("beside", beside))
+        self.limits, self.gauges = limits, Gauges()
+        self.behind: str | None = None
+        self._engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+        self.gauges.models.set_function(lambda engines=self._engines: len(engines))
+        self.change_model(model if isinstance(model, ServedModel) else ServedModel.of(model))
+        self.beside = None if beside is None else ServedModel.of(beside)
         self._origins, self._token = {origin.rstrip("/").lower() for origin in origins}, token
         self._any_address = any_address
         self._sessions = 0
@@ -163,13 +190,19 @@ class Service:
             return f"all {self.limits.sessions} sessions are taken; try again later"
         return None
 
-    def about(self, engine: Engine | None = None) -> dict[str, Any]:
+    @property
+    def streams(self) -> list[dict[str, Any]]:
+        """What of its one or two artifacts a page shows, each with the path of its WebSocket."""
+        models = {"stream": self.model, "beside": self.beside}
+        return [_described(path, model) for path, model in models.items() if model is not None]
+
+    def about(self, model: ServedModel | None = None) -> dict[str, Any]:
         """Facts that a client is told first: protocol version, limits, size and rates.
 
         Args:
-            engine: the artifact that it is served with; by default the first.
+            model: what it is served with; by default what new sessions stream with.
         """
-        settings = (engine or self.engine).settings
+        settings = (model or self.model).engine.settings
         return {
             "protocol": VERSION,
             "token": self._token is not None,
@@ -180,6 +213,18 @@ class Service:
             "sample_rate": settings.sample_rate,
             "preset": settings.preset,
         }
+
+    # --- the model ---
+
+    def change_model(self, model: ServedModel) -> None:
+        """Let new sessions stream with another model; those that run keep theirs.
+
+        The model before is freed when its last session has ended.
+        """
+        self.model = model
+        self._engines.add(model.engine)
+        name = model.version or model.mark.model
+        self.gauges.model.info({"name": name, "artifact": model.mark.artifact})
 
     # --- sessions and their end ---
 
@@ -238,13 +283,13 @@ async def run_until_first_ends(*parts: Coroutine[Any, Any, None]) -> None:
         del tasks, done, error
 
 
-def _described(path: str, engine: Engine) -> dict[str, Any]:
+def _described(path: str, model: ServedModel) -> dict[str, Any]:
     """Describe an artifact in the words that tell two of them apart."""
-    settings = engine.settings
+    settings = model.engine.settings
     return {
         "path": path,
         "preset": settings.preset,
-        "artifact": engine.mark.artifact[:12],
+        "artifact": model.mark.artifact[:12],
         "method": getattr(settings, "method", None)
         or f"{len(settings.sigmas)} steps, window of {settings.window} s",
         "width": settings.width,

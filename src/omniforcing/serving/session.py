@@ -25,9 +25,8 @@ from omniforcing.serving.protocol import (
     Start,
     Steer,
 )
-from omniforcing.serving.service import Service, run_until_first_ends
+from omniforcing.serving.service import ServedModel, Service, run_until_first_ends
 from omniforcing.serving.wire import OwnWire, Wire
-from omniforcing.streaming.engine import Engine
 from omniforcing.streaming.live import Chunk, Stream
 from omniforcing.streaming.steering import Applied, NotApplied
 from omniforcing.streaming.telemetry import spans
@@ -54,9 +53,9 @@ class Session:
 
     Args:
         socket: an accepted WebSocket.
-        service: engine, limits and gauges of the server.
+        service: limits and gauges of the server, and the model that this session keeps.
         wire: what messages look like; our own protocol by default.
-        engine: which of the server's artifacts streams; the first by default.
+        model: what streams; by default what the server gives new sessions.
     """
 
     def __init__(
@@ -64,16 +63,16 @@ class Session:
         socket: WebSocket,
         service: Service,
         wire: Wire | None = None,
-        engine: Engine | None = None,
+        model: ServedModel | None = None,
     ) -> None:
         self._socket, self._service = socket, service
-        self._engine = service.engine if engine is None else engine
         self._wire = OwnWire(service.limits) if wire is None else wire
         self._sending = asyncio.Lock()
-        settings = self._engine.settings
+        self._model = service.model if model is None else model
+        settings = self._model.engine.settings
         self._pieces = OutputBuffer()
-        size, self._mark = (settings.height, settings.width), self._engine.mark
-        self._muxer = Muxer(self._pieces, *size, settings.sample_rate, mark=self._mark)
+        size, mark = (settings.height, settings.width), self._model.mark
+        self._muxer = Muxer(self._pieces, *size, settings.sample_rate, mark=mark)
         self._stream: Stream | None = None
         self._image: bytes | None = None
         self._asked = 0.0
@@ -120,13 +119,13 @@ class Session:
             await self._close(code)
 
     async def _serve(self) -> None:
-        await self._send_json("hello", **self._service.about(self._engine))
+        await self._send_json("hello", **self._service.about(self._model))
         start = await self._first_message()
         self._asked, self._paced = time.perf_counter(), start.paced
         self._lead = min(start.lead, self._lead)
         self._stream = await self._in_thread(self._open, start)
         asked = self._stream.parts.asked
-        self._spans = await self._in_thread(spans.begin, self._mark, asked)
+        self._spans = await self._in_thread(spans.begin, self._model.mark, asked)
         request = start.request
         await self._send_json(
             "started",
@@ -161,7 +160,7 @@ class Session:
                 )
 
     def _open(self, start: Start) -> Stream:
-        engine, request = self._engine, start.request
+        engine, request = self._model.engine, start.request
         opening = engine.image(self._image) if self._image is not None else None
         self._image = None
         stream = engine.stream(request.prompt, request.seconds, request.seed, opening)
@@ -196,7 +195,7 @@ class Session:
                 )
 
     async def _steer(self, stream: Stream, message: Steer) -> None:
-        block = None if message.at is None else self._engine.block_at(message.at)
+        block = None if message.at is None else self._model.engine.block_at(message.at)
         if block is not None and len(self._watchers) >= MOST_WAITING:
             await self._answer_mistake(
                 ProtocolError(
@@ -260,7 +259,7 @@ class Session:
             prompt = message.prompt
         else:
             return
-        count = await self._in_thread(self._engine.count_tokens, prompt)
+        count = await self._in_thread(self._model.engine.count_tokens, prompt)
         count.refuse_cut()
         if count.unknown:
             await self._send_json("warning", code="codec.unknown-words", message=count.doubt)
@@ -277,7 +276,7 @@ class Session:
                 f"the image has {len(data):,} bytes, at most {most:,} are taken; scale it down",
             )
         # Decoded only to refuse a bad image now and not when the stream begins.
-        await self._in_thread(self._engine.image, data)
+        await self._in_thread(self._model.engine.image, data)
         self._image = data
 
     async def _answer_mistake(self, error: OmniForcingError) -> None:

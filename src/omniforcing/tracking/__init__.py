@@ -2,6 +2,7 @@
 
 - ``store``: where MLflow's store is, whether it answers, requests that end in a sentence.
 - ``registry``: registered models, their versions and aliases, and the artifacts in them.
+- ``description``: what MLflow's pages show of a model, its card and a sample.
 - ``datasets``: MLflow's evaluation datasets, tables whose records its pages show.
 - ``hub``: artifacts in repositories of the Hugging Face Hub, fetched and published.
 - ``origin.artifact_folder``: the folder of an artifact, by any name that it goes by.

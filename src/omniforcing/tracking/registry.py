@@ -14,6 +14,7 @@ from omniforcing.core.config import digest, project_root
 from omniforcing.core.environment import decline_telemetry
 from omniforcing.core.errors import OmniForcingError, did_you_mean, quoted
 from omniforcing.core.files import atomic_dir
+from omniforcing.tracking.description import NOTE
 from omniforcing.tracking.store import (
     UPLOAD,
     answering,
@@ -139,7 +140,24 @@ class Registry:
                     f"run {run_id} of MLflow at {shown(self.uri)} has no logged model; run stage "
                     "export again",
                 )
-            return _version(mlflow.register_model(logged[0].model_uri, model))
+            version = _version(mlflow.register_model(logged[0].model_uri, model))
+            text = logged[0].tags.get(NOTE)  # models of older exports have none
+            if text:
+                self.client.update_model_version(model, version.number, text)
+                if version.number == "1":
+                    self.client.update_registered_model(model, text)
+            return version
+
+    def describe_by(self, version: Version) -> None:
+        """Let MLflow's page of a model show the description of one of its versions.
+
+        Raises:
+            OmniForcingError: if the store does not answer.
+        """
+        with answering(self.uri):
+            text = self.client.get_model_version(version.name, version.number).description
+            if text:
+                self.client.update_registered_model(version.name, text)
 
     def evaluation(self, run_id: str, folder: Path) -> Path:
         """Copy the evaluation that a run of stage export logged into a folder.
@@ -227,18 +245,36 @@ def registered_artifact(name: str) -> Path:
         OmniForcingError: if there is no such model, alias or version, it holds no artifact, or the
             store does not answer.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
-    if not uri:
-        root = project_root()
-        uri, database = tracking_uri(root), store_folder(root) / "mlflow.db"
-        if not database.is_file():
-            raise OmniForcingError(
-                "tracking.no-store",
-                f"{database} is missing, so there is no {quoted(name)}; run the pipeline, or name "
-                "a store by MLFLOW_TRACKING_URI",
-            )
-    registry = Registry.at(uri)
+    registry = Registry.at(store_of(name))
     return registry.artifact(registry.find(name))
+
+
+def store_of(name: str) -> str:
+    """Return the address of the store that holds a registered model.
+
+    It is that of MLFLOW_TRACKING_URI, or else the checkout's.
+
+    Raises:
+        OmniForcingError: if the checkout has none.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if uri:
+        return uri
+    root = project_root()
+    database = store_folder(root) / "mlflow.db"
+    if not database.is_file():
+        raise OmniForcingError(
+            "tracking.no-store",
+            f"{database} is missing, so there is no {quoted(name)}; run the pipeline, or name "
+            "a store by MLFLOW_TRACKING_URI",
+        )
+    return tracking_uri(root)
+
+
+def is_alias(name: str) -> bool:
+    """Whether a name is ``models:/NAME@ALIAS``."""
+    words = _FORM.fullmatch(name)
+    return words is not None and words["alias"] is not None
 
 
 def _version(found: Any) -> Version:

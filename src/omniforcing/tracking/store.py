@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, urlsplit
 
 from omniforcing.core.config import data_root
@@ -123,12 +122,7 @@ def bounded(uri: str, seconds: int = REQUEST) -> Iterator[None]:
         uri: address of the store.
         seconds: that one try of one request may take.
     """
-    limits: dict[str, Any] = {
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": seconds,
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": _RETRIES,
-        "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
-    }
-    ours = {name: str(value) for name, value in limits.items() if name not in os.environ}
+    ours = {name: text for name, text in _limits(seconds).items() if name not in os.environ}
     waiting = threading.Timer(SILENCE, _say_waiting, (uri,))
     waiting.daemon = True
     os.environ.update(ours)
@@ -140,6 +134,28 @@ def bounded(uri: str, seconds: int = REQUEST) -> Iterator[None]:
         waiting.cancel()
         for name in ours:
             os.environ.pop(name, None)
+
+
+def bound_always(seconds: int = UPLOAD) -> None:
+    """Bound the requests of this process from now on; what the user set stays.
+
+    For a process that streams while it asks: a variable that one thread sets can crash another one
+    that reads the environment, and ``bounded`` sets none that is there.
+
+    Args:
+        seconds: that one try of one request may take.
+    """
+    for name, text in _limits(seconds).items():
+        os.environ.setdefault(name, text)
+
+
+def _limits(seconds: int) -> dict[str, str]:
+    """MLflow's variables that bound a request."""
+    return {
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds),
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(_RETRIES),
+        "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
+    }
 
 
 def _say_waiting(uri: str) -> None:

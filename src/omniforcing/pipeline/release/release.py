@@ -154,7 +154,7 @@ def _page(
 def _publish(
     registry: Registry, version: Version, holder: str | None, passed: bool, why: str, page: Path
 ) -> None:
-    """Log the page, tag the version with the reason, and move the alias last."""
+    """Log the page, tag the version with the reason, describe it, and move the alias last."""
     if passed and (registry.aliases(version.name) or {}).get(CHAMPION) != holder:
         raise OmniForcingError(
             "pipeline.champion-moved",
@@ -169,5 +169,6 @@ def _publish(
         if outdated in version.tags:
             client.delete_model_version_tag(*place, outdated)
     if passed:
+        registry.describe_by(version)
         with answering(registry.uri):
             client.set_registered_model_alias(version.name, CHAMPION, version.number)

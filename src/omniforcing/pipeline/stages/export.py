@@ -21,9 +21,12 @@ from omniforcing.pocket.observe import observe
 from omniforcing.streaming.artifact import Artifact, StreamSettings, write_artifact
 from omniforcing.streaming.command import figures, write_stream
 from omniforcing.streaming.engine import Engine
-from omniforcing.streaming.publishing.card import SAMPLE, CardFacts
-from omniforcing.tracking.registry import EVALUATION
+from omniforcing.streaming.publishing.card import CARD, SAMPLE, CardFacts
+from omniforcing.tracking.description import NOTE, page_text
+from omniforcing.tracking.registry import EVALUATION, Registry
 from omniforcing.tracking.store import UPLOAD, answering, tracking_uri
+
+PICTURE = "sample.png"  # frames of the sample over its spectrogram
 
 
 def stream_sample(
@@ -50,7 +53,7 @@ def stream_sample(
         np.concatenate([c.frames for c in chunks]),
         resample(sound, artifact.settings.sample_rate).numpy(),
     )
-    draw_media(artifact.folder / "sample.png", media, observe(media, prompt))
+    draw_media(artifact.folder / PICTURE, media, observe(media, prompt))
     write_manifest(artifact.folder)
     return figures(speed, artifact.settings, device)
 
@@ -67,7 +70,7 @@ def installed_requirements() -> list[str]:
 
 
 def log_model(stage: Stage) -> None:
-    """Log the published artifact to the stage's MLflow run as a pyfunc model."""
+    """Log the published artifact to the stage's MLflow run as a pyfunc model with its card."""
     import mlflow
 
     from omniforcing.serving import pyfunc
@@ -84,7 +87,7 @@ def log_model(stage: Stage) -> None:
             package,
             ignore=shutil.ignore_patterns("assets", "__pycache__"),
         )
-        mlflow.pyfunc.log_model(
+        logged = mlflow.pyfunc.log_model(
             name="model",
             python_model=pyfunc.__file__,
             artifacts={"artifact": str(stage.folder)},
@@ -92,8 +95,13 @@ def log_model(stage: Stage) -> None:
             signature=pyfunc.SIGNATURE,
             input_example=pyfunc.INPUT_EXAMPLE,
             pip_requirements=installed_requirements(),
-            registered_model_name=stage.config.export.registered_model,
         )
+        registry = Registry(uri, mlflow.MlflowClient(uri))
+        card = (stage.folder / CARD).read_text(encoding="utf-8")
+        text = page_text(card, registry.client.get_run(stage.run_id), SAMPLE, PICTURE)
+        registry.client.set_logged_model_tags(logged.model_id, {NOTE: text})
+        if stage.config.export.registered_model:
+            registry.register(stage.config.export.registered_model, stage.run_id)
 
 
 def log_adapter(stage: Stage, adapter: Path) -> None:
@@ -147,7 +155,7 @@ def run(stage: Stage) -> None:
             config.trainer.device,
         )
     stage.write_metrics(sample | {"files": len(read_json(stage.folder / "manifest.json")["files"])})
-    for name in (SAMPLE, "sample.png", "README.md"):
+    for name in (SAMPLE, PICTURE, CARD):
         stage.log_artifact(stage.folder / name)
     for name in ("metrics.json", CLIP_TABLE):
         stage.log_artifact(stage.input("evaluate") / name, EVALUATION)

@@ -154,12 +154,12 @@ def _number(value: Any) -> str:
 
 
 def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """Write a Markdown table: a line per row, a column per metric that is a number in any row."""
+    """Write a Markdown table: a line per metric that is a number in any row, a column per row."""
     names = sorted(
         {name for row in rows.values() for name, value in row.items() if _is_number(value)}
     )
-    lines = [["model", *names], ["---"] * (1 + len(names))]
-    lines += [[model, *(_number(row.get(name)) for name in names)] for model, row in rows.items()]
+    lines = [["", *rows], ["---"] * (1 + len(rows))]
+    lines += [[name, *(_number(row.get(name)) for row in rows.values())] for name in names]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
