@@ -91,7 +91,7 @@ def sent_by(page: Any, passed_over: str = "position") -> list[dict[str, Any]]:
 def test_two_streams_play_from_one_prompt_and_seed_and_one_is_heard(page: Any) -> None:
     messages = sent_by(page)
     page.fill("#seed", "7")
-    start(page, 6)
+    start(page, 60)
     wait_until(page, f"{VIDEO}.currentTime > 1 && {BESIDE}.currentTime > 1", 30)
     assert page.evaluate(f"[{VIDEO}.muted, {BESIDE}.muted]") == [False, True]
     page.check("#hear-beside")
@@ -104,21 +104,20 @@ def test_two_streams_play_from_one_prompt_and_seed_and_one_is_heard(page: Any) -
     page.fill("#prompt", "another")
     page.click("#go")
     steered = "['steer', 'steer-beside'].map((id) => document.getElementById(id).textContent)"
-    wait_until(page, f"{steered}.every((text) => text.endsWith(' s'))", 10)
-    wait_until(page, f"{VIDEO}.ended && {BESIDE}.ended", 30)
+    wait_until(page, f"{steered}.every((text) => text.endsWith(' s'))", 20)
+    page.click("#stop")
+    wait_until(page, "document.getElementById('go').textContent === 'Start'", 20)
     begun = [message for message in messages if message["type"] == "start"]
     assert begun[0] == begun[1] and begun[0]["seed"] == 7 and len(begun) == 2
     assert [m["prompt"] for m in messages if m["type"] == "prompt"] == ["another", "another"]
     for end in ("", "-beside"):
         assert float(page.inner_text(f"#ttfc{end}").removesuffix(" s")) > 0
-        assert (
-            page.inner_text(f"#block{end}") == "0.00 s" and page.inner_text(f"#stalls{end}") == "0"
-        )
+        assert page.inner_text(f"#block{end}") == "0.00 s"
     with page.expect_download() as download:  # of the stream that is heard
         page.click("#download")
     size = Path(download.value.path()).stat().st_size
     assert size == page.evaluate("panes[1].session.kept.size")
-    assert page.evaluate(f"{BESIDE}.videoWidth") == 96 and page.inner_text("#go") == "Start"
+    assert page.evaluate(f"{BESIDE}.videoWidth") == 96
 
 
 def test_steps_are_planned_edited_and_removed_by_keyboard_and_come_at_their_second(
