@@ -10,6 +10,7 @@ Chromium or Firefox is missing, and goes on without.
 
 import argparse
 import io
+import math
 import shutil
 import tempfile
 import threading
@@ -130,13 +131,14 @@ class PatchStream:
             prompt=self._prompt,
         )
 
-    def steer(self, prompt: str, *_: Any) -> Future[Any]:
+    def steer(self, prompt: str, at: int | None = None, *_: Any) -> Future[Any]:
         """Follow another prompt, which changes nothing that is seen."""
         from omniforcing.streaming.steering import Applied
 
         self._prompt = prompt
+        block = max(self._index, at or 0)
         done: Future[Any] = Future()
-        done.set_result(Applied(self._index, float(max(0, self._index - 1))))
+        done.set_result(Applied(block, float(max(0, block - 1))))
         return done
 
     def allow(self, until: float) -> None:
@@ -172,9 +174,14 @@ class PatchEngine:
 
     def __init__(self, height: int, width: int, sample_rate: int = 16_000) -> None:
         self.settings = SimpleNamespace(
-            height=height, width=width, sample_rate=sample_rate, preset="patches"
+            height=height,
+            width=width,
+            sample_rate=sample_rate,
+            preset="patches",
+            sigmas=[1],
+            window=1,
         )
-        self.mark = Mark("patches")
+        self.mark = Mark("patches", "0" * 64)
         self._frames = second_of_patches(height, width)
         self._samples = second_of_sound(sample_rate)
 
@@ -182,14 +189,18 @@ class PatchEngine:
         """Open a stream of whole seconds."""
         return PatchStream(self._frames, self._samples, prompt, round(seconds))
 
+    def block_at(self, seconds: float) -> int:
+        """Index of the first block that begins at or after ``seconds``."""
+        return 1 + math.ceil(seconds)
+
     def count_tokens(self, _: str) -> Any:
         """Take every prompt whole."""
         return SimpleNamespace(unknown=(), refuse_cut=lambda: None)
 
 
 @contextmanager
-def serving(engine: Any, **limits: Any) -> Iterator[str]:
-    """Serve an engine in a thread of this process; gives the page's address."""
+def serving(engine: Any, beside: Any = None, **limits: Any) -> Iterator[str]:
+    """Serve an engine, or two, in a thread of this process; gives the page's address."""
     import uvicorn
 
     from omniforcing.serving.app import build_app
@@ -199,7 +210,8 @@ def serving(engine: Any, **limits: Any) -> Iterator[str]:
 
     with listen("127.0.0.1", 0) as listening:
         address = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        service = Service(engine, Limits(**{"seconds": 5000, **limits}), [address])
+        limited = Limits(**{"seconds": 5000, **limits})
+        service = Service(engine, limited, [address], beside=beside)
         server = uvicorn.Server(uvicorn.Config(build_app(service), log_level="error"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()

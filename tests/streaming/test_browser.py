@@ -231,7 +231,10 @@ APPEND = """async ([data, mime]) => {
   await new Promise(done => source.addEventListener("sourceopen", done, { once: true }));
   const buffer = source.addSourceBuffer(mime);
   // What cannot be played ends the update too, and the element's own error comes in its own time.
-  const played = new Promise(done => buffer.onupdateend = () => buffer.buffered.length && done());
+  const played = new Promise(done => buffer.onupdateend = () => {
+    // A buffer of refused media is taken away, and then has no ranges to look at.
+    if ([...source.sourceBuffers].includes(buffer) && buffer.buffered.length) done();
+  });
   const refused = new Promise(done => video.onerror = done);
   buffer.appendBuffer(Uint8Array.from(atob(data), each => each.charCodeAt(0)));
   await Promise.race([played, refused]);

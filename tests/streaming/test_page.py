@@ -178,7 +178,9 @@ def test_sound_goes_through_no_audio_graph_and_is_seen(opened: Open) -> None:
         assert page.evaluate(seen) > 100
         start(page, 2)  # another stream, whose tracks are new
         wait_until(page, f"{VIDEO}.currentTime > 1", 60)
-        assert page.evaluate("tapped.mediaStream.getAudioTracks()[0].readyState") == "live"
+        assert (
+            page.evaluate("spectrogram.tapped.mediaStream.getAudioTracks()[0].readyState") == "live"
+        )
 
 
 def test_without_a_spectrogram_the_sound_still_plays(opened: Open) -> None:

@@ -51,8 +51,8 @@ class Server:
         return sum(map(float, lines))
 
     def connect(self, *subprotocols: str, **options: Any) -> ClientConnection:
-        """A WebSocket to it."""
-        address = self.address.replace("http", "ws") + "/stream"
+        """A WebSocket to it, at ``path`` if that is given."""
+        address = self.address.replace("http", "ws") + options.pop("path", "/stream")
         return connect(
             address,
             subprotocols=[SUBPROTOCOL, *subprotocols],

@@ -18,6 +18,7 @@ from omniforcing.serving.protocol import (
 )
 from omniforcing.serving.realtime import PATH
 from omniforcing.serving.serve import MESSAGE_BYTES
+from omniforcing.serving.session import MOST_WAITING
 
 KINDS = {
     str: "text",
@@ -34,7 +35,7 @@ PAGE = """# The protocol of `omniforcing serve`, version {version}
 Players of vLLM-Omni's realtime video endpoint find it served too: [the second wire](#the-second-wire).
 What follows is our own protocol.
 
-One WebSocket, `/stream`, one stream. Control messages are JSON texts with a `type`; media are binary
+One WebSocket, `/stream`, one stream (`/beside`, the second one of `omniforcing serve --beside`). Control messages are JSON texts with a `type`; media are binary
 messages. A client offers the subprotocol `{subprotocol}`; a server that speaks another version
 refuses the handshake with HTTP 400. Within a version, messages from the server may gain fields, so a
 client ignores those it does not know; a field that the server does not know is an error.
@@ -71,6 +72,7 @@ file. Picture and sound each come late by what their decoders look ahead (`video
 An image (PNG, JPEG, WebP) for the first frame is a binary message before a `start` with `"image": true`;
 a bad one is answered by `error`, and the next may follow. A `prompt` with `rewrite` repaints all that the
 student remembers, a first frame included, which takes as long as generating it (a prefix and a window).
+With `at` it waits for the first block that begins at that second or later; at most {waiting} changes of a session may wait.
 
 **Pacing.** The server generates at most `limits.lead_seconds` and a block ahead of the last `position`:
 whatever is further ahead could not be steered. With `"paced": false`, for recorders, the connection alone
@@ -100,9 +102,10 @@ for `idle_seconds` is gone. A page that is hidden, paused or silent answers them
 
 | path | answer |
 |---|---|
-| `/` | the page |
+| `/`, `/page/NAME` | the page; its style and scripts |
+| `/beside` | a WebSocket as `/stream`, of the second artifact; only with `--beside`. It counts as a session of its own |
 | `/health` | 200 while the process answers |
-| `/ready` | 200 if a session would be taken, else 503; `{{"ready", "reason", ...}}` and the fields of `hello`, `artifact` (sha256 of the model's), `version` (in MLflow, of a server that [follows an alias](../how-to/release.md#roll-over), else null) and `behind` (null, or why it is not the version that the alias names); with `?origin=ORIGIN` also 503 if pages of that origin may not connect |
+| `/ready` | 200 if a session would be taken, else 503; `{{"ready", "reason", ...}}` and the fields of `hello`, `artifact` (sha256 of the model's), `version` (in MLflow, of a server that [follows an alias](../how-to/release.md#roll-over), else null), `behind` (null, or why it is not the version that the alias names) and `streams` (for each of its one or two: `path`, `preset`, `artifact`, `method`, `width`, `height`, `sample_rate`); with `?origin=ORIGIN` also 503 if pages of that origin may not connect |
 | `/metrics` | Prometheus' text format; wants the token if there is one |
 
 ## The second wire
@@ -163,6 +166,7 @@ def page() -> str:
         client=_messages(CLIENT),
         limits="\n".join(["| limit | default |", "|---|---|", *limits]),
         megabytes=MESSAGE_BYTES // 1_000_000,
+        waiting=MOST_WAITING,
         path=PATH,
         second_client="\n".join(_rows(realtime_messages.CLIENT)),
         second_server="\n".join(_rows(realtime_messages.SERVER)),

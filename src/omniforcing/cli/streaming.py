@@ -188,6 +188,7 @@ def stream(engine: EngineOptions, **options: Any) -> None:
         "omniforcing serve --artifact data/pocket/artifact",
         "omniforcing serve --artifact models:/omniforcing-pocket@champion --follow 30",
         "omniforcing serve --artifact ORG/NAME",
+        "omniforcing serve --artifact new/artifact --beside old/artifact",
         "omniforcing serve --artifact artifact --host 0.0.0.0 --origin https://example.org",
     ),
     help=f"""Stream to browsers.
@@ -197,6 +198,12 @@ def stream(engine: EngineOptions, **options: Any) -> None:
     must send that token.""",
 )
 @engine_options
+@click.option(
+    "--beside",
+    type=PATH,
+    help="Second artifact, shown next to the first: the page plays both from one prompt and seed; "
+    "or teacher, the pocket world's, which makes its clip whole. --lora lies over the first alone.",
+)
 @click.option("--host", default="127.0.0.1", help="Address to listen at.")
 @click.option(
     "--port", type=int, default=DEFAULT_PORT, help="Port to listen at; 0: any that is free."
@@ -224,6 +231,7 @@ def stream(engine: EngineOptions, **options: Any) -> None:
 @limit_options
 def serve(
     engine: EngineOptions,
+    beside: Path | None,
     host: str,
     port: int,
     origins: tuple[str, ...],
@@ -233,7 +241,9 @@ def serve(
 ) -> None:
     from omniforcing.serving.serve import serve_streams
 
-    serve_streams(engine, Limits(**limits), host, port, origins, drain_seconds, follow=follow)
+    serve_streams(
+        engine, Limits(**limits), host, port, origins, drain_seconds, follow=follow, beside=beside
+    )
 
 
 @click.command(

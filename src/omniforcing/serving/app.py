@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
-import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.resources import files
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from omniforcing.serving.realtime import PATH, RealtimeWire, wants_sound
 from omniforcing.serving.rollover import Rollover
-from omniforcing.serving.service import BEARER, Refused, Service
+from omniforcing.serving.service import BEARER, Refused, ServedModel, Service
 from omniforcing.serving.session import Session
 from omniforcing.serving.wire import OwnWire, Wire
+
+# The page runs the scripts of this server only, and no other site may frame it. Caches ask each
+# time, so that the files of two releases are never mixed.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "media-src blob:; worker-src blob:; img-src blob: data:; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+MEDIA_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 
 
 def build_app(service: Service, rollover: Rollover | None = None) -> Starlette:
@@ -30,11 +42,13 @@ def build_app(service: Service, rollover: Rollover | None = None) -> Starlette:
         service: what its sessions share.
         rollover: changes the service's model while the app runs.
     """
-    page = files("omniforcing.serving").joinpath("page.html").read_text(encoding="utf-8")
-    headers = _page_headers(page)
+    pages = read_page()
 
-    async def show(_: Request) -> Response:
-        return HTMLResponse(page, headers=headers)
+    async def show(request: Request) -> Response:
+        name = request.path_params.get("name", "page.html")
+        if name not in pages:
+            return PlainTextResponse("not found", 404)
+        return Response(pages[name], headers=HEADERS, media_type=_media_type(name))
 
     async def health(_: Request) -> Response:
         return JSONResponse({"alive": True})
@@ -50,7 +64,7 @@ def build_app(service: Service, rollover: Rollover | None = None) -> Starlette:
         answer = {"ready": reason is None, "reason": reason, **service.about()}
         model = service.model
         answer |= {"artifact": model.mark.artifact, "version": model.version}
-        answer["behind"] = service.behind
+        answer |= {"behind": service.behind, "streams": service.streams}
         return JSONResponse(answer, 200 if reason is None else 503)
 
     async def metrics(request: Request) -> Response:
@@ -61,12 +75,19 @@ def build_app(service: Service, rollover: Rollover | None = None) -> Starlette:
     async def stream(socket: WebSocket) -> None:
         await serve(socket, OwnWire.subprotocol, lambda: OwnWire(service.limits))
 
+    async def beside(socket: WebSocket) -> None:
+        own = OwnWire.subprotocol
+        await serve(socket, own, lambda: OwnWire(service.limits), service.beside)
+
     async def realtime(socket: WebSocket) -> None:
         sound = wants_sound(socket.query_params)
         await serve(socket, RealtimeWire.subprotocol, lambda: RealtimeWire(service, sound))
 
     async def serve(
-        socket: WebSocket, subprotocol: str | None, make_wire: Callable[[], Wire]
+        socket: WebSocket,
+        subprotocol: str | None,
+        make_wire: Callable[[], Wire],
+        model: ServedModel | None = None,
     ) -> None:
         try:
             service.admit(socket.headers, subprotocol)
@@ -76,7 +97,7 @@ def build_app(service: Service, rollover: Rollover | None = None) -> Starlette:
         with service:
             await socket.accept(subprotocol or _shown_token(socket))
             # Wire and session read the service's model with no wait between, in which it changes.
-            await Session(socket, service, make_wire()).run()
+            await Session(socket, service, make_wire(), model).run()
 
     async def refuse(_: Request, refused: Exception) -> Response:
         assert isinstance(refused, Refused)
@@ -92,12 +113,16 @@ def build_app(service: Service, rollover: Rollover | None = None) -> Starlette:
 
     routes = [
         Route("/", show),
+        Route("/page/{name}", show),
         Route("/health", health),
         Route("/ready", ready),
         Route("/metrics", metrics),
     ]
+    sockets = [WebSocketRoute("/stream", stream), WebSocketRoute(PATH, realtime)]
+    if service.beside is not None:
+        sockets.append(WebSocketRoute("/beside", beside))
     return Starlette(
-        routes=[*routes, WebSocketRoute("/stream", stream), WebSocketRoute(PATH, realtime)],
+        routes=[*routes, *sockets],
         exception_handlers={Refused: refuse},
         lifespan=lifespan,
     )
@@ -114,19 +139,11 @@ def _shown_token(socket: WebSocket) -> str | None:
     return next((word for word in offered if word.startswith(BEARER)), None)
 
 
-def _page_headers(page: str) -> dict[str, str]:
-    """Headers that let the page run its own script only, and no other site frame it."""
-    script = re.search(r"<script>(.*?)</script>", page, re.DOTALL)
-    digest = (
-        base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode() if script else ""
-    )
-    policy = (
-        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
-        "connect-src 'self'; media-src blob:; worker-src blob:; img-src blob: data:; "
-        "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
-    )
-    return {
-        "Content-Security-Policy": policy,
-        "X-Content-Type-Options": "nosniff",
-        "Referrer-Policy": "no-referrer",
-    }
+def read_page() -> dict[str, str]:
+    """Read the files of the page by name: ``page.html``, its style and its scripts."""
+    folder = files("omniforcing.serving").joinpath("page")
+    return {file.name: file.read_text(encoding="utf-8") for file in folder.iterdir()}
+
+
+def _media_type(name: str) -> str:
+    return MEDIA_TYPES[name.rpartition(".")[2]]

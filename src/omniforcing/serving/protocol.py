@@ -80,11 +80,13 @@ class Steer:
         id: number that the answers repeat.
         prompt: the prompt.
         rewrite: whether to rewrite the student's memory under it.
+        at: second of the stream from which on; None for the next block.
     """
 
     id: int
     prompt: str
     rewrite: bool
+    at: float | None = None
 
 
 @dataclass(frozen=True)
@@ -159,11 +161,12 @@ CLIENT: dict[str, Declared] = {
         },
     ),
     "prompt": Declared(
-        "follow another prompt, from the next block that is not generated yet",
+        "follow another prompt, from the next block that is not generated yet, or a later one",
         {
             "id": _NUMBER,
             "prompt": Field(str, "what to show and hear"),
             "rewrite": Field(bool, "also repaint what the student remembers", False),
+            "at": Field(float, "second of the stream to begin at; past or none: at once", None),
         },
     ),
     "scales": Declared(
@@ -358,7 +361,10 @@ def build(kind: str, values: dict[str, Any], limits: Limits) -> Message:
         request = Request(fields["prompt"], seconds, fields["seed"])
         return Start(request, fields["image"], fields["paced"])
     if kind == "prompt":
-        return Steer(fields["id"], fields["prompt"], fields["rewrite"])
+        if fields["at"] is not None and not 0 <= fields["at"] <= limits.seconds:
+            wanted = f"from 0 to {limits.seconds:g}, found {quoted(fields['at'])}"
+            raise ProtocolError("serving.bad-field", f"'prompt': 'at' must be {wanted}")
+        return Steer(**fields)
     if kind == "scales":
         return Scales(fields["id"], _scales(fields["scales"]))
     if kind == "position":

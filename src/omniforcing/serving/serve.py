@@ -13,12 +13,14 @@ import webbrowser
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
 from omniforcing.core.environment import TOKEN_VARIABLE
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.serving.app import build_app
+from omniforcing.serving.offline.teacher import TEACHER, OfflineTeacher
 from omniforcing.serving.protocol import Limits
 from omniforcing.serving.rollover import Alias, Rollover
 from omniforcing.serving.service import ServedModel, Service
@@ -93,6 +95,7 @@ def serve_streams(
     drain_seconds: float = 10.0,
     announce: Callable[[str], None] | None = None,
     follow: float | None = None,
+    beside: Path | None = None,
 ) -> None:
     """Serve until a signal comes.
 
@@ -106,6 +109,8 @@ def serve_streams(
         announce: called with the page's address when browsers can connect to it.
         follow: seconds between two looks at the alias that names the artifact, whose model new
             streams get; None to keep to the first model.
+        beside: a second artifact, shown next to the first, or ``teacher``; the options of
+            ``engine`` hold for it too, but its LoRAs.
 
     Raises:
         OmniForcingError: if an option, the artifact or the address cannot be used.
@@ -120,7 +125,14 @@ def serve_streams(
         allowed = [*origins, *own_origins(names, port)]
         token = os.environ.get(TOKEN_VARIABLE) or None
         model = rollover.first() if rollover else ServedModel.of(open_engine(engine))
-        service = Service(model, limits, allowed, token, any_address=host in ANY_ADDRESS)
+        service = Service(
+            model,
+            limits,
+            allowed,
+            token,
+            any_address=host in ANY_ADDRESS,
+            beside=_open_beside(engine, beside),
+        )
         del model  # else it would stay in memory after a roll-over
         config = uvicorn.Config(
             build_app(service, rollover),
@@ -144,6 +156,15 @@ def _follow(engine: EngineOptions, seconds: float) -> Rollover:
         return open_engine(dataclasses.replace(engine, artifact=folder))
 
     return Rollover(Alias.of(engine.artifact, seconds), seconds, load)
+
+
+def _open_beside(options: EngineOptions, artifact: Path | None) -> Engine | None:
+    if artifact is None:
+        return None
+    if str(artifact) == TEACHER:
+        teacher: Any = OfflineTeacher(options.device)  # has the calls that a session makes
+        return teacher
+    return open_engine(dataclasses.replace(options, artifact=artifact, loras=()))
 
 
 def show_in_browser(port: int, browser: bool) -> None:

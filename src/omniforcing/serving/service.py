@@ -1,4 +1,4 @@
-"""Shared state of a server's sessions: engine, limits, admission, draining."""
+"""What a server's sessions share: engines, limits, admission, draining."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hmac
 import ipaddress
 import re
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -70,6 +70,7 @@ class Service:
         token: bearer token that every client must send; None for none.
         any_address: whether the server listens at all addresses of its machine. Our own page may
             then connect by any of them.
+        beside: a second artifact, streamed next to the first; None for none.
 
     Attributes:
         model: what new sessions stream with.
@@ -87,6 +88,7 @@ class Service:
         token: str | None = None,
         *,
         any_address: bool = False,
+        beside: Engine | None = None,
     ) -> None:
         if token is not None and not re.fullmatch(r"[A-Za-z0-9._~-]{8,}", token):
             raise OmniForcingError(
@@ -98,6 +100,7 @@ class Service:
         self._engines: weakref.WeakSet[Engine] = weakref.WeakSet()
         self.gauges.models.set_function(lambda engines=self._engines: len(engines))
         self.change_model(model if isinstance(model, ServedModel) else ServedModel.of(model))
+        self.beside = None if beside is None else ServedModel.of(beside)
         self._origins, self._token = {origin.rstrip("/").lower() for origin in origins}, token
         self._any_address = any_address
         self._sessions = 0
@@ -187,9 +190,19 @@ class Service:
             return f"all {self.limits.sessions} sessions are taken; try again later"
         return None
 
-    def about(self) -> dict[str, Any]:
-        """Facts that a client is told first: protocol version, limits, size and rates."""
-        settings = self.model.engine.settings
+    @property
+    def streams(self) -> list[dict[str, Any]]:
+        """What of its one or two artifacts a page shows, each with the path of its WebSocket."""
+        models = {"stream": self.model, "beside": self.beside}
+        return [_described(path, model) for path, model in models.items() if model is not None]
+
+    def about(self, model: ServedModel | None = None) -> dict[str, Any]:
+        """Facts that a client is told first: protocol version, limits, size and rates.
+
+        Args:
+            model: what it is served with; by default what new sessions stream with.
+        """
+        settings = (model or self.model).engine.settings
         return {
             "protocol": VERSION,
             "token": self._token is not None,
@@ -248,6 +261,41 @@ class Service:
     def close(self) -> None:
         """Release the worker threads; no session may be open."""
         self.executor.shutdown(wait=False, cancel_futures=True)
+
+
+async def run_until_first_ends(*parts: Coroutine[Any, Any, None]) -> None:
+    """Run coroutines until the first ends; cancel the others and raise its exception."""
+    tasks = [asyncio.create_task(part) for part in parts]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        error = next(filter(None, (task.exception() for task in done)), None)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    try:
+        if error is not None:
+            raise error
+    finally:
+        # The exception's traceback refers to this frame. A reference from the frame back to it
+        # would be a cycle, and the stream (decoder, caches, encoders) would stay in memory until
+        # a full garbage collection.
+        del tasks, done, error
+
+
+def _described(path: str, model: ServedModel) -> dict[str, Any]:
+    """Describe an artifact in the words that tell two of them apart."""
+    settings = model.engine.settings
+    return {
+        "path": path,
+        "preset": settings.preset,
+        "artifact": model.mark.artifact[:12],
+        "method": getattr(settings, "method", None)
+        or f"{len(settings.sigmas)} steps, window of {settings.window} s",
+        "width": settings.width,
+        "height": settings.height,
+        "sample_rate": settings.sample_rate,
+    }
 
 
 def _offered(headers: Mapping[str, str]) -> list[str]:

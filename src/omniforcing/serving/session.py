@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -25,7 +25,7 @@ from omniforcing.serving.protocol import (
     Start,
     Steer,
 )
-from omniforcing.serving.service import Service
+from omniforcing.serving.service import ServedModel, Service, run_until_first_ends
 from omniforcing.serving.wire import OwnWire, Wire
 from omniforcing.streaming.live import Chunk, Stream
 from omniforcing.streaming.steering import Applied, NotApplied
@@ -36,6 +36,8 @@ T = TypeVar("T")
 logger = logging.getLogger("omniforcing.serve")
 # Close codes of WebSocket (RFC 6455, section 7.4.1).
 NORMAL, GOING_AWAY, POLICY_VIOLATION, INTERNAL_ERROR = 1000, 1001, 1008, 1011
+
+MOST_WAITING = 100  # changes of a session that wait for their second
 
 
 class _SessionEnd(Exception):
@@ -53,13 +55,20 @@ class Session:
         socket: an accepted WebSocket.
         service: limits and gauges of the server, and the model that this session keeps.
         wire: what messages look like; our own protocol by default.
+        model: what streams; by default what the server gives new sessions.
     """
 
-    def __init__(self, socket: WebSocket, service: Service, wire: Wire | None = None) -> None:
+    def __init__(
+        self,
+        socket: WebSocket,
+        service: Service,
+        wire: Wire | None = None,
+        model: ServedModel | None = None,
+    ) -> None:
         self._socket, self._service = socket, service
         self._wire = OwnWire(service.limits) if wire is None else wire
         self._sending = asyncio.Lock()
-        self._model = service.model
+        self._model = service.model if model is None else model
         settings = self._model.engine.settings
         self._pieces = OutputBuffer()
         size, mark = (settings.height, settings.width), self._model.mark
@@ -110,7 +119,7 @@ class Session:
             await self._close(code)
 
     async def _serve(self) -> None:
-        await self._send_json("hello", **self._service.about())
+        await self._send_json("hello", **self._service.about(self._model))
         start = await self._first_message()
         self._asked, self._paced = time.perf_counter(), start.paced
         self._lead = min(start.lead, self._lead)
@@ -125,7 +134,7 @@ class Session:
             seconds=request.seconds,
             seed=request.seed,
         )
-        await _run_until_first_ends(
+        await run_until_first_ends(
             self._listen(self._stream), self._send(self._stream), self._end_when_draining()
         )
 
@@ -172,11 +181,7 @@ class Session:
                 self._position = message
                 self._allow(stream)
             elif isinstance(message, Steer):
-                await self._send_json("received", id=message.id)
-                self._report_outcome(
-                    message.id,
-                    await self._in_thread(stream.steer, message.prompt, None, message.rewrite),
-                )
+                await self._steer(stream, message)
             elif isinstance(message, Scales):
                 await self._set_scales(stream, message)
             elif isinstance(message, Command):
@@ -188,6 +193,20 @@ class Session:
                         "the stream has begun already; open another connection for another one",
                     )
                 )
+
+    async def _steer(self, stream: Stream, message: Steer) -> None:
+        block = None if message.at is None else self._model.engine.block_at(message.at)
+        if block is not None and len(self._watchers) >= MOST_WAITING:
+            await self._answer_mistake(
+                ProtocolError(
+                    "serving.too-many-waiting",
+                    f"{MOST_WAITING} changes wait for their second already; send this one later",
+                )
+            )
+            return
+        await self._send_json("received", id=message.id)
+        change = await self._in_thread(stream.steer, message.prompt, block, message.rewrite)
+        self._report_outcome(message.id, change)
 
     async def _set_scales(self, stream: Stream, message: Scales) -> None:
         try:
@@ -313,7 +332,7 @@ class Session:
                 sending.exception()  # retrieved, so that asyncio does not log it
             raise
         finally:
-            del sending  # no cycle with its exception's traceback, as in _run_until_first_ends
+            del sending  # no cycle with its exception's traceback, as in run_until_first_ends
         pieces = (len(message) for message in messages if isinstance(message, bytes))
         self._service.gauges.bytes.inc(sum(pieces))
 
@@ -373,23 +392,3 @@ class Session:
         return await asyncio.get_running_loop().run_in_executor(
             self._service.executor, function, *arguments
         )
-
-
-async def _run_until_first_ends(*parts: Coroutine[Any, Any, None]) -> None:
-    """Run coroutines until the first ends; cancel the others and raise its exception."""
-    tasks = [asyncio.create_task(part) for part in parts]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        error = next(filter(None, (task.exception() for task in done)), None)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    try:
-        if error is not None:
-            raise error
-    finally:
-        # The exception's traceback refers to this frame. A reference from the frame back to it
-        # would be a cycle, and the stream (decoder, caches, encoders) would stay in memory until
-        # a full garbage collection.
-        del tasks, done, error
