@@ -15,6 +15,7 @@ from omniforcing.cli import main
 from omniforcing.cli.main import omniforcing
 from omniforcing.cli.options import split_overrides
 from omniforcing.core.config import to_dict
+from omniforcing.core.environment import FORKS_VARIABLE
 from omniforcing.pipeline.config import load_config
 from tests.support.refusals import refuses
 
@@ -36,6 +37,12 @@ COMMANDS = {
     ),
     "completion",
 }
+
+
+@pytest.fixture(autouse=True)
+def not_forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands run in this process: one that were forked would print past pytest."""
+    monkeypatch.delenv(FORKS_VARIABLE, raising=False)
 
 
 def run(*words: str, folder: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
