@@ -70,6 +70,8 @@ class Recorder:
     def beeps(self) -> np.ndarray:
         """Times at which a beep of 3 kHz began, in seconds of the system's clock."""
         sound = np.frombuffer(bytes(self._data), np.int16) / 32768
+        if not len(sound):  # there is no such sink, or no PulseAudio
+            return sound
         turned = sound * np.exp(-2j * np.pi * 3000 * np.arange(len(sound)) / RATE)
         loud = np.flatnonzero(np.abs(np.convolve(turned, np.ones(96) / 96, "same")) > 0.1)
         onsets = loud[np.insert(np.diff(loud) > RATE // 2, 0, True)] if len(loud) else loud
@@ -122,7 +124,7 @@ def main() -> None:
     for name, script in (("the page", ""), ("without a spectrogram", NO_COPY)):
         offsets = measure(words.sink, words.seconds, script)
         if not offsets:
-            print(f"{name}: nothing was heard on {words.sink}; is it the default sink?")
+            print(f"{name}: nothing was heard on {words.sink}; is PulseAudio there, and that its default sink?")
             continue
         low, middle, high = np.percentile(offsets, [25, 50, 75])
         print(f"{name}: {middle:.0f} ms ({low:.0f} to {high:.0f}), {len(offsets)} events")
