@@ -124,7 +124,8 @@ def main() -> None:
     for name, script in (("the page", ""), ("without a spectrogram", NO_COPY)):
         offsets = measure(words.sink, words.seconds, script)
         if not offsets:
-            print(f"{name}: nothing was heard on {words.sink}; is PulseAudio there, and that its default sink?")
+            asked = "is PulseAudio there, and that its default sink?"
+            print(f"{name}: nothing was heard on {words.sink}; {asked}")
             continue
         low, middle, high = np.percentile(offsets, [25, 50, 75])
         print(f"{name}: {middle:.0f} ms ({low:.0f} to {high:.0f}), {len(offsets)} events")
