@@ -178,8 +178,7 @@ class PatchEngine:
             width=width,
             sample_rate=sample_rate,
             preset="patches",
-            sigmas=[1],
-            window=1,
+            method="patches",
         )
         self.mark = Mark("patches", "0" * 64)
         self._frames = second_of_patches(height, width)

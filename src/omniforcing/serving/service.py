@@ -290,8 +290,7 @@ def _described(path: str, model: ServedModel) -> dict[str, Any]:
         "path": path,
         "preset": settings.preset,
         "artifact": model.mark.artifact[:12],
-        "method": getattr(settings, "method", None)
-        or f"{len(settings.sigmas)} steps, window of {settings.window} s",
+        "method": settings.method,
         "width": settings.width,
         "height": settings.height,
         "sample_rate": settings.sample_rate,

@@ -81,6 +81,11 @@ class StreamSettings:
     video_look_ahead: int = 0  # older artifacts do not declare it
     fps: int = FPS
 
+    @property
+    def method(self) -> str:
+        """How a clip is made, in a few words."""
+        return f"{len(self.sigmas)} steps, window of {self.window} s"
+
     @classmethod
     def from_config(
         cls, preset: str, student: StudentConfig, counts: Counts, codec: Mapping[str, Any]

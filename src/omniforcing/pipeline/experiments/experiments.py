@@ -251,13 +251,17 @@ def _git(folder: Path, *words: str) -> str:
     """
     answer = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True)
     if answer.returncode:
-        said = answer.stderr.strip().splitlines() or ["no reason given"]
         raise OmniForcingError(
             "experiments.git-failed",
-            f"`git {words[0]}` failed in {folder}: {said[-1]}; "
+            f"`git {words[0]}` failed in {folder}: {_reason(answer)}; "
             f"DVC's experiments need a git checkout",
         )
     return answer.stdout.strip()
+
+
+def _reason(answer: subprocess.CompletedProcess[str]) -> str:
+    """Return the last line that a command wrote to stderr."""
+    return (answer.stderr.strip().splitlines() or ["no reason given"])[-1]
 
 
 @cache
@@ -265,10 +269,9 @@ def _cache_folder(root: Path) -> str:
     """Ask DVC for the folder of a checkout's cache."""
     found = _dvc(root, "cache", "dir")
     if found.returncode or not found.stdout.strip():
-        said = found.stderr.strip().splitlines() or ["no reason given"]
         raise OmniForcingError(
             "experiments.dvc-failed",
-            f"`dvc cache dir` failed in {root}: {said[-1]}; "
+            f"`dvc cache dir` failed in {root}: {_reason(found)}; "
             f"variants share that cache, mend it first",
         )
     return found.stdout.strip()
