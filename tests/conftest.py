@@ -26,7 +26,8 @@ import tests.support.checkout  # noqa: E402, F401
 from tests.support.ray_cluster import driven_cluster, ray_cluster  # noqa: E402, F401
 from tests.support.videos import make_video  # noqa: E402, F401
 
-torch.set_num_threads(1)
+NICE = 5  # of the processes whose tests leave the cores to others
+
 # A busy machine is no fault of an example.
 hypothesis.settings.register_profile("any-machine", deadline=None)
 hypothesis.settings.load_profile("any-machine")
@@ -48,12 +49,32 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """One thread also behind a test that ran a stage of two here, for fixtures too: the sums of two
+    are other sums, and a stream that is compared with one of another process has other bytes.
+
+    In a process of several, what can be shared among them leaves the cores to what cannot.
+    """
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    if "PYTEST_XDIST_WORKER" in os.environ and not _is_long(item) and os.nice(0) < NICE:
+        os.nice(NICE - os.nice(0))
+
+
+def _is_long(item: pytest.Item) -> bool:
+    """Whether it is part of work that one process does for as long as all the others together."""
+    return any(item.get_closest_marker(mark) for mark in ("documents", "ray"))
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """For ``--dist loadgroup``: a file's tests share a process and its fixtures, and all Ray tests
     one with their cluster. What takes longest comes first, so that no core is idle at the end.
     """
     for item in items:
         group = "ray" if item.get_closest_marker("ray") else str(item.path)
+        if item.get_closest_marker("documents"):
+            group = item.nodeid
         item.add_marker(pytest.mark.xdist_group(group))
     slow = {item.path for item in items if item.get_closest_marker("slow")}
 

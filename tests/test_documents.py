@@ -18,10 +18,6 @@ from omniforcing.core.environment import FORKS_VARIABLE
 pytestmark = pytest.mark.extended
 
 ROOT = Path(__file__).parents[1]
-TUTORIALS = [
-    ROOT / "docs" / "tutorials" / f"{name}.md"
-    for name in ("first-stream", "own-clips", "read-a-run", "add-a-loss")
-]
 PAGES = sorted(
     path
     for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
@@ -75,8 +71,8 @@ def test_readme_is_one_short_story() -> None:
 
 # --- commands -------------------------------------------------------------------------------------
 # A block of shell commands runs unless a comment in front of it, `<!-- not run: REASON -->`, says
-# why not. Blocks run in order in one clean clone, README's first, with these substitutions, which
-# make minutes of hours. A ```diff block is applied with `git apply`; a block after `<!-- file: PATH
+# why not. Blocks run in order, in a clean clone, with these substitutions, which make minutes of
+# hours. A ```diff block is applied with `git apply`; a block after `<!-- file: PATH
 # -->` is written to that file.
 
 NOT_RUN = re.compile(r"<!-- not run: [^>]+ -->\s*$")
@@ -164,26 +160,49 @@ def run(script: str, folder: Path, environment: dict[str, str]) -> str:
     return answer.stdout
 
 
+# Pages whose blocks run in one clone after another, and what that clone does before them. Own clips
+# need the pocket world's clips alone, so they are tried beside the others.
+JOURNEYS = {
+    "smoke": (
+        [
+            "README",
+            *(f"docs/tutorials/{name}" for name in ("first-stream", "read-a-run", "add-a-loss")),
+        ],
+        "",
+    ),
+    "clips": (
+        ["docs/tutorials/own-clips"],
+        "source .venv/bin/activate; omniforcing run --preset smoke clips",
+    ),
+}
+
+
 @pytest.mark.documents
 @pytest.mark.timeout(3600)  # it runs the smoke pipeline twice and trains small stages
-def test_every_command_of_readme_and_tutorials_runs_in_a_clean_clone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("journey", JOURNEYS)
+def test_every_command_of_readme_and_tutorials_runs_in_a_clean_clone(
+    journey: str, tmp_path: Path
+) -> None:
     folder = tmp_path / "omniforcing"
     environment = clone(folder)
-    again = ""
-    for page in [ROOT / "README.md", *TUTORIALS]:
-        for block in blocks(page):
+    pages, before = JOURNEYS[journey]
+    run(before, folder, environment)
+    smoke = []  # what each run of the smoke pipeline printed
+    for page in pages:
+        for block in blocks(ROOT / f"{page}.md"):
             try:
                 printed = run(block.script, folder, environment)
             except AssertionError as error:
                 raise AssertionError(f"{block.page}, line {block.line}: {error}") from error
-            if page != ROOT / "README.md" and block.script == "make smoke\n":
-                again = printed
-        if page.name == "README.md":
+            if block.script.startswith("make smoke"):
+                smoke.append(printed)
+        if page == "README":
             # Nothing but the preset's own pipeline is new. (DVC reads no lock that git ignores, so
             # such a pipeline shows in git status.)
             status = run("git status --porcelain --untracked-files=all", folder, environment)
             ours = ("?? .venv", "?? clip.mp4")  # a link to an environment, and what README streams
             new = [line for line in status.splitlines() if line not in ours]
             assert [line[:22] for line in new] == 2 * ["?? pipelines/presets/s"], status
-    # The tutorial's own run, README's second, has nothing to do.
-    assert again.count("didn't change, skipping") == 12
+    if journey == "smoke":
+        _, again = smoke  # the tutorial's own run has nothing to do
+        assert again.count("didn't change, skipping") == 12
