@@ -12,6 +12,8 @@ from omniforcing.data.shards import plan_shards, publish_shards, read_shards, wr
 from omniforcing.data.sources import TRAIN, read_clips, write_clips
 from omniforcing.media.format import ClipFormat
 
+pytestmark = pytest.mark.extended
+
 CLIPS = 7
 
 

@@ -22,6 +22,8 @@ from omniforcing.networks.diffusion_decoder import LTX2VideoDiffusionDecoderMode
 from tests.support.refusals import refuses
 from tests.support.tiny_decoder import LARGE, LONG, WIDE, tiny_decoder
 
+pytestmark = pytest.mark.extended
+
 
 @pytest.fixture(scope="module")
 def long() -> LTX2VideoDiffusionDecoderModel:

@@ -245,6 +245,7 @@ def test_interleaved_streams_do_not_disturb_each_other(codec: Codec) -> None:
         assert torch.equal(torch.cat([*sounds, decoder.flush().audio], 2), expected.audio)
 
 
+@pytest.mark.extended
 def test_codec_is_untouched_by_streams_over_it(codec: Codec) -> None:
     latents = random_latents(codec)
     before, modules = codec.decode(latents), [type(m) for m in codec.modules()]
@@ -265,6 +266,7 @@ def test_reset_begins_another_stream(codec: Codec) -> None:
     assert torch.equal(first.video, again.video) and torch.equal(first.audio, again.audio)
 
 
+@pytest.mark.extended
 def test_state_stays_the_same_size(codec: Codec) -> None:
     pieces = split(random_latents(codec), "prefix")
     decoder = StreamingDecoder(codec, (4, 4))

@@ -29,6 +29,8 @@ from omniforcing.media.mel import log_mel
 from tests.support.memory import storages
 from tests.support.refusals import refuses
 
+pytestmark = pytest.mark.extended
+
 VIDEO = VideoCodecConfig(
     latent_channels=8, encoder_channels=[8, 16, 32], decoder_channels=[8, 16, 32]
 )

@@ -163,6 +163,7 @@ def test_positions_stop_at_the_horizon_and_keep_the_kind_of_block(
         assert table.counts(place) == table.counts(index)
 
 
+@pytest.mark.extended
 @given(tables(), st.floats(0.01, 500))
 def test_a_stream_of_seconds_takes_the_fewest_blocks(table: BlockTable, seconds: float) -> None:
     count = table.blocks_for_seconds(seconds)

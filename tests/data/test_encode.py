@@ -19,6 +19,8 @@ from tests.support.refusals import refuses
 from tests.support.tiny_artifact import write_parts
 from tests.support.videos import MakeVideo
 
+pytestmark = pytest.mark.extended
+
 LONG = "a red ball bounces and then the blue ball rolls for a very long time"
 
 

@@ -20,6 +20,8 @@ from omniforcing.media.format import ClipFormat
 from tests.support.refusals import refuses
 from tests.support.videos import MakeVideo
 
+pytestmark = pytest.mark.extended
+
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -28,6 +28,8 @@ from tests.support.limits import files_of_at_most
 from tests.support.refusals import refuses
 from tests.support.videos import MakeVideo
 
+pytestmark = pytest.mark.extended
+
 FORM = ClipFormat(32, 32, 1)
 
 

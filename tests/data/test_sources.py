@@ -184,6 +184,7 @@ def test_wrong_places_are_one_sentence(tmp_path: Path, videos: Path) -> None:
         clips(tmp_path, config(videos))
 
 
+@pytest.mark.extended
 def test_held_out_videos_are_whole_files_and_always_the_same(
     tmp_path: Path, make_video: MakeVideo
 ) -> None:
@@ -258,6 +259,7 @@ IMPOSSIBLE = [
 ]
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("override", [*IMPOSSIBLE, "shards.per_shard=0"])
 def test_impossible_settings_are_refused_by_name(override: str) -> None:
     with refuses("config.out-of-range", override.split("=")[0]):

@@ -22,6 +22,8 @@ from tests.support.group import run_group
 from tests.support.tiny_models import GRID, features, latents, tiny_model
 from tests.support.tiny_stages import OPTIM, SIGMAS
 
+pytestmark = pytest.mark.extended
+
 BLOCKS, NEAR = 4, 1e-6
 
 

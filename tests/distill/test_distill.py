@@ -149,6 +149,7 @@ def batches(module: StageModule) -> Callable[[int], Iterator[Batch]]:
     return of_epoch
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     "build",
     [stage_teacher, stage_bidirectional_dmd, stage_causal_ode, stage_adapted_causal_ode],
@@ -265,6 +266,7 @@ def test_the_frozen_teacher_is_no_part_of_a_checkpoint(tmp_path: Path) -> None:
     assert {name.split(".")[1] for name in saved} == {"model", "ema", "critic", "largest_norm"}
 
 
+@pytest.mark.extended
 def test_a_checkpoint_of_adapters_holds_them_and_the_sinks_and_names_the_base(
     tmp_path: Path,
 ) -> None:
@@ -285,6 +287,7 @@ def test_a_checkpoint_of_adapters_holds_them_and_the_sinks_and_names_the_base(
         fit(other, batches(other), steps=2, work=tmp_path, trainer=trainer)
 
 
+@pytest.mark.extended
 def test_self_forcing_reaches_the_sinks_and_the_text_path_and_never_the_teacher(
     tmp_path: Path,
 ) -> None:

@@ -32,6 +32,8 @@ from tests.support.tiny_stages import (
     stage_self_forcing,
 )
 
+pytestmark = pytest.mark.extended
+
 FEWER = [(1.0, 0.909375, 0.725), (1.0, 0.725), (1.0,)]
 NAMES = ["3", "2", "1"]
 

@@ -24,6 +24,8 @@ from tests.support.refusals import refuses
 from tests.support.tiny_adapters import randomised
 from tests.support.tiny_models import GRID, TOLERANCE, difference, features, latents, tiny_model
 
+pytestmark = pytest.mark.extended
+
 COUNTS = clip_latents(1)
 ADAPTERS = [f"{name}.adapter.rank=2" for name in ("bidirectional_dmd", "causal_ode")]
 ADAPTERS += ["self_forcing.adapter.rank=2", "self_forcing.critic_adapter.rank=3"]

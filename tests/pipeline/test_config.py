@@ -178,6 +178,7 @@ def test_a_range_is_told_by_the_whole_key() -> None:
     assert "above 0" in str(caught.value)
 
 
+@pytest.mark.extended
 def test_the_written_file_is_the_schema_and_says_so_when_it_is_stale(copy: Path) -> None:
     check_config_file(ROOT)
     written = safe_load((ROOT / "conf" / "config.yaml").read_text())

@@ -309,6 +309,7 @@ def test_a_git_that_does_not_answer_is_told_once(
     assert capsys.readouterr().err.count(fact) == 1
 
 
+@pytest.mark.extended
 def test_dvc_runs_in_a_checkout_without_git(repository: Path) -> None:
     shutil.rmtree(repository / ".git")
     call_python(["-m", "dvc", "repro", "--quiet", "clips"], repository)

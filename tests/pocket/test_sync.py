@@ -15,6 +15,8 @@ from omniforcing.pocket.sync import match, score_sync, score_windows
 from omniforcing.pocket.synthetic import SyntheticClip, make_clip
 from tests.support.refusals import refuses
 
+pytestmark = pytest.mark.extended
+
 Timed = list[tuple[list[float], list[float]]]
 CLIPS, SECONDS = 24, 4
 times = st.lists(st.floats(0, 4, allow_nan=False), max_size=7)

@@ -46,6 +46,7 @@ def test_shapes_are_those_of_a_clip() -> None:
     assert np.abs(clip.samples).max() < 1
 
 
+@pytest.mark.extended
 def test_every_impact_is_seen_at_its_time() -> None:
     for index in range(30):
         clip = make_clip(1, index, 4, 64, 64)

@@ -51,6 +51,7 @@ def test_chunks_follow_each_other_and_carry_their_cost(engine: Engine) -> None:
     assert elapsed == sorted(elapsed)
 
 
+@pytest.mark.extended
 def test_stream_equals_its_latents_decoded_whole(engine: Engine) -> None:
     frames, samples = media_of(list(engine.stream(PROMPT, 2, seed=5)))
     text = engine.text_encoder.encode([PROMPT])
@@ -169,6 +170,7 @@ def test_an_artifact_whose_decoder_looks_both_ways_streams_late_and_whole(
         assert np.array_equal(rest, frames[57 : 57 + count])
 
 
+@pytest.mark.extended
 def test_an_artifact_with_a_diffusion_decoder_streams_what_it_decodes_whole(
     parts: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -222,6 +224,7 @@ def fast_sound(own_artifact: Path) -> Engine:
     return Engine(own_artifact)
 
 
+@pytest.mark.extended
 def test_sound_of_24_khz_is_streamed_and_stored_at_its_own_rate(
     fast_sound: Engine, tmp_path: Path
 ) -> None:
@@ -261,6 +264,7 @@ def test_sound_of_24_khz_is_streamed_and_stored_at_its_own_rate(
     assert np.corrcoef(decoded[0], whole[0])[0, 1] > 0.9, "it is not the sound that was streamed"
 
 
+@pytest.mark.extended
 def test_a_stream_of_24_khz_goes_on_from_its_own_file_and_state(
     fast_sound: Engine, tmp_path: Path
 ) -> None:

@@ -24,6 +24,8 @@ from tests.support.refusals import refuses
 from tests.support.streams import PROMPT, media_of
 from tests.support.tiny_loras import tiny_lora
 
+pytestmark = pytest.mark.extended
+
 
 @pytest.fixture(scope="module")
 def lora(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -8,6 +8,8 @@ from omniforcing.core.environment import OURS
 from omniforcing.core.errors import OmniForcingError
 from tools.reference.__main__ import FOLDER, WRITE, check, pages, write
 
+pytestmark = pytest.mark.extended
+
 
 def test_the_reference_is_not_stale() -> None:
     check(FOLDER)

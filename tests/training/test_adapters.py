@@ -24,6 +24,8 @@ from tests.support.refusals import refuses
 from tests.support.tiny_adapters import adapted, randomised
 from tests.support.tiny_models import GRID, TOLERANCE, difference, features, latents, tiny_model
 
+pytestmark = pytest.mark.extended
+
 COUNTS = clip_latents(1)
 
 

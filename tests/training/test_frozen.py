@@ -14,6 +14,8 @@ from tests.support.refusals import refuses
 from tests.support.tiny_adapters import adapted, randomised
 from tests.support.tiny_models import GRID, features, latents, tiny_model
 
+pytestmark = pytest.mark.extended
+
 COUNTS = clip_latents(1)
 ADAPTERS = [
     "bidirectional_dmd={adapter: {rank: 4}, critic_adapter: {rank: 4}, critic_muon_lr: null}",

@@ -35,6 +35,7 @@ def test_a_fast_stream_equals_the_students_own(rope: str, generation: dict[str, 
         assert difference(ours, fast) < 10 * TOLERANCE
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("stabiliser", Stabiliser)
 def test_a_fast_stream_keeps_the_stabiliser(stabiliser: Stabiliser) -> None:
     model = tiny_model(3 if stabiliser in WITH_SINKS else 0, stabiliser)

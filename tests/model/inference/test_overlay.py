@@ -18,6 +18,8 @@ from tests.support.refusals import refuses
 from tests.support.tiny_loras import add, tiny_lora
 from tests.support.tiny_models import GRID, TOLERANCE, difference, features, tiny_model
 
+pytestmark = pytest.mark.extended
+
 CONFIG = RolloutConfig(LAYOUTS["prefix"], GRID, (1.0, 0.6), window=1, horizon=2)
 PLAIN, FAST = InferenceOptions(layers=False), InferenceOptions()
 

@@ -20,6 +20,8 @@ from omniforcing.model.transformer import DualStream
 from tests.support.tiny_loras import tiny_lora
 from tests.support.tiny_models import GRID, difference, features, latents, tiny_model
 
+pytestmark = pytest.mark.extended
+
 CONFIG = RolloutConfig(LAYOUTS["prefix"], GRID, (1.0, 0.6), window=2, horizon=3, context_noise=0.1)
 REPLAYED = InferenceOptions()
 AS_IT_IS = replace(REPLAYED, recorded=False)
