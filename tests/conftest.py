@@ -26,8 +26,6 @@ import tests.support.checkout  # noqa: E402, F401
 from tests.support.ray_cluster import driven_cluster, ray_cluster  # noqa: E402, F401
 from tests.support.videos import make_video  # noqa: E402, F401
 
-NICE = 5  # of the processes whose tests leave the cores to others
-
 # A busy machine is no fault of an example.
 hypothesis.settings.register_profile("any-machine", deadline=None)
 hypothesis.settings.load_profile("any-machine")
@@ -49,21 +47,12 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
+def pytest_runtest_setup() -> None:
     """One thread also behind a test that ran a stage of two here, for fixtures too: the sums of two
     are other sums, and a stream that is compared with one of another process has other bytes.
-
-    In a process of several, what can be shared among them leaves the cores to what cannot.
     """
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
-    if "PYTEST_XDIST_WORKER" in os.environ and not _is_long(item) and os.nice(0) < NICE:
-        os.nice(NICE - os.nice(0))
-
-
-def _is_long(item: pytest.Item) -> bool:
-    """Whether it is part of work that one process does for as long as all the others together."""
-    return any(item.get_closest_marker(mark) for mark in ("documents", "ray"))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -89,7 +89,9 @@ def fork_server(threads: int) -> Iterator[None]:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C reaches a stage once, through its client
+                # Ctrl-C reaches a stage once, through its client. No session of its own, for Linux
+                # schedules by sessions: beside a busy one, a stage got a tenth of a core.
+                process_group=0,
                 preexec_fn=partial(die_with_parent, os.getpid()),
             )
         try:
@@ -234,6 +236,8 @@ def serve(listener: socket.socket) -> dict[str, Any]:
         In a forked process, and only there: the request that it shall do.
     """
     signal.signal(signal.SIGCHLD, _take_ended)
+    for number in (signal.SIGTTIN, signal.SIGTTOU):  # a stage writes to its client's terminal
+        signal.signal(number, signal.SIG_IGN)
     # Of a process that it forked itself, nothing is asked.
     own = (None, _same())
     while True:
