@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from omniforcing.core.files import sha256_file
 from omniforcing.streaming.watermark.resampling import resample
-from omniforcing.streaming.watermark.watermark import Watermark
+from omniforcing.streaming.watermark.watermark import Watermark, absolute
 from tests.support.refusals import refuses
 from tests.support.tiny_watermarks import Causal, Centred, Recurrent, saved, seeded
 
@@ -209,6 +209,7 @@ def test_only_the_torchscript_file_of_that_sha256_is_opened(tmp_path: Path) -> N
         with refuses("option.malformed", "--watermark", "FILE:SHA256"):
             Watermark(malformed, 16000)
     Watermark(named[:-64] + named[-64:].upper(), 16000)
+    assert absolute(f"program.pt:{other}") == f"{Path.cwd() / 'program.pt'}:{other}"
     (tmp_path / "text.pt").write_text("no program")
     torch.save({"weights": torch.zeros(2)}, tmp_path / "pickle.pt")
     np.savez(tmp_path / "arrays.npz", np.zeros(2))

@@ -35,8 +35,8 @@ class Recurrent(nn.Module):
         self.encoder = nn.Conv1d(1, 16, HOP, HOP)
         self.conv = nn.Conv1d(16, 16, 3)
         self.lstm = nn.LSTM(16, 16, batch_first=True)
-        with torch.no_grad():
-            self.lstm.bias_ih_l0[16:32] += 1.5  # forgets slowly
+        bias: Any = self.lstm.bias_ih_l0
+        bias.data[16:32] += 1.5  # forgets slowly
         self.decoder = nn.ConvTranspose1d(16, 1, HOP, HOP)
 
     def forward(self, samples: Tensor) -> Tensor:

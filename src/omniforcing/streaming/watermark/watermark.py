@@ -8,8 +8,6 @@ silence changes nothing, and the context bounds what a recurrent layer has forgo
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -165,4 +163,4 @@ def watermark_of(state: State) -> str:
 def absolute(named: str) -> str:
     """``FILE:SHA256`` with the absolute path of the file, for a process that runs elsewhere."""
     path, digest = named_program(named, "watermark")
-    return f"{Path(path).resolve()}:{digest}"
+    return f"{path.resolve()}:{digest}"
