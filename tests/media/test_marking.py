@@ -55,6 +55,14 @@ def test_a_muxer_that_is_told_nothing_still_marks(tmp_path: Path) -> None:
     assert not {"model", "artifact"} & marks.keys()
 
 
+def test_a_stream_names_the_program_of_its_watermark(clip: Path, tmp_path: Path) -> None:
+    watermark = "fedcba9876543210" * 4
+    (tmp_path / "clip.mp4").write_bytes(stream(Mark("pocket", ARTIFACT, watermark=watermark)))
+    marks = read_marks(tmp_path / "clip.mp4")
+    assert marks["watermark"] == watermark and watermark in marks["comment"]
+    assert "watermark" not in read_marks(clip) and "watermark" not in read_marks(clip)["comment"]
+
+
 def test_marked_streams_repeat_and_play_from_their_header_on() -> None:
     assert stream() == stream()
     with av.open(io.BytesIO(stream())) as container:

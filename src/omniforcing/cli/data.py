@@ -17,6 +17,7 @@ from omniforcing.core.console import visible
         "omniforcing inspect data/pocket/latents --out latents.png",
         "omniforcing inspect data/pocket/shards --flags flags.json",
         "omniforcing inspect clip.mp4",
+        "omniforcing inspect clip.mp4 --detector detector.pt:$SHA256",
     ),
 )
 @click.argument(
@@ -41,7 +42,14 @@ from omniforcing.core.console import visible
     help="With --flags: YAML file that names CLIP and CLAP by path and sha256; clips that do not "
     "fit their caption are flagged too.",
 )
-def inspect(path: Path, out: Path | None, flags: Path | None, weights: Path | None) -> None:
+@click.option(
+    "--detector",
+    metavar="FILE:SHA256",
+    help="Of a clip: look for a watermark in its sound with a TorchScript program that you trust.",
+)
+def inspect(
+    path: Path, out: Path | None, flags: Path | None, weights: Path | None, detector: str | None
+) -> None:
     """Show what a folder of shards or latents holds, or what a clip says of how it was made.
 
     Every sample of a folder is read and checked; a few are drawn on a contact sheet.
@@ -56,7 +64,16 @@ def inspect(path: Path, out: Path | None, flags: Path | None, weights: Path | No
         from omniforcing.media.provenance import describe
 
         print(visible(describe(path)))
+        if detector:
+            from omniforcing.streaming.watermark.detector import detect
+
+            print(visible(f"  {detect(path, detector)}"))
         return
+    if detector:
+        raise click.UsageError(
+            f"--detector is for a clip and {path} is none; name the clip",
+            click.get_current_context(),
+        )
     from omniforcing.data.inspect import inspect_folder
 
     out = out or Path(f"{path.absolute()}.png")

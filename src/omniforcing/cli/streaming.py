@@ -102,6 +102,11 @@ def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
                 is_flag=True,
                 help="Load the text encoder for each prompt and free it: less memory, slower.",
             ),
+            click.option(
+                "--watermark",
+                metavar="FILE:SHA256",
+                help="Add a watermark to the sound: a TorchScript program that you trust.",
+            ),
         )
     ):
         command = option(command)

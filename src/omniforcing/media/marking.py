@@ -53,22 +53,26 @@ class Mark:
         model: name of the model that made it.
         artifact: sha256 that identifies the model's artifact; empty if it is not known.
         software: name and version of the program.
+        watermark: sha256 of the program that made the watermark in the sound; empty for none.
     """
 
     model: str = ""
     artifact: str = ""
     software: str = f"omniforcing {__version__}"
+    watermark: str = ""
 
     @property
     def comment(self) -> str:
         """The mark as a sentence."""
         model = f" with model {self.model}" if self.model else ""
         artifact = f", artifact {self.artifact}" if self.artifact else ""
-        return f"{TITLE}, made by {self.software}{model}{artifact}; {SOURCE_TYPE}"
+        watermark = f", watermark {self.watermark}" if self.watermark else ""
+        return f"{TITLE}, made by {self.software}{model}{artifact}{watermark}; {SOURCE_TYPE}"
 
     def user_data(self) -> bytes:
         """Build the ``udta`` box of ``moov``: tags as iTunes has them."""
         own = {"digital_source_type": SOURCE_TYPE, "model": self.model, "artifact": self.artifact}
+        own |= {"watermark": self.watermark}
         tags = [
             _tag(b"\xa9nam", TITLE),
             _tag(b"\xa9too", self.software),
@@ -107,7 +111,7 @@ def read_marks(path: Path) -> dict[str, str]:
 
     Returns:
         ``digital_source_type`` if the clip states one, ``software``, ``title``, ``comment``,
-        ``model`` and ``artifact``, those that are there.
+        ``model``, ``artifact`` and ``watermark``, those that are there.
 
     Raises:
         OmniForcingError: if the file cannot be read.
@@ -132,5 +136,6 @@ def read_marks(path: Path) -> dict[str, str]:
         marks["digital_source_type"] = found[0]
     tool = re.search(r'CreatorTool(?:="|>)([^"<]+)', tags.get("xmp", ""))
     marks["software"] = tool[1] if tool else tags.get("encoder", "")
-    marks |= {name: tags.get(name, "") for name in ("title", "comment", "model", "artifact")}
+    names = ("title", "comment", "model", "artifact", "watermark")
+    marks |= {name: tags.get(name, "") for name in names}
     return {name: value for name, value in marks.items() if value}

@@ -201,7 +201,7 @@ def _manifest(mark: Mark) -> dict[str, Any]:
         "digitalSourceType": SOURCE_TYPE,
         "softwareAgent": software,
     }
-    own = {"model": mark.model, "artifact": mark.artifact}
+    own = {"model": mark.model, "artifact": mark.artifact, "watermark": mark.watermark}
     return {
         "claim_generator_info": [software],
         "assertions": [

@@ -85,6 +85,13 @@ def read_record() -> dict[str, Any]:
     return record
 
 
+def describe_student(preset: str) -> str:
+    """Name the kept student of a preset, with the beginnings of its digest and commit."""
+    record = read_record()
+    artifact, commit = record["artifact"][:12], record["git_commit"][:12]
+    return f"the kept student of preset {preset} (artifact {artifact}, commit {commit})"
+
+
 def check_student() -> dict[str, Any]:
     """Verify every file of the kept student, and return its record.
 

@@ -7,6 +7,7 @@
 - ``device``: where to compute (default: cpu).
 - ``replicas``: number of replicas (default: 1).
 - ``speed_ups``: names, separated by commas.
+- ``watermark``: program of a watermark for the sound, ``FILE:SHA256`` (default: none).
 - ``drain``: seconds that streams get when their replica is stopped (default: 10).
 - ``follow``: seconds between two looks at the alias that names the artifact; each replica makes
   new streams with the version that it names then (default: all keep the first).
@@ -49,6 +50,7 @@ from omniforcing.serving.rollover import Alias, Rollover
 from omniforcing.serving.service import Service
 from omniforcing.streaming.artifact import Artifact
 from omniforcing.streaming.engine import Engine
+from omniforcing.streaming.watermark.watermark import absolute
 
 _LOCAL = ("http://localhost:8000", "http://127.0.0.1:8000")
 _POLL = 0.5  # seconds between two checks whether this replica is being stopped
@@ -76,10 +78,11 @@ def app(arguments: Mapping[str, str]) -> serve.Application:
     origins = [arguments["origin"]] if "origin" in arguments else list(_LOCAL)
     device, token = arguments.get("device", "cpu"), os.environ.get(TOKEN_VARIABLE) or None
     speed = with_speed_ups(arguments["speed_ups"].split(",") if "speed_ups" in arguments else [])
+    watermark = absolute(arguments["watermark"]) if "watermark" in arguments else None
     drain = _seconds("drain", arguments.get("drain", "10"))
 
     def load(folder: Path) -> Engine:
-        return Engine(folder, device, speed)
+        return Engine(folder, device, speed, watermark=watermark)
 
     def build() -> Starlette:
         if alias and follow and version:

@@ -162,7 +162,8 @@ def _open_beside(options: EngineOptions, artifact: Path | None) -> Engine | None
     if artifact is None:
         return None
     if str(artifact) == TEACHER:
-        teacher: Any = OfflineTeacher(options.device)  # has the calls that a session makes
+        # Has the calls that a session makes.
+        teacher: Any = OfflineTeacher(options.device, options.watermark)
         return teacher
     return open_engine(dataclasses.replace(options, artifact=artifact, loras=()))
 

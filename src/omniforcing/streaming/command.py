@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from omniforcing.evaluation.speed import StreamSpeed
     from omniforcing.media.marking import Mark
     from omniforcing.media.signing import ClipSigner
-    from omniforcing.streaming.artifact import Artifact, StreamSettings
+    from omniforcing.streaming.artifact import StreamSettings
     from omniforcing.streaming.engine import Engine
     from omniforcing.streaming.live import Chunk, Stream
 
@@ -44,6 +44,7 @@ class EngineOptions:
         loras: adapters over the student, each as ``FILE`` or ``FILE:SCALE``.
         precision: of student and text encoder, as ``Engine`` knows it.
         free_text_encoder: whether the text encoder is loaded for each prompt and freed after it.
+        watermark: program of a watermark for the sound, ``FILE:SHA256``; None for none.
     """
 
     artifact: Path | None = None
@@ -54,6 +55,7 @@ class EngineOptions:
     loras: tuple[str, ...] = ()
     precision: str = "stored"
     free_text_encoder: bool = False
+    watermark: str | None = None
 
 
 @dataclass(frozen=True)
@@ -237,8 +239,11 @@ def open_engine(options: EngineOptions) -> Engine:
     from omniforcing.streaming.artifact import Artifact
 
     if options.artifact is None:
+        from omniforcing.pocket.student import describe_student
+
         artifact = Artifact.kept(options.verify)
-        print(_kept_line(artifact), file=sys.stderr)
+        kept = describe_student(artifact.settings.preset)
+        print(f"streaming with {kept}; --artifact names another", file=sys.stderr)
     else:
         artifact = Artifact.open(options.artifact, verify=options.verify)
     _prepare(options.device, options.threads)
@@ -254,16 +259,7 @@ def open_engine(options: EngineOptions) -> Engine:
         options.loras,
         options.precision,
         keep_text_encoder=not options.free_text_encoder,
-    )
-
-
-def _kept_line(artifact: Artifact) -> str:
-    from omniforcing.pocket.student import read_record
-
-    record = read_record()
-    return (
-        f"streaming with the kept student of preset {artifact.settings.preset} (artifact "
-        f"{record['artifact'][:12]}, commit {record['git_commit'][:12]}); --artifact names another"
+        watermark=options.watermark,
     )
 
 

@@ -12,8 +12,10 @@ import torch
 
 from omniforcing.codec.streaming import StreamingDecoder
 from omniforcing.core.latents import Latents
-from omniforcing.core.pair import Pair
+from omniforcing.core.pair import Media, Pair
 from omniforcing.core.states import State, join_states, part_of
+from omniforcing.streaming.state import StateError
+from omniforcing.streaming.watermark.watermark import Watermark, watermark_of
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Decoding:
         decoder: fresh, or in its state after the previous block.
         limits: total frames and samples of the stream; None for no end.
         counts: frames and samples that were decoded before.
+        watermark: is added to the sound; None for none.
     """
 
     def __init__(
@@ -47,8 +50,10 @@ class Decoding:
         decoder: StreamingDecoder,
         limits: tuple[int, int] | None,
         counts: tuple[int, int] = (0, 0),
+        watermark: Watermark | None = None,
     ) -> None:
         self._decoder, self._limits = decoder, limits
+        self._marked = None if watermark is None else watermark.begin()
         self._frames, self._samples = counts
         self._before_the_end: State | None = None
 
@@ -59,12 +64,12 @@ class Decoding:
             latents: video ``[1, Tv, S, Cv]``, audio ``[1, Ta, Ca]``.
             last: whether the stream ends here; also returns what waited for its look-ahead.
         """
-        media = self._decoder.push(latents)
+        media = self._with_watermark(self._decoder.push(latents))
         frames, samples = self._frames, self._samples
         self._frames, self._samples = frames + media.video.shape[1], samples + media.audio.shape[2]
         if last:
             self._before_the_end = self.state()
-            rest = self._decoder.flush()
+            rest = self._with_watermark(self._decoder.flush(), last)
             media = Pair(
                 torch.cat([media.video, rest.video], 1), torch.cat([media.audio, rest.audio], 2)
             )
@@ -76,24 +81,54 @@ class Decoding:
             )
         return DecodedBlock(picture.cpu().numpy(), waveform.cpu().numpy(), frames, samples)
 
+    def _with_watermark(self, media: Media, last: bool = False) -> Media:
+        if self._marked is None:
+            return media
+        return Pair(media.video, self._marked.push(media.audio, last))
+
     def state(self) -> State:
-        """Copy the state of decoder and counts.
+        """Copy the state of decoder, watermark and counts.
 
         After the last block it is the state before the look-ahead was flushed, so that a stream
         can be saved at its end and go on.
         """
         if self._before_the_end is not None:
             return self._before_the_end
+        # Absent without a watermark, so that such states are those of earlier versions.
+        marked = {} if self._marked is None else {"watermark": self._marked.state()}
         return {
-            **join_states(decoder=self._decoder.state()),
+            **join_states(decoder=self._decoder.state(), **marked),
             "counts": torch.tensor([self._frames, self._samples]),
         }
 
     @classmethod
     def restore(
-        cls, decoder: StreamingDecoder, limits: tuple[int, int] | None, state: State
+        cls,
+        decoder: StreamingDecoder,
+        limits: tuple[int, int] | None,
+        state: State,
+        watermark: Watermark | None = None,
     ) -> Decoding:
-        """Go on from a state with a fresh decoder of the same codec."""
+        """Go on from a state with a fresh decoder of the same codec.
+
+        Raises:
+            StateError: if the state was saved with another watermark, or one of both has none.
+        """
+        marked = part_of(state, "watermark")
+        saved, own = watermark_of(marked), "" if watermark is None else watermark.sha256
+        if saved != own:
+            raise StateError(
+                "streaming.other-watermark",
+                f"the stream was saved with {_watermark(saved)}, and is to go on with "
+                f"{_watermark(own)}; give --watermark as it was when the stream was saved",
+            )
         frames, samples = state["counts"].tolist()
         decoder.restore(part_of(state, "decoder"))
-        return cls(decoder, limits, (frames, samples))
+        decoding = cls(decoder, limits, (frames, samples), watermark)
+        if decoding._marked is not None:
+            decoding._marked.restore(marked)
+        return decoding
+
+
+def _watermark(sha256: str) -> str:
+    return f"the watermark {sha256[:12]}" if sha256 else "no watermark"

@@ -36,6 +36,7 @@ from omniforcing.streaming.live import Chunk, Stream, StreamParts
 from omniforcing.streaming.opening import clip_opening, image_opening
 from omniforcing.streaming.request import Request, check_moment
 from omniforcing.streaming.state import StreamState
+from omniforcing.streaming.watermark.watermark import Watermark
 
 __all__ = ["Chunk", "Engine"]
 
@@ -58,15 +59,19 @@ class Engine:
             the student is stored in. The codec computes in fp32 in any: its vocoder would be
             coarse in bf16.
         keep_text_encoder: whether the text encoder's networks stay in memory between prompts.
+        watermark: TorchScript program of a watermark for the sound, ``FILE:SHA256``; None for
+            none.
 
     Attributes:
         student: causal student, with the speed-ups of its layers.
         codec: VAEs and vocoder.
         text_encoder: encoder of prompts.
+        watermark: the opened program; None for none.
 
     Raises:
         OmniForcingError: if a part of the artifact is missing or does not fit the others, its codec
-            cannot stream, or the device does not have a speed-up.
+            cannot stream, the device does not have a speed-up, or the watermark's program cannot
+            be used.
     """
 
     def __init__(
@@ -77,11 +82,15 @@ class Engine:
         loras: Sequence[str] = (),
         precision: str = STORED,
         keep_text_encoder: bool = True,
+        watermark: str | None = None,
     ) -> None:
         options.check(torch.device(device))
         self.artifact = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
         folder, self.settings = self.artifact.folder, self.artifact.settings
         self.device, self.options = device, options
+        self.watermark = (
+            None if watermark is None else Watermark(watermark, self.settings.sample_rate, device)
+        )
         self._rollout = self.settings.rollout
         stabiliser = Stabiliser(self.settings.stabiliser)
         # Before the student is loaded onto a device.
@@ -142,7 +151,8 @@ class Engine:
     @property
     def mark(self) -> Mark:
         """What a clip of this engine says of how it was made."""
-        return Mark(self.settings.preset, self.digest)
+        watermark = "" if self.watermark is None else self.watermark.sha256
+        return Mark(self.settings.preset, self.digest, watermark=watermark)
 
     def stream(
         self, prompt: str, seconds: float | None, seed: int = 0, opening: Opening | None = None
@@ -163,19 +173,16 @@ class Engine:
         asked, request = time.perf_counter(), Request(prompt, seconds, seed)
         text = self._encode(prompt)
         generation = Generation(self._starter(seed), text, opening, self.overlay)
-        return self._open(
-            asked,
-            request,
-            generation,
-            Decoding(self.new_decoder(seed), request.limits(self.settings.sample_rate)),
-            0,
-        )
+        limits = request.limits(self.settings.sample_rate)
+        decoding = Decoding(self.new_decoder(seed), limits, watermark=self.watermark)
+        return self._open(asked, request, generation, decoding, 0)
 
     def resume(self, state: StreamState, seconds: float | None) -> Stream:
         """Go on from a saved state for ``seconds``, with the same chunks that would have followed.
 
         Raises:
             RequestError: for a length that is not positive and finite.
+            StateError: if the stream was saved with another watermark.
         """
         asked = time.perf_counter()
         Request(state.prompt, seconds, state.seed)
@@ -187,6 +194,7 @@ class Engine:
             self.new_decoder(state.seed),
             request.limits(self.settings.sample_rate),
             state.decoding,
+            self.watermark,
         )
         return self._open(asked, request, generation, decoding, state.frames)
 

@@ -7,6 +7,7 @@
   checkpoints in diffusers' or Lightricks' format.
 - ``quantised``: fp8 and int8 files, read as bf16; ``parts``: codecs, connectors and text encoder.
 - ``student``: save and load a ``DualStream``; ``command``: ``omniforcing weights``.
+- ``program``: TorchScript files of other networks, opened only by the sha256 that the user names.
 
 Must not import ``model.inference``, ``data``, ``training`` or ``streaming``.
 """

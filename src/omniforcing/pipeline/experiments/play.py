@@ -53,10 +53,11 @@ def _is_there(engine: Engine, scenario: Scenario, folder: Path) -> bool:
     if not file.is_file():
         return False
     kept = read_json_object(file)
-    if (kept.get("scenario_digest"), kept.get("artifact")) != (scenario.digest, engine.digest):
+    found = kept.get("scenario_digest"), kept.get("artifact"), kept.get("watermark", "")
+    if found != (scenario.digest, engine.digest, engine.mark.watermark):
         raise OmniForcingError(
             "pipeline.other-recording",
-            f"{file} is of another scenario or artifact; name another folder in --out",
+            f"{file} is of another scenario, artifact or watermark; name another folder in --out",
         )
     return True
 
@@ -87,6 +88,7 @@ def _play(engine: Engine, scenario: Scenario, folder: Path) -> None:
             "scenario": asdict(scenario),
             "scenario_digest": scenario.digest,
             "artifact": engine.digest,
+            "watermark": engine.mark.watermark,
             "recording": recording.name,
             "sha256": sha256_file(recording),
             "receipts": receipts,

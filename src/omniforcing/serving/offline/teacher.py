@@ -23,7 +23,7 @@ from omniforcing.codec.tokens import TokenCount
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import read_json, verify_manifest
 from omniforcing.core.layout import FPS, clip_latents
-from omniforcing.core.pair import Media
+from omniforcing.core.pair import Media, Pair
 from omniforcing.core.schedule import sampling_sigmas
 from omniforcing.distill.sampling import WholeClip, ode_states
 from omniforcing.evaluation.speed import BlockTiming
@@ -33,6 +33,7 @@ from omniforcing.pocket.foundation import KEPT
 from omniforcing.streaming.live import Chunk
 from omniforcing.streaming.request import Request, check_moment
 from omniforcing.streaming.steering import Applied, NotApplied
+from omniforcing.streaming.watermark.watermark import Watermark
 from omniforcing.training.config import Weights
 
 TEACHER = "teacher"  # the word that names it after --beside
@@ -66,18 +67,23 @@ class OfflineTeacher:
 
     Args:
         device: where to compute.
+        watermark: program of a watermark for the sound, ``FILE:SHA256``; None for none.
 
     Raises:
-        OmniForcingError: if the package's files are missing or altered.
+        OmniForcingError: if the package's files are missing or altered, or the watermark's program
+            cannot be used.
     """
 
-    def __init__(self, device: str = "cpu") -> None:
+    def __init__(self, device: str = "cpu", watermark: str | None = None) -> None:
         for part in ("codec", TEACHER):
             verify_manifest(KEPT / part)
         self._record = read_json(KEPT / f"{TEACHER}.json")
         clips, sampler = self._record["config"]["clips"], self._record["config"][TEACHER]["sampler"]
         self.seconds, self.device, steps = clips["seconds"], device, sampler["steps"]
         self.codec = Codec.load(KEPT / "codec", device=device)
+        self.watermark = (
+            None if watermark is None else Watermark(watermark, self.codec.sample_rate, device)
+        )
         self._text = TextEncoder.load(KEPT / "codec" / "text", device, torch.float32)
         self.grid = self.codec.token_grid(clips["height"], clips["width"])
         model = load_model(KEPT / TEACHER, device=device, sinks=0).eval()
@@ -91,7 +97,9 @@ class OfflineTeacher:
     @cached_property
     def mark(self) -> Mark:
         """What its clips say of how they were made."""
-        return Mark(f"{self.settings.preset} {TEACHER}", self._record["weights"])
+        watermark = "" if self.watermark is None else self.watermark.sha256
+        model = f"{self.settings.preset} {TEACHER}"
+        return Mark(model, self._record["weights"], watermark=watermark)
 
     def count_tokens(self, prompt: str) -> TokenCount:
         """Count the tokens of a prompt."""
@@ -130,7 +138,10 @@ class OfflineTeacher:
                 state = following
                 if stopped.is_set():
                     return None
-            return self.codec.decode(state, self.grid).map(lambda x: x[0].cpu().numpy())
+            media = self.codec.decode(state, self.grid)
+            if self.watermark is not None:
+                media = Pair(media.video, self.watermark.begin().push(media.audio, last=True))
+            return media.map(lambda x: x[0].cpu().numpy())
 
 
 class OfflineStream:

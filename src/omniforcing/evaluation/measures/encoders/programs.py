@@ -1,13 +1,10 @@
 """Encoders by TorchScript file, for networks that no installed package has.
 
-A TorchScript file is a program: it does what its author wrote. Only a file whose sha256 the user
-has named is opened. PyTorch reads it with a reader of its own that knows no Python classes;
-exported programs (``.pt2``) are refused, for they may hold Python pickles.
+Files are opened as ``model.weights.program`` says: only by the sha256 that the user names.
 """
 
 from __future__ import annotations
 
-import zipfile
 from typing import Any
 
 import numpy as np
@@ -15,10 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.layout import FPS
 from omniforcing.evaluation.measures.clips import Clip
 from omniforcing.evaluation.measures.encoders.models import evenly, pictures, unit
 from omniforcing.evaluation.measures.encoders.weights import Unusable, Weights
+from omniforcing.model.weights.program import calling, open_program
 
 SIDE = 224
 I3D_FRAMES = 24
@@ -30,42 +29,23 @@ OFFSETS = np.linspace(-2, 2, 21)  # seconds
 SYNC_SECONDS = 4.8
 
 
-_FAULTS = (RuntimeError, AttributeError, TypeError, IndexError, ValueError)
-
-
 class Program:
     """A TorchScript file that was named with its sha256."""
 
     name: str
 
     def __init__(self, weights: Weights) -> None:
-        path, self.device = weights.file(self.name), weights.device
-        if not zipfile.is_zipfile(path):
-            raise Unusable(f"{path} is no TorchScript file")
-        with zipfile.ZipFile(path) as archive:
-            members = archive.namelist()
-        if not any(name.endswith("constants.pkl") for name in members):
-            raise Unusable(
-                f"{path} is no TorchScript file; exported programs may hold pickles and are refused"
-            )
+        entry, self.device = weights.entry(self.name), weights.device
         try:
-            self.module = torch.jit.load(path, map_location=self.device).eval()
-        except (RuntimeError, ValueError) as error:
-            raise Unusable(f"{path} is no TorchScript file that can be loaded") from error
-        try:
-            self.check()
-        except (*_FAULTS, torch.jit.Error) as error:
-            raise Unusable(f"{path} has another signature: {_said(error)}") from error
+            self.module = open_program(entry.path, entry.sha256, self.device)
+            with calling(entry.path):
+                self.check()
+        except OmniForcingError as error:
+            raise Unusable(error.message) from error
 
     def check(self) -> None:
         """Call the program once, and raise if it does not give what it should."""
         raise NotImplementedError
-
-
-def _said(error: Exception) -> str:
-    """What an error says: of a program's own, behind its traceback, else at its beginning."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-    return lines[-1 if "interpreter" in lines[0] else 0][:160]
 
 
 class I3dProgram(Program):

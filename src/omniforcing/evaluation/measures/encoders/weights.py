@@ -69,7 +69,7 @@ class Weights:
             Unusable: if it is not named or not there, its file has another sha256, or its config
                 is of another architecture.
         """
-        entry = self._entry(name)
+        entry = self.entry(name)
         config, model = entry.path / "config.json", entry.path / MODEL_FILE
         for path in (config, model):
             if not path.is_file():
@@ -80,18 +80,6 @@ class Weights:
                 f"weights of another architecture: {config} is {found}, not {model_type}"
             )
         _check(model, entry.sha256)
-        return entry.path
-
-    def file(self, name: str) -> Path:
-        """File of a program, checked.
-
-        Raises:
-            Unusable: if it is not named or not there, or has another sha256.
-        """
-        entry = self._entry(name)
-        if not entry.path.is_file():
-            raise Unusable(f"no weights: {entry.path} is missing")
-        _check(entry.path, entry.sha256)
         return entry.path
 
     def encoder(self, kind: type[Encoder]) -> Encoder:
@@ -120,7 +108,12 @@ class Weights:
             raise opened
         return opened  # type: ignore[no-any-return]
 
-    def _entry(self, name: str) -> Entry:
+    def entry(self, name: str) -> Entry:
+        """Where weights lie.
+
+        Raises:
+            Unusable: if they are not named.
+        """
         if name not in self.entries:
             raise Unusable(f"no weights: name {name} in the file of --weights")
         return self.entries[name]

@@ -1,0 +1,62 @@
+"""Find a watermark in a clip's sound, by a TorchScript program that the user names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from omniforcing.core.errors import OmniForcingError
+from omniforcing.media.reading.sound import read_sound
+from omniforcing.media.reading.tracks import Rejected
+from omniforcing.model.weights.program import ProgramError, calling, named_program, open_program
+from omniforcing.streaming.watermark.watermark import UNIT, WINDOW
+
+LENGTH = UNIT * WINDOW  # samples at 16 kHz: two seconds
+
+
+@torch.inference_mode()
+def detect(clip: Path, named: str) -> str:
+    """Say how much of a clip's sound has a watermark, two seconds at a time.
+
+    Args:
+        clip: the clip, in any container that FFmpeg reads.
+        named: ``FILE:SHA256`` of a program whose ``forward`` takes sound float ``[1, 1, 32000]`` at
+            16 kHz and returns the probability of a watermark for each sample, ``[1, 32000]`` or
+            ``[1, 2, 32000]``, of which the second row is taken.
+
+    Raises:
+        OmniForcingError: if the program cannot be opened or called, or the clip has no sound.
+    """
+    path, sha256 = named_program(named, "--detector")
+    module = open_program(path, sha256)
+    try:
+        sound = torch.from_numpy(read_sound(clip).samples).mean(0)
+    except (OSError, Rejected) as error:
+        raise OmniForcingError(
+            "file.unreadable",
+            f"{clip} has no sound that can be read ({error}); give a clip with it",
+        ) from error
+    likely = [
+        _probability(module, path, pad(part, (0, LENGTH - len(part)))[None, None])[: len(part)]
+        for part in sound.split(LENGTH)
+    ]
+    values = torch.cat(likely)
+    share, mean = (values > 0.5).float().mean().item(), values.mean().item()
+    return f"watermark in {share:.1%} of the sound, probability {mean:.3f} on average, by {path}"
+
+
+def _probability(module: torch.nn.Module, path: Path, sound: Tensor) -> Tensor:
+    """Probability of each sample ``[32000]``."""
+    with calling(path), torch.jit.optimized_execution(False):
+        found = module(sound)
+        if not isinstance(found, Tensor) or list(found.shape) not in ([1, LENGTH], [1, 2, LENGTH]):
+            shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ValueError(f"gave {shape}, not [1, {LENGTH}] or [1, 2, {LENGTH}]")
+    if not bool(((found >= 0) & (found <= 1)).all()):
+        raise ProgramError(
+            "program.no-probability", f"{path} gave values outside of 0 to 1; end it with a softmax"
+        )
+    return found.reshape(-1, LENGTH)[-1]
