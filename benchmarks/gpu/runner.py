@@ -153,7 +153,7 @@ def _child(part: str, module: str, settings: PartSettings, done: set[str]) -> It
         stderr=sys.stderr,
         text=True,
         cwd=project_root(),
-        start_new_session=True,
+        process_group=0,
     )
     try:
         assert process.stdin is not None

@@ -146,18 +146,18 @@ def test_ten_clients_of_every_kind(serving: Server) -> None:
 
     The others play on, and nothing is left behind.
     """
-    # What is made once, such as buffers for each computing thread, stays after the first crowd.
     crowd(serving)
-    before = (serving.threads(), serving.files(), serving.memory())
-    crowd(serving)
-    after = (serving.threads(), serving.files(), serving.memory())
-    print("threads, files, bytes of memory:", before, after)
+    files, sizes = serving.files(), [serving.memory()]
+    # What is made once, such as buffers for each computing thread, and what the allocator keeps is
+    # there after some crowds, whoever of them came first; the next test counts what sessions leave.
+    while len(sizes) < 2 or (sizes[-1] > 1.1 * sizes[-2] and len(sizes) < 4):
+        crowd(serving)
+        sizes.append(serving.memory())
     assert settled(lambda: serving.threads() <= serving.idle_threads + 3 * 10), (
         "more is left than the server's own workers"
     )
-    assert settled(lambda: serving.files() <= before[1]), "sockets are left"
-    # What the allocator keeps; the next test counts what sessions leave.
-    assert after[2] < 1.1 * before[2]
+    assert settled(lambda: serving.files() <= files), "sockets are left"
+    assert sizes[-1] < 1.1 * sizes[-2], sizes
 
 
 class _Client:
