@@ -87,7 +87,8 @@ def demo(environment: Path, folder: Path) -> Iterator[str]:
     try:
         found = re.search(r"http://\S+", process.stdout.readline())
         if not found:
-            raise OmniForcingError("benchmarks.command-failed", log.read_text().strip()[-2000:])
+            said = log.read_text().strip()[-2000:]
+            raise OmniForcingError("benchmarks.command-failed", f"omniforcing demo: {said}")
         yield found[0]
     finally:
         process.terminate()
