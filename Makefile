@@ -2,6 +2,8 @@
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do $$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
+# Files stay whole, and begin in the order of tests/conftest.py.
+IN_PROCESSES := --dist loadgroup --no-loadscope-reorder
 STAMP := $(VENV)/.installed
 RUN := $(VENV)/bin/python
 
@@ -40,10 +42,10 @@ ui: $(STAMP)  ## MLflow at http://127.0.0.1:5000
 	  --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
 
 check: lint  ## what you run all the time: ruff, mypy and the everyday tests
-	$(RUN) -m pytest -n 2 --dist loadgroup -m "not extended and not slow and not ray and not chromium and not documents"
+	$(RUN) -m pytest -n 2 $(IN_PROCESSES) -m "not extended and not slow and not ray and not chromium and not documents"
 
 test: $(STAMP)  ## all fast tests, some minutes; MARKS= chooses others, by pytest's marks
-	$(RUN) -m pytest -n $(or $(PROCESSES),2) --dist loadgroup --durations 30 $(if $(MARKS),-m "$(MARKS)")
+	$(RUN) -m pytest -n $(or $(PROCESSES),2) $(IN_PROCESSES) --durations 30 $(if $(MARKS),-m "$(MARKS)")
 
 ci:  ## everything that a change must pass, also slow tests, Ray, browsers and the commands of README and tutorials (.ci/run)
 	.ci/run

@@ -6,6 +6,7 @@ One torch thread: tiny models are many times slower with two on a busy machine.
 import contextlib
 import gc
 import os
+import re
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -55,16 +56,26 @@ def pytest_runtest_setup() -> None:
     torch.set_num_threads(1)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Import no file all of whose tests are left out: its imports take longer than other tests."""
+    left_out = re.findall(r"\bnot (\w+)", config.getoption("markexpr"))
+    if collection_path.suffix != ".py" or " or " in config.getoption("markexpr"):
+        return None
+    of_all = re.findall(r"^pytestmark = pytest\.mark\.(\w+)$", collection_path.read_text(), re.M)
+    return True if set(of_all) & set(left_out) else None
+
+
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For ``--dist loadgroup``: a file's tests share a process and its fixtures, and all Ray tests
-    one with their cluster. What takes longest comes first, so that no core is idle at the end.
+def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Config) -> None:
+    """For ``--dist loadgroup --no-loadscope-reorder``: a file's tests share a process and its
+    fixtures, and all Ray tests one with their cluster. What takes longest comes first, so that no
+    core is idle at the end.
     """
     for item in items:
-        group = "ray" if item.get_closest_marker("ray") else str(item.path)
-        if item.get_closest_marker("documents"):
-            group = item.nodeid
-        item.add_marker(pytest.mark.xdist_group(group))
+        group = "ray" if item.get_closest_marker("ray") else item.path.relative_to(config.rootpath)
+        if item.get_closest_marker("documents") and "[smoke]" not in item.name:
+            group = "documents"
+        item.add_marker(pytest.mark.xdist_group(str(group)))
     slow = {item.path for item in items if item.get_closest_marker("slow")}
 
     def order(item: pytest.Item) -> int:
@@ -75,9 +86,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=order)
 
 
-def pytest_collection_finish() -> None:
+def pytest_collection_finish(session: pytest.Session) -> None:
     """Free the garbage collector from going through all imported modules, in every test that
     collects.
+
+    Raises:
+        UsageError: if each test is a group of its own, as with pytest-xdist 3.8.0 and pytest 9.2.0,
+            which drops the names of the groups without a word. Each process would make every file's
+            fixtures and a cluster.
     """
+    grouped = getattr(session.config.option, "loadgroup", False)
+    if grouped and not all("@" in item.nodeid for item in session.items):
+        raise pytest.UsageError(
+            "pytest-xdist does not group the tests; install the pytest of constraints.txt"
+        )
     gc.collect()
     gc.freeze()

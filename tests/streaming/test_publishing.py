@@ -219,6 +219,7 @@ def test_what_the_hub_does_not_have_or_allow_is_one_sentence(
     assert not copy.exists() and NAME not in hub.commits
 
 
+@pytest.mark.extended
 def test_a_hub_that_does_not_answer_is_one_sentence(
     hub: Hub,
     licensed: Path,

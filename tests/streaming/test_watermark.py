@@ -88,6 +88,7 @@ def test_a_tone_keeps_its_place_and_level_at_another_rate(rate: int) -> None:
         assert (found - after)[inside].abs().max() < 2e-3
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("named", [Centred], indirect=True)
 def test_a_watermark_that_looks_ahead_leaves_no_click_louder_than_itself(named: str) -> None:
     whole = sound()[..., : sum(PIECES[:4])]
