@@ -159,6 +159,54 @@ class Drawing(nn.Module):
         return 0.01 * torch.randn_like(samples)
 
 
+class InPlace(nn.Module):
+    """Writes its watermark, which it draws, into the sound that it is given."""
+
+    def forward(self, samples: Tensor) -> Tensor:
+        return samples.mul_(0).add_(0.01 * torch.randn_like(samples))
+
+
+class DrawingInSilence(nn.Module):
+    def forward(self, samples: Tensor) -> Tensor:
+        silent = (samples[..., -1:] == 0).float()
+        return silent * 0.01 * torch.randn_like(samples)
+
+
+class Remembering(nn.Module):
+    """Counts its calls, which shows in no watermark yet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Tensor
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, samples: Tensor) -> Tensor:
+        self.calls += 1
+        return 0.01 * samples * torch.lt(self.calls, 100).float()
+
+
+class Sparse(nn.Module):
+    def forward(self, samples: Tensor) -> Tensor:
+        return (0.01 * samples).to_sparse()
+
+
+class Printing(nn.Module):
+    def forward(self, samples: Tensor) -> Tensor:
+        print("working")
+        return 0.01 * samples
+
+
+class WithTheSound(nn.Module):
+    def forward(self, samples: Tensor) -> Tensor:
+        return 1.01 * samples
+
+
+class NoForward(nn.Module):
+    @torch.jit.export
+    def mark(self, samples: Tensor) -> Tensor:
+        return 0.01 * samples
+
+
 class Counting(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -179,6 +227,13 @@ class Counting(nn.Module):
         (Endless, "program.not-finite", "program.pt"),
         (Drawing, "program.varies", "program.pt"),
         (Counting, "program.varies", "program.pt"),
+        (InPlace, "program.varies", "program.pt"),
+        (DrawingInSilence, "program.varies", "program.pt"),
+        (Remembering, "program.varies", "program.pt"),
+        (Sparse, "program.wrong-signature", "torch.sparse"),
+        (Printing, "program.prints", "program.pt"),
+        (NoForward, "program.wrong-signature", "forward"),
+        (WithTheSound, "program.too-loud", "program.pt"),
     ],
 )
 def test_a_program_that_gives_no_watermark_is_one_sentence(
@@ -189,13 +244,15 @@ def test_a_program_that_gives_no_watermark_is_one_sentence(
 
 
 def test_a_program_that_fails_on_some_sound_says_so_in_the_stream(tmp_path: Path) -> None:
-    class Silent(nn.Module):
+    class Soft(nn.Module):
         def forward(self, samples: Tensor) -> Tensor:
-            return 0.01 * samples / samples.abs().max()
+            return 0.01 * samples / torch.lt(samples.abs().max(), 0.9).float()
 
-    marked = Watermark(saved(Silent(), tmp_path / "program.pt"), 16000).begin()
+    marked = Watermark(saved(Soft(), tmp_path / "program.pt"), 16000).begin()
     with refuses("program.not-finite", tmp_path / "program.pt"):
-        marked.push(torch.zeros(1, 2, 16000))
+        marked.push(torch.ones(1, 2, 16000))
+    with refuses("program.other-rate", "11025"):
+        Watermark(saved(seeded(Causal), tmp_path / "program.pt"), 11025)
 
 
 def test_only_the_torchscript_file_of_that_sha256_is_opened(tmp_path: Path) -> None:
@@ -206,6 +263,9 @@ def test_only_the_torchscript_file_of_that_sha256_is_opened(tmp_path: Path) -> N
         Watermark(f"{file}:{other}", 16000)
     with refuses("file.missing", tmp_path / "nowhere.pt"):
         Watermark(f"{tmp_path / 'nowhere.pt'}:{other}", 16000)
+    for unreadable in (tmp_path, tmp_path / ("n" * 300)):
+        with refuses("file.unreadable", unreadable):
+            Watermark(f"{unreadable}:{other}", 16000)
     for malformed in (str(file), f"{file}:", f":{other}", f"{file}:{other[1:]}"):
         with refuses("option.malformed", "--watermark", "FILE:SHA256"):
             Watermark(malformed, 16000)

@@ -134,6 +134,15 @@ def test_a_clip_names_its_watermark_and_inspect_shows_and_finds_it(
     nothing = saved(Loudness(2.0, rows=2), tmp_path / "nothing.pt")
     assert not run("inspect", str(clip), f"--detector={nothing}")
     assert " 0.0% of the sound" in capsys.readouterr().out
+    sound = tmp_path / "sound.m4a"
+    with av.open(str(clip)) as whole, av.open(str(sound), "w", format="mp4") as alone:
+        track = alone.add_stream_from_template(whole.streams.audio[0])
+        for packet in whole.demux(whole.streams.audio[0]):
+            if packet.dts is not None:
+                packet.stream = track
+                alone.mux(packet)
+    assert not run("inspect", str(sound), f"--detector={detector}")
+    assert "100.0% of the sound" in capsys.readouterr().out
     assert run("inspect", str(clip), f"--detector={named}") == 2
     refused(capsys.readouterr().err, "program.wrong-signature", "[1, 1, 32000]")
     assert run("inspect", str(tmp_path), f"--detector={detector}") == 2

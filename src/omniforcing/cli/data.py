@@ -63,13 +63,14 @@ def inspect(
             )
         from omniforcing.media.provenance import describe
 
-        print(visible(describe(path)))
+        watermark = ""
         if detector:
             from omniforcing.streaming.watermark.detector import detect
 
-            print(visible(f"  {detect(path, detector)}"))
+            watermark = f"\n  {detect(path, detector)}"
+        print(visible(describe(path) + watermark))
         return
-    if detector:
+    if detector and path.is_dir():
         raise click.UsageError(
             f"--detector is for a clip and {path} is none; name the clip",
             click.get_current_context(),

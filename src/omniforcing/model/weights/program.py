@@ -7,19 +7,24 @@ exported programs (``.pt2``) are refused, for they may hold Python pickles.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from omniforcing.core.errors import OmniForcingError, quoted
-from omniforcing.core.files import sha256_file
 
 SHA256 = re.compile("[0-9a-fA-F]{64}")
+CODE = re.compile(r"/code/.*\.py$")  # of a TorchScript file, which holds its methods as text
+PRINTS = re.compile(rb"(?<![\w.])print\(")
+_DAMAGE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError)
 _FAULTS = (RuntimeError, AttributeError, TypeError, IndexError, ValueError)
 
 
@@ -44,8 +49,9 @@ def named_program(text: str, option: str) -> tuple[Path, str]:
     if not path or not SHA256.fullmatch(digest):
         raise ProgramError(
             "option.malformed",
-            f"{option} is {quoted(text)}; give FILE:SHA256, with the 64 hexadecimal digits that "
-            "`sha256sum FILE` prints for the file that you trust",
+            f"{option} is {quoted(text)}, with {len(digest)} characters behind the last colon; "
+            "give FILE:SHA256, with the 64 hexadecimal digits that `sha256sum FILE` prints for the "
+            "file that you trust",
         )
     return Path(path), digest.lower()
 
@@ -62,29 +68,42 @@ def open_program(path: Path, sha256: str, device: str = "cpu") -> Any:
         The module, for inference.
 
     Raises:
-        ProgramError: if the file is missing, has another sha256, or is no TorchScript file.
+        ProgramError: if the file cannot be read, has another sha256, is no TorchScript file, or
+            prints: a clip on standard output would hold it.
     """
-    if not path.is_file():
-        raise ProgramError("file.missing", f"{path} is missing; name a TorchScript file")
-    found = sha256_file(path)
+    try:
+        content = path.read_bytes()  # once, for what is loaded must be what was hashed
+    except FileNotFoundError as error:
+        raise ProgramError("file.missing", f"{path} is missing; name a TorchScript file") from error
+    except OSError as error:
+        raise ProgramError(
+            "file.unreadable", f"{path} cannot be read ({error.strerror}); name a TorchScript file"
+        ) from error
+    found = hashlib.sha256(content).hexdigest()
     if found != sha256:
         raise ProgramError(
             "program.other-sha256",
             f"{path} has sha256 {found}, not {sha256}; name the file that you trust, "
             "or its sha256 if this is the one",
         )
-    if not zipfile.is_zipfile(path):
-        raise _no_program(path)
-    with zipfile.ZipFile(path) as archive:
-        members = archive.namelist()
+    try:
+        with zipfile.ZipFile(BytesIO(content)) as archive:
+            members = archive.namelist()
+            code = b"".join(archive.read(name) for name in members if CODE.search(name))
+    except _DAMAGE as error:
+        raise _no_program(path) from error
     if not any(name.endswith("constants.pkl") for name in members):
         raise ProgramError(
             "program.not-torchscript",
             f"{path} is no TorchScript file; exported programs may hold pickles and are refused; "
             "write one with torch.jit.trace or torch.jit.script",
         )
+    if PRINTS.search(code):
+        raise ProgramError(
+            "program.prints", f"{path} prints, which would get into outputs; make it without that"
+        )
     try:
-        return torch.jit.load(path, map_location=device).eval()
+        return torch.jit.load(BytesIO(content), map_location=device).eval()
     except (RuntimeError, ValueError) as error:
         raise _no_program(path) from error
 
@@ -98,8 +117,12 @@ def _no_program(path: Path) -> ProgramError:
 
 
 @contextmanager
-def calling(path: Path) -> Iterator[None]:
+def calling(path: Path, signature: str) -> Iterator[None]:
     """Tell what a program raises, or what the caller says of its output, in one sentence.
+
+    Args:
+        path: the program.
+        signature: what its ``forward`` takes and returns.
 
     Raises:
         ProgramError: if the body raises what a program that is called wrongly raises.
@@ -108,7 +131,8 @@ def calling(path: Path) -> Iterator[None]:
         yield
     except (*_FAULTS, torch.jit.Error) as error:
         raise ProgramError(
-            "program.wrong-signature", f"{path} has another signature: {_said(error)}"
+            "program.wrong-signature",
+            f"{path} has another signature: {_said(error)}; its forward must take {signature}",
         ) from error
 
 

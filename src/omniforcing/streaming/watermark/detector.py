@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.media.reading.sound import read_sound
-from omniforcing.media.reading.tracks import Rejected
+from omniforcing.media.reading.tracks import Rejected, open_container
 from omniforcing.model.weights.program import ProgramError, calling, named_program, open_program
 from omniforcing.streaming.watermark.watermark import UNIT, WINDOW
 
@@ -33,7 +33,10 @@ def detect(clip: Path, named: str) -> str:
     path, sha256 = named_program(named, "--detector")
     module = open_program(path, sha256)
     try:
-        sound = torch.from_numpy(read_sound(clip).samples).mean(0)
+        with open_container(clip) as container:
+            track = container.streams.best("audio")
+            tracks = None if track is None else (track.index, track.index)  # no picture is needed
+        sound = torch.from_numpy(read_sound(clip, tracks=tracks).samples).mean(0)
     except (OSError, Rejected) as error:
         raise OmniForcingError(
             "file.unreadable",
@@ -50,11 +53,14 @@ def detect(clip: Path, named: str) -> str:
 
 def _probability(module: torch.nn.Module, path: Path, sound: Tensor) -> Tensor:
     """Probability of each sample ``[32000]``."""
-    with calling(path), torch.jit.optimized_execution(False):
+    signature = f"float32 [1, 1, {LENGTH}] and return float32 [1, {LENGTH}] or [1, 2, {LENGTH}]"
+    with calling(path, signature), torch.jit.optimized_execution(False):
         found = module(sound)
         if not isinstance(found, Tensor) or list(found.shape) not in ([1, LENGTH], [1, 2, LENGTH]):
             shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(f"gave {shape}, not [1, {LENGTH}] or [1, 2, {LENGTH}]")
+        if found.dtype != torch.float32 or found.layout != torch.strided:
+            raise ValueError(f"gave {found.dtype}, {found.layout}, not torch.float32")
     if not bool(((found >= 0) & (found <= 1)).all()):
         raise ProgramError(
             "program.no-probability", f"{path} gave values outside of 0 to 1; end it with a softmax"

@@ -8,6 +8,8 @@ silence changes nothing, and the context bounds what a recurrent layer has forgo
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -52,24 +54,49 @@ class Watermark:
     def __init__(self, named: str, sample_rate: int, device: str = "cpu") -> None:
         self.path, self.sha256 = named_program(named, "--watermark")
         self._module = open_program(self.path, self.sha256, device)
+        if UNIT * sample_rate % SAMPLE_RATE:
+            raise ProgramError(
+                "program.other-rate",
+                f"sound of {sample_rate} Hz cannot have a watermark, for 20 ms of it are no whole "
+                "number of samples; stream without --watermark",
+            )
         self._rate, self._device = sample_rate, device
         self.unit = UNIT * sample_rate // SAMPLE_RATE
         self.waits = 0 if sample_rate == SAMPLE_RATE else _AFTER
         self._check()
 
     def _check(self) -> None:
-        """Refuse a program that fails, or whose watermark of the same sound varies."""
+        """Refuse a program that fails, whose watermark of the same sound varies, or is loud."""
         generator = torch.Generator().manual_seed(0)
-        noise = 0.1 * torch.randn(1, 1, WINDOW * UNIT, generator=generator)
-        first, second = (self._call(noise.to(self._device)) for _ in range(2))
-        # Not bit for bit: kernels of a GPU may add in another order.
-        if (first - second).abs().max() > 1e-3 * first.abs().max():
-            raise ProgramError(
-                "program.varies",
-                f"{self.path} gives another watermark for the same sound when it is called again, "
-                "so it draws random numbers or keeps a state; give AudioSeal's a message, "
-                "and trace it outside of streaming()",
-            )
+        noise = 0.1 * torch.randn(1, 1, WINDOW * UNIT, generator=generator).to(self._device)
+        # Most windows of a stream end in silence.
+        half = torch.cat(
+            [noise[..., : _NEW * UNIT], torch.zeros_like(noise[..., _NEW * UNIT :])], 2
+        )
+        before = self._held()
+        for sound in (noise, half, torch.zeros_like(noise)):
+            # Copies, for a program may write into what it is given.
+            first, second = (self._call(sound.clone()).clone() for _ in range(2))
+            # Not bit for bit: kernels of a GPU may add in another order.
+            varies = bool((first - second).abs().max() > 1e-3 * first.abs().max())
+            if varies or any(not x.equal(y) for x, y in zip(before, self._held(), strict=True)):
+                raise ProgramError(
+                    "program.varies",
+                    f"{self.path} gives another watermark for the same sound when it is called "
+                    "again, so it draws random numbers or keeps a state; give AudioSeal's a "
+                    "message, and trace it outside of streaming()",
+                )
+            if sound is noise and first.square().mean() > 0.25 * noise.square().mean():
+                raise ProgramError(
+                    "program.too-loud",
+                    f"{self.path} gives a watermark more than half as loud as the sound; let it "
+                    "return the watermark alone, which is added here",
+                )
+
+    def _held(self) -> list[Tensor]:
+        """Copies of what the program holds."""
+        held: Iterable[Tensor] = self._module.state_dict().values()
+        return [tensor.clone() for tensor in held]
 
     def begin(self) -> MarkedSound:
         """Begin the sound of a stream."""
@@ -79,13 +106,14 @@ class Watermark:
     def _call(self, mono: Tensor) -> Tensor:
         """Call the program with a window ``[1, 1, 32000]``; returns as much."""
         # Without optimisation: the same code runs in the first window and in all that follow.
-        with calling(self.path), torch.jit.optimized_execution(False):
+        signature = f"float32 {list(mono.shape)} on {self._device} and return as much"
+        with calling(self.path, signature), torch.jit.optimized_execution(False):
             found = self._module(mono)
             if not isinstance(found, Tensor) or found.shape != mono.shape:
                 shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
                 raise ValueError(f"gave {shape} for samples {list(mono.shape)}, not the same")
-            if found.dtype != torch.float32:
-                raise ValueError(f"gave {found.dtype}, not torch.float32")
+            if found.dtype != torch.float32 or found.layout != torch.strided:
+                raise ValueError(f"gave {found.dtype}, {found.layout}, not torch.float32")
         if not found.isfinite().all():
             raise ProgramError(
                 "program.not-finite",

@@ -38,7 +38,7 @@ class Program:
         entry, self.device = weights.entry(self.name), weights.device
         try:
             self.module = open_program(entry.path, entry.sha256, self.device)
-            with calling(entry.path):
+            with calling(entry.path, "what docs/how-to/measure.md says of it"):
                 self.check()
         except OmniForcingError as error:
             raise Unusable(error.message) from error
