@@ -136,6 +136,20 @@ def calling(path: Path, signature: str) -> Iterator[None]:
         ) from error
 
 
+def float_tensor(found: Any, *shapes: list[int]) -> torch.Tensor:
+    """What a program returned, if it is a dense float32 tensor of one of the shapes.
+
+    Raises:
+        ValueError: if it is not; within ``calling``, one sentence.
+    """
+    if not isinstance(found, torch.Tensor) or list(found.shape) not in shapes:
+        given = list(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+        raise ValueError(f"gave {given}, not {' or '.join(map(str, shapes))}")
+    if found.dtype != torch.float32 or found.layout != torch.strided:
+        raise ValueError(f"gave {found.dtype}, {found.layout}, not torch.float32")
+    return found
+
+
 def _said(error: Exception) -> str:
     """What an error says: of a program's own, behind its traceback, else at its beginning."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]

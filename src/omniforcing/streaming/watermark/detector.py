@@ -9,9 +9,15 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from omniforcing.core.errors import OmniForcingError
-from omniforcing.media.reading.sound import read_sound
+from omniforcing.media.reading.sound import Sound, read_sound
 from omniforcing.media.reading.tracks import Rejected, open_container
-from omniforcing.model.weights.program import ProgramError, calling, named_program, open_program
+from omniforcing.model.weights.program import (
+    ProgramError,
+    calling,
+    float_tensor,
+    named_program,
+    open_program,
+)
 from omniforcing.streaming.watermark.watermark import UNIT, WINDOW
 
 LENGTH = UNIT * WINDOW  # samples at 16 kHz: two seconds
@@ -33,10 +39,7 @@ def detect(clip: Path, named: str) -> str:
     path, sha256 = named_program(named, "--detector")
     module = open_program(path, sha256)
     try:
-        with open_container(clip) as container:
-            track = container.streams.best("audio")
-            tracks = None if track is None else (track.index, track.index)  # no picture is needed
-        sound = torch.from_numpy(read_sound(clip, tracks=tracks).samples).mean(0)
+        sound = torch.from_numpy(_read(clip).samples).mean(0)
     except (OSError, Rejected) as error:
         raise OmniForcingError(
             "file.unreadable",
@@ -51,16 +54,24 @@ def detect(clip: Path, named: str) -> str:
     return f"watermark in {share:.1%} of the sound, probability {mean:.3f} on average, by {path}"
 
 
+def _read(clip: Path) -> Sound:
+    """The sound that a player would play; without a picture, the best track."""
+    try:
+        return read_sound(clip)
+    except Rejected:
+        with open_container(clip) as container:
+            track = container.streams.best("audio")
+            if track is None:
+                raise
+            number = track.index
+        return read_sound(clip, tracks=(number, number))
+
+
 def _probability(module: torch.nn.Module, path: Path, sound: Tensor) -> Tensor:
     """Probability of each sample ``[32000]``."""
     signature = f"float32 [1, 1, {LENGTH}] and return float32 [1, {LENGTH}] or [1, 2, {LENGTH}]"
     with calling(path, signature), torch.jit.optimized_execution(False):
-        found = module(sound)
-        if not isinstance(found, Tensor) or list(found.shape) not in ([1, LENGTH], [1, 2, LENGTH]):
-            shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise ValueError(f"gave {shape}, not [1, {LENGTH}] or [1, 2, {LENGTH}]")
-        if found.dtype != torch.float32 or found.layout != torch.strided:
-            raise ValueError(f"gave {found.dtype}, {found.layout}, not torch.float32")
+        found = float_tensor(module(sound), [1, LENGTH], [1, 2, LENGTH])
     if not bool(((found >= 0) & (found <= 1)).all()):
         raise ProgramError(
             "program.no-probability", f"{path} gave values outside of 0 to 1; end it with a softmax"

@@ -17,7 +17,13 @@ from torch.nn.functional import pad
 from omniforcing.codec.vocoder import Windowed
 from omniforcing.core.layout import SAMPLE_RATE
 from omniforcing.core.states import State
-from omniforcing.model.weights.program import ProgramError, calling, named_program, open_program
+from omniforcing.model.weights.program import (
+    ProgramError,
+    calling,
+    float_tensor,
+    named_program,
+    open_program,
+)
 from omniforcing.streaming.watermark.resampling import resample
 
 # Windows begin at multiples of this, 20 ms: AudioSeal's encoder makes a frame of so many samples.
@@ -108,12 +114,7 @@ class Watermark:
         # Without optimisation: the same code runs in the first window and in all that follow.
         signature = f"float32 {list(mono.shape)} on {self._device} and return as much"
         with calling(self.path, signature), torch.jit.optimized_execution(False):
-            found = self._module(mono)
-            if not isinstance(found, Tensor) or found.shape != mono.shape:
-                shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-                raise ValueError(f"gave {shape} for samples {list(mono.shape)}, not the same")
-            if found.dtype != torch.float32 or found.layout != torch.strided:
-                raise ValueError(f"gave {found.dtype}, {found.layout}, not torch.float32")
+            found = float_tensor(self._module(mono), list(mono.shape))
         if not found.isfinite().all():
             raise ProgramError(
                 "program.not-finite",
