@@ -1,10 +1,11 @@
-"""Processor time that commands take from a cold start, beside another checkout's.
+"""Processor time and memory that commands take from a cold start, beside another checkout's.
 
     python -m benchmarks.start --artifact data/smoke/artifact --against ../before
 
 Each command runs in a new interpreter, in rounds that alternate between the checkouts, so that
-other work on the machine weighs on both alike. Shown are user CPU seconds and seconds of wall
-clock, least and median of the rounds, and the ratio of the medians.
+other work on the machine weighs on both alike. Shown are user CPU seconds, least and median of the
+rounds, seconds of wall clock and the most memory that a process held, in MB, medians both, and the
+ratio of the medians of CPU seconds.
 
 Commands:
     help, config, stream-help   the command line alone
@@ -17,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -43,10 +43,12 @@ class Cost:
     Attributes:
         user: user CPU seconds of the process and its children.
         wall: seconds.
+        peak: most bytes that the process, or one of its children, held.
     """
 
     user: float
     wall: float
+    peak: int
 
 
 def commands(artifact: Path | None, out: Path) -> dict[str, list[str]]:
@@ -85,18 +87,26 @@ def measure(
         OmniForcingError: if it fails.
     """
     environment = {**os.environ, "PYTHONPATH": str(checkout / "src"), **(variables or {})}
-    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    answer = subprocess.run(
-        [sys.executable, *words], cwd=checkout, env=environment, capture_output=True, text=True
-    )
-    wall = time.perf_counter() - began
-    if answer.returncode:
+    began = time.perf_counter()
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(
+            [sys.executable, *words],
+            cwd=checkout,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+        said.seek(0)
+        last = said.read().decode(errors="replace")[-300:].strip()
+    if process.returncode:
         raise OmniForcingError(
             "pipeline.command-failed",
-            f"`{' '.join(words)}` failed in {checkout}: {answer.stderr[-300:].strip()}; mend it",
+            f"`{' '.join(words)}` failed in {checkout}: {last}; mend it",
         )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return Cost(after.ru_utime - before.ru_utime, wall)
+    return Cost(usage.ru_utime, wall, 1024 * usage.ru_maxrss)
 
 
 def compare(
@@ -117,13 +127,15 @@ def compare(
 
 def table(found: dict[str, dict[str, list[Cost]]]) -> str:
     """Write costs as lines of text; the first checkout's share of the last one's at the end."""
-    lines = [f"{'command':<22}{'checkout':<10}{'user min':>10}{'median':>8}{'wall':>8}{'ratio':>8}"]
+    heads = f"{'user min':>10}{'median':>8}{'wall':>8}{'MB':>8}{'ratio':>8}"
+    lines = [f"{'command':<22}{'checkout':<10}{heads}"]
     for name, costs in found.items():
         medians = []
         for index, runs in enumerate(costs.values()):
             users = [run.user for run in runs]
             medians.append(median(users))
             shown = f"{min(users):>10.2f}{medians[-1]:>8.2f}{median(r.wall for r in runs):>8.1f}"
+            shown += f"{median(r.peak for r in runs) / 1e6:>8.0f}"
             label = "against" if index else "this"
             ratio = f"{medians[0] / medians[-1]:>8.2f}" if index else ""
             lines.append(f"{name:<22}{label:<10}{shown}{ratio}")
