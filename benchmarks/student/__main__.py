@@ -13,6 +13,8 @@ Weights are random, and the process has streamed before.
                                    16 video latents, over the student's
     ratio_plain                    the same for the cached forward of public code (`plain.py`)
     difference_plain               largest difference of its blocks over their largest value
+    ratio_floor                    time of a block's matrix products and attention calls alone, in a
+                                   loop without a model, over the student's
     ratio_without                  time of a block without each speed-up, over the student's
 
 `--config ltx2 --layers 2 --heads 4 --device cpu --grid 2 3` tries the 19B path on any machine.
@@ -29,7 +31,7 @@ import torch
 from benchmarks.student.bench import StreamCost, StudentBench
 from benchmarks.student.cases import CASES, random_student
 from benchmarks.student.operations import block_operations, matmul_peak
-from benchmarks.student.ratios import check_equal, ratios, ratios_without
+from benchmarks.student.ratios import check_equal, ratio_floor, ratios, ratios_without
 from omniforcing.core.config import ConfigError
 from omniforcing.core.console import run_command
 from omniforcing.model.options import InferenceOptions
@@ -128,6 +130,7 @@ def measure(bench: StudentBench, seconds: float, rounds: int) -> dict[str, Any]:
         "matmul_share": operations / cost.median("generate") / peak,
         "split": split(cost, decoded=bench.case.codec is not None),
         **alternatives,
+        "ratio_floor": ratio_floor(bench, rounds),
         "ratio_without": ratios_without(bench, rounds),
     }
 

@@ -1,15 +1,27 @@
-"""Arithmetic of a block, and the rate that the machine reaches in one large product."""
+"""Arithmetic of a block: counted, its calls alone, and the rate of one large product."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.student.bench import CLIP_BLOCKS, StudentBench
 from benchmarks.timing import Clock
 from omniforcing.core.pair import Pair
+from omniforcing.model.inference.fast import accelerate
 from omniforcing.model.options import InferenceOptions
+from omniforcing.model.rollout import Rollout
 
+# Ends of the names of operations that multiply matrices. In inference mode torch shows a linear
+# layer and an attention as one operation each.
+PRODUCTS = ("mm", "matmul", "linear", "attention", "attention_for_cpu")
 PEAK_SIZE = 4096  # rows and columns on a GPU; a quarter on a CPU
 
 
@@ -70,3 +82,56 @@ def block_operations(bench: StudentBench) -> float:
     forwards = len(rollout.sigmas) + 1  # one more refreshes the cache
     # Two products (scores, mix) of two operations each.
     return linear_per_latent * block.video + 4 * attention * core.num_layers * forwards
+
+
+class _Calls(TorchDispatchMode):
+    """Records calls of matrix products and attentions, to be made again.
+
+    Weights and history are the arguments themselves. Of what a block computes on its way, every
+    form is in memory once, with random values: a block's activations would take too much.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[partial[Any]] = []
+        self._computed: set[int] = set()
+        self._forms: dict[Any, Tensor] = {}
+
+    def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func.overloadpacket.__name__
+        if name.endswith(PRODUCTS) or name.startswith("_scaled_dot_product"):
+            self.calls.append(partial(func, *tree_map(self._held, args), **kwargs))
+        out = func(*args, **kwargs)
+        given = {_address(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
+        for each in tree_leaves(out):
+            if isinstance(each, Tensor) and _address(each) not in given:
+                self._computed.add(_address(each))
+        return out
+
+    def _held(self, value: Any) -> Any:
+        if not isinstance(value, Tensor) or _address(value) not in self._computed:
+            return value
+        form = (tuple(value.shape), value.stride(), value.dtype)
+        if form not in self._forms:
+            self._forms[form] = torch.empty_like(value).copy_(torch.randn_like(value.float()))
+        return self._forms[form]
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def bare_calls(bench: StudentBench) -> list[partial[Any]]:
+    """Calls of a block's matrix products and attentions, which need no model.
+
+    They are those of a block whose window is full, of all its denoising steps and the refresh.
+    """
+    options = replace(bench.options, recorded=False, compiled=False)
+    fast = accelerate(bench.model, options)
+    rollout = Rollout(fast, bench.prompt(), bench.case.rollout, bench.noise(), options)
+    for _ in range(bench.first):
+        next(rollout)
+    with _Calls() as recorded:
+        next(rollout)
+    return recorded.calls

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from benchmarks.student.bench import StudentBench
+from benchmarks.student.operations import bare_calls
 from benchmarks.timing import seconds_of
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.latents import Latents
@@ -42,6 +43,25 @@ def ratios(bench: StudentBench, rounds: int) -> dict[str, float]:
         "ratio_plain": fastest["plain"] / fastest["ours"],
         "difference_plain": error,
     }
+
+
+def ratio_floor(bench: StudentBench, rounds: int) -> float:
+    """Time a block's matrix products and attentions alone; return their seconds over the block's.
+
+    Both in turn, the fastest of ``rounds``.
+    """
+    blocks, calls = bench.block_seconds(bench.options), bare_calls(bench)
+
+    def bare() -> None:
+        with torch.inference_mode():
+            for call in calls:
+                call()
+
+    block = floor = float("inf")
+    for _ in range(rounds):
+        block = min(block, next(blocks))
+        floor = min(floor, seconds_of(bare, bench.device))
+    return floor / block
 
 
 def ratios_without(bench: StudentBench, rounds: int) -> dict[str, float]:

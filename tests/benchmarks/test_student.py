@@ -3,10 +3,17 @@
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+import torch
 
+from benchmarks.student.bench import StudentBench
+from benchmarks.student.cases import random_student, tiny
+from benchmarks.student.operations import bare_calls, block_operations
 from omniforcing.core.config import project_root
+from omniforcing.model.options import DEFAULT
+from omniforcing.pipeline.planner.compat import FLOPS
 
 pytestmark = pytest.mark.extended
 
@@ -21,7 +28,7 @@ FIGURES = {
         "peak_mb_late",
         "matmul_share",
     ),
-    *("split", "ratio_bidirectional", "ratio_plain", "ratio_without"),
+    *("split", "ratio_bidirectional", "ratio_plain", "ratio_floor", "ratio_without"),
 }
 
 # What is compiled is the same, and nobody waits for C++.
@@ -74,3 +81,14 @@ def test_one_json_object_has_every_figure_and_the_ratio_without_each_speed_up(
     assert found.keys() >= FIGURES
     assert found["ratio_without"].keys() == {name for name, on in found["speed"].items() if on}
     assert found["split"]["steps"] > 0 and found["split"]["decode"] is None
+
+
+def test_the_bare_calls_of_a_block_have_its_arithmetic() -> None:
+    device = torch.device("cpu")
+    case = tiny().with_layers(2)
+    bench = StudentBench(case, random_student(case, device), device, DEFAULT)
+    operations = 0
+    for call in bare_calls(bench):
+        operation: Any = call.func
+        operations += FLOPS[operation.overloadpacket](*call.args, out_val=call())
+    assert operations == pytest.approx(block_operations(bench), rel=0.02)
