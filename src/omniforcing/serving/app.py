@@ -42,18 +42,54 @@ def build_app(service: Service, rollover: Rollover | None = None) -> Starlette:
         service: what its sessions share.
         rollover: changes the service's model while the app runs.
     """
-    pages = read_page()
+    answers, streams = _Answers(service), _Streams(service)
 
-    async def show(request: Request) -> Response:
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        following = asyncio.create_task(rollover.follow(service)) if rollover else None
+        yield
+        if following:
+            following.cancel()
+        service.close()
+
+    routes = [
+        Route("/", answers.page),
+        Route("/page/{name}", answers.page),
+        Route("/health", answers.health),
+        Route("/ready", answers.ready),
+        Route("/metrics", answers.metrics),
+    ]
+    sockets = [WebSocketRoute("/stream", streams.own), WebSocketRoute(PATH, streams.realtime)]
+    if service.beside is not None:
+        sockets.append(WebSocketRoute("/beside", streams.beside))
+    return Starlette(
+        routes=[*routes, *sockets],
+        exception_handlers={Refused: answers.refusal},
+        lifespan=lifespan,
+    )
+
+
+class _Answers:
+    """What a service answers over HTTP.
+
+    Args:
+        service: what its sessions share.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self.service, self.pages = service, read_page()
+
+    async def page(self, request: Request) -> Response:
         name = request.path_params.get("name", "page.html")
-        if name not in pages:
+        if name not in self.pages:
             return PlainTextResponse("not found", 404)
-        return Response(pages[name], headers=HEADERS, media_type=_media_type(name))
+        return Response(self.pages[name], headers=HEADERS, media_type=_media_type(name))
 
-    async def health(_: Request) -> Response:
+    async def health(self, _: Request) -> Response:
         return JSONResponse({"alive": True})
 
-    async def ready(request: Request) -> Response:
+    async def ready(self, request: Request) -> Response:
+        service = self.service
         reason = service.not_ready()
         try:
             # Our page names its origin, for the browser hides from it why a WebSocket was refused.
@@ -67,28 +103,50 @@ def build_app(service: Service, rollover: Rollover | None = None) -> Starlette:
         answer |= {"behind": service.behind, "streams": service.streams}
         return JSONResponse(answer, 200 if reason is None else 503)
 
-    async def metrics(request: Request) -> Response:
-        service.authorise(request.headers)
-        service.gauges.ready.set(service.not_ready() is None)
-        return Response(service.gauges.text(), media_type="text/plain; version=0.0.4")
+    async def metrics(self, request: Request) -> Response:
+        self.service.authorise(request.headers)
+        gauges = self.service.gauges
+        gauges.ready.set(self.service.not_ready() is None)
+        return Response(gauges.text(), media_type="text/plain; version=0.0.4")
 
-    async def stream(socket: WebSocket) -> None:
-        await serve(socket, OwnWire.subprotocol, lambda: OwnWire(service.limits))
+    async def refusal(self, _: Request, refused: Exception) -> Response:
+        assert isinstance(refused, Refused)
+        return _refusal(self.service, refused)
 
-    async def beside(socket: WebSocket) -> None:
-        own = OwnWire.subprotocol
-        await serve(socket, own, lambda: OwnWire(service.limits), service.beside)
 
-    async def realtime(socket: WebSocket) -> None:
+class _Streams:
+    """What a service streams over WebSockets.
+
+    Args:
+        service: what its sessions share.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+
+    async def own(self, socket: WebSocket) -> None:
+        await self._serve(socket, OwnWire.subprotocol, self._own_wire)
+
+    async def beside(self, socket: WebSocket) -> None:
+        await self._serve(socket, OwnWire.subprotocol, self._own_wire, self.service.beside)
+
+    async def realtime(self, socket: WebSocket) -> None:
         sound = wants_sound(socket.query_params)
-        await serve(socket, RealtimeWire.subprotocol, lambda: RealtimeWire(service, sound))
+        await self._serve(
+            socket, RealtimeWire.subprotocol, lambda: RealtimeWire(self.service, sound)
+        )
 
-    async def serve(
+    def _own_wire(self) -> Wire:
+        return OwnWire(self.service.limits)
+
+    async def _serve(
+        self,
         socket: WebSocket,
         subprotocol: str | None,
         make_wire: Callable[[], Wire],
         model: ServedModel | None = None,
     ) -> None:
+        service = self.service
         try:
             service.admit(socket.headers, subprotocol)
         except Refused as refused:
@@ -98,34 +156,6 @@ def build_app(service: Service, rollover: Rollover | None = None) -> Starlette:
             await socket.accept(subprotocol or _shown_token(socket))
             # Wire and session read the service's model with no wait between, in which it changes.
             await Session(socket, service, make_wire(), model).run()
-
-    async def refuse(_: Request, refused: Exception) -> Response:
-        assert isinstance(refused, Refused)
-        return _refusal(service, refused)
-
-    @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        following = asyncio.create_task(rollover.follow(service)) if rollover else None
-        yield
-        if following:
-            following.cancel()
-        service.close()
-
-    routes = [
-        Route("/", show),
-        Route("/page/{name}", show),
-        Route("/health", health),
-        Route("/ready", ready),
-        Route("/metrics", metrics),
-    ]
-    sockets = [WebSocketRoute("/stream", stream), WebSocketRoute(PATH, realtime)]
-    if service.beside is not None:
-        sockets.append(WebSocketRoute("/beside", beside))
-    return Starlette(
-        routes=[*routes, *sockets],
-        exception_handlers={Refused: refuse},
-        lifespan=lifespan,
-    )
 
 
 def _refusal(service: Service, refused: Refused) -> Response:
