@@ -6,6 +6,8 @@ import dataclasses
 import itertools
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,15 @@ def measured_bytes(module: StageModule, batch: Batch, config: Config, work: Path
         fit(module, batches, steps=2, work=work, trainer=config.trainer)
 
     return held_bytes(module) + allocated_bytes(updates, torch.device("cpu"))
+
+
+def test_measuring_says_nothing() -> None:
+    code = (
+        "import torch; from omniforcing.pipeline.planner.measured import allocated_bytes; "
+        "print(allocated_bytes(lambda: torch.ones(1000), torch.device('cpu')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (int(done.stdout) >= 4000, done.stderr) == (True, "")
 
 
 KEEP, RECOMPUTE = False, True

@@ -6,6 +6,7 @@ What a plan says is held to these in tests; the ablation shows them beside what 
 from __future__ import annotations
 
 import gc
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +35,8 @@ def allocated_bytes(run: Callable[[], object], device: torch.device) -> int:
         held = torch.cuda.memory_allocated(device)
         run()
         return torch.cuda.max_memory_allocated(device) - held
+    # Else the profiler's library says on stderr that it begins and that it ends.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
