@@ -1,10 +1,12 @@
-"""Run a whole pipeline from here and from another checkout side by side, each from scratch.
+"""Run a whole pipeline twice side by side, each from scratch: two checkouts, or two settings.
 
     python -m benchmarks.pipeline --against ../before [--preset pocket] [--foundation] [STAGE ...]
+    python -m benchmarks.pipeline --change trainer.moments=bf16 [--change ...] [STAGE ...]
 
-Both are cloned as they are committed, use the checkout's own environment (`make env` there), and
-run at the same time, so that other work weighs on both alike; where one has ended the other has the
-machine to itself. Prints, of each,
+The second run is another checkout's, or this one's with changed keys of its preset. Both are cloned
+as they are committed, use the checkout's own environment (`make env` there), and run at the same
+time, so that other work weighs on both alike; where one has ended the other has the machine to
+itself. Prints, of each,
 
     minutes    by the clock, of each stage as the pipeline records them, and of all
     CPU        minutes of all processes of the run on CPUs, DVC's included
@@ -13,8 +15,8 @@ machine to itself. Prints, of each,
     margin     sync margin and balls of the streamed student, if the run evaluates one
 
 Stages named are run with all that they need, as by `omniforcing run`. With ``--share`` codec and
-teacher train a share of their steps. The folder ``--work`` keeps
-clones, logs and ``pipeline.json``.
+teacher train a share of their steps. The folder ``--work`` keeps clones, logs and
+``pipeline.json``.
 """
 
 from __future__ import annotations
@@ -105,6 +107,12 @@ def shorten(preset: Path, share: float) -> None:
     preset.write_text(OmegaConf.to_yaml(OmegaConf.create(content)), encoding="utf-8")
 
 
+def change(preset: Path, overrides: list[str]) -> None:
+    """Set keys of a preset's file, given as ``key=value``."""
+    content = OmegaConf.merge(OmegaConf.load(preset), OmegaConf.from_dotlist(overrides))
+    preset.write_text(OmegaConf.to_yaml(content), encoding="utf-8")
+
+
 def watch(process: int, peak: dict[str, int], done: threading.Event) -> None:
     """Note the most memory of a process and all below it by the stage that runs, until done."""
     run = psutil.Process(process)
@@ -164,19 +172,35 @@ def measure(folder: Path, commit: str, preset: str, options: list[str]) -> Run:
 
 
 def side_by_side(
-    checkouts: list[Path], work: Path, preset: str, options: list[str], share: float
+    checkouts: list[Path],
+    work: Path,
+    preset: str,
+    options: list[str],
+    share: float,
+    overrides: list[str],
 ) -> list[Run]:
     """Run the pipelines of all checkouts at the same time; returns what each took, in order.
+
+    Args:
+        checkouts: one or two.
+        work: folder of their clones and logs.
+        preset: the preset.
+        options: words of ``omniforcing run``.
+        share: of the steps of codec and teacher.
+        overrides: what the second one's preset changes, as ``key=value``.
 
     Raises:
         OmniForcingError: if one of them fails, after the others have ended.
     """
-    names = ["this", "against"][: len(checkouts)]
+    names = ["this", "against" if not overrides else "changed"][: len(checkouts)]
     folders = [work / name for name in names]
     commits = [clone(*pair) for pair in zip(checkouts, folders, strict=True)]
     if share < 1:
         for folder in folders:
             shorten(folder / "conf" / "preset" / f"{preset}.yaml", share)
+    if overrides:
+        change(folders[-1] / "conf" / "preset" / f"{preset}.yaml", overrides)
+        commits[-1] += "+"
     found: dict[str, Run | OmniForcingError] = {}
 
     def one(name: str, folder: Path, commit: str) -> None:
@@ -228,6 +252,13 @@ def run() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("stages", nargs="*", metavar="STAGE", help="the last ones to run")
     parser.add_argument("--against", type=Path, help="another checkout")
+    parser.add_argument(
+        "--change",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="run this checkout again with it, instead of another one",
+    )
     parser.add_argument("--preset", default="pocket")
     parser.add_argument("--foundation", action="store_true", help="train codec and teacher alone")
     parser.add_argument("--share", type=float, default=1.0, help="of codec's and teacher's steps")
@@ -235,13 +266,16 @@ def run() -> None:
     options = parser.parse_args()
     if not 0 < options.share <= 1:
         parser.error("--share is above 0 and at most 1")
+    if options.against and options.change:
+        parser.error("--against and --change exclude each other: leave one out")
     work = options.work.resolve()
     if work.exists() and any(work.iterdir()):
         parser.error(f"{work} is not empty: remove it, or name another folder with --work")
     work.mkdir(parents=True, exist_ok=True)
-    checkouts = [project_root(), *([options.against.resolve()] if options.against else [])]
+    others = [options.against.resolve()] if options.against else []
+    checkouts = [project_root(), *([project_root()] if options.change else others)]
     words = [*options.stages, *(["--foundation"] if options.foundation else [])]
-    runs = side_by_side(checkouts, work, options.preset, words, options.share)
+    runs = side_by_side(checkouts, work, options.preset, words, options.share, options.change)
     write_json(work / "pipeline.json", [asdict(run) for run in runs])
     print(table(runs))
 

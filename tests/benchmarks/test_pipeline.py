@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.pipeline import Run, clone, shorten, table, watch
+from benchmarks.pipeline import Run, change, clone, shorten, table, watch
 from omniforcing.core.config import project_root
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.pipeline.config import load_config
@@ -23,6 +23,15 @@ def test_a_share_shortens_the_training_of_codec_and_teacher_alone(tmp_path: Path
     assert part.teacher.optim.steps == round(0.1 * whole.teacher.optim.steps)
     assert part.teacher.sampler == whole.teacher.sampler
     assert (part.self_forcing, part.clips) == (whole.self_forcing, whole.clips)
+
+
+def test_a_changed_setting_is_that_of_the_preset(tmp_path: Path) -> None:
+    shutil.copytree(project_root() / "conf", tmp_path / "conf")
+    before = load_config([], tmp_path, "pocket")
+    change(tmp_path / "conf" / "preset" / "pocket.yaml", ["trainer.moments=bf16", "seed=3"])
+    after = load_config([], tmp_path, "pocket")
+    assert (after.trainer.moments, after.seed) == ("bf16", 3)
+    assert (after.trainer.threads, after.teacher) == (before.trainer.threads, before.teacher)
 
 
 def test_memory_counts_for_the_stage_that_runs() -> None:
