@@ -28,12 +28,13 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from omniforcing.core.config import project_root
 from omniforcing.core.console import run_command
@@ -88,23 +89,20 @@ def clone(checkout: Path, folder: Path) -> str:
 
 
 def shorten(preset: Path, share: float) -> None:
-    """Multiply the training steps of codec and teacher in a preset's file."""
+    """Multiply the training steps of codec and teacher that a preset's file names."""
 
-    def scaled(values: Any, inside: bool) -> Any:
-        if not isinstance(values, dict):
-            return values
-        return {
-            name: max(1, round(share * value))
-            if inside and name == "steps" and isinstance(value, int)
-            # The steps of a sampler are no training.
-            else scaled(value, inside or name in FOUNDATION)
-            if name != "sampler"
-            else value
-            for name, value in values.items()
-        }
+    content: Any = OmegaConf.load(preset)
 
-    content = scaled(OmegaConf.to_container(OmegaConf.load(preset)), False)
-    preset.write_text(OmegaConf.to_yaml(OmegaConf.create(content)), encoding="utf-8")
+    def scale(section: Any) -> None:
+        for name, value in section.items():
+            if name == "steps":
+                section[name] = max(1, round(share * value))
+            elif isinstance(value, DictConfig) and name != "sampler":  # whose steps are no training
+                scale(value)
+
+    for name in FOUNDATION:
+        scale(content[name])
+    preset.write_text(OmegaConf.to_yaml(content), encoding="utf-8")
 
 
 def change(preset: Path, overrides: list[str]) -> None:
@@ -201,29 +199,12 @@ def side_by_side(
     if overrides:
         change(folders[-1] / "conf" / "preset" / f"{preset}.yaml", overrides)
         commits[-1] += "+"
-    found: dict[str, Run | OmniForcingError] = {}
-
-    def one(name: str, folder: Path, commit: str) -> None:
-        try:
-            found[name] = measure(folder, commit, preset, options)
-        except OmniForcingError as error:
-            found[name] = error
-
-    threads = [
-        threading.Thread(target=one, args=task)
-        for task in zip(names, folders, commits, strict=True)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    runs = []
-    for name in names:
-        run = found[name]
-        if isinstance(run, OmniForcingError):
-            raise run
-        runs.append(run)
-    return runs
+    with ThreadPoolExecutor(len(folders)) as pool:
+        runs = [
+            pool.submit(measure, folder, commit, preset, options)
+            for folder, commit in zip(folders, commits, strict=True)
+        ]
+    return [run.result() for run in runs]
 
 
 def table(runs: list[Run]) -> str:
