@@ -3,7 +3,8 @@
     python -m benchmarks.pipeline --against ../before [--preset pocket] [--foundation] [STAGE ...]
     python -m benchmarks.pipeline --change trainer.moments=bf16 [--change ...] [STAGE ...]
 
-The second run is another checkout's, or this one's with changed keys of its preset. Both are cloned
+The second run is another checkout's, or this one's with changed keys of its preset. With
+``--variant`` both train a variant of the ablation, such as adapters-16. Both are cloned
 as they are committed, use the checkout's own environment (`make env` there), and run at the same
 time, so that other work weighs on both alike; where one has ended the other has the machine to
 itself. Prints, of each,
@@ -12,7 +13,7 @@ itself. Prints, of each,
     CPU        minutes of all processes of the run on CPUs, DVC's included
     peak       most memory of all processes of the run during a stage, MB; memory that several
                processes share (PSS) counts once
-    margin     sync margin and balls of the streamed student, if the run evaluates one
+    figures    sync margin, drift and balls of the streamed student, if the run evaluates one
 
 Stages named are run with all that they need, as by `omniforcing run`. With ``--share`` codec and
 teacher train a share of their steps. The folder ``--work`` keeps clones, logs and
@@ -40,9 +41,13 @@ from omniforcing.core.config import project_root
 from omniforcing.core.console import run_command
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import write_json
+from omniforcing.pipeline.config import load_config
+from omniforcing.pipeline.experiments.variants import chosen_variants
 
 # Sections of a preset that make the foundation.
 FOUNDATION = ("codec", "teacher")
+# What the evaluation found that is shown; drift_margin is the margin at the end of long rollouts.
+FIGURES = ("sync_margin", "drift_margin", "ball_present")
 # Seconds between two looks at the memory of a run.
 PERIOD = 1.0
 
@@ -165,7 +170,7 @@ def measure(folder: Path, commit: str, preset: str, options: list[str]) -> Run:
     measures = folder / "data" / preset / "evaluate.metrics.json"
     if measures.is_file():
         student = json.loads(measures.read_text())["models"]["self_forcing"]
-        found.figures = {name: student[name] for name in ("sync_margin", "ball_present")}
+        found.figures = {name: student[name] for name in FIGURES if name in student}
     return found
 
 
@@ -175,6 +180,7 @@ def side_by_side(
     preset: str,
     options: list[str],
     share: float,
+    variant: str,
     overrides: list[str],
 ) -> list[Run]:
     """Run the pipelines of all checkouts at the same time; returns what each took, in order.
@@ -185,6 +191,7 @@ def side_by_side(
         preset: the preset.
         options: words of ``omniforcing run``.
         share: of the steps of codec and teacher.
+        variant: the ablation's variant that all of them train; "" for the preset itself.
         overrides: what the second one's preset changes, as ``key=value``.
 
     Raises:
@@ -196,6 +203,10 @@ def side_by_side(
     if share < 1:
         for folder in folders:
             shorten(folder / "conf" / "preset" / f"{preset}.yaml", share)
+    for folder in folders if variant else ():
+        config = load_config([], folder, preset)
+        for chosen in chosen_variants(folder, config, [variant]).values():
+            change(folder / "conf" / "preset" / f"{preset}.yaml", list(chosen.changes))
     if overrides:
         change(folders[-1] / "conf" / "preset" / f"{preset}.yaml", overrides)
         commits[-1] += "+"
@@ -240,6 +251,7 @@ def run() -> None:
         metavar="KEY=VALUE",
         help="run this checkout again with it, instead of another one",
     )
+    parser.add_argument("--variant", default="", help="of the ablation, for both runs")
     parser.add_argument("--preset", default="pocket")
     parser.add_argument("--foundation", action="store_true", help="train codec and teacher alone")
     parser.add_argument("--share", type=float, default=1.0, help="of codec's and teacher's steps")
@@ -256,7 +268,9 @@ def run() -> None:
     others = [options.against.resolve()] if options.against else []
     checkouts = [project_root(), *([project_root()] if options.change else others)]
     words = [*options.stages, *(["--foundation"] if options.foundation else [])]
-    runs = side_by_side(checkouts, work, options.preset, words, options.share, options.change)
+    runs = side_by_side(
+        checkouts, work, options.preset, words, options.share, options.variant, options.change
+    )
     write_json(work / "pipeline.json", [asdict(run) for run in runs])
     print(table(runs))
 

@@ -6,7 +6,7 @@ A folder of videos as phones and cameras write them is cut into clips by the sta
 rounds that alternate between the checkouts, so that other work on the machine weighs on both alike.
 Each round also packs one clip alone: what the stage takes before it begins is left out of what a
 clip takes. Shown are user CPU seconds of a clip and clips per second of wall clock, least and
-median of the rounds, and the ratio of the medians. Needs ffmpeg.
+median of the rounds, and the ratio of the medians.
 
 Videos:
     h264   768x480, 30 fps, H.264 with B-frames and AAC

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+from imageio_ffmpeg import get_ffmpeg_exe
+
 from benchmarks.ingest.edits import Cuts, shown, with_edits
 from benchmarks.ingest.kinds import (
     AAC,
@@ -110,7 +112,7 @@ def _piped(path: Path, sources: Sources) -> None:
     """A browser's recorder: written to a pipe, so without length and index."""
     coders = "-c:v libvpx -b:v 3M -deadline realtime -c:a libopus -b:a 160k -f matroska -live 1 -"
     inputs = ["-i", str(sources.video(24)), "-i", str(sources.audio())]
-    command = ["ffmpeg", "-nostdin", "-v", "error", *inputs, *coders.split()]
+    command = [get_ffmpeg_exe(), "-nostdin", "-v", "error", *inputs, *coders.split()]
     path.write_bytes(subprocess.run(command, capture_output=True, check=True).stdout)
 
 

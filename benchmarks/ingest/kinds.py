@@ -11,6 +11,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from imageio_ffmpeg import get_ffmpeg_exe
 
 from benchmarks.ingest.truth import (
     CORNERS,
@@ -127,7 +128,7 @@ def run(*words: object) -> None:
 def ffmpeg(*words: object) -> None:
     """Run the ffmpeg command line; a text with spaces is several words."""
     split = [part for word in words for part in (word.split() if isinstance(word, str) else [word])]
-    run("ffmpeg", "-nostdin", "-v", "error", "-y", *split)
+    run(get_ffmpeg_exe(), "-nostdin", "-v", "error", "-y", *split)
 
 
 def encoded(
@@ -553,7 +554,5 @@ def _longer_sound(path: Path, sources: Sources) -> None:
 
 
 def installed(tool: str) -> bool:
-    """Whether a program is here; PyAV always is, and all others need ffmpeg too."""
-    if tool == "PyAV":
-        return True
-    return shutil.which("ffmpeg") is not None and shutil.which(tool) is not None
+    """Whether a program is here; PyAV and ffmpeg are part of the environment of development."""
+    return tool in ("PyAV", "ffmpeg") or shutil.which(tool) is not None

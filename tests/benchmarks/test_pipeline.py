@@ -12,6 +12,7 @@ from benchmarks.pipeline import Run, change, clone, shorten, table, watch
 from omniforcing.core.config import project_root
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.pipeline.config import load_config
+from omniforcing.pipeline.experiments.variants import variants_of
 
 
 def test_a_share_shortens_the_training_of_codec_and_teacher_alone(tmp_path: Path) -> None:
@@ -32,6 +33,15 @@ def test_a_changed_setting_is_that_of_the_preset(tmp_path: Path) -> None:
     after = load_config([], tmp_path, "pocket")
     assert (after.trainer.moments, after.seed) == ("bf16", 3)
     assert (after.trainer.threads, after.teacher) == (before.trainer.threads, before.teacher)
+
+
+def test_a_variant_with_all_its_keys_is_one_of_the_preset(tmp_path: Path) -> None:
+    shutil.copytree(project_root() / "conf", tmp_path / "conf")
+    preset = tmp_path / "conf" / "preset" / "pocket.yaml"
+    change(preset, list(variants_of(load_config([], tmp_path, "pocket"))["adapters-16"].changes))
+    adapted = load_config([], tmp_path, "pocket")
+    for stage in (adapted.bidirectional_dmd, adapted.causal_ode, adapted.self_forcing):
+        assert stage.adapter is not None and stage.adapter.rank == 16 and stage.muon_lr is None
 
 
 def test_memory_counts_for_the_stage_that_runs() -> None:

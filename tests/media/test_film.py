@@ -59,8 +59,9 @@ def first_slice(packet: bytes) -> int:
     return kind
 
 
-def test_after_a_field_that_is_missing_each_picture_has_its_own_time(tmp_path: Path) -> None:
-    """The fields behind it form other pairs than before, of which the last lacks one.
+@pytest.mark.parametrize("second", [False, True])
+def test_only_the_frame_of_a_missing_field_is_missing(tmp_path: Path, second: bool) -> None:
+    """Behind a first field, fields form other pairs than before, of which the last lacks one.
 
     (Numbers change with every field, so one may be read by 1 wrong in an odd picture.)
     """
@@ -73,18 +74,22 @@ def test_after_a_field_that_is_missing_each_picture_has_its_own_time(tmp_path: P
         for packet in old.demux():
             # A field in the third second that nothing follows.
             if packet.stream.type == "video" and packet.size and not lost:
-                lost = packet.pts * (packet.pts > 2000 and first_slice(bytes(packet)) in (0, 6, 8))
+                wanted = packet.pts > 2000 and packet.pts // 20 % 2 == second
+                lost = packet.pts * (wanted and first_slice(bytes(packet)) in (0, 6, 8))
                 if lost:
                     continue
             if packet.size:
                 packet.stream = streams[packet.stream.index]
                 new.mux(packet)
     with open_container(less) as container:
-        shown = [
-            (picture.time, number_of(picture.frame.to_ndarray(format="rgb24")))
-            for picture in decode(container, read_tracks(less))
-            if picture.frame is not None
-        ]
+        pictures = list(decode(container, read_tracks(less)))
+    shown = [
+        (picture.time, number_of(picture.frame.to_ndarray(format="rgb24")))
+        for picture in pictures
+        if picture.frame is not None
+    ]
     late = np.array([time - number / 50 for time, number in shown])
-    assert lost and len(shown) == 160 and np.ptp(late) < 0.021
-    assert {number % 2 for _, number in shown} == {0, 1}
+    assert lost and len(shown) == 161 and np.ptp(late) < 0.021
+    (missing,) = [picture.time for picture in pictures if picture.frame is None]
+    assert missing == pytest.approx((lost / 1000 - 0.02) if second else pictures[-1].time)
+    assert {number % 2 for _, number in shown} == ({0} if second else {0, 1})

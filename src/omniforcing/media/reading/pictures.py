@@ -304,7 +304,10 @@ def _deinterlaced(pictures: Iterator[Picture], clock: Fraction) -> Iterator[Pict
     waiting: list[Picture] = []
     for picture in pictures:
         frame = picture.frame
-        if frame is None or (graph is None and not picture.interlaced):
+        if frame is None and graph is not None:  # what waits comes before what is missing
+            yield from _pull(graph, waiting, flush=True)
+            graph = None
+        if graph is None and (frame is None or not picture.interlaced):
             yield picture
             continue
         found = (frame.width, frame.height, frame.format.name)
