@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmarks.checkout import clone_checkout
 from benchmarks.page import browsing, chromium_missing, start, wait_until
 from omniforcing.core.config import project_root
 from omniforcing.core.console import run_command
@@ -51,7 +52,7 @@ def install(checkout: Path, environment: Path, index: str, watch: Watch) -> floa
     Returns:
         Seconds of environment and installation.
     """
-    run("git", "clone", "--quiet", str(project_root()), str(checkout))
+    clone_checkout(project_root(), checkout)
     watch.lap("(a clone of the checkout)")
     run(sys.executable, "-m", "venv", str(environment))
     made = watch.lap("an empty environment")

@@ -27,6 +27,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.checkout import clone_checkout
 from benchmarks.local_cluster import LocalCluster, own_cluster
 from omniforcing.core.config import project_root
 from omniforcing.core.console import run_command
@@ -60,18 +61,20 @@ print(steps, time.monotonic() - began - steps)
 """
 
 
-def clone_of(root: Path, preset: str, clone: Path) -> Path:
+def clone_of(root: Path, preset: str, folder: Path) -> Path:
     """Clone the checkout as it is committed, and copy the preset's outputs into the clone."""
     if not (root / "data" / preset).is_dir():
         raise OmniForcingError(
             "file.missing",
             f"{root / 'data' / preset} is not there; run `omniforcing run --preset {preset}` first",
         )
-    if clone.exists():
-        raise OmniForcingError("file.exists", f"--keep {clone} is there already; name a new folder")
-    subprocess.run(["git", "clone", "--quiet", str(root), str(clone)], check=True)
-    shutil.copytree(root / "data" / preset, clone / "data" / preset)
-    return clone
+    if folder.exists():
+        raise OmniForcingError(
+            "file.exists", f"--keep {folder} is there already; name a new folder"
+        )
+    clone_checkout(root, folder)
+    shutil.copytree(root / "data" / preset, folder / "data" / preset)
+    return folder
 
 
 def timed(command: list[str], clone: Path, variables: Mapping[str, str], log: Path) -> float:

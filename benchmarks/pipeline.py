@@ -37,6 +37,7 @@ from typing import Any
 import psutil
 from omegaconf import DictConfig, OmegaConf
 
+from benchmarks.checkout import clone_checkout
 from omniforcing.core.config import project_root
 from omniforcing.core.console import run_command
 from omniforcing.core.errors import OmniForcingError
@@ -71,7 +72,7 @@ class Run:
     figures: dict[str, float] = field(default_factory=dict)
 
 
-def clone(checkout: Path, folder: Path) -> str:
+def clone_ready(checkout: Path, folder: Path) -> str:
     """Clone a checkout as committed, with a link to its environment; return its commit.
 
     Raises:
@@ -79,18 +80,11 @@ def clone(checkout: Path, folder: Path) -> str:
     """
     if not (checkout / ".venv" / "bin" / "python").is_file():
         raise OmniForcingError(
-            "pipeline.command-failed", f"{checkout} has no environment; run `make env` there"
+            "benchmarks.command-failed", f"{checkout} has no environment; run `make env` there"
         )
-    words = ["git", "clone", "--quiet", str(checkout), str(folder)]
-    answer = subprocess.run(words, capture_output=True, text=True)
-    if answer.returncode:
-        raise OmniForcingError(
-            "pipeline.command-failed",
-            f"`{' '.join(words)}` failed: {answer.stderr.strip()}; name a checkout",
-        )
+    commit = clone_checkout(checkout, folder)
     (folder / ".venv").symlink_to((checkout / ".venv").resolve())
-    words = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(words, cwd=folder, capture_output=True, text=True).stdout.strip()
+    return commit
 
 
 def shorten(preset: Path, share: float) -> None:
@@ -160,7 +154,7 @@ def measure(folder: Path, commit: str, preset: str, options: list[str]) -> Run:
     if process.returncode:
         last = log.read_text(encoding="utf-8", errors="replace")[-300:].strip()
         raise OmniForcingError(
-            "pipeline.command-failed",
+            "benchmarks.command-failed",
             f"`{' '.join(words[1:])}` failed in {folder}: {last}; the whole is in {log}",
         )
     found.minutes["all"] = (time.time() - began) / 60
@@ -199,7 +193,7 @@ def side_by_side(
     """
     names = ["this", "against" if not overrides else "changed"][: len(checkouts)]
     folders = [work / name for name in names]
-    commits = [clone(*pair) for pair in zip(checkouts, folders, strict=True)]
+    commits = [clone_ready(*pair) for pair in zip(checkouts, folders, strict=True)]
     if share < 1:
         for folder in folders:
             shorten(folder / "conf" / "preset" / f"{preset}.yaml", share)

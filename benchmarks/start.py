@@ -103,7 +103,7 @@ def measure(
         last = said.read().decode(errors="replace")[-300:].strip()
     if process.returncode:
         raise OmniForcingError(
-            "pipeline.command-failed",
+            "benchmarks.command-failed",
             f"`{' '.join(words)}` failed in {checkout}: {last}; mend it",
         )
     return Cost(usage.ru_utime, wall, 1024 * usage.ru_maxrss)

@@ -11,6 +11,7 @@ from benchmarks.ingest.edits import Cuts, shown, with_edits
 from benchmarks.ingest.kinds import (
     AAC,
     LEVEL,
+    UNSTATED,
     VARIABLE,
     X264,
     Kind,
@@ -19,11 +20,13 @@ from benchmarks.ingest.kinds import (
     by_matrix,
     encoded,
     ffmpeg,
+    stated,
     variable,
 )
 from benchmarks.ingest.truth import CORNERS, SECONDS
 
 PCM = "-c:a pcm_s16le"
+BT709 = ("bt709", "bt709", "bt709")
 # A second is cut out, so that beeps stay where they are; once within a frame.
 TWO_PARTS: Cuts = ((0.0, 2.0), (3.0, SECONDS))
 WITHIN_FRAMES: Cuts = ((0.0, 2.01), (3.01, SECONDS))
@@ -50,13 +53,14 @@ def further() -> list[Kind]:
         "prores_4444.mov": encoded(f"-c:v prores_ks -profile:v 4 -pix_fmt yuva444p10le {PCM}"),
         "dnxhr.mov": encoded(f"-c:v dnxhd -profile:v dnxhr_hq {PCM}", filters=_matrix_422()),
         "stated_by_container.mov": encoded(
-            f"-c:v prores_ks -profile:v 3 {_tags('tv')} {PCM}", filters=_matrix_422("p10le")
+            f"-c:v prores_ks -profile:v 3 {PCM}", filters=f"{_matrix_422('p10le')},{stated(*BT709)}"
         ),
         "stated_by_container.mkv": encoded(
-            f"-c:v mpeg4 -q:v 2 {_tags('tv')} {AAC}", filters=by_matrix("bt709")
+            f"-c:v mpeg4 -q:v 2 {AAC}", filters=f"{by_matrix('bt709')},{stated(*BT709)}"
         ),
         "full_422_10_bit.mov": encoded(
-            f"{X265} -tag:v hvc1 {_tags('pc')} {AAC}", filters=_matrix_422("p10le", "pc")
+            f"{X265} -tag:v hvc1 {AAC}",
+            filters=f"{_matrix_422('p10le', 'pc')},{stated(*BT709, full=True)}",
         ),
         "palette.mkv": encoded(
             "-c:v png -pix_fmt pal8 -c:a flac",
@@ -99,13 +103,8 @@ def further() -> list[Kind]:
     ]
 
 
-def _tags(levels: str) -> str:
-    words = ("colorspace", "color_primaries", "color_trc")
-    return " ".join([*(f"-{word} bt709" for word in words), f"-color_range {levels}"])
-
-
 def _matrix_422(depth: str = "p", levels: str = "tv") -> str:
-    return f"scale=out_color_matrix=bt709:out_range={levels},format=yuv422{depth}"
+    return f"scale=out_color_matrix=bt709:out_range={levels},format=yuv422{depth},{UNSTATED}"
 
 
 def _piped(path: Path, sources: Sources) -> None:
@@ -138,9 +137,9 @@ def _phone(path: Path, sources: Sources) -> None:
     """A phone held upright: HEVC, stored turned, at a rate that changes."""
     whole, turned = (path.with_name(f"{name}-{path.name}") for name in ("whole", "turned"))
     variable(whole, sources)
-    filters = "-vf transpose=1 -vsync passthrough -enc_time_base 1/600"
+    filters = "-vf transpose=1 -fps_mode passthrough -enc_time_base 1/600"
     ffmpeg("-i", whole, filters, f"{X265} -tag:v hvc1 -c:a copy", turned)
-    ffmpeg("-i", turned, "-c copy -metadata:s:v:0 rotate=90", path)
+    ffmpeg("-display_rotation 90 -i", turned, "-c copy", path)
     whole.unlink()
     turned.unlink()
 

@@ -28,6 +28,7 @@ from benchmarks.ingest.truth import (
 
 X264 = "-c:v libx264 -preset veryfast -crf 10 -pix_fmt yuv420p"
 AAC = "-c:a aac -b:a 160k"
+PATIENCE = 120  # seconds
 SIDES = ((LEVEL, 0.0), (0.0, LEVEL))
 BOTH = ((LEVEL * 0.5**0.5,) * 2,) * 2  # as ffmpeg mixes two sides into one
 
@@ -119,8 +120,12 @@ class Sources:
 
 
 def run(*words: object) -> None:
-    """Run a program; its errors are those of this one."""
-    answer = subprocess.run([str(word) for word in words], capture_output=True, text=True)
+    """Run a program; its errors are those of this one, also that it hangs."""
+    command = [str(word) for word in words]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    except subprocess.TimeoutExpired as late:
+        raise RuntimeError(f"{words[0]}: not done after {PATIENCE} s") from late
     if answer.returncode:
         raise RuntimeError(f"{words[0]}: {answer.stderr.strip().splitlines()[-1:]}")
 
@@ -220,9 +225,9 @@ def hdr(curve: str) -> Make:
                 image = hdr_signal(picture(number), curve)
                 out.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb48le")))
             out.mux(stream.encode(None))
-        tags = f"-color_primaries bt2020 -color_trc {curve} -colorspace bt2020nc -color_range tv"
-        options = f"-c:v libx265 -preset ultrafast -crf 4 -x265-params log-level=none {tags} {AAC}"
+        options = f"-c:v libx265 -preset ultrafast -crf 4 -x265-params log-level=none {AAC}"
         filters = "scale=out_color_matrix=bt2020:out_range=tv,format=yuv444p10,format=yuv420p10"
+        filters += f",{stated('bt2020nc', 'bt2020', curve)}"
         ffmpeg("-i", deep, "-i", sources.audio(), "-vf", Path(filters), options, path)
         deep.unlink()
 
@@ -293,19 +298,28 @@ def gstreamer(encoders: str, muxer: str) -> Make:
 
 
 def _tagged(matrix: str, filters_matrix: str, full: bool = False) -> str:
-    levels = "pc" if full else "tv"
-    tags = f"-colorspace {matrix} -color_primaries {matrix} -color_trc {matrix}"
     coder = X264.replace("yuv420p", "yuvj420p") if full else X264
-    return f"{coder} {tags} -color_range {levels} {AAC}|{by_matrix(filters_matrix, full)}"
+    tags = stated(matrix, matrix, matrix, full)
+    return f"{coder} {AAC}|{by_matrix(filters_matrix, full)},{tags}"
+
+
+def stated(matrix: str, primaries: str, curve: str, full: bool = False) -> str:
+    """Filter that states colours, as the encoder's options for them no longer do (ffmpeg 9.0)."""
+    colours = f"colorspace={matrix}:color_primaries={primaries}:color_trc={curve}"
+    return f"setparams={colours}:range={'full' if full else 'limited'}"
+
+
+# Filter that takes back what others state.
+UNSTATED = "setparams=colorspace=unknown:range=unknown"
 
 
 def by_matrix(name: str, full: bool = False) -> str:
-    """Filters that convert RGB by a matrix to 4:2:0 of a range."""
+    """Filters that convert RGB by a matrix to 4:2:0 of a range, which the file does not state."""
     # Converted to planar 4:4:4 in the same step: a later one would use another matrix.
     levels = "pc" if full else "tv"
     planar = "yuvj4{}p" if full else "yuv4{}p"
     formats = f"format={planar.format(44)},format={planar.format(20)}"
-    return f"scale=out_color_matrix={name}:out_range={levels},{formats}"
+    return f"scale=out_color_matrix={name}:out_range={levels},{formats},{UNSTATED}"
 
 
 def _with_filter(text: str) -> Make:
@@ -396,7 +410,7 @@ def kinds() -> list[Kind]:
     add("bt601_full.mp4", _with_filter(_tagged("smpte170m", "bt601", True)))
     add("bt709_full.mp4", _with_filter(_tagged("bt709", "bt709", True)))
     add("untagged_sd.mp4", encoded(f"{X264} {AAC}", filters=by_matrix("bt601")))
-    large = "scale=1280:800:out_color_matrix=bt709,format=yuv444p,format=yuv420p"
+    large = f"scale=1280:800:out_color_matrix=bt709,format=yuv444p,format=yuv420p,{UNSTATED}"
     add("untagged_hd.mp4", encoded(f"{X264} {AAC}", filters=large))
     add("rgb.mkv", encoded(f"-c:v libx264rgb -preset veryfast -crf 8 -pix_fmt rgb24 {AAC}"))
     for name, curve in (("pq", "smpte2084"), ("hlg", "arib-std-b67")):
@@ -478,7 +492,7 @@ def _turned(angle: int) -> Make:
         whole = path.with_name(f"whole-{path.name}")
         encoded(f"{X264} {AAC}", filters=turn)(whole, sources)
         if path.suffix == ".mp4":
-            ffmpeg("-i", whole, f"-c copy -metadata:s:v:0 rotate={angle}", path)
+            ffmpeg(f"-display_rotation {angle} -i", whole, "-c copy", path)
             whole.unlink()
             return
         roll = angle if angle <= 180 else angle - 360

@@ -10,6 +10,7 @@ import av
 from benchmarks.ingest.film import RATE
 from benchmarks.ingest.kinds import (
     AAC,
+    UNSTATED,
     VARIABLE,
     X264,
     Kind,
@@ -23,7 +24,7 @@ from benchmarks.ingest.kinds import (
 
 PCM = "-c:a pcm_s16le"
 MP2 = "-c:a mp2 -b:a 256k"
-WIDE = "scale=1920:64:out_color_matrix=bt709,format=yuv444p,format=yuv420p"
+WIDE = f"scale=1920:64:out_color_matrix=bt709,format=yuv444p,format=yuv420p,{UNSTATED}"
 
 
 def rare() -> list[Kind]:
@@ -46,7 +47,7 @@ def rare() -> list[Kind]:
         "realvideo.rm": encoded("-c:v rv20 -q:v 2 -c:a ac3 -b:a 448k"),
         "vc2.mkv": encoded("-c:v vc2 -b:v 40M -c:a flac", filters=by_matrix("bt709")),
         "truehd.mkv": encoded(f"{X264} -c:a truehd -strict -2"),
-        "no_b_frames.mxf": encoded(f"{X264} -bf 0 {PCM} -f mxf"),
+        "no_b_frames.mxf": encoded(f"{X264} -g 24 -bf 0 {PCM} -f mxf"),
     }
     cut = {
         "cut_off.ts": f"{X264} -g 24 -bf 2 {MP2}",

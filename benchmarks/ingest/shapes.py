@@ -75,7 +75,7 @@ def _turned_wide(path: Path, sources: Sources) -> None:
         return
     lying = path.with_name(f"lying-{path.name}")
     encoded(f"{X264} {AAC}", filters=SQUEEZED)(lying, sources)
-    ffmpeg("-i", lying, "-c copy -metadata:s:v:0 rotate=90", path)
+    ffmpeg("-display_rotation 90 -i", lying, "-c copy", path)
     lying.unlink()
 
 

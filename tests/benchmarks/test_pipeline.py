@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.pipeline import Run, change, clone, shorten, table, watch
+from benchmarks.pipeline import Run, change, clone_ready, shorten, table, watch
 from omniforcing.core.config import project_root
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.pipeline.config import load_config
@@ -79,5 +79,5 @@ def test_the_table_has_both_and_the_first_ones_share() -> None:
 
 def test_a_checkout_without_an_environment_is_named(tmp_path: Path) -> None:
     with pytest.raises(OmniForcingError) as error:
-        clone(tmp_path, tmp_path / "clone")
+        clone_ready(tmp_path, tmp_path / "clone")
     assert str(tmp_path) in str(error.value)
