@@ -32,21 +32,25 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from benchmarks.checkout import clone_checkout
 from omniforcing.core.config import project_root
 from omniforcing.core.console import run_command
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import write_json
-from omniforcing.pipeline.config import load_config
+from omniforcing.pipeline.config import Config, load_config
 from omniforcing.pipeline.experiments.variants import chosen_variants
 
-# Sections of a preset that make the foundation.
-FOUNDATION = ("codec", "teacher")
+# Training steps of the foundation.
+FOUNDATION = (
+    "codec.video.steps",
+    "codec.audio.steps",
+    "codec.vocoder.steps",
+    "teacher.optim.steps",
+)
 # What the evaluation found that is shown; drift_margin is the margin at the end of long rollouts.
 FIGURES = ("sync_margin", "drift_margin", "ball_present")
 # Seconds between two looks at the memory of a run.
@@ -88,19 +92,14 @@ def clone_ready(checkout: Path, folder: Path) -> str:
 
 
 def shorten(preset: Path, share: float) -> None:
-    """Multiply the training steps of codec and teacher that a preset's file names."""
+    """Multiply the training steps of codec and teacher, also those that a preset's file leaves out.
 
-    content: Any = OmegaConf.load(preset)
-
-    def scale(section: Any) -> None:
-        for name, value in section.items():
-            if name == "steps":
-                section[name] = max(1, round(share * value))
-            elif isinstance(value, DictConfig) and name != "sampler":  # whose steps are no training
-                scale(value)
-
-    for name in FOUNDATION:
-        scale(content[name])
+    The latter are this checkout's defaults.
+    """
+    content, defaults = OmegaConf.load(preset), OmegaConf.structured(Config)
+    for key in FOUNDATION:
+        steps = OmegaConf.select(content, key) or OmegaConf.select(defaults, key)
+        OmegaConf.update(content, key, max(1, round(share * steps)))
     preset.write_text(OmegaConf.to_yaml(content), encoding="utf-8")
 
 

@@ -21,6 +21,8 @@ def test_a_share_shortens_the_training_of_codec_and_teacher_alone(tmp_path: Path
     shorten(tmp_path / "conf" / "preset" / "pocket.yaml", 0.1)
     part = load_config([], tmp_path, "pocket")
     assert part.codec.video.steps == round(0.1 * whole.codec.video.steps)
+    assert part.codec.audio.steps == round(0.1 * whole.codec.audio.steps)
+    assert part.codec.vocoder.steps == round(0.1 * whole.codec.vocoder.steps)
     assert part.teacher.optim.steps == round(0.1 * whole.teacher.optim.steps)
     assert part.teacher.sampler == whole.teacher.sampler
     assert (part.self_forcing, part.clips) == (whole.self_forcing, whole.clips)
