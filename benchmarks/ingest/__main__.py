@@ -30,6 +30,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from benchmarks.ingest.dolby import dolby
 from benchmarks.ingest.fields import fields
 from benchmarks.ingest.film import films
 from benchmarks.ingest.further import further
@@ -146,7 +147,16 @@ def main() -> None:
     options = parser.parse_args()
     wanted = [
         kind
-        for kind in [*kinds(), *further(), *losses(), *shapes(), *films(), *fields(), *rare()]
+        for kind in [
+            *kinds(),
+            *further(),
+            *losses(),
+            *shapes(),
+            *films(),
+            *fields(),
+            *rare(),
+            *dolby(),
+        ]
         if not options.only or any(part in kind.name for part in options.only)
     ]
     with tempfile.TemporaryDirectory() as temporary:

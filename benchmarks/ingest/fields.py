@@ -46,8 +46,13 @@ class Bits:
         return int(text, 2).to_bytes(len(text) // 8, "big")
 
 
+def escaped(content: bytes) -> bytes:
+    """Return the content of a NAL unit so that no mark of another one stands in it."""
+    return re.sub(rb"\0\0(?=[\0-\3])", b"\0\0\3", content)
+
+
 def _unit(head: int, content: bytes) -> bytes:
-    return b"\0\0\0\1" + bytes([head]) + re.sub(rb"\0\0(?=[\0-\3])", b"\0\0\3", content)
+    return b"\0\0\0\1" + bytes([head]) + escaped(content)
 
 
 def parameters() -> bytes:

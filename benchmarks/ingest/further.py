@@ -62,6 +62,12 @@ def further() -> list[Kind]:
             f"{X265} -tag:v hvc1 {AAC}",
             filters=f"{_matrix_422('p10le', 'pc')},{stated(*BT709, full=True)}",
         ),
+        "vvc.mp4": encoded(f"-c:v libvvenc -preset faster -qp 12 {AAC}", filters=sd),
+        "vvc.ts": encoded("-c:v libvvenc -preset faster -qp 12 -c:a mp2 -b:a 256k", filters=sd),
+        "apv.mp4": encoded(f"-c:v liboapv -qp 10 -pix_fmt yuv422p10le {AAC}"),
+        "grain_av1.mp4": encoded(
+            f"-c:v libsvtav1 -preset 10 -crf 12 -svtav1-params film-grain=8 {AAC}"
+        ),
         "palette.mkv": encoded(
             "-c:v png -pix_fmt pal8 -c:a flac",
             filters="split[a][b];[a]palettegen[p];[b][p]paletteuse",
@@ -79,6 +85,7 @@ def further() -> list[Kind]:
         "transparent_vp9.webm": _transparent(
             "-c:v libvpx-vp9 -b:v 3M -cpu-used 8 -pix_fmt yuva420p", opus
         ),
+        "transparent_hevc.mov": _transparent(f"{X265}:alpha=1 -tag:v hvc1 -pix_fmt yuva420p", AAC),
         "transparent.mov": _transparent("-c:v qtrle -pix_fmt argb", PCM),
     }
     parts = {

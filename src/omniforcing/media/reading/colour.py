@@ -7,11 +7,14 @@ alone, as players do.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
+from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import (
     ColorPrimaries,
     ColorRange,
@@ -87,8 +90,9 @@ def describe(frame: Any, tags: Tags = UNTAGGED) -> Colour:
         tags: what its container states.
 
     Raises:
-        Rejected: if it names a matrix that nothing here converts.
+        Rejected: if it names a matrix that nothing here converts, or its colours are Dolby's own.
     """
+    _refuse_own_colours(frame)
     rgb = frame.format.is_rgb or "gbr" in frame.format.name or frame.colorspace == _RGB
     stated = frame.colorspace
     if stated == _UNSPECIFIED and tags.matrix in _MATRICES:
@@ -112,6 +116,24 @@ def describe(frame: Any, tags: Tags = UNTAGGED) -> Colour:
     if curve != "sdr":
         words += f", {curve}"
     return Colour(matrix, full, curve, primaries, words)
+
+
+def _refuse_own_colours(frame: Any) -> None:
+    """Raise ``Rejected`` for a frame of Dolby Vision that has no colours for other players.
+
+    Its hints tell: FFmpeg's ``AVDOVIMetadata`` begins with the place of their header, in which
+    profile and range of the base picture are bytes 4 and 10.
+    """
+    hints = frame.side_data.get(SideData.DOVI_METADATA)
+    if hints is not None:
+        content = bytes(hints)
+        header = int.from_bytes(content[: ctypes.sizeof(ctypes.c_size_t)], sys.byteorder)
+        if content[header + 4] == 0 and content[header + 10]:
+            raise Rejected(
+                "media.unknown-colours",
+                "Dolby Vision of profile 5, whose colours no standard names; convert it, as by "
+                "ffmpeg's libplacebo",
+            )
 
 
 def to_rgb(frame: Any, colour: Colour, reformatter: VideoReformatter) -> NDArray[Any]:
