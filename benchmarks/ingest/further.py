@@ -85,7 +85,6 @@ def further() -> list[Kind]:
         "transparent_vp9.webm": _transparent(
             "-c:v libvpx-vp9 -b:v 3M -cpu-used 8 -pix_fmt yuva420p", opus
         ),
-        "transparent_hevc.mov": _transparent(f"{X265}:alpha=1 -tag:v hvc1 -pix_fmt yuva420p", AAC),
         "transparent.mov": _transparent("-c:v qtrle -pix_fmt argb", PCM),
     }
     parts = {
