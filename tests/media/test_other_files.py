@@ -16,8 +16,8 @@ import pytest
 from benchmarks.ingest.edits import Cuts, with_edits
 from omniforcing.core.pair import Pair
 from omniforcing.media.format import ClipFormat
-from omniforcing.media.reading.colour import Colour, convert
 from omniforcing.media.reading.conform import ClipCutter
+from omniforcing.media.reading.frames.colour import Colour, convert
 from omniforcing.media.reading.isolated import Isolated
 from omniforcing.media.reading.mix import stereo
 from omniforcing.media.reading.probe import probe

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from omniforcing.core.layout import FPS, SAMPLE_RATE, clip_frames, clip_samples
 from omniforcing.core.pair import Media, Pair
 from omniforcing.media.format import ClipFormat
-from omniforcing.media.reading.colour import convert
-from omniforcing.media.reading.pictures import EPSILON, LOOK_AHEAD, Picture, PictureReader
+from omniforcing.media.reading.frames.colour import convert
+from omniforcing.media.reading.frames.picture import Picture
+from omniforcing.media.reading.pictures import EPSILON, LOOK_AHEAD, PictureReader
 from omniforcing.media.reading.probe import probe
 from omniforcing.media.reading.sound import Samples, Sound, read_sound
 from omniforcing.media.reading.tracks import MediaInfo, PathOrBytes, Rejected
@@ -115,9 +116,10 @@ class ClipCutter:
     def _conformed(self, picture: Picture) -> Frames:
         pixels = picture.pixels(self._reader.reformatter)
         box = self._box
-        if pixels.shape[:2] != (self.info.height, self.info.width):
-            # The size may change on the way: players fit each picture into the same window.
-            box = crop_box(pixels.shape[:2], self.info.aspect, self.form)
+        changed = pixels.shape[:2] != (self.info.height, self.info.width)
+        if changed or picture.wider != 1:
+            # Size and shape may change on the way: players fit each picture into the same window.
+            box = crop_box(pixels.shape[:2], self.info.aspect * picture.wider, self.form)
         assert picture.colour is not None
         return convert(resize(pixels, box, self.form), picture.colour)
 

@@ -157,7 +157,6 @@ def _read(source: Path | bytes, track: int) -> tuple[list[tuple[int, int, int]],
                 edits = _edits(body, version)
             elif kind == b"mdhd" and number == track:
                 (clock,) = struct.unpack_from(">I", body, 20 if version else 12)
-                break
         except struct.error:
             return [], 0, 0
     return edits, clock, movie_clock

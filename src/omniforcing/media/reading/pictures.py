@@ -8,34 +8,30 @@ follow. Frames are taken by their own stamps, and what could not be decoded is m
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from fractions import Fraction
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from typing import Any
 
 import av
 import numpy as np
-from av.filter import Graph
 from av.video.reformatter import VideoReformatter
-from numpy.typing import NDArray
 
 from omniforcing.core.layout import FPS
-from omniforcing.media.reading.colour import Colour, convert, describe, to_rgb
+from omniforcing.media.reading.clock import decode_packet, demux, is_broadcast
 from omniforcing.media.reading.damage import Foresight, within
 from omniforcing.media.reading.edits import SLIVER, Part
-from omniforcing.media.reading.stated import NOTHING, Stated
+from omniforcing.media.reading.frames.colour import describe
+from omniforcing.media.reading.frames.fields import deinterlaced, woven
+from omniforcing.media.reading.frames.picture import Picture
+from omniforcing.media.reading.frames.upright import orientation, refuse_stretched
 from omniforcing.media.reading.tracks import (
-    DECODING_TIMES,
     HEAD_PACKETS,
     MediaInfo,
     PathOrBytes,
     Rejected,
     Tracks,
-    decode_packet,
-    demux,
     open_container,
 )
-from omniforcing.media.reading.upright import orientation, refuse_stretched, upright
 
 LOOK_AHEAD = 0.5 / FPS  # seconds by which a source frame may be shown before its time
 EPSILON = 1e-6  # seconds: time stamps are rounded to a file's clock
@@ -44,45 +40,6 @@ EPSILON = 1e-6  # seconds: time stamps are rounded to a file's clock
 _CAREFUL = {"h264", "hevc", "vvc", "mpeg1video", "mpeg2video"}
 # Decoders that read the transparency of WebM, which FFmpeg's own leave aside.
 _WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
-
-
-@dataclass
-class Picture:
-    """A decoded frame and when it is shown.
-
-    Attributes:
-        time: seconds on the file's clock.
-        frame: the decoded frame; None where frames are missing.
-        whole: whether it and all that it follows were decoded without an error.
-        interlaced: whether it was two fields in the file.
-        stated: what the container states about it.
-        colour: how its colours are read.
-    """
-
-    time: float
-    frame: Any
-    whole: bool
-    interlaced: bool = False
-    stated: Stated = NOTHING
-    colour: Colour | None = None
-    _pixels: NDArray[Any] | None = field(default=None, repr=False)
-
-    def pixels(self, reformatter: VideoReformatter) -> NDArray[Any]:
-        """Return the upright RGB picture ``[H, W, 3]``, computed once, as ``to_rgb`` does."""
-        if self._pixels is None:
-            self.colour = describe(self.frame, self.stated.tags)
-            rgb = to_rgb(self.frame, self.colour, reformatter)
-            height, width = rgb.shape[:2]
-            crop = self.stated.crop
-            rgb = rgb[crop.top : height - crop.bottom, crop.left : width - crop.right]
-            self._pixels = upright(rgb, orientation(self.frame))
-        return self._pixels
-
-    def rgb(self, reformatter: VideoReformatter) -> NDArray[np.uint8]:
-        """Return the upright picture in BT.709, uint8 ``[H, W, 3]``."""
-        pixels = self.pixels(reformatter)
-        assert self.colour is not None
-        return convert(pixels, self.colour)
 
 
 @dataclass(frozen=True)
@@ -134,8 +91,8 @@ def decode(
     video = container.streams[tracks.video_index]
     pictures = _decoded(container, tracks, head)
     if video.codec_context.name == "hevc":
-        pictures = _woven(pictures, video.time_base)
-    pictures = _in_order(_deinterlaced(pictures, video.time_base))
+        pictures = woven(pictures, video.time_base)
+    pictures = _in_order(deinterlaced(pictures, video.time_base))
     if tracks.edits is not None:
         pictures = _played(pictures, tracks.edits.video)
     for picture in pictures:
@@ -175,7 +132,10 @@ def _decoded(container: Any, tracks: Tracks | MediaInfo, head: int | None) -> It
     codec.copy_opaque = stamped is not None
     certain = Foresight[Picture](exact=codec.name == "hevc")
     # Decoding times that wait for the frame that they belong to, where a container has no others.
-    order: list[int] | None = [] if container.format.name in DECODING_TIMES else None
+    # A broadcast's pixels change their shape between programmes; other containers state it for all.
+    shapes: dict[int | None, float] | None = {} if is_broadcast(container) else None
+    shape: float | None = None
+    order: list[int] | None = [] if tracks.stated.unordered else None
     for packet in demux(container, [video, audio]):
         if packet.stream.index != video.index:
             continue
@@ -196,6 +156,8 @@ def _decoded(container: Any, tracks: Tracks | MediaInfo, head: int | None) -> It
             if last is not None:
                 yield from certain.came(None, Picture(last + EPSILON, None, False))
             continue
+        if shapes is not None and packet.pts is not None:
+            shapes[packet.pts] = float(codec.sample_aspect_ratio or 0)
         for frame in frames:
             stamp = frame.pts
             if order is not None:
@@ -221,7 +183,12 @@ def _decoded(container: Any, tracks: Tracks | MediaInfo, head: int | None) -> It
                 lost = Picture(float(skipped * video.time_base) + shift, None, False)
                 yield from certain.came(None, lost)
             last = time
-            picture = Picture(time, frame, whole, frame.interlaced_frame)
+            wider = 1.0
+            if shapes is not None:
+                own = shapes.pop(frame.pts, 0.0) or shape
+                shape = shape or own
+                wider = own / shape if own and shape else 1.0
+            picture = Picture(time, frame, whole, frame.interlaced_frame, wider)
             yield from certain.came(frame.pts, picture)
     yield from certain.rest()
 
@@ -240,101 +207,6 @@ def _decoder(video: Any) -> Any:
     with_alpha = av.CodecContext.create(name, "r")
     with_alpha.extradata = codec.extradata
     return with_alpha
-
-
-def _woven(pictures: Iterator[Picture], clock: Fraction) -> Iterator[Picture]:
-    """Join fields that are frames of half the height, as HEVC's decoder gives them, in pairs.
-
-    Such a field is of either kind of lines. One without its other leaves a frame that is missing.
-    """
-    first: Picture | None = None
-    for picture in pictures:
-        if first is not None:
-            joined = _joined(first.frame, picture.frame, clock) if picture.interlaced else None
-            whole = joined is not None and first.whole and picture.whole
-            yield replace(first, frame=joined, whole=whole)
-            first = None
-            if joined is not None:
-                continue
-        if picture.interlaced:
-            first = picture
-        else:
-            yield picture
-    if first is not None:
-        yield replace(first, frame=None, whole=False)
-
-
-def _joined(first: Any, second: Any, clock: Fraction) -> Any:
-    """Return the frame of two fields; None if they are not of one size and of either kind."""
-    sizes = {(field.width, field.height, field.format.name) for field in (first, second)}
-    top, other_top = (
-        _filtered([field], clock, "select", expr="eq(interlace_type,TOPFIRST)") is not None
-        for field in (first, second)
-    )
-    if len(sizes) > 1 or top == other_top:
-        return None
-    return _filtered([first, second], clock, "weave", first_field="top" if top else "bottom")
-
-
-def _filtered(frames: Sequence[Any], clock: Fraction, name: str, **options: str) -> Any:
-    """Return the first frame that a filter makes of some; None if it makes none."""
-    graph = _graph(frames[0], clock, name, **options)
-    for frame in frames:
-        graph.vpush(frame)
-    try:
-        return graph.vpull()
-    except (av.error.BlockingIOError, av.error.EOFError):
-        return None
-
-
-def _graph(frame: Any, clock: Fraction, name: str, **options: str) -> Graph:
-    """Make a graph of one of FFmpeg's filters for frames like one."""
-    graph = Graph()
-    source = graph.add_buffer(
-        width=frame.width, height=frame.height, format=frame.format, time_base=clock
-    )
-    graph.link_nodes(source, graph.add(name, **options), graph.add("buffersink")).configure()
-    return graph
-
-
-def _deinterlaced(pictures: Iterator[Picture], clock: Fraction) -> Iterator[Picture]:
-    """Pass pictures through, from the first interlaced one on through FFmpeg's ``bwdif``."""
-    graph: Graph | None = None
-    size: tuple[Any, ...] = ()
-    waiting: list[Picture] = []
-    for picture in pictures:
-        frame = picture.frame
-        if frame is None and graph is not None:  # what waits comes before what is missing
-            yield from _pull(graph, waiting, flush=True)
-            graph = None
-        if graph is None and (frame is None or not picture.interlaced):
-            yield picture
-            continue
-        found = (frame.width, frame.height, frame.format.name)
-        if graph is None or found != size:
-            if graph is not None:
-                yield from _pull(graph, waiting, flush=True)
-            graph = _graph(frame, clock, "bwdif", mode="send_frame", deint="interlaced")
-            size = found
-        # Only frames that say so are deinterlaced; each keeps its own stamp.
-        frame.pts = frame.pts if frame.pts is not None else frame.dts
-        waiting.append(picture)
-        graph.vpush(frame)
-        yield from _pull(graph, waiting)
-    if graph is not None:
-        yield from _pull(graph, waiting, flush=True)
-
-
-def _pull(graph: Graph, waiting: list[Picture], flush: bool = False) -> Iterator[Picture]:
-    if flush:
-        graph.vpush(None)
-    while waiting:
-        try:
-            frame = graph.vpull()
-        except (av.error.BlockingIOError, av.error.EOFError):
-            return
-        picture = waiting.pop(0)  # the filter keeps number and order
-        yield Picture(picture.time, frame, picture.whole, picture.interlaced)
 
 
 def _in_order(pictures: Iterator[Picture]) -> Iterator[Picture]:

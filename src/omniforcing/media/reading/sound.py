@@ -16,14 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omniforcing.core.layout import SAMPLE_RATE
+from omniforcing.media.reading.clock import decode_packet, demux
 from omniforcing.media.reading.edits import Part
 from omniforcing.media.reading.mix import Samples, channel_names, stereo
 from omniforcing.media.reading.tracks import (
     HEAD_PACKETS,
     PathOrBytes,
     Rejected,
-    decode_packet,
-    demux,
     find_tracks,
     open_container,
 )

@@ -17,7 +17,7 @@ import av
 from omniforcing.media.reading.edits import open_boxes
 
 # Elements of Matroska (RFC 9559) on the way to a track's crop.
-_SEGMENT, _TRACKS, _ENTRY, _VIDEO = 0x18538067, 0x1654AE6B, 0xAE, 0xE0
+_SEGMENT, _TRACKS, _ENTRY, _VIDEO, _CODEC = 0x18538067, 0x1654AE6B, 0xAE, 0xE0, 0x86
 _SIDES = {0x54BB: "top", 0x54AA: "bottom", 0x54CC: "left", 0x54DD: "right"}
 _COLOUR, _MATRIX, _RANGE, _TRANSFER, _PRIMARIES = 0x55B0, 0x55B1, 0x55B9, 0x55BA, 0x55BB
 # Containers that store the times of some packets only. FFmpeg guesses the others, wrongly where
@@ -51,11 +51,13 @@ class Stated(NamedTuple):
         crop: what to cut from it.
         tags: its colours.
         stamped: whether each packet's time is stored, where a container stores some only.
+        unordered: whether it stores decoding times only, as AVI and what was copied from it.
     """
 
     crop: Crop = Crop()
     tags: Tags = Tags()
     stamped: bytes | None = None
+    unordered: bool = False
 
 
 NOTHING = Stated()
@@ -73,6 +75,8 @@ def read_stated(source: Path | bytes, container: Any, video: Any) -> Stated:
         return _mp4(source, video.id, video.height, video.width)
     if container.format.name.startswith("matroska"):
         return _matroska(source, video.index)
+    if container.format.name == "avi":
+        return Stated(unordered=True)
     if container.format.name in SOME_TIMES:
         return Stated(stamped=_stamped(source, video.index))
     return NOTHING
@@ -103,7 +107,11 @@ def _matroska(source: Path | bytes, index: int) -> Stated:
 
 def _entry(file: BinaryIO, place: int, length: int) -> Stated:
     found: dict[int, int] = {}
+    unordered = False
     for kind, begin, held in _elements(file, place, place + length):
+        if kind == _CODEC:
+            file.seek(begin)
+            unordered = file.read(held).rstrip(b"\0") == b"V_MS/VFW/FOURCC"
         if kind != _VIDEO:
             continue
         for name, at, count in _elements(file, begin, begin + held):
@@ -114,7 +122,8 @@ def _entry(file: BinaryIO, place: int, length: int) -> Stated:
     full = {1: False, 2: True}.get(found.get(_RANGE, 0))
     primaries, transfer, matrix = (found.get(n, 2) for n in (_PRIMARIES, _TRANSFER, _MATRIX))
     tags = Tags(primaries, transfer, matrix, full)
-    return Stated(Crop(**{_SIDES[name]: found[name] for name in _SIDES if name in found}), tags)
+    crop = Crop(**{_SIDES[name]: found[name] for name in _SIDES if name in found})
+    return Stated(crop, tags, unordered=unordered)
 
 
 def _integer(file: BinaryIO, place: int, length: int) -> int:

@@ -9,17 +9,18 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
-from av.format import Flags as FormatFlags
 from av.stream import Disposition
 from numpy.typing import NDArray
 
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.layout import FPS
+from omniforcing.media.reading.clock import demux
 from omniforcing.media.reading.damage import (
     UNDAMAGED,
     Damage,
@@ -38,13 +39,6 @@ from omniforcing.media.reading.stated import NOTHING, Stated, read_stated
 Times = NDArray[np.floating[Any]]
 PathOrBytes = Path | bytes  # a file, or its content
 
-# Containers whose packets have no presentation times. What FFmpeg guesses for them is wrong where
-# frames are stored in another order than they are shown.
-DECODING_TIMES = {"avi"}
-# Seconds by which the clock of a broadcast container may go forward, and back, within a file. More
-# is a joint of two recordings; as players do, the second then follows the first.
-CLOCK_FORWARD = 10.0
-CLOCK_BACK = 0.1
 HEAD_PACKETS = 1000  # packets in which the first whole frame must come
 _NOT_THE_PICTURE = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 _SPECIAL_SOUND = (
@@ -178,8 +172,12 @@ def find_tracks(container: Any, language: str | None = None) -> tuple[Any, Any]:
     picture = sorted(pictures, key=picture_order)[0]
     sound = sorted(sounds, key=sound_order)[0]
     if container.format.name == "mpegts" and language is None:
-        # A broadcast may hold several programmes: FFmpeg stays within that of the picture.
-        sound = container.streams.best("audio", related=picture) or sound
+        # A broadcast may hold several programmes. FFmpeg's best sound is the same one for all
+        # tracks of a programme, though not the one that players play.
+        best = container.streams.best
+        own = best("audio", related=picture)
+        same = [a for a in sounds if best("audio", related=a) is own]
+        sound = min(same, key=sound_order, default=own or sound)
     return picture, sound
 
 
@@ -189,46 +187,6 @@ def _decodable(streams: Any, what: str) -> list[Any]:
     if not known:
         raise Rejected("media.no-decoder", f"the codec of its {what} is unknown")
     return known
-
-
-def demux(container: Any, streams: list[Any]) -> Iterator[Any]:
-    """Yield the packets of ``streams`` with their times on one clock that does not jump.
-
-    A broadcast's clock jumps where recordings were joined. As in ffmpeg and players, everything
-    after such a jump is moved so that the first packet follows the one before it.
-
-    Yields:
-        Packets that hold data and are to be shown; the last one of each stream is empty, to flush
-        its decoder.
-    """
-    jumps = bool(container.format.flags & FormatFlags.ts_discont.value)
-    moved = 0.0
-    ends: dict[int, float] = {}
-    for packet in container.demux(*streams):
-        if not packet.size and (packet.dts is not None or packet.pts is not None):
-            continue  # AVI marks a frame that is shown again by an empty packet
-        stamp = packet.dts if packet.dts is not None else packet.pts
-        if jumps and packet.size and stamp is not None:
-            base = float(packet.time_base)
-            at = stamp * base + moved
-            due = ends.get(packet.stream.index, at)
-            if not due - CLOCK_BACK <= at <= due + CLOCK_FORWARD:
-                moved += due - at
-                at = due
-            ends[packet.stream.index] = at + (packet.duration or 0) * base
-            shift = round(moved / base)
-            packet.dts = None if packet.dts is None else packet.dts + shift
-            packet.pts = None if packet.pts is None else packet.pts + shift
-        yield packet
-
-
-def decode_packet(codec: Any, packet: Any) -> list[Any]:
-    """Return the frames that a packet of ``demux`` completes; the empty one flushes the decoder."""
-    try:
-        frames: list[Any] = codec.decode(packet if packet.size else None)
-    except av.error.EOFError:  # flushed twice
-        return []
-    return frames
 
 
 @dataclass(frozen=True)
@@ -308,11 +266,11 @@ def _read_packets(
     source: PathOrBytes, container: Any, video: Any, audio: Any, edits: Edits | None
 ) -> Tracks:
     packets: dict[int, list[Packet]] = {video.index: [], audio.index: []}
-    guessed = container.format.name in DECODING_TIMES
+    stated = read_stated(source, container, video)
     shift = edit_shift(source, container, video) if edits is None else 0.0
     for packet in demux(container, [s for s in container.streams if s.type != "data"]):
         if packet.size and not packet.is_discard:
-            decoding = guessed and packet.stream.index == video.index
+            decoding = stated.unordered and packet.stream.index == video.index
             stamp = packet.dts if decoding else packet.pts
             key, marked = packet.is_keyframe, packet.is_corrupt
             entry = Packet(stamp, packet.duration or 0, packet.dts, key, marked)
@@ -322,7 +280,8 @@ def _read_packets(
     step = 1 / (fps or FPS)
     times = video_end = None
     # Frames are shown in the order of their decoding times, each at the least that is left.
-    stamps = sorted(packet for packet in packets[video.index] if packet.stamp is not None)
+    known = [packet for packet in packets[video.index] if packet.stamp is not None]
+    stamps = sorted(known, key=attrgetter("stamp"))
     if len(stamps) == len(packets[video.index]):
         base = float(video.time_base)
         times = np.array([packet.stamp for packet in stamps]) * base + shift
@@ -338,7 +297,7 @@ def _read_packets(
         audio.index,
         shift,
         edits,
-        read_stated(source, container, video),
+        stated,
         times,
         len(packets[video.index]),
         step,

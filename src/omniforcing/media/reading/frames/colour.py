@@ -14,7 +14,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import (
     ColorPrimaries,
     ColorRange,
@@ -25,11 +24,12 @@ from av.video.reformatter import (
 )
 from numpy.typing import NDArray
 
+from omniforcing.media.reading.frames.side_data import side_data
 from omniforcing.media.reading.stated import Tags
 from omniforcing.media.reading.tracks import Rejected
 
 # AVColorSpace of FFmpeg: those that swscale converts, by its own name of each.
-_RGB, _UNSPECIFIED = 0, 2
+_RGB, UNSPECIFIED = 0, 2
 UNTAGGED = Tags()
 _MATRICES = {
     1: ("bt709", Colorspace.ITU709),
@@ -95,12 +95,12 @@ def describe(frame: Any, tags: Tags = UNTAGGED) -> Colour:
     _refuse_own_colours(frame)
     rgb = frame.format.is_rgb or "gbr" in frame.format.name or frame.colorspace == _RGB
     stated = frame.colorspace
-    if stated == _UNSPECIFIED and tags.matrix in _MATRICES:
+    if stated == UNSPECIFIED and tags.matrix in _MATRICES:
         stated = tags.matrix
     tagged = stated in _MATRICES
     if tagged:
         name, matrix = _MATRICES[stated]
-    elif rgb or stated == _UNSPECIFIED or frame.format.name.startswith("gray"):
+    elif rgb or stated == UNSPECIFIED or frame.format.name.startswith("gray"):
         large = frame.width > SD_WIDTH or frame.height > SD_HEIGHT
         name, matrix = _MATRICES[1 if large else 5]
     else:
@@ -109,8 +109,8 @@ def describe(frame: Any, tags: Tags = UNTAGGED) -> Colour:
     if frame.color_range == ColorRange.UNSPECIFIED and tags.full is not None:
         full = tags.full
     transfer, primaries = frame.color_trc, frame.color_primaries
-    transfer = tags.transfer if transfer == _UNSPECIFIED else transfer
-    primaries = tags.primaries if primaries == _UNSPECIFIED else primaries
+    transfer = tags.transfer if transfer == UNSPECIFIED else transfer
+    primaries = tags.primaries if primaries == UNSPECIFIED else primaries
     curve = _HDR.get(transfer, "sdr")
     words = "rgb" if rgb else f"{name} {'pc' if full else 'tv'}{'' if tagged else ', untagged'}"
     if curve != "sdr":
@@ -124,16 +124,16 @@ def _refuse_own_colours(frame: Any) -> None:
     Its hints tell: FFmpeg's ``AVDOVIMetadata`` begins with the place of their header, in which
     profile and range of the base picture are bytes 4 and 10.
     """
-    hints = frame.side_data.get(SideData.DOVI_METADATA)
-    if hints is not None:
-        content = bytes(hints)
-        header = int.from_bytes(content[: ctypes.sizeof(ctypes.c_size_t)], sys.byteorder)
-        if content[header + 4] == 0 and content[header + 10]:
-            raise Rejected(
-                "media.unknown-colours",
-                "Dolby Vision of profile 5, whose colours no standard names; convert it, as by "
-                "ffmpeg's libplacebo",
-            )
+    hints = side_data(frame, "DOVI_METADATA")
+    if hints is None:
+        return
+    header = int.from_bytes(hints[: ctypes.sizeof(ctypes.c_size_t)], sys.byteorder)
+    if hints[header + 4] == 0 and hints[header + 10]:
+        raise Rejected(
+            "media.unknown-colours",
+            "Dolby Vision of profile 5, whose colours no standard names; convert it, as by "
+            "ffmpeg's libplacebo",
+        )
 
 
 def to_rgb(frame: Any, colour: Colour, reformatter: VideoReformatter) -> NDArray[Any]:

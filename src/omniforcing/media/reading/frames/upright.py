@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from omniforcing.media.reading.frames.side_data import side_data
 from omniforcing.media.reading.tracks import Rejected
 
 ASKEW = 0.0175  # tangent of the angle, one degree, below which players take a picture as upright
@@ -44,11 +45,8 @@ def refuse_stretched(frame: Any, aspect: float) -> None:
 
 
 def _matrix(frame: Any) -> list[int]:
-    try:
-        data = frame.side_data["DISPLAYMATRIX"]
-    except (KeyError, ValueError):  # none, or another side datum that PyAV cannot name
-        return [1, 0, 0, 0, 1, 0]
-    return [int(value) for value in np.frombuffer(bytes(data), "<i4")[:6]]
+    data = side_data(frame, "DISPLAYMATRIX")
+    return [1, 0, 0, 0, 1, 0] if data is None else list(map(int, np.frombuffer(data, "<i4")[:6]))
 
 
 def _refuse(how: str) -> NoReturn:
