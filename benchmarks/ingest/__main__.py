@@ -30,6 +30,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from benchmarks.ingest.copies import copies
 from benchmarks.ingest.dolby import dolby
 from benchmarks.ingest.fields import fields
 from benchmarks.ingest.film import films
@@ -147,16 +148,8 @@ def main() -> None:
     options = parser.parse_args()
     wanted = [
         kind
-        for kind in [
-            *kinds(),
-            *further(),
-            *losses(),
-            *shapes(),
-            *films(),
-            *fields(),
-            *rare(),
-            *dolby(),
-        ]
+        for group in (kinds, further, losses, shapes, films, fields, rare, dolby, copies)
+        for kind in group()
         if not options.only or any(part in kind.name for part in options.only)
     ]
     with tempfile.TemporaryDirectory() as temporary:

@@ -11,10 +11,10 @@ Cuts = Sequence[tuple[float | None, float]]
 
 def with_edits(content: bytes, cuts: Cuts) -> bytes:
     """Give every track of an mp4, whose index stands at its end, an edit list."""
-    place, size = next((at, size) for kind, at, size in _boxes(content) if kind == b"moov")
+    place, size = next((at, size) for kind, at, size in boxes(content) if kind == b"moov")
     moov = content[place + 8 : place + size]
     clock, body = 1, b""
-    for kind, at, length in _boxes(moov):
+    for kind, at, length in boxes(moov):
         box = moov[at : at + length]
         if kind == b"mvhd":
             (clock,) = struct.unpack_from(">I", box, 8 + 12)
@@ -42,7 +42,8 @@ def shown(cuts: Cuts, count: int, fps: float = 24) -> tuple[float, ...]:
     return tuple(reversed(found))
 
 
-def _boxes(content: bytes) -> Iterator[tuple[bytes, int, int]]:
+def boxes(content: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yield kind, place and size of each box."""
     place = 0
     while place + 8 <= len(content):
         size, kind = struct.unpack_from(">I4s", content, place)
@@ -56,12 +57,12 @@ def _box(kind: bytes, body: bytes) -> bytes:
 
 def _edited(track: bytes, cuts: Cuts, movie_clock: int) -> bytes:
     inner = track[8:]
-    boxes = {kind: inner[at : at + size] for kind, at, size in _boxes(inner)}
-    media = boxes[b"mdia"][8:]
-    header = next(media[at : at + size] for kind, at, size in _boxes(media) if kind == b"mdhd")
+    parts = {kind: inner[at : at + size] for kind, at, size in boxes(inner)}
+    media = parts[b"mdia"][8:]
+    header = next(media[at : at + size] for kind, at, size in boxes(media) if kind == b"mdhd")
     (clock,) = struct.unpack_from(">I", header, 8 + 12)
     # Where the track begins by its own list: behind the samples that warm its coder up.
-    old = boxes.get(b"edts")
+    old = parts.get(b"edts")
     skipped = struct.unpack_from(">i", old, 8 + 8 + 8 + 4)[0] if old else 0
     entries = b""
     for begin, end in cuts:
@@ -70,6 +71,6 @@ def _edited(track: bytes, cuts: Cuts, movie_clock: int) -> bytes:
         entries += struct.pack(">IiHH", length, start, 1, 0)
     edits = _box(b"edts", _box(b"elst", struct.pack(">II", 0, len(cuts)) + entries))
     body = b"".join(
-        box + (edits if kind == b"tkhd" else b"") for kind, box in boxes.items() if kind != b"edts"
+        box + (edits if kind == b"tkhd" else b"") for kind, box in parts.items() if kind != b"edts"
     )
     return _box(b"trak", body)

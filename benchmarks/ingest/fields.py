@@ -14,7 +14,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.ingest.kinds import AAC, Kind, Make, Sources, by_matrix, encoded, ffmpeg
+from benchmarks.ingest.kinds import AAC, Kind, Make, Sources, by_matrix, encoded, ffmpeg, stated
 from benchmarks.ingest.truth import HEIGHT, SECONDS, WIDTH, picture
 
 RATE = 25
@@ -155,6 +155,20 @@ def _hevc(first: str, options: str) -> Make:
     return encoded(f"-c:v libx265 {x265} {options}", 2 * RATE, filters)
 
 
+def _raw(pixels: str, sound: str) -> Make:
+    """Keep a camera's fields, two to a frame, as a capture card does; colours are stated."""
+    filters = "tinterlace=interleave_top,scale=out_color_matrix=bt709:out_range=tv:interl=1"
+    filters += f",format={pixels},setfield=tff,{stated('bt709', 'bt709', 'bt709')}"
+
+    def make(path: Path, sources: Sources) -> None:
+        coder = f"-c:v rawvideo -pix_fmt {pixels} {sound}"
+        ffmpeg(
+            "-i", sources.video(2 * RATE), "-i", sources.audio(), "-vf", Path(filters), coder, path
+        )
+
+    return make
+
+
 def fields() -> list[Kind]:
     """List them, as ``kinds`` does."""
     made = {
@@ -169,7 +183,11 @@ def fields() -> list[Kind]:
         "fields_hevc.mp4": _hevc("top", AAC),
         "fields_bottom_hevc.mkv": _hevc("bottom", f"-bf 2 {AAC}"),
     }
+    raw = {
+        "fields_uyvy.mov": _raw("uyvy422", "-c:a pcm_s16le"),
+        "fields_nv12.mkv": _raw("nv12", "-c:a flac"),
+    }
     return [
         *(Kind(name, "PyAV", make, fps=RATE, every=2) for name, make in made.items()),
-        *(Kind(name, "ffmpeg", make, fps=RATE, every=2) for name, make in in_hevc.items()),
+        *(Kind(name, "ffmpeg", make, fps=RATE, every=2) for name, make in (in_hevc | raw).items()),
     ]

@@ -6,7 +6,7 @@ import av
 import numpy as np
 import pytest
 
-from benchmarks.ingest.kinds import AAC, X264, Sources, encoded
+from benchmarks.ingest.kinds import AAC, X264, Sources, encoded, ffmpeg
 from benchmarks.ingest.shapes import (
     HALF_TURN,
     SLANTED,
@@ -79,3 +79,21 @@ def test_the_aspect_of_pixels_turns_with_the_picture(tmp_path: Path, name: str) 
     assert (info.height, info.width, info.aspect) == (120, 256, 0.75)
     frame = ClipCutter(path, ClipFormat(160, 256, 1)).clip(0).video[3]
     assert np.abs(corners_of(frame) - np.array(CORNERS)).max() < 5
+
+
+def test_pixels_of_a_broadcast_that_change_their_shape_stretch_nothing(tmp_path: Path) -> None:
+    """A wide advert before a programme of 4:3, which loses rows to the wide frame."""
+    sources, path, content = Sources(tmp_path), tmp_path / "a.ts", b""
+    for cut, shape in (("-t 2", "16/9"), ("-ss 2 -t 2", "4/3")):
+        filters = f"-vf scale=720:576,setdar={shape}"
+        coders = "-c:v mpeg2video -q:v 2 -bf 2 -c:a mp2"
+        ffmpeg(cut, "-i", sources.video(25), cut, "-i", sources.audio(), filters, coders, path)
+        content += path.read_bytes()
+    path.write_bytes(content)
+    cutter = ClipCutter(path, ClipFormat(288, 512, 1))
+    blocks = []
+    for cut_number in (0, cutter.cuts - 1):
+        frame = cutter.clip(cut_number).video[12].astype(int)
+        seen = np.abs(frame - np.array(CORNERS[0])).max(-1) < 30
+        blocks.append((int(seen[:, 4].sum()), int(seen[4].sum())))
+    assert np.abs(np.array(blocks) - [(72, 102), (48, 102)]).max() <= 1

@@ -131,10 +131,8 @@ def _decoded(container: Any, tracks: Tracks | MediaInfo, head: int | None) -> It
     # So that each frame tells which packet it comes from.
     codec.copy_opaque = stamped is not None
     certain = Foresight[Picture](exact=codec.name == "hevc")
+    shapes = _Shapes() if is_broadcast(container) else None
     # Decoding times that wait for the frame that they belong to, where a container has no others.
-    # A broadcast's pixels change their shape between programmes; other containers state it for all.
-    shapes: dict[int | None, float] | None = {} if is_broadcast(container) else None
-    shape: float | None = None
     order: list[int] | None = [] if tracks.stated.unordered else None
     for packet in demux(container, [video, audio]):
         if packet.stream.index != video.index:
@@ -156,8 +154,8 @@ def _decoded(container: Any, tracks: Tracks | MediaInfo, head: int | None) -> It
             if last is not None:
                 yield from certain.came(None, Picture(last + EPSILON, None, False))
             continue
-        if shapes is not None and packet.pts is not None:
-            shapes[packet.pts] = float(codec.sample_aspect_ratio or 0)
+        if shapes is not None:
+            shapes.decoded(packet, codec)
         for frame in frames:
             stamp = frame.pts
             if order is not None:
@@ -183,14 +181,31 @@ def _decoded(container: Any, tracks: Tracks | MediaInfo, head: int | None) -> It
                 lost = Picture(float(skipped * video.time_base) + shift, None, False)
                 yield from certain.came(None, lost)
             last = time
-            wider = 1.0
-            if shapes is not None:
-                own = shapes.pop(frame.pts, 0.0) or shape
-                shape = shape or own
-                wider = own / shape if own and shape else 1.0
+            wider = 1.0 if shapes is None else shapes.wider(frame)
             picture = Picture(time, frame, whole, frame.interlaced_frame, wider)
             yield from certain.came(frame.pts, picture)
     yield from certain.rest()
+
+
+class _Shapes:
+    """Shapes of a broadcast's pixels, which change between programmes.
+
+    Only the decoder knows them (PyAV 18.1), and only of the packet that it was last given. Other
+    containers state one shape for all.
+    """
+
+    def __init__(self) -> None:
+        self._first = 0.0
+        self._waiting: dict[int | None, float] = {}  # by their packets' times
+
+    def decoded(self, packet: Any, codec: Any) -> None:
+        self._waiting[packet.pts] = float(codec.sample_aspect_ratio or 0)
+
+    def wider(self, frame: Any) -> float:
+        """Return how much wider the pixels of a frame are than those of the first."""
+        shape = self._waiting.pop(frame.pts, 0.0) or self._first
+        self._first = self._first or shape
+        return shape / self._first if shape else 1.0
 
 
 def _is_stored(frame: Any, stamped: bytes) -> bool:

@@ -269,6 +269,8 @@ def _read_packets(
     stated = read_stated(source, container, video)
     shift = edit_shift(source, container, video) if edits is None else 0.0
     for packet in demux(container, [s for s in container.streams if s.type != "data"]):
+        if packet.has_sidedata("encryption_info"):
+            raise Rejected("media.encrypted", "only who has its key can decode it")
         if packet.size and not packet.is_discard:
             decoding = stated.unordered and packet.stream.index == video.index
             stamp = packet.dts if decoding else packet.pts
