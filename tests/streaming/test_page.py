@@ -200,8 +200,9 @@ def test_without_a_spectrogram_the_sound_still_plays(opened: Open) -> None:
 def test_a_browser_that_cannot_play_is_told_so(opened: Open, script: str, sentence: str) -> None:
     with opened(script) as page:
         start(page, 2)
-        page.wait_for_timeout(1500)
-        assert sentence in page.inner_text("#status")
+        wait_until(
+            page, f"document.getElementById('status').textContent.includes('{sentence}')", 60
+        )
         assert "error" in (page.get_attribute("#status", "class") or "")
 
 
