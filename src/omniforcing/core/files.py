@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -128,7 +129,7 @@ def _temporary(path: Path) -> Path:
 
     A writer on another machine is taken for dead: it loses its file and fails.
     """
-    for left in path.parent.glob(f".{path.name}.tmp-*"):
+    for left in path.parent.glob(f".{glob.escape(path.name)}.tmp-*"):
         if not _is_alive(left):
             remove(left)
     return path.with_name(f".{path.name}.tmp-{_writer()}")

@@ -36,11 +36,13 @@ class TrackFragment:
         duration: length of each frame in the same units: ``FRAME_TICKS`` for a video frame,
             ``AAC_FRAME`` for an audio frame.
         data: the encoded frames; those of the video track begin with a keyframe.
+        delay: from decoding to presentation of each frame, in the same units.
     """
 
     start: int
     duration: int
     data: Sequence[bytes]
+    delay: int = 0
 
 
 def box(kind: bytes, *parts: bytes) -> bytes:
@@ -72,7 +74,7 @@ def header(
         aac: AudioSpecificConfig of the AAC stream (ISO/IEC 14496-3).
         sample_rate: rate of the sound in Hz, which is also the clock of its track.
         priming: audio samples that the AAC encoder puts before the sound. Edit lists cut that
-            time off both tracks; the first video frame is due at ``video_start``.
+            time off both tracks; the first video frame is shown at ``video_start``.
         user_data: a ``udta`` box, or nothing.
 
     Returns:
@@ -109,11 +111,15 @@ def header(
 
 
 def video_start(priming: int, sample_rate: int) -> int:
-    """Decoding time of the first video frame in ticks of the video track's clock.
+    """Presentation time of the first video frame in ticks of the video track's clock.
 
     The priming is heard before the sound by a player that ignores edit lists, as WebKitGTK does.
     The picture begins as much later, so that both stay together in such a player too; one that
     honours edit lists begins both at 0. Rounding costs 41 microseconds at most.
+
+    Decoding begins at 0 and frames are shown that much later, as in files with B-frames: of a
+    track that begins later, mkvmerge (74) forgets the time and still cuts it off, and GStreamer
+    (1.22) cuts it off twice.
     """
     return round(priming * VIDEO_CLOCK / sample_rate)
 
@@ -214,7 +220,7 @@ def _traf(number: int, track: TrackFragment, offset: int) -> bytes:
     # tfhd 0x020028: offsets count from moof; default duration and flags follow.
     tfhd = full_box(b"tfhd", 0, 0x020028, struct.pack(">3I", number, track.duration, usual))
     tfdt = full_box(b"tfdt", 1, 0, struct.pack(">Q", track.start))
-    # trun 0x205: data offset, flags of the first sample, a size for each.
+    # trun 0xA05: data offset, flags of the first sample, and for each a size and a delay.
     first = struct.pack(">IiI", len(track.data), offset, _KEYFRAME)
-    sizes = struct.pack(f">{len(track.data)}I", *map(len, track.data))
-    return box(b"traf", tfhd, tfdt, full_box(b"trun", 0, 0x205, first, sizes))
+    samples = b"".join(struct.pack(">2I", len(data), track.delay) for data in track.data)
+    return box(b"traf", tfhd, tfdt, full_box(b"trun", 0, 0xA05, first, samples))

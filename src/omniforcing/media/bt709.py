@@ -18,6 +18,10 @@ from av.video.reformatter import (
 )
 from numpy.typing import NDArray
 
+# What x264 must be told besides ``Bt709.tag``: chroma lies in the middle, where swscale puts it.
+# H.264 says left if nothing says otherwise.
+X264_PARAMS = "chromaloc=1"
+
 
 class Bt709:
     """Convert RGB pictures to frames for an encoder: 4:2:0, BT.709, 16 to 235.

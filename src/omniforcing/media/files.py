@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from omniforcing.core.layout import FPS, SAMPLE_RATE
 from omniforcing.core.pair import Media, Pair
-from omniforcing.media.bt709 import Bt709
+from omniforcing.media.bt709 import X264_PARAMS, Bt709
 from omniforcing.media.reading.sound import read_sound
 from omniforcing.media.reading.tracks import PathOrBytes, Rejected, read_tracks
 
@@ -120,6 +120,7 @@ def _video_stream(container: Any, shape: tuple[int, ...], crf: int) -> Any:
         "bf": "0",
         "mbtree": "0",
         "threads": "1",
+        "x264-params": X264_PARAMS,
     }
     return video
 

@@ -126,7 +126,7 @@ def read_marks(path: Path) -> dict[str, str]:
             av.open(file, metadata_errors="ignore", options=options) as container,
         ):
             tags = {name.lower(): value for name, value in container.metadata.items()}
-    except (OSError, ValueError) as error:
+    except (av.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OmniForcingError(
             "file.unreadable", f"{path} is no clip that FFmpeg reads ({reason}); give a video file"

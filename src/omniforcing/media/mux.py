@@ -26,7 +26,7 @@ from omniforcing.media.boxes import (
     header,
     video_start,
 )
-from omniforcing.media.bt709 import Bt709
+from omniforcing.media.bt709 import X264_PARAMS, Bt709
 from omniforcing.media.marking import Mark
 
 AAC_FRAME = 1024  # samples
@@ -36,7 +36,7 @@ _X264 = {
     "tune": "zerolatency",
     "preset": "veryfast",
     "forced-idr": "1",
-    "x264-params": "keyint=infinite:scenecut=0",
+    "x264-params": f"keyint=infinite:scenecut=0:{X264_PARAMS}",
 }
 
 
@@ -120,9 +120,9 @@ class Muxer:
         self._video, self._audio = _video_encoder(height, width, crf), _audio_encoder(sample_rate)
         self._sample_rate, self._convert = sample_rate, Bt709()
         # Decoding times count what the encoders gave out, ``frames`` and ``samples`` what they got.
-        self._fragments = self._audio_start = self._first_sample = 0
+        self._fragments = self._video_start = self._audio_start = self._first_sample = 0
         # FFmpeg's AAC encoder puts one frame of silence before the sound.
-        self._video_start = video_start(AAC_FRAME, sample_rate)
+        self._delay = video_start(AAC_FRAME, sample_rate)
         self.frames = 0
         self.samples = 0
         # x264's extradata holds SPS, PPS and a comment, in that order.
@@ -184,6 +184,7 @@ class Muxer:
             self._video_start,
             FRAME_TICKS,
             [_length_prefixed(bytes(packet)) for packet in video],
+            self._delay,
         )
         sounds = TrackFragment(self._audio_start, AAC_FRAME, [bytes(packet) for packet in audio])
         self._fragments += 1

@@ -14,7 +14,7 @@ from omniforcing.media.boxes import VIDEO, box
 # Where boxes hold what is read of them, from their own start.
 _TRACK_NUMBER = 12  # of a ``tfhd`` and a ``trex``: after length, name, version and flags
 _TKHD_NUMBER = 28  # in a ``trak``, whose first box is ``tkhd``: after that one's two times too
-_COUNT, _OFFSET, _SIZES = 12, 16, 24  # of a ``trun`` as ``boxes.fragment`` writes it
+_OFFSET, _SAMPLES = 16, 24  # of a ``trun`` as ``boxes.fragment`` writes it
 
 
 def picture_alone(piece: bytes) -> bytes:
@@ -60,7 +60,7 @@ def _fragment(moof: bytes) -> tuple[bytes, int]:
         if _number(tfhd, _TRACK_NUMBER) == VIDEO:
             head = 8 + len(number) + len(track)  # the length of the new ``moof``
             placed = trun[:_OFFSET] + struct.pack(">i", head + 8) + trun[_OFFSET + 4 :]
-            sizes = struct.unpack_from(f">{_number(trun, _COUNT)}I", trun, _SIZES)
+            sizes = (size for size, _ in struct.iter_unpack(">2I", trun[_SAMPLES:]))
             return box(b"moof", number, box(b"traf", tfhd, tfdt, placed)), sum(sizes)
     return b"", 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from torch import Tensor
@@ -29,5 +30,6 @@ def log_samples(
     folder.mkdir(exist_ok=True)
     for index, caption in enumerate(captions):
         clip = media.map(lambda x, i=index: x[i].numpy())
-        write_mp4(folder / f"{index}_{caption.replace(' ', '_')[:60]}.mp4", clip)
+        name = re.sub(r"[^\w.,-]+", "_", caption)[:60]
+        write_mp4(folder / f"{index}_{name}.mp4", clip)
     stage.log_artifact(folder, "samples")
