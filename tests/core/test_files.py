@@ -77,6 +77,16 @@ def test_killed_writer_leaves_nothing_behind_for_long(tmp_path: Path) -> None:
     assert leftovers(tmp_path) == []
 
 
+def test_a_name_is_no_pattern(tmp_path: Path) -> None:
+    """Nor does what one leaves behind look like another's."""
+    for name in ("a[1].json", "a1.json"):
+        (tmp_path / f".{name}.tmp-{socket.gethostname()}-99999999-0").touch()
+    write_json(tmp_path / "a[1].json", {})
+    write_json(tmp_path / "a**b.json", {})
+    left = sorted(path.name.partition(".tmp-")[0] for path in tmp_path.iterdir())
+    assert left == [".a1.json", "a**b.json", "a[1].json"]
+
+
 def test_another_live_writer_is_left_alone(tmp_path: Path) -> None:
     host = socket.gethostname()
     alive, dead = (tmp_path / f".out.tmp-{host}-{pid}-ab" for pid in (os.getppid(), 2**30))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from omniforcing.data.captions import Captions, read_captions
+from omniforcing.data.captions.files import Captions, read_captions
 from omniforcing.data.config import ClipsConfig
 from omniforcing.data.sources import Entry, read_clips, write_clips
 from omniforcing.data.tars import dumps

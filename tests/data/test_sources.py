@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from omniforcing.data.captions import read_captions
+from omniforcing.data.captions.files import read_captions
 from omniforcing.data.config import ClipsConfig
 from omniforcing.data.sources import read_clips, write_clips
 from omniforcing.pipeline.config import load_config

@@ -97,6 +97,16 @@ def test_ffmpeg_reads_the_tags(clip: Path) -> None:
     assert tags["digital_source_type"] == SOURCE_TYPE and tags["artifact"] == ARTIFACT
 
 
+@pytest.mark.parametrize("length", [0, 20, 1000])
+def test_what_is_cut_off_in_its_header_is_called_unreadable(
+    clip: Path, tmp_path: Path, length: int
+) -> None:
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(clip.read_bytes()[:length])
+    with refuses("file.unreadable", "cut.mp4"):
+        read_marks(cut)
+
+
 @pytest.mark.parametrize("kind", ["mkv", "mp4"])
 def test_a_copy_in_another_container_keeps_what_matters(
     clip: Path, tmp_path: Path, kind: str

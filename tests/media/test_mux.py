@@ -5,6 +5,8 @@ failures that leave nothing.
 from __future__ import annotations
 
 import io
+import re
+import shutil
 import struct
 from collections.abc import Iterator
 from fractions import Fraction
@@ -15,8 +17,9 @@ import av
 import numpy as np
 import pytest
 
-from benchmarks.ingest.kinds import ffmpeg
+from benchmarks.ingest.kinds import ffmpeg, run
 from omniforcing.core.files import new_file
+from omniforcing.media.boxes import video_start
 from omniforcing.media.mux import Muxer, OutputBuffer
 from tests.support.limits import files_of_at_most
 from tests.support.refusals import refuses
@@ -235,6 +238,31 @@ def test_a_remuxed_stream_is_in_sync(tmp_path: Path, sample_rate: int, kind: str
     ffmpeg("-i", tmp_path / "stream.mp4", "-c copy -f", kind, tmp_path / "copy")
     for copy in (remuxed(tmp_path / "stream.mp4", kind), (tmp_path / "copy").read_bytes()):
         assert np.abs(offsets_ms(copy)).max() <= 2
+
+
+@pytest.mark.parametrize("sample_rate", [16_000, 48_000])
+def test_decoding_begins_at_0_and_each_picture_is_shown_later(sample_rate: int) -> None:
+    """Of a track that begins later, mkvmerge forgets when, and GStreamer cuts off twice as much."""
+    data = flashes_and_clicks(sample_rate)
+    starts = [struct.unpack_from(">Q", data, at + 8)[0] for at in places(data, b"tfdt")]
+    assert starts[0] == 0
+    at = places(data, b"trun")[0]
+    flags, count = struct.unpack_from(">2I", data, at + 4)
+    later = struct.unpack_from(f">{2 * count}I", data, at + 20)[1::2]
+    assert flags == 0xA05 and set(later) == {video_start(1024, sample_rate)}
+
+
+def places(data: bytes, kind: bytes) -> list[int]:
+    """Where boxes of a kind stand, from their names on."""
+    return [found.start() for found in re.finditer(re.escape(kind), data)]
+
+
+@pytest.mark.skipif(shutil.which("mkvmerge") is None, reason="needs mkvmerge")
+@pytest.mark.parametrize("sample_rate", [16_000, 48_000])
+def test_mkvmerge_keeps_it_in_sync(tmp_path: Path, sample_rate: int) -> None:
+    (tmp_path / "stream.mp4").write_bytes(flashes_and_clicks(sample_rate))
+    run("mkvmerge", "-q", "-o", tmp_path / "copy.mkv", tmp_path / "stream.mp4")
+    assert np.abs(offsets_ms((tmp_path / "copy.mkv").read_bytes())).max() <= 2
 
 
 def remuxed(source: Path, kind: str) -> bytes:

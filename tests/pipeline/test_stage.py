@@ -18,6 +18,7 @@ from omniforcing.pipeline.declaration import (
     read_declaration,
 )
 from omniforcing.pipeline.stage import Stage, exclusive, run_stage
+from omniforcing.pipeline.stages.shared.samples import sample_name
 from tests.support.refusals import refuses
 
 pytestmark = pytest.mark.extended
@@ -206,3 +207,12 @@ def test_a_vanished_tracking_store_begins_a_new_run(project: Path) -> None:
     write_json(memory, {"run_id": "0" * 32})
     run_clips(project)
     assert read_json(memory)["run_id"] != "0" * 32
+
+
+def test_a_sample_of_any_caption_is_a_file_of_its_folder(tmp_path: Path) -> None:
+    captions = ["a ball, at 24/7", "../up", "a\0b", "球が跳ねる " * 30, "red ball"]
+    names = [sample_name(index, caption) for index, caption in enumerate(captions)]
+    for name in names:
+        (tmp_path / name).touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    assert names[0] == "0_a_ball,_at_24_7.mp4" and names[4] == "4_red_ball.mp4"

@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -133,6 +133,17 @@ def _temporary(path: Path) -> Path:
         if not _is_alive(left):
             remove(left)
     return path.with_name(f".{path.name}.tmp-{_writer()}")
+
+
+def holds(path: Path, test: Callable[[Path], bool]) -> bool:
+    """A test such as ``Path.is_file``; False where the path may not be looked into.
+
+    Python 3.11 raises there.
+    """
+    try:
+        return test(path)
+    except OSError:
+        return False
 
 
 def remove(path: Path) -> None:

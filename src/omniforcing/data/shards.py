@@ -43,7 +43,7 @@ from omniforcing.media.reading.tracks import Rejected
 
 MEMBERS = frozenset({"mp4", "txt", "json"})
 # Version of how clips are conformed and what an index holds: work of another one is done again.
-CONFORMING = 2
+CONFORMING = 3
 CRF = 14  # x264 quality, 0 (best) to 51: no loss that a codec of this size could show
 
 
@@ -178,8 +178,10 @@ def cut_clip(path: Path, form: ClipFormat, language: str | None, cut: int) -> Cu
     """
     cutter = cutter_of(path, form, language)
     media = cutter.clip(cut)
-    peak = _decibels(float(np.abs(media.audio).max(initial=0.0)))
-    level = _decibels(float(np.sqrt(np.square(media.audio, dtype=np.float64).mean())))
+    # A constant, as a cheap microphone adds it, is not heard.
+    heard = media.audio - media.audio.mean(1, keepdims=True)
+    peak = _decibels(float(np.abs(heard).max(initial=0.0)))
+    level = _decibels(float(np.sqrt(np.square(heard, dtype=np.float64).mean())))
     loudness = "silent" if peak < SILENT else "faint" if level < FAINT else "heard"
     looks = clip_hash(media.video).to_text()
     return CutClip(cutter.start(cut), encode_mp4(media, CRF), loudness, looks)

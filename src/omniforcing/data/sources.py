@@ -18,9 +18,10 @@ from typing import Any
 from tqdm import tqdm
 
 from omniforcing.core.errors import OmniForcingError, did_you_mean
-from omniforcing.core.files import write_manifest, writing
+from omniforcing.core.files import holds, write_manifest, writing
 from omniforcing.core.pair import Pair
-from omniforcing.data.captions import BESIDE, find_captions, missing_videos, same_name
+from omniforcing.data.captions.files import find_captions, missing_videos
+from omniforcing.data.captions.names import BESIDE, same_name
 from omniforcing.data.config import ClipsConfig
 from omniforcing.data.duplicates import copies
 from omniforcing.data.rejects import Reject, counted, printable, refuse_share, summary
@@ -105,7 +106,7 @@ def write_clips(clips: ClipsConfig, seed: int, folder: Path) -> dict[str, Any]:
         entries = list(_folder(clips, rejects))
     refuse_share(rejects, len(entries), clips.max_reject_share, f"videos of {clips.folder}")
     if clips.source == "folder":
-        entries = _hold_out(entries, clips.heldout, rejects)
+        entries = hold_out(entries, clips.heldout, rejects)
     lines = (_line(entry) for entry in entries)
     with writing(folder / CLIPS):
         (folder / CLIPS).write_text("".join(lines), encoding="utf-8")
@@ -193,6 +194,8 @@ def _folder(clips: ClipsConfig, rejects: list[Reject]) -> Iterator[Entry]:
                 yield _entry(folder, name, caption, found)
             except Rejected as error:
                 rejects.append(Reject(name, None, error.reason, error.detail))
+            except OSError as error:  # moved or removed since it was listed
+                rejects.append(Reject(name, None, "no file", error.strerror or str(error)))
 
 
 def probe_clips(path: Path, form: ClipFormat, language: str | None) -> tuple[MediaInfo, int]:
@@ -297,12 +300,14 @@ def _files(folder: Path, rejects: list[Reject]) -> list[str]:
             if path.name.startswith("."):
                 continue
             name = path.relative_to(folder).as_posix()
-            if path.is_dir():
+            if holds(path, Path.is_dir):
                 (linked if path.is_symlink() else lying).append(path)
-            elif path.is_file():
+            elif holds(path, Path.is_file):
                 names.append(name)
             elif path.suffix.lower() in VIDEO_SUFFIXES:
-                what = "a pipe or a device" if path.exists() else "a link to nothing"
+                there = holds(path, Path.exists)
+                what = "a pipe or a device" if there else "nothing that can be read"
+                what = f"a link to {what}" if holds(path, Path.is_symlink) else what
                 rejects.append(Reject(name, None, "no file", f"it is {what}"))
     return sorted(names)
 
@@ -321,7 +326,7 @@ def _unknown_suffixes(files: list[str], names: list[str]) -> Iterator[Reject]:
             yield Reject(path.as_posix(), None, "unknown suffix", detail)
 
 
-def _hold_out(entries: list[Entry], heldout: int, rejects: list[Reject]) -> list[Entry]:
+def hold_out(entries: list[Entry], heldout: int, rejects: list[Reject]) -> list[Entry]:
     """Mark whole files as held out: at least one, with up to ``heldout`` clips together.
 
     Of a small folder it is a share, and at least ``LEAST_HELDOUT`` clips; one file is left.
@@ -345,7 +350,10 @@ def _hold_out(entries: list[Entry], heldout: int, rejects: list[Reject]) -> list
         key=lambda entry: hashlib.sha256(same_name(entry.provenance["name"]).encode()).hexdigest(),
     ):
         last = len(chosen) + 1 == len(entries)
-        if wanted and not last and (not chosen or count + entry.cuts <= wanted):
+        if not last and count + entry.cuts <= wanted:
             chosen.add(entry.path)
             count += entry.cuts
+    if wanted and entries and not chosen:
+        # A long file first would leave little to train on.
+        chosen.add(min(entries, key=lambda entry: entry.cuts).path)
     return [replace(entry, split=HELDOUT if entry.path in chosen else TRAIN) for entry in entries]

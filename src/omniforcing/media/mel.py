@@ -53,7 +53,17 @@ def resample(samples: Tensor, rate: int) -> Tensor:
         return samples
     from torchaudio.functional import resample as at_rate
 
-    result: Tensor = at_rate(samples, rate, SAMPLE_RATE)
+    # Less than 0.1 dB lost up to 7 kHz, and nothing above 8.1 kHz folded down: the defaults fold
+    # 8.5 kHz to 7.5 kHz 11 dB down only.
+    result: Tensor = at_rate(
+        samples,
+        rate,
+        SAMPLE_RATE,
+        lowpass_filter_width=64,
+        rolloff=0.9476,
+        resampling_method="sinc_interp_kaiser",
+        beta=14.77,
+    )
     return result
 
 

@@ -15,7 +15,7 @@ from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import MANIFEST, read_json_object
 from omniforcing.core.layout import SAMPLE_RATE
 from omniforcing.core.pair import Media
-from omniforcing.data.captions import find_captions
+from omniforcing.data.captions.files import find_captions
 from omniforcing.data.sources import VIDEO_SUFFIXES
 from omniforcing.evaluation.measures.curves import Array, motion_curve, onset_curve
 from omniforcing.media.format import ClipFormat

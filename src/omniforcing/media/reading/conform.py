@@ -18,7 +18,7 @@ from omniforcing.core.pair import Media, Pair
 from omniforcing.media.format import ClipFormat
 from omniforcing.media.reading.frames.colour import convert
 from omniforcing.media.reading.frames.picture import Picture
-from omniforcing.media.reading.pictures import EPSILON, LOOK_AHEAD, PictureReader
+from omniforcing.media.reading.pictures import EPSILON, LOOK_AHEAD, PictureReader, sizes
 from omniforcing.media.reading.probe import probe
 from omniforcing.media.reading.sound import Samples, Sound, read_sound
 from omniforcing.media.reading.tracks import MediaInfo, PathOrBytes, Rejected
@@ -58,7 +58,13 @@ class ClipCutter:
     ) -> None:
         self.form, self._source = form, source
         self.info: MediaInfo = info or probe(source, language)
-        self._box = crop_box((self.info.height, self.info.width), self.info.aspect, form)
+        self._box: tuple[int, int, int, int] | None = None
+        try:
+            self._box = crop_box((self.info.height, self.info.width), self.info.aspect, form)
+        except Rejected:
+            # Recorders of calls begin small and grow: each clip is judged by what it shows.
+            if not self._grows():
+                raise
         # The first clip starts with the first frame at which both streams have begun, and the last
         # ends before either ends: the picture may be held for half an output frame, the sound
         # padded for a whole one.
@@ -73,6 +79,16 @@ class ClipCutter:
                 f"picture and sound share {end - self._origin:.2f} s, "
                 f"a clip lasts {form.seconds} s",
             )
+
+    def _grows(self) -> bool:
+        """Whether a later picture is large enough."""
+        for height, width in sizes(self._source, self.info):
+            try:
+                crop_box((height, width), self.info.aspect, self.form)
+            except Rejected:
+                continue
+            return True
+        return False
 
     def start(self, cut: int) -> float:
         """Return the time of the first frame of a cut, in seconds on the file's clock."""
@@ -90,6 +106,8 @@ class ClipCutter:
         Raises:
             Rejected: if frames or sound cannot be decoded.
         """
+        if cut >= self.cuts:  # of a file that was replaced since it was listed
+            raise Rejected("media.too-short", f"it holds {self.cuts} clips")
         return Pair(self._frames(self.start(cut)), self._samples(cut))
 
     @cached_property
@@ -117,7 +135,7 @@ class ClipCutter:
         pixels = picture.pixels(self._reader.reformatter)
         box = self._box
         changed = pixels.shape[:2] != (self.info.height, self.info.width)
-        if changed or picture.wider != 1:
+        if box is None or changed or picture.wider != 1:
             # Size and shape may change on the way: players fit each picture into the same window.
             box = crop_box(pixels.shape[:2], self.info.aspect * picture.wider, self.form)
         assert picture.colour is not None

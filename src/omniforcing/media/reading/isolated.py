@@ -68,10 +68,12 @@ class Isolated:
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, os.getpid()), daemon=True)
-        self._process.start()
+        mine, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, os.getpid()), daemon=True)
+        process.start()
         theirs.close()
+        # Only now: what did not start cannot be ended.
+        self._connection, self._process = mine, process
 
     def _exit_code(self) -> int | None:
         self._process.join(5)

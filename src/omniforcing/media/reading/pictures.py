@@ -78,6 +78,24 @@ def first_picture(source: PathOrBytes, tracks: Tracks) -> FirstPicture:
         return FirstPicture(picture.time, height, width, aspect, words, picture.interlaced)
 
 
+def sizes(source: PathOrBytes, info: MediaInfo) -> Iterator[tuple[int, int]]:
+    """Yield height and width of the pictures at which decoding can begin, upright."""
+    with open_container(source, info.edits is not None) as container:
+        video = container.streams[info.video_index]
+        codec, crop = video.codec_context, info.stated.crop
+        codec.thread_count = 1
+        for packet in demux(container, [video]):
+            if packet.size and not packet.is_keyframe:
+                continue
+            try:
+                frames = decode_packet(codec, packet)
+            except av.FFmpegError:
+                continue
+            for frame in frames:
+                size = frame.height - crop.top - crop.bottom, frame.width - crop.left - crop.right
+                yield size[::-1] if orientation(frame)[0] else size
+
+
 def decode(
     container: Any, tracks: Tracks | MediaInfo, head: int | None = None
 ) -> Iterator[Picture]:

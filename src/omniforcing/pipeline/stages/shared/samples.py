@@ -30,6 +30,11 @@ def log_samples(
     folder.mkdir(exist_ok=True)
     for index, caption in enumerate(captions):
         clip = media.map(lambda x, i=index: x[i].numpy())
-        name = re.sub(r"[^\w.,-]+", "_", caption)[:60]
-        write_mp4(folder / f"{index}_{name}.mp4", clip)
+        write_mp4(folder / sample_name(index, caption), clip)
     stage.log_artifact(folder, "samples")
+
+
+def sample_name(index: int, caption: str) -> str:
+    """Name a sample's file after its caption, whatever characters that has."""
+    plain = re.sub(r"[^\w.,-]+", "_", caption)[:60]
+    return f"{index}_{plain}.mp4"

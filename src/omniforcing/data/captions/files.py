@@ -16,9 +16,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.files import holds
+from omniforcing.data.captions.names import (
+    BESIDE,
+    Beside,
+    forms_of_files,
+    forms_of_name,
+    meaning,
+    same_name,
+)
 from omniforcing.data.rejects import printable
 from omniforcing.media.reading.tracks import Rejected
 
@@ -26,14 +34,9 @@ FORMATS = (".json", ".jsonl", ".csv", ".tsv")
 # Names of columns and fields as this and other tools write them, in any case; the first found wins.
 VIDEO_COLUMNS = ("video", "video_path", "file_name", "filename", "file_path", "file", "path")
 CAPTION_COLUMNS = ("caption", "text", "prompt")
-BESIDE = (".txt", ".caption")  # a JSON beside a video is read where neither is there
 DELIMITERS = ",;\t|"
 SHOWN_COLUMNS = 8  # that an error names
-
-
-def same_name(name: str) -> str:
-    """Normalise a relative file name, so that names in captions and of files compare equal."""
-    return unicodedata.normalize("NFC", name.strip().replace("\\", "/").removeprefix("./"))
+csv.field_size_limit(1 << 30)  # a long caption is judged as a caption
 
 
 @dataclass
@@ -49,7 +52,7 @@ class Captions:
     file: Path | None = None
     texts: dict[str, str] = field(default_factory=dict)
     repeated: set[str] = field(default_factory=set)
-    _listed: dict[Path, list[Path]] = field(default_factory=dict, repr=False)
+    _listed: dict[Path, Beside] = field(default_factory=dict, repr=False)
 
     def add(self, name: str, caption: str) -> None:
         """Keep the caption of a normalised name; a second, different one is a contradiction."""
@@ -83,10 +86,8 @@ class Captions:
     def _beside(self, video: Path) -> tuple[str, str]:
         """Return a further word about a missing caption, and the caption beside a video, or ''."""
         if video.parent not in self._listed:
-            files = [path for path in video.parent.iterdir() if path.is_file()]
-            self._listed[video.parent] = sorted(files)
-        stems = (video.stem, video.name)  # a.txt and a.mp4.txt
-        found = [path for path in self._listed[video.parent] if path.stem in stems]
+            self._listed[video.parent] = Beside(video.parent)
+        found = self._listed[video.parent].of(video)
         plain = [path for path in found if path.suffix.lower() in BESIDE]
         texts = {path: clean(_read(path), path.name) for path in plain}
         given = {path: text for path, text in texts.items() if text}
@@ -114,56 +115,14 @@ class Captions:
         """
         videos = [same_name(name) for name in videos]
         own = {*videos, *map(same_name, others)} & self.texts.keys()
-        forms = _forms_of_files(videos)
+        forms = forms_of_files(videos)
         for key in sorted(self.texts.keys() - own):
-            meant = _meant(_forms_of_name(key, folder), forms)
+            meant = meaning(forms_of_name(key, folder), forms)
             if meant is None or meant in own:
                 continue
             self.add(meant, self.texts.pop(key))
             if key in self.repeated:
                 self.repeated.add(meant)
-
-
-# --- names ---
-
-
-def _forms_of_files(videos: list[str]) -> list[dict[str, set[str]]]:
-    """Index videos by their name in any case, without suffix, and without folders."""
-    indices: list[dict[str, set[str]]] = [{}, {}, {}, {}, {}]
-    for video in videos:
-        whole, last = video.casefold(), video.rpartition("/")[2].casefold()
-        short, last_short = whole.rpartition(".")[0], last.rpartition(".")[0]
-        for index, form in zip(indices, (video, whole, short, last, last_short), strict=True):
-            index.setdefault(form, set()).add(video)
-    return indices
-
-
-def _forms_of_name(name: str, folder: Path) -> list[str]:
-    """List the forms that a name may have as a video's, the likeliest first."""
-    plain = name
-    if name.lower().startswith("file:") or "%" in name:
-        plain = same_name(unquote(re.sub(r"(?i)^file:(//[^/]*)?", "", name)))
-    forms: list[str] = []
-    for form in dict.fromkeys((name, plain)):
-        for root in dict.fromkeys((folder.absolute(), folder.resolve())):
-            front = same_name(str(root)).rstrip("/") + "/"
-            if form.startswith(front):
-                forms.append(form.removeprefix(front))
-        parts = [part for part in form.split("/") if part not in ("", ".")]
-        forms += ["/".join(parts[first:]) for first in range(len(parts))]
-    return list(dict.fromkeys(forms))
-
-
-def _meant(forms: list[str], indices: list[dict[str, set[str]]]) -> str | None:
-    """Return the only video that the forms of a name fit; None if there is none, or several."""
-    for index in indices:
-        for form in forms:
-            fitting = index.get(form) or index.get(form.casefold()) or set()
-            if len(fitting) == 1:
-                return next(iter(fitting))
-            if fitting:
-                return None
-    return None
 
 
 def missing_videos(captions: Captions, names: Iterable[str]) -> list[str]:
@@ -248,8 +207,15 @@ def find_captions(folder: Path, named: str | None) -> Captions:
             )
         return read_captions(path)
     usual = {f"captions{suffix}" for suffix in FORMATS}
-    files = sorted(folder.iterdir())
-    found = [path for path in files if path.name.lower() in usual and path.is_file()]
+    try:
+        files = sorted(folder.iterdir())
+    except OSError as error:
+        raise OmniForcingError(
+            "file.unreadable",
+            f"{folder} cannot be listed ({error.strerror}); "
+            "correct clips.folder, or its permissions",
+        ) from error
+    found = [path for path in files if path.name.lower() in usual and holds(path, Path.is_file)]
     if len(found) > 1:
         raise OmniForcingError(
             "data.several-caption-files",
@@ -319,10 +285,18 @@ def _add(captions: Captions, where: str, entry: Any) -> None:
     captions.add(same_name(video), caption)
 
 
+class _Object(dict[str, Any]):
+    """An object that remembers names which stand in it twice."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.pairs = pairs
+
+
 def _loads(path: Path, where: str, text: str) -> Any:
     try:
         # Not strict: a bare control character in a caption is judged with the caption.
-        return json.loads(text, strict=False)
+        return json.loads(text, strict=False, object_pairs_hook=_Object)
     except (ValueError, RecursionError) as error:
         raise OmniForcingError(
             "data.malformed-captions", f"{path}, {where}: not json ({error}); mend or remove it"
@@ -331,8 +305,8 @@ def _loads(path: Path, where: str, text: str) -> Any:
 
 def _json(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     content = _loads(path, "the whole file", text)
-    if isinstance(content, dict):
-        content = [{"video": video, "caption": caption} for video, caption in content.items()]
+    if isinstance(content, _Object):
+        content = [{"video": video, "caption": caption} for video, caption in content.pairs]
     if not isinstance(content, list):
         raise OmniForcingError(
             "data.malformed-captions",
