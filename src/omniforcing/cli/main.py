@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from collections.abc import Sequence
@@ -75,10 +74,6 @@ def main(words: Sequence[str] | None = None) -> None:
         SystemExit: with 0 on success, 2 after an error, which is printed as one sentence, or 130
             after Ctrl-C.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # A caption may hold what a terminal's encoding lacks.
-            stream.reconfigure(errors="backslashreplace")
     instruction = os.environ.get(COMPLETION_VARIABLE)
     if instruction:
         sys.exit(shell_complete(omniforcing, {}, NAME, COMPLETION_VARIABLE, instruction))
