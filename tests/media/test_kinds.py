@@ -12,7 +12,9 @@ from benchmarks.ingest.fields import fields
 from benchmarks.ingest.further import further
 from benchmarks.ingest.kinds import AAC, X264, Kind, Sources, encoded, ffmpeg
 from omniforcing.core.config import project_root
+from omniforcing.media.format import ClipFormat
 from omniforcing.media.reading.clock import demux
+from omniforcing.media.reading.conform import ClipCutter
 from omniforcing.media.reading.probe import probe
 from tests.support.refusals import refuses
 
@@ -80,3 +82,22 @@ def test_an_encrypted_file_is_called_so(tmp_path: Path) -> None:
     make_file(tmp_path / "a.mp4", Sources(tmp_path))
     with refuses("media.encrypted", "key"):
         probe(tmp_path / "a.mp4")
+
+
+def test_of_a_recording_that_begins_small_the_large_clips_are_taken(tmp_path: Path) -> None:
+    sources, parts = Sources(tmp_path), []
+    for cut, size in (("-t 2", "64:40"), ("-ss 2 -t 4", "256:160")):
+        part = tmp_path / f"{size[:2]}.ts"
+        coders = f"-vf scale={size} {X264} -g 24 -c:a mp2"
+        ffmpeg(cut, "-i", sources.video(24), cut, "-i", sources.audio(), coders, part)
+        parts.append(part.read_bytes())
+    form, grown = ClipFormat(160, 256, 2), tmp_path / "grown.ts"
+    grown.write_bytes(b"".join(parts))
+    cutter = ClipCutter(grown, form)
+    with refuses("media.too-small", "64"):
+        cutter.clip(0)
+    assert cutter.cuts >= 2 and cutter.clip(1).video.shape == (49, 160, 256, 3)
+    with refuses("media.too-short", cutter.cuts):  # of a file that was replaced by a shorter one
+        cutter.clip(cutter.cuts)
+    with refuses("media.too-small", "64"):
+        ClipCutter(tmp_path / "64.ts", form)
