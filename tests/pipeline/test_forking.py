@@ -234,7 +234,8 @@ from omniforcing.pipeline.forking import fork_server
 with fork_server(threads=1):
     subprocess.run([sys.executable, "-m", "omniforcing", "stage", "clips"], check=True)
     time.sleep(1)
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime, file=sys.stderr)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(used.ru_utime + used.ru_stime, file=sys.stderr)
 """
 
 
