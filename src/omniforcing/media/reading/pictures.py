@@ -24,6 +24,7 @@ from omniforcing.media.reading.frames.colour import describe
 from omniforcing.media.reading.frames.fields import deinterlaced, woven
 from omniforcing.media.reading.frames.picture import Picture
 from omniforcing.media.reading.frames.upright import orientation, refuse_stretched
+from omniforcing.media.reading.stated import Crop
 from omniforcing.media.reading.tracks import (
     HEAD_PACKETS,
     MediaInfo,
@@ -67,13 +68,9 @@ def first_picture(source: PathOrBytes, tracks: Tracks) -> FirstPicture:
             raise Rejected("media.undecodable-frames", "no frame at its head can be decoded")
         frame = picture.frame
         aspect = float(stream.sample_aspect_ratio or 1) or 1.0
-        crop = tracks.stated.crop
-        height = frame.height - crop.top - crop.bottom
-        width = frame.width - crop.left - crop.right
-        turned = orientation(frame)[0]
+        turned, (height, width) = orientation(frame)[0], _size(frame, tracks.stated.crop)
         refuse_stretched(frame, aspect)
-        if turned:
-            height, width, aspect = width, height, 1 / aspect
+        aspect = 1 / aspect if turned else aspect
         words = describe(frame, tracks.stated.tags).words
         return FirstPicture(picture.time, height, width, aspect, words, picture.interlaced)
 
@@ -92,8 +89,14 @@ def sizes(source: PathOrBytes, info: MediaInfo) -> Iterator[tuple[int, int]]:
             except av.FFmpegError:
                 continue
             for frame in frames:
-                size = frame.height - crop.top - crop.bottom, frame.width - crop.left - crop.right
-                yield size[::-1] if orientation(frame)[0] else size
+                yield _size(frame, crop)
+
+
+def _size(frame: Any, crop: Crop) -> tuple[int, int]:
+    """Return height and width of a frame as it is shown, upright."""
+    height = frame.height - crop.top - crop.bottom
+    width = frame.width - crop.left - crop.right
+    return (width, height) if orientation(frame)[0] else (height, width)
 
 
 def decode(
