@@ -205,7 +205,7 @@ def serving(engine: Any, beside: Any = None, **limits: Any) -> Iterator[str]:
     import uvicorn
 
     from omniforcing.serving.app import build_app
-    from omniforcing.serving.protocol import Limits
+    from omniforcing.serving.protocol.messages import Limits
     from omniforcing.serving.serve import listen
     from omniforcing.serving.service import Service
 

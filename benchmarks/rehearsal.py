@@ -51,7 +51,7 @@ from omniforcing.pipeline.config import load_config
 from omniforcing.pipeline.declaration import pipeline_file, stage_names
 from omniforcing.pipeline.dry_run import COPIED, OUTER_VARIABLES
 from omniforcing.pipeline.stage import run_stage
-from omniforcing.serving.protocol import SUBPROTOCOL
+from omniforcing.serving.protocol.messages import SUBPROTOCOL
 from omniforcing.streaming.engine import Engine
 
 PRESETS = {"2.0": "ltx2", "2.3": "ltx23", "2.5": "ltx25"}

@@ -68,10 +68,9 @@ def test_imports_run_one_way_and_in_no_circle() -> None:
 
 def test_rooms_and_files_stay_small() -> None:
     """A new file or line beyond this asks for a room, or a file, of its own."""
-    known = {"pipeline/planner/plan.py"}  # to be split
     for folder in {path.parent for path in MODULES} - {PACKAGE}:
         files = [path for path in folder.glob("*.py") if path.stem != "__init__"]
-        assert len(files) <= MOST_FILES, folder
+        assert len(files) <= MOST_FILES, f"{folder} has {len(files)} files; make a folder of some"
         docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
         assert docstring, f"{folder}/__init__.py does not say what the room is for"
     long = {
@@ -79,7 +78,7 @@ def test_rooms_and_files_stay_small() -> None:
         for path in MODULES
         if len(path.read_text().splitlines()) > MOST_LINES
     }
-    assert long <= known
+    assert not long, f"over {MOST_LINES} lines, split them: {sorted(long)}"
 
 
 def test_nothing_but_the_training_side_uses_a_door() -> None:

@@ -10,6 +10,7 @@ import json
 import sys
 import time
 import warnings
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,10 @@ def measure(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
         ``reject`` with a reason, or the figures of the table.
     """
     try:
-        from omniforcing.media.reading import conform
+        conform: Any = import_module("omniforcing.media.reading.conform")
     except ModuleNotFoundError:  # an older checkout
-        from omniforcing.media import conform  # type: ignore[attr-defined, no-redef]
-    form = conform.ClipFormat(wanted["height"], wanted["width"], SECONDS)  # type: ignore[attr-defined]
+        conform = import_module("omniforcing.media.conform")
+    form = conform.ClipFormat(wanted["height"], wanted["width"], SECONDS)
     begun = time.process_time()
     clips: dict[int, Any] = {}
     rejected: list[int] = []

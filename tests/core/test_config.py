@@ -18,11 +18,11 @@ from omniforcing.core.config import (
     field_docstrings,
     flatten,
     fraction,
-    merge_sources,
     project_root,
     ranged,
     to_dict,
 )
+from omniforcing.pipeline.yaml_files import merge_sources
 
 ROOT = Path(__file__).parents[2]
 
@@ -109,7 +109,16 @@ def test_later_sources_win_over_earlier_ones_and_over_defaults() -> None:
         ("others=[{radius: 1},{radius: 0}]", "config.out-of-range", ("others[1].radius", "0")),
         ("ball={radius: 100, kind: hard}", "config.out-of-range", ("ball.radius", "100")),
         ("ball.colour=green", "config.wrong-type", ("ball.colour", "green", "red", "blue")),
-        ("ball.radius=many", "config.wrong-type", ("ball.radius", "many", "the command line")),
+        ("ball.radius=many", "config.wrong-type", ("'many'", "a whole number at least 1")),
+        ("ball.radius=2.5", "config.wrong-type", ("the command line: ball.radius is 2.5",)),
+        ("ball.weight=heavy", "config.wrong-type", ("a number above 0 and below 10",)),
+        ("ball.weight=", "config.wrong-type", ("ball.weight is None", "a number")),
+        ("ball.betas=3", "config.wrong-type", ("ball.betas is 3", "a list, each a number")),
+        ("ball.spin=3", "config.wrong-type", ("ball.spin is 3", "a section", "or null")),
+        ("ball.spin=left", "config.wrong-type", ("ball.spin is 'left'", "a section")),
+        ("ball=3", "config.wrong-type", ("ball is 3", "its keys, such as ball.radius")),
+        ("ball=", "config.wrong-type", ("ball is None", "its keys")),
+        ("ball.rates=[1]", "config.wrong-type", ("ball.rates is [1]", "ball.rates.left")),
         ("ball.raduis=2", "config.unknown-key", ("ball.raduis", "'ball.radius'")),
         ("bal.radius=2", "config.unknown-key", ("the command line", "'ball")),
     ],

@@ -132,9 +132,9 @@ def test_latents_are_counted_and_drawn(latents: Path, tmp_path: Path) -> None:
 def test_folders_of_other_kinds_and_unwritable_sheets_are_one_sentence(
     shards: Path, tmp_path: Path
 ) -> None:
-    with refuses("file.not-a-folder", "gone"):
+    with refuses("file.missing", "gone"):
         inspect_folder(tmp_path / "gone")
-    with refuses("file.missing", "manifest.json"):
+    with refuses("data.wrong-folder", "manifest.json", "a clip"):
         inspect_folder(tmp_path)
     (tmp_path / "manifest.json").write_text(json.dumps({"kind": "teacher", "files": {}}))
     with refuses("data.wrong-folder", tmp_path, "teacher"):

@@ -19,7 +19,7 @@ from yaml import safe_load
 from omniforcing.cli.main import omniforcing
 from omniforcing.core.environment import OTHERS, OURS
 from omniforcing.serving.gauges import Gauges
-from omniforcing.serving.protocol import DEFAULT_PORT
+from omniforcing.serving.protocol.messages import DEFAULT_PORT
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()

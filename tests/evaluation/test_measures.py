@@ -15,8 +15,9 @@ from omniforcing.evaluation.measures.base import Figure, measure_clips
 from omniforcing.evaluation.measures.clips import Clip, Skipped, measurable, read_clips
 from omniforcing.evaluation.measures.command import Source, measure_sources
 from omniforcing.evaluation.measures.curves import RATE, events, motion_curve, onset_curve
-from omniforcing.evaluation.measures.registry import MEASURES, chosen_measures
+from omniforcing.evaluation.measures.registry import MEASURES, WITH_WEIGHTS, chosen_measures
 from omniforcing.evaluation.measures.tables import paired_difference
+from omniforcing.evaluation.report import COLUMNS
 from omniforcing.media.files import write_mp4
 from omniforcing.pocket.synthetic import SyntheticClip, make_clip
 from tests.support.refusals import refused, refuses
@@ -165,6 +166,11 @@ def test_silence_and_clipping_have_their_shares() -> None:
     found = figures([made(samples=sound)], "silent_share", "clipped_share")
     assert found["silent_share"].value == pytest.approx(0.65)  # a piece has the lone top
     assert found["clipped_share"].value == pytest.approx(800 / 32000)
+
+
+def test_no_measure_has_the_name_of_a_figure_of_the_pocket_world() -> None:
+    """A release compares the figures of both tables by name."""
+    assert not {measure.name for measure in (*MEASURES, *WITH_WEIGHTS)} & set(COLUMNS)
 
 
 def test_flatness_tells_noise_from_a_tone() -> None:

@@ -83,7 +83,7 @@ def test_an_optional_stage_gets_its_own_pipeline_when_it_is_named(
 def test_a_preset_that_lacks_a_section_or_does_not_exist_is_one_sentence(checkout: Path) -> None:
     mine = checkout / "conf" / "preset" / "mine.yaml"
     mine.write_text("clips: {}\n")
-    with refuses("config.missing-value", "mine.yaml", "'shards'"):
+    with refuses("config.missing-value", "mine.yaml", "shards, codec, latents"):
         write_pipelines(checkout, ["mine"])
     with refuses("config.unknown-preset", "'smok'", "'smoke'"):
         write_pipelines(checkout, ["smok"])
@@ -155,7 +155,7 @@ def test_a_preset_with_a_base_tracks_the_keys_there_and_its_own_sections() -> No
 def test_a_preset_with_a_base_names_every_section(checkout: Path) -> None:
     mine = checkout / "conf" / "preset" / "mine.yaml"
     mine.write_text("base: ltx2\nclips: {}\n")
-    with refuses("config.missing-value", "mine.yaml", "'shards'"):
+    with refuses("config.missing-value", "mine.yaml", "shards, codec, latents"):
         write_pipelines(checkout, ["mine"])
 
 

@@ -124,7 +124,7 @@ def test_an_interrupted_stage_continues_its_run_and_a_finished_one_begins_anew(
 
 
 def test_a_missing_input_names_the_stage_to_run(project: Path) -> None:
-    with refuses("file.missing", "data/pocket/clips", "dvc repro teacher"):
+    with refuses("file.missing", "data/pocket/clips", "run --preset pocket teacher"):
         run_stage("teacher", load_config(root=project), project, lambda _: None)
 
 

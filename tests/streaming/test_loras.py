@@ -13,7 +13,7 @@ from omniforcing.cli.streaming import stream as stream_command
 from omniforcing.model.weights.checkpoint import open_checkpoint
 from omniforcing.model.weights.lora import merged, write_lora
 from omniforcing.model.weights.writing import write_diffusers
-from omniforcing.serving.protocol import Limits
+from omniforcing.serving.protocol.messages import Limits
 from omniforcing.serving.service import Service
 from omniforcing.serving.session import Session
 from omniforcing.streaming.artifact import Artifact

@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from benchmarks.page import PatchEngine
 from omniforcing.serving.app import build_app, read_page
-from omniforcing.serving.protocol import Limits
+from omniforcing.serving.protocol.messages import Limits
 from omniforcing.serving.service import Service
 
 CSS = read_page()["page.css"]

@@ -8,16 +8,8 @@ from typing import Any
 import pytest
 
 from omniforcing.core.errors import OmniForcingError
-from omniforcing.serving.protocol import (
-    Command,
-    Limits,
-    Position,
-    Scales,
-    Start,
-    Steer,
-    compose,
-    parse,
-)
+from omniforcing.serving.protocol.messages import Command, Limits, Position, Scales, Start, Steer
+from omniforcing.serving.protocol.reading import compose, parse
 from omniforcing.streaming.request import Request
 from tests.support.refusals import check
 

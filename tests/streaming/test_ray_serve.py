@@ -18,7 +18,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from benchmarks.local_cluster import LocalCluster, free_port
-from omniforcing.serving.protocol import SUBPROTOCOL
+from omniforcing.serving.protocol.messages import SUBPROTOCOL
 from omniforcing.streaming.artifact import Artifact
 from omniforcing.streaming.engine import Engine
 from tests.support.ray_cluster import environment

@@ -19,7 +19,7 @@ import pytest
 from imageio_ffmpeg import get_ffmpeg_exe
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from omniforcing.serving.protocol import Limits
+from omniforcing.serving.protocol.messages import Limits
 from omniforcing.serving.realtime import RealtimeWire
 from omniforcing.serving.realtime_messages import SERVER
 from omniforcing.serving.service import Service

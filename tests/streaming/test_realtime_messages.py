@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from omniforcing.core.errors import OmniForcingError
-from omniforcing.serving.protocol import Limits, Position, Start, Steer
+from omniforcing.serving.protocol.messages import Limits, Position, Start, Steer
 from omniforcing.serving.realtime import RealtimeWire
 from omniforcing.serving.service import Service
 from omniforcing.streaming.engine import Engine

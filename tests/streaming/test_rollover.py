@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from omniforcing.cli import main
-from omniforcing.serving.protocol import Limits
+from omniforcing.serving.protocol.messages import Limits
 from omniforcing.serving.rollover import Alias, Rollover
 from omniforcing.serving.service import ServedModel, Service
 from omniforcing.streaming.artifact import Artifact

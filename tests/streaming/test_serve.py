@@ -28,7 +28,7 @@ from websockets.uri import parse_uri
 
 from omniforcing.codec.streaming import StreamingDecoder
 from omniforcing.media.mux import Muxer
-from omniforcing.serving.protocol import SUBPROTOCOL, Limits
+from omniforcing.serving.protocol.messages import SUBPROTOCOL, Limits
 from omniforcing.serving.service import Service
 from omniforcing.serving.session import Session
 from omniforcing.streaming.artifact import Artifact
@@ -606,7 +606,7 @@ def test_sigterm_lets_streams_go_on_for_a_while_and_ends_them_in_order(
             "serving.port-in-use",
             "port {port} of 127.0.0.1",
         ),
-        (["--port", "99999"], "serving.cannot-listen", "127.0.0.1, port 99999"),
+        (["--port", "99999"], "serving.cannot-listen", "port 99999; choose --port"),
         (["--host", "203.0.113.7", "--port", "0"], "serving.cannot-listen", "203.0.113.7"),
         (["--port", "0", "--artifact", "/nowhere"], "streaming.not-an-artifact", "/nowhere"),
     ],

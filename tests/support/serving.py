@@ -23,7 +23,7 @@ from typing import Any
 import av
 from websockets.sync.client import ClientConnection, connect
 
-from omniforcing.serving.protocol import SUBPROTOCOL
+from omniforcing.serving.protocol.messages import SUBPROTOCOL
 from tests.support.streams import PROMPT
 
 

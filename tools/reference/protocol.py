@@ -7,15 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from omniforcing.serving import realtime_messages
-from omniforcing.serving.protocol import (
-    CLIENT,
-    SERVER,
-    SUBPROTOCOL,
-    VERSION,
-    Declared,
-    Field,
-    Limits,
-)
+from omniforcing.serving.protocol.declared import CLIENT, SERVER, Declared, Field
+from omniforcing.serving.protocol.messages import SUBPROTOCOL, VERSION, Limits
 from omniforcing.serving.realtime import PATH
 from omniforcing.serving.serve import MESSAGE_BYTES
 from omniforcing.serving.session import MOST_WAITING

@@ -66,7 +66,8 @@ def refusal(error: click.ClickException) -> OmniForcingError:
     """Turn an error of click into one of ours: one sentence that names the nearest known word."""
     context = error.ctx if isinstance(error, click.UsageError) else None
     if context is None:
-        return OmniForcingError("option.malformed", _one_line(error.format_message()))
+        message = f"{_one_line(error.format_message())}; see `omniforcing --help`"
+        return OmniForcingError("option.malformed", message)
     command, path = context.command, context.command_path
     if isinstance(error, click.NoSuchOption):
         known: list[str] = []
@@ -83,6 +84,8 @@ def refusal(error: click.ClickException) -> OmniForcingError:
             "option.unknown-command", f"`{path}` has no command {error.command_name!r}{hint}"
         )
     message = _one_line(error.format_message())
+    if isinstance(command, click.Group) and not context.args and message == "missing command":
+        message = f"name a command: {', '.join(command.list_commands(context))}"
     return OmniForcingError("option.malformed", f"`{path}`: {message}; see `{path} --help`")
 
 

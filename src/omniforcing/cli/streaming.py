@@ -12,7 +12,7 @@ import click
 
 from omniforcing.cli.command import Command
 from omniforcing.core.environment import ARTIFACT_VARIABLE, TOKEN_VARIABLE
-from omniforcing.serving.protocol import DEFAULT_PORT, Limits
+from omniforcing.serving.protocol.messages import DEFAULT_PORT, Limits
 
 if TYPE_CHECKING:
     from omniforcing.streaming.command import EngineOptions

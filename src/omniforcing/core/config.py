@@ -13,18 +13,18 @@ import hashlib
 import inspect
 import json
 import math
-import os
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 
-from omniforcing.core.environment import DATA_ROOT_VARIABLE
-from omniforcing.core.errors import OmniForcingError, did_you_mean
+from omniforcing.core.errors import OmniForcingError
 
 _LEGAL = "legal"
+# What a field takes, by the name of its type.
+TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
 # No setting of ours comes near; what lies beyond is a slip such as one zero too many, typed twice.
 LARGEST = 1e12
 
@@ -218,6 +218,16 @@ class Key:
     legal: str
     about: str
 
+    @property
+    def takes(self) -> str:
+        """What the key takes, in words, such as ``a number above 0, or null``."""
+        base = self.type.removesuffix(" | None")
+        item = base.removeprefix("list[").removesuffix("]")
+        section = "a section of numbers" if self.legal else "a section"
+        words = "" if self.legal and item in ("str", "word") else TYPES.get(item, section)
+        each = "" if item == base else "a list, each "
+        return f"{each}{words} {self.legal}".strip() + (", or null" if base != self.type else "")
+
 
 def describe_keys(section: Section, prefix: str = "", legal: str = "") -> Iterator[Key]:
     """Describe every key of a section, each section before its own keys.
@@ -262,69 +272,6 @@ def field_docstrings(schema: type) -> dict[str, str]:
     return docstrings
 
 
-# --- loading ------------------------------------------------------------------------------------
-
-S = TypeVar("S", bound=Section)
-
-
-def merge_sources(schema: S, sources: Sequence[tuple[Any, str]]) -> S:
-    """Apply sources to a schema's defaults, later ones over earlier ones, and check the result.
-
-    Args:
-        schema: the defaults.
-        sources: mappings, each with the name that errors give it.
-
-    Raises:
-        ConfigError: for an unknown key (naming the nearest), a wrong type or an illegal value.
-    """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
-
-    merged = OmegaConf.structured(schema)
-    where = ""
-    try:
-        for source, name in sources:
-            where = name
-            merged = OmegaConf.merge(merged, source)
-        where = "the configuration"
-        _check_sections(merged, "")
-        made: S = OmegaConf.to_object(merged)  # type: ignore[assignment]
-    except ConfigKeyError as error:
-        key = str(error.full_key or error.key)
-        hint = did_you_mean(key, [known.key for known in describe_keys(schema)])
-        raise ConfigError("config.unknown-key", f"unknown key {key!r} in {where}{hint}") from error
-    except OmegaConfBaseException as error:
-        key = str(getattr(error, "full_key", None) or "")
-        fault = str(error).splitlines()[0]
-        place = f"{where}: {key}" if key else where
-        raise ConfigError("config.wrong-type", f"{place}: {fault}") from error
-    return made
-
-
-def _check_sections(node: Any, key: str) -> None:
-    """Build every section of a merged configuration, innermost first.
-
-    A section knows only its own keys: here a refused one gets its whole dotted name.
-    """
-    from omegaconf import DictConfig, ListConfig, OmegaConf
-
-    if isinstance(node, DictConfig):
-        for name, child in node.items():
-            _check_sections(child, f"{key}.{name!s}" if key else str(name))
-    elif isinstance(node, ListConfig):
-        for index, child in enumerate(node):
-            _check_sections(child, f"{key}[{index}]")
-    else:
-        return
-    try:
-        OmegaConf.to_object(node)
-    except FieldError as error:
-        full_key = f"{key}.{error.key}" if key else error.key
-        if error.missing:
-            raise ConfigError("config.missing-value", f"{full_key} {error.fault}") from None
-        raise ConfigError("config.out-of-range", f"{full_key} {error.fault}") from None
-
-
 # --- places -------------------------------------------------------------------------------------
 
 
@@ -342,15 +289,6 @@ def project_root() -> Path:
         "config.no-checkout",
         "no conf/config.yaml in this folder or any above it; run from the project's checkout",
     )
-
-
-def data_root(root: Path) -> Path:
-    """Return the folder of ``data``, ``.work`` and the tracking store.
-
-    That is the checkout, or the folder that OMNIFORCING_DATA_ROOT names: a job on a cluster runs
-    from a copy of the code, and its data must not lie in that copy.
-    """
-    return Path(os.environ.get(DATA_ROOT_VARIABLE, root))
 
 
 # --- values -------------------------------------------------------------------------------------

@@ -62,6 +62,15 @@ OTHERS = {
 }
 
 
+def data_root(root: Path) -> Path:
+    """Return the folder of ``data``, ``.work`` and the tracking store.
+
+    That is the checkout, or the folder that OMNIFORCING_DATA_ROOT names: a job on a cluster runs
+    from a copy of the code, and its data must not lie in that copy.
+    """
+    return Path(os.environ.get(DATA_ROOT_VARIABLE, root))
+
+
 def decline_telemetry() -> None:
     """Keep MLflow from reporting how it is used; it decides when it is imported."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

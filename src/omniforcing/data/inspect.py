@@ -52,17 +52,20 @@ def inspect_folder(folder: Path, out: Path | None = None) -> str:
         OmniForcingError: if the folder is of another kind, a shard is damaged, or the sheet cannot
             be written.
     """
+    kinds = f"the output folder of {', '.join(MEMBERS)}, or a clip"
     if not folder.is_dir():
+        raise OmniForcingError("file.missing", f"{folder} does not exist; give {kinds}")
+    if not (folder / MANIFEST).is_file():
         raise OmniForcingError(
-            "file.not-a-folder",
-            f"{folder} is not a folder; give the output folder of {', '.join(MEMBERS)}",
+            "data.wrong-folder",
+            f"{folder} is no stage's output, it has no {MANIFEST}; give {kinds}",
         )
     manifest = read_json_object(folder / MANIFEST)
     kind = manifest.get("kind")
     if kind not in MEMBERS:
         raise OmniForcingError(
             "data.wrong-folder",
-            f"{folder} holds {kind or 'something else'}; inspect shows {', '.join(MEMBERS)}",
+            f"{folder} holds {kind or 'something else'}; give {kinds}",
         )
     items = [
         Item(raw["__key__"], raw["txt"].decode(), json.loads(raw["json"]))

@@ -20,7 +20,7 @@ from omniforcing.core.environment import (
 )
 from omniforcing.doctor.finding import Finding
 from omniforcing.doctor.package import is_installed, torch_build
-from omniforcing.serving.protocol import DEFAULT_PORT
+from omniforcing.serving.protocol.messages import DEFAULT_PORT
 
 MLFLOW_PORT = 5000  # of `make ui`
 LEAST_FREE = 10**9  # bytes; the outputs and the DVC cache of preset pocket take 0.6 GB

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-from omniforcing.core.config import ConfigError, data_root, project_root
+from omniforcing.core.config import ConfigError, project_root
+from omniforcing.core.environment import data_root
 from omniforcing.doctor import machine, package
 from omniforcing.doctor.finding import Finding
 

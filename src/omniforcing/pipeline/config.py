@@ -12,7 +12,6 @@ from omniforcing.core.config import (
     ConfigError,
     FieldError,
     Section,
-    merge_sources,
     project_root,
     ranged,
     to_dict,
@@ -31,7 +30,7 @@ from omniforcing.distill.config import (
 from omniforcing.evaluation.config import EvaluateConfig
 from omniforcing.model.config import StudentConfig
 from omniforcing.pipeline.cluster.config import ClusterConfig
-from omniforcing.pipeline.yaml_files import check_types, read_overrides, read_yaml
+from omniforcing.pipeline.yaml_files import check_types, merge_sources, read_overrides, read_yaml
 from omniforcing.streaming.config import ExportConfig
 from omniforcing.training.config import CausalDecoderConfig, TrainerConfig
 

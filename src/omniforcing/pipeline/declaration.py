@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omniforcing.core.config import data_root, digest, to_dict
+from omniforcing.core.config import digest, to_dict
+from omniforcing.core.environment import data_root
 from omniforcing.core.errors import OmniForcingError, did_you_mean
 from omniforcing.core.files import folder_digest
 from omniforcing.pipeline.code import SOURCES, CodeBase
@@ -134,9 +135,10 @@ class Declaration:
         """
         for path in self.inputs:
             if not (data_root(root) / path).exists():
+                command = f"omniforcing run --preset {Path(path).parts[1]} {self.name}"
                 raise OmniForcingError(
                     "file.missing",
-                    f"{path} is missing, which {self.name} reads; run `dvc repro {self.name}`",
+                    f"{path} is missing, which {self.name} reads; `{command}` makes it first",
                 )
         return {path: folder_digest(data_root(root) / path) for path in self.inputs}
 
@@ -224,19 +226,18 @@ def check_preset(root: Path, preset: str) -> None:
     DVC refuses to run a stage with a parameter that its file lacks.
 
     Raises:
-        OmniForcingError: naming the first key that is missing.
+        OmniForcingError: naming the keys that are missing.
     """
     specs = read_specs(root)
     for file in preset_files(root, preset):
         named = read_names(root / file)
-        for spec in specs:
-            for key in tracked_keys(root, preset, spec.keys)[file]:
-                if not _has(named, key):
-                    raise OmniForcingError(
-                        "config.missing-value",
-                        f"{root / file} lacks {key!r}, which DVC tracks; "
-                        "name it there, if nothing differs with {}",
-                    )
+        tracked = [key for spec in specs for key in tracked_keys(root, preset, spec.keys)[file]]
+        if missing := [key for key in dict.fromkeys(tracked) if not _has(named, key)]:
+            raise OmniForcingError(
+                "config.missing-value",
+                f"{root / file} lacks {', '.join(missing)}, which DVC tracks; "
+                "name them there, where nothing differs with {}",
+            )
 
 
 def tracked_keys(root: Path, preset: str, keys: Iterable[str]) -> dict[str, list[str]]:

@@ -22,8 +22,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from omniforcing.core.config import data_root, project_root
-from omniforcing.core.environment import die_with_parent, git_commit
+from omniforcing.core.config import project_root
+from omniforcing.core.environment import data_root, die_with_parent, git_commit
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import (
     MANIFEST,

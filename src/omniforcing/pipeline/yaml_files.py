@@ -2,7 +2,8 @@
 
 DVC decides by its own reading of a preset whether a stage runs again, and records it in
 ``dvc.lock``. A value that a stage reads differently would be recorded as what it never was, so it
-is refused, and with it every value that is converted to the type of its key.
+is refused, and with it every value that is converted to the type of its key. Sources are merged
+here too, into one configuration.
 """
 
 from __future__ import annotations
@@ -14,11 +15,18 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from omniforcing.core.config import ConfigError
+from omniforcing.core.config import (
+    TYPES,
+    ConfigError,
+    FieldError,
+    Section,
+    describe_keys,
+)
+from omniforcing.core.errors import did_you_mean
 
-_NAMES: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number"}
+S = TypeVar("S", bound=Section)
 
 
 def read_yaml(path: Path) -> dict[Any, Any]:
@@ -114,6 +122,87 @@ def read_overrides(items: Sequence[str]) -> Any:
     return OmegaConf.from_dotlist(list(items))
 
 
+def merge_sources(schema: S, sources: Sequence[tuple[Any, str]]) -> S:
+    """Apply sources to a schema's defaults, later ones over earlier ones, and check the result.
+
+    Args:
+        schema: the defaults.
+        sources: mappings, each with the name that errors give it.
+
+    Raises:
+        ConfigError: for an unknown key (naming the nearest), a wrong type or an illegal value.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+    merged = OmegaConf.structured(schema)
+    where = ""
+    try:
+        for source, name in sources:
+            where = name
+            merged = OmegaConf.merge(merged, source)
+        where = "the configuration"
+        _check_sections(merged, "")
+        made: S = OmegaConf.to_object(merged)  # type: ignore[assignment]
+    except ConfigKeyError as error:
+        key = str(error.full_key or error.key)
+        hint = did_you_mean(key, [known.key for known in describe_keys(schema)])
+        raise ConfigError("config.unknown-key", f"unknown key {key!r} in {where}{hint}") from error
+    except OmegaConfBaseException as error:
+        fault = str(error).splitlines()[0]
+        told = _wrong_type(schema, source, str(getattr(error, "full_key", None) or ""), fault)
+        raise ConfigError("config.wrong-type", f"{where}: {told}") from error
+    return made
+
+
+def _wrong_type(schema: Section, source: Any, key: str, fault: str) -> str:
+    """Say which key of a source has a value of another type, and what the key takes."""
+    from omegaconf import OmegaConf
+
+    given, known = OmegaConf.create(source), {key.key: key for key in describe_keys(schema)}
+    if not key:
+        # omegaconf names no key where a section should be; parents come before their children.
+        sections = (name for name, each in known.items() if each.takes.startswith("a section"))
+        for name in sections:
+            value = OmegaConf.select(given, name, default=OmegaConf.create())
+            if not OmegaConf.is_dict(value) and value is not known[name].default:
+                key = name
+                break
+    if key not in known:
+        return f"{key}: {fault}" if key else fault
+    value = OmegaConf.select(given, key)
+    if OmegaConf.is_config(value):
+        value = OmegaConf.to_container(value)
+    if isinstance(known[key].default, Section):
+        first = next(name for name in known if name.startswith(f"{key}."))
+        return f"{key} is {value!r}; it is a section: set its keys, such as {first}"
+    return f"{key} is {value!r}; it must be {known[key].takes}"
+
+
+def _check_sections(node: Any, key: str) -> None:
+    """Build every section of a merged configuration, innermost first.
+
+    A section knows only its own keys: here a refused one gets its whole dotted name.
+    """
+    from omegaconf import DictConfig, ListConfig, OmegaConf
+
+    if isinstance(node, DictConfig):
+        for name, child in node.items():
+            _check_sections(child, f"{key}.{name!s}" if key else str(name))
+    elif isinstance(node, ListConfig):
+        for index, child in enumerate(node):
+            _check_sections(child, f"{key}[{index}]")
+    else:
+        return
+    try:
+        OmegaConf.to_object(node)
+    except FieldError as error:
+        full_key = f"{key}.{error.key}" if key else error.key
+        if error.missing:
+            raise ConfigError("config.missing-value", f"{full_key} {error.fault}") from None
+        raise ConfigError("config.out-of-range", f"{full_key} {error.fault}") from None
+
+
 def check_types(given: Any, made: Any, where: str, key: str = "") -> None:
     """Refuse values that had to be converted to the type of their key.
 
@@ -141,9 +230,11 @@ def check_types(given: Any, made: Any, where: str, key: str = "") -> None:
         if isinstance(made, str):
             wanted = f"text; quote what you mean, as in {_form(str(given), key, where)}"
         elif isinstance(given, str):
-            wanted = f"{_NAMES[type(made)]}; write it without quotes, as in {made!r}".lower()
+            wanted = (
+                f"{TYPES[type(made).__name__]}; write it without quotes, as in {made!r}".lower()
+            )
         else:
-            wanted = _NAMES.get(type(made), "another type")
+            wanted = TYPES.get(type(made).__name__, "another type")
         raise ConfigError("config.wrong-type", f"{where}: {key} is {given!r}; it must be {wanted}")
 
 

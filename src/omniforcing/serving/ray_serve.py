@@ -45,7 +45,7 @@ from omniforcing.core.environment import TOKEN_VARIABLE
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.model.options import with_speed_ups
 from omniforcing.serving.app import build_app
-from omniforcing.serving.protocol import Limits
+from omniforcing.serving.protocol.messages import Limits
 from omniforcing.serving.rollover import Alias, Rollover
 from omniforcing.serving.service import Service
 from omniforcing.streaming.artifact import Artifact

@@ -1,7 +1,7 @@
 """The second wire: ``/v1/realtime/video`` of vLLM-Omni, whose clients may use this server.
 
 Written from its published messages, those of release 0.30.0 and, for pacing and sound, of its later
-recipes. Each is translated into a message of ``protocol.py`` and back, so that a session does the
+recipes. Each is translated into a message of ``protocol`` and back, so that a session does the
 same whichever wire it speaks. docs/reference/protocol.md says what differs from theirs.
 """
 
@@ -16,7 +16,8 @@ from typing import Any
 from omniforcing.core.errors import OmniForcingError, quoted
 from omniforcing.core.layout import FPS
 from omniforcing.media.picture import picture_alone
-from omniforcing.serving.protocol import Command, Message, ProtocolError, build, read_object
+from omniforcing.serving.protocol.messages import Command, Message, ProtocolError
+from omniforcing.serving.protocol.reading import build, read_object
 from omniforcing.serving.realtime_messages import (
     CLIENT,
     read_event,
@@ -111,7 +112,7 @@ class RealtimeWire:
     # --- to the client ---
 
     def compose(self, kind: str, values: Mapping[str, Any]) -> list[str]:
-        """Write a message of ``protocol.SERVER`` as theirs; some have no counterpart."""
+        """Write a message of ``protocol.declared.SERVER`` as theirs; some have no counterpart."""
         match kind:
             case "started":
                 return self._begin(values)

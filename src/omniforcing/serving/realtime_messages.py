@@ -16,16 +16,9 @@ from typing import Any
 
 from omniforcing.core.errors import quoted
 from omniforcing.core.layout import FPS
-from omniforcing.serving.protocol import (
-    Declared,
-    Field,
-    Limits,
-    Position,
-    ProtocolError,
-    Start,
-    build,
-    read_field,
-)
+from omniforcing.serving.protocol.declared import Declared, Field
+from omniforcing.serving.protocol.messages import Limits, Position, ProtocolError, Start
+from omniforcing.serving.protocol.reading import build, read_field
 
 EVENT_CHARS = 200  # of the name of an interaction, which answers repeat
 # Fields of a start that ask for something else than this student makes, when they have a value.

@@ -21,7 +21,7 @@ from omniforcing.core.environment import TOKEN_VARIABLE
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.serving.app import build_app
 from omniforcing.serving.offline.teacher import TEACHER, OfflineTeacher
-from omniforcing.serving.protocol import Limits
+from omniforcing.serving.protocol.messages import Limits
 from omniforcing.serving.rollover import Alias, Rollover
 from omniforcing.serving.service import ServedModel, Service
 from omniforcing.streaming.command import EngineOptions, open_engine
@@ -68,8 +68,12 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server(
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
         )
-    except (OSError, OverflowError) as error:
-        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+    except OverflowError as error:
+        raise OmniForcingError(
+            "serving.cannot-listen", f"there is no port {port}; choose --port from 1 to 65535"
+        ) from error
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
             raise OmniForcingError(
                 "serving.port-in-use",
                 f"port {port} of {host} is in use; choose another one with --port",

@@ -17,7 +17,7 @@ from omniforcing.core.errors import QUOTED_CHARS, OmniForcingError
 from omniforcing.core.layout import FPS
 from omniforcing.media.marking import Mark
 from omniforcing.serving.gauges import Gauges
-from omniforcing.serving.protocol import VERSION, Limits
+from omniforcing.serving.protocol.messages import VERSION, Limits
 from omniforcing.streaming.engine import Engine
 
 # Browsers cannot set headers of a WebSocket: they offer the token as a second subprotocol.

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import suppress
 from typing import Any, TypeVar
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -16,7 +15,8 @@ from omniforcing.core.console import explain
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.layout import FPS
 from omniforcing.media.mux import Muxer, OutputBuffer
-from omniforcing.serving.protocol import (
+from omniforcing.serving.outbox import Outbox
+from omniforcing.serving.protocol.messages import (
     Command,
     Message,
     Position,
@@ -67,7 +67,7 @@ class Session:
     ) -> None:
         self._socket, self._service = socket, service
         self._wire = OwnWire(service.limits) if wire is None else wire
-        self._sending = asyncio.Lock()
+        self._out = Outbox(socket, self._wire, service.limits.idle_seconds, service.gauges)
         self._model = service.model if model is None else model
         settings = self._model.engine.settings
         self._pieces = OutputBuffer()
@@ -99,7 +99,7 @@ class Session:
             told = explain(error) or OmniForcingError(
                 "serving.fault", "the stream failed inside; the server's log says why"
             )
-            await self._send_if_open("error", **told.as_json(), fatal=True)
+            await self._out.send_if_open("error", **told.as_json(), fatal=True)
         finally:
             for watcher in self._watchers:
                 watcher.cancel()
@@ -110,16 +110,16 @@ class Session:
                 self._spans.close(reason)
         self._service.gauges.ended.labels(reason).inc()
         if reason != "vanished":
-            await self._send_if_open(
+            await self._out.send_if_open(
                 "ended",
                 reason=reason,
                 frames=self._frames_sent,
                 seconds=max(0, self._frames_sent - 1) / FPS,
             )
-            await self._close(code)
+            await self._out.close(code)
 
     async def _serve(self) -> None:
-        await self._send_json("hello", **self._service.about(self._model))
+        await self._out.send("hello", **self._service.about(self._model))
         start = await self._first_message()
         self._asked, self._paced = time.perf_counter(), start.paced
         self._lead = min(start.lead, self._lead)
@@ -127,7 +127,7 @@ class Session:
         asked = self._stream.parts.asked
         self._spans = await self._in_thread(spans.begin, self._model.mark, asked)
         request = start.request
-        await self._send_json(
+        await self._out.send(
             "started",
             mime=self._muxer.mime,
             prompt=request.prompt,
@@ -204,7 +204,7 @@ class Session:
                 )
             )
             return
-        await self._send_json("received", id=message.id)
+        await self._out.send("received", id=message.id)
         change = await self._in_thread(stream.steer, message.prompt, block, message.rewrite)
         self._report_outcome(message.id, change)
 
@@ -214,20 +214,20 @@ class Session:
         except OmniForcingError as error:  # as many as the server has LoRAs
             await self._answer_mistake(error)
             return
-        await self._send_json("received", id=message.id)
+        await self._out.send("received", id=message.id)
         self._report_outcome(message.id, change)
 
     async def _run_command(self, stream: Stream, command: str) -> None:
         if command == "stop":
             raise _SessionEnd("stopped")
         if command == "ping":
-            await self._send_json("pong")
+            await self._out.send("pong")
             return
         if command == "pause":
             stream.pause()
         else:
             stream.resume()
-        await self._send_json(f"{command}d")
+        await self._out.send(f"{command}d")
 
     async def _receive(self, seconds: float | None) -> Message | None:
         """Wait for the client's next message; return None after an image or a mistake.
@@ -262,7 +262,7 @@ class Session:
         count = await self._in_thread(self._model.engine.count_tokens, prompt)
         count.refuse_cut()
         if count.unknown:
-            await self._send_json("warning", code="codec.unknown-words", message=count.doubt)
+            await self._out.send("warning", code="codec.unknown-words", message=count.doubt)
 
     async def _take_image(self, data: bytes) -> None:
         if self._stream is not None:
@@ -282,7 +282,7 @@ class Session:
     async def _answer_mistake(self, error: OmniForcingError) -> None:
         self._mistakes += 1
         self._service.gauges.mistakes.inc()
-        await self._send_json("error", **error.as_json(), fatal=False)
+        await self._out.send("error", **error.as_json(), fatal=False)
         begun = self._stream is not None
         if self._mistakes >= self._service.limits.mistakes or not (begun or self._wire.retries):
             raise _SessionEnd("mistakes", POLICY_VIOLATION)
@@ -294,7 +294,7 @@ class Session:
             began = time.perf_counter()
             data = await self._in_thread(self._encode, chunk)
             encoded = time.perf_counter()
-            await self._send_media(data, chunk, encoded - began)
+            await self._out.send_media(data, chunk, encoded - began)
             sent = time.perf_counter()
             if self._spans is not None:
                 times = {"encode": (began, encoded), "send": (encoded, sent)}
@@ -305,7 +305,7 @@ class Session:
             if chunk.first_frame <= 1 < chunk.first_frame + len(chunk.frames):
                 self._service.gauges.first_chunk.observe(time.perf_counter() - self._asked)
         self._muxer.close()
-        await self._send_media(self._pieces.take(), None, 0.0)
+        await self._out.send_media(self._pieces.take(), None, 0.0)
         raise _SessionEnd("ended")
 
     def _allow(self, stream: Stream) -> None:
@@ -320,35 +320,6 @@ class Session:
         self._muxer.add(chunk)
         return self._pieces.take()
 
-    async def _send_media(self, data: bytes, chunk: Chunk | None, encode_s: float) -> None:
-        messages = self._wire.media(data, chunk, encode_s)
-        sending = asyncio.create_task(self._send_messages(messages))
-        try:
-            await asyncio.shield(sending)
-        except asyncio.CancelledError:
-            # A piece follows its figures in any case, also of a stream that is stopped in between.
-            await asyncio.wait([sending])
-            if not sending.cancelled():
-                sending.exception()  # retrieved, so that asyncio does not log it
-            raise
-        finally:
-            del sending  # no cycle with its exception's traceback, as in run_until_first_ends
-        pieces = (len(message) for message in messages if isinstance(message, bytes))
-        self._service.gauges.bytes.inc(sum(pieces))
-
-    async def _send_json(self, kind: str, **values: Any) -> None:
-        await self._send_messages(self._wire.compose(kind, values))
-
-    async def _send_messages(self, messages: Sequence[str | bytes]) -> None:
-        """Send messages with none of another task's between them."""
-        async with self._sending:
-            for message in messages:
-                async with asyncio.timeout(self._service.limits.idle_seconds):
-                    if isinstance(message, str):
-                        await self._socket.send_text(message)
-                    else:
-                        await self._socket.send_bytes(message)
-
     def _report_outcome(self, number: int, future: Future[Applied]) -> None:
         """Tell the client whether its prompt was applied or dropped, when that is known."""
 
@@ -356,10 +327,10 @@ class Session:
             try:
                 applied = await asyncio.wrap_future(future)
             except NotApplied as error:
-                await self._send_json("dropped", id=number, reason=str(error), code=error.code)
+                await self._out.send("dropped", id=number, reason=str(error), code=error.code)
             else:
                 self._service.gauges.prompts.inc()
-                await self._send_json(
+                await self._out.send(
                     "applied", id=number, block=applied.block, seconds=applied.seconds
                 )
 
@@ -379,14 +350,6 @@ class Session:
     async def _end_when_draining(self) -> None:
         await self._service.closing.wait()
         raise _SessionEnd("draining", GOING_AWAY)
-
-    async def _send_if_open(self, kind: str, **values: Any) -> None:
-        with suppress(WebSocketDisconnect, RuntimeError, TimeoutError):  # the client may be gone
-            await self._send_json(kind, **values)
-
-    async def _close(self, code: int) -> None:
-        with suppress(WebSocketDisconnect, RuntimeError):  # the client may have been faster
-            await self._socket.close(code)
 
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(

@@ -1,6 +1,6 @@
 """What a session's messages look like: our own protocol, or that of another server.
 
-A session acts on the messages of ``protocol.py`` alone. Its wire reads them from what the client
+A session acts on the messages of ``protocol`` alone. Its wire reads them from what the client
 sends, and writes them as what the client understands.
 """
 
@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from omniforcing.core.layout import FPS
-from omniforcing.serving.protocol import SUBPROTOCOL, Limits, Message, compose, parse
+from omniforcing.serving.protocol.messages import SUBPROTOCOL, Limits, Message
+from omniforcing.serving.protocol.reading import compose, parse
 from omniforcing.streaming.live import Chunk
 
 
@@ -34,7 +35,7 @@ class Wire(Protocol):
         ...
 
     def compose(self, kind: str, values: Mapping[str, Any]) -> list[str]:
-        """Write a message of ``protocol.SERVER`` as any number of texts."""
+        """Write a message of ``protocol.declared.SERVER`` as any number of texts."""
         ...
 
     def media(self, data: bytes, chunk: Chunk | None, encode_s: float, /) -> list[str | bytes]:
@@ -49,7 +50,7 @@ class Wire(Protocol):
 
 
 class OwnWire:
-    """The protocol of ``protocol.py`` as it stands.
+    """The protocol of ``protocol`` as it stands.
 
     Args:
         limits: what clients may ask for.

@@ -231,6 +231,12 @@ class Artifact:
             OmniForcingError: if a file or the model is missing, altered, or has another schema.
         """
         folder = artifact_folder(folder)
+        if not folder.exists():
+            raise ArtifactError(
+                "streaming.not-an-artifact",
+                f"{folder} does not exist; give the folder of an export stage, such as "
+                "data/pocket/artifact, which `omniforcing run --preset pocket` makes",
+            )
         if not (folder / SETTINGS_FILE).is_file():
             raise ArtifactError(
                 "streaming.not-an-artifact",

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
-from omniforcing.core.config import data_root
+from omniforcing.core.environment import data_root
 from omniforcing.core.errors import OmniForcingError
 
 # MLflow's own default is seven retries of two minutes each, with ever longer pauses.

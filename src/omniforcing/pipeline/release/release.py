@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omniforcing.core.config import data_root
+from omniforcing.core.environment import data_root
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.core.files import atomic_write
 from omniforcing.evaluation.measures.compare import Evaluated
