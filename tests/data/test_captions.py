@@ -270,3 +270,10 @@ def test_a_second_copy_is_rejected_and_the_captioned_one_kept(
     assert sorted(entries) == ["a.mp4", "b copy.mp4"]
     assert rejects["a (1).mp4"] == ("duplicate", "it has the same bytes as a.mp4")
     assert rejects["A.mp4"][0] == rejects["b.mp4"][0] == "no caption"
+
+
+def test_a_caption_file_that_is_missing_is_not_called_one_of_another_encoding(
+    tmp_path: Path,
+) -> None:
+    with refuses("file.unreadable", "gone.json", "No such file"):
+        read_captions(tmp_path / "gone.json")

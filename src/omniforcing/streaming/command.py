@@ -108,7 +108,8 @@ def check_target(path: Path) -> None:
     if path.suffix.lower() != ".mp4":
         raise OmniForcingError(
             "option.malformed",
-            f"{path} does not end in .mp4, the only format that is written; rename it in --out",
+            f"{path} is no name that ends in .mp4, the only format that is written; "
+            "rename it in --out",
         )
     if path.is_dir():
         raise OmniForcingError("file.is-a-folder", f"{path} is a folder; name a file in --out")

@@ -163,9 +163,13 @@ def _decoded(path: Path) -> str:
 def _read(path: Path) -> str:
     try:
         return _decoded(path)
-    except (UnicodeDecodeError, OSError) as error:
+    except UnicodeDecodeError as error:
         raise Rejected(
             "data.unreadable-caption", f"{path.name} is not UTF-8 text: {error}"
+        ) from error
+    except OSError as error:
+        raise Rejected(
+            "data.unreadable-caption", f"{path.name} cannot be read: {error.strerror}"
         ) from error
 
 
@@ -245,10 +249,16 @@ def read_captions(path: Path) -> Captions:
         )
     try:
         text = _decoded(path)
-    except (UnicodeDecodeError, OSError) as error:
+    except UnicodeDecodeError as error:
         raise OmniForcingError(
             "file.unreadable",
             f"caption file {path} cannot be read as UTF-8 text ({error}); save it as UTF-8",
+        ) from error
+    except OSError as error:
+        raise OmniForcingError(
+            "file.unreadable",
+            f"caption file {path} cannot be read: {error.strerror}; see that it exists and may "
+            "be read",
         ) from error
     captions = Captions(path)
     for where, entry in readers[path.suffix.lower()](path, text):
