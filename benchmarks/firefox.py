@@ -7,7 +7,6 @@ screen: those that BiDi takes are painted anew, and videos in them by coefficien
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -16,9 +15,10 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from benchmarks.screen import Tab, virtual_screen
 
 # A fresh profile asks nothing, calls nobody, plays sound unasked, and shows colours as a screen of
 # sRGB does.
@@ -47,7 +47,7 @@ def missing() -> list[str]:
     return [package for package, program in programs.items() if shutil.which(program) is None]
 
 
-class Page:
+class Page(Tab):
     """One tab of Firefox.
 
     Args:
@@ -56,7 +56,8 @@ class Page:
     """
 
     def __init__(self, socket: Any, display: str) -> None:
-        self._socket, self._count, self._display = socket, 0, display
+        super().__init__(display)
+        self._socket, self._count = socket, 0
         self._send("session.new", capabilities={})
         tree = self._send("browsingContext.getTree")
         self._tab = tree["contexts"][0]["context"]
@@ -89,82 +90,10 @@ class Page:
             raise RuntimeError(f"{expression}: {answer['exceptionDetails']['text']}")
         return json.loads(answer["result"].get("value", "null"))
 
-    def fill(self, selector: str, value: str) -> None:
-        """Write a value into a field of the form."""
-        self.evaluate(f"document.querySelector({selector!r}).value = {value!r}")
-
-    def click(self, selector: str) -> None:
-        """Click an element."""
-        self.evaluate(f"document.querySelector({selector!r}).click()")
-
-    def inner_text(self, selector: str) -> str:
-        """Text of an element."""
-        return str(self.evaluate(f"document.querySelector({selector!r}).innerText"))
-
-    def wait_for_timeout(self, milliseconds: float) -> None:
-        """Do nothing for a while."""
-        time.sleep(milliseconds / 1e3)
-
-    def locator(self, selector: str) -> Element:
-        """Element that a selector names."""
-        return Element(self, selector)
-
-    def screenshot(self, left: float, top: float, right: float, bottom: float) -> bytes:
-        """Picture of a part of the screen as PNG."""
-        return grab(self._display, left, top, right, bottom)
-
     def origin(self) -> tuple[float, float]:
         """Where the tab begins on the screen, whose pixels are the page's."""
         left, top = self.evaluate("[window.mozInnerScreenX, window.mozInnerScreenY]")
         return left, top
-
-
-def grab(display: str, left: float, top: float, right: float, bottom: float) -> bytes:
-    """Picture of a part of a screen as PNG."""
-    from PIL import ImageGrab
-
-    picture, file = ImageGrab.grab(xdisplay=display), io.BytesIO()
-    picture.crop((round(left), round(top), round(right), round(bottom))).save(file, "png")
-    return file.getvalue()
-
-
-@dataclass(frozen=True)
-class Element:
-    """An element of a page, named by a CSS selector."""
-
-    page: Any
-    selector: str
-
-    def screenshot(self) -> bytes:
-        """Picture of the element as PNG."""
-        sides = self.page.evaluate(
-            "(e => { e.scrollIntoView(); const { left, top, right, bottom } ="
-            " e.getBoundingClientRect(); return [left, top, right, bottom] })"
-            f"(document.querySelector({self.selector!r}))"
-        )
-        left, top = self.page.origin()
-        time.sleep(1)  # the screen shows what was scrolled to
-        sides = [side + (top if index % 2 else left) for index, side in enumerate(sides)]
-        picture: bytes = self.page.screenshot(*sides)
-        return picture
-
-
-@contextmanager
-def virtual_screen() -> Iterator[str]:
-    """Start an X server that shows its screen nowhere; gives its display."""
-    read, write = os.pipe()
-    server = subprocess.Popen(
-        ["Xvfb", "-displayfd", str(write), "-screen", "0", "1600x1200x24"],
-        stderr=subprocess.DEVNULL,
-        pass_fds=[write],
-    )
-    os.close(write)
-    try:
-        with os.fdopen(read) as answer:
-            yield f":{answer.readline().strip()}"
-    finally:
-        server.terminate()
-        server.wait()
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.firefox import Element, grab, virtual_screen
+from benchmarks.screen import Tab, virtual_screen
 
 MINI_BROWSERS = tuple(Path("/usr/lib").glob("*/webkit2gtk-4.*/MiniBrowser"))
 
@@ -29,7 +29,7 @@ def missing() -> list[str]:
     return [package for package, program in programs.items() if shutil.which(program) is None]
 
 
-class Page:
+class Page(Tab):
     """One tab of MiniBrowser.
 
     Args:
@@ -38,7 +38,8 @@ class Page:
     """
 
     def __init__(self, driver: str, display: str) -> None:
-        self._driver, self._display = driver, display
+        super().__init__(display)
+        self._driver = driver
         options = {"binary": str(MINI_BROWSERS[0]), "args": ["--automation"]}
         wanted = {"capabilities": {"alwaysMatch": {"webkitgtk:browserOptions": options}}}
         self._session = self._send("POST", "/session", wanted)["sessionId"]
@@ -67,35 +68,15 @@ class Page:
         script = {"script": f"return JSON.stringify({expression})", "args": []}
         return json.loads(self._call("POST", "/execute/sync", script) or "null")
 
-    def fill(self, selector: str, value: str) -> None:
-        """Write a value into a field of the form."""
-        self.evaluate(f"document.querySelector({selector!r}).value = {value!r}")
-
     def click(self, selector: str) -> None:
         """Click an element as a person does."""
         found = self._call("POST", "/element", {"using": "css selector", "value": selector})
         self._call("POST", f"/element/{next(iter(found.values()))}/click", {})
 
-    def inner_text(self, selector: str) -> str:
-        """Text of an element."""
-        return str(self.evaluate(f"document.querySelector({selector!r}).innerText"))
-
-    def wait_for_timeout(self, milliseconds: float) -> None:
-        """Do nothing for a while."""
-        time.sleep(milliseconds / 1e3)
-
-    def locator(self, selector: str) -> Element:
-        """Element that a selector names."""
-        return Element(self, selector)
-
     def origin(self) -> tuple[float, float]:
         """Where the page begins on the screen, in pixels: below the window's own bars."""
         left, top, bar = self.evaluate("[screenX, screenY, outerHeight - innerHeight]")
         return left, top + bar
-
-    def screenshot(self, left: float, top: float, right: float, bottom: float) -> bytes:
-        """Picture of a part of the screen as PNG."""
-        return grab(self._display, left, top, right, bottom)
 
     def close(self) -> None:
         """End the browser."""
