@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -65,6 +66,28 @@ def test_figures_as_json(
     assert values["media_s"] == 2 and values["steps"] == 2 and values["threads"] >= 1
     assert 0 < values["block_p50_s"] <= values["block_p95_s"]
     assert values["ttfc_s"] > 0
+
+
+@pytest.mark.parametrize("lacks", ["a compiler", "a folder to write"])
+def test_where_nothing_can_be_compiled_the_plain_path_streams_and_a_sentence_says_why(
+    artifact: Artifact, tmp_path: Path, lacks: str
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    changes = {
+        "a compiler": {"PATH": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")},
+        "a folder to write": {"TORCHINDUCTOR_CACHE_DIR": str(file / "cache")},
+    }[lacks]
+    words = [*options_for(artifact.folder, tmp_path / "clip.mp4"), "--speed-ups", "compiled"]
+    answer = subprocess.run(
+        [sys.executable, "-m", "omniforcing", "stream", *words, "--json"],
+        env={name: value for name, value in os.environ.items() if name != "CXX"} | changes,
+        capture_output=True,
+        text=True,
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stderr.count("speed-up compiled is left out") == 1
+    assert json.loads(answer.stdout)["speed_ups"] == []
 
 
 @pytest.mark.slow

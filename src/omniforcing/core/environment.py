@@ -90,7 +90,7 @@ def git_commit(root: Path) -> str:
         if answer.returncode == 0:
             return answer.stdout.strip()
         fault = "it has no commit yet"
-    _tell_once(f"runs of {root} are recorded without a commit: {fault}")
+    tell_once(f"runs of {root} are recorded without a commit: {fault}")
     return "unknown"
 
 
@@ -118,7 +118,8 @@ def git_fault(root: Path) -> str | None:
 
 
 @cache
-def _tell_once(sentence: str) -> None:
+def tell_once(sentence: str) -> None:
+    """Print a sentence to stderr, once in a process."""
     print(sentence, file=sys.stderr, flush=True)
 
 

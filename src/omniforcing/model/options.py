@@ -90,6 +90,11 @@ class InferenceOptions:
                 "switch layers on, or them off",
             )
 
+    @property
+    def speed_ups(self) -> tuple[str, ...]:
+        """Names of the options that are on and off by default."""
+        return tuple(name for name in OPTIONAL if getattr(self, name))
+
 
 DEFAULT = InferenceOptions()
 OPTIONAL = tuple(name for name, on in asdict(DEFAULT).items() if not on)

@@ -385,7 +385,7 @@ def stream_clip(options: StreamOptions) -> None:
             )
         if saved is not None and options.save is not None:
             saved.result().save(options.save)
-    values = figures(speed, engine.settings, options.engine.device, options.engine.speed_ups)
+    values = figures(speed, engine.settings, options.engine.device, engine.options.speed_ups)
     line = (
         json.dumps({"out": str(options.out), **values})
         if options.as_json

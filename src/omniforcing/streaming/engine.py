@@ -20,6 +20,7 @@ from omniforcing.core.layout import FPS
 from omniforcing.core.random import step_generator
 from omniforcing.media.marking import Mark
 from omniforcing.model.config import Stabiliser
+from omniforcing.model.inference.compiling import as_far_as_compilable
 from omniforcing.model.inference.cuda_streams import synchronise
 from omniforcing.model.inference.fast import accelerate
 from omniforcing.model.inference.overlay import Overlay
@@ -63,6 +64,7 @@ class Engine:
             none.
 
     Attributes:
+        options: what makes streams fast; without ``compiled`` where torch's compiler fails.
         student: causal student, with the speed-ups of its layers.
         codec: VAEs and vocoder.
         text_encoder: encoder of prompts.
@@ -87,6 +89,7 @@ class Engine:
         options.check(torch.device(device))
         self.artifact = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
         folder, self.settings = self.artifact.folder, self.artifact.settings
+        options = as_far_as_compilable(options, torch.device(device))
         self.device, self.options = device, options
         self.watermark = (
             None if watermark is None else Watermark(watermark, self.settings.sample_rate, device)
