@@ -90,6 +90,34 @@ def test_where_nothing_can_be_compiled_the_plain_path_streams_and_a_sentence_say
     assert json.loads(answer.stdout)["speed_ups"] == []
 
 
+def test_a_part_that_cannot_be_compiled_runs_plain_and_a_sentence_says_why(
+    artifact: Artifact, tmp_path: Path
+) -> None:
+    """As with a cache that was altered after the compiler was found to work."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, torch\n"
+        "def backend(graph, inputs):\n"
+        "    if len(graph.graph.nodes) > 5: raise RuntimeError('altered')\n"
+        "    return graph.forward\n"
+        "torch.compiler.set_default_backend(backend)\n"
+        "from omniforcing.cli import main\n"
+        "main(['stream', *sys.argv[1:]])\n"
+    )
+    told = []
+    for name, switches in (("plain.mp4", []), ("failing.mp4", ["--speed-ups", "compiled"])):
+        words = [*options_for(artifact.folder, tmp_path / name), *switches]
+        answer = subprocess.run(
+            [sys.executable, str(script), *words], capture_output=True, text=True
+        )
+        assert answer.returncode == 0, answer.stderr
+        told.append(answer.stderr.count("a part of the student runs uncompiled"))
+        assert "Traceback" not in answer.stderr
+    assert told == [0, 1]
+    clips = [(tmp_path / name).read_bytes() for name in ("plain.mp4", "failing.mp4")]
+    assert len(clips[0]) == pytest.approx(len(clips[1]), rel=0.01)
+
+
 @pytest.mark.slow
 def test_a_compiled_student_streams_the_same_clip(
     artifact: Artifact,

@@ -5,6 +5,7 @@ A test fails when torch's version moves.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -71,10 +72,23 @@ class OperationWatch(TorchDispatchMode):
         return result
 
 
-def allow_compilations(count: int) -> None:
-    """Let torch compile one function for ``count`` kinds of inputs; it gives up after 8.
+def set_up_compiler(count: int, told: logging.Filter) -> None:
+    """Let torch compile one function for ``count`` kinds of inputs in this thread, and go on.
 
-    The limit has no public setter, and is one for the whole process: it is raised, never lowered.
+    It gives up after 8 and raises for what it cannot compile; both settings have no public setter,
+    and hold for the thread that sets them (torch 2.13).
+
+    Args:
+        count: kinds of inputs, such as the sizes of the history.
+        told: sees what torch logs of a function that it could not compile, which then runs as it
+            is.
     """
     config = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, count)
+    # Read first: whatever is set makes torch hash all its settings anew.
+    if config.recompile_limit < count:
+        config.recompile_limit = count
+    if not config.suppress_errors:
+        config.suppress_errors = True
+    logger = logging.getLogger("torch._dynamo.convert_frame")
+    if told not in logger.filters:
+        logger.addFilter(told)

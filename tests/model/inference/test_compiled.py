@@ -5,6 +5,7 @@ and students.
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch._dynamo.utils import counters
 from benchmarks.gpu.networks import GENERATIONS
 from omniforcing.core.latents import Latents
 from omniforcing.core.layout import LAYOUTS
-from omniforcing.model.inference.fast import accelerate
+from omniforcing.model.inference.fast import COMPILED_SHAPES, accelerate
 from omniforcing.model.options import InferenceOptions
 from omniforcing.model.rollout import Rollout, RolloutConfig
 from tests.support.tiny_models import GRID, TOLERANCE, difference, features, tiny_model
@@ -64,3 +65,21 @@ def test_layers_and_later_blocks_share_what_was_compiled() -> None:
         stream(InferenceOptions(compiled=True), blocks, num_layers=layers)
         counts.append(counters["stats"]["unique_graphs"])
     assert counts[0] > 0 and counts[1] == counts[0]
+
+
+def test_a_stream_that_runs_in_a_thread_of_its_own_may_compile_as_much() -> None:
+    """Torch's settings hold for the thread that sets them, and an engine builds in another one."""
+    torch.compiler.set_default_backend("eager")
+    speed, model = InferenceOptions(compiled=True), tiny_model(3)
+    fast, text = accelerate(model, speed), features(model=model)
+    limits = []
+
+    def run() -> None:
+        noise = torch.Generator().manual_seed(3)
+        next(iter(Rollout(fast, text, CONFIG, noise, speed)))
+        limits.append(torch._dynamo.config.recompile_limit)
+
+    thread = Thread(target=run)
+    thread.start()
+    thread.join()
+    assert limits == [COMPILED_SHAPES]

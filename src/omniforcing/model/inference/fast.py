@@ -24,6 +24,7 @@ from omniforcing.core.pair import Pair
 from omniforcing.model import compat
 from omniforcing.model.attention import Positions, View
 from omniforcing.model.conditioning import AdaLNParams, KeyValue
+from omniforcing.model.inference.compiling import TOLD
 from omniforcing.model.inference.gpu import (
     ConcurrentStreams,
     CudaGraphRunner,
@@ -217,7 +218,6 @@ class FastKernels(Kernels):
         self._recorded = options.recorded and not options.compiled and device.type == "cpu"
         self._concurrent = ConcurrentStreams(device) if options.concurrent else None
         if options.compiled:
-            compat.allow_compilations(COMPILED_SHAPES)
             # Not a decorator, which would load the compiler with this module.
             self._attend = torch.compiler.disable(_attend)
 
@@ -312,6 +312,8 @@ class FastKernels(Kernels):
         return kind(core, counts, grid, sinks, growing)
 
     def context(self, device: torch.device) -> AbstractContextManager[None]:
+        if self.options.compiled:  # forwards may run in another thread than this was built in
+            compat.set_up_compiler(COMPILED_SHAPES, TOLD)
         return attention_backend(device)
 
     def runner(self, model: Callable[..., Latents]) -> Callable[..., Latents]:
