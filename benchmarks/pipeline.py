@@ -54,7 +54,7 @@ FOUNDATION = (
 # What the evaluation found that is shown; drift_margin is the margin at the end of long rollouts.
 FIGURES = ("sync_margin", "drift_margin", "ball_present")
 # Seconds between two looks at the memory of a run.
-PERIOD = 1.0
+PERIOD = 2.0
 
 
 @dataclass
