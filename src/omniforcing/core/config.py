@@ -219,6 +219,12 @@ class Key:
     about: str
 
     @property
+    def is_section(self) -> bool:
+        """Whether the key takes a section, or null instead of one."""
+        base = self.type.removesuffix(" | None")
+        return base not in TYPES and base != "word" and not base.startswith("list[")
+
+    @property
     def takes(self) -> str:
         """What the key takes, in words, such as ``a number above 0, or null``."""
         base = self.type.removesuffix(" | None")

@@ -162,7 +162,7 @@ def _wrong_type(schema: Section, source: Any, key: str, fault: str) -> str:
     given, known = OmegaConf.create(source), {key.key: key for key in describe_keys(schema)}
     if not key:
         # omegaconf names no key where a section should be; parents come before their children.
-        sections = (name for name, each in known.items() if each.takes.startswith("a section"))
+        sections = (name for name, each in known.items() if each.is_section)
         for name in sections:
             value = OmegaConf.select(given, name, default=OmegaConf.create())
             if not OmegaConf.is_dict(value) and value is not known[name].default:
