@@ -40,6 +40,19 @@ SourceBuffer.prototype.appendBuffer = function (data) {
   return append.call(this, bytes);
 };
 """
+# As a player whose first seek lasts until after the end of the stream.
+SLOW_SEEK = """
+let over = false;
+const end = MediaSource.prototype.endOfStream;
+MediaSource.prototype.endOfStream = function () {
+  setTimeout(() => { over = true; }, 1000);
+  return end.call(this);
+};
+const { get } = Object.getOwnPropertyDescriptor(HTMLMediaElement.prototype, "seeking");
+Object.defineProperty(HTMLMediaElement.prototype, "seeking", {
+  get() { return !over || get.call(this); },
+});
+"""
 # As a browser treats a hidden page that makes no sound.
 TIMERS_ONCE_A_MINUTE = """
 const every = window.setInterval;
@@ -221,6 +234,12 @@ def test_the_stream_begins_at_zero_and_plays_without_edit_lists_too(opened: Open
             wait_until(page, f"{VIDEO}.currentTime > 1", 60)
             assert page.evaluate(f"{VIDEO}.buffered.start(0)") == pytest.approx(begin, abs=1e-3)
             wait_until(page, f"{VIDEO}.ended", 60)
+
+
+def test_a_stream_that_ends_before_its_player_has_found_the_beginning_plays(opened: Open) -> None:
+    with opened(NO_EDIT_LISTS + SLOW_SEEK) as page:
+        start(page, 2)
+        wait_until(page, f"{VIDEO}.ended", 20)
 
 
 def test_a_page_whose_timers_sleep_keeps_its_stream_going(opened: Open) -> None:

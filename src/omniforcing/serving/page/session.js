@@ -121,13 +121,17 @@ export class Session {
     this.page.kept(this);
   }
   feed() {
-    if (!this.buffer || this.buffer.updating || this.media.readyState !== "open") return;
+    if (!this.buffer || this.buffer.updating || this.media.readyState === "closed") return;
+    // A stream that has ended still begins to play: the seek to its beginning can last longer.
+    if (this.media.readyState === "open") this.fill();
+    this.play();
+  }
+  fill() {
     const { buffered } = this.buffer;
     const old = this.video.currentTime - BEHIND;
     if (buffered.length && buffered.start(0) < old - BEHIND) this.buffer.remove(0, old);
     else if (this.queue.length) this.append();
     else if (this.ended) this.media.endOfStream();
-    this.play();
   }
   append() {
     try {
