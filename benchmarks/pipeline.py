@@ -1,4 +1,4 @@
-"""Run a whole pipeline twice side by side, each from scratch: two checkouts, or two settings.
+"""Run a whole pipeline twice, each from scratch: two checkouts, or two settings.
 
     python -m benchmarks.pipeline --against ../before [--preset pocket] [--foundation] [STAGE ...]
     python -m benchmarks.pipeline --change trainer.moments=bf16 [--change ...] [STAGE ...]
@@ -7,7 +7,8 @@ The second run is another checkout's, or this one's with changed keys of its pre
 ``--variant`` both train a variant of the ablation, such as adapters-16. Both are cloned
 as they are committed, use the checkout's own environment (`make env` there), and run at the same
 time, so that other work weighs on both alike; where one has ended the other has the machine to
-itself. Prints, of each,
+itself. With ``--turns`` they run one after the other, on a machine without other work, so that
+each has all cores. Prints, of each,
 
     minutes    by the clock, of each stage as the pipeline records them, and of all
     CPU        minutes of all processes of the run on CPUs, DVC's included
@@ -175,6 +176,7 @@ def side_by_side(
     share: float,
     variant: str,
     overrides: list[str],
+    turns: bool = False,
 ) -> list[Run]:
     """Run the pipelines of all checkouts at the same time; returns what each took, in order.
 
@@ -186,6 +188,7 @@ def side_by_side(
         share: of the steps of codec and teacher.
         variant: the ablation's variant that all of them train; "" for the preset itself.
         overrides: what the second one's preset changes, as ``key=value``.
+        turns: run one after the other instead.
 
     Raises:
         OmniForcingError: if one of them fails, after the others have ended.
@@ -203,7 +206,7 @@ def side_by_side(
     if overrides:
         change(folders[-1] / "conf" / "preset" / f"{preset}.yaml", overrides)
         commits[-1] += "+"
-    with ThreadPoolExecutor(len(folders)) as pool:
+    with ThreadPoolExecutor(1 if turns else len(folders)) as pool:
         runs = [
             pool.submit(measure, folder, commit, preset, options)
             for folder, commit in zip(folders, commits, strict=True)
@@ -248,6 +251,7 @@ def run() -> None:
     parser.add_argument("--preset", default="pocket")
     parser.add_argument("--foundation", action="store_true", help="train codec and teacher alone")
     parser.add_argument("--share", type=float, default=1.0, help="of codec's and teacher's steps")
+    parser.add_argument("--turns", action="store_true", help="one after the other")
     parser.add_argument("--work", type=Path, default=Path(".work/benchmarks/pipeline"))
     options = parser.parse_args()
     if not 0 < options.share <= 1:
@@ -262,7 +266,14 @@ def run() -> None:
     checkouts = [project_root(), *([project_root()] if options.change else others)]
     words = [*options.stages, *(["--foundation"] if options.foundation else [])]
     runs = side_by_side(
-        checkouts, work, options.preset, words, options.share, options.variant, options.change
+        checkouts,
+        work,
+        options.preset,
+        words,
+        options.share,
+        options.variant,
+        options.change,
+        options.turns,
     )
     write_json(work / "pipeline.json", [asdict(run) for run in runs])
     print(table(runs))

@@ -1,4 +1,4 @@
-"""Jobs beside each other: all run, a failed one is told, and none outlives its parent."""
+"""Jobs beside each other: all run, one that fails ends the others, and none outlives its parent."""
 
 import os
 import signal
@@ -11,6 +11,7 @@ import pytest
 
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.pipeline.processes import run_in_processes
+from tests.support.pool_workers import die
 from tests.support.refusals import refuses
 
 pytestmark = pytest.mark.extended
@@ -32,15 +33,16 @@ def wait_for(path: Path) -> None:
     raise AssertionError(f"{path} never came")
 
 
-def test_all_jobs_run_and_a_failed_one_is_told(tmp_path: Path) -> None:
+def test_all_jobs_run_and_the_error_of_one_ends_the_others(tmp_path: Path) -> None:
     jobs = [(leave, (tmp_path / name, name)) for name in "ab"]
     run_in_processes(jobs, "never")
     assert sorted(path.read_text() for path in tmp_path.iterdir()) == ["a", "b"]
-    with refuses("pipeline.command-failed", "half of it is missing"):
+    with refuses("data.no-clips", "there are no clips"):
         run_in_processes(
-            [(refuse, ("no",)), (leave, (tmp_path / "c", "c"))], "half of it is missing"
+            [(time.sleep, (600,)), (refuse, ("there are no clips",))], "half of it is missing"
         )
-    assert (tmp_path / "c").exists()
+    with refuses("pipeline.command-failed", "half of it is missing"):
+        run_in_processes([(time.sleep, (600,)), (die, ())], "half of it is missing")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent death signal is Linux's")

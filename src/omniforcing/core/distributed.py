@@ -90,8 +90,9 @@ def local_rows(total: int, parts: int = 1) -> Rows:
     if total % (world_size() * parts):
         raise OmniForcingError(
             "config.inconsistent",
-            f"a batch of {total} does not divide among {world_size()} workers with {parts} "
-            "micro-batches each; change optim.batch, cluster.workers or trainer.accumulate",
+            f"a batch of {total} does not divide among {world_size()} processes with {parts} "
+            "micro-batches each; change optim.batch, trainer.accumulate, and trainer.processes, "
+            "or cluster.workers on a cluster",
         )
     return Rows(0, total, total).split(world_size())[rank()]
 

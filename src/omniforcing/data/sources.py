@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from omniforcing.data.captions.names import BESIDE, same_name
 from omniforcing.data.config import ClipsConfig
 from omniforcing.data.duplicates import copies
 from omniforcing.data.rejects import Reject, counted, printable, refuse_share, summary
+from omniforcing.data.work import Done, Runner, in_process
 from omniforcing.media.files import encode_mp4
 from omniforcing.media.format import ClipFormat
 from omniforcing.media.reading.conform import cutter_of
@@ -51,6 +53,7 @@ OTHER_SUFFIXES = frozenset({
 # Stage shards encodes synthetic clips a second time. Nearly lossless here, so that the shards' CRF
 # alone decides the quality.
 SYNTHETIC_CRF = 4
+PER_TASK = 64  # synthetic clips that one process writes at a time
 # Largest share of a folder that is held out: a small one cannot spare clips.heldout clips.
 MOST_HELDOUT = 0.25
 LEAST_HELDOUT = 2  # clips, where there are files enough: an evaluation compares two
@@ -77,13 +80,16 @@ class Entry:
     provenance: dict[str, Any]
 
 
-def write_clips(clips: ClipsConfig, seed: int, folder: Path) -> dict[str, Any]:
+def write_clips(
+    clips: ClipsConfig, seed: int, folder: Path, run: Runner = in_process
+) -> dict[str, Any]:
     """Write ``clips.jsonl``, a manifest with the rejects, and the MP4 files of synthetic clips.
 
     Args:
         clips: config of the clips.
         seed: seed of synthetic clips.
         folder: an empty folder to fill.
+        run: runs the workers that write synthetic clips.
 
     Returns:
         Content of the manifest: clips per split, number of files, rejects by reason.
@@ -94,14 +100,7 @@ def write_clips(clips: ClipsConfig, seed: int, folder: Path) -> dict[str, Any]:
     """
     rejects: list[Reject] = []
     if clips.source == "synthetic":
-        entries = list(
-            tqdm(
-                _synthetic(clips, seed, folder),
-                "clips",
-                clips.count + clips.heldout_duets,
-                unit="clip",
-            )
-        )
+        entries = _synthetic(clips, seed, folder, run)
     else:
         entries = list(_folder(clips, rejects))
     refuse_share(rejects, len(entries), clips.max_reject_share, f"videos of {clips.folder}")
@@ -131,43 +130,79 @@ def read_clips(folder: Path) -> list[Entry]:
     path = folder / CLIPS
     if not path.is_file():
         raise OmniForcingError("file.missing", f"{path} is missing; run the stage clips")
+    return [replace(entry, path=str(folder / entry.path)) for entry in _read_entries(path)]
+
+
+def _read_entries(path: Path) -> list[Entry]:
     entries = []
     # Not ``splitlines``, which would also split at U+2028 and its kin within names.
     text = path.read_text(encoding="utf-8").removesuffix("\n")
     for number, line in enumerate(text.split("\n") if text else [], start=1):
         try:
-            entry = Entry(**json.loads(line))
+            entries.append(Entry(**json.loads(line)))
         except (ValueError, TypeError) as error:
             raise OmniForcingError(
                 "file.unreadable",
                 f"{path}, line {number} is not a clip ({error}); run the stage clips again",
             ) from error
-        entries.append(replace(entry, path=str(folder / entry.path)))
     return entries
 
 
-def _synthetic(clips: ClipsConfig, seed: int, folder: Path) -> Iterator[Entry]:
-    (folder / "clips").mkdir()
-    train = clips.count - clips.heldout
-    for index in range(clips.count + clips.heldout_duets):
+class SyntheticWriter:
+    """Worker that writes synthetic clips, and a file of their entries per task.
+
+    Args:
+        clips: config of the clips.
+        seed: seed of the clips.
+        folder: folder of the clips.
+    """
+
+    def __init__(self, clips: ClipsConfig, seed: int, folder: Path) -> None:
+        self.clips, self.seed, self.folder = clips, seed, folder
+
+    def __call__(self, indices: range, done: Done) -> None:
+        entries = []
+        for index in indices:
+            entries.append(self._write(index))
+            done(1)
+        path = self.part(indices)
+        with writing(path):
+            path.write_text("".join(map(_line, entries)), encoding="utf-8")
+
+    def part(self, indices: range) -> Path:
+        """File of the entries of some clips."""
+        return self.folder / f"{indices.start:06d}.{CLIPS}"
+
+    def _write(self, index: int) -> Entry:
+        clips, train = self.clips, self.clips.count - self.clips.heldout
         split = TRAIN if index < train else HELDOUT if index < clips.count else DUETS
         # Duets are spread evenly over the training clips.
         duet = split == DUETS or (
             split == TRAIN and int((index + 1) * clips.duets) > int(index * clips.duets)
         )
-        clip = make_clip(seed, index, clips.seconds, clips.height, clips.width, 2 if duet else 1)
-        path = folder / "clips" / f"{index:06d}.mp4"
+        balls = 2 if duet else 1
+        clip = make_clip(self.seed, index, clips.seconds, clips.height, clips.width, balls)
+        path = self.folder / "clips" / f"{index:06d}.mp4"
         with writing(path):
             path.write_bytes(encode_mp4(Pair(clip.frames, clip.samples), SYNTHETIC_CRF))
         truth = {"colours": clip.colours, "modes": clip.modes, "impacts": clip.impacts}
-        name = path.relative_to(folder).as_posix()
-        yield Entry(
-            name,
-            clip.caption,
-            split,
-            1,
-            {"source": "synthetic", "name": name, "seed": seed, "index": index, **truth},
-        )
+        name = path.relative_to(self.folder).as_posix()
+        origin = {"source": "synthetic", "name": name, "seed": self.seed, "index": index}
+        return Entry(name, clip.caption, split, 1, {**origin, **truth})
+
+
+def _synthetic(clips: ClipsConfig, seed: int, folder: Path, run: Runner) -> list[Entry]:
+    """Write the synthetic clips with a progress bar; return their entries in order."""
+    (folder / "clips").mkdir()
+    total = clips.count + clips.heldout_duets
+    tasks = [range(n, min(n + PER_TASK, total)) for n in range(0, total, PER_TASK)]
+    with tqdm(total=total, desc="clips", unit="clip") as progress:
+        run(partial(SyntheticWriter, clips, seed, folder), tasks, progress.update)
+    entries: list[Entry] = []
+    for part in (SyntheticWriter(clips, seed, folder).part(task) for task in tasks):
+        entries += _read_entries(part)
+        part.unlink()
+    return entries
 
 
 def _folder(clips: ClipsConfig, rejects: list[Reject]) -> Iterator[Entry]:

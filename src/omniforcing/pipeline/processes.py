@@ -11,52 +11,76 @@ import pickle
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
-from omniforcing.core.console import run_command
+import cloudpickle
+
+from omniforcing.core.console import FAILED, explain, run_command
 from omniforcing.core.environment import die_with_parent
 from omniforcing.core.errors import OmniForcingError
+from omniforcing.core.files import read_json, write_json
 from omniforcing.pipeline.forking import Forked, start_forked
 
-# A function that can be imported, and arguments that can be pickled.
 Call = tuple[Callable[..., None], tuple[Any, ...]]
+Process = Forked | subprocess.Popen[bytes]
+CONSEQUENCE = 5.0  # seconds in which a process that failed first is seen to have ended
 
 
 def run_in_processes(calls: Sequence[Call], failure: str) -> None:
-    """Run all calls at the same time and wait for them; each prints its own error.
+    """Run all calls at the same time and wait for them; the first that fails stops the others.
 
     Args:
         calls: functions with their arguments.
         failure: beginning of the error's sentence.
 
     Raises:
-        OmniForcingError: if a process fails or is killed.
+        OmniForcingError: the one that a call raised, or of a process that failed or was killed.
     """
-    processes: list[Forked | subprocess.Popen[bytes]] = []
-    codes: list[int] = []
+    with tempfile.TemporaryDirectory(prefix="omniforcing-") as folder:
+        refused = Path(folder) / "error.json"
+        if _first_fault([_start(call, refused) for call in calls]):
+            if refused.is_file():
+                raise OmniForcingError.from_json(read_json(refused))
+            raise OmniForcingError(
+                "pipeline.command-failed",
+                f"{failure} (see above); run the stage again, it continues",
+            )
+
+
+def _first_fault(processes: Sequence[Process]) -> int:
+    """Wait for all processes, or for one that fails; stop the others.
+
+    Returns:
+        The exit code of that one; 0 if none failed.
+    """
+    codes: SimpleQueue[int] = SimpleQueue()
+    waiting = [Thread(target=lambda p: codes.put(p.wait()), args=(p,)) for p in processes]
+    for thread in waiting:
+        thread.start()
     try:
-        for call in calls:
-            processes.append(_start(call))
-        for process in processes:
-            codes.append(process.wait())
+        for _ in processes:
+            if code := codes.get():
+                return code
+        return 0
     finally:
         # Stopped by a signal, this process frees the stage's lock: no child may go on writing.
-        for process in processes[len(codes) :]:
+        for process in processes:
             process.kill()
-            process.wait()
-    if any(codes):
-        raise OmniForcingError(
-            "pipeline.command-failed", f"{failure} (see above); run the stage again, it continues"
-        )
+        for thread in waiting:
+            thread.join()
 
 
-def _start(call: Call) -> Forked | subprocess.Popen[bytes]:
+def _start(call: Call, refused: Path) -> Process:
     """Start a call in a process that has the libraries loaded, or in a new one."""
     with tempfile.TemporaryFile() as file:
-        for content in (sys.path, call):
-            pickle.dump(content, file)
+        pickle.dump(sys.path, file)
+        cloudpickle.dump((call, refused), file)
         file.seek(0)
         forked = start_forked(__name__, file.fileno())
         # Not forked from here: the thread pools of torch do not survive that.
@@ -68,13 +92,24 @@ def _start(call: Call) -> Forked | subprocess.Popen[bytes]:
 
 
 def _run() -> None:
-    """Run the call that standard input holds."""
+    """Run the call that standard input holds; leave its error for the process that waits."""
     sys.path[:] = pickle.load(sys.stdin.buffer)
-    function, arguments = pickle.load(sys.stdin.buffer)
+    (function, arguments), refused = pickle.load(sys.stdin.buffer)
     import torch
 
     torch.set_num_threads(1)
-    function(*arguments)
+    try:
+        function(*arguments)
+    except Exception as error:
+        explained = explain(error)
+        if explained is None:
+            # It may be a consequence of the end of another process, after which this one is killed.
+            time.sleep(CONSEQUENCE)
+            raise
+        write_json(refused, explained.as_json())
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(FAILED)  # an interpreter with torch takes seconds to end, and others wait for it
 
 
 if __name__ == "__main__":

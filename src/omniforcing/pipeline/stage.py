@@ -38,6 +38,7 @@ from omniforcing.pipeline import tracking
 from omniforcing.pipeline.cluster.config import ClusterConfig
 from omniforcing.pipeline.cluster.jobs import announce_run, goes_to_cluster, submit_stage
 from omniforcing.pipeline.cluster.launch import launch
+from omniforcing.pipeline.cluster.local import process_count
 from omniforcing.pipeline.config import Config, load_config
 from omniforcing.pipeline.declaration import DECLARATION, Declaration, read_declaration
 from omniforcing.pipeline.generate import WRITE
@@ -302,7 +303,8 @@ def run_stage(
             # Stages that do not train share out their shards themselves (``cluster.pool``).
             trains = stage.declaration.spec.trains(config)
             cluster = config.cluster if trains else ClusterConfig()
-            launch(partial(body, stage), cluster, stage.work)
+            processes = process_count(config.trainer) if trains else 1
+            launch(partial(body, stage), cluster, stage.work, processes)
     record_duration(root, config.preset, name, time.monotonic() - began)
 
 

@@ -152,7 +152,8 @@ class TrainerConfig(Section):
     threads: int = ranged(2, at_least=1, at_most=1024)
     """CPU threads per process."""
     processes: int = ranged(1, at_least=1, at_most=1024)
-    """Processes of stage evaluate, one thread each; more than one only on a CPU."""
+    """Processes of this machine, one thread each, that train together and share out shards and
+    measures; at most one per core, and one on a GPU. A batch must divide among them."""
     accumulate: int = ranged(1, at_least=1)
     """Micro-batches per worker and update: less memory, the same update."""
     checkpoint_activations: bool = False

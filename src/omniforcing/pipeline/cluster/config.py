@@ -40,7 +40,7 @@ class ClusterConfig(Section):
     """Where the heavy stages run."""
 
     address: str | None = None
-    """HOST:6379 of a Ray head, or `auto` for this machine's; null: this process, without Ray."""
+    """HOST:6379 of a Ray head, or `auto` for this machine's; null: no Ray, `trainer.processes`."""
     workers: int = ranged(1, at_least=1)
     """Processes that train together; they share each batch."""
     strategy: Strategy = Strategy.ddp

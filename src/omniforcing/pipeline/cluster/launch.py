@@ -1,4 +1,4 @@
-"""Run a training in this process, or in the workers of a Ray cluster under Ray Train.
+"""Run a training in this process, in several of this machine, or in workers of a Ray cluster.
 
 A separate driver process talks to Ray. If the cluster's head dies, the driver ends with it; the
 stage's own process waits until the cluster is back and starts a new driver. All state lies in the
@@ -30,6 +30,7 @@ from omniforcing.pipeline.cluster.connect import (
     needs,
     unreachable,
 )
+from omniforcing.pipeline.cluster.local import train_together
 
 JOB, ORDER, ANSWER, FAILURE = "job.pkl", "order.json", "answer.json", "failure.json"
 LOST = 75  # exit code of a driver that cannot reach its cluster
@@ -41,20 +42,26 @@ class ClusterLost(Exception):
     """The cluster does not answer now; it may later."""
 
 
-def launch(function: Callable[[], None], cluster: ClusterConfig, work: Path) -> None:
-    """Call a function in this process, or in each worker of a cluster, as one process group.
+def launch(
+    function: Callable[[], None], cluster: ClusterConfig, work: Path, processes: int = 1
+) -> None:
+    """Call a function in this process, or in each of several that form one process group.
 
     Args:
         function: continues from the last checkpoint in ``work``; workers get it pickled.
-        cluster: with ``address`` null, the function is called in this process.
+        cluster: with an ``address``, the function is called in the cluster's workers.
         work: folder that all nodes see under the same path.
+        processes: of this machine, where no cluster is named; 1 for this one.
 
     Raises:
         ClusterError: if the cluster cannot be reached, is too small, or a node runs other code.
         OmniForcingError: if ``function`` raised it in a worker, or workers died too often.
     """
     if cluster.address is None:
-        function()
+        if processes > 1:
+            train_together(function, processes)
+        else:
+            function()
         return
     _check_address(cluster.address)
     import cloudpickle

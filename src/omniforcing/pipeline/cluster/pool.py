@@ -16,22 +16,23 @@ from typing import Any
 
 from omniforcing.core.console import explain
 from omniforcing.core.errors import OmniForcingError
-from omniforcing.data.work import Done, Runner, Worker, in_process
+from omniforcing.data.work import Done, Runner, Worker
 from omniforcing.pipeline.cluster.config import ClusterConfig
 from omniforcing.pipeline.cluster.connect import check_nodes, check_room, connect
+from omniforcing.pipeline.cluster.local import LocalPool, process_count
 from omniforcing.pipeline.config import Config
 from omniforcing.pipeline.stage import Stage
 
 
 @contextmanager
 def shard_runner(stage: Stage) -> Iterator[Runner]:
-    """Yield the runner of a stage's tasks: this process, or a pool if a cluster is named.
+    """Yield the runner of a stage's tasks: processes of this machine, or of a named cluster.
 
     Args:
         stage: its input folders and its work folder must be visible to every node.
     """
     if stage.config.cluster.address is None:
-        yield in_process
+        yield LocalPool(process_count(stage.config.trainer))
         return
     reads = [stage.data_root / folder for folder in stage.declaration.inputs]
     with Pool(stage.config.cluster, reads, stage.work, stage.config.trainer.threads) as pool:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from omniforcing.core.files import read_json
 from omniforcing.data.sources import DUETS, HELDOUT, TRAIN
+from omniforcing.data.work import Done
 from omniforcing.evaluation.curves import REFERENCES, Curves, stage_curves
 from omniforcing.evaluation.evaluate import DRIFT_FACTOR, EvaluationInputs, Sampler, evaluate
 from omniforcing.evaluation.measures.encoders.weights import Weights
@@ -20,8 +22,8 @@ from omniforcing.evaluation.nearest import TrainingClips
 from omniforcing.evaluation.report import DUETS_FOLDER, write_report
 from omniforcing.evaluation.samplers import CAUSAL, MODELS, SamplerFactory, split_clips
 from omniforcing.evaluation.summary import CLIP_TABLE
+from omniforcing.pipeline.cluster.local import LocalPool, process_count
 from omniforcing.pipeline.config import Config
-from omniforcing.pipeline.processes import run_in_processes
 from omniforcing.pipeline.stage import Stage
 from omniforcing.pipeline.stages.shared.factory import open_factory
 from omniforcing.pipeline.stages.shared.speed import against_the_teacher
@@ -107,30 +109,31 @@ class EvaluationPaths:
         )
 
 
-def collect_share(paths: EvaluationPaths, share: int, shares: int) -> None:
-    """Sample and observe a share of the sets of clips; finished sets are skipped.
+class Collector:
+    """Worker that samples and observes sets of clips, by their numbers; finished ones are skipped.
 
     Args:
         paths: what is evaluated.
-        share: index of the share.
-        shares: number of shares.
     """
-    collectors: list[Callable[[], object]] = [paths.training]
-    for inputs in paths.evaluations():
-        if inputs:
-            collectors += inputs.sets().values()
-    for collect in collectors[share::shares]:
-        collect()
+
+    def __init__(self, paths: EvaluationPaths) -> None:
+        self.collect: list[Callable[[], object]] = [paths.training]
+        for inputs in paths.evaluations():
+            if inputs:
+                self.collect += inputs.sets().values()
+
+    def __call__(self, number: int, done: Done) -> None:
+        self.collect[number]()
+        done(1)
 
 
 def run(stage: Stage) -> None:
     """Sample, measure and time every model, and publish metrics, plots and the page."""
     config, paths = stage.config, EvaluationPaths.from_stage(stage)
-    shares = config.trainer.processes if config.trainer.device == "cpu" else 1
-    if shares > 1:
-        calls = [(collect_share, (paths, share, shares)) for share in range(shares)]
-        run_in_processes(calls, "the evaluation is not complete")
-    # Sets that were collected in parallel are read from disk from here on.
+    build = partial(Collector, paths)
+    sets = range(len(build().collect))
+    LocalPool(process_count(config.trainer))(build, sets, lambda _: None)
+    # From here on the sets are read from disk.
     single, duets = paths.evaluations()
     training = paths.training()
     measured = evaluate(single, training)

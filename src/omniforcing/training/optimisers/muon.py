@@ -1,4 +1,4 @@
-"""Muon in batches of matrices, and for sharded models too."""
+"""Muon in batches of matrices, shared out to the processes of a group, and for sharded models."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from omniforcing.core import distributed
 from omniforcing.training.compat import adjusted_rate
 
 # Most numbers that one batch of matrices holds: 16 MB in fp32, so large matrices go one by one.
@@ -43,6 +46,28 @@ def orthogonalise(updates: Tensor, group: dict[str, Any]) -> Tensor:
         polynomial = rounded(torch.baddbmm(gram, gram, gram, beta=b, alpha=c))
         x = rounded(torch.baddbmm(x, polynomial, x, beta=a))
     return x.mT if tall else x
+
+
+def orthogonalise_together(updates: Tensor, group: dict[str, Any]) -> Tensor:
+    """Orthogonalise matrices that every process of a group has; each computes a share of them.
+
+    Args:
+        updates: the matrices ``[N, R, C]``, the same in every process.
+        group: settings of an optimiser's group.
+
+    Returns:
+        All matrices ``[N, R, C]``.
+    """
+    size, count = distributed.world_size(), len(updates)
+    if size == 1 or count == 1:
+        return orthogonalise(updates, group)
+    share = -(-count // size)
+    # The last process may have fewer than a share; zeros stay zeros.
+    padded = F.pad(updates, (0, 0, 0, 0, 0, share * size - count))
+    own = orthogonalise(padded[distributed.rank() * share :][:share], group).contiguous()
+    parts = [torch.empty_like(own) for _ in range(size)]
+    dist.all_gather(parts, own)
+    return torch.cat(parts)[:count]
 
 
 def _batches(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
@@ -80,8 +105,9 @@ class Muon(torch.optim.Muon):
     def _step_whole(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         """Step on matrices of one shape."""
         updates = torch.stack([self._update(parameter, group) for parameter in parameters])
+        orthogonalised = orthogonalise_together(updates, group)
         rate, decay = adjusted_rate(group, parameters[0].shape), group["lr"] * group["weight_decay"]
-        for parameter, update in zip(parameters, orthogonalise(updates, group), strict=True):
+        for parameter, update in zip(parameters, orthogonalised, strict=True):
             parameter.mul_(1 - decay).add_(update, alpha=-rate)
 
     def _step_sharded(self, parameter: DTensor, group: dict[str, Any]) -> None:
