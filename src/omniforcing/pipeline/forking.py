@@ -76,6 +76,8 @@ def fork_server(threads: int) -> Iterator[None]:
         return
     before = dict(os.environ)
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    # DDP warns of a setting that costs a stage nothing and that others need.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     decline_telemetry()
     with tempfile.TemporaryDirectory(prefix="omniforcing-") as folder:
         address = str(Path(folder) / "forks")
