@@ -59,11 +59,12 @@ def video_features(frames: ArrayLike) -> Array:
     """
     pixels = torch.as_tensor(np.asarray(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
     size = HEIGHT, max(1, round(HEIGHT * pixels.shape[-1] / pixels.shape[-2]))
-    pixels = functional.interpolate(pixels, size, mode="area")
+    if size != pixels.shape[-2:]:
+        pixels = functional.interpolate(pixels, size, mode="area")
     # Two groups that never mix: frames for what is seen, their differences for how it moves.
     hidden = torch.cat([pixels, 2 * torch.diff(pixels, dim=0, prepend=pixels[:1])], 1)
     for weight in _convolutions():
-        hidden = functional.relu(functional.conv2d(hidden, weight, stride=2, padding=1, groups=2))
+        hidden = functional.conv2d(hidden, weight, stride=2, padding=1, groups=2).relu_()
     halves = [torch.cat([half.mean((2, 3)), half.std((2, 3))], 1) for half in hidden.chunk(2, 1)]
     features = []
     for second in _whole_seconds(len(pixels) // FPS):

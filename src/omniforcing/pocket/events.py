@@ -82,9 +82,13 @@ def detect_video_events(frames: ArrayLike, balls: int = 1) -> VideoEvents:
         Events of the picture.
     """
     pixels = np.asarray(frames)
-    saturation = (pixels.max(-1) - pixels.min(-1)).astype(np.float64)
+    red, green, blue = np.moveaxis(pixels, -1, 0)  # several times as fast as a maximum along it
+    largest_value = np.maximum(np.maximum(red, green), blue)
+    saturation = (largest_value - np.minimum(np.minimum(red, green), blue)).astype(np.float64)
     saturation[saturation <= SATURATION] = 0
-    owner = _nearest_hue(pixels)
+    saturated = saturation > 0
+    owner = np.full(saturated.shape, -1)
+    owner[saturated] = _nearest_hue(pixels[saturated])
     mass = [float(saturation[owner == colour].sum()) for colour in range(len(COLOURS))]
     largest = sorted(range(len(COLOURS)), key=lambda colour: -mass[colour])[:balls]
     # One ball is all that is saturated, whatever its hue does. Several can only be told apart by

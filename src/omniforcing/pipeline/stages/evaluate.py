@@ -114,16 +114,21 @@ class Collector:
 
     Args:
         paths: what is evaluated.
+
+    Attributes:
+        sets: name of each set, and what collects it.
     """
 
     def __init__(self, paths: EvaluationPaths) -> None:
-        self.collect: list[Callable[[], object]] = [paths.training]
+        self.sets: list[tuple[str, Callable[[], object]]] = [(TRAIN, paths.training)]
         for inputs in paths.evaluations():
             if inputs:
-                self.collect += inputs.sets().values()
+                self.sets += inputs.sets().items()
+        # The teacher takes many steps per clip: first, or at the end the others would wait for it.
+        self.sets.sort(key=lambda named: named[0] != MODELS[0])
 
     def __call__(self, number: int, done: Done) -> None:
-        self.collect[number]()
+        self.sets[number][1]()
         done(1)
 
 
@@ -131,8 +136,8 @@ def run(stage: Stage) -> None:
     """Sample, measure and time every model, and publish metrics, plots and the page."""
     config, paths = stage.config, EvaluationPaths.from_stage(stage)
     build = partial(Collector, paths)
-    sets = range(len(build().collect))
-    LocalPool(process_count(config.trainer))(build, sets, lambda _: None)
+    numbers = range(len(build().sets))
+    LocalPool(process_count(config.trainer))(build, numbers, lambda _: None)
     # From here on the sets are read from disk.
     single, duets = paths.evaluations()
     training = paths.training()
