@@ -142,6 +142,21 @@ def test_micro_batches_of_two_workers_add_up_to_the_batch(alone: Path, tmp_path:
     compare(tmp_path, alone)
 
 
+def test_processes_of_this_machine_learn_it_and_go_on_to_the_bit(
+    alone: Path, tmp_path: Path
+) -> None:
+    together = partial(train, stages=CAUSAL, every=HALF)
+    launch(partial(together, tmp_path / "whole"), ClusterConfig(), tmp_path, processes=2)
+    compare(tmp_path / "whole", alone, stages=CAUSAL)
+    for steps in (HALF, STEPS):
+        run_group(partial(together, steps=steps), 2, tmp_path / "parts")
+    for build in CAUSAL:
+        whole, parts = (
+            torch.load(tmp_path / name / build.__name__ / "ema.pt") for name in ("whole", "parts")
+        )
+        assert all(torch.equal(parts[name], value) for name, value in whole.items())
+
+
 def train_in_both_precisions(work: Path) -> None:
     train(work / "fp32", 2, True, sharded())
     train(

@@ -104,6 +104,7 @@ def overrides(config: Config) -> list[str]:
             "checkpoint_every": 2,
             "log_every": 1,
             "threads": 1,
+            "processes": 1,
             "probes": probes,
             "probe_clips": 2,
             **accelerator,

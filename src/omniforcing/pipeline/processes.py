@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
@@ -93,6 +94,8 @@ def _start(call: Call, refused: Path) -> Process:
 
 def _run() -> None:
     """Run the call that standard input holds; leave its error for the process that waits."""
+    # Ctrl-C reaches all processes of a terminal; the one that waits for these ends them.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.path[:] = pickle.load(sys.stdin.buffer)
     (function, arguments), refused = pickle.load(sys.stdin.buffer)
     import torch
