@@ -71,30 +71,43 @@ time.sleep(60)
     assert not mark.exists()
 
 
-def test_jobs_end_with_a_parent_that_is_told_to_stop(tmp_path: Path) -> None:
-    code = f"""
-import signal, sys
+@pytest.mark.parametrize(("number", "code", "told"), [(15, 143, 0), (2, 130, 1)])
+def test_jobs_end_with_a_parent_that_is_told_to_stop(
+    number: int, code: int, told: int, tmp_path: Path
+) -> None:
+    """By a signal to it alone, or by Ctrl-C, which all processes of a terminal get."""
+    program = f"""
+import sys
 from pathlib import Path
 from tests.support.counting import count
+from omniforcing.core.console import run_command
 from omniforcing.pipeline.processes import run_in_processes
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    run_in_processes([(count, (Path({str(tmp_path)!r}, name),)) for name in "ab"], "stopped")
+    calls = [(count, (Path({str(tmp_path)!r}, name),)) for name in "ab"]
+    sys.exit(run_command(lambda: run_in_processes(calls, "stopped")))
 """
     script = tmp_path / "parent.py"
-    script.write_text(code)
+    script.write_text(program)
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *sys.path])}
     parent = subprocess.Popen(
-        [sys.executable, str(script)], env=environment, stdout=subprocess.PIPE
+        [sys.executable, str(script)],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     try:
         for name in "ab":
             wait_for(tmp_path / name)
     finally:
-        parent.terminate()
-        parent.communicate(timeout=60)
-    assert parent.returncode == 143
+        if number == signal.SIGINT:
+            os.killpg(parent.pid, number)
+        else:
+            parent.send_signal(number)
+        _, errors = parent.communicate(timeout=60)
+    assert parent.returncode == code
+    assert "Traceback" not in errors and errors.count("stopped; run") == told
     counted = [(tmp_path / name).read_text() for name in "ab"]
     time.sleep(0.5)
     assert [(tmp_path / name).read_text() for name in "ab"] == counted
