@@ -14,7 +14,7 @@ from omniforcing.core import distributed
 from omniforcing.core.errors import OmniForcingError
 from omniforcing.data.config import ClipsConfig
 from omniforcing.data.sources import write_clips
-from omniforcing.data.work import in_process
+from omniforcing.data.work import Done, in_process
 from omniforcing.pipeline.cluster import local
 from omniforcing.pipeline.cluster.config import ClusterConfig
 from omniforcing.pipeline.cluster.launch import launch
@@ -25,6 +25,17 @@ from tests.support.refusals import refuses
 
 NAMES = [f"train-{n:06d}" for n in range(6)]
 slow = pytest.mark.extended
+
+
+class Together(Slow):
+    """Begins when two processes have a task."""
+
+    def __call__(self, name: str, done: Done) -> None:
+        (self.work / f"{os.getpid()}.process").touch()
+        until = time.monotonic() + 300
+        while len([*self.work.glob("*.process")]) < 2 and time.monotonic() < until:
+            time.sleep(0.05)
+        super().__call__(name, done)
 
 
 def add_up(work: Path) -> None:
@@ -60,7 +71,8 @@ def test_an_error_of_one_process_ends_the_group_and_is_told_once(
 @slow
 def test_a_killed_process_ends_the_group(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     began = time.monotonic()
-    with refuses("pipeline.command-failed", "the training stopped before its end"):
+    told = "the training stopped before its end", "SIGKILL", "memory", "trainer.processes"
+    with refuses("pipeline.command-failed", *told):
         launch(partial(fail, 1, True), ClusterConfig(), tmp_path, processes=2)
     assert time.monotonic() - began < 300, "gloo would wait for half an hour"
     assert "Traceback" not in capfd.readouterr().err
@@ -70,15 +82,40 @@ def test_a_killed_process_ends_the_group(tmp_path: Path, capfd: pytest.CaptureFi
 def test_a_pool_makes_every_shard_once_as_one_process_does(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     counts: list[int] = []
-    for folder, run in ((here, in_process), (there, LocalPool(2))):
+    for folder, worker, run in ((here, Slow, in_process), (there, Together, LocalPool(2))):
         folder.mkdir()
-        run(partial(Slow, folder), NAMES, counts.append)
+        run(partial(worker, folder), NAMES, counts.append)
     assert counts == [3] * 12
     starts = [line.split() for line in (there / "starts.txt").read_text().splitlines()]
     assert sorted(name for name, _ in starts) == NAMES
     assert len({process for _, process in starts} - {str(os.getpid())}) == 2
     for name in NAMES:
         assert (there / f"{name}.tar").read_bytes() == (here / f"{name}.tar").read_bytes()
+
+
+@slow
+def test_an_error_of_the_one_who_counts_is_told(tmp_path: Path) -> None:
+    def fail(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        LocalPool(2)(partial(Slow, tmp_path), NAMES, fail)
+
+
+def stumble(crash: bool) -> None:
+    if distributed.rank() == 0 and crash:
+        raise ValueError("a bug of rank 0")
+    distributed.barrier()
+
+
+@slow
+def test_of_a_bug_in_one_process_one_traceback_is_seen(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with refuses("pipeline.command-failed", "see above"):
+        launch(partial(stumble, True), ClusterConfig(), tmp_path, processes=2)
+    errors = capfd.readouterr().err
+    assert errors.count("Traceback") == 1 and "a bug of rank 0" in errors
 
 
 @slow
@@ -116,6 +153,11 @@ def test_there_are_no_more_processes_than_cores_and_one_on_a_gpu(
 ) -> None:
     monkeypatch.setattr(local, "os", SimpleNamespace(sched_getaffinity=lambda _: {0, 1, 2}))
     monkeypatch.setattr(local, "sys", SimpleNamespace(platform="linux"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert [process_count(TrainerConfig(processes=n)) for n in (1, 2, 8)] == [1, 2, 3]
+    three = TrainerConfig(processes=8)
+    assert [process_count(three, batch) for batch in (9, 8, 7)] == [3, 2, 1]
+    assert process_count(TrainerConfig(processes=8, accumulate=2), 6) == 3
+    assert process_count(TrainerConfig(processes=8, accumulate=2), 8) == 2
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert process_count(TrainerConfig(processes=8)) == 1

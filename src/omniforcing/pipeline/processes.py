@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,7 @@ from omniforcing.pipeline.forking import Forked, start_forked
 
 Call = tuple[Callable[..., None], tuple[Any, ...]]
 Process = Forked | subprocess.Popen[bytes]
-CONSEQUENCE = 5.0  # seconds in which a process that failed first is seen to have ended
+KILLED = 60.0  # seconds within which the processes that are left are killed
 
 
 def run_in_processes(calls: Sequence[Call], failure: str) -> None:
@@ -45,26 +46,37 @@ def run_in_processes(calls: Sequence[Call], failure: str) -> None:
     """
     with tempfile.TemporaryDirectory(prefix="omniforcing-") as folder:
         refused = Path(folder) / "error.json"
-        if _first_fault([_start(call, refused) for call in calls]):
-            if refused.is_file():
-                raise OmniForcingError.from_json(read_json(refused))
+        code = _first_fault(calls, refused)
+        if refused.is_file():
+            raise OmniForcingError.from_json(read_json(refused))
+        if code < 0:
+            name = signal.Signals(-code).name
             raise OmniForcingError(
                 "pipeline.command-failed",
-                f"{failure} (see above); run the stage again, it continues",
+                f"{failure}: a process was ended by {name}, perhaps for want of memory; "
+                "run the stage again, with fewer trainer.processes if they need too much",
+            )
+        if code:
+            raise OmniForcingError(
+                "pipeline.command-failed", f"{failure} (see above); run the stage again"
             )
 
 
-def _first_fault(processes: Sequence[Process]) -> int:
-    """Wait for all processes, or for one that fails; stop the others.
+def _first_fault(calls: Sequence[Call], refused: Path) -> int:
+    """Start all calls and wait for them, or for one that fails; stop the others.
 
     Returns:
         The exit code of that one; 0 if none failed.
     """
+    processes: list[Process] = []
+    waiting: list[Thread] = []
     codes: SimpleQueue[int] = SimpleQueue()
-    waiting = [Thread(target=lambda p: codes.put(p.wait()), args=(p,)) for p in processes]
-    for thread in waiting:
-        thread.start()
     try:
+        for call in calls:
+            process = _start(call, refused)
+            processes.append(process)
+            waiting.append(Thread(target=lambda p: codes.put(p.wait()), args=(process,)))
+            waiting[-1].start()
         for _ in processes:
             if code := codes.get():
                 return code
@@ -88,14 +100,19 @@ def _start(call: Call, refused: Path) -> Process:
         return forked or subprocess.Popen(
             [sys.executable, "-m", __name__],
             stdin=file,
-            preexec_fn=partial(die_with_parent, os.getpid()),
+            preexec_fn=partial(_begin, os.getpid()),
         )
+
+
+def _begin(parent: int) -> None:
+    # Ctrl-C reaches all processes of a terminal; the one that waits for these ends them.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with_parent(parent)
 
 
 def _run() -> None:
     """Run the call that standard input holds; leave its error for the process that waits."""
-    # Ctrl-C reaches all processes of a terminal; the one that waits for these ends them.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a forked one too
     sys.path[:] = pickle.load(sys.stdin.buffer)
     (function, arguments), refused = pickle.load(sys.stdin.buffer)
     import torch
@@ -104,15 +121,26 @@ def _run() -> None:
     try:
         function(*arguments)
     except Exception as error:
-        explained = explain(error)
-        if explained is None:
-            # It may be a consequence of the end of another process, after which this one is killed.
-            time.sleep(CONSEQUENCE)
-            raise
-        write_json(refused, explained.as_json())
-        sys.stdout.flush()
-        sys.stderr.flush()
+        if _is_first(refused.with_name("first")):
+            explained = explain(error)
+            if explained is None:
+                traceback.print_exc()
+            else:
+                write_json(refused, explained.as_json())
+            sys.stdout.flush()
+            sys.stderr.flush()
+        else:
+            time.sleep(KILLED)  # most likely a consequence of the first
         os._exit(FAILED)  # an interpreter with torch takes seconds to end, and others wait for it
+
+
+def _is_first(claim: Path) -> bool:
+    """Whether no other process has failed."""
+    try:
+        claim.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 if __name__ == "__main__":

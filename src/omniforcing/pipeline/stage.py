@@ -303,7 +303,9 @@ def run_stage(
             # Stages that do not train share out their shards themselves (``cluster.pool``).
             trains = stage.declaration.spec.trains(config)
             cluster = config.cluster if trains else ClusterConfig()
-            processes = process_count(config.trainer) if trains else 1
+            processes = 1
+            if trains and cluster.address is None:
+                processes = process_count(config.trainer, getattr(config, name).optim.batch)
             launch(partial(body, stage), cluster, stage.work, processes)
     record_duration(root, config.preset, name, time.monotonic() - began)
 

@@ -153,7 +153,7 @@ class TrainerConfig(Section):
     """CPU threads per process."""
     processes: int = ranged(1, at_least=1, at_most=1024)
     """Processes of this machine, one thread each, that train together and share out shards and
-    measures; at most one per core, and one on a GPU. A batch must divide among them."""
+    measures; at most one per core, no more than a batch divides among, and one on a GPU."""
     accumulate: int = ranged(1, at_least=1)
     """Micro-batches per worker and update: less memory, the same update."""
     checkpoint_activations: bool = False

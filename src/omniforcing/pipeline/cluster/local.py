@@ -1,7 +1,8 @@
 """Processes of this machine's CPU that train together or share a stage's shards, without Ray.
 
 Each has one torch thread: at the size of a model that a CPU trains, two processes are faster than
-one with two threads. No number of them changes a result but for the order of sums.
+one with two threads. No number of them changes a result but for the order of sums (and, of
+adapters with dropout, the masks).
 """
 
 from __future__ import annotations
@@ -13,26 +14,36 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
 
+from omniforcing.core.errors import OmniForcingError
 from omniforcing.data.work import Done, Worker, in_process
 from omniforcing.pipeline.processes import run_in_processes
 from omniforcing.training.config import TrainerConfig
 
 
-def process_count(trainer: TrainerConfig) -> int:
+def process_count(trainer: TrainerConfig, batch: int | None = None) -> int:
     """Number of processes that this machine works with.
 
+    Args:
+        trainer: the configuration of all stages.
+        batch: clips per update of a training.
+
     Returns:
-        ``trainer.processes``, but no more than there are cores for this process; 1 on a GPU.
+        ``trainer.processes``, but no more than there are cores for this process, and of a training
+        as many as its micro-batches divide among; 1 on a GPU.
     """
     if trainer.processes == 1 or trainer.device != "cpu":
         return 1
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return min(trainer.processes, cores)
+    count = min(trainer.processes, cores)
+    while batch is not None and count > 1 and batch % (count * trainer.accumulate):
+        count -= 1
+    return count
 
 
 def train_together(function: Callable[[], None], count: int) -> None:
@@ -57,11 +68,11 @@ def _train(function: Callable[[], None], rank: int, count: int, meeting: Path) -
     os.environ |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)}
     # Nobody outside this machine takes part; and not every machine has another interface.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
-    dist.init_process_group("gloo", init_method=meeting.as_uri(), rank=rank, world_size=count)
-    try:
-        function()
-    finally:
-        dist.destroy_process_group()
+    store = dist.FileStore(str(meeting), count)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=count)
+    function()
+    # Not after an error: the others would fail before this process has told its own.
+    dist.destroy_process_group()
 
 
 class LocalPool:
@@ -69,10 +80,11 @@ class LocalPool:
 
     Args:
         count: number of processes.
+        failure: what an error says if a process was killed.
     """
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, count: int, failure: str = "not all shards were made") -> None:
+        self.count, self.failure = count, failure
 
     def __call__(self, build: Callable[[], Worker], tasks: Sequence[Any], done: Done) -> None:
         """Run every task once, in any order.
@@ -87,16 +99,24 @@ class LocalPool:
         """
         count = min(self.count, len(tasks))
         if count < 2:
+            if self.count > 1:
+                import torch
+
+                torch.set_num_threads(1)  # as in the processes that make the others
             in_process(build, tasks, done)
             return
-        with tempfile.TemporaryDirectory(prefix="omniforcing-") as folder:
-            key = secrets.token_bytes(32)
-            address = str(Path(folder) / "tasks")
-            with Listener(address, "AF_UNIX", backlog=count, authkey=key) as listener:
-                desk = _Desk(listener, tasks, done)
-                Thread(target=desk.open, args=(count,), daemon=True).start()
-                calls = [(_work, (build, address, key))] * count
-                run_in_processes(calls, "not all shards were made")
+        key = secrets.token_bytes(32)
+        # Not a socket in the file system, whose path may be too long.
+        with Listener(("127.0.0.1", 0), "AF_INET", backlog=count, authkey=key) as listener:
+            desk = _Desk(listener, tasks, done)
+            Thread(target=desk.open, args=(count,), daemon=True).start()
+            calls = [(_work, (build, listener.address, key))] * count
+            try:
+                run_in_processes(calls, self.failure)
+            except OmniForcingError:
+                if desk.fault is not None:
+                    raise desk.fault from None
+                raise
 
 
 class _Desk:
@@ -111,10 +131,12 @@ class _Desk:
     def __init__(self, listener: Listener, tasks: Sequence[Any], done: Done) -> None:
         self.listener, self.waiting, self.done = listener, deque(tasks), done
         self.lock = Lock()
+        self.fault: Exception | None = None  # of ``done``
 
     def open(self, count: int) -> None:
         """Serve ``count`` processes, each in a thread."""
-        with suppress(OSError):  # the listener is closed when a process has failed
+        # The listener is closed when a process has failed.
+        with suppress(EOFError, OSError, AuthenticationError):
             for _ in range(count):
                 Thread(target=self._serve, args=(self.listener.accept(),), daemon=True).start()
 
@@ -128,13 +150,17 @@ class _Desk:
                     return
                 while (samples := process.recv()) is not None:
                     with self.lock:
-                        self.done(samples)
+                        try:
+                            self.done(samples)
+                        except Exception as error:
+                            self.fault = self.fault or error
+                            return
 
 
-def _work(build: Callable[[], Worker], address: str, key: bytes) -> None:
+def _work(build: Callable[[], Worker], address: tuple[str, int], key: bytes) -> None:
     """Make shards until there is no task left."""
     worker: Worker | None = None
-    with Client(address, "AF_UNIX", authkey=key) as desk:
+    with Client(address, "AF_INET", authkey=key) as desk:
         while (task := desk.recv()) is not None:
             worker = worker or build()
             worker(task, desk.send)

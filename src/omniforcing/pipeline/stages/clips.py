@@ -9,6 +9,6 @@ def run(stage: Stage) -> None:
     """Write and publish the clips; rejects are counted in the manifest and the metrics."""
     config = stage.config
     with stage.publish() as folder:
-        run = LocalPool(process_count(config.trainer))
+        run = LocalPool(process_count(config.trainer), "not all clips were made")
         manifest = write_clips(config.clips, config.seed, folder, run)
     stage.write_metrics({**manifest["clips"], "rejected": len(manifest["rejects"])})

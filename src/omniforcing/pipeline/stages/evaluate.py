@@ -137,7 +137,8 @@ def run(stage: Stage) -> None:
     config, paths = stage.config, EvaluationPaths.from_stage(stage)
     build = partial(Collector, paths)
     numbers = range(len(build().sets))
-    LocalPool(process_count(config.trainer))(build, numbers, lambda _: None)
+    pool = LocalPool(process_count(config.trainer), "not all sets of clips were collected")
+    pool(build, numbers, lambda _: None)
     # From here on the sets are read from disk.
     single, duets = paths.evaluations()
     training = paths.training()

@@ -39,7 +39,8 @@ def run(stage: Stage) -> None:
         stage.write_metrics(record["metrics"])
     else:
         load(stage)
-    sample(stage)
+    if stage.is_writer:
+        sample(stage)
 
 
 def load(stage: Stage) -> None:

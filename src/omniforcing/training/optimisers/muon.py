@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from omniforcing.core import distributed
 from omniforcing.training.compat import adjusted_rate
 
-# Most numbers that one batch of matrices holds: 16 MB in fp32, so large matrices go one by one.
+# Most numbers that a process takes at once: 16 MB in fp32, so large matrices go one by one.
 _BATCH = 1 << 22
 
 
@@ -71,12 +71,12 @@ def orthogonalise_together(updates: Tensor, group: dict[str, Any]) -> Tensor:
 
 
 def _batches(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Group matrices by shape, few enough at a time."""
+    """Group matrices by shape, few enough at a time for each process of a group."""
     by_shape: dict[torch.Size, list[Tensor]] = {}
     for parameter in parameters:
         by_shape.setdefault(parameter.shape, []).append(parameter)
     for shape, alike in by_shape.items():
-        count = max(1, _BATCH // shape.numel())
+        count = max(1, _BATCH // shape.numel()) * distributed.world_size()
         for start in range(0, len(alike), count):
             yield alike[start : start + count]
 
