@@ -31,6 +31,7 @@ from omniforcing.pipeline.forking import Forked, start_forked
 
 Call = tuple[Callable[..., None], tuple[Any, ...]]
 Process = Forked | subprocess.Popen[bytes]
+CONSEQUENCE = 5.0  # seconds within which it is seen that another process failed first
 KILLED = 60.0  # seconds within which the processes that are left are killed
 
 
@@ -121,8 +122,11 @@ def _run() -> None:
     try:
         function(*arguments)
     except Exception as error:
+        explained = explain(error)
+        if explained is None:
+            # When one is killed, the others lose the connection; they are killed before they tell it.
+            time.sleep(CONSEQUENCE)
         if _is_first(refused.with_name("first")):
-            explained = explain(error)
             if explained is None:
                 traceback.print_exc()
             else:
