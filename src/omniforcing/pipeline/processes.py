@@ -124,7 +124,7 @@ def _run() -> None:
     except Exception as error:
         explained = explain(error)
         if explained is None:
-            # When one is killed, the others lose the connection; they are killed before they tell it.
+            # One that was killed leaves a lost connection, of which the others need not tell.
             time.sleep(CONSEQUENCE)
         if _is_first(refused.with_name("first")):
             if explained is None:
