@@ -76,7 +76,10 @@ const live = () =>
 
 // What a session tells the page.
 const page = {
-  started: (session) => timeline.started(session),
+  started: (session) => {
+    timeline.started(session);
+    timeline.ask(live()); // at once: until the next tick, seconds of the stream could be made
+  },
   received: (session, id) => timeline.received(session, id),
   applied: (session, id, block, from) => timeline.applied(session, id, block, from),
   dropped: (session, id, reason) => timeline.dropped(session, id, reason),

@@ -197,8 +197,8 @@ export class Timeline {
     step.item.classList.toggle("dropped", !step.from.size);
   }
   // Where the player of the session that is heard is now.
-  tick(session, live) {
-    const now = session.video.currentTime;
+  // ask the live sessions for the steps that are due
+  ask(live) {
     for (const step of this.steps) {
       if (step === this.opening) continue;
       // The server generates so far ahead of the player: its lead, and a block more.
@@ -206,6 +206,10 @@ export class Timeline {
       for (const each of live)
         if (each.mime && !step.sent.has(each) && due(each)) this.send(step, each);
     }
+  }
+  tick(session, live) {
+    this.ask(live);
+    const now = session.video.currentTime;
     const begun = this.steps.filter(
       (step) => step.from.has(session) && step.from.get(session) <= now + 0.05,
     );
