@@ -44,10 +44,10 @@ def compare() -> None:
 
 def compare_shares() -> None:
     generator = torch.Generator().manual_seed(0)
-    starts = [torch.randn(shape, generator=generator) for shape in 3 * SHAPES + SHAPES[:2]]
+    starts = [torch.randn(shape, generator=generator) for shape in 3 * SHAPES + SHAPES[:2] + [(5, 7)]]
     options: dict[str, Any] = {"lr": 0.01, "weight_decay": 0.01, "adjust_lr_fn": "match_rms_adamw"}
     together, alone = ([torch.nn.Parameter(s.clone()) for s in starts] for _ in range(2))
-    # A matrix without another one of its shape is nobody's share.
+    # The last matrix is alone of its shape: every process computes it.
     optimisers = [Muon(together, **options), *(Muon([each], **options) for each in alone)]
     for _ in range(3):
         for pair in zip(together, alone, strict=True):

@@ -135,11 +135,12 @@ class Collector:
 def run(stage: Stage) -> None:
     """Sample, measure and time every model, and publish metrics, plots and the page."""
     config, paths = stage.config, EvaluationPaths.from_stage(stage)
-    build = partial(Collector, paths)
-    numbers = range(len(build().sets))
-    pool = LocalPool(process_count(config.trainer), "not all sets of clips were collected")
-    pool(build, numbers, lambda _: None)
-    # From here on the sets are read from disk.
+    processes = process_count(config.trainer)
+    if processes > 1:
+        numbers = range(len(Collector(paths).sets))
+        pool = LocalPool(processes, "not all sets of clips were collected")
+        pool(partial(Collector, paths), numbers, lambda _: None)
+    # Sets that were collected in parallel are read from disk from here on.
     single, duets = paths.evaluations()
     training = paths.training()
     measured = evaluate(single, training)

@@ -196,8 +196,7 @@ export class Timeline {
     step.say(session, reason);
     step.item.classList.toggle("dropped", !step.from.size);
   }
-  // Where the player of the session that is heard is now.
-  // ask the live sessions for the steps that are due
+  // Ask the live sessions for the steps that are due
   ask(live) {
     for (const step of this.steps) {
       if (step === this.opening) continue;
@@ -207,6 +206,7 @@ export class Timeline {
         if (each.mime && !step.sent.has(each) && due(each)) this.send(step, each);
     }
   }
+  // Where the player of the session that is heard is now.
   tick(session, live) {
     this.ask(live);
     const now = session.video.currentTime;
