@@ -44,7 +44,8 @@ def compare() -> None:
 
 def compare_shares() -> None:
     generator = torch.Generator().manual_seed(0)
-    starts = [torch.randn(shape, generator=generator) for shape in 3 * SHAPES + SHAPES[:2] + [(5, 7)]]
+    shapes = [*3 * SHAPES, *SHAPES[:2], (5, 7)]
+    starts = [torch.randn(shape, generator=generator) for shape in shapes]
     options: dict[str, Any] = {"lr": 0.01, "weight_decay": 0.01, "adjust_lr_fn": "match_rms_adamw"}
     together, alone = ([torch.nn.Parameter(s.clone()) for s in starts] for _ in range(2))
     # The last matrix is alone of its shape: every process computes it.
